@@ -1,0 +1,46 @@
+"""sinkscope: where the attention of a transformer goes, exactly.
+
+The public names are listed here and imported when first used, so that ``import sinkscope`` takes no time and reading a
+saved record needs neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "sinkscope.errors": ["SinkscopeError"],
+    "sinkscope.record": ["open_record", "save_record"],
+    "sinkscope.data": ["load", "read_text", "read_tokens", "sequences"],
+    "sinkscope.core.attend": ["attend", "merge"],
+    "sinkscope.core.scope": ["attached", "capture"],
+    "sinkscope.core.measure": ["attention_maps", "measure"],
+    "sinkscope.core.normalisers": ["LearnedSink", "Softmax", "Softmax1"],
+    "sinkscope.core.probes": [
+        "ALL", "FREE", "DistanceProfile", "Entropy", "HiddenExtremes", "LogSumExp", "Maps", "MeanLogits", "Norms",
+        "Received", "SinkMass",
+    ],
+    "sinkscope.analysis": [
+        "discover", "from_maps", "importance", "interval", "mass_by_layer", "massive_activations", "sink_mass",
+        "sink_rate", "sink_rate_curve", "uniform_importance", "uniform_mass", "value_drain",
+    ],
+    "sinkscope.report": ["Report", "report"],
+}  # fmt: skip
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *_HOME_OF]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'sinkscope' has no attribute {name!r}")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,125 @@
+"""Attention together with the log-sum-exp of its scores.
+
+For a query `q` over keys `k` the log-sum-exp is ``lse = log(sum_j exp(score_j))``. With it in hand every single
+probability is ``exp(score_j - lse)``, and attentions over disjoint sets of keys can be merged exactly (the identity
+behind flash-decoding), so nothing ever needs the T x T matrix of probabilities.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from sinkscope.core.kernels import fused_kernel
+from sinkscope.core.masks import CausalMask, FullMask, Mask, additive
+
+BLOCK_ENTRIES = 1 << 22  # scores held at once by the blockwise path
+FUSED_ROWS = 256  # queries per fused call where a mask has to be given
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Mask | None = None, *, scale: float | None = None,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention and its log-sum-exp, without a T x T tensor.
+
+    Args:
+        query: [batch, head, query, dim].
+        key: [batch, kv_head, key, dim]; kv_head divides head (grouped and multi-query heads).
+        value: [batch, kv_head, key, value_dim].
+        mask: which keys each query sees; causal and aligned at the end when None.
+        scale: factor on the scores; dim ** -0.5 when None.
+        softcap: scores become ``softcap * tanh(score / softcap)`` (Gemma 2).
+
+    Returns:
+        output [batch, head, query, value_dim] in the query's dtype, and lse [batch, head, query] in float32,
+        natural logarithm. A query that sees no key gets an lse near the lowest float and an output to ignore.
+    """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    mask = CausalMask(key.shape[2] - query.shape[2]) if mask is None else mask
+    kernel = None if softcap is not None else fused_kernel(query.device.type, query.dtype)
+    if isinstance(mask, CausalMask):  # a static cache hands over room that is not filled yet
+        key, value = (state[:, :, : mask.past + query.shape[2]] for state in (key, value))
+    if kernel is None or _wants_gradient(query, key, value):
+        return _blockwise(query, key, value, mask, scale, softcap)
+    if isinstance(mask, FullMask) or (isinstance(mask, CausalMask) and query.shape[2] == 1):
+        return kernel(query, key, value, scale, False, None)
+    if isinstance(mask, CausalMask):
+        past = mask.past
+        new = kernel(query, key[:, :, past:], value[:, :, past:], scale, True, None)
+        if past == 0:
+            return new
+        return merge(kernel(query, key[:, :, :past], value[:, :, :past], scale, False, None), new)
+    parts = []
+    for rows in _slices(query.shape[2], FUSED_ROWS):
+        seen = mask.columns(rows, key.shape[2])
+        bias = additive(mask, rows, seen, query)
+        parts.append(kernel(query[:, :, rows], key[:, :, seen], value[:, :, seen], scale, False, bias))
+    return torch.cat([output for output, _ in parts], 2), torch.cat([lse for _, lse in parts], 2)
+
+
+def merge(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Join attentions of the same queries over disjoint sets of keys, exactly.
+
+    Args:
+        parts: pairs (output [batch, head, query, dim], lse [batch, head, query]).
+
+    Returns:
+        The output and lse of attention over all the keys together: the outputs weighted by ``softmax`` of their lse.
+    """
+    lses = torch.stack([lse for _, lse in parts])
+    total = lses.logsumexp(0)
+    weights = (lses - total).exp()
+    output = sum(weight[..., None] * part.float() for weight, (part, _) in zip(weights, parts, strict=True))
+    return output.to(parts[0][0].dtype), total
+
+
+def grouped(query: Tensor, kv_heads: int) -> Tensor:
+    """Queries [batch, head, query, dim] as [batch, kv_head, group, query, dim], beside the key head they share."""
+    return query.unflatten(1, (kv_heads, query.shape[1] // kv_heads))
+
+
+def scores_of(
+    query: Tensor, key: Tensor, mask: Mask, rows: slice, columns: slice, scale: float, softcap: float | None
+) -> Tensor:
+    """Scores [batch, head, rows, columns] of a block in float32, hidden entries at the lowest float."""
+    keys = key[:, :, None, columns].float()
+    scores = (grouped(query[:, :, rows], key.shape[1]).float() * scale) @ keys.transpose(-1, -2)
+    scores = scores.flatten(1, 2)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    mask.hide(scores, rows, columns)
+    return scores
+
+
+def _blockwise(
+    query: Tensor, key: Tensor, value: Tensor, mask: Mask, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """The reference path: any device, soft-capped scores, gradients for output and lse."""
+
+    def block(query: Tensor, key: Tensor, value: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        scores = scores_of(query, key, mask, rows, columns, scale, softcap)
+        lse = scores.logsumexp(-1)
+        weights = (scores - lse[..., None]).exp().unflatten(1, (key.shape[1], -1))
+        output = weights @ value[:, :, None, columns].float()
+        return output.flatten(1, 2).to(query.dtype), lse
+
+    gradient = _wants_gradient(query, key, value)
+    step = max(1, BLOCK_ENTRIES // (query.shape[0] * query.shape[1] * key.shape[2]))
+    parts = []
+    for rows in _slices(query.shape[2], step):
+        columns = mask.columns(rows, key.shape[2])
+        if gradient:  # keep no block's weights for the backward pass: they would add up to T x T
+            parts.append(checkpoint(block, query, key, value, rows, columns, use_reentrant=False))
+        else:
+            parts.append(block(query, key, value, rows, columns))
+    return torch.cat([output for output, _ in parts], 2), torch.cat([lse for _, lse in parts], 2)
+
+
+def _wants_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _slices(length: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]

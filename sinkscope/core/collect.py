@@ -1,0 +1,165 @@
+"""From measurements of layers and forward passes to one record.
+
+Every row of a batch is a sequence of its own. Measurements of later forward passes over the same sequences (a filled
+cache, token by token) are joined to the earlier ones; a forward pass that raises leaves no trace.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+import xarray as xr
+from torch import Tensor
+
+from sinkscope.core.probes.base import Measured, Measurements
+from sinkscope.errors import SinkscopeError
+
+FOLLOWING = ("query", "token", "map_query")  # dimensions along which a later forward pass continues
+
+Piece = tuple[str, int, int]  # variable, layer, sequence
+
+
+@dataclass
+class Sequence:
+    """One text on its way through the model.
+
+    Attributes:
+        start: position of the first token measured.
+        token_ids: ids of the tokens measured so far.
+        tokens: how many tokens were measured so far.
+    """
+
+    start: int
+    token_ids: list[np.ndarray] = field(default_factory=list)
+    tokens: int = 0
+
+
+@dataclass
+class Variable:
+    """What all pieces of one variable share."""
+
+    dims: tuple[str, ...]
+    coords: dict[str, np.ndarray]
+
+
+class Collector:
+    """Gathers measurements and makes the record."""
+
+    def __init__(self) -> None:
+        self.sequences: list[Sequence] = []
+        self.variables: dict[str, Variable] = {}
+        self.pieces: dict[Piece, list[np.ndarray]] = defaultdict(list)
+        self.sums: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._staged: list[tuple[int, int, str, Measured]] = []
+
+    def add(self, layer: int, first_sequence: int, measurements: Measurements) -> None:
+        """Stage what was measured in one layer, for the sequences from `first_sequence` on."""
+        for name, measured in measurements.items():
+            if measured.averaged:  # small, and summed at once
+                values = measured.values.detach().float().cpu()
+            else:
+                values = measured.values.detach().cpu()
+            self._staged.append((layer, first_sequence, name, Measured(measured.dims, values, measured.coords, measured.averaged)))
+
+    def discard(self) -> None:
+        """Forget a forward pass that did not finish."""
+        self._staged.clear()
+
+    def commit(self) -> None:
+        """Keep a forward pass that finished."""
+        for layer, first, name, measured in self._staged:
+            known = self.variables.setdefault(name, Variable(measured.dims[1:], dict(measured.coords)))
+            if any(not np.array_equal(known.coords[dim], at) for dim, at in measured.coords.items()):
+                raise SinkscopeError(
+                    f"`{name}` has other cells or heads than before; pooled maps need texts of one length."
+                )
+            values = _numpy(measured.values)
+            if measured.averaged:
+                total, count = self.sums.get((name, layer), (0.0, 0))
+                self.sums[name, layer] = (total + np.nansum(values, 0), count + np.isfinite(values).sum(0))
+            else:
+                for row, value in enumerate(values):
+                    self.pieces[name, layer, first + row].append(value)
+        self._staged.clear()
+
+    def variable(self, name: str) -> xr.DataArray:
+        """One variable as an array [sequence, layer, ...] over the layers it was measured in."""
+        known = self.variables[name]
+        if any(key[0] == name for key in self.sums):
+            means = {}
+            for (variable, layer), (total, count) in self.sums.items():
+                if variable == name:
+                    means[layer] = np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+            return self._stack(known, {(0, layer): mean for layer, mean in means.items()}, sequences=1)[0]
+        joined = {
+            (sequence, layer): _join(chunks, known.dims)
+            for (variable, layer, sequence), chunks in self.pieces.items()
+            if variable == name
+        }
+        return self._stack(known, joined, sequences=len(self.sequences))
+
+    def _stack(self, known: Variable, arrays: dict[tuple[int, int], np.ndarray], sequences: int) -> xr.DataArray:
+        layers = sorted({layer for _, layer in arrays})
+        offset = {
+            dim: [row.start if dim in FOLLOWING else 0 for row in self.sequences] or [0] for dim in known.dims
+        }
+        sizes = [
+            max(array.shape[axis] + offset[dim][sequence] for (sequence, _), array in arrays.items())
+            for axis, dim in enumerate(known.dims)
+        ]
+        kind = next(iter(arrays.values())).dtype
+        stacked = np.full((sequences, len(layers), *sizes), np.nan if kind.kind == "f" else -1, dtype=kind)
+        for (sequence, layer), array in arrays.items():
+            place = tuple(
+                slice(offset[dim][sequence], offset[dim][sequence] + size)
+                for dim, size in zip(known.dims, array.shape, strict=True)
+            )
+            stacked[(sequence, layers.index(layer), *place)] = array
+        coords = {dim: np.arange(size) for dim, size in zip(known.dims, sizes, strict=True)} | known.coords
+        coords |= {"sequence": np.arange(sequences), "layer": np.asarray(layers)}
+        return xr.DataArray(stacked, dims=("sequence", "layer", *known.dims), coords=coords)
+
+    def record(self, layers: int) -> xr.Dataset:
+        """All that was measured, over all layers of the model.
+
+        Raises:
+            SinkscopeError: nothing was measured.
+        """
+        if not self.variables and not any(row.tokens for row in self.sequences):
+            raise SinkscopeError("nothing was measured: no forward pass of the model finished while the scope was on.")
+        arrays = {name: self.variable(name) for name in self.variables}
+        record = xr.Dataset({name: array.reindex(layer=np.arange(layers)) if _partial(array, layers) else array
+                             for name, array in arrays.items()})
+        lengths = [row.start + row.tokens for row in self.sequences]
+        ids = [np.concatenate(row.token_ids) if row.token_ids else None for row in self.sequences]
+        if all(row is not None for row in ids):
+            tokens = np.full((len(ids), max(lengths)), -1, dtype=np.int64)
+            for line, (row, sequence) in enumerate(zip(ids, self.sequences, strict=True)):
+                tokens[line, sequence.start : sequence.start + len(row)] = row
+            record = record.assign_coords(token_id=(("sequence", "token"), tokens))
+        return record.assign_coords(
+            sequence=np.arange(len(lengths)), length=("sequence", lengths), token=np.arange(max(lengths))
+        )
+
+
+def _partial(array: xr.DataArray, layers: int) -> bool:
+    return array.sizes["layer"] != layers
+
+
+def _numpy(values: Tensor) -> np.ndarray:
+    return values.float().numpy() if values.is_floating_point() else values.int().numpy()
+
+
+def _join(chunks: list[np.ndarray], dims: tuple[str, ...]) -> np.ndarray:
+    """The pieces of one sequence as one: queries follow each other, sums over queries add up."""
+    if len(chunks) == 1:
+        return chunks[0]
+    along = next((axis for axis, dim in enumerate(dims) if dim in FOLLOWING), None)
+    widest = [max(sizes) for sizes in zip(*(chunk.shape for chunk in chunks), strict=True)]
+    padded = [
+        np.pad(chunk, [(0, 0 if axis == along else widest[axis] - size) for axis, size in enumerate(chunk.shape)])
+        for chunk in chunks
+    ]
+    return sum(padded[1:], padded[0]) if along is None else np.concatenate(padded, along)

@@ -1,0 +1,139 @@
+"""The attention and mask functions that transformers calls while a scope is attached.
+
+Both are registered under the name "sinkscope" in the two registries that transformers offers for this. The attention
+function returns, in the slot where eager attention returns its maps, the `FusedLayer` that probes look at; a forward
+hook of the scope picks it up there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from sinkscope.core.attend import attend
+from sinkscope.core.layer import FusedLayer
+from sinkscope.core.masks import CausalMask, FullMask, IndexedMask, Mask, TensorMask
+from sinkscope.core.normalisers import LearnedSink, Normaliser, normalise
+from sinkscope.errors import SinkscopeError
+
+NAME = "sinkscope"
+
+NORMALISERS: WeakKeyDictionary[nn.Module, Normaliser] = WeakKeyDictionary()
+"""Attention modules whose softmax a scope has replaced."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A mask with the positions it starts at: what the mask function hands to the attention function.
+
+    Attributes:
+        mask: over the rows and columns of this call.
+        start: position of the first query.
+        key_start: position of the first key.
+    """
+
+    mask: Mask
+    start: int
+    key_start: int
+
+
+def lazy_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Tensor] | None = None,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    allow_is_bidirectional_skip: bool = False,
+    use_vmap: bool = False,
+    device: torch.device | str = "cpu",
+    **_: Any,
+) -> Sight:
+    """The model's own mask as an object that answers block by block; the arguments are those of transformers."""
+    start, key_start = int(q_offset), int(kv_offset)
+    padding = attention_mask
+    if padding is not None and (missing := kv_length + key_start - padding.shape[-1]) > 0:
+        padding = torch.nn.functional.pad(padding, (0, missing))
+    filled = start + q_length - key_start
+    unpadded = padding is None or bool(padding[:, key_start : key_start + min(kv_length, filled)].all())
+    plain = unpadded and (local_size is None or kv_length < local_size)
+    if plain and allow_is_causal_skip:
+        return Sight(CausalMask(start - key_start), start, key_start)
+    if plain and allow_is_bidirectional_skip:
+        return Sight(FullMask(), start, key_start)
+
+    def function(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        assert mask_function is not None
+        seen = mask_function(batch, head, query, key)
+        return seen if padding is None else seen & padding[batch, key]
+
+    batch = torch.arange(batch_size, device=device)
+    rows = torch.arange(start, start + q_length, device=device)
+    columns = torch.arange(key_start, key_start + kv_length, device=device)
+    return Sight(IndexedMask(function, batch, rows, columns, vectorised=not use_vmap), start, key_start)
+
+
+def scoped_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Sight | Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, FusedLayer]:
+    """Attention of one layer, as transformers' attention interface wants it.
+
+    Returns:
+        The output [batch, query, head, dim], and the layer for the probes.
+    """
+    if position_bias is not None:
+        raise SinkscopeError(
+            f"{type(module).__name__} adds a learned position bias to its scores, which sinkscope cannot follow; "
+            "load the model with another attention or measure its maps and use sinkscope.from_maps."
+        )
+    if dropout > 0:
+        raise SinkscopeError(
+            f"attention dropout of {dropout} is on, so probabilities are random; call model.eval() first."
+        )
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    sight = _sight(attention_mask, query, key, causal)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    output, lse = attend(query, key, value, sight.mask, scale=scale, softcap=softcap)
+    normaliser = NORMALISERS.get(module, None if s_aux is None else LearnedSink(s_aux))
+    virtual = None if normaliser is None else normaliser.virtual_logit(query.shape[1], query.device)
+    output, lse = normalise(output, lse, virtual)
+    filled = min(key.shape[2], sight.start + query.shape[2] - sight.key_start)
+    layer = FusedLayer(
+        lse=lse.detach(), query=query.detach(), key=key[:, :, :filled].detach(), value=value[:, :, :filled].detach(),
+        mask=sight.mask, scale=scale, softcap=softcap, start=sight.start, key_start=sight.key_start,
+        virtual_logit=None if virtual is None else virtual.detach(),
+    )  # fmt: skip
+    return output.transpose(1, 2).contiguous(), layer
+
+
+def _sight(attention_mask: Sight | Tensor | None, query: Tensor, key: Tensor, causal: bool) -> Sight:
+    if isinstance(attention_mask, Sight):
+        return attention_mask
+    past = key.shape[2] - query.shape[2]
+    if attention_mask is not None:
+        return Sight(TensorMask(attention_mask[..., : key.shape[2]]), past, 0)
+    return Sight(CausalMask(past) if causal else FullMask(), past, 0)
+
+
+AttentionInterface.register(NAME, scoped_attention)
+AttentionMaskInterface.register(NAME, lazy_mask)

@@ -1,0 +1,172 @@
+"""What one attention layer did in one forward pass: the object that probes look at.
+
+A layer is seen either through its queries, keys and log-sum-exp (`FusedLayer`: nothing of size T x T exists), or
+through the score matrix that a model outside the attention interface made itself (`ScoredLayer`). Rows are the
+queries of this forward and columns the keys it saw; both are real tokens only, padding is removed before.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sinkscope.core.attend import scores_of
+from sinkscope.core.masks import Mask
+
+TILE_ENTRIES = 1 << 19  # a tile of probabilities, 2 MB: it stays in the cache while every probe reads it
+TILE_COLUMNS = 1024
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A block of one layer's probabilities.
+
+    Attributes:
+        heads, rows, columns: where the tile lies in the layer.
+        probabilities: [sequence, heads, rows, columns], float32; 0 where the key is hidden.
+        log_probabilities: their natural logarithms; the lowest float where the key is hidden.
+    """
+
+    heads: slice
+    rows: slice
+    columns: slice
+    probabilities: Tensor
+    log_probabilities: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer(ABC):
+    """One attention layer in one forward pass, for one or several sequences of equal length.
+
+    Attributes:
+        lse: [sequence, head, query] log of the softmax denominator, a learned sink included.
+        key, value: [sequence, kv_head, key, dim] as attention saw them, or None where the model does not show them.
+        start: position of the first query in its sequence (more than 0 when a cache was filled before).
+        key_start: position of the first key (more than 0 when a sliding cache dropped the older ones).
+        virtual_logit: [head] logit of a learned sink, or None.
+    """
+
+    lse: Tensor
+    key: Tensor | None
+    value: Tensor | None
+    start: int = 0
+    key_start: int = 0
+    virtual_logit: Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        """Queries in this forward pass."""
+        return self.lse.shape[2]
+
+    @property
+    def heads(self) -> int:
+        return self.lse.shape[1]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the sequence up to and including the last query."""
+        return self.start + self.rows
+
+    @abstractmethod
+    def logits(self, rows: slice, columns: slice) -> Tensor:
+        """Scores [sequence, head, rows, columns] in float32; the lowest float where the key is hidden."""
+
+    @abstractmethod
+    def tiles(self) -> Iterator[Tile]:
+        """All the layer's probabilities, tile by tile."""
+
+    @abstractmethod
+    def sequence(self, batch: int, rows: Tensor, columns: Tensor, start: int, key_start: int) -> Layer:
+        """The layer for one sequence of the batch, with only its real tokens left."""
+
+    def probabilities(self, rows: slice, columns: slice) -> Tensor:
+        """Probabilities [sequence, head, rows, columns] in float32: ``exp(logit - lse)``."""
+        return (self.logits(rows, columns) - self.lse[:, :, rows, None]).exp()
+
+    def _norm_states(self, batch: int, columns: Tensor) -> dict[str, Tensor | None]:
+        return {
+            name: None if state is None else state[batch : batch + 1, :, columns]
+            for name, state in (("key", self.key), ("value", self.value))
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusedLayer(Layer):
+    """A layer whose attention went through `attend`."""
+
+    query: Tensor
+    key: Tensor
+    mask: Mask
+    scale: float
+    softcap: float | None = None
+
+    def logits(self, rows: slice, columns: slice) -> Tensor:
+        return scores_of(self.query, self.key, self.mask, rows, columns, self.scale, self.softcap)
+
+    def tiles(self) -> Iterator[Tile]:
+        sequences, kv_heads, keys, _ = self.key.shape
+        group = self.heads // kv_heads
+        width = min(keys, TILE_COLUMNS)
+        height = max(1, TILE_ENTRIES // (sequences * group * width))
+        for kv_head in range(kv_heads):
+            heads = slice(kv_head * group, (kv_head + 1) * group)
+            query = self.query[:, heads].float() * self.scale
+            key = self.key[:, kv_head, None].float().transpose(-1, -2)
+            for rows in _ranges(0, self.rows, height):
+                seen = self.mask.columns(rows, keys)
+                for columns in _ranges(seen.start, seen.stop, width):
+                    scores = query[:, :, rows] @ key[..., columns]
+                    if self.softcap is not None:
+                        scores = self.softcap * torch.tanh(scores / self.softcap)
+                    logs = scores.sub_(self.lse[:, heads, rows, None])
+                    self.mask.hide(logs, rows, columns, heads)
+                    yield Tile(heads, rows, columns, logs.exp(), logs)
+
+    def sequence(self, batch: int, rows: Tensor, columns: Tensor, start: int, key_start: int) -> Layer:
+        return replace(
+            self,
+            lse=self.lse[batch : batch + 1, :, rows],
+            query=self.query[batch : batch + 1, :, rows],
+            mask=self.mask.restricted(batch, rows, columns),
+            start=start,
+            key_start=key_start,
+            **self._norm_states(batch, columns),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredLayer(Layer):
+    """A layer that made its own score matrix [sequence, head, query, key], hidden entries at a lowest float."""
+
+    scores: Tensor
+
+    def logits(self, rows: slice, columns: slice) -> Tensor:
+        part = self.scores[:, :, rows, columns]
+        hidden = part <= torch.finfo(part.dtype).min / 2
+        return part.float().masked_fill(hidden, torch.finfo(torch.float32).min)
+
+    def tiles(self) -> Iterator[Tile]:
+        sequences, heads, rows, keys = self.scores.shape
+        height = max(1, TILE_ENTRIES // (sequences * heads * keys))
+        everything, columns = slice(0, heads), slice(0, keys)
+        for block in _ranges(0, rows, height):
+            logs = self.logits(block, columns) - self.lse[:, :, block, None]
+            yield Tile(everything, block, columns, logs.exp(), logs)
+
+    def sequence(self, batch: int, rows: Tensor, columns: Tensor, start: int, key_start: int) -> Layer:
+        return replace(
+            self,
+            lse=self.lse[batch : batch + 1, :, rows],
+            scores=self.scores[batch : batch + 1, :, rows][..., columns],
+            start=start,
+            key_start=key_start,
+            **self._norm_states(batch, columns),
+        )
+
+
+def _ranges(start: int, stop: int, step: int) -> list[slice]:
+    return [slice(first, min(first + step, stop)) for first in range(start, stop, step)]

@@ -1,0 +1,169 @@
+"""Which keys a query may see, answered block by block so that no T x T mask is ever made.
+
+Rows are the queries and columns the keys of one attention call, both counted from the first that the call was given.
+A hidden entry is filled with the lowest finite number of its dtype instead of minus infinity: it vanishes from every
+softmax all the same, and no `inf - inf` can turn a row that sees nothing into NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+
+ALL = slice(None)
+
+
+class Mask(Protocol):
+    """The visibility of keys to queries."""
+
+    def columns(self, rows: slice, key_length: int) -> slice:
+        """The smallest range of columns that holds every key some query in `rows` may see."""
+
+    def hide(self, scores: Tensor, rows: slice, columns: slice, heads: slice = ALL) -> None:
+        """Fill the hidden entries of `scores` [batch, heads, rows, columns] in place."""
+
+    def restricted(self, batch: int, rows: Tensor, columns: Tensor) -> Mask:
+        """The mask of one sequence of the batch, with only the given rows and columns left."""
+
+
+class FullMask:
+    """Every query sees every key (encoders, vision models)."""
+
+    def columns(self, rows: slice, key_length: int) -> slice:
+        return slice(0, key_length)
+
+    def hide(self, scores: Tensor, rows: slice, columns: slice, heads: slice = ALL) -> None:
+        pass
+
+    def restricted(self, batch: int, rows: Tensor, columns: Tensor) -> Mask:
+        return self
+
+
+class CausalMask:
+    """Query `i` sees the keys up to column `i + past`, where `past` keys were there before the first query."""
+
+    def __init__(self, past: int = 0) -> None:
+        self.past = past
+
+    def columns(self, rows: slice, key_length: int) -> slice:
+        return slice(0, min(key_length, rows.stop + self.past))
+
+    def hide(self, scores: Tensor, rows: slice, columns: slice, heads: slice = ALL) -> None:
+        first_hidden = max(columns.start, rows.start + self.past + 1)  # for the first row; later rows see more
+        if first_hidden >= columns.stop:
+            return
+        queries = torch.arange(rows.start, rows.stop, device=scores.device)[:, None] + self.past
+        keys = torch.arange(first_hidden, columns.stop, device=scores.device)
+        tail = scores[..., first_hidden - columns.start :]
+        tail.masked_fill_(keys > queries, torch.finfo(scores.dtype).min)
+
+    def restricted(self, batch: int, rows: Tensor, columns: Tensor) -> Mask:
+        return IndexedMask(lambda b, h, q, k: k <= q + self.past, batch, rows, columns)
+
+
+class IndexedMask:
+    """A mask given as a function of (batch, head, query, key) indices: transformers' own `mask_function`.
+
+    Args:
+        function: broadcasts over index tensors and returns booleans, True where the key may be seen.
+        batch: the sequences of the batch, an index tensor or one index.
+        rows, columns: the indices, in the function's terms, of each query and key of the attention call.
+        vectorised: False when the function takes scalars only and has to be mapped over its indices.
+    """
+
+    def __init__(
+        self, function: Callable[..., Tensor], batch: Tensor | int, rows: Tensor, columns: Tensor, vectorised: bool = True
+    ) -> None:
+        self.function, self.rows, self.column_indices = function, rows, columns
+        self.batch = torch.as_tensor([batch] if isinstance(batch, int) else batch, device=rows.device)
+        self.vectorised = vectorised
+        # one mask serves many layers, so each range is looked at once
+        self._extent: dict[tuple[int, int], tuple[int, int]] = {}
+        self._nothing_hidden: dict[tuple[int, int, int, int], bool] = {}
+
+    def visible(self, rows: slice, columns: slice) -> Tensor:
+        """Booleans [batch, 1, rows, columns]."""
+        head = torch.zeros(1, dtype=torch.long, device=self.rows.device)
+        query, key = self.rows[rows], self.column_indices[columns]
+        if self.vectorised:
+            seen = self.function(
+                self.batch[:, None, None, None], head[None, :, None, None], query[:, None], key[None, :]
+            )
+        else:
+            seen = _map_over_indices(self.function)(self.batch, head, query, key)
+        return seen.expand(len(self.batch), 1, len(query), len(key))
+
+    def columns(self, rows: slice, key_length: int) -> slice:
+        asked = (rows.start, rows.stop)
+        if asked not in self._extent:
+            seen = self.visible(rows, slice(0, key_length)).flatten(0, 2).any(0).nonzero().flatten()
+            # a block that sees nothing (padding) still needs one column for its kernels
+            self._extent[asked] = (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, 1)
+        return slice(*self._extent[asked])
+
+    def hide(self, scores: Tensor, rows: slice, columns: slice, heads: slice = ALL) -> None:
+        asked = (rows.start, rows.stop, columns.start, columns.stop)
+        if self._nothing_hidden.get(asked):
+            return
+        seen = self.visible(rows, columns)
+        if asked not in self._nothing_hidden:
+            self._nothing_hidden[asked] = bool(seen.all())
+        scores.masked_fill_(~seen, torch.finfo(scores.dtype).min)
+
+    def restricted(self, batch: int, rows: Tensor, columns: Tensor) -> Mask:
+        sequence = int(self.batch[batch])
+        return IndexedMask(self.function, sequence, self.rows[rows], self.column_indices[columns], self.vectorised)
+
+
+class TensorMask:
+    """A mask, or an additive bias, that the model or its user made as a tensor [batch, head, query, key]."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def columns(self, rows: slice, key_length: int) -> slice:
+        return slice(0, key_length)
+
+    def hide(self, scores: Tensor, rows: slice, columns: slice, heads: slice = ALL) -> None:
+        part = self.tensor[:, heads if self.tensor.shape[1] > 1 else ALL, rows, columns]
+        lowest = torch.finfo(scores.dtype).min
+        if part.dtype == torch.bool:
+            scores.masked_fill_(~part, lowest)
+        else:
+            scores.add_(part.to(scores.dtype)).masked_fill_(part <= torch.finfo(part.dtype).min / 2, lowest)
+
+    def restricted(self, batch: int, rows: Tensor, columns: Tensor) -> Mask:
+        sequence = min(batch, len(self.tensor) - 1)
+        return TensorMask(self.tensor[sequence : sequence + 1][:, :, rows][..., columns])
+
+
+def additive(mask: Mask, rows: slice, columns: slice, like: Tensor) -> Tensor:
+    """The mask of a block as a bias [batch, head, rows, columns] in the dtype of `like`, as fused kernels take it."""
+    batch, heads = 1, 1
+    if isinstance(mask, IndexedMask):
+        batch = len(mask.batch)
+    elif isinstance(mask, TensorMask):
+        batch, heads = mask.tensor.shape[:2]
+    shape = (batch, heads, rows.stop - rows.start, columns.stop - columns.start)
+    bias = torch.zeros(shape, dtype=like.dtype, device=like.device)
+    mask.hide(bias, rows, columns)
+    return bias
+
+
+def _map_over_indices(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Map a scalar mask function over key, query, head and batch indices, innermost first."""
+    from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+
+    for dims in ((None, None, None, 0), (None, None, 0, None), (None, 0, None, None), (0, None, None, None)):
+        function = torch.vmap(function, in_dims=dims, out_dims=0)
+
+    def mapped(*indices: Tensor) -> Tensor:
+        with TransformGetItemToIndex():  # lets vmap index a mask by a mapped scalar
+            return function(*indices)
+
+    return mapped

@@ -1,0 +1,149 @@
+"""Measuring a model on many sequences in one call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from sinkscope.core.probes import FREE, Maps, Probe, SinkMass
+from sinkscope.core.scope import Scope
+from sinkscope.errors import SinkscopeError
+
+SHORT = 4096  # tokens that a laptop reads in a few seconds: no progress bar below
+
+
+def measure(
+    model: nn.Module,
+    ids: Tensor | Sequence[Tensor],
+    probes: Iterable[Probe] | None = None,
+    *,
+    tokenizer: Any = None,
+    batch_tokens: int = 4096,
+    progress: bool | None = None,
+    **attributes: Any,
+) -> xr.Dataset:
+    """Measure where a model's attention goes on given texts.
+
+    The model's layers are run without its language-modelling head, whose logits nobody needs here.
+
+    Args:
+        model: a transformers model in eval mode.
+        ids: token ids [sequence, token], or a list of 1-D tensors of any lengths. `read_tokens` makes them.
+        probes: what to measure; those that cost no second pass when None.
+        tokenizer: adds the text of each token to the record.
+        batch_tokens: sequences of equal length run together up to so many tokens.
+        progress: whether to show a progress bar; from 4096 tokens on when None.
+        attributes: noted in the record's attrs (the name of the text, for one).
+
+    Returns:
+        The record.
+
+    Raises:
+        SinkscopeError: no tokens, a text shorter than the first keys asked for, ids outside the vocabulary, a model
+            that cannot be measured or is in training mode, weights that are not finite.
+    """
+    probes = FREE if probes is None else tuple(probes)
+    texts = _texts(ids)
+    _check_lengths(texts, probes)
+    if model.training:
+        raise SinkscopeError("the model is in training mode, where dropout makes attention random; call model.eval().")
+    with Scope(model, probes) as scope, torch.no_grad():
+        _read(scope, texts, batch_tokens, progress)
+        record = scope.record
+    if tokenizer is not None:
+        record = with_token_texts(record, tokenizer)
+    return record.assign_attrs(attributes)
+
+
+def attention_maps(
+    model: nn.Module,
+    ids: Tensor,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    resolution: int | None = None,
+    pool: str = "mass",
+) -> xr.DataArray:
+    """Attention maps of one text; at full resolution the only thing here that makes T x T tensors.
+
+    Args:
+        model: a transformers model in eval mode.
+        ids: token ids [1, token].
+        layers, heads: which; all when None.
+        resolution: cells along each side at most, pooled as in the `Maps` probe; every token when None.
+        pool: "mass" or "max", as in `Maps`.
+
+    Returns:
+        Probabilities [layer, head, query, key] in float32, 4 bytes each.
+
+    Raises:
+        SinkscopeError: as `measure`; also layers or heads out of range, or more than one text.
+    """
+    texts = _texts(ids)
+    if len(texts) != 1:
+        raise SinkscopeError(f"attention_maps takes one text [1, token], got {len(texts)}; call it once for each.")
+    with Scope(model, [Maps(layers, heads, resolution, pool)]) as scope, torch.no_grad():  # type: ignore[arg-type]
+        _read(scope, texts, SHORT, None)
+        maps = scope.array("attention_map")[0]
+    maps = maps if layers is None else maps.sel(layer=list(layers))
+    return maps.rename(map_query="query", map_key="key").drop_vars("sequence")
+
+
+def with_token_texts(record: xr.Dataset, tokenizer: Any) -> xr.Dataset:
+    """The record with `token_text` [sequence, token] beside its `token_id`; empty past the end of a sequence."""
+    ids = record.token_id.values
+    known, place = np.unique(ids, return_inverse=True)
+    texts = np.array(["" if token < 0 else tokenizer.decode([int(token)]) for token in known], dtype=object)
+    return record.assign_coords(token_text=(("sequence", "token"), texts[place].reshape(ids.shape)))
+
+
+def _read(scope: Scope, texts: list[Tensor], batch_tokens: int, progress: bool | None) -> None:
+    """Run the model's layers over all texts."""
+    base, interface = scope.anatomy.base, scope.anatomy.interface
+    total = sum(map(len, texts))
+    takes_cache = "use_cache" in inspect.signature(base.forward).parameters
+    # outside the interface keys and values show in the cache only; else it would just cost memory
+    options = {"use_cache": not interface} if takes_cache else {}
+    device = next(base.parameters()).device
+    with tqdm(total=total, unit="token", disable=total < SHORT if progress is None else not progress) as bar:
+        for batch in _batches(texts, batch_tokens):
+            base(input_ids=batch.to(device), **options)
+            bar.update(batch.numel())
+
+
+def _batches(texts: list[Tensor], batch_tokens: int) -> Iterator[Tensor]:
+    """Neighbouring texts of equal length, stacked."""
+    waiting: list[Tensor] = []
+    for text in texts:
+        if waiting and (len(text) != len(waiting[0]) or (len(waiting) + 1) * len(text) > batch_tokens):
+            yield torch.stack(waiting)
+            waiting = []
+        waiting.append(text)
+    yield torch.stack(waiting)
+
+
+def _texts(ids: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    if isinstance(ids, Tensor) and ids.dim() not in (1, 2):
+        raise SinkscopeError(f"token ids have shape {tuple(ids.shape)}; give [sequence, token], or a list of 1-D tensors.")
+    rows = [ids] if isinstance(ids, Tensor) and ids.dim() == 1 else list(ids)
+    texts = [torch.as_tensor(row).flatten() for row in rows]
+    if not texts or any(len(text) == 0 for text in texts):
+        raise SinkscopeError("there is an empty text among the tokens, or no text at all; give at least one token each.")
+    if any(text.is_floating_point() for text in texts):
+        raise SinkscopeError("token ids are whole numbers; got floating-point ones.")
+    return [text.long() for text in texts]
+
+
+def _check_lengths(texts: list[Tensor], probes: tuple[Probe, ...]) -> None:
+    shortest = min(map(len, texts))
+    for probe in probes:
+        if isinstance(probe, SinkMass) and probe.first > shortest:
+            raise SinkscopeError(
+                f"a text has {shortest} tokens, but {probe} needs at least {probe.first}; give a longer text or a smaller first."
+            )

@@ -1,0 +1,30 @@
+"""Extremes of the hidden states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sinkscope.core.probes.base import HiddenProbe, Measured, Measurements
+
+
+@dataclass(frozen=True)
+class HiddenExtremes(HiddenProbe):
+    """The largest magnitude in each token's hidden state, where it is, and the median magnitude of the whole state.
+
+    What is needed to find massive activations (Sun et al. 2024: a magnitude over 100 and about 1000 times the median
+    of its layer's hidden state). Makes ``activation_max``, ``activation_dimension`` and ``activation_median``
+    [sequence, layer, token], after each decoder layer.
+    """
+
+    def observe_hidden(self, hidden: Tensor) -> Measurements:
+        magnitude = hidden.detach().abs()
+        largest, dimension = magnitude.max(-1)
+        median = magnitude.flatten(1).median(-1).values[:, None].expand_as(largest)
+        dims = ("sequence", "token")
+        return {
+            "activation_max": Measured(dims, largest),
+            "activation_dimension": Measured(dims, dimension),
+            "activation_median": Measured(dims, median),
+        }

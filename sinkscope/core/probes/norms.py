@@ -1,0 +1,26 @@
+"""Key and value norms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sinkscope.core.layer import Layer
+from sinkscope.core.probes.base import LayerProbe, Measured, Measurements
+
+
+@dataclass(frozen=True)
+class Norms(LayerProbe):
+    """Euclidean norms of each token's key and value, per key-value head, as attention sees them.
+
+    Sinks carry small values ("value drain"; Guo et al. 2024): they take attention and hand on little. Makes
+    ``key_norm`` and ``value_norm`` [sequence, layer, kv_head, token]. A model outside the attention interface shows its
+    keys and values in the cache only: run it with ``use_cache=True`` (the default) or the two are left out.
+    """
+
+    def observe(self, layer: Layer) -> Measurements:
+        states = {"key_norm": layer.key, "value_norm": layer.value}
+        return {
+            name: Measured(("sequence", "kv_head", "token"), state[:, :, -layer.rows :].float().norm(dim=-1))
+            for name, state in states.items()
+            if state is not None
+        }

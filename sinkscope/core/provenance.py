@@ -1,0 +1,49 @@
+"""What is needed to repeat a measurement, as attributes of the record."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import nn
+
+import sinkscope
+
+
+def model_attributes(model: nn.Module) -> dict[str, Any]:
+    """Name, family, revision, dtype and device of a model, and the versions of what ran it."""
+    config = getattr(model, "config", None)
+    parameter = next(model.parameters(), torch.empty(0))
+    return {
+        "model": getattr(config, "_name_or_path", "") or type(model).__name__,
+        "model_type": getattr(config, "model_type", type(model).__name__),
+        "revision": getattr(config, "_commit_hash", None) or "unknown",
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+        "device": str(parameter.device),
+        "sinkscope": sinkscope.__version__,
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "python": platform.python_version(),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def token_attributes(record: xr.Dataset, model: nn.Module) -> dict[str, Any]:
+    """How many tokens were read, their hash, and whether every sequence starts with the model's BOS token."""
+    if "token_id" not in record.coords:
+        return {"sequences": record.sizes["sequence"], "tokens": int(record.length.sum()), "bos": "unknown"}
+    ids = record.token_id.values
+    bos = getattr(getattr(model, "config", None), "bos_token_id", None)
+    starts = "unknown" if bos is None else "yes" if np.isin(ids[:, 0], bos).all() else "no"
+    return {
+        "sequences": len(ids),
+        "tokens": int((ids >= 0).sum()),
+        "tokens_sha256": hashlib.sha256(np.ascontiguousarray(ids).tobytes()).hexdigest(),
+        "bos": starts,
+    }
