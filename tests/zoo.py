@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,7 +22,12 @@ _SLIDING = dict(_NARROW, sliding_window=16)
 _MIXTURE = dict(_NARROW, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
 _GPT = dict(vocab_size=VOCABULARY, n_embd=64, n_layer=2, n_head=4, n_positions=512, bos_token_id=1, eos_token_id=None)
 _FALCON = dict(
-    vocab_size=VOCABULARY, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, bos_token_id=1, eos_token_id=None
+    vocab_size=VOCABULARY,
+    hidden_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    bos_token_id=1,
+    eos_token_id=None,
 )
 _VISION = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8)
 _LATENT = dict(
@@ -115,19 +120,23 @@ def inputs(name: str, batch: int = 2, tokens: int = 40, seed: int = 5) -> dict[s
     return {"input_ids": torch.randint(3, 120, (batch, tokens), generator=generator)}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _build(name: str, implementation: str | None) -> nn.Module:
-    kind, options = (DECODERS.get(name) or ENCODERS[name])
+    kind, options = DECODERS.get(name) or ENCODERS[name]
     config = AutoConfig.for_model(kind, **options)
     factory = AutoModelForCausalLM if name in DECODERS else AutoModel
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = factory.from_config(config, **({} if implementation is None else {"attn_implementation": implementation}))
+        model = factory.from_config(
+            config, **({} if implementation is None else {"attn_implementation": implementation})
+        )
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for path, weight in model.named_parameters():
                 if weight.dim() >= 2:
-                    spread = 0.6 if any(part in path for part in ("embed", "wte", "wpe")) else 1.2 * weight.shape[-1] ** -0.5
+                    spread = (
+                        0.6 if any(part in path for part in ("embed", "wte", "wpe")) else 1.2 * weight.shape[-1] ** -0.5
+                    )
                     weight.copy_(torch.randn(weight.shape, generator=generator) * spread)
                 elif "sinks" in path:
                     weight.copy_(torch.randn(weight.shape, generator=generator))

@@ -19,7 +19,12 @@ FUSED_ROWS = 256  # queries per fused call where a mask has to be given
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Mask | None = None, *, scale: float | None = None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask | None = None,
+    *,
+    scale: float | None = None,
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention and its log-sum-exp, without a T x T tensor.

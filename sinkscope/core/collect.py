@@ -61,7 +61,14 @@ class Collector:
                 values = measured.values.detach().float().cpu()
             else:
                 values = measured.values.detach().cpu()
-            self._staged.append((layer, first_sequence, name, Measured(measured.dims, values, measured.coords, measured.averaged)))
+            self._staged.append(
+                (
+                    layer,
+                    first_sequence,
+                    name,
+                    Measured(measured.dims, values, measured.coords, measured.averaged),
+                )
+            )
 
     def discard(self) -> None:
         """Forget a forward pass that did not finish."""
@@ -102,9 +109,7 @@ class Collector:
 
     def _stack(self, known: Variable, arrays: dict[tuple[int, int], np.ndarray], sequences: int) -> xr.DataArray:
         layers = sorted({layer for _, layer in arrays})
-        offset = {
-            dim: [row.start if dim in FOLLOWING else 0 for row in self.sequences] or [0] for dim in known.dims
-        }
+        offset = {dim: [row.start if dim in FOLLOWING else 0 for row in self.sequences] or [0] for dim in known.dims}
         sizes = [
             max(array.shape[axis] + offset[dim][sequence] for (sequence, _), array in arrays.items())
             for axis, dim in enumerate(known.dims)
@@ -116,7 +121,7 @@ class Collector:
                 slice(offset[dim][sequence], offset[dim][sequence] + size)
                 for dim, size in zip(known.dims, array.shape, strict=True)
             )
-            stacked[(sequence, layers.index(layer), *place)] = array
+            stacked[sequence, layers.index(layer)][place] = array
         coords = {dim: np.arange(size) for dim, size in zip(known.dims, sizes, strict=True)} | known.coords
         coords |= {"sequence": np.arange(sequences), "layer": np.asarray(layers)}
         return xr.DataArray(stacked, dims=("sequence", "layer", *known.dims), coords=coords)
@@ -129,23 +134,20 @@ class Collector:
         """
         if not self.variables and not any(row.tokens for row in self.sequences):
             raise SinkscopeError("nothing was measured: no forward pass of the model finished while the scope was on.")
-        arrays = {name: self.variable(name) for name in self.variables}
-        record = xr.Dataset({name: array.reindex(layer=np.arange(layers)) if _partial(array, layers) else array
-                             for name, array in arrays.items()})
+        arrays = [self.variable(name).rename(name) for name in self.variables]
+        missing = {array.name: np.nan if array.dtype.kind == "f" else -1 for array in arrays}
+        record = xr.merge(arrays, join="outer", fill_value=missing, compat="no_conflicts")
+        if record.sizes.get("layer", layers) != layers:
+            record = record.reindex(layer=np.arange(layers), fill_value=missing)
         lengths = [row.start + row.tokens for row in self.sequences]
-        ids = [np.concatenate(row.token_ids) if row.token_ids else None for row in self.sequences]
-        if all(row is not None for row in ids):
-            tokens = np.full((len(ids), max(lengths)), -1, dtype=np.int64)
-            for line, (row, sequence) in enumerate(zip(ids, self.sequences, strict=True)):
-                tokens[line, sequence.start : sequence.start + len(row)] = row
+        if all(row.token_ids for row in self.sequences):
+            tokens = np.full((len(lengths), max(lengths)), -1, dtype=np.int64)
+            for line, row in enumerate(self.sequences):
+                tokens[line, row.start : row.start + row.tokens] = np.concatenate(row.token_ids)
             record = record.assign_coords(token_id=(("sequence", "token"), tokens))
         return record.assign_coords(
             sequence=np.arange(len(lengths)), length=("sequence", lengths), token=np.arange(max(lengths))
         )
-
-
-def _partial(array: xr.DataArray, layers: int) -> bool:
-    return array.sizes["layer"] != layers
 
 
 def _numpy(values: Tensor) -> np.ndarray:

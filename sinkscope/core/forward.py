@@ -62,14 +62,14 @@ class Forward:
         """Count the tokens of a forward pass that finished."""
         if self.first == len(self.sequences):
             self.sequences.extend(self.rows)
+        new = slice(self.past, self.past + self.tokens)
         for batch, row in enumerate(self.rows):
-            new = slice(None) if self.real is None else self.real[batch, self.past : self.past + self.tokens]
             if self.ids is not None:
-                kept = self.ids[batch, new].cpu().numpy()
-                row.token_ids.append(kept)
-                row.tokens += len(kept)
+                ids = self.ids[batch] if self.real is None else self.ids[batch, self.real[batch, new]]
+                row.token_ids.append(ids.cpu().numpy())
+                row.tokens += len(ids)
             else:
-                row.tokens += self.tokens if self.real is None else int(new.sum())
+                row.tokens += self.tokens if self.real is None else int(self.real[batch, new].sum())
 
 
 def read_forward(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sequences: list[Sequence]) -> Forward:
@@ -112,8 +112,8 @@ def _batch_size(given: dict[str, Any]) -> int:
 
 
 def _check_vocabulary(base: nn.Module, ids: Tensor) -> None:
-    embeddings = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
-    size = getattr(embeddings, "num_embeddings", None)
+    embeddings: Any = getattr(base, "get_input_embeddings", lambda: None)
+    size = getattr(embeddings(), "num_embeddings", None)
     if size is None or ids.numel() == 0:
         return
     low, high = int(ids.min()), int(ids.max())

@@ -55,28 +55,35 @@ KERNELS: dict[str, Kernel] = {"cpu": _flash_cpu, "cuda": _efficient_cuda}
 def fused_kernel(device: str, dtype: torch.dtype) -> Kernel | None:
     """The fused kernel of a device type for a dtype, or None where there is none that can be trusted."""
     kernel = KERNELS.get(device)
-    if kernel is None or dtype == torch.float64 and device == "cuda":
+    if kernel is None or (dtype == torch.float64 and device == "cuda"):
         return None
     try:
         error = _disagreement(kernel, device, dtype)
     except (RuntimeError, AttributeError, TypeError, NotImplementedError) as problem:
-        warnings.warn(f"no fused attention with log-sum-exp for {dtype} on {device} ({problem}); "
-                      "sinkscope computes blockwise, which is slower", stacklevel=2)
+        warnings.warn(
+            f"no fused attention with log-sum-exp for {dtype} on {device} ({problem}); "
+            "sinkscope computes blockwise, which is slower",
+            stacklevel=2,
+        )
         return None
-    if not error < 64 * torch.finfo(dtype).eps:
-        warnings.warn(f"torch's fused attention on {device} in {dtype} is off by {error:.1e} in a self-check; "
-                      "sinkscope computes blockwise, which is slower", stacklevel=2)
+    if not error < 1:
+        warnings.warn(
+            f"torch's fused attention on {device} in {dtype} misses its tolerance {error:.1f} times over in a self-check; "
+            "sinkscope computes blockwise, which is slower",
+            stacklevel=2,
+        )
         return None
     return kernel
 
 
 @torch.no_grad()
 def _disagreement(kernel: Kernel, device: str, dtype: torch.dtype) -> float:
-    """Largest error of a kernel, output and lse, on small cases: causal, full and biased, with grouped heads."""
+    """Largest error of a kernel on small cases (causal, full and biased, grouped heads), 1 being what is tolerated.
+
+    An output is rounded to its dtype; an lse is formed in float32, from half-precision products 6e-5 off on the CPU.
+    """
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (
-        torch.randn(2, heads, 24, 16, generator=generator).to(device, dtype) for heads in (4, 2, 2)
-    )
+    query, key, value = (torch.randn(2, heads, 24, 16, generator=generator).to(device, dtype) for heads in (4, 2, 2))
     hidden = torch.ones(24, 24, dtype=torch.bool, device=device).triu(1)
     lowest = torch.finfo(dtype).min
     bias = torch.zeros(1, 1, 24, 24, device=device, dtype=dtype).masked_fill(hidden, lowest)
@@ -87,5 +94,7 @@ def _disagreement(kernel: Kernel, device: str, dtype: torch.dtype) -> float:
         if causal or given is not None:
             scores = scores.masked_fill(hidden, float("-inf"))
         expected = scores.softmax(-1) @ value.double().repeat_interleave(2, 1)
-        worst = max(worst, float((output - expected).abs().max()), float((lse - scores.logsumexp(-1)).abs().max()))
+        output_error = float((output - expected).abs().max()) / (16 * torch.finfo(dtype).eps)
+        lse_error = float((lse - scores.logsumexp(-1)).abs().max()) / (1e-5 if dtype.itemsize >= 4 else 5e-4)
+        worst = max(worst, output_error, lse_error)
     return worst

@@ -87,12 +87,6 @@ class Layer(ABC):
         """Probabilities [sequence, head, rows, columns] in float32: ``exp(logit - lse)``."""
         return (self.logits(rows, columns) - self.lse[:, :, rows, None]).exp()
 
-    def _norm_states(self, batch: int, columns: Tensor) -> dict[str, Tensor | None]:
-        return {
-            name: None if state is None else state[batch : batch + 1, :, columns]
-            for name, state in (("key", self.key), ("value", self.value))
-        }
-
 
 @dataclass(frozen=True, kw_only=True)
 class FusedLayer(Layer):
@@ -134,7 +128,8 @@ class FusedLayer(Layer):
             mask=self.mask.restricted(batch, rows, columns),
             start=start,
             key_start=key_start,
-            **self._norm_states(batch, columns),
+            key=self.key[batch : batch + 1, :, columns],
+            value=_picked(self.value, batch, columns),
         )
 
 
@@ -164,8 +159,13 @@ class ScoredLayer(Layer):
             scores=self.scores[batch : batch + 1, :, rows][..., columns],
             start=start,
             key_start=key_start,
-            **self._norm_states(batch, columns),
+            key=_picked(self.key, batch, columns),
+            value=_picked(self.value, batch, columns),
         )
+
+
+def _picked(states: Tensor | None, batch: int, columns: Tensor) -> Tensor | None:
+    return None if states is None else states[batch : batch + 1, :, columns]
 
 
 def _ranges(start: int, stop: int, step: int) -> list[slice]:

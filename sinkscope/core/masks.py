@@ -13,8 +13,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-
-
 ALL = slice(None)
 
 
@@ -77,7 +75,12 @@ class IndexedMask:
     """
 
     def __init__(
-        self, function: Callable[..., Tensor], batch: Tensor | int, rows: Tensor, columns: Tensor, vectorised: bool = True
+        self,
+        function: Callable[..., Tensor],
+        batch: Tensor | int,
+        rows: Tensor,
+        columns: Tensor,
+        vectorised: bool = True,
     ) -> None:
         self.function, self.rows, self.column_indices = function, rows, columns
         self.batch = torch.as_tensor([batch] if isinstance(batch, int) else batch, device=rows.device)

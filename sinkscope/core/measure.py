@@ -130,11 +130,15 @@ def _batches(texts: list[Tensor], batch_tokens: int) -> Iterator[Tensor]:
 
 def _texts(ids: Tensor | Sequence[Tensor]) -> list[Tensor]:
     if isinstance(ids, Tensor) and ids.dim() not in (1, 2):
-        raise SinkscopeError(f"token ids have shape {tuple(ids.shape)}; give [sequence, token], or a list of 1-D tensors.")
+        raise SinkscopeError(
+            f"token ids have shape {tuple(ids.shape)}; give [sequence, token], or a list of 1-D tensors."
+        )
     rows = [ids] if isinstance(ids, Tensor) and ids.dim() == 1 else list(ids)
     texts = [torch.as_tensor(row).flatten() for row in rows]
     if not texts or any(len(text) == 0 for text in texts):
-        raise SinkscopeError("there is an empty text among the tokens, or no text at all; give at least one token each.")
+        raise SinkscopeError(
+            "there is an empty text among the tokens, or no text at all; give at least one token each."
+        )
     if any(text.is_floating_point() for text in texts):
         raise SinkscopeError("token ids are whole numbers; got floating-point ones.")
     return [text.long() for text in texts]

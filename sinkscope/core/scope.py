@@ -79,6 +79,10 @@ class Scope:
             if not isinstance(probe, Probe):
                 raise SinkscopeError(f"{probe!r} is not a probe; give instances such as sinkscope.SinkMass(first=4).")
             probe.check(len(self.anatomy.attentions))
+            if sum(type(other) is type(probe) for other in self.probes) > 1:
+                raise SinkscopeError(
+                    f"{type(probe).__name__} is given twice, and both would write the same variable; give it once."
+                )
         if normaliser is not None and not self.anatomy.interface:
             raise SinkscopeError(
                 f"{type(model).__name__} does not use transformers' attention interface, so its normaliser cannot be "
@@ -86,6 +90,7 @@ class Scope:
             )
         self._collector = Collector()
         self._forward: Forward | None = None
+        self._watches: list[AttentionWatch] = []
         self._undo = ExitStack()
 
     def __enter__(self) -> Scope:
@@ -153,6 +158,11 @@ class Scope:
                 hooks.append(module.register_forward_hook(_hidden_hook(self, index, name)))
         for hook in hooks:
             undo.callback(hook.remove)
+        undo.callback(self._stop_watching)  # an interrupt inside a module skips the hook behind it
+
+    def _stop_watching(self) -> None:
+        while self._watches:
+            self._watches.pop().__exit__(None, None, None)
 
     # --- what the hooks call --------------------------------------------------------------------------------------
 
@@ -170,7 +180,9 @@ class Scope:
     def observe(self, index: int, name: str, layer: Layer) -> None:
         """Let the probes look at one layer of the forward pass under way."""
         if not bool((layer.lse < torch.inf).all()):  # NaN too; a row that sees nothing has the lowest float
-            raise SinkscopeError(f"the attention scores of layer {index} ({name}) hold NaN or infinity{self._culprit()}")
+            raise SinkscopeError(
+                f"the attention scores of layer {index} ({name}) hold NaN or infinity{self._culprit()}"
+            )
         if self._forward is None:
             return
         for first, part in self._forward.split(layer):
@@ -181,7 +193,7 @@ class Scope:
     @torch.no_grad()
     def observe_hidden(self, index: int, name: str, hidden: Tensor) -> None:
         """Let the hidden-state probes look at what a layer hands on: [batch, token, dim]."""
-        if self._forward is None:
+        if self._forward is None or hidden.dim() != 3:
             return
         for first, part in self._forward.split_hidden(hidden):
             for probe in self.probes:
@@ -228,14 +240,13 @@ def _interface_hook(scope: Scope, index: int, name: str) -> Any:
 
 
 def _watch_hooks(scope: Scope, index: int, name: str, module: nn.Module) -> list[Any]:
-    watches: list[AttentionWatch] = []
-
     def before(module: nn.Module, args: Any) -> None:
-        watches.append(AttentionWatch())
-        watches[-1].__enter__()
+        scope._stop_watching()
+        scope._watches.append(AttentionWatch())
+        scope._watches[-1].__enter__()
 
     def after(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        watch = watches.pop()
+        watch = scope._watches.pop()
         watch.__exit__(None, None, None)
         if watch.layer is not None and output is not None:
             scope.observe(index, name, watch.with_states(cached_states(index, (*args, *kwargs.values()))))
@@ -253,7 +264,7 @@ def _hidden_hook(scope: Scope, index: int, name: str) -> Any:
     return hook
 
 
-def _use_implementation(model: nn.Module, undo: ExitStack) -> None:
+def _use_implementation(model: Any, undo: ExitStack) -> None:
     """Set the attention implementation of a model and its parts, and note how it was."""
     configs: dict[int, Any] = {}
     for module in model.modules():

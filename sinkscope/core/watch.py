@@ -35,7 +35,11 @@ class AttentionWatch(TorchFunctionMode):
         self.layer: Layer | None = None
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
@@ -48,11 +52,10 @@ class AttentionWatch(TorchFunctionMode):
             self.layer = ScoredLayer(lse=lse, scores=scores, key=None, value=None, start=past)
         return func(*args, **kwargs)
 
-
     def with_states(self, states: dict[str, Tensor]) -> Layer:
         """The layer, with keys and values from a cache where attention itself did not show them."""
         assert self.layer is not None
-        return replace(self.layer, **states) if self.layer.key is None else self.layer
+        return replace(self.layer, key=states["key"], value=states["value"]) if states else self.layer
 
 
 def cached_states(index: int, arguments: Iterable[Any]) -> dict[str, Tensor]:
@@ -61,14 +64,20 @@ def cached_states(index: int, arguments: Iterable[Any]) -> dict[str, Tensor]:
 
     for argument in arguments:
         if isinstance(argument, Cache):
-            layer = argument.layers[index]
+            layer: Any = argument.layers[index]
             return {"key": layer.keys.detach(), "value": layer.values.detach()}
     return {}
 
 
 def _fused(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
-    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> tuple[Tensor, FusedLayer]:
     """`torch.nn.functional.scaled_dot_product_attention`, with its arguments, and the layer for the probes."""
     past = key.shape[2] - query.shape[2]
@@ -80,6 +89,12 @@ def _fused(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     output, lse = attend(query, key, value, mask, scale=scale)
     layer = FusedLayer(
-        lse=lse.detach(), query=query.detach(), key=key.detach(), value=value.detach(), mask=mask, scale=scale, start=past
+        lse=lse.detach(),
+        query=query.detach(),
+        key=key.detach(),
+        value=value.detach(),
+        mask=mask,
+        scale=scale,
+        start=past,
     )
     return output, layer

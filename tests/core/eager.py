@@ -100,4 +100,3 @@ def _twin(name: str) -> nn.Module:
 
 def _double(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
-

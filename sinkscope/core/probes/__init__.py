@@ -20,6 +20,21 @@ ALL: tuple[Probe, ...] = (*FREE, Received(), Entropy(), DistanceProfile(), Maps(
 """The free probes and those that share one blockwise pass."""
 
 __all__ = [
-    "ALL", "FREE", "DistanceProfile", "Entropy", "HiddenExtremes", "HiddenProbe", "LayerProbe", "LogSumExp", "Maps",
-    "MeanLogits", "Measured", "Measurements", "Norms", "Probe", "Received", "SinkMass", "TileProbe",
+    "ALL",
+    "FREE",
+    "DistanceProfile",
+    "Entropy",
+    "HiddenExtremes",
+    "HiddenProbe",
+    "LayerProbe",
+    "LogSumExp",
+    "Maps",
+    "MeanLogits",
+    "Measured",
+    "Measurements",
+    "Norms",
+    "Probe",
+    "Received",
+    "SinkMass",
+    "TileProbe",
 ]

@@ -39,14 +39,14 @@ class Measured:
 Measurements = dict[str, Measured]
 
 
-class Probe(ABC):
+class Probe(ABC):  # noqa: B024 - what there is to implement depends on the kind of probe
     """Something measured in each layer."""
 
     def wants(self, layer: int) -> bool:
         """Whether the probe looks at this layer."""
         return True
 
-    def check(self, layers: int) -> None:
+    def check(self, layers: int) -> None:  # noqa: B027 - most probes ask for nothing special
         """Raise SinkscopeError when the probe asks for what a model of so many layers does not have."""
 
 

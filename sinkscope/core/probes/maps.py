@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
+from itertools import pairwise
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -60,41 +62,44 @@ class Maps(TileProbe):
         return layer.lse.new_zeros(layer.lse.shape[0], len(heads), rows, columns)
 
     def add(self, total: Tensor, layer: Layer, tile: Tile) -> None:
-        wanted = [(place, head) for place, head in enumerate(self._heads(layer)) if tile.heads.start <= head < tile.heads.stop]
-        if not wanted:
+        places, picked = self._pick(layer, tile)
+        if not places:
             return
-        places = [place for place, _ in wanted]
-        picked = tile.probabilities[:, [head - tile.heads.start for _, head in wanted]]
         first = tile.columns.start + layer.key_start
         last = tile.columns.stop + layer.key_start
         if self.resolution is None:
             total[:, places, tile.rows, first:last] = picked
             return
-        cell = _cell_of(layer.length, self._cells(layer), total.device)
-        query_cells, key_cells = cell[tile.rows], cell[first:last]
-        if self.pool == "max":
-            rows = picked.new_zeros(*picked.shape[:-1], total.shape[-1])
-            rows.index_reduce_(-1, key_cells, picked, "amax")
-            part = torch.zeros_like(total[:, places])
-            part.index_reduce_(-2, query_cells, rows, "amax")
-            total[:, places] = torch.maximum(total[:, places], part)
-            return
-        low, high = int(key_cells[0]), int(key_cells[-1]) + 1
-        top, bottom = int(query_cells[0]), int(query_cells[-1]) + 1
-        columns = _membership(key_cells - low, high - low, picked)
-        rows = _membership(query_cells - top, bottom - top, picked)
-        total[:, places, top:bottom, low:high] += rows.T @ (picked @ columns)
+        rows = _edges(layer.start + tile.rows.start, layer.start + tile.rows.stop, layer.length, self._cells(layer))
+        columns = _edges(first, last, layer.length, self._cells(layer))
+        cells = (slice(None), places, slice(rows.cell, rows.cell + len(rows.sizes)),
+                 slice(columns.cell, columns.cell + len(columns.sizes)))  # fmt: skip
+        if self.pool == "mass":
+            total[cells] += _pooled(_pooled(picked, rows.sizes, -2, torch.sum), columns.sizes, -1, torch.sum)
+        else:
+            part = _pooled(_pooled(picked, rows.sizes, -2, torch.amax), columns.sizes, -1, torch.amax)
+            total[cells] = torch.maximum(total[cells], part)
 
     def finish(self, total: Tensor, layer: Layer) -> Measurements:
         coords = {"head": np.asarray(self._heads(layer))}
         if self.resolution is not None:
             cells = self._cells(layer)
-            cell = _cell_of(layer.length, cells, total.device)
+            sizes = torch.tensor(_edges(0, layer.length, layer.length, cells).sizes, device=total.device)
             if self.pool == "mass":
-                total /= torch.bincount(cell, minlength=cells)[:, None]
-            starts = np.searchsorted(cell.cpu().numpy(), np.arange(cells))
+                total /= sizes[:, None]
+            starts = np.cumsum([0, *sizes[:-1].tolist()])
             coords |= {"map_query": starts, "map_key": starts}
         return {"attention_map": Measured(("sequence", "head", "map_query", "map_key"), total, coords)}
+
+    def _pick(self, layer: Layer, tile: Tile) -> tuple[list[int], Tensor]:
+        """Where the wanted heads of a tile go, and their probabilities."""
+        places = {head: place for place, head in enumerate(self._heads(layer))}
+        inside = range(tile.heads.start, tile.heads.stop)
+        wanted = [head for head in inside if head in places]
+        if len(wanted) == len(inside):  # no copy of what is wanted whole
+            return [places[head] for head in wanted], tile.probabilities
+        picked = tile.probabilities[:, [head - tile.heads.start for head in wanted]]
+        return [places[head] for head in wanted], picked
 
     def _heads(self, layer: Layer) -> Sequence[int]:
         heads = range(layer.heads) if self.heads is None else self.heads
@@ -107,11 +112,22 @@ class Maps(TileProbe):
         return min(layer.length, self.resolution or layer.length)
 
 
-def _cell_of(length: int, cells: int, device: torch.device) -> Tensor:
-    """The cell of each position, cells as even as whole tokens allow."""
-    return torch.arange(length, device=device) * cells // length
+class _Edges(NamedTuple):
+    """How a range of positions falls into cells: the first cell it touches, and how much of each lies inside."""
+
+    cell: int
+    sizes: list[int]
 
 
-def _membership(cell: Tensor, cells: int, like: Tensor) -> Tensor:
-    """Ones [position, cell] where the position belongs to the cell."""
-    return torch.nn.functional.one_hot(cell, cells).to(like.dtype)
+@lru_cache(maxsize=4096)
+def _edges(first: int, last: int, length: int, cells: int) -> _Edges:
+    """Cells as even as whole tokens allow: position p lies in cell ``p * cells // length``."""
+    low, high = first * cells // length, (last - 1) * cells // length
+    starts = [-(-cell * length // cells) for cell in range(low, high + 2)]
+    bounds = [max(first, min(last, start)) for start in starts]
+    return _Edges(low, [stop - start for start, stop in pairwise(bounds)])
+
+
+def _pooled(values: Tensor, sizes: list[int], dim: int, reduce: Callable[..., Tensor]) -> Tensor:
+    """Neighbours along a dimension reduced in groups of the given sizes."""
+    return torch.stack([reduce(part, dim) for part in values.split(sizes, dim)], dim)

@@ -1,0 +1,196 @@
+"""GGUF files, converted once: unpacking one takes many times as long as reading the weights it gives.
+
+An entry of the cache is a directory with what `save_pretrained` writes and a manifest with the SHA-256 of
+each file. Its name holds the SHA-256 of the GGUF file, the dtype and the version of transformers that
+converted it, so an entry never goes stale, and a file that was moved or installed again finds its entry.
+Hashing costs no more than reading, which the load has to do anyway, and it is the only thing that tells an
+intact entry from a damaged one.
+
+An entry is written under a hidden name beside its place and renamed when it is whole. Two processes that
+convert the same file at once both do the work; the second to finish finds the place taken and uses what
+stands there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sinkscope.data.quiet import first_line, quiet_transformers
+from sinkscope.errors import SinkscopeError
+
+MANIFEST = "sinkscope.json"
+PARTIAL = ".partial"
+DAY = 24 * 3600
+
+
+def cache_directory() -> Path:
+    """Where converted models are kept: $SINKSCOPE_CACHE, or the user's cache folder."""
+    import platformdirs
+
+    chosen = os.environ.get("SINKSCOPE_CACHE")
+    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("sinkscope"))
+
+
+def converted(gguf: Path, dtype: Any) -> Path:
+    """The directory with a GGUF file's weights in safetensors and its tokenizer; converts if there is none.
+
+    gguf: the file. dtype: torch.dtype to unpack to.
+
+    Raises SinkscopeError for a file that is not GGUF, is damaged or of an unknown architecture, and for a
+    cache that cannot be written.
+    """
+    entry = cache_directory() / _entry_name(gguf, dtype)
+    _remove_stale(entry.parent)
+    if not _is_intact(entry):
+        with _beside(entry) as partial:
+            _discard(entry)
+            _convert(gguf, dtype, partial)
+            _publish(partial, entry)
+    return entry
+
+
+def _entry_name(gguf: Path, dtype: Any) -> str:
+    from transformers import __version__
+
+    try:
+        with gguf.open("rb") as file:
+            magic = file.read(4)
+        digest = _sha256(gguf)
+    except OSError as error:
+        raise SinkscopeError(f"{str(gguf)!r} cannot be read: {first_line(error)}.") from error
+    if magic != b"GGUF":
+        raise SinkscopeError(f"{str(gguf)!r} is not a GGUF file: it does not begin with the letters GGUF.")
+    version = "".join(letter if letter.isalnum() else "-" for letter in ".".join(__version__.split(".")[:2]))
+    return f"{gguf.stem[:80]}-{digest[:24]}-{str(dtype).removeprefix('torch.')}-transformers-{version}"
+
+
+def _convert(gguf: Path, dtype: Any, directory: Path) -> None:
+    from tqdm.auto import tqdm
+    from transformers import AutoConfig, AutoTokenizer, GgufConfig
+
+    from sinkscope.data.classes import auto_class
+
+    where: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    bar = tqdm(total=3, desc=f"Converting {gguf.name} once", disable=None, leave=False)
+    # Unpacking draws a bar of its own that no setting of transformers turns off.
+    with bar, quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            config = AutoConfig.from_pretrained(**where)
+            model, report = auto_class(config).from_pretrained(
+                **where,
+                config=config,
+                dtype=dtype,
+                quantization_config=GgufConfig(dequantize=True),
+                output_loading_info=True,
+            )
+            bar.update()
+            tokenizer = AutoTokenizer.from_pretrained(**where)
+            bar.update()
+        except ImportError as error:
+            raise SinkscopeError(
+                f"Reading {gguf.name} needs a package that is missing ({first_line(error)}): "
+                "run `pip install 'sinkscope[demo]'`."
+            ) from error
+        except Exception as error:
+            raise SinkscopeError(
+                f"{str(gguf)!r} cannot be read as a model; it is cut short, damaged or of an architecture "
+                f"that transformers does not know ({first_line(error)}): check it, or download it again."
+            ) from error
+        if missing := sorted(report["missing_keys"]):
+            raise SinkscopeError(
+                f"{str(gguf)!r} lacks {len(missing)} weights ({missing[0]} first): "
+                "check it, or download it again."
+            )
+        try:
+            model.save_pretrained(directory)
+            tokenizer.save_pretrained(directory)
+            manifest = {file.name: _sha256(file) for file in sorted(directory.iterdir())}
+            (directory / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        except Exception as error:
+            raise _unwritable(directory.parent, error) from error
+        bar.update()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _is_intact(entry: Path) -> bool:
+    try:
+        manifest = json.loads((entry / MANIFEST).read_text(encoding="utf-8"))
+        return "config.json" in manifest and all(
+            _sha256(entry / name) == digest for name, digest in manifest.items()
+        )
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
+
+
+@contextmanager
+def _beside(entry: Path) -> Iterator[Path]:
+    """A new hidden directory beside the entry, gone at the end unless renamed; its name says whose it is."""
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(PARTIAL, f".{socket.gethostname()}-{os.getpid()}-", entry.parent))
+    except OSError as error:
+        raise _unwritable(entry.parent, error) from error
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _publish(partial: Path, entry: Path) -> None:
+    try:
+        partial.rename(entry)
+    except OSError as error:
+        if not _is_intact(entry):
+            raise _unwritable(entry.parent, error) from error
+
+
+def _discard(entry: Path) -> None:
+    """Take a damaged entry out of its place in one step, then delete it."""
+    if entry.exists() or entry.is_symlink():
+        with _beside(entry) as grave, contextlib.suppress(FileNotFoundError):
+            try:
+                entry.rename(grave / entry.name)
+            except OSError as error:
+                raise _unwritable(entry.parent, error) from error
+
+
+def _remove_stale(directory: Path) -> None:
+    """Delete what killed conversions left: of a process of this machine that is gone, or older than a day."""
+    for partial in directory.glob(f".*{PARTIAL}"):
+        with contextlib.suppress(OSError, ValueError):
+            host, pid, _ = partial.name[1:].rsplit("-", 2)
+            gone = host == socket.gethostname() and not _is_running(int(pid))
+            if gone or time.time() - partial.stat().st_mtime > DAY:
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    import psutil
+
+    return psutil.pid_exists(pid)
+
+
+def _unwritable(directory: Path, error: BaseException) -> SinkscopeError:
+    return SinkscopeError(
+        f"The cache {str(directory)!r} cannot be written ({first_line(error)}): "
+        "make room, or name another directory in the environment variable SINKSCOPE_CACHE."
+    )
