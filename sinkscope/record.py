@@ -35,7 +35,7 @@ def save_record(record: xr.Dataset, path: str | os.PathLike[str]) -> Path:
     try:
         descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         os.close(descriptor)
-        _without_nulls(record).to_netcdf(partial, engine="h5netcdf", encoding=encoding)
+        _storable(record).to_netcdf(partial, engine="h5netcdf", encoding=encoding)
         os.chmod(partial, 0o666 & ~_umask())
         os.replace(partial, path)
         partial = None
@@ -66,13 +66,16 @@ def open_record(path: str | os.PathLike[str]) -> xr.Dataset:
     return record
 
 
-def _without_nulls(record: xr.Dataset) -> xr.Dataset:
-    """The record with null bytes in token texts shown as U+2400: HDF5 strings end at a null byte."""
+def _storable(record: xr.Dataset) -> xr.Dataset:
+    """The record as HDF5 can hold it: its strings end at a null byte, so U+2400 stands for one; attributes are plain."""
+    record = record.assign_attrs(
+        {name: value if isinstance(value, (int, float)) else str(value) for name, value in record.attrs.items()}
+    )
     if "token_text" not in record.coords:
         return record
     texts = record.token_text
-    shown = np.char.replace(texts.values.astype(str), "\0", "\u2400").astype(object)
-    return record.assign_coords(token_text=(texts.dims, shown))
+    shown = [str(text).replace("\0", "\u2400") for text in texts.values.flat]
+    return record.assign_coords(token_text=(texts.dims, np.array(shown, dtype=object).reshape(texts.shape)))
 
 
 def _umask() -> int:

@@ -68,8 +68,8 @@ def fused_kernel(device: str, dtype: torch.dtype) -> Kernel | None:
         return None
     if not error < 1:
         warnings.warn(
-            f"torch's fused attention on {device} in {dtype} misses its tolerance {error:.1f} times over in a self-check; "
-            "sinkscope computes blockwise, which is slower",
+            f"torch's fused attention on {device} in {dtype} misses its tolerance {error:.1f} times over in a "
+            "self-check; sinkscope computes blockwise, which is slower",
             stacklevel=2,
         )
         return None

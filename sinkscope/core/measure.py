@@ -107,9 +107,13 @@ def _read(scope: Scope, texts: list[Tensor], batch_tokens: int, progress: bool |
     """Run the model's layers over all texts."""
     base, interface = scope.anatomy.base, scope.anatomy.interface
     total = sum(map(len, texts))
-    takes_cache = "use_cache" in inspect.signature(base.forward).parameters
+    accepted = inspect.signature(base.forward).parameters
+    if "input_ids" not in accepted:
+        raise SinkscopeError(
+            f"{type(base).__name__} has no tokens to read; run it yourself on its own inputs inside sinkscope.capture(model)."
+        )
     # outside the interface keys and values show in the cache only; else it would just cost memory
-    options = {"use_cache": not interface} if takes_cache else {}
+    options = {"use_cache": not interface} if "use_cache" in accepted else {}
     device = next(base.parameters()).device
     with tqdm(total=total, unit="token", disable=total < SHORT if progress is None else not progress) as bar:
         for batch in _batches(texts, batch_tokens):
@@ -149,5 +153,6 @@ def _check_lengths(texts: list[Tensor], probes: tuple[Probe, ...]) -> None:
     for probe in probes:
         if isinstance(probe, SinkMass) and probe.first > shortest:
             raise SinkscopeError(
-                f"a text has {shortest} tokens, but {probe} needs at least {probe.first}; give a longer text or a smaller first."
+                f"a text has {shortest} tokens, but {probe} needs at least {probe.first}; "
+                "give a longer text or a smaller first."
             )

@@ -27,7 +27,7 @@ def model_attributes(model: nn.Module) -> dict[str, Any]:
         "dtype": str(parameter.dtype).removeprefix("torch."),
         "device": str(parameter.device),
         "sinkscope": sinkscope.__version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "transformers": version("transformers"),
         "python": platform.python_version(),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
