@@ -69,7 +69,7 @@ def open_record(path: str | os.PathLike[str]) -> xr.Dataset:
 def _storable(record: xr.Dataset) -> xr.Dataset:
     """The record as HDF5 can hold it: its strings end at a null byte, so U+2400 stands for one; attributes are plain."""
     record = record.assign_attrs(
-        {name: value if isinstance(value, (int, float)) else str(value) for name, value in record.attrs.items()}
+        {name: value if isinstance(value, (int, float, np.number)) else str(value) for name, value in record.attrs.items()}
     )
     if "token_text" not in record.coords:
         return record

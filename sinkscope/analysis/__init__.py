@@ -1,14 +1,14 @@
 """Metrics over records: they read records and never need the model, nor torch."""
 
-from .activations import massive_activations
-from .discovery import discover
-from .drain import value_drain
-from .importance import importance
-from .intervals import interval
-from .maps import from_maps
-from .mass import mass_by_layer, sink_mass
-from .null import uniform_importance, uniform_mass
-from .rate import sink_rate, sink_rate_curve
+from sinkscope.analysis.activations import massive_activations
+from sinkscope.analysis.discovery import discover
+from sinkscope.analysis.drain import value_drain
+from sinkscope.analysis.importance import importance
+from sinkscope.analysis.intervals import interval
+from sinkscope.analysis.maps import from_maps
+from sinkscope.analysis.mass import mass_by_layer, sink_mass
+from sinkscope.analysis.null import uniform_importance, uniform_mass
+from sinkscope.analysis.rate import sink_rate, sink_rate_curve
 
 __all__ = [
     "discover",

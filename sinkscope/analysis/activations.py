@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from .token_texts import text_of
-from .variables import finite_number, variable, whole
+from sinkscope.analysis.token_texts import text_of
+from sinkscope.analysis.variables import finite_number, variable, whole
 
 COLUMNS = ("sequence", "layer", "position", "token_text", "dimension", "magnitude", "times_median")
 

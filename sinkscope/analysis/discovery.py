@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from .importance import importance
-from .token_texts import is_delimiter, text_of
-from .variables import finite_number, is_causal, open_unit, sequence_lengths, whole, whole_number
+from sinkscope.analysis.importance import importance
+from sinkscope.analysis.token_texts import is_delimiter, text_of
+from sinkscope.analysis.variables import finite_number, is_causal, open_unit, sequence_lengths, whole, whole_number
 
 COLUMNS = ("sequence", "position", "token_text", "kind", "heads", "importance", "null", "times_null")
 FEWEST_QUERIES = 16

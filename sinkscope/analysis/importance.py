@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import xarray as xr
 
-from .null import even_share
-from .variables import PER_QUERY, is_causal, measured_queries, sequence_lengths, text_length, variable, whole
+from sinkscope.analysis.null import even_share
+from sinkscope.analysis.variables import PER_QUERY, is_causal, measured_queries, sequence_lengths, text_length, variable, whole
 
 
 def importance(record: xr.Dataset) -> xr.DataArray:

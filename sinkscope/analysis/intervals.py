@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from ..errors import SinkscopeError
-from .variables import open_unit, whole_number
+from sinkscope.errors import SinkscopeError
+from sinkscope.analysis.variables import open_unit, whole_number
 
 BATCH_VALUES = 4_000_000
 """Values resampled at once: bounds the memory (32 MB) and not the result."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import SinkscopeError
+from sinkscope.errors import SinkscopeError
 
 ROUNDING = 2.0**-8
 """How far a row's sum may be from one: the spacing of bfloat16 below one, in which maps often come."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import SinkscopeError
+from sinkscope.errors import SinkscopeError
 
 FORMS = "give a list of texts or of ids, or one such list per sequence"
 

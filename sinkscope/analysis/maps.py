@@ -13,9 +13,9 @@ import numpy as np
 import xarray as xr
 from scipy.special import entr
 
-from ..errors import SinkscopeError
-from .map_checks import ROUNDING, checked_maps
-from .map_tokens import checked_tokens
+from sinkscope.errors import SinkscopeError
+from sinkscope.analysis.map_checks import ROUNDING, checked_maps
+from sinkscope.analysis.map_tokens import checked_tokens
 
 CORNER = 16
 FULL_RESOLUTION = 512
@@ -89,7 +89,7 @@ def _measured(maps: list[np.ndarray], length: int, first: int, causal: bool) -> 
         "received": ((length,), ("key",)),
         "entropy": ((length,), ("query",)),
         "distance_mass": ((length,), ("distance",)),
-        "map": ((len(cells), len(cells)), ("map_query", "map_key")),
+        "attention_map": ((len(cells), len(cells)), ("map_query", "map_key")),
     }
     out = {
         name: np.full((sequences, layers, heads, *shape), np.nan, np.float32)
@@ -111,7 +111,7 @@ def _measured(maps: list[np.ndarray], length: int, first: int, causal: bool) -> 
             out["entropy"][(*row, slice(t))] = entr(a).sum(-1)
             out["distance_mass"][(*row, slice(t))] = _distance_mass(a, causal)
             inside = cells[cells < t]
-            out["map"][(*row, slice(len(inside)), slice(len(inside)))] = _pooled(a, inside)
+            out["attention_map"][(*row, slice(len(inside)), slice(len(inside)))] = _pooled(a, inside)
             corner_sum[layer, :, :near, :near] += a[:, :near, :near]
     mean = np.divide(corner_sum, corner_count, out=np.full_like(corner_sum, np.nan), where=corner_count > 0)
     if causal:
@@ -134,7 +134,7 @@ def _measured(maps: list[np.ndarray], length: int, first: int, causal: bool) -> 
         },
     )
     record["mean_probability"] = (("layer", "head", "corner_query", "corner_key"), mean.astype(np.float32))
-    record["map"].attrs["pool"] = "mass"
+    record["attention_map"].attrs["pool"] = "mass"
     return record
 
 

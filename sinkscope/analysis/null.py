@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from ..errors import SinkscopeError
-from .variables import is_causal, measured_queries, sequence_lengths, whole_number
+from sinkscope.errors import SinkscopeError
+from sinkscope.analysis.variables import is_causal, measured_queries, sequence_lengths, whole_number
 
 
 def uniform_importance(length: int, position: int = 0, causal: bool = True) -> float:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..errors import SinkscopeError
-from .importance import importance
-from .intervals import interval
-from .null import even_share
-from .variables import is_causal, open_unit, sequence_lengths, text_length, variable, whole, whole_number
+from sinkscope.errors import SinkscopeError
+from sinkscope.analysis.importance import importance
+from sinkscope.analysis.intervals import interval
+from sinkscope.analysis.null import even_share
+from sinkscope.analysis.variables import is_causal, open_unit, sequence_lengths, text_length, variable, whole, whole_number
 
 EPSILONS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 

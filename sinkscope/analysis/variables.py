@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..errors import SinkscopeError
+from sinkscope.errors import SinkscopeError
 
 MADE_BY = {
     "sink_mass": "SinkMass(first=4)",
@@ -17,7 +17,7 @@ MADE_BY = {
     "received": "Received()",
     "entropy": "Entropy()",
     "distance_mass": "DistanceProfile()",
-    "map": "Maps()",
+    "attention_map": "Maps()",
     "mean_logit": "MeanLogits(tokens=16)",
     "mean_probability": "MeanLogits(tokens=16)",
     "key_norm": "Norms()",

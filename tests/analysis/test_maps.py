@@ -21,7 +21,7 @@ SCHEMA = {
     "received": ("sequence", "layer", "head", "key"),
     "entropy": ("sequence", "layer", "head", "query"),
     "distance_mass": ("sequence", "layer", "head", "distance"),
-    "map": ("sequence", "layer", "head", "map_query", "map_key"),
+    "attention_map": ("sequence", "layer", "head", "map_query", "map_key"),
     "mean_logit": ("layer", "head", "corner_query", "corner_key"),
     "mean_probability": ("layer", "head", "corner_query", "corner_key"),
     "key_norm": ("sequence", "layer", "kv_head", "token"),
@@ -68,8 +68,8 @@ def test_every_variable_equals_its_definition_in_loops(lengths, heads, causal, d
                         naive.distance_mass(a, i, both_sides) if inside else math.nan,
                         **FLOAT32,
                     )
-                np.testing.assert_allclose(at["map"].values[:T, :T], a, **FLOAT32)
-                assert np.isnan(at["map"].values[T:]).all() and np.isnan(at["map"].values[:, T:]).all()
+                np.testing.assert_allclose(at["attention_map"].values[:T, :T], a, **FLOAT32)
+                assert np.isnan(at["attention_map"].values[T:]).all() and np.isnan(at["attention_map"].values[:, T:]).all()
     assert "virtual_sink_mass" not in record
 
 
@@ -91,8 +91,8 @@ def test_long_texts_get_a_pooled_map_of_mean_mass():
     logits[..., np.triu(np.ones((T, T), dtype=bool), 1)] = -np.inf
     maps = softmax(logits)
     record = from_maps(maps)
-    pooled, starts = record["map"].values[0, 0, 0], record["map_query"].values.tolist()
-    assert pooled.shape == (64, 64) and starts[0] == 0 and record["map"].attrs["pool"] == "mass"
+    pooled, starts = record["attention_map"].values[0, 0, 0], record["map_query"].values.tolist()
+    assert pooled.shape == (64, 64) and starts[0] == 0 and record["attention_map"].attrs["pool"] == "mass"
     np.testing.assert_array_equal(record["map_key"], starts)
     ends = [*starts[1:], T]
     for row, column in ((0, 0), (5, 2), (63, 0), (63, 63), (3, 40)):
@@ -108,7 +108,7 @@ def test_pooled_maps_of_shorter_sequences_stop_where_the_text_does():
     long[..., 0] = short[..., 0] = 1.0
     record = from_maps([long, short])
     cells = int((record["map_query"].values < 30).sum())
-    pooled = record["map"].values[1, 0, 0]
+    pooled = record["attention_map"].values[1, 0, 0]
     np.testing.assert_array_equal(pooled[:cells, 0], 1.0)
     assert np.isnan(pooled[cells:]).all() and np.isnan(pooled[:, cells:]).all()
 

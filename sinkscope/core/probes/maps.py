@@ -75,7 +75,7 @@ class Maps(TileProbe):
         cells = (slice(None), places, slice(rows.cell, rows.cell + len(rows.sizes)),
                  slice(columns.cell, columns.cell + len(columns.sizes)))  # fmt: skip
         if self.pool == "mass":
-            total[cells] += _pooled(_pooled(picked, rows.sizes, -2, torch.sum), columns.sizes, -1, torch.sum)
+            total[cells] += _pooled(picked, rows.sizes, -2, torch.sum) @ _membership(columns.sizes).to(picked)
         else:
             part = _pooled(_pooled(picked, rows.sizes, -2, torch.amax), columns.sizes, -1, torch.amax)
             total[cells] = torch.maximum(total[cells], part)
@@ -116,7 +116,7 @@ class _Edges(NamedTuple):
     """How a range of positions falls into cells: the first cell it touches, and how much of each lies inside."""
 
     cell: int
-    sizes: list[int]
+    sizes: tuple[int, ...]
 
 
 @lru_cache(maxsize=4096)
@@ -125,9 +125,16 @@ def _edges(first: int, last: int, length: int, cells: int) -> _Edges:
     low, high = first * cells // length, (last - 1) * cells // length
     starts = [-(-cell * length // cells) for cell in range(low, high + 2)]
     bounds = [max(first, min(last, start)) for start in starts]
-    return _Edges(low, [stop - start for start, stop in pairwise(bounds)])
+    return _Edges(low, tuple(stop - start for start, stop in pairwise(bounds)))
 
 
-def _pooled(values: Tensor, sizes: list[int], dim: int, reduce: Callable[..., Tensor]) -> Tensor:
+@lru_cache(maxsize=64)
+def _membership(sizes: tuple[int, ...]) -> Tensor:
+    """Ones [position, cell] where the position belongs to the cell."""
+    cells = torch.arange(len(sizes))
+    return torch.nn.functional.one_hot(cells.repeat_interleave(torch.tensor(sizes)), len(sizes)).float()
+
+
+def _pooled(values: Tensor, sizes: tuple[int, ...], dim: int, reduce: Callable[..., Tensor]) -> Tensor:
     """Neighbours along a dimension reduced in groups of the given sizes."""
     return torch.stack([reduce(part, dim) for part in values.split(sizes, dim)], dim)

@@ -1,0 +1,23 @@
+"""One function per figure: a record in, a matplotlib Figure out. Needs no model and no torch."""
+
+from __future__ import annotations
+
+from sinkscope.figures.activations import massive_activations
+from sinkscope.figures.maps import mean_maps
+from sinkscope.figures.mass import mass_by_layer, sink_mass_heatmap
+from sinkscope.figures.norms import norms
+from sinkscope.figures.received import received_by_position
+from sinkscope.figures.sink_rate import sink_rate_curve
+from sinkscope.figures.spread import distance_profile, entropy_by_layer
+
+__all__ = [
+    "distance_profile",
+    "entropy_by_layer",
+    "mass_by_layer",
+    "massive_activations",
+    "mean_maps",
+    "norms",
+    "received_by_position",
+    "sink_mass_heatmap",
+    "sink_rate_curve",
+]

@@ -1,0 +1,171 @@
+"""The numbers a report begins with: each with its interval, its null and what it was measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from sinkscope.analysis import interval, sink_rate, sink_rate_curve, value_drain
+from sinkscope.figures.activations import extremes
+from sinkscope.figures.mass import tokens_named
+from sinkscope.figures.need import is_causal, lengths
+from sinkscope.figures.nulls import null_entropy, null_mass
+from sinkscope.figures.style import number
+
+COLUMNS = ("quantity", "unit", "value", "lower", "upper", "null", "times_null", "measured_on", "note")
+EPSILON = 0.3  # Gu et al. 2024
+
+
+def summary(records: Mapping[str, xr.Dataset]) -> pd.DataFrame:
+    """One row per headline quantity; NaN where an interval or a null does not exist."""
+    record = records["text"]
+    rows: list[dict[str, Any]] = []
+    if "sink_mass" in record:
+        for first in sorted({1, min(4, record.sizes["sink"])}):
+            rows.append(_mass(record, first))
+        if is_causal(record):
+            rows.append(_rate(record, "sink rate"))
+            if "short" in records and "sink_mass" in records["short"]:
+                rows.append(_rate(records["short"], "sink rate, published setting"))
+    if "virtual_sink_mass" in record:
+        rows.append(_over_sequences(record, "virtual_sink_mass", "mass on the learned sink", "probability"))
+    if "entropy" in record:
+        row = _over_sequences(record, "entropy", "entropy of attention", "nats")
+        rows.append({**row, "null": null_entropy(record), "note": "null: uniform attention"})
+    if "value_norm" in record and record.sizes["token"] > 1:
+        rows.append(_drain(record))
+    if "activation_max" in record and "activation_median" in record:
+        rows.append(_activation(record))
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    null = table["null"].astype(float)
+    table["times_null"] = table["value"].astype(float) / null.where(null > 0)
+    return table
+
+
+def headline(records: Mapping[str, xr.Dataset]) -> str:
+    """One plain sentence: how much, against which null, and how many heads."""
+    record = records["text"]
+    table = summary(records).set_index("quantity")
+    if f"mass on the {tokens_named(1)}" not in table.index:
+        return f"{record.sizes.get('layer', 0)} layers measured; no sink mass in this record."
+    mass: Any = table.loc[f"mass on the {tokens_named(1)}"]
+    layers, heads = record.sizes["layer"], record.sizes["head"]
+    within = f" [{100 * mass.lower:.1f}, {100 * mass.upper:.1f}]" if np.isfinite(mass.lower) else ""
+    who = "the first token (BOS)" if record.attrs.get("bos") == "yes" else "the first token"
+    text = (
+        f"Across {layers} layers × {heads} heads {who} takes {100 * mass.value:.1f}%{within} of all "
+        f"attention, "
+        f"{number(float(mass.times_null), 2)} times the uniform null of {number(100 * float(mass.null), 2)}%"
+    )
+    if "sink rate" in table.index:
+        rate = table.loc["sink rate"]
+        text += f"; {100 * rate.value:.0f}% of heads give it α > {EPSILON} (T = {int(lengths(record).min()):,})"
+    return text + "."
+
+
+def per_sequence_mass(record: xr.Dataset, first: int) -> xr.DataArray:
+    """Mass on the first `first` keys, mean over queries i >= first, layers and heads, [sequence]."""
+    mass = record["sink_mass"].isel(sink=slice(0, first)).sum("sink", skipna=False)
+    return mass.isel(query=slice(first, None)).mean(["query", "layer", "head"], dtype=np.float64)
+
+
+def measured_on(record: xr.Dataset) -> str:
+    """`8 × 1,024 tokens`: sequences times their (shortest to longest) length."""
+    real = lengths(record)
+    span = f"{real.min():,}" if real.min() == real.max() else f"{real.min():,} to {real.max():,}"
+    return f"{len(real):,} × {span} tokens"
+
+
+def _row(record: xr.Dataset, quantity: str, unit: str, value: float, **more: Any) -> dict[str, Any]:
+    blank = {"lower": np.nan, "upper": np.nan, "null": np.nan, "note": ""}
+    return {
+        **blank,
+        "quantity": quantity,
+        "unit": unit,
+        "value": value,
+        "measured_on": measured_on(record),
+        **more,
+    }
+
+
+def _mass(record: xr.Dataset, first: int) -> dict[str, Any]:
+    spread = interval(per_sequence_mass(record, first), dim="sequence")
+    return _row(
+        record,
+        f"mass on the {tokens_named(first)}",
+        "probability",
+        float(spread["mean"]),
+        lower=float(spread["lower"]),
+        upper=float(spread["upper"]),
+        null=null_mass(record, first),
+        note=f"mean over queries i ≥ {first}; null: uniform causal attention"
+        if is_causal(record)
+        else f"mean over queries i ≥ {first}; null: uniform attention",
+    )
+
+
+def _rate(record: xr.Dataset, quantity: str) -> dict[str, Any]:
+    length = int(lengths(record).min())
+    curve = sink_rate_curve(record, epsilons=[EPSILON], lengths=[length]).squeeze()
+    rate = sink_rate(record, epsilon=EPSILON)
+    equal = length == int(lengths(record).max())
+    return _row(
+        record,
+        quantity,
+        "fraction of heads",
+        float(rate) if equal else float(curve["rate"]),
+        lower=float(curve["lower"]),
+        upper=float(curve["upper"]),
+        null=float(rate.attrs["null_rate"]),
+        note=f"α > {EPSILON} at T = {length}; α of a uniform causal head: {float(curve['null_alpha']):.4f}; "
+        f"BOS: {record.attrs.get('bos', 'unknown')}",
+    )
+
+
+def _over_sequences(record: xr.Dataset, variable: str, quantity: str, unit: str) -> dict[str, Any]:
+    values = record[variable]
+    means = values.mean([dim for dim in values.dims if dim != "sequence"], dtype=np.float64)
+    spread = interval(means, dim="sequence")
+    return _row(
+        record,
+        quantity,
+        unit,
+        float(spread["mean"]),
+        lower=float(spread["lower"]),
+        upper=float(spread["upper"]),
+    )
+
+
+def _drain(record: xr.Dataset) -> dict[str, Any]:
+    ratio = value_ratio(value_drain(record, first=1))
+    return _row(
+        record,
+        "value norm, first token over the rest",
+        "ratio",
+        float(ratio.mean()),
+        null=1.0,
+        note="mean over layers and KV heads; below 1: the sink's value is drained",
+    )
+
+
+def value_ratio(drain: xr.Dataset) -> xr.DataArray:
+    """The value-norm ratio in what `value_drain` returns."""
+    return drain[next(name for name in map(str, drain.data_vars) if "value" in name)]
+
+
+def _activation(record: xr.Dataset) -> dict[str, Any]:
+    first, rest, median = extremes(record)
+    largest = np.fmax(first, rest)
+    layer = int(np.nanargmax(largest))
+    place = "the first token" if not rest[layer] > first[layer] else "another token"
+    return _row(
+        record,
+        "largest activation",
+        "magnitude",
+        float(largest[layer]),
+        note=f"after layer {layer}, at {place}; {number(largest[layer] / median[layer])} times the layer's median",
+    )

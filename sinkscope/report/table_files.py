@@ -1,0 +1,88 @@
+"""Tables as files: CSV with its source in a column, LaTeX (booktabs) with its source in a comment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from sinkscope.figures.provenance import source_json, source_line
+from sinkscope.figures.style import number
+from sinkscope.figures.tokens import visible
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", "␣": r"\textvisiblespace{}", "…": r"\ldots{}",
+    "×": r"$\times$", "−": r"$-$", "·": r"$\cdot$", "α": r"$\alpha$", "ε": r"$\varepsilon$", "≥": r"$\geq$",
+    **{raised: f"$^{{{plain}}}$" for raised, plain in zip("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789", strict=True)},
+}  # fmt: skip
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """A copy with every character of every text visible: line breaks, null bytes and spaces of tokens
+    escaped.
+    """
+    shown = table.copy()
+    for column in shown.columns:
+        if not pd.api.types.is_numeric_dtype(shown[column]):
+            spaces = "token" in str(column)
+            shown[column] = [
+                visible(value, spaces=spaces) if isinstance(value, str) else value for value in shown[column]
+            ]
+    return shown
+
+
+def formatted(table: pd.DataFrame) -> list[list[str]]:
+    """The cells as text for a reader, row by row: whole numbers whole, others to three digits, nothing for
+    NaN.
+    """
+    shown = readable(table)
+    return [[_cell(value) for value in row] for row in shown.itertuples(index=False)]
+
+
+def csv_text(table: pd.DataFrame, attributes: Mapping[str, Any]) -> str:
+    """CSV at full precision, with the column `source` naming where every row comes from."""
+    return readable(table).assign(source=source_line(attributes)).to_csv(index=False, lineterminator="\n")
+
+
+def latex_text(table: pd.DataFrame, attributes: Mapping[str, Any], caption: str, label: str) -> str:
+    """A booktabs table; \\usepackage{booktabs}. Every cell is escaped; its source is a comment above it."""
+    kinds = "".join("r" if pd.api.types.is_numeric_dtype(table[c]) else "l" for c in table.columns)
+    heads = [latex_escape(str(column).replace("_", " ")) for column in table.columns]
+    lines = [
+        f"% {source_line(attributes)}",
+        f"% {source_json(attributes)}",
+        "% needs \\usepackage{booktabs}; letters outside Latin need LuaLaTeX or XeLaTeX",
+        "\\begin{table}",
+        "\\centering",
+        f"\\caption{{{latex_escape(caption)}}}",
+        f"\\label{{tab:{re.sub(r'[^a-z0-9-]', '-', label)}}}",
+        f"\\begin{{tabular}}{{{kinds}}}",
+        "\\toprule",
+        " & ".join(heads) + " \\\\",
+        "\\midrule",
+        *(" & ".join(map(latex_escape, row)) + " \\\\" for row in formatted(table)),
+        "\\bottomrule",
+        "\\end{tabular}",
+        "\\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def latex_escape(text: str) -> str:
+    """`text` as LaTeX that prints it; nothing in it can be a command or end the row."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if pd.isna(value):
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:d}" if isinstance(value, int) else number(float(value))

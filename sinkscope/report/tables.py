@@ -1,0 +1,111 @@
+"""The tables of a report, as data frames; made when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from sinkscope.analysis import discover, massive_activations, sink_mass, sink_rate_curve, value_drain
+from sinkscope.analysis import mass_by_layer as layer_masses
+from sinkscope.figures.need import is_causal
+from sinkscope.figures.nulls import null_mass
+from sinkscope.figures.sink_rate import default_lengths
+from sinkscope.report.headline import summary
+
+Records = Mapping[str, xr.Dataset]
+TOP = 20
+
+
+def mass_by_layer(records: Records) -> pd.DataFrame:
+    """Mean mass on the first token and the first k, layer by layer, with 95% intervals and the null."""
+    record, parts = records["text"], []
+    for first in sorted({1, min(4, record.sizes["sink"])}):
+        mass = layer_masses(record, first=first)
+        columns = {name: np.asarray(mass[name], dtype=float) for name in ("mean", "lower", "upper")}
+        frame = pd.DataFrame({"first": first, "layer": np.arange(record.sizes["layer"]), **columns})
+        parts.append(frame.assign(null=null_mass(record, first)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def top_heads(records: Records) -> pd.DataFrame:
+    """The heads that give the first token most, strongest first."""
+    record = records["text"]
+    mass = sink_mass(record, first=1).transpose("layer", "head")
+    frame = mass.to_series().rename("mass").reset_index()[["layer", "head", "mass"]].dropna()
+    frame = frame.sort_values(["mass", "layer", "head"], ascending=[False, True, True]).head(TOP)
+    null = null_mass(record, 1)
+    return frame.assign(null=null, times_null=frame["mass"] / null).reset_index(drop=True)
+
+
+def sink_rates(records: Records) -> pd.DataFrame:
+    """The sink rate of the first token at several thresholds and lengths, with intervals and the null's
+    alpha.
+    """
+    parts = []
+    for name in ("text", "short"):
+        record = records.get(name)
+        if record is None or "sink_mass" not in record or not is_causal(record):
+            continue
+        curve = sink_rate_curve(record, epsilons=[0.1, 0.2, 0.3, 0.5, 0.8], lengths=default_lengths(record))
+        frame = curve.to_dataframe().reset_index().assign(record=name, sequences=record.sizes["sequence"])
+        parts.append(frame[["record", "sequences", "length", "epsilon", "rate", "lower", "upper", "null_alpha"]])
+    return pd.concat(parts, ignore_index=True)
+
+
+def sinks(records: Records) -> pd.DataFrame:
+    """Positions that attract attention far above the null, the first one or not."""
+    return discover(records["text"])
+
+
+def activations(records: Records) -> pd.DataFrame:
+    """Massive activations: magnitude above 100 and 1,000 times the median."""
+    return massive_activations(records["text"])
+
+
+def drain(records: Records) -> pd.DataFrame:
+    """Mean key and value norm of the first token over that of the rest, per layer and KV head."""
+    return value_drain(records["text"], first=1).to_dataframe().reset_index()
+
+
+CONTENTS: dict[str, tuple[str, tuple[str, ...], Callable[[Records], pd.DataFrame]]] = {
+    "summary": ("Summary", (), summary),
+    "mass_by_layer": ("Sink mass by layer", ("sink_mass",), mass_by_layer),
+    "top_heads": (f"The {TOP} strongest sink heads", ("sink_mass",), top_heads),
+    "sink_rate": ("Sink rate by threshold and length", ("sink_mass",), sink_rates),
+    "sinks": ("Sinks found at any position", ("received",), sinks),
+    "massive_activations": ("Massive activations", ("activation_max", "activation_median"), activations),
+    "value_drain": ("Value drain", ("key_norm", "value_norm"), drain),
+}
+
+
+class Tables(Mapping[str, pd.DataFrame]):
+    """The tables a set of records can give, by name; each is computed once, when it is first asked for."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self._made: dict[str, pd.DataFrame] = {}
+        record = records["text"]
+        self._names = [
+            name
+            for name, (_, needs, _) in CONTENTS.items()
+            if all(variable in record for variable in needs) and (name != "sink_rate" or is_causal(record))
+        ]
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._made:
+            self._made[name] = CONTENTS[name][2](self._records)
+        return self._made[name].copy()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        return f"Tables({', '.join(self)})"

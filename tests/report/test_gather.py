@@ -1,0 +1,141 @@
+"""report(): from a model and a text to a Report, on a tiny random Llama."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import sinkscope
+from sinkscope.errors import SinkscopeError
+
+TEXT = "In the beginning God created the heaven and the earth. <b>汉字</b>\n"
+
+
+def byte_tokenizer(bos: bool) -> PreTrainedTokenizerFast:
+    """One token per byte; with `bos`, a <s> in front of every text."""
+    vocabulary = {"<s>": 0} | {c: 1 + n for n, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    made = Tokenizer(models.BPE(vocabulary, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    if bos:
+        made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>")
+
+
+@pytest.fixture(scope="module")
+def llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=96, bos_token_id=0,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    path = tmp_path / "some text.txt"
+    path.write_text(TEXT * 8, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_three_records_come_from_one_text(llama, text, bos):
+    made = sinkscope.report(llama, byte_tokenizer(bos), text, sequences=3, length=80, progress=False)
+    sizes = {name: dict(record.sizes) for name, record in made.records.items()}
+    assert (sizes["text"]["sequence"], sizes["text"]["token"]) == (3, 80)
+    assert sizes["short"]["token"] == 64 and sizes["sentences"]["token"] == 16
+    stream = np.frombuffer((TEXT * 8).encode(), dtype=np.uint8)
+    tokens = made.records["text"]["token_text"].values
+    assert "".join(tokens[0][int(bos) :]).startswith("In the beginning")
+    assert made.records["text"].attrs["bos"] == ("yes" if bos else "no")
+    assert made.records["short"]["token_text"].values[0, 30] == chr(stream[30 - bos])
+    assert made.records["text"].attrs["text"] == "some text.txt"
+    assert made.notes == []
+    maps = llama_maps(llama, made.records["text"]["token_id"].values)
+    expected = 100 * maps[:, :, :, 1:, 0].mean()
+    assert f"{expected:.1f}%" in made.headline
+
+
+def llama_maps(model, ids: np.ndarray) -> np.ndarray:
+    """[sequence, layer, head, query, key] by transformers' own eager attention."""
+    implementation = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        maps = model(torch.as_tensor(ids), output_attentions=True).attentions
+    model.set_attn_implementation(implementation)
+    return torch.stack(maps, dim=1).double().numpy()
+
+
+def test_a_model_with_fewer_positions_gets_shorter_sequences_and_a_note(llama, text):
+    made = sinkscope.report(llama, byte_tokenizer(False), text, sequences=2, length=1024, progress=False)
+    assert made.records["text"].sizes["token"] == 96
+    assert "96 tokens" in made.notes[0] and "1,024" in made.notes[0]
+
+
+def test_a_short_text_gives_fewer_or_shorter_sequences_and_a_note(llama, tmp_path):
+    path = tmp_path / "short.txt"
+    path.write_text("x" * 50)
+    made = sinkscope.report(llama, byte_tokenizer(False), path, sequences=8, length=64, progress=False)
+    assert made.records["text"].sizes["token"] == 50 and "short" not in made.records
+    assert "50 tokens" in made.notes[0] and "no intervals" in made.notes[0]
+    made = sinkscope.report(llama, byte_tokenizer(False), path, sequences=8, length=20, progress=False)
+    assert made.records["text"].sizes["sequence"] == 2 and "2 of 8" in made.notes[0]
+
+
+def test_a_text_too_short_to_measure_is_a_clear_error(llama, tmp_path):
+    path = tmp_path / "tiny.txt"
+    path.write_text("short")
+    with pytest.raises(SinkscopeError, match=r"5 tokens.*at least 8"):
+        sinkscope.report(llama, byte_tokenizer(False), path)
+    path.write_text("  \n ")
+    with pytest.raises(SinkscopeError, match="no text"):
+        sinkscope.report(llama, byte_tokenizer(False), path)
+
+
+def test_a_wrong_text_is_told_before_the_model_is_loaded():
+    with pytest.raises(SinkscopeError, match=r"/no/such/text\.txt"):
+        sinkscope.report("/no/such/model", text="/no/such/text.txt")
+
+
+@pytest.mark.parametrize("wrong", [{"length": 4}, {"length": 0}, {"sequences": 0}])
+def test_sizes_that_measure_nothing_are_refused(llama, text, wrong):
+    with pytest.raises(SinkscopeError, match=r"length|sequences"):
+        sinkscope.report(llama, byte_tokenizer(False), text, **wrong)
+
+
+def test_a_model_without_a_tokenizer_is_a_clear_error(llama, text):
+    with pytest.raises(SinkscopeError, match="tokenizer"):
+        sinkscope.report(llama, None, text)
+
+
+def test_an_encoder_gives_a_reduced_report(text):
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    made = sinkscope.report(
+        BertModel(config).eval(), byte_tokenizer(False), text, sequences=2, length=48, progress=False
+    )
+    assert made.records["text"].attrs["causal"] == 0 and "short" not in made.records
+    assert "sink_mass_heatmap" in made.figures and "sink_rate_curve" not in made.figures
+    summary = made.tables["summary"].set_index("quantity")
+    assert summary.loc["mass on the first token", "null"] == pytest.approx(1 / 48)
+
+
+def test_the_package_and_the_function_share_their_name():
+    code = (
+        "import sinkscope.report.directory, sinkscope; assert callable(sinkscope.report);"
+        "from sinkscope.report import Report; import sinkscope.report.page as page; assert callable(sinkscope.report)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert "sequences" in inspect.signature(sinkscope.report).parameters

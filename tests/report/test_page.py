@@ -1,0 +1,168 @@
+"""report.html and the notebook view: nothing from outside, and nothing in a token that runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+
+from sinkscope.report import Report
+from sinkscope.report.interactive import INTERACTIVE
+from sinkscope.report.page import _script_json, page
+from sinkscope.report.traces import hover_text, thinned
+from tests.report import naive
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update",
+    "--disable-background-networking", "--disable-sync",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return Report(naive.record())
+
+
+@pytest.fixture(scope="module")
+def html(report) -> str:
+    files = ["figures/norms.pdf", "tables/summary.csv", "records/text.nc"]
+    return page(report, files)
+
+
+def without_scripts(html: str) -> str:
+    return re.sub(r"<script.*?</script>", "", html, flags=re.S)
+
+
+def test_nothing_is_loaded_from_outside(html):
+    text = without_scripts(html)
+    assert not re.search(r"""(src|href|action|poster|data)\s*=\s*["']?\s*(https?:|//)""", text)
+    assert not re.search(r"@import|url\(\s*['\"]?(https?:|//)", text)
+    assert not re.search(r"<(script|link|iframe|object|embed)[^>]+(src|href)=", html.split("<script", 1)[0])
+    assert all("src=" not in tag for tag in re.findall(r"<script[^>]*>", text + html[-3000:]))
+    assert "default-src 'none'" in html
+
+
+def test_plotly_is_in_the_page_once(html):
+    assert html.count("plotly.js v") == 1
+    assert html.count('id="plotly"') == 1
+
+
+class Collector(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+
+def test_no_token_or_name_becomes_markup(html):
+    text = without_scripts(html)
+    assert "<img src=x" not in text and "<b>model" not in text
+    assert "&lt;img" in text and "evil/&lt;b&gt;model" in text
+    parser = Collector()
+    parser.feed(text)
+    assert not any(name.startswith("on") for _, attributes in parser.tags for name in attributes)
+    images = [attributes["src"] for tag, attributes in parser.tags if tag == "img"]
+    assert images and all(source.startswith("data:image/png;base64,") for source in images)
+    assert sum(tag == "script" for tag, _ in parser.tags) == 0
+
+
+def test_the_data_in_the_page_cannot_end_its_script(html):
+    held = re.search(r'id="descriptions">(.*?)</script>', html, re.S)[1]
+    assert "<" not in held
+    described = json.loads(held)
+    hover = described["received_by_position"]["data"][1]["customdata"]
+    assert hover[1][1] == "&lt;img␣src=x␣onerror=alert(1)&gt;"
+    assert hover[2][1].startswith("&lt;/script&gt;")
+    assert json.loads(_script_json({"a": "</script><!-- &amp;"})) == {"a": "</script><!-- &amp;"}
+
+
+def test_hover_texts_are_text_to_plotly():
+    assert hover_text("<b>bold</b>&lt;") == "&lt;b&gt;bold&lt;/b&gt;&amp;lt;"
+
+
+@pytest.mark.parametrize("name", INTERACTIVE)
+def test_every_interactive_figure_is_valid_plotly_with_named_axes(name):
+    record = naive.record()
+    figure = go.Figure(uncoloured(INTERACTIVE[name](record)))
+    assert figure.layout.xaxis.title.text and figure.layout.yaxis.title.text
+
+
+def uncoloured(value, key=""):
+    if isinstance(value, dict):
+        return {name: uncoloured(each, name) for name, each in value.items()}
+    if isinstance(value, list):
+        return [uncoloured(each) for each in value]
+    return "#000000" if key in ("color", "fillcolor") and str(value).startswith("@") else value
+
+
+def test_the_interactive_figures_hold_the_numbers_of_the_printed_ones(report):
+    record, maps = report.records["text"], naive.maps()
+    heat = INTERACTIVE["sink_mass_heatmap"](record)["data"][0]["z"]
+    np.testing.assert_allclose(heat, maps[:, :, :, 1:, 0].mean(axis=(0, 3)), rtol=1e-4)
+    by_layer = {trace.get("name"): trace for trace in INTERACTIVE["mass_by_layer"](record)["data"]}
+    np.testing.assert_allclose(by_layer["first token"]["y"], maps[:, :, :, 1:, 0].mean(axis=(0, 2, 3)), rtol=1e-4)
+    norm = {trace.get("name"): trace for trace in INTERACTIVE["norms"](record)["data"]}
+    values = record["value_norm"].values
+    np.testing.assert_allclose(norm["values, first token"]["y"], values[..., 0].mean(axis=(0, 2)), rtol=1e-4)
+
+
+def test_long_texts_keep_their_beginning_and_their_peaks():
+    values = np.random.default_rng(0).random(50_000)
+    values[[700, 30_000]] = 5
+    place = thinned(values, [700])
+    assert len(place) <= 4100 and {700, 30_000} <= set(place) and list(place[:512]) == list(range(512))
+
+
+def test_the_page_states_the_headline_the_definitions_and_the_files(report, html):
+    text = without_scripts(html)
+    assert report.headline.replace(">", "&gt;") in text
+    for plate in report.figures.plates.values():
+        assert plate.title in text
+    for word in ('href="figures/norms.pdf"', 'href="tables/summary.csv"', "Report.open", "uniform null"):
+        assert word in text
+
+
+def test_the_notebook_view_is_html_without_script_and_plain_text(report):
+    bundle = report._repr_mimebundle_()
+    assert report.headline in bundle["text/plain"]
+    shown = bundle["text/html"]
+    assert "<script" not in shown and "<img src=x" not in shown
+    assert shown.count("data:image/png;base64,") == 3
+
+
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_draws_it_asks_the_network_nothing_and_runs_no_token(html, tmp_path, scheme):
+    playwright = pytest.importorskip("playwright.sync_api")
+    place = tmp_path / "report.html"
+    place.write_text(html, encoding="utf-8")
+    asked, said = [], []
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        tab = browser.new_page(color_scheme=scheme, viewport={"width": 1000, "height": 800})
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.on("console", lambda message: said.append(message.text))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("dialog", lambda dialog: (said.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        tab.goto(place.as_uri())
+        tab.wait_for_function("document.documentElement.dataset.drawn === 'yes'", timeout=60_000)
+        drawn = tab.evaluate("document.querySelectorAll('.js-plotly-plot .main-svg').length")
+        names = tab.evaluate("[...document.querySelectorAll('.textpoint text')].map(t => t.textContent)")
+        tab.evaluate("Plotly.Fx.hover('plot-received_by_position', [{curveNumber: 1, pointNumber: 2}])")
+        hovered = tab.evaluate("[...document.querySelectorAll('.hovertext')].map(t => t.textContent).join()")
+        wide = tab.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+        browser.close()
+    assert asked == [place.as_uri()]
+    assert said == []
+    assert drawn >= len(INTERACTIVE) - 1
+    assert any("<img␣src=x␣onerror=alert(1)>" in name for name in names)
+    assert "</script><script>alert(1)</script>" in hovered
+    assert wide <= 0

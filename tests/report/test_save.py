@@ -1,0 +1,195 @@
+"""Saving: whole or not at all, over nobody else's files, and enough to draw everything again without the model."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from sinkscope.errors import SinkscopeError
+from sinkscope.report import Report, check_directory
+from sinkscope.report import save as saving
+from tests.report import naive
+
+
+def small() -> Report:
+    return Report(naive.norms_only())
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    return Report({"text": naive.record(), "short": naive.record()}).save(
+        tmp_path_factory.mktemp("reports") / "full", progress=False
+    )
+
+
+def test_everything_is_written_and_listed_with_its_hash(saved):
+    manifest = json.loads((saved / "manifest.json").read_text())
+    there = files(saved)
+    assert set(manifest["files"]) == set(there) - {"manifest.json"}
+    for name, entry in manifest["files"].items():
+        assert hashlib.sha256(there[name]).hexdigest() == entry["sha256"]
+    report = Report.open(saved)
+    expected = {f"figures/{name}.{kind}" for name in report.figures for kind in ("pdf", "svg", "png")}
+    expected |= {f"tables/{name}.{kind}" for name in report.tables for kind in ("csv", "tex")}
+    expected |= {"records/text.nc", "records/short.nc", "report.html"}
+    assert set(manifest["files"]) == expected
+    assert manifest["provenance"]["text"]["model"] == "evil/<b>model</b>"
+    assert [p.name for p in saved.parent.iterdir()] == ["full"]
+
+
+def test_provenance_is_in_every_file(saved):
+    for name, content in files(saved).items():
+        if name.endswith((".csv", ".tex", ".svg", ".html", ".json")):
+            text = content.decode()
+            assert "2020-02-02" in text and ("evil/<b>model" in text or "evil/&lt;b&gt;model" in text), name
+        if name.endswith((".pdf", ".png")):
+            assert b"2020-02-02" in content, name
+    for name in ("text", "short"):
+        with xr.open_dataset(saved / f"records/{name}.nc", engine="h5netcdf") as record:
+            assert record.attrs["date"] == "2020-02-02"
+
+
+def test_open_draws_the_same_without_torch_or_transformers(saved):
+    code = (
+        "import sys; from sinkscope.report import Report; report = Report.open(sys.argv[1]);"
+        "print(report.headline); [report.figures[name] for name in report.figures];"
+        "[report.tables[name] for name in report.tables]; report._repr_html_();"
+        "assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules), 'imported'"
+    )
+    done = subprocess.run([sys.executable, "-c", code, saved], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == Report({"text": naive.record()}).headline
+
+
+def test_a_saved_and_opened_report_saves_to_the_same_bytes(tmp_path):
+    small().save(tmp_path / "a")
+    Report.open(tmp_path / "a").save(tmp_path / "b")
+    first, second = files(tmp_path / "a"), files(tmp_path / "b")
+    for name in first:
+        if not name.endswith(".nc") and name != "manifest.json":
+            assert first[name] == second[name], name
+    xr.testing.assert_identical(
+        Report.open(tmp_path / "a").records["text"], Report.open(tmp_path / "b").records["text"]
+    )
+
+
+def test_an_earlier_report_is_replaced_and_an_empty_directory_filled(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    small().save(out)
+    Report(naive.norms_only().isel(layer=[0])).save(out)
+    assert Report.open(out).records["text"].sizes["layer"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("foreign", ["thesis.tex", "figures/mine.pdf", "notes/", ".hidden"])
+def test_a_foreign_file_is_named_and_left_alone(tmp_path, foreign):
+    out = small().save(tmp_path / "out")
+    place = out / foreign
+    place.mkdir() if foreign.endswith("/") else place.write_text("mine")
+    before = files(out)
+    for attempt in (lambda: check_directory(out), lambda: small().save(out)):
+        with pytest.raises(SinkscopeError, match=foreign.rstrip("/")):
+            attempt()
+    assert files(out) == before and place.exists()
+
+
+def test_a_manifest_of_something_else_does_not_make_a_report(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"name": "a web page", "files": {"manifest.json": 1}}')
+    with pytest.raises(SinkscopeError, match=r"manifest\.json"):
+        check_directory(tmp_path)
+    with pytest.raises(SinkscopeError, match="not a saved report"):
+        Report.open(tmp_path)
+
+
+@pytest.mark.parametrize("step", ["_records", "_figure", "_table", "_page", "_manifest"])
+@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_failure_at_any_step_leaves_the_old_report_and_nothing_else(tmp_path, monkeypatch, step, fault):
+    out = tmp_path / "deep" / "out"
+    fresh = tmp_path / "new" / "deeper" / "out"
+    small().save(out)
+    before = files(tmp_path)
+
+    def fail(*_):
+        raise fault
+
+    monkeypatch.setattr(saving, step, fail)
+    for target in (out, fresh):
+        with pytest.raises(SinkscopeError if isinstance(fault, OSError) else KeyboardInterrupt) as caught:
+            small().save(target)
+        if isinstance(fault, OSError):
+            assert "No space left" in str(caught.value) and str(target) in str(caught.value)
+    assert files(tmp_path) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["deep"]
+    assert [p.name for p in out.parent.iterdir()] == ["out"]
+
+
+def test_a_failing_rename_brings_the_old_report_back(tmp_path, monkeypatch):
+    import os
+
+    out = small().save(tmp_path / "out")
+    before, rename = files(tmp_path), os.rename
+
+    def fail(source, target):
+        if Path(target) == out and "partial" in str(source):
+            raise OSError(errno.EIO, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(SinkscopeError, match="Input/output error"):
+        small().save(out)
+    assert files(tmp_path) == before
+
+
+def test_places_that_cannot_be_directories_are_refused_before_any_work(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("x")
+    with pytest.raises(SinkscopeError, match="is a file"):
+        check_directory(file)
+    with pytest.raises(SinkscopeError, match="file"):
+        check_directory(file / "below")
+    with pytest.raises(SinkscopeError, match="cannot write"):
+        check_directory("/proc/nowhere/report")
+    check_directory(tmp_path / "not" / "yet" / "there")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_directory_without_permission_is_a_clear_error(tmp_path, monkeypatch):
+    import tempfile
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(SinkscopeError, match="Permission denied"):
+        check_directory(tmp_path / "out")
+
+
+def test_a_damaged_record_is_a_clear_error(tmp_path):
+    out = small().save(tmp_path / "out")
+    record = out / "records" / "text.nc"
+    record.write_bytes(record.read_bytes()[:200])
+    with pytest.raises(SinkscopeError, match=r"text\.nc"):
+        Report.open(out)
+    with pytest.raises(SinkscopeError, match="nowhere"):
+        Report.open(tmp_path / "nowhere")
+
+
+def test_notes_survive_saving(tmp_path):
+    record = naive.norms_only()
+    record.attrs["notes"] = "one thing\nanother"
+    out = Report(record).save(tmp_path / "out")
+    assert Report.open(out).notes == ["one thing", "another"]
+    assert "one thing" in (out / "report.html").read_text()
+    assert np.array_equal(Report.open(out).records["text"].key_norm, record.key_norm)

@@ -1,0 +1,127 @@
+"""The numbers a report states, worked out again from the maps in plain numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sinkscope.errors import SinkscopeError
+from sinkscope.report import Report
+from tests.analysis.synthetic import synthetic_maps, synthetic_record
+from tests.report import naive
+
+T = naive.SHAPE["tokens"]
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return Report({"text": synthetic_record(**naive.SHAPE), "short": synthetic_record(4, 3, 2, 16, seed=5)})
+
+
+@pytest.fixture(scope="module")
+def maps() -> np.ndarray:
+    return naive.maps()
+
+
+def row(report: Report, quantity: str):
+    return report.tables["summary"].set_index("quantity").loc[quantity]
+
+
+@pytest.mark.parametrize("first", [1, 4])
+def test_mass_its_interval_and_its_null(report, maps, first):
+    found = row(report, "mass on the first token" if first == 1 else "mass on the first 4 tokens")
+    each = maps[:, :, :, first:, :first].sum(-1).mean(axis=(1, 2, 3))
+    assert found.value == pytest.approx(each.mean(), rel=1e-5)
+    assert each.min() - 1e-6 <= found.lower <= found.value <= found.upper <= each.max() + 1e-6
+    null = np.mean([first / (i + 1) for i in range(first, T)])
+    assert found.null == pytest.approx(null, rel=1e-6)
+    assert found.times_null == pytest.approx(each.mean() / null, rel=1e-5)
+
+
+def test_the_sink_rates_name_their_own_record(report, maps):
+    found = row(report, "sink rate")
+    assert found.value == pytest.approx((maps[:, :, :, :, 0].mean(-1) > 0.3).mean())
+    assert f"T = {T}" in found.note and f"{sum(1 / (i + 1) for i in range(T)) / T:.4f}" in found.note
+    short = row(report, "sink rate, published setting")
+    assert short.value == pytest.approx((synthetic_maps(4, 3, 2, 16, seed=5)[..., 0].mean(-1) > 0.3).mean())
+    assert short.measured_on == "4 × 16 tokens"
+
+
+def test_entropy_value_norms_and_the_largest_activation(report, maps):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entropy = -np.where(maps > 0, maps * np.log(maps), 0).sum(-1).mean()
+    assert row(report, "entropy of attention").value == pytest.approx(entropy, rel=1e-5)
+    assert row(report, "entropy of attention").null == pytest.approx(np.log(np.arange(1, T + 1)).mean())
+    values = report.records["text"]["value_norm"].values.astype(float)
+    ratio = (values[..., 0] / values[..., 1:].mean(-1)).mean()
+    assert row(report, "value norm, first token over the rest").value == pytest.approx(ratio, rel=1e-5)
+    largest = report.records["text"]["activation_max"].values.max()
+    assert row(report, "largest activation").value == pytest.approx(largest)
+
+
+def test_mass_by_layer_and_the_strongest_heads(report, maps):
+    table = report.tables["mass_by_layer"]
+    np.testing.assert_allclose(table[table["first"] == 1]["mean"], maps[:, :, :, 1:, 0].mean(axis=(0, 2, 3)), rtol=1e-5)
+    heads = report.tables["top_heads"]
+    mass = maps[:, :, :, 1:, 0].mean(axis=(0, 3))
+    assert list(heads["mass"]) == sorted(heads["mass"], reverse=True)
+    for found in heads.itertuples():
+        assert found.mass == pytest.approx(mass[found.layer, found.head], rel=1e-5)
+    assert len(heads) == mass.size
+
+
+def test_the_table_of_sink_rates(report, maps):
+    table = report.tables["sink_rate"]
+    for found in table[(table["record"] == "text")].itertuples():
+        alpha = maps[:, :, :, : found.length, 0].mean(-1)
+        assert found.rate == pytest.approx((alpha > found.epsilon).mean(), abs=1e-6)
+        assert found.null_alpha == pytest.approx(sum(1 / (i + 1) for i in range(found.length)) / found.length)
+    assert set(table["record"]) == {"text", "short"}
+
+
+def test_the_headline_states_the_mass_the_null_and_the_rate(report, maps):
+    each = maps[:, :, :, 1:, 0].mean(axis=(1, 2, 3))
+    null = np.mean([1 / (i + 1) for i in range(1, T)])
+    assert f"{100 * each.mean():.1f}%" in report.headline
+    assert f"{each.mean() / null:.1f} times the uniform null of {100 * null:.1f}%" in report.headline
+    assert "3 layers × 2 heads the first token (BOS) takes" in report.headline
+    assert report.headline.endswith(f"% of heads give it α > 0.3 (T = {T}).")
+
+
+def test_one_sequence_gives_numbers_without_intervals():
+    one = Report(synthetic_record(sequences=1, layers=2, heads=2, tokens=20))
+    assert "[" not in one.headline
+    assert one.tables["summary"]["lower"].isna().all()
+
+
+def test_a_partial_record_gives_what_it_can():
+    report = Report(naive.norms_only())
+    assert list(report.figures) == ["norms"]
+    assert list(report.tables) == ["summary", "value_drain"]
+    assert "no sink mass" in report.headline
+    with pytest.raises(KeyError):
+        report.tables["top_heads"]
+    with pytest.raises(KeyError):
+        report.figures["mean_maps"]
+
+
+def test_an_encoder_gives_a_reduced_report():
+    report = Report(synthetic_record(sequences=2, layers=2, heads=2, tokens=20, causal=False))
+    assert not {"sink_rate_curve", "distance_profile"} & set(report.figures)
+    assert "sink_rate" not in report.tables
+    assert row(report, "mass on the first token").null == pytest.approx(1 / 20)
+    assert "α" not in report.headline
+
+
+def test_sentences_serve_the_mean_maps_before_the_text_does():
+    text, sentences = synthetic_record(**naive.SHAPE), synthetic_record(5, 3, 2, 16, seed=9)
+    figure = Report({"text": text, "sentences": sentences}).figures["mean_maps"]
+    drawn = np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)
+    np.testing.assert_array_equal(drawn, sentences["mean_logit"].values[0, 0])
+
+
+def test_records_a_report_does_not_know_are_refused():
+    with pytest.raises(SinkscopeError, match="text"):
+        Report({"short": naive.norms_only()})
+    with pytest.raises(SinkscopeError, match="novel"):
+        Report({"text": naive.norms_only(), "novel": naive.norms_only()})
