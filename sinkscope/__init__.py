@@ -27,7 +27,7 @@ _HOMES = {
         "discover", "from_maps", "importance", "interval", "mass_by_layer", "massive_activations", "sink_mass",
         "sink_rate", "sink_rate_curve", "uniform_importance", "uniform_mass", "value_drain",
     ],
-    "sinkscope.report": ["Report", "report"],
+    "sinkscope.reporting": ["Report", "report"],
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

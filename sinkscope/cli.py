@@ -68,7 +68,7 @@ def report(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars, no summary.")] = False,
 ) -> None:
     """Measure where a model's attention goes and write it up: a page, figures, tables and the record."""
-    from sinkscope.report.directory import check_directory
+    from sinkscope.reporting.directory import check_directory
 
     target = check_directory(out)
     if tokens is not None:
@@ -82,7 +82,7 @@ def report(
     }
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
 
-    from sinkscope.report.gather import report as measure_report
+    from sinkscope.reporting.gather import report as measure_report
 
     progress = False if quiet else None
     made = measure_report(model, None, text, sequences=sequences, length=length, progress=progress, **options)

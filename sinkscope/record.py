@@ -67,9 +67,12 @@ def open_record(path: str | os.PathLike[str]) -> xr.Dataset:
 
 
 def _storable(record: xr.Dataset) -> xr.Dataset:
-    """The record as HDF5 can hold it: its strings end at a null byte, so U+2400 stands for one; attributes are plain."""
+    """The record as HDF5 can hold it: U+2400 for null bytes, where its strings would end, and plain attributes."""
     record = record.assign_attrs(
-        {name: value if isinstance(value, (int, float, np.number)) else str(value) for name, value in record.attrs.items()}
+        {
+            name: value if isinstance(value, (int, float, np.number)) else str(value)
+            for name, value in record.attrs.items()
+        }
     )
     if "token_text" not in record.coords:
         return record

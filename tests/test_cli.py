@@ -11,8 +11,8 @@ import pytest
 import sinkscope
 from sinkscope import cli
 from sinkscope.errors import SinkscopeError
-from sinkscope.report import Report
-from tests.report import naive
+from sinkscope.reporting import Report
+from tests.reporting import naive
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -31,7 +31,7 @@ def call(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
 @pytest.fixture
 def measured(monkeypatch):
     """`report` without a model: what it was called with, and a small report given back."""
-    from sinkscope.report import gather
+    from sinkscope.reporting import gather
 
     calls = []
 
@@ -106,7 +106,7 @@ def test_quiet_says_nothing_and_defaults_are_not_passed_on(monkeypatch, capsys, 
 
 
 def test_an_interrupt_leaves_nothing_and_exits_with_130(monkeypatch, capsys, tmp_path):
-    from sinkscope.report import gather
+    from sinkscope.reporting import gather
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -117,7 +117,7 @@ def test_an_interrupt_leaves_nothing_and_exits_with_130(monkeypatch, capsys, tmp
 
 
 def test_an_error_over_several_lines_is_still_one(monkeypatch, capsys, tmp_path):
-    from sinkscope.report import gather
+    from sinkscope.reporting import gather
 
     def fail(*_, **__):
         raise SinkscopeError("first\nsecond")

@@ -22,7 +22,10 @@ def record():
 def test_a_record_comes_back_as_it_was(record, tmp_path):
     opened = open_record(save_record(record, tmp_path / "record.nc"))
     shown = record.assign_coords(
-        token_text=(record.token_text.dims, [[t.replace("\0", "\u2400") for t in row] for row in record.token_text.values])
+        token_text=(
+            record.token_text.dims,
+            [[t.replace("\0", "\u2400") for t in row] for row in record.token_text.values],
+        )
     )
     xr.testing.assert_identical(opened, shown)
     assert sorted(os.listdir(tmp_path)) == ["record.nc"]

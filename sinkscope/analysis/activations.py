@@ -31,9 +31,7 @@ def massive_activations(record: xr.Dataset, magnitude: float = 100, ratio: float
     massive = (values > magnitude) & (values >= ratio * medians)
     where = np.argwhere(massive)
     dimension = (
-        variable(record, "activation_dimension").transpose(*order).values
-        if "activation_dimension" in record
-        else None
+        variable(record, "activation_dimension").transpose(*order).values if "activation_dimension" in record else None
     )
     with np.errstate(divide="ignore"):
         times = values[massive] / medians[massive]
@@ -43,9 +41,7 @@ def massive_activations(record: xr.Dataset, magnitude: float = 100, ratio: float
             "layer": largest["layer"].values[where[:, 1]].astype(np.int64),
             "position": largest["token"].values[where[:, 2]].astype(np.int64),
             "token_text": [text_of(record, s, p) for s, p in where[:, [0, 2]]],
-            "dimension": dimension[massive].astype(np.int64)
-            if dimension is not None
-            else np.full(len(where), -1),
+            "dimension": dimension[massive].astype(np.int64) if dimension is not None else np.full(len(where), -1),
             "magnitude": values[massive],
             "times_median": times,
         },

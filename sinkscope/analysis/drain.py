@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import xarray as xr
 
-from sinkscope.errors import SinkscopeError
 from sinkscope.analysis.variables import sequence_lengths, text_length, variable, whole, whole_number
+from sinkscope.errors import SinkscopeError
 
 
 def value_drain(record: xr.Dataset, first: int = 1) -> xr.Dataset:

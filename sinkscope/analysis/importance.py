@@ -5,7 +5,15 @@ from __future__ import annotations
 import xarray as xr
 
 from sinkscope.analysis.null import even_share
-from sinkscope.analysis.variables import PER_QUERY, is_causal, measured_queries, sequence_lengths, text_length, variable, whole
+from sinkscope.analysis.variables import (
+    PER_QUERY,
+    is_causal,
+    measured_queries,
+    sequence_lengths,
+    text_length,
+    variable,
+    whole,
+)
 
 
 def importance(record: xr.Dataset) -> xr.DataArray:

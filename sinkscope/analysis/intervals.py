@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from sinkscope.errors import SinkscopeError
 from sinkscope.analysis.variables import open_unit, whole_number
+from sinkscope.errors import SinkscopeError
 
 BATCH_VALUES = 4_000_000
 """Values resampled at once: bounds the memory (32 MB) and not the result."""
@@ -30,8 +30,7 @@ def interval(
     """
     if dim not in values.dims:
         raise SinkscopeError(
-            f"dim={dim!r} is not among the dimensions {tuple(map(str, values.dims))} of the values: give "
-            "one of them."
+            f"dim={dim!r} is not among the dimensions {tuple(map(str, values.dims))} of the values: give one of them."
         )
     confidence = open_unit(confidence, "confidence")
     resamples = whole_number(resamples, "resamples", 1)
@@ -49,9 +48,7 @@ def interval(
             mean[columns] = sample.mean(0)
             if len(sample) > 1:
                 lower[columns], upper[columns] = _bounds(sample, confidence, resamples, seed)
-    frame = table.drop_vars([name for name, coord in table.coords.items() if dim in coord.dims]).isel(
-        {dim: 0}
-    )
+    frame = table.drop_vars([name for name, coord in table.coords.items() if dim in coord.dims]).isel({dim: 0})
     result = xr.Dataset(
         {
             name: frame.copy(data=bound.reshape(frame.shape))
@@ -71,9 +68,7 @@ def interval(
     return result
 
 
-def _bounds(
-    sample: np.ndarray, confidence: float, resamples: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _bounds(sample: np.ndarray, confidence: float, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """[n, columns] to lower and upper [columns]."""
     from scipy.stats import bootstrap  # takes a second to import, and most callers never come here
 

@@ -55,9 +55,7 @@ def _one_per_sequence(array: Any) -> list[np.ndarray]:
             "give [layer, head, query, key] or [sequence, layer, head, query, key]."
         )
     if 0 in whole.shape:
-        raise SinkscopeError(
-            f"maps of shape {whole.shape} are empty: give at least one layer, one head and one token."
-        )
+        raise SinkscopeError(f"maps of shape {whole.shape} are empty: give at least one layer, one head and one token.")
     return [whole] if whole.ndim == 4 else list(whole)
 
 
@@ -89,20 +87,16 @@ def _as_array(value: Any) -> np.ndarray:
 
 def _check(maps: np.ndarray) -> None:
     if 0 in maps.shape:
-        raise SinkscopeError(
-            f"maps of shape {maps.shape} are empty: give at least one layer, one head and one token."
-        )
+        raise SinkscopeError(f"maps of shape {maps.shape} are empty: give at least one layer, one head and one token.")
     queries, keys = maps.shape[-2:]
     if queries != keys:
         raise SinkscopeError(
-            f"maps have {queries} queries and {keys} keys: give square maps, in which every token is a "
-            "query and a key."
+            f"maps have {queries} queries and {keys} keys: give square maps, in which every token is a query and a key."
         )
     for layer, values in enumerate(maps):
         if not np.isfinite(values).all():
             raise SinkscopeError(
-                f"the maps of layer {layer} hold NaN or infinity: give finite probabilities, with 0 "
-                "for masked keys."
+                f"the maps of layer {layer} hold NaN or infinity: give finite probabilities, with 0 for masked keys."
             )
         if values.min() < 0:
             raise SinkscopeError(

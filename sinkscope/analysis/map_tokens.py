@@ -26,8 +26,7 @@ def checked_tokens(tokens: Any, lengths: np.ndarray) -> tuple[np.ndarray | None,
     for s, (row, length) in enumerate(zip(rows, lengths, strict=True)):
         if len(row) != length:
             raise SinkscopeError(
-                f"sequence {s} has {len(row)} tokens, but its maps have {length}: give one token per "
-                "position."
+                f"sequence {s} has {len(row)} tokens, but its maps have {length}: give one token per position."
             )
     kinds = {_kind(token) for row in rows for token in row}
     longest = int(lengths.max())
@@ -41,9 +40,7 @@ def checked_tokens(tokens: Any, lengths: np.ndarray) -> tuple[np.ndarray | None,
         for s, row in enumerate(rows):
             ids[s, : len(row)] = [int(token) for token in row]
         if any((ids[s, : len(row)] < 0).any() for s, row in enumerate(rows)):
-            raise SinkscopeError(
-                "a token id is negative: give ids of 0 or more, as the tokenizer makes them."
-            )
+            raise SinkscopeError("a token id is negative: give ids of 0 or more, as the tokenizer makes them.")
         return ids, None
     raise SinkscopeError(f"tokens mix texts, ids or other things: {FORMS}.")
 
@@ -60,9 +57,7 @@ def _rows(tokens: Any, sequences: int) -> list[list[Any]]:
     except TypeError as error:
         raise SinkscopeError(f"tokens mix texts, ids or other things: {FORMS}.") from error
     if len(rows) != sequences:
-        raise SinkscopeError(
-            f"tokens has {len(rows)} lists for {sequences} sequences: give one list per sequence."
-        )
+        raise SinkscopeError(f"tokens has {len(rows)} lists for {sequences} sequences: give one list per sequence.")
     return rows
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import xarray as xr
 from scipy.special import entr
 
-from sinkscope.errors import SinkscopeError
 from sinkscope.analysis.map_checks import ROUNDING, checked_maps
 from sinkscope.analysis.map_tokens import checked_tokens
+from sinkscope.errors import SinkscopeError
 
 CORNER = 16
 FULL_RESOLUTION = 512
@@ -48,11 +48,7 @@ def from_maps(array: Any, tokens: Any = None, first: int = 4, **attributes: Any)
     maps = checked_maps(array)
     lengths = np.array([each.shape[-1] for each in maps])
     tokens_in_longest = int(lengths.max())
-    if (
-        isinstance(first, bool)
-        or not isinstance(first, (int, np.integer))
-        or not 1 <= first <= tokens_in_longest
-    ):
+    if isinstance(first, bool) or not isinstance(first, (int, np.integer)) or not 1 <= first <= tokens_in_longest:
         raise SinkscopeError(
             f"first={first!r} keys cannot be kept from maps of {tokens_in_longest} tokens: "
             f"give a whole number from 1 to {tokens_in_longest}."
@@ -65,9 +61,7 @@ def from_maps(array: Any, tokens: Any = None, first: int = 4, **attributes: Any)
         record = record.assign_coords(token_id=(("sequence", "token"), ids))
     if texts is not None:
         record = record.assign_coords(token_text=(("sequence", "token"), texts))
-    record.attrs = _provenance(lengths, causal, ids if texts is None else texts) | _checked_attributes(
-        attributes
-    )
+    record.attrs = _provenance(lengths, causal, ids if texts is None else texts) | _checked_attributes(attributes)
     return record
 
 
@@ -91,10 +85,7 @@ def _measured(maps: list[np.ndarray], length: int, first: int, causal: bool) -> 
         "distance_mass": ((length,), ("distance",)),
         "attention_map": ((len(cells), len(cells)), ("map_query", "map_key")),
     }
-    out = {
-        name: np.full((sequences, layers, heads, *shape), np.nan, np.float32)
-        for name, (shape, _) in shapes.items()
-    }
+    out = {name: np.full((sequences, layers, heads, *shape), np.nan, np.float32) for name, (shape, _) in shapes.items()}
     corner_sum = np.zeros((layers, heads, corner, corner))
     corner_count = np.zeros((corner, corner))
     for s, one in enumerate(maps):
@@ -185,9 +176,7 @@ def _provenance(lengths: np.ndarray, causal: bool, tokens: np.ndarray | None) ->
     }
     if tokens is not None:
         rows = ["\0".join(str(token) for token in row[:n]) for row, n in zip(tokens, lengths, strict=True)]
-        found["tokens_sha256"] = hashlib.sha256(
-            "\0\0".join(rows).encode("utf-8", "surrogatepass")
-        ).hexdigest()
+        found["tokens_sha256"] = hashlib.sha256("\0\0".join(rows).encode("utf-8", "surrogatepass")).hexdigest()
     return found
 
 
@@ -204,9 +193,7 @@ def _checked_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
                 "or a string."
             )
     if kept.get("causal", 0) not in (0, 1):
-        raise SinkscopeError(
-            f"attribute causal={kept['causal']!r} must be 1 (a query sees no later key) or 0."
-        )
+        raise SinkscopeError(f"attribute causal={kept['causal']!r} must be 1 (a query sees no later key) or 0.")
     return kept
 
 

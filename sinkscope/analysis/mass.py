@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import xarray as xr
 
-from sinkscope.errors import SinkscopeError
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.null import even_share
 from sinkscope.analysis.variables import text_length, variable, whole, whole_number
+from sinkscope.errors import SinkscopeError
 
 
 def sink_mass(record: xr.Dataset, first: int = 4) -> xr.DataArray:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from sinkscope.errors import SinkscopeError
 from sinkscope.analysis.variables import is_causal, measured_queries, sequence_lengths, whole_number
+from sinkscope.errors import SinkscopeError
 
 
 def uniform_importance(length: int, position: int = 0, causal: bool = True) -> float:
@@ -43,8 +43,7 @@ def uniform_mass(length: int, first: int = 1, causal: bool = True) -> float:
     first = whole_number(first, "first", 1)
     if first >= length:
         raise SinkscopeError(
-            f"a text of {length} tokens has no query after its first {first}: give a longer text or a "
-            "smaller first."
+            f"a text of {length} tokens has no query after its first {first}: give a longer text or a smaller first."
         )
     if not causal:
         return first / length

@@ -8,11 +8,19 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from sinkscope.errors import SinkscopeError
 from sinkscope.analysis.importance import importance
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.null import even_share
-from sinkscope.analysis.variables import is_causal, open_unit, sequence_lengths, text_length, variable, whole, whole_number
+from sinkscope.analysis.variables import (
+    is_causal,
+    open_unit,
+    sequence_lengths,
+    text_length,
+    variable,
+    whole,
+    whole_number,
+)
+from sinkscope.errors import SinkscopeError
 
 EPSILONS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
@@ -35,15 +43,12 @@ def sink_rate(record: xr.Dataset, epsilon: float = 0.3, position: int = 0) -> xr
     rate = (alpha > epsilon).where(alpha.notnull()).mean(skipna=True)
     counted = alpha.notnull().any(["layer", "head"])
     if not bool(counted.any()):
-        raise SinkscopeError(
-            f"the record holds no attention to position {position}: measure with SinkMass()."
-        )
+        raise SinkscopeError(f"the record holds no attention to position {position}: measure with SinkMass().")
     lengths = sequence_lengths(record).where(counted)
     rate = rate.drop_vars(list(rate.coords))
     rate.attrs = {
         **record.attrs,
-        "computed": f"fraction of heads with importance of position {position} above {epsilon:g} "
-        "(Gu et al. 2024)",
+        "computed": f"fraction of heads with importance of position {position} above {epsilon:g} (Gu et al. 2024)",
         "epsilon": epsilon,
         "position": int(position),
         "T": int(lengths.max()),

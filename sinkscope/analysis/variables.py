@@ -89,9 +89,7 @@ def measured_queries(record: xr.Dataset) -> xr.DataArray:
         if name in record:
             found = record[name].notnull()
             return found.any([dim for dim in found.dims if dim not in ("sequence", "query")])
-    query = xr.DataArray(
-        np.arange(text_length(record)), dims="query", coords={"query": np.arange(text_length(record))}
-    )
+    query = xr.DataArray(np.arange(text_length(record)), dims="query", coords={"query": np.arange(text_length(record))})
     return (query < sequence_lengths(record)).transpose("sequence", "query")
 
 
@@ -109,9 +107,7 @@ def open_unit(value: Any, name: str) -> float:
     except (TypeError, ValueError):
         number = float("nan")
     if not 0.0 < number < 1.0:
-        raise SinkscopeError(
-            f"{name}={value!r} is not a number above 0 and below 1: give one, such as {name}=0.3."
-        )
+        raise SinkscopeError(f"{name}={value!r} is not a number above 0 and below 1: give one, such as {name}=0.3.")
     return number
 
 

@@ -99,7 +99,9 @@ class Collector:
             for (variable, layer), (total, count) in self.sums.items():
                 if variable == name:
                     means[layer] = np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
-            return self._stack(known, {(0, layer): mean for layer, mean in means.items()}, sequences=1)[0].drop_vars("sequence")
+            return self._stack(known, {(0, layer): mean for layer, mean in means.items()}, sequences=1)[0].drop_vars(
+                "sequence"
+            )
         joined = {
             (sequence, layer): _join(chunks, known.dims)
             for (variable, layer, sequence), chunks in self.pieces.items()

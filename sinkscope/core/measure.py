@@ -110,7 +110,7 @@ def _read(scope: Scope, texts: list[Tensor], batch_tokens: int, progress: bool |
     accepted = inspect.signature(base.forward).parameters
     if "input_ids" not in accepted:
         raise SinkscopeError(
-            f"{type(base).__name__} has no tokens to read; run it yourself on its own inputs inside sinkscope.capture(model)."
+            f"{type(base).__name__} has no tokens to read; run it on its own inputs inside sinkscope.capture(model)."
         )
     # outside the interface keys and values show in the cache only; else it would just cost memory
     options = {"use_cache": not interface} if "use_cache" in accepted else {}

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import platform
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ def model_attributes(model: nn.Module) -> dict[str, Any]:
     config = getattr(model, "config", None)
     parameter = next(model.parameters(), torch.empty(0))
     return {
-        "model": getattr(config, "_name_or_path", "") or type(model).__name__,
+        "model": _public_name(getattr(config, "_name_or_path", "")) or type(model).__name__,
         "model_type": getattr(config, "model_type", type(model).__name__),
         "revision": getattr(config, "_commit_hash", None) or "unknown",
         "dtype": str(parameter.dtype).removeprefix("torch."),
@@ -32,6 +33,11 @@ def model_attributes(model: nn.Module) -> dict[str, Any]:
         "python": platform.python_version(),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def _public_name(name: str) -> str:
+    """A name on the hub as it is; of a path its last part, since the folders of one machine mean nothing elsewhere."""
+    return Path(name).name if Path(name).exists() or Path(name).is_absolute() else name
 
 
 def token_attributes(record: xr.Dataset, model: nn.Module) -> dict[str, Any]:

@@ -28,7 +28,5 @@ def auto_class(config: Any) -> Any:
         is_causal = any(name in causal for name in names) or "AutoModelForCausalLM" in remote
     else:
         kind = config.model_type
-        is_causal = (
-            kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-        )
+        is_causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return AutoModelForCausalLM if is_causal else AutoModel

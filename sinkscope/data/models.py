@@ -76,9 +76,7 @@ def load(
         try:
             model = model.to(device)
         except Exception as error:
-            raise SinkscopeError(
-                f"The model cannot be put on device {device!r}: {first_line(error)}."
-            ) from error
+            raise SinkscopeError(f"The model cannot be put on device {device!r}: {first_line(error)}.") from error
     return model.eval(), tokenizer
 
 
@@ -94,9 +92,7 @@ def _find(source: str | os.PathLike[str]) -> tuple[str, Path | None]:
         if not (path / "config.json").is_file():
             files = sorted(path.glob("*.gguf"))
             advice = (
-                f"give the file itself, such as {str(files[0])!r}"
-                if files
-                else "give one that save_pretrained wrote"
+                f"give the file itself, such as {str(files[0])!r}" if files else "give one that save_pretrained wrote"
             )
             raise SinkscopeError(f"The directory {text!r} is not a model, it has no config.json: {advice}.")
         return str(path), path
@@ -111,8 +107,7 @@ def _find(source: str | os.PathLike[str]) -> tuple[str, Path | None]:
     looks_like_path = not isinstance(source, str) or text.lower().endswith(".gguf") or text[:1] in "./~\\"
     if looks_like_path or not HUB_ID.fullmatch(text):
         raise SinkscopeError(
-            f"There is no model at {text!r}: give a directory, a .gguf file or a name "
-            "on the Hugging Face Hub."
+            f"There is no model at {text!r}: give a directory, a .gguf file or a name on the Hugging Face Hub."
         )
     return text, None
 
@@ -125,9 +120,7 @@ def _dtype(dtype: Any) -> Any:
         return dtype
     found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise SinkscopeError(
-            f"dtype is {dtype!r}, but it must be a floating type such as 'float32' or 'bfloat16'."
-        )
+        raise SinkscopeError(f"dtype is {dtype!r}, but it must be a floating type such as 'float32' or 'bfloat16'.")
     return found
 
 
@@ -145,8 +138,7 @@ def _model(place: str, name: str, options: dict[str, Any], trust_remote_code: bo
         raise SinkscopeError(_reason(name, error)) from error
     if missing := sorted(report["missing_keys"]):
         warnings.warn(
-            f"{name} lacks {len(missing)} weights of {type(model).__name__} ({missing[0]} first): "
-            "they are random.",
+            f"{name} lacks {len(missing)} weights of {type(model).__name__} ({missing[0]} first): they are random.",
             stacklevel=3,
         )
     return model
@@ -155,9 +147,7 @@ def _model(place: str, name: str, options: dict[str, Any], trust_remote_code: bo
 def _reason(name: str, error: BaseException) -> str:
     line = first_line(error)
     if "trust_remote_code" in str(error):
-        return (
-            f"{name!r} brings its own Python code: read it, and pass trust_remote_code=True if you trust it."
-        )
+        return f"{name!r} brings its own Python code: read it, and pass trust_remote_code=True if you trust it."
     if Path(name).exists():
         return f"The model in {name!r} cannot be loaded: {line}."
     return (
@@ -190,9 +180,7 @@ def _already_loaded(model: Any, given: list[str]) -> tuple[Any, Any]:
             f"A model is a name, a path or a torch module, not a {type(model).__name__}: see sinkscope.load."
         )
     if given:
-        raise SinkscopeError(
-            f"The model is loaded already, so {given[0]} has no effect: change the model itself."
-        )
+        raise SinkscopeError(f"The model is loaded already, so {given[0]} has no effect: change the model itself.")
     config = getattr(model, "config", None)
     name = str(getattr(config, "name_or_path", "") or "")
     try:

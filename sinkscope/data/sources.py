@@ -41,8 +41,7 @@ def text_pieces(source: str | os.PathLike[str] | None) -> Iterator[str]:
         pieces = _file(source)
     else:
         raise SinkscopeError(
-            f"A text source is a file, 'hf:name' or None, not a {type(source).__name__}: pass a "
-            "text itself as text=..."
+            f"A text source is a file, 'hf:name' or None, not a {type(source).__name__}: pass a text itself as text=..."
         )
     return not_blank(pieces, "the demo text" if source is None else repr(os.fspath(source)))
 
@@ -54,9 +53,7 @@ def not_blank(pieces: Iterator[str], name: str) -> Iterator[str]:
         seen.append(piece)
         if piece.strip():
             return chain(seen, pieces)
-    raise SinkscopeError(
-        f"There is no text in {name}: at least one character that is not white space is needed."
-    )
+    raise SinkscopeError(f"There is no text in {name}: at least one character that is not white space is needed.")
 
 
 def _joined(paragraphs: Iterator[str]) -> Iterator[str]:
@@ -73,9 +70,7 @@ def _file(source: str | os.PathLike[str]) -> Iterator[str]:
     except (OSError, ValueError, RuntimeError):
         found = False
     if not found:
-        raise SinkscopeError(
-            f"{shown} is not a file: give the path of a text file, or pass a text itself as text=..."
-        )
+        raise SinkscopeError(f"{shown} is not a file: give the path of a text file, or pass a text itself as text=...")
     try:
         with path.open(encoding="utf-8-sig") as text:
             while piece := text.read(1 << 16):
@@ -91,9 +86,7 @@ def _file(source: str | os.PathLike[str]) -> Iterator[str]:
 def _dataset(source: str) -> Iterator[str]:
     name, *rest = source.removeprefix("hf:").split(":")
     if not name or len(rest) > 2:
-        raise SinkscopeError(
-            f"{source!r} is not a dataset: write hf:name, hf:name:split or hf:name:config:split."
-        )
+        raise SinkscopeError(f"{source!r} is not a dataset: write hf:name, hf:name:split or hf:name:config:split.")
     try:
         import datasets
     except ImportError as error:
@@ -146,6 +139,5 @@ def _text_column(row: dict[str, Any], source: str) -> str:
     if len(strings) == 1:
         return strings[0]
     raise SinkscopeError(
-        f"The dataset {source!r} has no column of text that can be told from the rest (columns: "
-        f"{', '.join(row)})."
+        f"The dataset {source!r} has no column of text that can be told from the rest (columns: {', '.join(row)})."
     )

@@ -43,9 +43,7 @@ def read_tokens(
     text, and bos=True with a tokenizer that has no BOS token.
     """
     if tokenizer is None:
-        raise SinkscopeError(
-            "A text needs a tokenizer and this model has none: pass one, or pass token ids yourself."
-        )
+        raise SinkscopeError("A text needs a tokenizer and this model has none: pass one, or pass token ids yourself.")
     if limit < 1:
         raise SinkscopeError(f"limit is {limit}, but it is a number of tokens: give 1 or more.")
     if start < 0:
@@ -73,15 +71,11 @@ def read_tokens(
             body = body[1:]
         ids = ([bos_id] if bos is True and bos_id is not None else []) + body
     if not ids:
-        raise SinkscopeError(
-            "The tokenizer makes no token of this text: give a text it knows the characters of."
-        )
+        raise SinkscopeError("The tokenizer makes no token of this text: give a text it knows the characters of.")
     return torch.tensor([ids[:limit]], dtype=torch.long)
 
 
-def sequences(
-    ids: torch.Tensor, length: int, count: int | None = None, *, bos: int | None = None
-) -> torch.Tensor:
+def sequences(ids: torch.Tensor, length: int, count: int | None = None, *, bos: int | None = None) -> torch.Tensor:
     """Consecutive sequences that do not overlap: LongTensor [N, length].
 
     ids: one stream of tokens, LongTensor [T] or [1, T].

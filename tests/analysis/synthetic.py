@@ -102,14 +102,8 @@ def synthetic_record(
     for s, row in enumerate(texts):
         sinks[s, delimiter_position(row)] = True
     norms = ("sequence", "layer", "kv_head", "token")
-    value = (
-        random.lognormal(0.0, 0.2, (sequences, layers, heads, tokens))
-        * np.where(sinks, 0.1, 1.0)[:, None, None, :]
-    )
-    key = (
-        random.lognormal(2.0, 0.1, (sequences, layers, heads, tokens))
-        * np.where(sinks, 0.6, 1.0)[:, None, None, :]
-    )
+    value = random.lognormal(0.0, 0.2, (sequences, layers, heads, tokens)) * np.where(sinks, 0.1, 1.0)[:, None, None, :]
+    key = random.lognormal(2.0, 0.1, (sequences, layers, heads, tokens)) * np.where(sinks, 0.6, 1.0)[:, None, None, :]
     record["value_norm"] = (norms, value.astype(np.float32))
     record["key_norm"] = (norms, key.astype(np.float32))
 

@@ -47,11 +47,7 @@ def test_the_planted_ones_are_found_where_they_are():
             ",",
         }
         assert rows["layer"].min() == 2 and rows["layer"].max() == 4
-    assert (
-        found.attrs["magnitude"] == 100
-        and found.attrs["ratio"] == 1000
-        and found.attrs["model"] == "synthetic"
-    )
+    assert found.attrs["magnitude"] == 100 and found.attrs["ratio"] == 1000 and found.attrs["model"] == "synthetic"
 
 
 def test_without_texts_and_dimensions_the_rows_stay():
@@ -68,9 +64,7 @@ def test_a_selected_layer_keeps_its_number_and_none_found_keeps_the_form():
     assert len(none) == 0 and list(none.columns) == COLUMNS
 
 
-@pytest.mark.parametrize(
-    "options", [{"magnitude": 0}, {"ratio": -1}, {"ratio": "many"}, {"magnitude": float("nan")}]
-)
+@pytest.mark.parametrize("options", [{"magnitude": 0}, {"ratio": -1}, {"ratio": "many"}, {"magnitude": float("nan")}])
 def test_bad_thresholds_are_refused(options):
     with pytest.raises(SinkscopeError, match=next(iter(options))):
         massive_activations(synthetic_record(1, 1, 1, 8), **options)

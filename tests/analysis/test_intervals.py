@@ -45,11 +45,7 @@ def test_every_element_is_resampled_from_its_own_values_that_are_there():
     got = interval(table)
     assert got["layer"].values.tolist() == [3, 5, 7, 9]
     np.testing.assert_allclose(got["mean"], [values[:, 0].mean(), values[:4, 1].mean(), values[0, 2], np.nan])
-    assert (
-        got["lower"].isnull().values.tolist()
-        == got["upper"].isnull().values.tolist()
-        == [False, False, True, True]
-    )
+    assert got["lower"].isnull().values.tolist() == got["upper"].isnull().values.tolist() == [False, False, True, True]
     alone = interval(table.isel(sequence=slice(4), layer=1))
     assert got["lower"].values[1] == alone["lower"].item() and got["upper"].values[1] == alone["upper"].item()
     assert got.attrs["n"] == 6

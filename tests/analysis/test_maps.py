@@ -69,7 +69,9 @@ def test_every_variable_equals_its_definition_in_loops(lengths, heads, causal, d
                         **FLOAT32,
                     )
                 np.testing.assert_allclose(at["attention_map"].values[:T, :T], a, **FLOAT32)
-                assert np.isnan(at["attention_map"].values[T:]).all() and np.isnan(at["attention_map"].values[:, T:]).all()
+                assert (
+                    np.isnan(at["attention_map"].values[T:]).all() and np.isnan(at["attention_map"].values[:, T:]).all()
+                )
     assert "virtual_sink_mass" not in record
 
 

@@ -24,9 +24,7 @@ def test_sink_mass_equals_its_definition_in_loops(lengths, heads, causal, data):
     assert mass.dims == ("layer", "head")
     for layer in range(2):
         for head in range(heads):
-            np.testing.assert_allclose(
-                mass[layer, head], naive.sink_mass(maps, layer, head, first), **FLOAT32
-            )
+            np.testing.assert_allclose(mass[layer, head], naive.sink_mass(maps, layer, head, first), **FLOAT32)
     uniform = [[[naive.uniform_matrix(T, causal)]] for T in lengths]
     assert mass.attrs["null"] == pytest.approx(naive.sink_mass(uniform, 0, 0, first), rel=1e-12)
 
@@ -76,11 +74,7 @@ def test_a_selected_layer_or_head_reads_the_same():
 
 def test_attributes_say_what_was_computed_from_what():
     mass = sink_mass(synthetic_record(), 2)
-    assert (
-        mass.attrs["model"] == "synthetic"
-        and mass.attrs["first"] == 2
-        and "first 2 keys" in mass.attrs["computed"]
-    )
+    assert mass.attrs["model"] == "synthetic" and mass.attrs["first"] == 2 and "first 2 keys" in mass.attrs["computed"]
 
 
 def test_mass_by_layer_is_the_mean_over_heads_with_bounds_around_it():

@@ -119,11 +119,7 @@ def test_the_curve_passes_through_the_sink_rate_and_its_bounds_enclose_it():
         assert float(rate.sel(epsilon=epsilon)) == pytest.approx(sink_rate(record, epsilon).item())
     assert (curve["lower"] <= curve["rate"]).all() and (curve["rate"] <= curve["upper"]).all()
     assert (np.diff(rate) <= 0).all()
-    assert (
-        curve.attrs["bos"] == "yes"
-        and curve.attrs["confidence"] == 0.95
-        and curve.attrs["model"] == "synthetic"
-    )
+    assert curve.attrs["bos"] == "yes" and curve.attrs["confidence"] == 0.95 and curve.attrs["model"] == "synthetic"
 
 
 def test_one_sequence_has_a_curve_without_bounds():

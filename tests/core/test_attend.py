@@ -41,7 +41,8 @@ def causal(queries, keys):
 @settings(max_examples=40, deadline=None)
 @given(
     queries=st.integers(1, 70), past=st.integers(0, 50), group=st.integers(1, 3),
-    value_dim=st.sampled_from([8, 16, 24]), softcap=st.sampled_from([None, 5.0]), rows=st.sampled_from([1, 7, 256]), entries=st.sampled_from([200, 1 << 22]),
+    value_dim=st.sampled_from([8, 16, 24]), softcap=st.sampled_from([None, 5.0]),
+    rows=st.sampled_from([1, 7, 256]), entries=st.sampled_from([200, 1 << 22]),
 )  # fmt: skip
 def test_causal_attention_equals_plain_softmax(queries, past, group, value_dim, softcap, rows, entries):
     query, key, value = states(queries, queries + past, heads=2 * group, value_dim=value_dim)

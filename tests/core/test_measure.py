@@ -47,7 +47,9 @@ def test_the_record_says_what_was_measured():
     assert attrs["model_type"] == "llama" and attrs["dtype"] == "float32" and attrs["causal"] == 1
     assert attrs["tokens"] == 80 and attrs["sequences"] == 2 and attrs["text"] == "made up"
     assert attrs["tokens_sha256"] == hashlib.sha256(ids.numpy().tobytes()).hexdigest()
-    assert attrs["bos"] == "no" and attrs["sinkscope"] == sinkscope.__version__ and "SinkMass(first=4)" in attrs["probes"]
+    assert (
+        attrs["bos"] == "no" and attrs["sinkscope"] == sinkscope.__version__ and "SinkMass(first=4)" in attrs["probes"]
+    )
     assert measure(model, torch.cat([torch.ones(2, 1, dtype=torch.long), ids], 1)).attrs["bos"] == "yes"
     first = int(ids[0, 0])
     assert record.token_text.values[0, 0] == Speller().decode([first])

@@ -52,9 +52,7 @@ def embeddings(model) -> np.ndarray:
     return model.get_input_embeddings().weight.detach().numpy().copy()
 
 
-def test_the_second_load_does_not_convert_and_a_moved_file_finds_its_entry(
-    tiny_gguf, cache, tmp_path, monkeypatch
-):
+def test_the_second_load_does_not_convert_and_a_moved_file_finds_its_entry(tiny_gguf, cache, tmp_path, monkeypatch):
     first = embeddings(load(tiny_gguf[0])[0])
     monkeypatch.setattr(converted, "_convert", lambda *_: pytest.fail("converted again"))
     assert np.array_equal(embeddings(load(tiny_gguf[0])[0]), first)

@@ -72,9 +72,7 @@ def test_the_dtype_asked_for_is_the_dtype_of_the_weights(tiny_gguf, cache):
     assert torch.equal(model.get_input_embeddings().weight, expected)
 
 
-@pytest.mark.parametrize(
-    "kind, expected", [("gpt2", "GPT2LMHeadModel"), ("bert", "BertModel"), ("vit", "ViTModel")]
-)
+@pytest.mark.parametrize("kind, expected", [("gpt2", "GPT2LMHeadModel"), ("bert", "BertModel"), ("vit", "ViTModel")])
 @pytest.mark.filterwarnings("ignore:.*lacks .* weights.*pooler")
 def test_a_decoder_keeps_its_head_and_an_encoder_comes_without(directories, kind, expected):
     model, tokenizer = load(directories / kind)
@@ -196,9 +194,7 @@ def test_without_its_wheel_the_demo_model_is_an_error_that_says_how_to_install_i
 
 
 def test_importing_the_package_imports_neither_torch_nor_transformers():
-    code = (
-        "import sys, sinkscope.data; sys.exit(bool({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
-    )
+    code = "import sys, sinkscope.data; sys.exit(bool({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -213,9 +209,7 @@ def test_the_demo_model_has_the_weights_of_the_file_in_its_wheel():
         "blk.0.attn_v.weight": "model.layers.0.self_attn.v_proj.weight",
         "blk.29.ffn_down.weight": "model.layers.29.mlp.down_proj.weight",
     }
-    tensors = {
-        tensor.name: tensor for tensor in gguf.GGUFReader(demo_model_file()).tensors if tensor.name in names
-    }
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(demo_model_file()).tensors if tensor.name in names}
     for theirs, ours in names.items():
         expected = gguf.dequantize(tensors[theirs].data, tensors[theirs].tensor_type)
         assert np.array_equal(weights[ours].numpy(), expected)

@@ -126,11 +126,7 @@ def test_a_dataset_in_a_local_directory_is_read(tmp_path, monkeypatch):
         table.to_parquet(tmp_path / "books" / f"{split}.parquet")
     books = f"hf:{tmp_path / 'books'}"
     assert read_text(books) == "first test.\nline\n\nsecond test."
-    assert (
-        read_text(f"{books}:train")
-        == read_text(f"{books}:default:train")
-        == "first train.\nline\n\nsecond train."
-    )
+    assert read_text(f"{books}:train") == read_text(f"{books}:default:train") == "first train.\nline\n\nsecond train."
     with pytest.raises(SinkscopeError, match="no split 'validation'"):
         read_text(f"{books}:validation")
     with pytest.raises(SinkscopeError, match="cannot be opened"):
@@ -163,9 +159,7 @@ def make_tokenizer(kind: str, corpus: str):
     elif kind == "unigram":
         tokenizer = Tokenizer(models.Unigram())
         tokenizer.train_from_iterator(lines, trainers.UnigramTrainer(unk_token="<unk>", **options))
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="$A </s>", special_tokens=[("</s>", 2)]
-        )
+        tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
     else:
         tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -179,14 +173,10 @@ def make_tokenizer(kind: str, corpus: str):
 
 @pytest.fixture(scope="module")
 def tokenizers(demo_text):
-    return {
-        kind: make_tokenizer(kind, demo_text[:30_000]) for kind in ("bytes", "unsplit", "unigram", "pieces")
-    }
+    return {kind: make_tokenizer(kind, demo_text[:30_000]) for kind in ("bytes", "unsplit", "unigram", "pieces")}
 
 
-PIECES = st.sampled_from(
-    ["God", " the", "  ", "\n\n", "a" * 50, "é", "e\u0301", "知", "\0", "lord.", " 7", "'s", "\t"]
-)
+PIECES = st.sampled_from(["God", " the", "  ", "\n\n", "a" * 50, "é", "e\u0301", "知", "\0", "lord.", " 7", "'s", "\t"])
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

@@ -22,9 +22,9 @@ class Maps(TileProbe):
     """Attention maps [query, key] of chosen layers and heads; the only probe that keeps a map.
 
     Makes ``attention_map`` [sequence, layer, head, map_query, map_key]. Where a text is longer than `resolution`,
-    neighbouring tokens share a cell: with ``pool="mass"`` a cell holds the mass that its keys receive together, averaged over its
-    queries (rows still sum to 1); with ``pool="max"`` the largest probability in it, so that a sink one column wide
-    survives.
+    neighbouring tokens share a cell: with ``pool="mass"`` a cell holds the mass that its keys receive together,
+    averaged over its queries (rows still sum to 1); with ``pool="max"`` the largest probability in it, so that a sink
+    one column wide survives.
 
     Args:
         layers, heads: which; all when None.

@@ -14,13 +14,13 @@ import pandas as pd
 from sinkscope.figures.provenance import model_name, source_line
 from sinkscope.figures.style import number
 from sinkscope.figures.tokens import visible
-from sinkscope.report.headline import headline
-from sinkscope.report.interactive import INTERACTIVE
-from sinkscope.report.table_files import formatted
-from sinkscope.report.tables import CONTENTS
+from sinkscope.reporting.headline import headline
+from sinkscope.reporting.interactive import INTERACTIVE
+from sinkscope.reporting.table_files import formatted
+from sinkscope.reporting.tables import CONTENTS
 
 if TYPE_CHECKING:
-    from sinkscope.report.document import Report
+    from sinkscope.reporting.document import Report
 
 
 def page(report: Report, files: list[str]) -> str:

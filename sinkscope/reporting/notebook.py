@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from sinkscope.figures.provenance import source_line
-from sinkscope.report.page import inline_png
-from sinkscope.report.table_files import formatted
+from sinkscope.reporting.page import inline_png
+from sinkscope.reporting.table_files import formatted
 
 if TYPE_CHECKING:
-    from sinkscope.report.document import Report
+    from sinkscope.reporting.document import Report
 
 
 def fragment(report: Report, names: list[str]) -> str:

@@ -14,9 +14,9 @@ import pytest
 import xarray as xr
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.report import Report, check_directory
-from sinkscope.report import save as saving
-from tests.report import naive
+from sinkscope.reporting import Report, check_directory
+from sinkscope.reporting import save as saving
+from tests.reporting import naive
 
 
 def small() -> Report:
@@ -63,7 +63,7 @@ def test_provenance_is_in_every_file(saved):
 
 def test_open_draws_the_same_without_torch_or_transformers(saved):
     code = (
-        "import sys; from sinkscope.report import Report; report = Report.open(sys.argv[1]);"
+        "import sys; from sinkscope.reporting import Report; report = Report.open(sys.argv[1]);"
         "print(report.headline); [report.figures[name] for name in report.figures];"
         "[report.tables[name] for name in report.tables]; report._repr_html_();"
         "assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules), 'imported'"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.report import Report
+from sinkscope.reporting import Report
 from tests.analysis.synthetic import synthetic_maps, synthetic_record
-from tests.report import naive
+from tests.reporting import naive
 
 T = naive.SHAPE["tokens"]
 

@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.report.document import Report
+from sinkscope.reporting.document import Report
 
 if TYPE_CHECKING:
     import torch

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sinkscope.report.table_files import csv_text, latex_escape, latex_text
-from tests.report.naive import EVIL
+from sinkscope.reporting.table_files import csv_text, latex_escape, latex_text
+from tests.reporting.naive import EVIL
 
 SOURCE = {"model": "a/model", "revision": "r1", "text": "evil\nnewline % text", "date": "2020-02-02"}
 

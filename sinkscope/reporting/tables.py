@@ -13,7 +13,7 @@ from sinkscope.analysis import mass_by_layer as layer_masses
 from sinkscope.figures.need import is_causal
 from sinkscope.figures.nulls import null_mass
 from sinkscope.figures.sink_rate import default_lengths
-from sinkscope.report.headline import summary
+from sinkscope.reporting.headline import summary
 
 Records = Mapping[str, xr.Dataset]
 TOP = 20

@@ -141,7 +141,7 @@ def _over_sequences(record: xr.Dataset, variable: str, quantity: str, unit: str)
 
 
 def _drain(record: xr.Dataset) -> dict[str, Any]:
-    ratio = value_ratio(value_drain(record, first=1))
+    ratio = value_drain(record, first=1)["value_ratio"]
     return _row(
         record,
         "value norm, first token over the rest",
@@ -150,11 +150,6 @@ def _drain(record: xr.Dataset) -> dict[str, Any]:
         null=1.0,
         note="mean over layers and KV heads; below 1: the sink's value is drained",
     )
-
-
-def value_ratio(drain: xr.Dataset) -> xr.DataArray:
-    """The value-norm ratio in what `value_drain` returns."""
-    return drain[next(name for name in map(str, drain.data_vars) if "value" in name)]
 
 
 def _activation(record: xr.Dataset) -> dict[str, Any]:

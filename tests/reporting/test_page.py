@@ -11,11 +11,11 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from sinkscope.report import Report
-from sinkscope.report.interactive import INTERACTIVE
-from sinkscope.report.page import _script_json, page
-from sinkscope.report.traces import hover_text, thinned
-from tests.report import naive
+from sinkscope.reporting import Report
+from sinkscope.reporting.interactive import INTERACTIVE
+from sinkscope.reporting.page import _script_json, page
+from sinkscope.reporting.traces import hover_text, thinned
+from tests.reporting import naive
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [

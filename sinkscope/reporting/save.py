@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from tqdm.auto import tqdm
 
 from sinkscope.figures.provenance import source_json
-from sinkscope.report.directory import FORMAT, MANIFEST, check_directory, whole_directory
-from sinkscope.report.page import page
-from sinkscope.report.table_files import csv_text, latex_text
-from sinkscope.report.tables import CONTENTS
+from sinkscope.reporting.directory import FORMAT, MANIFEST, check_directory, whole_directory
+from sinkscope.reporting.page import page
+from sinkscope.reporting.table_files import csv_text, latex_text
+from sinkscope.reporting.tables import CONTENTS
 
 if TYPE_CHECKING:
-    from sinkscope.report.document import Report
+    from sinkscope.reporting.document import Report
 
 FORMATS = ("pdf", "svg", "png")
 

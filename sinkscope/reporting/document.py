@@ -11,10 +11,10 @@ import xarray as xr
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures.provenance import source_line
-from sinkscope.report.directory import read_manifest
-from sinkscope.report.headline import headline
-from sinkscope.report.plates import Figures
-from sinkscope.report.tables import Tables
+from sinkscope.reporting.directory import read_manifest
+from sinkscope.reporting.headline import headline
+from sinkscope.reporting.plates import Figures
+from sinkscope.reporting.tables import Tables
 
 RECORDS = ("text", "short", "sentences")
 SHOWN = ("sink_mass_heatmap", "received_by_position", "sink_rate_curve")
@@ -59,7 +59,7 @@ class Report:
         All of it or nothing: it is written beside and renamed. An earlier report in `directory` is replaced.
         Raises SinkscopeError if `directory` holds anything else or cannot be written to.
         """
-        from sinkscope.report.save import save
+        from sinkscope.reporting.save import save
 
         return save(self, directory, progress=progress)
 
@@ -83,7 +83,7 @@ class Report:
         )
 
     def _repr_html_(self) -> str:
-        from sinkscope.report.notebook import fragment
+        from sinkscope.reporting.notebook import fragment
 
         return fragment(self, [name for name in SHOWN if name in self.figures] or list(self.figures)[:2])
 

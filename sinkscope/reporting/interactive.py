@@ -18,7 +18,7 @@ from sinkscope.figures.received import find_peaks, received_profile
 from sinkscope.figures.sink_rate import default_lengths
 from sinkscope.figures.spread import mean_by_distance, mean_entropy
 from sinkscope.figures.style import number
-from sinkscope.report.traces import (
+from sinkscope.reporting.traces import (
     COLOURS,
     MAGMA,
     Description,

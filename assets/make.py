@@ -1,0 +1,21 @@
+"""The pictures that README.md shows, drawn from the demo model reading the demo text: `make assets`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sinkscope
+
+HERE = Path(__file__).parent
+SHOWN = ("sink_mass_heatmap", "received_by_position", "mean_maps")
+
+
+def main() -> None:
+    report = sinkscope.report()
+    for name in SHOWN:
+        report.figures[name].savefig(HERE / f"{name}.png", dpi=200)
+    print(report.headline)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""The examples of the README run, in order, on the demo model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys):
+    torch.set_num_threads(2)
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 5
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["maps"].shape == (2, 9, 64, 64)
+    assert 0.25 < float(names["mass"].mean()) < 0.45  # about a third, as the README says
+    assert {"report.html", "manifest.json"} <= {path.name for path in (tmp_path / "my-report").iterdir()}
+    assert (tmp_path / "mass_by_layer.pdf").stat().st_size > 5000
+    printed = capsys.readouterr().out.splitlines()
+    assert float(printed[-1]) == 0.0
