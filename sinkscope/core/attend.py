@@ -8,6 +8,7 @@ behind flash-decoding), so nothing ever needs the T x T matrix of probabilities.
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -15,6 +16,7 @@ from sinkscope.core.kernels import fused_kernel
 from sinkscope.core.masks import CausalMask, FullMask, Mask, additive
 
 BLOCK_ENTRIES = 1 << 22  # scores held at once by the blockwise path
+GROUPED = "batch (kv_head group) query last -> batch kv_head group query last"  # beside the key head they share
 FUSED_ROWS = 256  # queries per fused call where a mask has to be given
 
 
@@ -80,18 +82,13 @@ def merge(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return output.to(parts[0][0].dtype), total
 
 
-def grouped(query: Tensor, kv_heads: int) -> Tensor:
-    """Queries [batch, head, query, dim] as [batch, kv_head, group, query, dim], beside the key head they share."""
-    return query.unflatten(1, (kv_heads, query.shape[1] // kv_heads))
-
-
 def scores_of(
     query: Tensor, key: Tensor, mask: Mask, rows: slice, columns: slice, scale: float, softcap: float | None
 ) -> Tensor:
     """Scores [batch, head, rows, columns] of a block in float32, hidden entries at the lowest float."""
-    keys = key[:, :, None, columns].float()
-    scores = (grouped(query[:, :, rows], key.shape[1]).float() * scale) @ keys.transpose(-1, -2)
-    scores = scores.flatten(1, 2)
+    queries = rearrange(query[:, :, rows], GROUPED, kv_head=key.shape[1]).float() * scale
+    scores = queries @ key[:, :, None, columns].float().mT
+    scores = rearrange(scores, "batch kv_head group query key -> batch (kv_head group) query key")
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     mask.hide(scores, rows, columns)
@@ -106,9 +103,10 @@ def _blockwise(
     def block(query: Tensor, key: Tensor, value: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
         scores = scores_of(query, key, mask, rows, columns, scale, softcap)
         lse = scores.logsumexp(-1)
-        weights = (scores - lse[..., None]).exp().unflatten(1, (key.shape[1], -1))
+        weights = rearrange((scores - lse[..., None]).exp(), GROUPED, kv_head=key.shape[1])
         output = weights @ value[:, :, None, columns].float()
-        return output.flatten(1, 2).to(query.dtype), lse
+        output = rearrange(output, "batch kv_head group query dim -> batch (kv_head group) query dim")
+        return output.to(query.dtype), lse
 
     gradient = _wants_gradient(query, key, value)
     step = max(1, BLOCK_ENTRIES // (query.shape[0] * query.shape[1] * key.shape[2]))

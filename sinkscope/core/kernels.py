@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from torch import Tensor
 
 Kernel = Callable[[Tensor, Tensor, Tensor, float, bool, Tensor | None], tuple[Tensor, Tensor]]
@@ -37,7 +38,7 @@ def _efficient_cuda(
 ) -> tuple[Tensor, Tensor]:
     """torch's memory-efficient attention for CUDA, in float32 and half precision."""
     group = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    key, value = (repeat(t, "batch kv_head key dim -> batch (kv_head group) key dim", group=group) for t in (key, value))
     if bias is not None:  # the kernel wants rows aligned to 16 bytes
         rows, columns = query.shape[2], key.shape[2]
         padded = F.pad(bias, (0, -columns % 8))[..., :columns]

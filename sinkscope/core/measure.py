@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from sinkscope.core.probes import FREE, Maps, Probe, SinkMass
 from sinkscope.core.scope import Scope
 from sinkscope.errors import SinkscopeError
 
-SHORT = 4096  # tokens that a laptop reads in a few seconds: no progress bar below
+PATIENCE = 2.0  # seconds before a progress bar shows
 
 
 def measure(
@@ -39,7 +40,7 @@ def measure(
         probes: what to measure; those that cost no second pass when None.
         tokenizer: adds the text of each token to the record.
         batch_tokens: sequences of equal length run together up to so many tokens.
-        progress: whether to show a progress bar; from 4096 tokens on when None.
+        progress: whether to show a progress bar; once two seconds have passed when None.
         attributes: noted in the record's attrs (the name of the text, for one).
 
     Returns:
@@ -89,7 +90,7 @@ def attention_maps(
     if len(texts) != 1:
         raise SinkscopeError(f"attention_maps takes one text [1, token], got {len(texts)}; call it once for each.")
     with Scope(model, [Maps(layers, heads, resolution, pool)]) as scope, torch.no_grad():  # type: ignore[arg-type]
-        _read(scope, texts, SHORT, None)
+        _read(scope, texts, len(texts[0]), None)
         maps = scope.array("attention_map")[0]
     maps = maps if layers is None else maps.sel(layer=list(layers))
     return maps.rename(map_query="query", map_key="key").drop_vars("sequence")
@@ -106,7 +107,6 @@ def with_token_texts(record: xr.Dataset, tokenizer: Any) -> xr.Dataset:
 def _read(scope: Scope, texts: list[Tensor], batch_tokens: int, progress: bool | None) -> None:
     """Run the model's layers over all texts."""
     base, interface = scope.anatomy.base, scope.anatomy.interface
-    total = sum(map(len, texts))
     accepted = inspect.signature(base.forward).parameters
     if "input_ids" not in accepted:
         raise SinkscopeError(
@@ -115,10 +115,31 @@ def _read(scope: Scope, texts: list[Tensor], batch_tokens: int, progress: bool |
     # outside the interface keys and values show in the cache only; else it would just cost memory
     options = {"use_cache": not interface} if "use_cache" in accepted else {}
     device = next(base.parameters()).device
-    with tqdm(total=total, unit="token", disable=total < SHORT if progress is None else not progress) as bar:
+    with _progress(scope, sum(map(len, texts)), progress) as begin:
         for batch in _batches(texts, batch_tokens):
+            begin(batch.numel())
             base(input_ids=batch.to(device), **options)
-            bar.update(batch.numel())
+
+
+@contextmanager
+def _progress(scope: Scope, total: int, shown: bool | None) -> Iterator[Callable[[int], None]]:
+    """A bar that counts tokens and moves with every layer; by default it shows once two seconds have passed."""
+    layers, batch, done = list(scope.anatomy.layers.values()), 0, 0.0
+    bar = tqdm(total=total, unit="token", disable=shown is False, delay=PATIENCE if shown is None else 0)
+
+    def begin(tokens: int) -> None:
+        nonlocal batch
+        batch = tokens
+
+    def advance(*_: Any) -> None:
+        nonlocal done
+        done += batch / len(layers)
+        bar.update(round(done) - bar.n)
+
+    with bar, ExitStack() as hooks:
+        for layer in layers:
+            hooks.callback(layer.register_forward_hook(advance).remove)
+        yield begin
 
 
 def _batches(texts: list[Tensor], batch_tokens: int) -> Iterator[Tensor]:
