@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import uuid
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -31,19 +32,14 @@ def save_record(record: xr.Dataset, path: str | os.PathLike[str]) -> Path:
         for name, variable in record.variables.items()
         if variable.dtype.kind in "fi" and variable.ndim > 0
     }
-    partial = None
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-        os.close(descriptor)
         _storable(record).to_netcdf(partial, engine="h5netcdf", encoding=encoding)
-        os.chmod(partial, 0o666 & ~_umask())
         os.replace(partial, path)
-        partial = None
     except OSError as problem:
         raise SinkscopeError(f"cannot write the record to {path}: {problem.strerror or problem}.") from problem
     finally:
-        if partial is not None:
-            Path(partial).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
     return path
 
 
@@ -59,7 +55,7 @@ def open_record(path: str | os.PathLike[str]) -> xr.Dataset:
     try:
         with xr.open_dataset(path, engine="h5netcdf") as stored:
             record = stored.load()
-    except (OSError, ValueError, KeyError) as problem:
+    except (OSError, ValueError, KeyError, RuntimeError) as problem:
         raise SinkscopeError(f"{path} is not a record of sinkscope, or it is damaged ({problem}).") from problem
     if "layer" not in record.dims or "length" not in record.coords:
         raise SinkscopeError(f"{path} is a NetCDF file but not a record of sinkscope (no layers or lengths in it).")
@@ -67,21 +63,21 @@ def open_record(path: str | os.PathLike[str]) -> xr.Dataset:
 
 
 def _storable(record: xr.Dataset) -> xr.Dataset:
-    """The record as HDF5 can hold it: U+2400 for null bytes, where its strings would end, and plain attributes."""
-    record = record.assign_attrs(
-        {
-            name: value if isinstance(value, (int, float, np.number)) else str(value)
-            for name, value in record.attrs.items()
-        }
-    )
+    """The record as HDF5 can hold it: plain attributes, and strings without the null bytes that would end them."""
+    record = record.assign_attrs({name: _plain(value) for name, value in record.attrs.items()})
+    for variable in record.variables.values():
+        variable.attrs = {name: _plain(value) for name, value in variable.attrs.items()}
     if "token_text" not in record.coords:
         return record
     texts = record.token_text
-    shown = [str(text).replace("\0", "\u2400") for text in texts.values.flat]
-    return record.assign_coords(token_text=(texts.dims, np.array(shown, dtype=object).reshape(texts.shape)))
+    shown = np.array([_plain(str(text)) for text in texts.values.flat], dtype=object)
+    return record.assign_coords(token_text=(texts.dims, shown.reshape(texts.shape)))
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _plain(value: Any) -> Any:
+    """A number, or a string with U+2400 for null bytes and ? for what is no character."""
+    if isinstance(value, (bool, np.bool_)):
+        return int(value)
+    if isinstance(value, (int, float, np.number)):
+        return value
+    return str(value).replace("\0", "\u2400").encode("utf-8", "replace").decode("utf-8")

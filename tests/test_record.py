@@ -66,3 +66,22 @@ def test_an_encoder_without_token_ids_is_saved_too(tmp_path):
     with torch.no_grad(), capture(model) as scope:
         model(**given)
     xr.testing.assert_identical(open_record(save_record(scope.record, tmp_path / "vit.nc")), scope.record)
+
+
+def test_attributes_of_any_kind_are_kept_as_plain_ones(record, tmp_path):
+    odd = record.assign_attrs(shuffled=True, note="a\0b \ud800", nothing=None)
+    odd.sink_mass.attrs["units"] = None
+    opened = open_record(save_record(odd, tmp_path / "record.nc"))
+    assert opened.attrs["shuffled"] == 1 and opened.attrs["note"] == "a\u2400b ?" and opened.attrs["nothing"] == "None"
+
+
+def test_a_record_damaged_anywhere_is_refused_or_read_but_never_a_traceback(record, tmp_path):
+    whole = save_record(record, tmp_path / "whole.nc").read_bytes()
+    refused = 0
+    for place in range(0, len(whole), len(whole) // 60):
+        (tmp_path / "damaged.nc").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) * 8 + whole[place + 8 :])
+        try:
+            open_record(tmp_path / "damaged.nc")
+        except SinkscopeError:
+            refused += 1
+    assert refused > 0

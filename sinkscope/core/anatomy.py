@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -12,70 +13,103 @@ from sinkscope.errors import SinkscopeError
 
 
 @dataclass(frozen=True)
+class Part:
+    """One attention layer of a model.
+
+    Attributes:
+        number: its place among the model's layers; in a hybrid model those without attention count too.
+        name: path of the attention module.
+        attention: the attention module.
+        layer: the decoder or encoder layer around it, or None where blocks are not kept in a list.
+    """
+
+    number: int
+    name: str
+    attention: nn.Module
+    layer: nn.Module | None
+
+
+@dataclass(frozen=True)
 class Anatomy:
     """The parts of a model that matter here.
 
     Attributes:
         base: the module that takes tokens (or pixels) and runs the layers; the model without its head.
-        attentions: attention modules by name, in the order of the layers.
-        layers: the decoder (or encoder) layer around each attention module, by name, in the same order.
+        parts: the attention layers, in order.
         interface: whether the attention goes through transformers' attention interface.
     """
 
     base: nn.Module
-    attentions: dict[str, nn.Module]
-    layers: dict[str, nn.Module]
+    parts: list[Part]
     interface: bool
+
+    @property
+    def numbers(self) -> list[int]:
+        """The number of each attention layer."""
+        return [part.number for part in self.parts]
 
 
 def find_anatomy(model: nn.Module) -> Anatomy:
     """Find the attention modules of a model: the innermost modules with "Attention" in the name of their class.
 
     Raises:
-        SinkscopeError: not a torch module, no attention in it, or an encoder-decoder model.
+        SinkscopeError: not a torch module, no attention in it, an encoder-decoder, or several models in one.
     """
     if not isinstance(model, nn.Module):
         raise SinkscopeError(
             f"expected a loaded model (a torch module), got {type(model).__name__}; sinkscope.load() makes one."
         )
     config = getattr(model, "config", None)
-    if getattr(config, "is_encoder_decoder", False):
+    if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
         raise SinkscopeError(
-            f"{type(model).__name__} is an encoder-decoder model, whose cross attention sinkscope does not measure; "
+            f"{type(model).__name__} has cross attention (encoder-decoder), which sinkscope does not measure; "
             "pass its encoder, or a decoder-only model."
         )
     named = {name: module for name, module in model.named_modules() if "Attention" in type(module).__name__}
-    attentions = {
+    innermost = {
         name: module for name, module in named.items() if not any(other.startswith(f"{name}.") for other in named)
     }
-    if not attentions:
+    if not innermost:
         raise SinkscopeError(
             f"{type(model).__name__} has no attention modules (no class with Attention in its name); "
             "sinkscope measures models with softmax attention."
         )
-    can_set: Any = getattr(model, "_can_set_attn_implementation", None)
-    return Anatomy(
-        base=_base_around(model, attentions),
-        attentions=attentions,
-        layers=dict(_layer_around(model, name) for name in attentions),
-        interface=bool(can_set and can_set()),
-    )
+    base = _base_around(model, list(innermost))
+    can_set: Any = getattr(base, "_can_set_attn_implementation", None)
+    return Anatomy(base, _parts(model, innermost), interface=bool(can_set and can_set()))
 
 
-def _base_around(model: nn.Module, attentions: dict[str, nn.Module]) -> nn.Module:
-    """The innermost transformers model that holds all the attention modules; the model itself where there is none."""
-    base = model
-    for name, module in model.named_modules():
-        if isinstance(module, PreTrainedModel) and all(path.startswith(f"{name}.") for path in attentions if name):
-            base = module
-    return base
+def _base_around(model: nn.Module, names: list[str]) -> nn.Module:
+    """The innermost transformers model around the attention modules; the model itself where there is none."""
+    models = {name: module for name, module in model.named_modules() if isinstance(module, PreTrainedModel)}
+    around = {
+        max((name for name in models if attention.startswith(f"{name}." if name else "")), key=len, default="")
+        for attention in names
+    }
+    if len(around) > 1:
+        raise SinkscopeError(
+            f"{type(model).__name__} holds several models with attention ({', '.join(sorted(around))}), whose layers "
+            f"would be mixed; pass one of them, such as model.{max(around, key=len)}."
+        )
+    return model.get_submodule(around.pop())
 
 
-def _layer_around(model: nn.Module, name: str) -> tuple[str, nn.Module]:
-    """The element of the innermost module list on the way to a module; the module itself where there is none."""
-    parts = name.split(".")
-    for end in range(len(parts) - 1, 0, -1):
-        if isinstance(model.get_submodule(".".join(parts[:end])), nn.ModuleList):
-            inside = ".".join(parts[: end + 1])
-            return inside, model.get_submodule(inside)
-    return name, model.get_submodule(name)
+def _parts(model: nn.Module, attentions: dict[str, nn.Module]) -> list[Part]:
+    """The attention layers, numbered by their place in the model's list of layers where there is one such list."""
+    places = [_place_in_list(model, name) for name in attentions]
+    indices = [index for _, index in places]
+    numbered = all(earlier < later for earlier, later in pairwise(indices)) and -1 not in indices
+    numbers = indices if numbered else list(range(len(places)))
+    return [
+        Part(number, name, module, layer)
+        for number, (name, module), (layer, _) in zip(numbers, attentions.items(), places, strict=True)
+    ]
+
+
+def _place_in_list(model: nn.Module, name: str) -> tuple[nn.Module | None, int]:
+    """The element of the innermost list of modules on the way to a module, and its index; (None, -1) without a list."""
+    steps = name.split(".")
+    for end in range(len(steps) - 1, 0, -1):
+        if isinstance(model.get_submodule(".".join(steps[:end])), (nn.ModuleList, nn.Sequential)):
+            return model.get_submodule(".".join(steps[: end + 1])), int(steps[end])
+    return None, -1

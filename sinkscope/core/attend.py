@@ -12,8 +12,9 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sinkscope.core.kernels import fused_kernel
-from sinkscope.core.masks import CausalMask, FullMask, Mask, additive
+from sinkscope.core.kernels import Kernel, fused_kernel
+from sinkscope.core.masks import CausalMask, FullMask, Mask, additive, ranges
+from sinkscope.errors import SinkscopeError
 
 BLOCK_ENTRIES = 1 << 22  # scores held at once by the blockwise path
 GROUPED = "batch (kv_head group) query last -> batch kv_head group query last"  # beside the key head they share
@@ -42,27 +43,36 @@ def attend(
     Returns:
         output [batch, head, query, value_dim] in the query's dtype, and lse [batch, head, query] in float32,
         natural logarithm. A query that sees no key gets an lse near the lowest float and an output to ignore.
+
+    Raises:
+        SinkscopeError: shapes that do not fit together.
     """
+    _check_shapes(query, key, value)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    mask = CausalMask(key.shape[2] - query.shape[2]) if mask is None else mask
+    if mask is None:
+        if key.shape[2] < query.shape[2]:
+            raise SinkscopeError(
+                f"{query.shape[2]} queries and {key.shape[2]} keys cannot be aligned at their ends; give a mask."
+            )
+        mask = CausalMask(key.shape[2] - query.shape[2])
     kernel = None if softcap is not None else fused_kernel(query.device.type, query.dtype)
     if isinstance(mask, CausalMask):  # a static cache hands over room that is not filled yet
         key, value = (state[:, :, : mask.past + query.shape[2]] for state in (key, value))
     if kernel is None or _wants_gradient(query, key, value):
         return _blockwise(query, key, value, mask, scale, softcap)
     if isinstance(mask, FullMask) or (isinstance(mask, CausalMask) and query.shape[2] == 1):
-        return kernel(query, key, value, scale, False, None)
+        return _fused(kernel, query, key, value, scale)
     if isinstance(mask, CausalMask):
         past = mask.past
-        new = kernel(query, key[:, :, past:], value[:, :, past:], scale, True, None)
+        new = _fused(kernel, query, key[:, :, past:], value[:, :, past:], scale, causal=True)
         if past == 0:
             return new
-        return merge(kernel(query, key[:, :, :past], value[:, :, :past], scale, False, None), new)
+        return merge(_fused(kernel, query, key[:, :, :past], value[:, :, :past], scale), new)
     parts = []
-    for rows in _slices(query.shape[2], FUSED_ROWS):
+    for rows in ranges(0, query.shape[2], FUSED_ROWS):
         seen = mask.columns(rows, key.shape[2])
         bias = additive(mask, rows, seen, query)
-        parts.append(kernel(query[:, :, rows], key[:, :, seen], value[:, :, seen], scale, False, bias))
+        parts.append(_fused(kernel, query[:, :, rows], key[:, :, seen], value[:, :, seen], scale, bias=bias))
     return torch.cat([output for output, _ in parts], 2), torch.cat([lse for _, lse in parts], 2)
 
 
@@ -75,11 +85,15 @@ def merge(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     Returns:
         The output and lse of attention over all the keys together: the outputs weighted by ``softmax`` of their lse.
     """
+    if not parts:
+        raise SinkscopeError("there is nothing to merge; give at least one pair (output, lse).")
     lses = torch.stack([lse for _, lse in parts])
     total = lses.logsumexp(0)
     weights = (lses - total).exp()
-    output = sum(weight[..., None] * part.float() for weight, (part, _) in zip(weights, parts, strict=True))
-    return output.to(parts[0][0].dtype), total
+    dtype = parts[0][0].dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    output = sum(weight[..., None] * part.to(wide) for weight, (part, _) in zip(weights, parts, strict=True))
+    return output.to(dtype), total
 
 
 def scores_of(
@@ -101,6 +115,10 @@ def _blockwise(
     """The reference path: any device, soft-capped scores, gradients for output and lse."""
 
     def block(query: Tensor, key: Tensor, value: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        with torch.autocast(query.device.type, enabled=False):
+            return in_float32(query, key, value, rows, columns)
+
+    def in_float32(query: Tensor, key: Tensor, value: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
         scores = scores_of(query, key, mask, rows, columns, scale, softcap)
         lse = scores.logsumexp(-1)
         weights = rearrange((scores - lse[..., None]).exp(), GROUPED, kv_head=key.shape[1])
@@ -111,7 +129,7 @@ def _blockwise(
     gradient = _wants_gradient(query, key, value)
     step = max(1, BLOCK_ENTRIES // (query.shape[0] * query.shape[1] * key.shape[2]))
     parts = []
-    for rows in _slices(query.shape[2], step):
+    for rows in ranges(0, query.shape[2], step):
         columns = mask.columns(rows, key.shape[2])
         if gradient:  # keep no block's weights for the backward pass: they would add up to T x T
             parts.append(checkpoint(block, query, key, value, rows, columns, use_reentrant=False))
@@ -124,5 +142,32 @@ def _wants_gradient(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def _slices(length: int, step: int) -> list[slice]:
-    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+def _fused(
+    kernel: Kernel,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    causal: bool = False,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    output, lse = kernel(query, key, value, scale, causal, bias)
+    return output, lse.float()
+
+
+def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
+    """The kernels read what they are told to: shapes that do not fit would have them read outside their tensors."""
+    shapes = [tuple(state.shape) for state in (query, key, value)]
+    fit = (
+        all(len(shape) == 4 for shape in shapes)
+        and query.shape[0] == key.shape[0] == value.shape[0]
+        and key.shape[1] == value.shape[1]
+        and query.shape[1] % key.shape[1] == 0
+        and key.shape[2] == value.shape[2]
+        and query.shape[3] == key.shape[3]
+    )
+    if not fit:
+        raise SinkscopeError(
+            f"query, key and value have shapes {shapes[0]}, {shapes[1]} and {shapes[2]}; expected [batch, head, query, "
+            "dim], [batch, kv_head, key, dim] and [batch, kv_head, key, value_dim], with heads a multiple of kv_heads."
+        )

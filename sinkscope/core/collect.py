@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -18,22 +19,24 @@ from sinkscope.errors import SinkscopeError
 
 FOLLOWING = ("query", "token", "map_query")  # dimensions along which a later forward pass continues
 
-Piece = tuple[str, int, int]  # variable, layer, sequence
+SLAB_BYTES = 32 << 20  # what malloc keeps on the heap; larger arrays get pages of their own
 
 
-@dataclass
-class Sequence:
-    """One text on its way through the model.
+@dataclass(eq=False)
+class Text:
+    """One sequence on its way through the model.
 
     Attributes:
         start: position of the first token measured.
-        token_ids: ids of the tokens measured so far.
+        token_ids: ids of the tokens measured so far, -1 for those that came as embeddings.
         tokens: how many tokens were measured so far.
+        number: its place in the record, once a forward pass over it has finished.
     """
 
     start: int
     token_ids: list[np.ndarray] = field(default_factory=list)
     tokens: int = 0
+    number: int | None = None
 
 
 @dataclass
@@ -45,51 +48,68 @@ class Variable:
 
 
 class Collector:
-    """Gathers measurements and makes the record."""
+    """Gathers measurements and makes the record.
 
-    def __init__(self) -> None:
-        self.sequences: list[Sequence] = []
+    Args:
+        layers: the number of each attention layer in the model.
+    """
+
+    def __init__(self, layers: list[int]) -> None:
+        self.layers = layers
+        self.texts: list[Text] = []
         self.variables: dict[str, Variable] = {}
-        self.pieces: dict[Piece, list[np.ndarray]] = defaultdict(list)
+        self.pieces: dict[tuple[str, int, int], list[np.ndarray]] = defaultdict(list)  # by name, layer, text
         self.sums: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
-        self._staged: list[tuple[int, int, str, Measured]] = []
+        self._staged: list[tuple[int, list[Text], str, Measured, np.ndarray]] = []
+        self._slabs: dict[tuple[Any, ...], np.ndarray] = {}
 
-    def add(self, layer: int, first_sequence: int, measurements: Measurements) -> None:
-        """Stage what was measured in one layer, for the sequences from `first_sequence` on."""
+    def add(self, layer: int, texts: list[Text], measurements: Measurements) -> None:
+        """Stage what was measured in one layer (counted from 0) for some texts.
+
+        Small arrays of all layers share one allocation: kept one by one, each would pin a hole in the heap that the
+        next layer's activations no longer fit into.
+        """
         for name, measured in measurements.items():
-            if measured.averaged:  # small, and summed at once
-                values = measured.values.detach().float().cpu()
-            else:
-                values = measured.values.detach().cpu()
-            self._staged.append(
-                (
-                    layer,
-                    first_sequence,
-                    name,
-                    Measured(measured.dims, values, measured.coords, measured.averaged),
-                )
-            )
+            values = _numpy(measured.values)
+            if values.nbytes < SLAB_BYTES:
+                key = (name, id(texts[0]), values.shape)
+                if key not in self._slabs:
+                    self._slabs[key] = np.empty((len(self.layers), *values.shape), dtype=values.dtype)
+                self._slabs[key][layer] = values
+                values = self._slabs[key][layer]
+            self._staged.append((layer, texts, name, measured, values))
 
     def discard(self) -> None:
         """Forget a forward pass that did not finish."""
         self._staged.clear()
+        self._slabs.clear()
 
-    def commit(self) -> None:
-        """Keep a forward pass that finished."""
-        for layer, first, name, measured in self._staged:
-            known = self.variables.setdefault(name, Variable(measured.dims[1:], dict(measured.coords)))
+    def check(self) -> None:
+        """Raise SinkscopeError when the staged forward pass does not fit what was kept before."""
+        variables = dict(self.variables)
+        for _, _, name, measured, _ in self._staged:
+            known = variables.setdefault(name, Variable(measured.dims[1:], dict(measured.coords)))
             if any(not np.array_equal(known.coords[dim], at) for dim, at in measured.coords.items()):
                 raise SinkscopeError(
                     f"`{name}` has other cells or heads than before; pooled maps need texts of one length."
                 )
-            values = _numpy(measured.values)
+        self.variables = variables
+
+    def commit(self, texts: list[Text]) -> None:
+        """Keep a forward pass over these texts that finished and was checked."""
+        for text in texts:
+            if text.number is None:
+                text.number = len(self.texts)
+                self.texts.append(text)
+        for layer, parts, name, measured, values in self._staged:
             if measured.averaged:
                 total, count = self.sums.get((name, layer), (0.0, 0))
                 self.sums[name, layer] = (total + np.nansum(values, 0), count + np.isfinite(values).sum(0))
             else:
-                for row, value in enumerate(values):
-                    self.pieces[name, layer, first + row].append(value)
-        self._staged.clear()
+                for text, value in zip(parts, values, strict=True):
+                    assert text.number is not None
+                    self.pieces[name, layer, text.number].append(value)
+        self.discard()
 
     def variable(self, name: str) -> xr.DataArray:
         """One variable as an array [sequence, layer, ...] over the layers it was measured in."""
@@ -99,19 +119,18 @@ class Collector:
             for (variable, layer), (total, count) in self.sums.items():
                 if variable == name:
                     means[layer] = np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
-            return self._stack(known, {(0, layer): mean for layer, mean in means.items()}, sequences=1)[0].drop_vars(
-                "sequence"
-            )
+            stacked = self._stack(known, {(0, layer): mean for layer, mean in means.items()}, sequences=1)
+            return stacked[0].drop_vars("sequence")
         joined = {
             (sequence, layer): _join(chunks, known.dims)
             for (variable, layer, sequence), chunks in self.pieces.items()
             if variable == name
         }
-        return self._stack(known, joined, sequences=len(self.sequences))
+        return self._stack(known, joined, sequences=len(self.texts))
 
     def _stack(self, known: Variable, arrays: dict[tuple[int, int], np.ndarray], sequences: int) -> xr.DataArray:
         layers = sorted({layer for _, layer in arrays})
-        offset = {dim: [row.start if dim in FOLLOWING else 0 for row in self.sequences] or [0] for dim in known.dims}
+        offset = {dim: [row.start if dim in FOLLOWING else 0 for row in self.texts] or [0] for dim in known.dims}
         sizes = [
             max(array.shape[axis] + offset[dim][sequence] for (sequence, _), array in arrays.items())
             for axis, dim in enumerate(known.dims)
@@ -125,26 +144,26 @@ class Collector:
             )
             stacked[sequence, layers.index(layer)][place] = array
         coords = {dim: np.arange(size) for dim, size in zip(known.dims, sizes, strict=True)} | known.coords
-        coords |= {"sequence": np.arange(sequences), "layer": np.asarray(layers)}
+        coords |= {"sequence": np.arange(sequences), "layer": np.asarray(self.layers)[layers]}
         return xr.DataArray(stacked, dims=("sequence", "layer", *known.dims), coords=coords)
 
-    def record(self, layers: int) -> xr.Dataset:
+    def record(self) -> xr.Dataset:
         """All that was measured, over all layers of the model.
 
         Raises:
             SinkscopeError: nothing was measured.
         """
-        if not self.variables and not any(row.tokens for row in self.sequences):
+        if not self.texts:
             raise SinkscopeError("nothing was measured: no forward pass of the model finished while the scope was on.")
         arrays = [self.variable(name).rename(name) for name in self.variables]
         missing = {array.name: np.nan if array.dtype.kind == "f" else -1 for array in arrays}
         record = xr.merge(arrays, join="outer", fill_value=missing, compat="no_conflicts")
-        if record.sizes.get("layer", layers) != layers:
-            record = record.reindex(layer=np.arange(layers), fill_value=missing)
-        lengths = [row.start + row.tokens for row in self.sequences]
-        if all(row.token_ids for row in self.sequences):
+        if record.sizes.get("layer", len(self.layers)) != len(self.layers):
+            record = record.reindex(layer=self.layers, fill_value=missing)
+        lengths = [row.start + row.tokens for row in self.texts]
+        if any((ids >= 0).any() for row in self.texts for ids in row.token_ids):
             tokens = np.full((len(lengths), max(lengths)), -1, dtype=np.int64)
-            for line, row in enumerate(self.sequences):
+            for line, row in enumerate(self.texts):
                 tokens[line, row.start : row.start + row.tokens] = np.concatenate(row.token_ids)
             record = record.assign_coords(token_id=(("sequence", "token"), tokens))
         return record.assign_coords(
@@ -153,6 +172,7 @@ class Collector:
 
 
 def _numpy(values: Tensor) -> np.ndarray:
+    values = values.detach().cpu()
     return values.float().numpy() if values.is_floating_point() else values.int().numpy()
 
 

@@ -1,4 +1,4 @@
-"""One forward pass: which tokens of the batch are real, and which sequences they continue."""
+"""One forward pass: which tokens of the batch are real, and which texts they continue."""
 
 from __future__ import annotations
 
@@ -6,12 +6,28 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+from transformers import Cache
 
-from sinkscope.core.collect import Sequence
+from sinkscope.core.collect import Text
 from sinkscope.core.layer import Layer
 from sinkscope.errors import SinkscopeError
+
+
+@dataclass
+class Filled:
+    """What a cache holds: whose tokens, in how many columns (padding included), and the last key of its first layer."""
+
+    texts: list[Text]
+    columns: int
+    last_key: Tensor | None
+
+
+Caches = WeakKeyDictionary[Cache, Filled]
 
 
 @dataclass
@@ -19,102 +35,98 @@ class Forward:
     """A forward pass under way.
 
     Attributes:
-        sequences: every sequence measured so far; `commit` adds those that begin here.
-        rows: the sequences of this batch, which are `sequences[first:]` once committed.
-        first: index of the first of them.
-        past: columns of the batch that a cache held before, padding included.
+        texts: the text in each row of the batch.
+        cache: the cache it was given, or None.
+        past: columns that the cache held before, padding included.
         real: booleans [batch, column] over past and new columns, or None when there is no padding.
-        ids: [batch, token] of the new columns, or None (vision models).
+        ids: [batch, token] of the new columns, or None (embeddings, vision models).
     """
 
-    sequences: list[Sequence]
-    rows: list[Sequence]
-    first: int
+    texts: list[Text]
+    cache: Cache | None
     past: int
     real: Tensor | None
     ids: Tensor | None
     tokens: int = 0
 
-    def split(self, layer: Layer) -> Iterator[tuple[int, Layer]]:
-        """The layer without padding: (index of the first sequence, layer), one sequence at a time where needed."""
+    def split(self, layer: Layer) -> Iterator[tuple[list[Text], Layer]]:
+        """The layer without padding, with the texts it belongs to: one at a time where there was some."""
         self.tokens = layer.rows
         if self.real is None:
-            yield self.first, layer
+            yield self.texts, layer
             return
         for batch, real in enumerate(self.real):
             query_columns = real[layer.start : layer.start + layer.rows].nonzero().flatten()
             key_columns = real[layer.key_start : layer.start + layer.rows].nonzero().flatten()
             if len(query_columns):
                 start, key_start = int(real[: layer.start].sum()), int(real[: layer.key_start].sum())
-                yield self.first + batch, layer.sequence(batch, query_columns, key_columns, start, key_start)
+                yield [self.texts[batch]], layer.sequence(batch, query_columns, key_columns, start, key_start)
 
-    def split_hidden(self, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def split_hidden(self, hidden: Tensor) -> Iterator[tuple[list[Text], Tensor]]:
         """Hidden states [batch, token, dim] without padding, as `split`."""
+        self.tokens = hidden.shape[1]
         if self.real is None:
-            yield self.first, hidden
+            yield self.texts, hidden
             return
         for batch, real in enumerate(self.real):
             new = real[self.past : self.past + hidden.shape[1]]
             if bool(new.any()):
-                yield self.first + batch, hidden[batch : batch + 1, new]
+                yield [self.texts[batch]], hidden[batch : batch + 1, new]
 
-    def commit(self) -> None:
-        """Count the tokens of a forward pass that finished."""
-        if self.first == len(self.sequences):
-            self.sequences.extend(self.rows)
+    def commit(self, caches: Caches, output: Any) -> None:
+        """Count the tokens of a forward pass that finished, and note what its cache holds now."""
         new = slice(self.past, self.past + self.tokens)
-        for batch, row in enumerate(self.rows):
+        for batch, text in enumerate(self.texts):
+            count = self.tokens if self.real is None else int(self.real[batch, new].sum())
+            ids = torch.full((count,), -1)
             if self.ids is not None:
                 ids = self.ids[batch] if self.real is None else self.ids[batch, self.real[batch, new]]
-                row.token_ids.append(ids.cpu().numpy())
-                row.tokens += len(ids)
-            else:
-                row.tokens += self.tokens if self.real is None else int(self.real[batch, new].sum())
+            text.token_ids.append(ids.cpu().numpy().astype(np.int64))
+            text.tokens += count
+        cache = self.cache if self.cache is not None else getattr(output, "past_key_values", None)
+        if isinstance(cache, Cache):
+            caches[cache] = Filled(self.texts, self.past + self.tokens, _last_key(cache))
 
 
-def read_forward(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sequences: list[Sequence]) -> Forward:
+def read_forward(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], caches: Caches) -> Forward:
     """Read the arguments of a model's forward.
 
     Raises:
-        SinkscopeError: token ids outside the vocabulary, or another batch size than the cache was filled with.
+        SinkscopeError: token ids outside the vocabulary, texts packed into one row, or a cache that was cropped,
+            reordered (beam search) or filled with another batch size since it was last seen.
     """
-    given = inspect.signature(base.forward).bind_partial(*args, **kwargs).arguments
+    signature: Any = base.forward
+    given = dict(inspect.signature(signature).bind_partial(*args, **kwargs).arguments)
     given |= given.pop("kwargs", {})
-    ids, cache = given.get("input_ids"), given.get("past_key_values")
-    past = int(cache.get_seq_length()) if cache is not None else 0
-    if ids is not None:
-        _check_vocabulary(base, ids)
+    ids, cache, mask = given.get("input_ids"), given.get("past_key_values"), given.get("attention_mask")
+    cache = cache if isinstance(cache, Cache) else None
+    past = 0 if cache is None else int(cache.get_seq_length())
+    _check_vocabulary(base, ids)
+    _check_positions(given.get("position_ids"), mask)
+    real = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask.all()) else None
     batch = _batch_size(given)
-    mask = given.get("attention_mask")
-    real = None
-    if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask.bool().all()):
-        real = mask.bool()
-    first = len(sequences)
-    if past and sequences:
-        first -= batch
-        if first < 0:
-            raise SinkscopeError(
-                f"the batch has {batch} rows, but the cache was filled while {len(sequences)} sequences were measured; "
-                "leave the scope and attach it again for another batch."
-            )
-        rows = sequences[first:]
+    if past and cache is not None and cache in caches:
+        _check_cache(cache, caches[cache], past, batch)
+        texts = caches[cache].texts
     else:
-        held = [past] * batch if real is None else [int(row[:past].sum()) for row in real]
-        rows = [Sequence(start) for start in held]
-    return Forward(sequences, rows, first, past, real, ids)
+        texts = [Text(start=past if real is None else int(real[row, :past].sum())) for row in range(batch)]
+    return Forward(texts, cache, past, real, ids)
 
 
 def _batch_size(given: dict[str, Any]) -> int:
-    for name in ("input_ids", "inputs_embeds", "pixel_values"):
-        if isinstance(given.get(name), Tensor):
-            return given[name].shape[0]
-    return next(value.shape[0] for value in given.values() if isinstance(value, Tensor))
+    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+    for name in ("input_ids", "inputs_embeds", "pixel_values", *tensors):
+        if name in tensors:
+            return tensors[name].shape[0]
+    raise SinkscopeError("the model was called with nothing to read; give it input_ids.")
 
 
-def _check_vocabulary(base: nn.Module, ids: Tensor) -> None:
+def _check_vocabulary(base: nn.Module, ids: Tensor | None) -> None:
+    if ids is None or ids.numel() == 0:
+        return
     embeddings: Any = getattr(base, "get_input_embeddings", lambda: None)
     size = getattr(embeddings(), "num_embeddings", None)
-    if size is None or ids.numel() == 0:
+    if size is None:
         return
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= size:
@@ -122,3 +134,32 @@ def _check_vocabulary(base: nn.Module, ids: Tensor) -> None:
             f"token id {low if low < 0 else high} is outside the vocabulary of {size} tokens; "
             "use the tokenizer that belongs to this model."
         )
+
+
+def _check_positions(positions: Any, mask: Any) -> None:
+    """Positions that restart without a mask mean several texts in one row."""
+    if mask is None and isinstance(positions, Tensor) and positions.dim() == 2 and bool((positions.diff() < 0).any()):
+        raise SinkscopeError(
+            "the positions restart within a row: several texts packed into one cannot be told apart; give each its row."
+        )
+
+
+def _check_cache(cache: Cache, filled: Filled, past: int, batch: int) -> None:
+    if len(filled.texts) != batch:
+        raise SinkscopeError(
+            f"the batch has {batch} rows, but this cache was filled with {len(filled.texts)}; "
+            "leave the scope and attach it again for another batch."
+        )
+    last_key = _last_key(cache)
+    unchanged = last_key is None or filled.last_key is None or torch.equal(last_key, filled.last_key)
+    if past != filled.columns or not unchanged:
+        raise SinkscopeError(
+            "the cache was cropped or its rows reordered since the last forward pass (beam search, assisted "
+            "decoding), so its tokens are no longer those that were measured; use greedy search or sampling."
+        )
+
+
+def _last_key(cache: Cache) -> Tensor | None:
+    """The key [batch, dim] that a cache's first layer appended last, a fingerprint of its rows."""
+    keys = getattr(cache.layers[0], "keys", None) if cache.layers else None
+    return keys[:, 0, -1].clone() if isinstance(keys, Tensor) and keys.dim() == 4 and keys.shape[2] else None

@@ -23,6 +23,7 @@ from sinkscope.core.normalisers import LearnedSink, Normaliser, normalise
 from sinkscope.errors import SinkscopeError
 
 NAME = "sinkscope"
+CHANGES_ATTENTION = ("indices", "block_indices", "sinks")  # sparse attention chosen by the model, of some families
 
 NORMALISERS: WeakKeyDictionary[nn.Module, Normaliser] = WeakKeyDictionary()
 """Attention modules whose softmax a scope has replaced."""
@@ -41,6 +42,22 @@ class Sight:
     mask: Mask
     start: int
     key_start: int
+
+    def __getattr__(self, name: str) -> Any:
+        raise MaskNeeded(name)
+
+    def __getitem__(self, index: Any) -> Any:
+        raise MaskNeeded("parts")
+
+
+class MaskNeeded(SinkscopeError, AttributeError):
+    """Something asks of a lazy mask what only a tensor has; `hasattr` and `getattr` take it for a missing attribute."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"the model or its cache asks for the {name} of the attention mask, which is no tensor while a scope is "
+            "attached; a static cache in generate() does so (leave cache_implementation out), and a few families."
+        )
 
 
 def lazy_mask(
@@ -94,36 +111,64 @@ def scoped_attention(
     s_aux: Tensor | None = None,
     is_causal: bool | None = None,
     position_bias: Tensor | None = None,
-    **_: Any,
+    **given: Any,
 ) -> tuple[Tensor, FusedLayer]:
     """Attention of one layer, as transformers' attention interface wants it.
 
     Returns:
         The output [batch, query, head, dim], and the layer for the probes.
     """
-    if position_bias is not None:
-        raise SinkscopeError(
-            f"{type(module).__name__} adds a learned position bias to its scores, which sinkscope cannot follow; "
-            "load the model with another attention or measure its maps and use sinkscope.from_maps."
-        )
+    unknown = {"position_bias": position_bias} | {name: given.get(name) for name in CHANGES_ATTENTION}
+    for name, value_given in unknown.items():
+        if value_given is not None:
+            raise SinkscopeError(
+                f"{type(module).__name__} changes its attention by `{name}`, which sinkscope cannot follow; "
+                "measure its maps elsewhere and use sinkscope.from_maps."
+            )
+    check_dropout(dropout)
+    query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves rotated ones in float32
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    sight = _sight(attention_mask, query, key, causal)
+    normaliser = NORMALISERS.get(module, None if s_aux is None else LearnedSink(s_aux))
+    output, layer = observed_layer(query, key, value, sight, scaling, softcap, normaliser)
+    return output.transpose(1, 2).contiguous(), layer
+
+
+def observed_layer(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sight: Sight,
+    scale: float | None = None,
+    softcap: float | None = None,
+    normaliser: Normaliser | None = None,
+) -> tuple[Tensor, FusedLayer]:
+    """The output [batch, head, query, dim] of one layer's attention, and the layer for the probes."""
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    output, lse = attend(query, key, value, sight.mask, scale=scale, softcap=softcap)
+    virtual = None if normaliser is None else normaliser.virtual_logit(query.shape[1], query.device)
+    output, lse = normalise(output, lse, virtual)
+    filled = min(key.shape[2], sight.start + query.shape[2] - sight.key_start)
+    return output, FusedLayer(
+        lse=lse.detach(),
+        query=query.detach(),
+        key=key[:, :, :filled].detach(),
+        value=value[:, :, :filled].detach(),
+        mask=sight.mask,
+        scale=scale,
+        softcap=softcap,
+        start=sight.start,
+        key_start=sight.key_start,
+        virtual_logit=None if virtual is None else virtual.detach(),
+    )
+
+
+def check_dropout(dropout: float) -> None:
+    """Raise SinkscopeError when attention drops out: its probabilities would be random."""
     if dropout > 0:
         raise SinkscopeError(
             f"attention dropout of {dropout} is on, so probabilities are random; call model.eval() first."
         )
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    sight = _sight(attention_mask, query, key, causal)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output, lse = attend(query, key, value, sight.mask, scale=scale, softcap=softcap)
-    normaliser = NORMALISERS.get(module, None if s_aux is None else LearnedSink(s_aux))
-    virtual = None if normaliser is None else normaliser.virtual_logit(query.shape[1], query.device)
-    output, lse = normalise(output, lse, virtual)
-    filled = min(key.shape[2], sight.start + query.shape[2] - sight.key_start)
-    layer = FusedLayer(
-        lse=lse.detach(), query=query.detach(), key=key[:, :, :filled].detach(), value=value[:, :, :filled].detach(),
-        mask=sight.mask, scale=scale, softcap=softcap, start=sight.start, key_start=sight.key_start,
-        virtual_logit=None if virtual is None else virtual.detach(),
-    )  # fmt: skip
-    return output.transpose(1, 2).contiguous(), layer
 
 
 def _sight(attention_mask: Sight | Tensor | None, query: Tensor, key: Tensor, causal: bool) -> Sight:
@@ -131,7 +176,8 @@ def _sight(attention_mask: Sight | Tensor | None, query: Tensor, key: Tensor, ca
         return attention_mask
     past = key.shape[2] - query.shape[2]
     if attention_mask is not None:
-        return Sight(TensorMask(attention_mask[..., : key.shape[2]]), past, 0)
+        mask = attention_mask[..., : key.shape[2]].expand(-1, -1, query.shape[2], -1)
+        return Sight(TensorMask(mask), past, 0)
     return Sight(CausalMask(past) if causal else FullMask(), past, 0)
 
 

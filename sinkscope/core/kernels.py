@@ -38,7 +38,9 @@ def _efficient_cuda(
 ) -> tuple[Tensor, Tensor]:
     """torch's memory-efficient attention for CUDA, in float32 and half precision."""
     group = query.shape[1] // key.shape[1]
-    key, value = (repeat(t, "batch kv_head key dim -> batch (kv_head group) key dim", group=group) for t in (key, value))
+    key, value = (
+        repeat(t, "batch kv_head key dim -> batch (kv_head group) key dim", group=group) for t in (key, value)
+    )
     if bias is not None:  # the kernel wants rows aligned to 16 bytes
         rows, columns = query.shape[2], key.shape[2]
         padded = F.pad(bias, (0, -columns % 8))[..., :columns]

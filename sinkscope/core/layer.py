@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sinkscope.core.attend import scores_of
-from sinkscope.core.masks import Mask
+from sinkscope.core.masks import Mask, is_hidden, ranges
 
 TILE_ENTRIES = 3 << 17  # a tile of probabilities, 1.5 MB: it stays in the cache while every probe reads it
 TILE_COLUMNS = 1024
@@ -29,6 +29,7 @@ class Tile:
         heads, rows, columns: where the tile lies in the layer.
         probabilities: [sequence, heads, rows, columns], float32; 0 where the key is hidden.
         log_probabilities: their natural logarithms; the lowest float where the key is hidden.
+        padded: the probabilities with zeros on both sides of each row, as many as there are other rows.
     """
 
     heads: slice
@@ -36,6 +37,29 @@ class Tile:
     columns: slice
     probabilities: Tensor
     log_probabilities: Tensor
+    padded: Tensor
+
+    @classmethod
+    def from_logs(cls, heads: slice, rows: slice, columns: slice, logs: Tensor) -> Tile:
+        """The tile whose log-probabilities are `logs`."""
+        height, width = logs.shape[-2:]
+        margin = height - 1
+        padded = logs.new_empty(*logs.shape[:-1], width + 2 * margin)
+        padded[..., :margin] = 0
+        padded[..., margin + width :] = 0
+        inside = padded[..., margin : margin + width]
+        torch.exp(logs, out=inside)
+        return cls(heads, rows, columns, inside, logs, padded)
+
+    def diagonal_sums(self) -> Tensor:
+        """Sums [sequence, heads, diagonal], from the lowest left corner of the tile to the highest right one.
+
+        Each row is read one step further right than the row above it, so that the diagonals become columns.
+        """
+        *outer, height, _ = self.padded.shape
+        stride = self.padded.stride()
+        diagonals = self.probabilities.shape[-1] + height - 1
+        return self.padded.as_strided((*outer, height, diagonals), (*stride[:-2], stride[-2] + 1, 1)).sum(-2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,17 +134,17 @@ class FusedLayer(Layer):
             heads = slice(kv_head * group, (kv_head + 1) * group)
             query = self.query[:, heads].float() * self.scale
             key = self.key[:, kv_head].float().mT
-            for rows in _ranges(0, self.rows, height):
+            for rows in ranges(0, self.rows, height):
                 stacked = query[:, :, rows].flatten(1, 2)  # one product for all heads that share the keys
                 lse = self.lse[:, heads, rows, None]
                 seen = self.mask.columns(rows, keys)
-                for columns in _ranges(seen.start, seen.stop, width):
+                for columns in ranges(seen.start, seen.stop, width):
                     scores = (stacked @ key[..., columns]).unflatten(1, (group, -1))
                     if self.softcap is not None:
                         scores = self.softcap * torch.tanh(scores / self.softcap)
                     logs = scores.sub_(lse)
                     self.mask.hide(logs, rows, columns, heads)
-                    yield Tile(heads, rows, columns, logs.exp(), logs)
+                    yield Tile.from_logs(heads, rows, columns, logs)
 
     def sequence(self, batch: int, rows: Tensor, columns: Tensor, start: int, key_start: int) -> Layer:
         return replace(
@@ -143,16 +167,15 @@ class ScoredLayer(Layer):
 
     def logits(self, rows: slice, columns: slice) -> Tensor:
         part = self.scores[:, :, rows, columns]
-        hidden = part <= torch.finfo(part.dtype).min / 2
-        return part.float().masked_fill(hidden, torch.finfo(torch.float32).min)
+        return part.float().masked_fill(is_hidden(part), torch.finfo(torch.float32).min)
 
     def tiles(self) -> Iterator[Tile]:
         sequences, heads, rows, keys = self.scores.shape
         height = max(1, TILE_ENTRIES // (sequences * heads * keys))
         everything, columns = slice(0, heads), slice(0, keys)
-        for block in _ranges(0, rows, height):
+        for block in ranges(0, rows, height):
             logs = self.logits(block, columns) - self.lse[:, :, block, None]
-            yield Tile(everything, block, columns, logs.exp(), logs)
+            yield Tile.from_logs(everything, block, columns, logs)
 
     def sequence(self, batch: int, rows: Tensor, columns: Tensor, start: int, key_start: int) -> Layer:
         return replace(
@@ -168,7 +191,3 @@ class ScoredLayer(Layer):
 
 def _picked(states: Tensor | None, batch: int, columns: Tensor) -> Tensor | None:
     return None if states is None else states[batch : batch + 1, :, columns]
-
-
-def _ranges(start: int, stop: int, step: int) -> list[slice]:
-    return [slice(first, min(first + step, stop)) for first in range(start, stop, step)]

@@ -14,6 +14,19 @@ import torch
 from torch import Tensor
 
 ALL = slice(None)
+HIDDEN_BELOW = (
+    -1e4
+)  # no score is as low, and every way to hide a key is lower: infinity, or the lowest float16 and less
+
+
+def is_hidden(scores: Tensor) -> Tensor:
+    """Where a score is one that hides its key."""
+    return scores <= HIDDEN_BELOW
+
+
+def ranges(start: int, stop: int, step: int) -> list[slice]:
+    """Neighbouring slices of at most `step`, from start to stop."""
+    return [slice(first, min(first + step, stop)) for first in range(start, stop, step)]
 
 
 class Mask(Protocol):

@@ -39,7 +39,7 @@ def measure(
         ids: token ids [sequence, token], or a list of 1-D tensors of any lengths. `read_tokens` makes them.
         probes: what to measure; those that cost no second pass when None.
         tokenizer: adds the text of each token to the record.
-        batch_tokens: sequences of equal length run together up to so many tokens.
+        batch_tokens: neighbouring sequences of equal length run together up to so many tokens.
         progress: whether to show a progress bar; once two seconds have passed when None.
         attributes: noted in the record's attrs (the name of the text, for one).
 
@@ -50,12 +50,10 @@ def measure(
         SinkscopeError: no tokens, a text shorter than the first keys asked for, ids outside the vocabulary, a model
             that cannot be measured or is in training mode, weights that are not finite.
     """
-    probes = FREE if probes is None else tuple(probes)
+    scope = Scope(model, FREE if probes is None else probes)
     texts = _texts(ids)
-    _check_lengths(texts, probes)
-    if model.training:
-        raise SinkscopeError("the model is in training mode, where dropout makes attention random; call model.eval().")
-    with Scope(model, probes) as scope, torch.no_grad():
+    _check_lengths(texts, scope.probes)
+    with scope, torch.no_grad():
         _read(scope, texts, batch_tokens, progress)
         record = scope.record
     if tokenizer is not None:
@@ -106,6 +104,8 @@ def with_token_texts(record: xr.Dataset, tokenizer: Any) -> xr.Dataset:
 
 def _read(scope: Scope, texts: list[Tensor], batch_tokens: int, progress: bool | None) -> None:
     """Run the model's layers over all texts."""
+    if scope.model.training:
+        raise SinkscopeError("the model is in training mode, where dropout makes attention random; call model.eval().")
     base, interface = scope.anatomy.base, scope.anatomy.interface
     accepted = inspect.signature(base.forward).parameters
     if "input_ids" not in accepted:
@@ -124,7 +124,7 @@ def _read(scope: Scope, texts: list[Tensor], batch_tokens: int, progress: bool |
 @contextmanager
 def _progress(scope: Scope, total: int, shown: bool | None) -> Iterator[Callable[[int], None]]:
     """A bar that counts tokens and moves with every layer; by default it shows once two seconds have passed."""
-    layers, batch, done = list(scope.anatomy.layers.values()), 0, 0.0
+    layers, batch, done = [part.attention for part in scope.anatomy.parts], 0, 0.0
     bar = tqdm(total=total, unit="token", disable=shown is False, delay=PATIENCE if shown is None else 0)
 
     def begin(tokens: int) -> None:
@@ -154,12 +154,18 @@ def _batches(texts: list[Tensor], batch_tokens: int) -> Iterator[Tensor]:
 
 
 def _texts(ids: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    if isinstance(ids, Tensor) and ids.dim() not in (1, 2):
+    try:
+        one = isinstance(ids, Tensor) or all(isinstance(token, int) for token in ids)
+        rows = torch.atleast_2d(torch.as_tensor(ids)) if one else [torch.as_tensor(row) for row in ids]
+        if any(row.dim() != 1 for row in rows):
+            raise TypeError
+    except (TypeError, ValueError, RuntimeError) as problem:
+        shape = f" and shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else ""
         raise SinkscopeError(
-            f"token ids have shape {tuple(ids.shape)}; give [sequence, token], or a list of 1-D tensors."
-        )
-    rows = [ids] if isinstance(ids, Tensor) and ids.dim() == 1 else list(ids)
-    texts = [torch.as_tensor(row).flatten() for row in rows]
+            f"token ids of type {type(ids).__name__}{shape} are not texts; "
+            "give a tensor [sequence, token], or a list of 1-D tensors."
+        ) from problem
+    texts = list(rows)
     if not texts or any(len(text) == 0 for text in texts):
         raise SinkscopeError(
             "there is an empty text among the tokens, or no text at all; give at least one token each."

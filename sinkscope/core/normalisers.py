@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sinkscope.errors import SinkscopeError
+
 
 class Normaliser(Protocol):
     """How scores become weights."""
@@ -38,6 +40,8 @@ class Softmax:
 class LearnedSink:
     """One more logit per head joins the softmax and its column is dropped, so rows sum to less than one (gpt-oss).
 
+    On a model with learned sinks of its own it takes their place.
+
     Args:
         logit: [head], or one number for all heads.
     """
@@ -49,7 +53,12 @@ class LearnedSink:
         return torch.cat([scores, extra.expand(*scores.shape[:-1], 1)], -1).softmax(-1)[..., :-1]
 
     def virtual_logit(self, heads: int, device: torch.device) -> Tensor:
-        return torch.as_tensor(self.logit, dtype=torch.float32, device=device).flatten().expand(heads)
+        logit = torch.as_tensor(self.logit, dtype=torch.float32, device=device).flatten()
+        if len(logit) not in (1, heads) or bool(logit.isnan().any()):
+            raise SinkscopeError(
+                f"LearnedSink holds {len(logit)} logits, or NaN, for {heads} heads; give one number, or one per head."
+            )
+        return logit.expand(heads)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,9 @@ def token_attributes(record: xr.Dataset, model: nn.Module) -> dict[str, Any]:
         return {"sequences": record.sizes["sequence"], "tokens": int(record.length.sum()), "bos": "unknown"}
     ids = record.token_id.values
     bos = getattr(getattr(model, "config", None), "bos_token_id", None)
-    starts = "unknown" if bos is None else "yes" if np.isin(ids[:, 0], bos).all() else "no"
+    starts = "unknown"
+    if bos is not None and bool((ids[:, 0] >= 0).all()):
+        starts = "yes" if np.isin(ids[:, 0], bos).all() else "no"
     return {
         "sequences": len(ids),
         "tokens": int((ids >= 0).sum()),

@@ -1,8 +1,10 @@
 """The scope: the one way into a model, and out again.
 
-    with capture(model) as scope:
+    with torch.no_grad(), capture(model) as scope:
         model(ids)
     scope.record
+
+Without `no_grad` everything is right too, gradients included, but slower: the fused kernel cannot be used.
 
 On entering, the model's attention implementation is set to "sinkscope" and forward hooks are hung on its attention
 modules, its layers and its base; on leaving, also after an exception or an interrupt, all of it is undone.
@@ -10,22 +12,26 @@ modules, its layers and its base; on leaving, also after an exception or an inte
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from sinkscope.core.anatomy import find_anatomy
+from sinkscope.core.anatomy import Part, find_anatomy
 from sinkscope.core.collect import Collector
-from sinkscope.core.forward import Forward, read_forward
-from sinkscope.core.interface import NAME, NORMALISERS
+from sinkscope.core.finite import not_finite
+from sinkscope.core.forward import Caches, Forward, read_forward
+from sinkscope.core.implementation import use_implementation
+from sinkscope.core.interface import NORMALISERS
 from sinkscope.core.layer import Layer
 from sinkscope.core.normalisers import Normaliser
-from sinkscope.core.probes import FREE, HiddenProbe, LayerProbe, Measurements, Probe, TileProbe
+from sinkscope.core.probes import FREE, HiddenProbe, LayerProbe, Probe, TileProbe
+from sinkscope.core.probing import checked_probes, measure_layer
 from sinkscope.core.provenance import model_attributes, token_attributes
 from sinkscope.core.watch import AttentionWatch, cached_states
 from sinkscope.errors import SinkscopeError
@@ -41,10 +47,13 @@ def capture(model: nn.Module, probes: Iterable[Probe] | None = None) -> Scope:
         probes: what to measure; those that cost no second pass when None.
 
     Returns:
-        A context manager; its `record` holds what was measured.
+        A context manager; its `record` holds what was measured. Every row of a batch is a text of its own; forward
+        passes on a filled cache continue theirs. Only a mask [batch, token] marks padding. Inside the context the
+        model must stay in one thread, and must not be copied or pickled.
 
     Raises:
-        SinkscopeError: on entering, when the model has no attention, is an encoder-decoder, or carries a scope already.
+        SinkscopeError: when the model has no attention, is an encoder-decoder or several models in one, or carries a
+            scope already; during a forward pass, when its input cannot be measured (each message says why).
     """
     return Scope(model, FREE if probes is None else probes)
 
@@ -71,30 +80,22 @@ class Scope:
 
     def __init__(self, model: nn.Module, probes: Iterable[Probe], normaliser: Normaliser | None = None) -> None:
         self.model = model
-        self.probes = tuple(probes)
-        self.normaliser = normaliser
         self.anatomy = find_anatomy(model)
+        self.probes = checked_probes(probes, self.anatomy.numbers)
+        self.normaliser = normaliser
         self.causal = True
-        for probe in self.probes:
-            if not isinstance(probe, Probe):
-                raise SinkscopeError(f"{probe!r} is not a probe; give instances such as sinkscope.SinkMass(first=4).")
-            probe.check(len(self.anatomy.attentions))
-            if sum(type(other) is type(probe) for other in self.probes) > 1:
-                raise SinkscopeError(
-                    f"{type(probe).__name__} is given twice, and both would write the same variable; give it once."
-                )
-        if normaliser is not None and not self.anatomy.interface:
-            raise SinkscopeError(
-                f"{type(model).__name__} does not use transformers' attention interface, so its normaliser cannot be "
-                "replaced; it can only be measured."
-            )
-        self._collector = Collector()
+        if normaliser is not None:
+            _check_normaliser(normaliser, type(model).__name__, self.anatomy.interface)
+        self._collector = Collector(self.anatomy.numbers)
+        self._caches: Caches = WeakKeyDictionary()
         self._forward: Forward | None = None
+        self._thread: int | None = None
+        self._saw_attention = False
         self._watches: list[AttentionWatch] = []
         self._undo = ExitStack()
 
     def __enter__(self) -> Scope:
-        taken = [name for name, module in self.anatomy.attentions.items() if module in _WATCHED]
+        taken = [part.name for part in self.anatomy.parts if part.attention in _WATCHED]
         if taken:
             raise SinkscopeError(
                 f"this model carries a scope already (at {taken[0]}); leave that one first, or give it all the probes."
@@ -105,8 +106,7 @@ class Scope:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._collector.discard()
-        self._forward = None
+        self._end_forward()
         self._undo.close()
 
     @property
@@ -116,7 +116,12 @@ class Scope:
         Raises:
             SinkscopeError: nothing was measured yet.
         """
-        record = self._collector.record(len(self.anatomy.attentions))
+        record = self._collector.record()
+        if not self._saw_attention and any(isinstance(probe, (LayerProbe, TileProbe)) for probe in self.probes):
+            raise SinkscopeError(
+                f"the attention modules of {type(self.model).__name__} ran, but no softmax or scaled dot product "
+                "attention was seen in them; measure its maps elsewhere and use sinkscope.from_maps."
+            )
         path = "attention interface" if self.anatomy.interface else "watched softmax"
         record.attrs = {
             **model_attributes(self.model),
@@ -135,148 +140,128 @@ class Scope:
     # --- attaching ------------------------------------------------------------------------------------------------
 
     def _attach(self, undo: ExitStack) -> None:
-        anatomy = self.anatomy
-        for module in anatomy.attentions.values():
-            _WATCHED.add(module)
-            undo.callback(_WATCHED.discard, module)
-            if self.normaliser is not None:
-                NORMALISERS[module] = self.normaliser
-                undo.callback(NORMALISERS.pop, module, None)
-        if anatomy.interface:
-            _use_implementation(self.model, undo)
-        hooks = [
-            anatomy.base.register_forward_pre_hook(self._before_forward, with_kwargs=True),
-            anatomy.base.register_forward_hook(self._after_forward),
-        ]
-        for index, (name, module) in enumerate(anatomy.attentions.items()):
-            if anatomy.interface:
-                hooks.append(module.register_forward_hook(_interface_hook(self, index, name)))
-            else:
-                hooks += _watch_hooks(self, index, name, module)
-        if any(isinstance(probe, HiddenProbe) for probe in self.probes):
-            for index, (name, module) in enumerate(anatomy.layers.items()):
-                hooks.append(module.register_forward_hook(_hidden_hook(self, index, name)))
-        for hook in hooks:
+        def hang(hook: Any) -> None:
             undo.callback(hook.remove)
-        undo.callback(self._stop_watching)  # an interrupt inside a module skips the hook behind it
 
-    def _stop_watching(self) -> None:
-        while self._watches:
-            self._watches.pop().__exit__(None, None, None)
+        base, parts, interface = self.anatomy.base, self.anatomy.parts, self.anatomy.interface
+        for part in parts:
+            _WATCHED.add(part.attention)
+            undo.callback(_WATCHED.discard, part.attention)
+            if self.normaliser is not None:
+                NORMALISERS[part.attention] = self.normaliser
+                undo.callback(NORMALISERS.pop, part.attention, None)
+        if interface:
+            use_implementation(base, undo)
+        hang(base.register_forward_pre_hook(self._before_forward, with_kwargs=True))
+        hang(base.register_forward_hook(self._after_forward))
+        undo.callback(self._stop_watching)  # an interrupt inside a module skips the hook behind it
+        for index, part in enumerate(parts):
+            if interface:
+                hang(part.attention.register_forward_hook(_interface_hook(self, index, part)))
+            else:
+                hang(part.attention.register_forward_pre_hook(self._start_watching))
+                after = _watch_hook(self, index, part)
+                hang(part.attention.register_forward_hook(after, with_kwargs=True, always_call=True))
+            if part.layer is not None and any(isinstance(probe, HiddenProbe) for probe in self.probes):
+                hang(part.layer.register_forward_hook(_hidden_hook(self, index, part)))
+
+    def _start_watching(self, module: nn.Module, args: Any) -> None:
+        self._stop_watching()
+        self._watches.append(AttentionWatch())
+        self._watches[-1].__enter__()
+
+    def _stop_watching(self) -> AttentionWatch | None:
+        if not self._watches:
+            return None
+        self._watches[-1].__exit__(None, None, None)
+        return self._watches.pop()
 
     # --- what the hooks call --------------------------------------------------------------------------------------
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._thread not in (None, threading.get_ident()):
+            raise SinkscopeError("a model that carries a scope was called from two threads at once; use one thread.")
+        asked = kwargs.get("output_attentions", getattr(getattr(module, "config", None), "output_attentions", False))
+        if asked and self.anatomy.interface:
+            raise SinkscopeError(
+                "output_attentions=True needs T x T maps, which do not exist while a scope is attached; "
+                "leave it out and use sinkscope.attention_maps or the probe Maps()."
+            )
         self._collector.discard()
-        self._forward = read_forward(module, args, kwargs, self._collector.sequences)
+        self._forward = read_forward(module, args, kwargs, self._caches)
+        self._thread = threading.get_ident()
 
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._forward is not None:
-            self._forward.commit()
-            self._collector.commit()
-        self._forward = None
+            self._collector.check()
+            self._forward.commit(self._caches, output)
+            self._collector.commit(self._forward.texts)
+        self._end_forward()
+
+    def _end_forward(self) -> None:
+        self._collector.discard()
+        self._forward = self._thread = None
 
     @torch.no_grad()
-    def observe(self, index: int, name: str, layer: Layer) -> None:
-        """Let the probes look at one layer of the forward pass under way."""
+    def _observe(self, index: int, part: Part, layer: Layer) -> None:
+        """Let the probes look at one attention layer of the forward pass under way."""
         if not bool((layer.lse < torch.inf).all()):  # NaN too; a row that sees nothing has the lowest float
-            raise SinkscopeError(
-                f"the attention scores of layer {index} ({name}) hold NaN or infinity{self._culprit()}"
-            )
+            raise not_finite(f"the attention scores of layer {part.number} ({part.name})", self.model)
         if self._forward is None:
             return
-        for first, part in self._forward.split(layer):
-            if index == 0 and part.start == 0 and part.rows > 1:
-                self.causal = not bool((part.probabilities(slice(0, 1), slice(1, 2)) > 0).any())
-            self._collector.add(index, first, _measure(self.probes, index, part))
+        self._saw_attention = True
+        with torch.autocast(layer.lse.device.type, enabled=False):
+            for texts, real in self._forward.split(layer):
+                if index == 0 and real.start == 0 and real.rows > 1:
+                    self.causal = not bool((real.probabilities(slice(0, 1), slice(1, 2)) > 0).any())
+                self._collector.add(index, texts, measure_layer(self.probes, part.number, real))
 
     @torch.no_grad()
-    def observe_hidden(self, index: int, name: str, hidden: Tensor) -> None:
+    def _observe_hidden(self, index: int, part: Part, hidden: Tensor) -> None:
         """Let the hidden-state probes look at what a layer hands on: [batch, token, dim]."""
         if self._forward is None or hidden.dim() != 3:
             return
-        for first, part in self._forward.split_hidden(hidden):
+        for texts, real in self._forward.split_hidden(hidden):
+            if not bool(real.sum().isfinite()) and not bool(
+                real.isfinite().all()
+            ):  # the sum is quick, and may overflow
+                raise not_finite(f"the hidden states after layer {part.number} ({part.name})", self.model)
             for probe in self.probes:
                 if isinstance(probe, HiddenProbe):
-                    measured = probe.observe_hidden(part)
-                    if not bool(torch.stack([m.values.float().sum() for m in measured.values()]).isfinite().all()):
-                        raise SinkscopeError(
-                            f"the hidden states after layer {index} ({name}) hold NaN or infinity{self._culprit()}"
-                        )
-                    self._collector.add(index, first, measured)
-
-    def _culprit(self) -> str:
-        """The weights to blame for a NaN, if it is them."""
-        for name, parameter in self.model.named_parameters():
-            if not bool(parameter.isfinite().all()):
-                return f": the weights {name} are not finite; load the model again or repair its checkpoint."
-        return "; all weights are finite, so look at the inputs or the dtype (float16 overflows: try bfloat16)."
+                    self._collector.add(index, texts, probe.observe_hidden(real))
 
 
-def _measure(probes: Sequence[Probe], index: int, layer: Layer) -> Measurements:
-    """All that the probes measure in one layer; those that read every probability share one pass."""
-    measured: Measurements = {}
-    wanting = [probe for probe in probes if probe.wants(index)]
-    for probe in wanting:
-        if isinstance(probe, LayerProbe):
-            measured |= probe.observe(layer)
-    totals = [(probe, probe.start(layer)) for probe in wanting if isinstance(probe, TileProbe)]
-    if totals:
-        for tile in layer.tiles():
-            for probe, total in totals:
-                probe.add(total, layer, tile)
-    for probe, total in totals:
-        measured |= probe.finish(total, layer)
-    return measured
+def _check_normaliser(normaliser: Any, model: str, interface: bool) -> None:
+    if isinstance(normaliser, type) or not callable(getattr(normaliser, "virtual_logit", None)):
+        raise SinkscopeError(f"{normaliser!r} is not a normaliser; give an instance such as sinkscope.Softmax1().")
+    if not interface:
+        raise SinkscopeError(
+            f"{model} does not use transformers' attention interface, so its normaliser cannot be replaced; "
+            "it can only be measured."
+        )
 
 
-def _interface_hook(scope: Scope, index: int, name: str) -> Any:
+def _interface_hook(scope: Scope, index: int, part: Part) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         layer = output[1] if isinstance(output, tuple) and len(output) > 1 else None
         if isinstance(layer, Layer):
-            scope.observe(index, name, layer)
+            scope._observe(index, part, layer)
 
     return hook
 
 
-def _watch_hooks(scope: Scope, index: int, name: str, module: nn.Module) -> list[Any]:
-    def before(module: nn.Module, args: Any) -> None:
-        scope._stop_watching()
-        scope._watches.append(AttentionWatch())
-        scope._watches[-1].__enter__()
+def _watch_hook(scope: Scope, index: int, part: Part) -> Any:
+    def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        watch = scope._stop_watching()
+        if watch is not None and watch.layer is not None and output is not None:
+            states = cached_states(getattr(module, "layer_idx", index), (*args, *kwargs.values()))
+            scope._observe(index, part, watch.with_states(states))
 
-    def after(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        watch = scope._watches.pop()
-        watch.__exit__(None, None, None)
-        if watch.layer is not None and output is not None:
-            scope.observe(index, name, watch.with_states(cached_states(index, (*args, *kwargs.values()))))
-
-    return [
-        module.register_forward_pre_hook(before),
-        module.register_forward_hook(after, with_kwargs=True, always_call=True),
-    ]
+    return hook
 
 
-def _hidden_hook(scope: Scope, index: int, name: str) -> Any:
+def _hidden_hook(scope: Scope, index: int, part: Part) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
-        scope.observe_hidden(index, name, output[0] if isinstance(output, tuple) else output)
+        scope._observe_hidden(index, part, output[0] if isinstance(output, tuple) else output)
 
     return hook
-
-
-def _use_implementation(model: Any, undo: ExitStack) -> None:
-    """Set the attention implementation of a model and its parts, and note how it was."""
-    configs: dict[int, Any] = {}
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        for part in (config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", {}))):
-            if hasattr(part, "_attn_implementation"):
-                configs.setdefault(id(part), part)
-    before = [(config, config._attn_implementation) for config in configs.values()]
-
-    def restore() -> None:
-        for config, implementation in before:
-            config._attn_implementation = implementation
-
-    undo.callback(restore)
-    model.set_attn_implementation(NAME)

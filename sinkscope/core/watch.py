@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sinkscope.core.attend import attend
+from sinkscope.core.interface import Sight, check_dropout, observed_layer
 from sinkscope.core.layer import FusedLayer, Layer, ScoredLayer
 from sinkscope.core.masks import CausalMask, FullMask, Mask, TensorMask
 
@@ -43,19 +43,19 @@ class AttentionWatch(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            output, self.layer = _fused(*args, **kwargs)
-            return output
+            self.layer = _fused(*args, **kwargs)
         if func in SOFTMAX and args and isinstance(args[0], Tensor) and args[0].dim() == 4:
             scores = args[0].detach()
             past = scores.shape[3] - scores.shape[2]
-            lse = scores.float().logsumexp(-1)
+            lse = scores.float().logsumexp(-1).clamp(min=torch.finfo(torch.float32).min)  # a row may see nothing
             self.layer = ScoredLayer(lse=lse, scores=scores, key=None, value=None, start=past)
         return func(*args, **kwargs)
 
     def with_states(self, states: dict[str, Tensor]) -> Layer:
         """The layer, with keys and values from a cache where attention itself did not show them."""
         assert self.layer is not None
-        return replace(self.layer, key=states["key"], value=states["value"]) if states else self.layer
+        missing = states and self.layer.key is None
+        return replace(self.layer, key=states["key"], value=states["value"]) if missing else self.layer
 
 
 def cached_states(index: int, arguments: Iterable[Any]) -> dict[str, Tensor]:
@@ -78,23 +78,13 @@ def _fused(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> tuple[Tensor, FusedLayer]:
-    """`torch.nn.functional.scaled_dot_product_attention`, with its arguments, and the layer for the probes."""
+) -> FusedLayer:
+    """What the probes need of a call of `scaled_dot_product_attention`, whose arguments these are."""
+    check_dropout(dropout_p)
     past = key.shape[2] - query.shape[2]
     mask: Mask = FullMask()
     if attn_mask is not None:
         mask = TensorMask(attn_mask[(None,) * (4 - attn_mask.dim())].expand(-1, -1, query.shape[2], key.shape[2]))
     elif is_causal:
         mask = CausalMask(0)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    output, lse = attend(query, key, value, mask, scale=scale)
-    layer = FusedLayer(
-        lse=lse.detach(),
-        query=query.detach(),
-        key=key.detach(),
-        value=value.detach(),
-        mask=mask,
-        scale=scale,
-        start=past,
-    )
-    return output, layer
+    return observed_layer(query, key, value, Sight(mask, past, 0), scale)[1]

@@ -8,7 +8,7 @@ hidden states behind each decoder layer.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,8 +46,8 @@ class Probe(ABC):  # noqa: B024 - what there is to implement depends on the kind
         """Whether the probe looks at this layer."""
         return True
 
-    def check(self, layers: int) -> None:  # noqa: B027 - most probes ask for nothing special
-        """Raise SinkscopeError when the probe asks for what a model of so many layers does not have."""
+    def check(self, layers: Sequence[int]) -> None:  # noqa: B027 - most probes ask for nothing special
+        """Raise SinkscopeError when the probe asks for what a model with these attention layers does not have."""
 
 
 class LayerProbe(Probe):

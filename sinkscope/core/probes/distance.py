@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sinkscope.core.layer import Layer, Tile
@@ -24,7 +23,7 @@ class DistanceProfile(TileProbe):
         return layer.lse.new_zeros(*layer.lse.shape[:2], layer.length)
 
     def add(self, total: Tensor, layer: Layer, tile: Tile) -> None:
-        diagonals = _diagonal_sums(tile.probabilities)
+        diagonals = tile.diagonal_sums()
         rows, keys = tile.probabilities.shape[-2:]
         nearest = layer.start + tile.rows.start - layer.key_start - tile.columns.start
         distance = nearest + rows - 1 - torch.arange(rows + keys - 1, device=total.device)
@@ -33,18 +32,3 @@ class DistanceProfile(TileProbe):
 
     def finish(self, total: Tensor, layer: Layer) -> Measurements:
         return {"distance_mass": Measured(("sequence", "head", "distance"), total)}
-
-
-def _diagonal_sums(matrix: Tensor) -> Tensor:
-    """Sums along the diagonals of [..., rows, columns], from the lowest left corner to the highest right one.
-
-    Each row is padded on both sides and read one step further right than the row above it, so that the diagonals
-    become columns.
-    """
-    *outer, rows, columns = matrix.shape
-    padded = F.pad(matrix, (rows - 1, rows - 1)).contiguous()
-    stride = padded.stride()
-    skewed = padded.as_strided(
-        (*outer, rows, rows + columns - 1), (*stride[:-2], stride[-2] + 1, 1), padded.storage_offset()
-    )
-    return skewed.sum(-2)

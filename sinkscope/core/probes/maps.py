@@ -40,16 +40,23 @@ class Maps(TileProbe):
     def __post_init__(self) -> None:
         if self.resolution is not None and self.resolution < 1:
             raise SinkscopeError(f"Maps(resolution={self.resolution}) has no cells; give resolution >= 1 or None.")
+        for name, chosen in (("layers", self.layers), ("heads", self.heads)):
+            if chosen is not None and (isinstance(chosen, (int, str)) or len(chosen) == 0):
+                raise SinkscopeError(
+                    f"Maps({name}={chosen!r}) names none; give a list such as [0, 5], or None for all."
+                )
         if self.pool not in ("mass", "max"):
             raise SinkscopeError(f'Maps(pool="{self.pool}") is unknown; give "mass" or "max".')
 
     def wants(self, layer: int) -> bool:
         return self.layers is None or layer in self.layers
 
-    def check(self, layers: int) -> None:
-        outside = [layer for layer in self.layers or () if not 0 <= layer < layers]
+    def check(self, layers: Sequence[int]) -> None:
+        outside = [layer for layer in self.layers or () if layer not in layers]
         if outside:
-            raise SinkscopeError(f"layer {outside[0]} is out of range: the model has layers 0 to {layers - 1}.")
+            raise SinkscopeError(
+                f"layer {outside[0]} is out of range: the model has attention in layers {layers[0]} to {layers[-1]}."
+            )
 
     def start(self, layer: Layer) -> Tensor:
         heads = self._heads(layer)

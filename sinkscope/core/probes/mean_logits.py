@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from sinkscope.core.layer import Layer
+from sinkscope.core.masks import is_hidden
 from sinkscope.core.probes.base import LayerProbe, Measured, Measurements
 from sinkscope.errors import SinkscopeError
 
@@ -27,8 +28,8 @@ class MeanLogits(LayerProbe):
     tokens: int = 16
 
     def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise SinkscopeError(f"MeanLogits(tokens={self.tokens}) measures nothing; give tokens >= 1.")
+        if not isinstance(self.tokens, int) or self.tokens < 1:
+            raise SinkscopeError(f"MeanLogits(tokens={self.tokens!r}) measures nothing; give a whole tokens >= 1.")
 
     def observe(self, layer: Layer) -> Measurements:
         shape = (*layer.lse.shape[:2], self.tokens, self.tokens)
@@ -38,8 +39,7 @@ class MeanLogits(LayerProbe):
         if layer.start < stop and layer.key_start == 0:
             queries, keys = slice(0, stop - layer.start), slice(0, stop)
             corner = layer.logits(queries, keys)
-            hidden = corner <= torch.finfo(corner.dtype).min / 2
-            corner = corner.masked_fill(hidden, torch.nan)
+            corner = corner.masked_fill(is_hidden(corner), torch.nan)
             logit[:, :, layer.start : stop, :stop] = corner
             probability[:, :, layer.start : stop, :stop] = (corner - layer.lse[:, :, queries, None]).exp()
         dims = ("sequence", "head", "corner_query", "corner_key")

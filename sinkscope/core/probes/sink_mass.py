@@ -23,8 +23,8 @@ class SinkMass(LayerProbe):
     first: int = 4
 
     def __post_init__(self) -> None:
-        if self.first < 1:
-            raise SinkscopeError(f"SinkMass(first={self.first}) measures nothing; give first >= 1.")
+        if not isinstance(self.first, int) or self.first < 1:
+            raise SinkscopeError(f"SinkMass(first={self.first!r}) measures nothing; give a whole first >= 1.")
 
     def observe(self, layer: Layer) -> Measurements:
         mass = layer.lse.new_zeros(*layer.lse.shape, self.first)
