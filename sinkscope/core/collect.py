@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from sinkscope.core.probes.base import Measured, Measurements
+from sinkscope.core.probes.base import Measurements
 from sinkscope.errors import SinkscopeError
 
 FOLLOWING = ("query", "token", "map_query")  # dimensions along which a later forward pass continues
 
-SLAB_BYTES = 32 << 20  # what malloc keeps on the heap; larger arrays get pages of their own
+OWN_PAGES = 32 << 20  # bytes from which malloc gives an array pages of its own instead of a place on the heap
 
 
 @dataclass(eq=False)
@@ -45,6 +45,23 @@ class Variable:
 
     dims: tuple[str, ...]
     coords: dict[str, np.ndarray]
+    averaged: bool
+
+
+class Staged(NamedTuple):
+    """One variable of the forward pass under way.
+
+    Attributes:
+        variable, texts: what the values are, and of which texts.
+        layers: the layers measured so far.
+        values: by layer; arrays [text, ...]. Small ones share one allocation, made once: anything that is allocated
+            layer by layer and stays pins a hole in the heap that the next layer's activations no longer fit into.
+    """
+
+    variable: Variable
+    texts: list[Text]
+    layers: list[int]
+    values: np.ndarray | list[np.ndarray | None]
 
 
 class Collector:
@@ -60,39 +77,33 @@ class Collector:
         self.variables: dict[str, Variable] = {}
         self.pieces: dict[tuple[str, int, int], list[np.ndarray]] = defaultdict(list)  # by name, layer, text
         self.sums: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
-        self._staged: list[tuple[int, list[Text], str, Measured, np.ndarray]] = []
-        self._slabs: dict[tuple[Any, ...], np.ndarray] = {}
+        self._staged: dict[tuple[Any, ...], Staged] = {}
 
     def add(self, layer: int, texts: list[Text], measurements: Measurements) -> None:
-        """Stage what was measured in one layer (counted from 0) for some texts.
-
-        Small arrays of all layers share one allocation: kept one by one, each would pin a hole in the heap that the
-        next layer's activations no longer fit into.
-        """
+        """Stage what was measured in one layer (counted from 0) for some texts."""
         for name, measured in measurements.items():
             values = _numpy(measured.values)
-            if values.nbytes < SLAB_BYTES:
-                key = (name, id(texts[0]), values.shape)
-                if key not in self._slabs:
-                    self._slabs[key] = np.empty((len(self.layers), *values.shape), dtype=values.dtype)
-                self._slabs[key][layer] = values
-                values = self._slabs[key][layer]
-            self._staged.append((layer, texts, name, measured, values))
+            variable = Variable(measured.dims[1:], measured.coords, measured.averaged)
+            key = (name, id(texts[0]), values.shape)
+            if key not in self._staged:
+                count = len(self.layers)
+                small = values.nbytes < OWN_PAGES
+                room = np.empty((count, *values.shape), values.dtype) if small else [None] * count
+                self._staged[key] = Staged(variable, texts, [], room)
+            staged = self._staged[key]
+            _check_same(name, staged.variable, variable)
+            staged.values[layer] = values
+            staged.layers.append(layer)
 
     def discard(self) -> None:
         """Forget a forward pass that did not finish."""
         self._staged.clear()
-        self._slabs.clear()
 
     def check(self) -> None:
         """Raise SinkscopeError when the staged forward pass does not fit what was kept before."""
         variables = dict(self.variables)
-        for _, _, name, measured, _ in self._staged:
-            known = variables.setdefault(name, Variable(measured.dims[1:], dict(measured.coords)))
-            if any(not np.array_equal(known.coords[dim], at) for dim, at in measured.coords.items()):
-                raise SinkscopeError(
-                    f"`{name}` has other cells or heads than before; pooled maps need texts of one length."
-                )
+        for (name, *_), staged in self._staged.items():
+            _check_same(name, variables.setdefault(name, staged.variable), staged.variable)
         self.variables = variables
 
     def commit(self, texts: list[Text]) -> None:
@@ -101,12 +112,14 @@ class Collector:
             if text.number is None:
                 text.number = len(self.texts)
                 self.texts.append(text)
-        for layer, parts, name, measured, values in self._staged:
-            if measured.averaged:
-                total, count = self.sums.get((name, layer), (0.0, 0))
-                self.sums[name, layer] = (total + np.nansum(values, 0), count + np.isfinite(values).sum(0))
-            else:
-                for text, value in zip(parts, values, strict=True):
+        for (name, *_), staged in self._staged.items():
+            for layer in staged.layers:
+                values: Any = staged.values[layer]
+                if staged.variable.averaged:
+                    total, count = self.sums.get((name, layer), (0.0, 0))
+                    self.sums[name, layer] = (total + np.nansum(values, 0), count + np.isfinite(values).sum(0))
+                    continue
+                for text, value in zip(staged.texts, values, strict=True):
                     assert text.number is not None
                     self.pieces[name, layer, text.number].append(value)
         self.discard()
@@ -169,6 +182,11 @@ class Collector:
         return record.assign_coords(
             sequence=np.arange(len(lengths)), length=("sequence", lengths), token=np.arange(max(lengths))
         )
+
+
+def _check_same(name: str, known: Variable, new: Variable) -> None:
+    if any(not np.array_equal(known.coords[dim], at) for dim, at in new.coords.items()):
+        raise SinkscopeError(f"`{name}` has other cells or heads than before; pooled maps need texts of one length.")
 
 
 def _numpy(values: Tensor) -> np.ndarray:

@@ -37,4 +37,4 @@ def _median(values: Tensor) -> Tensor:
     if not values.is_cpu:
         return values.median(-1).values
     middle = (values.shape[-1] - 1) // 2
-    return torch.from_numpy(np.partition(values.float().numpy(), middle, axis=-1)[:, middle])
+    return torch.from_numpy(np.partition(values.float().numpy(), middle, axis=-1)[:, middle].copy())
