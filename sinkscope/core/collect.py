@@ -83,12 +83,12 @@ class Collector:
         """Stage what was measured in one layer (counted from 0) for some texts."""
         for name, measured in measurements.items():
             values = _numpy(measured.values)
-            variable = Variable(measured.dims[1:], measured.coords, measured.averaged)
+            variable = Variable(measured.dims[1:], dict(measured.coords), measured.averaged)
             key = (name, id(texts[0]), values.shape)
             if key not in self._staged:
                 count = len(self.layers)
                 small = values.nbytes < OWN_PAGES
-                room = np.empty((count, *values.shape), values.dtype) if small else [None] * count
+                room: Any = np.empty((count, *values.shape), values.dtype) if small else [None] * count
                 self._staged[key] = Staged(variable, texts, [], room)
             staged = self._staged[key]
             _check_same(name, staged.variable, variable)
