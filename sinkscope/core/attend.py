@@ -12,12 +12,15 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sinkscope.core.kernels import Kernel, fused_kernel
-from sinkscope.core.masks import CausalMask, FullMask, Mask, additive, ranges
+from sinkscope.core.banded import attend_band
+from sinkscope.core.kernels import fused_kernel
+from sinkscope.core.masks import BandMask, CausalMask, FullMask, Mask, additive, ranges
+from sinkscope.core.merge import merge
 from sinkscope.errors import SinkscopeError
 
 BLOCK_ENTRIES = 1 << 22  # scores held at once by the blockwise path
 GROUPED = "batch (kv_head group) query last -> batch kv_head group query last"  # beside the key head they share
+WIDE_BAND = 64  # columns from which a band is cheaper in triangles than under a mask
 FUSED_ROWS = 256  # queries per fused call where a mask has to be given
 
 
@@ -61,39 +64,21 @@ def attend(
     if kernel is None or _wants_gradient(query, key, value):
         return _blockwise(query, key, value, mask, scale, softcap)
     if isinstance(mask, FullMask) or (isinstance(mask, CausalMask) and query.shape[2] == 1):
-        return _fused(kernel, query, key, value, scale)
+        return kernel(query, key, value, scale, False, None)
     if isinstance(mask, CausalMask):
         past = mask.past
-        new = _fused(kernel, query, key[:, :, past:], value[:, :, past:], scale, causal=True)
+        new = kernel(query, key[:, :, past:], value[:, :, past:], scale, True, None)
         if past == 0:
             return new
-        return merge(_fused(kernel, query, key[:, :, :past], value[:, :, :past], scale), new)
+        return merge(kernel(query, key[:, :, :past], value[:, :, :past], scale, False, None), new)
+    if isinstance(mask, BandMask) and mask.window >= WIDE_BAND:
+        return attend_band(kernel, query, key, value, mask, scale)
     parts = []
     for rows in ranges(0, query.shape[2], FUSED_ROWS):
         seen = mask.columns(rows, key.shape[2])
         bias = additive(mask, rows, seen, query)
-        parts.append(_fused(kernel, query[:, :, rows], key[:, :, seen], value[:, :, seen], scale, bias=bias))
+        parts.append(kernel(query[:, :, rows], key[:, :, seen], value[:, :, seen], scale, False, bias))
     return torch.cat([output for output, _ in parts], 2), torch.cat([lse for _, lse in parts], 2)
-
-
-def merge(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Join attentions of the same queries over disjoint sets of keys, exactly.
-
-    Args:
-        parts: pairs (output [batch, head, query, dim], lse [batch, head, query]).
-
-    Returns:
-        The output and lse of attention over all the keys together: the outputs weighted by ``softmax`` of their lse.
-    """
-    if not parts:
-        raise SinkscopeError("there is nothing to merge; give at least one pair (output, lse).")
-    lses = torch.stack([lse for _, lse in parts])
-    total = lses.logsumexp(0)
-    weights = (lses - total).exp()
-    dtype = parts[0][0].dtype
-    wide = torch.promote_types(dtype, torch.float32)
-    output = sum(weight[..., None] * part.to(wide) for weight, (part, _) in zip(weights, parts, strict=True))
-    return output.to(dtype), total
 
 
 def scores_of(
@@ -140,19 +125,6 @@ def _blockwise(
 
 def _wants_gradient(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def _fused(
-    kernel: Kernel,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    causal: bool = False,
-    bias: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    output, lse = kernel(query, key, value, scale, causal, bias)
-    return output, lse.float()
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:

@@ -8,7 +8,7 @@ hook of the scope picks it up there.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from sinkscope.core.attend import attend
+from sinkscope.core.attend_evicted import attend_evicted
+from sinkscope.core.eviction import Eviction
 from sinkscope.core.layer import FusedLayer
 from sinkscope.core.masks import CausalMask, FullMask, IndexedMask, Mask, TensorMask
 from sinkscope.core.normalisers import LearnedSink, Normaliser, normalise
@@ -28,6 +30,9 @@ CHANGES_ATTENTION = ("indices", "block_indices", "sinks")  # sparse attention ch
 NORMALISERS: WeakKeyDictionary[nn.Module, Normaliser] = WeakKeyDictionary()
 """Attention modules whose softmax a scope has replaced."""
 
+EVICTIONS: WeakKeyDictionary[nn.Module, Eviction] = WeakKeyDictionary()
+"""Attention modules that carry out a policy."""
+
 
 @dataclass(frozen=True)
 class Sight:
@@ -37,11 +42,13 @@ class Sight:
         mask: over the rows and columns of this call.
         start: position of the first query.
         key_start: position of the first key.
+        padded: whether some tokens are padding.
     """
 
     mask: Mask
     start: int
     key_start: int
+    padded: bool = False
 
     def __getattr__(self, name: str) -> Any:
         raise MaskNeeded(name)
@@ -96,7 +103,8 @@ def lazy_mask(
     batch = torch.arange(batch_size, device=device)
     rows = torch.arange(start, start + q_length, device=device)
     columns = torch.arange(key_start, key_start + kv_length, device=device)
-    return Sight(IndexedMask(function, batch, rows, columns, vectorised=not use_vmap), start, key_start)
+    mask = IndexedMask(function, batch, rows, columns, vectorised=not use_vmap)
+    return Sight(mask, start, key_start, padded=not unpadded)
 
 
 def scoped_attention(
@@ -130,7 +138,8 @@ def scoped_attention(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     sight = _sight(attention_mask, query, key, causal)
     normaliser = NORMALISERS.get(module, None if s_aux is None else LearnedSink(s_aux))
-    output, layer = observed_layer(query, key, value, sight, scaling, softcap, normaliser)
+    eviction = EVICTIONS.get(module)
+    output, layer = observed_layer(query, key, value, sight, scaling, softcap, normaliser, eviction)
     return output.transpose(1, 2).contiguous(), layer
 
 
@@ -142,10 +151,19 @@ def observed_layer(
     scale: float | None = None,
     softcap: float | None = None,
     normaliser: Normaliser | None = None,
+    eviction: Eviction | None = None,
 ) -> tuple[Tensor, FusedLayer]:
     """The output [batch, head, query, dim] of one layer's attention, and the layer for the probes."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    output, lse = attend(query, key, value, sight.mask, scale=scale, softcap=softcap)
+    if eviction is None:
+        output, lse = attend(query, key, value, sight.mask, scale=scale, softcap=softcap)
+    else:
+        if sight.padded or not isinstance(sight.mask, (CausalMask, IndexedMask)):
+            raise SinkscopeError(
+                "a policy acts on texts without padding under a causal mask; give texts of one length, one by one."
+            )
+        sight = replace(sight, mask=eviction.mask(query, sight.start))
+        output, lse = attend_evicted(query, key, value, eviction, sight.start, scale=scale, softcap=softcap)
     virtual = None if normaliser is None else normaliser.virtual_logit(query.shape[1], query.device)
     output, lse = normalise(output, lse, virtual)
     filled = min(key.shape[2], sight.start + query.shape[2] - sight.key_start)
@@ -160,6 +178,7 @@ def observed_layer(
         start=sight.start,
         key_start=sight.key_start,
         virtual_logit=None if virtual is None else virtual.detach(),
+        eviction=eviction,
     )
 
 

@@ -17,7 +17,7 @@ from einops import repeat
 from torch import Tensor
 
 Kernel = Callable[[Tensor, Tensor, Tensor, float, bool, Tensor | None], tuple[Tensor, Tensor]]
-"""(query, key, value, scale, causal, bias) -> (output, lse); causal needs as many queries as keys."""
+"""(query, key, value, scale, causal, bias) -> (output, float32 lse); causal needs as many queries as keys."""
 
 
 def _flash_cpu(
@@ -30,7 +30,7 @@ def _flash_cpu(
     output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, causal, attn_mask=bias, scale=scale
     )
-    return output[..., :value_dim], lse
+    return output[..., :value_dim], lse.float()
 
 
 def _efficient_cuda(
@@ -48,7 +48,7 @@ def _efficient_cuda(
     output, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
         query, key, value, bias, True, 0.0, causal, scale=scale
     )
-    return output, lse[:, :, : query.shape[2]]
+    return output, lse[:, :, : query.shape[2]].float()
 
 
 KERNELS: dict[str, Kernel] = {"cpu": _flash_cpu, "cuda": _efficient_cuda}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sinkscope.core.attend import scores_of
+from sinkscope.core.eviction import Eviction
 from sinkscope.core.masks import Mask, is_hidden, ranges
 
 TILE_ENTRIES = 3 << 17  # a tile of probabilities, 1.5 MB: it stays in the cache while every probe reads it
@@ -114,22 +115,28 @@ class Layer(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class FusedLayer(Layer):
-    """A layer whose attention went through `attend`."""
+    """A layer whose attention went through `attend`, or under a policy through `attend_evicted`."""
 
     query: Tensor
     key: Tensor
     mask: Mask
     scale: float
     softcap: float | None = None
+    eviction: Eviction | None = None
 
     def logits(self, rows: slice, columns: slice) -> Tensor:
-        return scores_of(self.query, self.key, self.mask, rows, columns, self.scale, self.softcap)
+        scores = scores_of(self.query, self.key, self.mask, rows, columns, self.scale, self.softcap)
+        if columns.start < self._turned_columns:
+            near = slice(columns.start, min(columns.stop, self._turned_columns))
+            scores[..., : near.stop - near.start] = self._turned().logits(rows, near)
+        return scores
 
     def tiles(self) -> Iterator[Tile]:
         sequences, kv_heads, keys, _ = self.key.shape
         group = self.heads // kv_heads
         width = min(keys, TILE_COLUMNS)
         height = max(1, TILE_ENTRIES // (sequences * group * width))
+        turned = self._turned().query
         for kv_head in range(kv_heads):
             heads = slice(kv_head * group, (kv_head + 1) * group)
             query = self.query[:, heads].float() * self.scale
@@ -140,6 +147,11 @@ class FusedLayer(Layer):
                 seen = self.mask.columns(rows, keys)
                 for columns in ranges(seen.start, seen.stop, width):
                     scores = (stacked @ key[..., columns]).unflatten(1, (group, -1))
+                    if columns.start < self._turned_columns:
+                        near = slice(columns.start, min(columns.stop, self._turned_columns))
+                        turned_rows = turned[:, heads, rows].float().flatten(1, 2) * self.scale
+                        part = (turned_rows @ key[..., near]).unflatten(1, (group, -1))
+                        scores[..., : near.stop - near.start] = part
                     if self.softcap is not None:
                         scores = self.softcap * torch.tanh(scores / self.softcap)
                     logs = scores.sub_(lse)
@@ -157,6 +169,17 @@ class FusedLayer(Layer):
             key=self.key[batch : batch + 1, :, columns],
             value=_picked(self.value, batch, columns),
         )
+
+    @property
+    def _turned_columns(self) -> int:
+        """Columns, from the first, that see the queries turned: the sinks of a policy."""
+        return self.eviction.sinks if self.eviction and self.eviction.rotation else 0
+
+    def _turned(self) -> FusedLayer:
+        """The layer as the sinks see it."""
+        if not self._turned_columns or self.eviction is None:
+            return self
+        return replace(self, query=self.eviction.toward_sinks(self.query, self.start), eviction=None)
 
 
 @dataclass(frozen=True, kw_only=True)

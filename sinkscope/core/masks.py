@@ -77,6 +77,26 @@ class CausalMask:
         return IndexedMask(lambda b, h, q, k: k <= q + self.past, batch, rows, columns)
 
 
+class BandMask:
+    """Query `i` sees its own column, `i + past`, and the `window` columns before it."""
+
+    def __init__(self, past: int, window: int) -> None:
+        self.past, self.window = past, window
+
+    def columns(self, rows: slice, key_length: int) -> slice:
+        return slice(max(0, rows.start + self.past - self.window), min(key_length, rows.stop + self.past))
+
+    def hide(self, scores: Tensor, rows: slice, columns: slice, heads: slice = ALL) -> None:
+        own = torch.arange(rows.start, rows.stop, device=scores.device)[:, None] + self.past
+        keys = torch.arange(columns.start, columns.stop, device=scores.device)
+        scores.masked_fill_((keys > own) | (keys < own - self.window), torch.finfo(scores.dtype).min)
+
+    def restricted(self, batch: int, rows: Tensor, columns: Tensor) -> Mask:
+        return IndexedMask(
+            lambda b, h, q, k: (k <= q + self.past) & (k >= q + self.past - self.window), batch, rows, columns
+        )
+
+
 class IndexedMask:
     """A mask given as a function of (batch, head, query, key) indices: transformers' own `mask_function`.
 

@@ -27,9 +27,11 @@ from sinkscope.core.collect import Collector
 from sinkscope.core.finite import not_finite
 from sinkscope.core.forward import Caches, Forward, read_forward
 from sinkscope.core.implementation import use_implementation
-from sinkscope.core.interface import NORMALISERS
+from sinkscope.core.interface import EVICTIONS, NORMALISERS
 from sinkscope.core.layer import Layer
 from sinkscope.core.normalisers import Normaliser
+from sinkscope.core.policies import Dense, Policy
+from sinkscope.core.policy_on_layers import layer_evictions
 from sinkscope.core.probes import FREE, HiddenProbe, LayerProbe, Probe, TileProbe
 from sinkscope.core.probing import checked_probes, measure_layer
 from sinkscope.core.provenance import model_attributes, token_attributes
@@ -58,11 +60,18 @@ def capture(model: nn.Module, probes: Iterable[Probe] | None = None) -> Scope:
     return Scope(model, FREE if probes is None else probes)
 
 
-def attached(model: nn.Module, *, normaliser: Normaliser | None = None, probes: Iterable[Probe] = ()) -> Scope:
+def attached(
+    model: nn.Module,
+    *,
+    policy: Policy | None = None,
+    normaliser: Normaliser | None = None,
+    probes: Iterable[Probe] = (),
+) -> Scope:
     """Run a model with the slots of its attention filled by hand.
 
     Args:
         model: as for `capture`.
+        policy: which keys a query may see; all of them when None.
         normaliser: how scores become weights; the model's own when None.
         probes: what to measure; nothing when empty.
 
@@ -70,19 +79,28 @@ def attached(model: nn.Module, *, normaliser: Normaliser | None = None, probes: 
         A context manager, as `capture` does.
 
     Raises:
-        SinkscopeError: as `capture`; also when a normaliser is given for a family outside the attention interface.
+        SinkscopeError: as `capture`; also when a normaliser or a policy is given for a family outside the attention
+            interface, or a policy for one that cannot be streamed.
     """
-    return Scope(model, probes, normaliser)
+    return Scope(model, probes, normaliser, policy)
 
 
 class Scope:
     """A model with probes on, for as long as the context lasts."""
 
-    def __init__(self, model: nn.Module, probes: Iterable[Probe], normaliser: Normaliser | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        probes: Iterable[Probe],
+        normaliser: Normaliser | None = None,
+        policy: Policy | None = None,
+    ) -> None:
         self.model = model
         self.anatomy = find_anatomy(model)
         self.probes = checked_probes(probes, self.anatomy.numbers)
         self.normaliser = normaliser
+        self.policy = Dense() if policy is None else policy
+        self.evictions = layer_evictions(self.policy, model, self.anatomy)
         self.causal = True
         if normaliser is not None:
             _check_normaliser(normaliser, type(model).__name__, self.anatomy.interface)
@@ -129,6 +147,7 @@ class Scope:
             "attention": path,
             "causal": int(self.causal),
             "normaliser": "the model's own" if self.normaliser is None else repr(self.normaliser),
+            "policy": repr(self.policy),
             "probes": ", ".join(map(repr, self.probes)),
         }
         return record
@@ -144,12 +163,15 @@ class Scope:
             undo.callback(hook.remove)
 
         base, parts, interface = self.anatomy.base, self.anatomy.parts, self.anatomy.interface
-        for part in parts:
+        for part, eviction in zip(parts, self.evictions, strict=True):
             _WATCHED.add(part.attention)
             undo.callback(_WATCHED.discard, part.attention)
             if self.normaliser is not None:
                 NORMALISERS[part.attention] = self.normaliser
                 undo.callback(NORMALISERS.pop, part.attention, None)
+            if eviction is not None:
+                EVICTIONS[part.attention] = eviction
+                undo.callback(EVICTIONS.pop, part.attention, None)
         if interface:
             use_implementation(base, undo)
         hang(base.register_forward_pre_hook(self._before_forward, with_kwargs=True))
@@ -209,6 +231,8 @@ class Scope:
             raise not_finite(f"the attention scores of layer {part.number} ({part.name})", self.model)
         if self._forward is None:
             return
+        if self.probes and self.evictions[index] is not None and layer.start:
+            raise SinkscopeError("probes follow a policy over one forward pass from the first token; give no cache.")
         self._saw_attention = True
         with torch.autocast(layer.lse.device.type, enabled=False):
             for texts, real in self._forward.split(layer):

@@ -1,0 +1,147 @@
+"""The keys and values that a policy keeps while a text is read in blocks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+from sinkscope.core.anatomy import find_anatomy
+from sinkscope.core.policies import Policy
+from sinkscope.core.policy_on_layers import native_windows
+from sinkscope.core.rotary import find_rotations
+from sinkscope.core.rotation import Rotation
+
+
+class RollingLayer(CacheLayerMixin):
+    """One layer's sinks and last tokens.
+
+    Attention gets ``[sinks | neighbours | new block]``, where the neighbours reach back as far as the first new token
+    sees; which of them each query sees is the attention function's affair (`attend_evicted`).
+
+    Args:
+        sinks, window: tokens kept; all when window is None.
+        rotation: the layer's rotary geometry, or None.
+        is_sliding: whether this is a layer with a native sliding window.
+    """
+
+    is_compileable = False
+    is_croppable = False
+
+    def __init__(self, sinks: int, window: int | None, rotation: Rotation | None, is_sliding: bool = False) -> None:
+        super().__init__()
+        self.sinks, self.window, self.rotation, self.is_sliding = sinks, window, rotation, is_sliding
+        self.seen = self.base = 0
+        # by slot: "keys" and "values" of the sinks, at the positions they were made at, and of the last tokens, moved
+        # back by `base`; the slot that turns is held in float32 at least, so that turning it often loses nothing
+        self.first: dict[str, Tensor] = {}
+        self.last: dict[str, Tensor] = {}
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        for slot, states in (("keys", key_states), ("values", value_states)):
+            turns = self.rotation is not None and self.rotation.slot == slot
+            dtype = torch.promote_types(states.dtype, torch.float32) if turns else states.dtype
+            self.first[slot] = self.last[slot] = states[:, :, :0].to(dtype)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Take in a block and return all that its queries may see."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        new_sinks = min(max(0, self.sinks - self.seen), key_states.shape[2])
+        self.seen += key_states.shape[2]
+        return self._joined("keys", key_states, new_sinks), self._joined("values", value_states, new_sinks)
+
+    def _joined(self, slot: str, new: Tensor, new_sinks: int) -> Tensor:
+        wide = new.to(self.first[slot].dtype)
+        self.first[slot] = torch.cat([self.first[slot], wide[:, :, :new_sinks]], 2)
+        neighbours = torch.cat([self.last[slot], wide[:, :, new_sinks:]], 2)
+        keep = neighbours.shape[2] if self.window is None else self.window
+        self.last[slot] = neighbours[:, :, max(0, neighbours.shape[2] - keep) :]
+        sinks = self.first[slot]
+        if self.base and self.rotation is not None and self.rotation.slot == slot:
+            sinks = self.rotation.turned(sinks, -self.base)
+        return torch.cat([sinks, neighbours], 2).to(new.dtype)
+
+    def rebase(self, base: int) -> None:
+        """Count the positions of all keys from another token of the text on."""
+        if self.rotation is not None and self.is_initialized and base != self.base:
+            slot = self.rotation.slot
+            self.last[slot] = self.rotation.turned(self.last[slot], self.base - base)
+        self.base = base
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        held = self.first["keys"].shape[2] + self.last["keys"].shape[2] if self.is_initialized else 0
+        return held + query_length, self.seen - held
+
+    def get_seq_length(self) -> int:
+        return self.seen
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class RollingCache(Cache):
+    """What a policy keeps of a text, in every layer.
+
+    Positions given to the model are counted from a token `base` that moves along with the text, so that they stay small
+    and lose no precision however long it gets.
+
+    Args:
+        model: a decoder.
+        policy: what to keep; one that is not recomputed.
+    """
+
+    def __init__(self, model: nn.Module, policy: Policy) -> None:
+        anatomy = find_anatomy(model)
+        bounded = policy.window is not None
+        layers = len(anatomy.parts)
+        rotations = find_rotations(model) if bounded else [None] * layers
+        natives = native_windows(model, layers)
+        mixed = None in natives
+        self.rolling = [
+            RollingLayer(0, native - 1, rotation, is_sliding=True)
+            if native and (mixed or not bounded)
+            else RollingLayer(policy.sinks, policy.window, rotation)
+            for native, rotation in zip(natives, rotations, strict=True)
+        ]
+        super().__init__(layers=[*self.rolling])
+        self.seen = 0
+        takes_positions = "position_ids" in inspect.signature(anatomy.base.forward).parameters
+        self._reach = policy.cache_size if bounded and takes_positions else None
+        self._takes_positions = takes_positions
+
+    def positions(self, count: int, device: torch.device) -> dict[str, Tensor]:
+        """Make room for a block of `count` tokens and say which positions the model should give them."""
+        if self._reach is not None:
+            base = max(0, self.seen - self._reach)
+            for layer in self.rolling:
+                layer.rebase(base)
+        base = self.rolling[0].base
+        start, self.seen = self.seen - base, self.seen + count
+        if not self._takes_positions:
+            return {}
+        return {"position_ids": torch.arange(start, start + count, device=device)[None]}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All it holds, by name, for a checkpoint."""
+        return {name: held[slot].contiguous() for name, held, slot in self._places()}
+
+    def load_tensors(self, tensors: dict[str, Tensor], seen: int, base: int) -> None:
+        """Hold what `tensors` gave, after `seen` tokens."""
+        for name, held, slot in self._places():
+            held[slot] = tensors[name]
+        for layer in self.rolling:
+            layer.seen, layer.base, layer.is_initialized = seen, base, True
+        self.seen = seen
+
+    def _places(self) -> Iterator[tuple[str, dict[str, Tensor], str]]:
+        for number, layer in enumerate(self.rolling):
+            for part in ("first", "last"):
+                for slot in ("keys", "values"):
+                    yield f"{number}.{part}.{slot}", getattr(layer, part), slot
