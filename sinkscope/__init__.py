@@ -20,6 +20,7 @@ _HOMES = {
     "sinkscope.core.scope": ["attached", "capture"],
     "sinkscope.core.measure": ["attention_maps", "measure"],
     "sinkscope.core.normalisers": ["LearnedSink", "Softmax", "Softmax1"],
+    "sinkscope.core.policies": ["Dense", "Recompute", "SinkWindow", "Window"],
     "sinkscope.core.probes": [
         "ALL", "FREE", "DistanceProfile", "Entropy", "HiddenExtremes", "LogSumExp", "Maps", "MeanLogits", "Norms",
         "Received", "SinkMass",
@@ -28,6 +29,7 @@ _HOMES = {
         "discover", "from_maps", "importance", "interval", "mass_by_layer", "massive_activations", "sink_mass",
         "sink_rate", "sink_rate_curve", "uniform_importance", "uniform_mass", "value_drain",
     ],
+    "sinkscope.streaming.perplexity": ["perplexity"],
     "sinkscope.reporting": ["Report", "report"],
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

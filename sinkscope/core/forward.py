@@ -101,7 +101,7 @@ def read_forward(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
     ids, cache, mask = given.get("input_ids"), given.get("past_key_values"), given.get("attention_mask")
     cache = cache if isinstance(cache, Cache) else None
     past = 0 if cache is None else int(cache.get_seq_length())
-    _check_vocabulary(base, ids)
+    check_vocabulary(base, ids)
     _check_positions(given.get("position_ids"), mask)
     real = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask.all()) else None
     batch = _batch_size(given)
@@ -121,7 +121,8 @@ def _batch_size(given: dict[str, Any]) -> int:
     raise SinkscopeError("the model was called with nothing to read; give it input_ids.")
 
 
-def _check_vocabulary(base: nn.Module, ids: Tensor | None) -> None:
+def check_vocabulary(base: nn.Module, ids: Tensor | None) -> None:
+    """Raise SinkscopeError when a token id is none of the model's."""
     if ids is None or ids.numel() == 0:
         return
     embeddings: Any = getattr(base, "get_input_embeddings", lambda: None)

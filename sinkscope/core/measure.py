@@ -51,7 +51,7 @@ def measure(
             that cannot be measured or is in training mode, weights that are not finite.
     """
     scope = Scope(model, FREE if probes is None else probes)
-    texts = _texts(ids)
+    texts = texts_of(ids)
     _check_lengths(texts, scope.probes)
     with scope, torch.no_grad():
         _read(scope, texts, batch_tokens, progress)
@@ -84,7 +84,7 @@ def attention_maps(
     Raises:
         SinkscopeError: as `measure`; also layers or heads out of range, or more than one text.
     """
-    texts = _texts(ids)
+    texts = texts_of(ids)
     if len(texts) != 1:
         raise SinkscopeError(f"attention_maps takes one text [1, token], got {len(texts)}; call it once for each.")
     with Scope(model, [Maps(layers, heads, resolution, pool)]) as scope, torch.no_grad():  # type: ignore[arg-type]
@@ -116,7 +116,7 @@ def _read(scope: Scope, texts: list[Tensor], batch_tokens: int, progress: bool |
     options = {"use_cache": not interface} if "use_cache" in accepted else {}
     device = next(base.parameters()).device
     with _progress(scope, sum(map(len, texts)), progress) as begin:
-        for batch in _batches(texts, batch_tokens):
+        for batch in batches_of(texts, batch_tokens):
             begin(batch.numel())
             base(input_ids=batch.to(device), **options)
 
@@ -142,7 +142,7 @@ def _progress(scope: Scope, total: int, shown: bool | None) -> Iterator[Callable
         yield begin
 
 
-def _batches(texts: list[Tensor], batch_tokens: int) -> Iterator[Tensor]:
+def batches_of(texts: list[Tensor], batch_tokens: int) -> Iterator[Tensor]:
     """Neighbouring texts of equal length, stacked."""
     waiting: list[Tensor] = []
     for text in texts:
@@ -153,7 +153,12 @@ def _batches(texts: list[Tensor], batch_tokens: int) -> Iterator[Tensor]:
     yield torch.stack(waiting)
 
 
-def _texts(ids: Tensor | Sequence[Tensor]) -> list[Tensor]:
+def texts_of(ids: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """Token ids of any shape a caller may give, as 1-D tensors.
+
+    Raises:
+        SinkscopeError: what cannot be texts, or an empty one.
+    """
     try:
         one = isinstance(ids, Tensor) or all(isinstance(token, int) for token in ids)
         rows = torch.atleast_2d(torch.as_tensor(ids)) if one else [torch.as_tensor(row) for row in ids]

@@ -49,7 +49,8 @@ def position_limit(model: Any) -> int | None:
     """Positions the model was made for, or None; where its rotation changes with length, those before the change."""
     config = model.config.get_text_config(decoder=True)
     scaling = getattr(config, "rope_parameters", None) or {}
-    limits = [getattr(config, "max_position_embeddings", None), getattr(config, "n_positions", None)]
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    limits = [getattr(config, name, None) for name in names]
     if changes_with_length(model):
         limits.append(scaling.get("original_max_position_embeddings"))
     return min((limit for limit in limits if limit), default=None)

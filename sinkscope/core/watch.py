@@ -65,7 +65,8 @@ def cached_states(index: int, arguments: Iterable[Any]) -> dict[str, Tensor]:
     for argument in arguments:
         if isinstance(argument, Cache):
             layer: Any = argument.layers[index]
-            return {"key": layer.keys.detach(), "value": layer.values.detach()}
+            if isinstance(layer.keys, Tensor):
+                return {"key": layer.keys.detach(), "value": layer.values.detach()}
     return {}
 
 

@@ -130,14 +130,15 @@ class RollingCache(Cache):
 
     def tensors(self) -> dict[str, Tensor]:
         """All it holds, by name, for a checkpoint."""
-        return {name: held[slot].contiguous() for name, held, slot in self._places()}
+        held = {name: part[slot] for name, part, slot in self._places()}
+        return held | {"base": torch.tensor(self.rolling[0].base)}
 
-    def load_tensors(self, tensors: dict[str, Tensor], seen: int, base: int) -> None:
-        """Hold what `tensors` gave, after `seen` tokens."""
+    def load_tensors(self, tensors: dict[str, Tensor], seen: int, device: torch.device) -> None:
+        """Hold what `tensors` gave after `seen` tokens."""
         for name, held, slot in self._places():
-            held[slot] = tensors[name]
+            held[slot] = tensors[name].to(device)
         for layer in self.rolling:
-            layer.seen, layer.base, layer.is_initialized = seen, base, True
+            layer.seen, layer.base, layer.is_initialized = seen, int(tensors["base"]), True
         self.seen = seen
 
     def _places(self) -> Iterator[tuple[str, dict[str, Tensor], str]]:

@@ -1,0 +1,71 @@
+"""How long a text, and how large a cache, a model's positions allow."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from sinkscope.core.anatomy import find_anatomy
+from sinkscope.core.policies import Policy
+from sinkscope.core.rotary import changes_with_length, find_rotations, position_limit
+from sinkscope.errors import SinkscopeError
+
+
+def check_limits(model: nn.Module, policy: Policy, tokens: int) -> None:
+    """Refuse, or warn of, a policy that leads beyond the positions a model was made for.
+
+    Raises:
+        SinkscopeError: learned absolute positions are streamed, or read past their table; a rotation that changes
+            with length is read past that change.
+    """
+    limit, name = position_limit(model), type(model).__name__
+    reach = tokens if policy.cache_size is None else min(tokens, policy.cache_size)
+    if policy.window is None or policy.recomputed:
+        if limit and reach > limit and _has_table(model, limit):
+            raise SinkscopeError(
+                f"{name} has a table of {limit} positions, and `{policy.name}` needs {reach}; give fewer tokens."
+            )
+    else:
+        find_rotations(model)
+    if limit and reach > limit and changes_with_length(model):
+        raise SinkscopeError(
+            f"{name} changes its rotary frequencies beyond {limit} tokens, which keys cached before cannot follow; "
+            f"`{policy.name}` needs {reach}."
+        )
+    if limit and policy.cache_size and policy.cache_size > limit:
+        warnings.warn(
+            f"a cache of {policy.cache_size} tokens is longer than the {limit} positions {name} was trained on: once "
+            "it has filled up, its farthest tokens lie at distances the model has never seen",
+            stacklevel=3,
+        )
+    if policy.cache_size and tokens <= policy.cache_size:
+        warnings.warn(
+            f"{tokens} tokens fit into the cache of `{policy.name}`: nothing is evicted, its losses are the dense ones",
+            stacklevel=3,
+        )
+
+
+def block_within_limits(model: nn.Module, policy: Policy, block: int) -> int:
+    """The size of a block whose positions stay below where a rotation changes with length."""
+    limit = position_limit(model)
+    if not limit or policy.cache_size is None or not changes_with_length(model):
+        return block
+    return max(1, min(block, limit - policy.cache_size))
+
+
+@torch.no_grad()
+def _has_table(model: nn.Module, limit: int) -> bool:
+    """Whether positions are looked up in a table that ends at `limit`, learned or computed."""
+    base: Any = find_anatomy(model).base
+    if "position_ids" not in inspect.signature(base.forward).parameters:
+        return True  # the biases of MPT are computed up to there
+    token = torch.zeros(1, 1, dtype=torch.long, device=base.device)
+    try:
+        base(token, position_ids=torch.full_like(token, limit), use_cache=False)
+    except IndexError:
+        return True
+    return False

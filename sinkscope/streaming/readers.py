@@ -1,0 +1,162 @@
+"""Ways to read a batch of texts under a policy: step by step, each step giving the losses of some tokens.
+
+The loss of a token is that of predicting it from what the policy kept of the tokens before it, in nats.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sinkscope.core.anatomy import find_anatomy
+from sinkscope.core.finite import not_finite
+from sinkscope.core.policies import Policy
+from sinkscope.core.scope import attached
+from sinkscope.streaming.rolling import RollingCache
+
+
+class Step(NamedTuple):
+    """What one step scored.
+
+    Attributes:
+        tokens: [scored] places of the tokens in the text.
+        losses: [sequence, scored] float32, nats.
+        done: how far the reader is, for `Reader.resume`.
+    """
+
+    tokens: Tensor
+    losses: Tensor
+    done: int
+
+
+class Reader(ABC):
+    """A batch of texts [sequence, token] being read under a policy."""
+
+    def __init__(self, model: nn.Module, ids: Tensor, policy: Policy) -> None:
+        self.model, self.ids, self.policy = model, ids.to(next(model.parameters()).device), policy
+        self.done = 0
+
+    @abstractmethod
+    def steps(self) -> Iterator[Step]:
+        """Read on from where it stands."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What has to be kept to read on later."""
+        return {}
+
+    def resume(self, done: int, state: dict[str, Tensor]) -> None:
+        """Stand where an earlier reader of the same texts stood."""
+        self.done = done
+
+
+class BlockReader(Reader):
+    """Dense, window and sink window: whole blocks of tokens per forward pass, exact whatever the size of the block.
+
+    Args:
+        block: tokens per forward pass.
+    """
+
+    def __init__(self, model: nn.Module, ids: Tensor, policy: Policy, block: int) -> None:
+        super().__init__(model, ids, policy)
+        self.block = block
+        self.cache = RollingCache(model, policy)
+
+    def steps(self) -> Iterator[Step]:
+        last = self.ids.shape[1] - 1  # the last token predicts nothing that is there
+        with self._scope(), torch.no_grad():
+            while self.done < last:
+                start, stop = self.done, min(self.done + self.block, last)
+                positions = self.cache.positions(stop - start, self.ids.device)
+                logits = self.model(
+                    self.ids[:, start:stop], past_key_values=self.cache, use_cache=True, **positions
+                ).logits
+                self.done = stop
+                yield scored(self.model, logits, self.ids, torch.arange(start, stop), stop)
+
+    def _scope(self) -> AbstractContextManager[Any]:
+        """The policy on the model; a dense one needs none where the model's attention is out of reach."""
+        interface = find_anatomy(self.model).interface
+        return attached(self.model, policy=self.policy) if interface else nullcontext()
+
+    def state(self) -> dict[str, Tensor]:
+        return self.cache.tensors()
+
+    def resume(self, done: int, state: dict[str, Tensor]) -> None:
+        super().resume(done, state)
+        self.cache.load_tensors(state, done, self.ids.device)
+
+
+class WindowReader(Reader):
+    """Re-computation: every window of tokens is a text of its own, several of them per forward pass.
+
+    Args:
+        queries: [window] places of the tokens that predict, ascending.
+        rows: windows per forward pass.
+    """
+
+    def __init__(self, model: nn.Module, ids: Tensor, policy: Policy, queries: Tensor, rows: int) -> None:
+        super().__init__(model, ids, policy)
+        assert policy.window is not None
+        self.queries, self.rows, self.size = queries, rows, policy.window
+
+    def steps(self) -> Iterator[Step]:
+        early = self.queries[self.queries < self.size]  # their windows still reach back to the first token
+        with torch.no_grad():
+            if self.done == 0 and len(early):
+                logits = self.model(self.ids[:, : int(early[-1]) + 1], use_cache=False).logits[:, early]
+                self.done = len(early)
+                yield scored(self.model, logits, self.ids, early, self.done)
+            while self.done < len(self.queries):
+                queries = self.queries[self.done : self.done + self.rows]
+                self.done += len(queries)
+                yield scored(self.model, self._last_logits(queries), self.ids, queries, self.done)
+
+    def _last_logits(self, queries: Tensor) -> Tensor:
+        """Logits [sequence, query, vocabulary] of the last token of each window."""
+        places = (queries[:, None] + torch.arange(1 - self.size, 1)).to(self.ids.device)
+        windows = self.ids[:, places].flatten(0, 1)
+        logits = self.model(windows, use_cache=False, **only_last(self.model)).logits[:, -1]
+        return logits.unflatten(0, (len(self.ids), len(queries)))
+
+
+class TokenReader(Reader):
+    """One token per forward pass, for families whose attention cannot be given a policy. It resumes from the start."""
+
+    def __init__(self, model: nn.Module, ids: Tensor, policy: Policy) -> None:
+        from sinkscope.streaming.sink_cache import SinkCache
+
+        super().__init__(model, ids, policy)
+        assert policy.window is not None
+        self.cache = SinkCache(model, sinks=policy.sinks, window=policy.window)
+
+    def steps(self) -> Iterator[Step]:
+        with self.cache, torch.no_grad():
+            for at in range(self.ids.shape[1] - 1):
+                token = self.ids[:, at : at + 1]
+                logits = self.model(token, past_key_values=self.cache, use_cache=True).logits
+                yield scored(self.model, logits, self.ids, torch.tensor([at]), at + 1)
+
+    def resume(self, done: int, state: dict[str, Tensor]) -> None:
+        pass
+
+
+def scored(model: nn.Module, logits: Tensor, ids: Tensor, queries: Tensor, done: int) -> Step:
+    """Losses of the tokens after the queries, from their logits [sequence, query, vocabulary]."""
+    tokens = queries + 1
+    targets = ids[:, tokens.to(ids.device)]
+    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+    if not bool(losses.isfinite().all()):
+        raise not_finite(f"the logits at tokens {int(queries[0])} to {int(queries[-1])}", model)
+    return Step(tokens, losses.unflatten(0, targets.shape).cpu(), done)
+
+
+def only_last(model: nn.Module) -> dict[str, Any]:
+    """What makes a model compute the logits of the last token only, where it can."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
