@@ -61,5 +61,7 @@ def native_windows(model: Any, layers: int) -> list[int | None]:
             f"{type(model).__name__} attends in chunks, whose borders are places in the text; it cannot be streamed."
         )
     cached: list[Any] = DynamicCache(config=config).layers
-    windows = [getattr(layer, "sliding_window", None) if layer.is_sliding else None for layer in cached]
+    windows = [
+        getattr(layer, "sliding_window", None) if getattr(layer, "is_sliding", False) else None for layer in cached
+    ]
     return windows if len(windows) == layers else [None] * layers
