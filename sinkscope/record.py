@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from sinkscope.errors import SinkscopeError
+from sinkscope.replacing import replacing
 
 
 def save_record(record: xr.Dataset, path: str | os.PathLike[str]) -> Path:
@@ -32,14 +32,8 @@ def save_record(record: xr.Dataset, path: str | os.PathLike[str]) -> Path:
         for name, variable in record.variables.items()
         if variable.dtype.kind in "fi" and variable.ndim > 0
     }
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
+    with replacing(path, "the record") as partial:
         _storable(record).to_netcdf(partial, engine="h5netcdf", encoding=encoding)
-        os.replace(partial, path)
-    except OSError as problem:
-        raise SinkscopeError(f"cannot write the record to {path}: {problem.strerror or problem}.") from problem
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
@@ -57,8 +51,8 @@ def open_record(path: str | os.PathLike[str]) -> xr.Dataset:
             record = stored.load()
     except (OSError, ValueError, KeyError, RuntimeError) as problem:
         raise SinkscopeError(f"{path} is not a record of sinkscope, or it is damaged ({problem}).") from problem
-    if "layer" not in record.dims or "length" not in record.coords:
-        raise SinkscopeError(f"{path} is a NetCDF file but not a record of sinkscope (no layers or lengths in it).")
+    if not {"layer", "policy"} & set(record.dims) or "length" not in record.coords:
+        raise SinkscopeError(f"{path} is a NetCDF file but not a record of sinkscope (no layers, policies or lengths).")
     return record
 
 

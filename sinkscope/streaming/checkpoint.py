@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sinkscope.errors import SinkscopeError
+from sinkscope.replacing import replacing
 
 SECONDS = 15.0  # between two checkpoints: a run that is killed loses no more
 
@@ -64,29 +63,27 @@ class Checkpoint:
             return
         numbers = {"batch": progress.batch, "done": progress.done, "seconds": progress.seconds}
         tensors = {"losses": progress.losses} | {f"state.{name}": held for name, held in progress.state.items()}
-        partial = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.partial")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(
-                {name: tensor.contiguous() for name, tensor in tensors.items()},
-                partial,
-                metadata={"settings": json.dumps(self.settings), "progress": json.dumps(numbers)},
-            )
-            os.replace(partial, self.path)
-        except (OSError, SafetensorError) as problem:
-            reason = getattr(problem, "strerror", None) or problem
-            raise SinkscopeError(f"cannot write the checkpoint {self.path}: {reason}.") from problem
-        finally:
-            partial.unlink(missing_ok=True)
+        metadata = {"settings": json.dumps(self.settings), "progress": json.dumps(numbers)}
+        with replacing(self.path, "the checkpoint") as partial:
+            try:
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
+            except SafetensorError as problem:  # how it reports a full disk
+                raise OSError(str(problem)) from problem
         self._written = time.monotonic()
 
     def read(self) -> Progress | None:
         """What an earlier run left, or None.
 
         Raises:
-            SinkscopeError: the file is damaged, or of other settings.
+            SinkscopeError: the file is damaged or of other settings, or the folder cannot be written.
         """
-        if self.path is None or not self.path.exists():
+        if self.path is None:
+            return None
+        with replacing(self.path.with_name(".writable"), "a checkpoint") as trial:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            trial.touch()  # better refused now than after an hour
+        self.path.with_name(".writable").unlink(missing_ok=True)
+        if not self.path.exists():
             return None
         try:
             with safe_open(self.path, framework="pt") as stored:

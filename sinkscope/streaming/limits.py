@@ -25,7 +25,7 @@ def check_limits(model: nn.Module, policy: Policy, tokens: int) -> None:
     limit, name = position_limit(model), type(model).__name__
     reach = tokens if policy.cache_size is None else min(tokens, policy.cache_size)
     if policy.window is None or policy.recomputed:
-        if limit and reach > limit and _has_table(model, limit):
+        if limit and reach > limit and _has_table(model):
             raise SinkscopeError(
                 f"{name} has a table of {limit} positions, and `{policy.name}` needs {reach}; give fewer tokens."
             )
@@ -57,15 +57,15 @@ def block_within_limits(model: nn.Module, policy: Policy, block: int) -> int:
     return max(1, min(block, limit - policy.cache_size))
 
 
-@torch.no_grad()
-def _has_table(model: nn.Module, limit: int) -> bool:
-    """Whether positions are looked up in a table that ends at `limit`, learned or computed."""
+def _has_table(model: nn.Module) -> bool:
+    """Whether positions are looked up in a table that ends: learned, or sines or biases computed once."""
     base: Any = find_anatomy(model).base
     if "position_ids" not in inspect.signature(base.forward).parameters:
-        return True  # the biases of MPT are computed up to there
-    token = torch.zeros(1, 1, dtype=torch.long, device=base.device)
+        return True  # the biases of MPT
+    if any(isinstance(getattr(module, "embed_positions", None), torch.Tensor) for module in base.modules()):
+        return True  # GPT-J, CodeGen
     try:
-        base(token, position_ids=torch.full_like(token, limit), use_cache=False)
-    except IndexError:
+        find_rotations(model)
+    except SinkscopeError:
         return True
     return False
