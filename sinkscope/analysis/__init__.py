@@ -8,6 +8,7 @@ from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.maps import from_maps
 from sinkscope.analysis.mass import mass_by_layer, sink_mass
 from sinkscope.analysis.null import uniform_importance, uniform_mass
+from sinkscope.analysis.perplexities import ppl, ppl_table
 from sinkscope.analysis.rate import sink_rate, sink_rate_curve
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "interval",
     "mass_by_layer",
     "massive_activations",
+    "ppl",
+    "ppl_table",
     "sink_mass",
     "sink_rate",
     "sink_rate_curve",

@@ -1,18 +1,24 @@
-"""One function per figure: a record in, a matplotlib Figure out. Needs no model and no torch."""
+"""One function per figure: a record or a table in, a matplotlib Figure out. Needs no model and no torch."""
 
 from __future__ import annotations
 
+from sinkscope.figures.ablation import ablation
 from sinkscope.figures.activations import massive_activations
+from sinkscope.figures.decode import decode_cost
 from sinkscope.figures.maps import mean_maps
 from sinkscope.figures.mass import mass_by_layer, sink_mass_heatmap
 from sinkscope.figures.norms import norms
+from sinkscope.figures.perplexity import log_perplexity
 from sinkscope.figures.received import received_by_position
 from sinkscope.figures.sink_rate import sink_rate_curve
 from sinkscope.figures.spread import distance_profile, entropy_by_layer
 
 __all__ = [
+    "ablation",
+    "decode_cost",
     "distance_profile",
     "entropy_by_layer",
+    "log_perplexity",
     "mass_by_layer",
     "massive_activations",
     "mean_maps",

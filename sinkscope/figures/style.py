@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import xarray as xr
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -36,6 +37,7 @@ DASHES: tuple[Any, ...] = (
     (0, (8, 2)),
     (0, (3, 1, 1, 1)),
 )
+MARKERS = ("o", "s", "^", "D", "v", "P")
 
 PROBABILITY_MAP = "magma_r"  # light is little, dark is much: reads the same in grey
 LOGIT_MAP = "viridis"  # another map for another unit: logits must not look like probabilities
@@ -111,16 +113,18 @@ class PaperFigure(Figure):
 
 
 @contextmanager
-def paper_figure(record: xr.Dataset, name: str, width: float, height: float) -> Iterator[PaperFigure]:
+def paper_figure(record: xr.Dataset | pd.DataFrame, name: str, width: float, height: float) -> Iterator[PaperFigure]:
     """A figure to draw into, `width` x `height` inches, with the style on and the source line added at the
     end.
     """
     with mpl.rc_context(cast(Any, STYLE)):
         figure = PaperFigure(figsize=(width, height), layout="constrained")
         figure.name = name
-        figure.attributes = dict(record.attrs)
+        figure.attributes = {str(key): value for key, value in record.attrs.items()}
         yield figure
-        lines = textwrap.wrap(drawable(source_line(record.attrs), spaces=False), int(width * 27), break_long_words=True)
+        lines = textwrap.wrap(
+            drawable(source_line(figure.attributes), spaces=False), int(width * 27), break_long_words=True
+        )
         figure.supxlabel(
             "\n".join(lines[:4]),
             x=0.01,

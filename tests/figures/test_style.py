@@ -14,6 +14,7 @@ from PIL import Image
 from sinkscope import figures
 from sinkscope.figures.style import number
 from tests.analysis.synthetic import synthetic_record
+from tests.figures.streamed import CAPTURED
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def saved(figure, kind: str) -> bytes:
     return target.getvalue()
 
 
-@pytest.mark.parametrize("name", figures.__all__)
+@pytest.mark.parametrize("name", CAPTURED)
 def test_width_is_a_column_or_a_page_and_text_is_eight_points(record, name):
     figure = getattr(figures, name)(record)
     assert min(abs(figure.get_figwidth() - 3.25), abs(figure.get_figwidth() - 6.75)) < 0.3
