@@ -128,5 +128,5 @@ def test_an_error_over_several_lines_is_still_one(monkeypatch, capsys, tmp_path)
 
 
 def test_the_program_is_installed_under_its_name():
-    configuration = (Path(cli.__file__).parent.parent / "pyproject.toml").read_text()
+    configuration = (Path(cli.__file__).parents[2] / "pyproject.toml").read_text()
     assert 'sinkscope = "sinkscope.cli:main"' in configuration

@@ -1,0 +1,5 @@
+"""`python -m sinkscope.cli`."""
+
+from sinkscope.cli import main
+
+main()
