@@ -17,6 +17,7 @@ _HOMES = {
     "sinkscope.data": ["load", "read_text", "read_tokens", "sequences"],
     "sinkscope.core.attend": ["attend"],
     "sinkscope.core.merge": ["merge"],
+    "sinkscope.core.split": ["attend_split"],
     "sinkscope.core.scope": ["attached", "capture"],
     "sinkscope.core.measure": ["attention_maps", "measure"],
     "sinkscope.core.normalisers": ["LearnedSink", "Softmax", "Softmax1"],
@@ -26,10 +27,13 @@ _HOMES = {
         "Received", "SinkMass",
     ],
     "sinkscope.analysis": [
-        "discover", "from_maps", "importance", "interval", "mass_by_layer", "massive_activations", "sink_mass",
-        "sink_rate", "sink_rate_curve", "uniform_importance", "uniform_mass", "value_drain",
+        "discover", "from_maps", "importance", "interval", "mass_by_layer", "massive_activations", "ppl", "ppl_table",
+        "sink_mass", "sink_rate", "sink_rate_curve", "uniform_importance", "uniform_mass", "value_drain",
     ],
     "sinkscope.streaming.perplexity": ["perplexity"],
+    "sinkscope.streaming.ablation": ["ablate"],
+    "sinkscope.streaming.cost": ["Cost", "cost", "cost_table"],
+    "sinkscope.streaming.sink_cache": ["SinkCache"],
     "sinkscope.reporting": ["Report", "report"],
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

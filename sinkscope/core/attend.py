@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sinkscope.core.banded import attend_band
-from sinkscope.core.kernels import fused_kernel
+from sinkscope.core.kernels import Kernel, fused_kernel
 from sinkscope.core.masks import BandMask, CausalMask, FullMask, Mask, additive, ranges
 from sinkscope.core.merge import merge
 from sinkscope.errors import SinkscopeError
@@ -64,7 +64,7 @@ def attend(
     if kernel is None or _wants_gradient(query, key, value):
         return _blockwise(query, key, value, mask, scale, softcap)
     if isinstance(mask, FullMask) or (isinstance(mask, CausalMask) and query.shape[2] == 1):
-        return kernel(query, key, value, scale, False, None)
+        return _all_seen(kernel, query, key, value, scale)
     if isinstance(mask, CausalMask):
         past = mask.past
         new = kernel(query, key[:, :, past:], value[:, :, past:], scale, True, None)
@@ -79,6 +79,15 @@ def attend(
         bias = additive(mask, rows, seen, query)
         parts.append(kernel(query[:, :, rows], key[:, :, seen], value[:, :, seen], scale, False, bias))
     return torch.cat([output for output, _ in parts], 2), torch.cat([lse for _, lse in parts], 2)
+
+
+def _all_seen(kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention of queries that see every key: heads that share their keys go as more queries, and read them once."""
+    rows, shared = query.shape[2], {"kv_head": key.shape[1]}
+    folded = rearrange(query, "batch (kv_head group) query dim -> batch kv_head (group query) dim", **shared)
+    output, lse = kernel(folded, key, value, scale, False, None)
+    output = rearrange(output, "batch kv_head (group query) dim -> batch (kv_head group) query dim", query=rows)
+    return output, rearrange(lse, "batch kv_head (group query) -> batch (kv_head group) query", query=rows)
 
 
 def scores_of(

@@ -55,3 +55,15 @@ def token_attributes(record: xr.Dataset, model: nn.Module) -> dict[str, Any]:
         "tokens_sha256": hashlib.sha256(np.ascontiguousarray(ids).tobytes()).hexdigest(),
         "bos": starts,
     }
+
+
+def weights_hash(model: nn.Module) -> str:
+    """A hash that changes with the weights: of sums over pieces of each parameter, its bits read as whole numbers."""
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().flatten()
+        bits = values.view(whole.get(values.itemsize, torch.uint8))
+        sums = torch.stack([piece.sum(dtype=torch.int64) for piece in bits.chunk(64)])  # exact in any order
+        digest.update(name.encode() + sums.cpu().numpy().tobytes())
+    return digest.hexdigest()

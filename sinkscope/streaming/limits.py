@@ -31,6 +31,11 @@ def check_limits(model: nn.Module, policy: Policy, tokens: int) -> None:
             )
     else:
         find_rotations(model)
+        if policy.sinks and policy.positions == "original" and not find_anatomy(model).interface:
+            raise SinkscopeError(
+                f"{name} does not use transformers' attention interface, so sinks are counted only by their place in the "
+                'cache; give positions="cache".'
+            )
     if limit and reach > limit and changes_with_length(model):
         raise SinkscopeError(
             f"{name} changes its rotary frequencies beyond {limit} tokens, which keys cached before cannot follow; "

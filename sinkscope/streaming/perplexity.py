@@ -22,7 +22,7 @@ from sinkscope.core.forward import check_vocabulary
 from sinkscope.core.measure import PATIENCE, batches_of, texts_of, with_token_texts
 from sinkscope.core.policies import Dense, Policy, Recompute, SinkWindow, Window
 from sinkscope.core.policy_on_layers import native_windows
-from sinkscope.core.provenance import model_attributes, token_attributes
+from sinkscope.core.provenance import model_attributes, token_attributes, weights_hash
 from sinkscope.errors import SinkscopeError
 from sinkscope.streaming.checkpoint import Checkpoint, Progress
 from sinkscope.streaming.limits import block_within_limits, check_limits
@@ -81,20 +81,20 @@ def perplexity(
     """
     texts, ways = texts_of(ids), _checked_policies(policies)
     run = Run(block, samples, seed)
-    _check_run(model, texts, run)
+    check_run(model, texts, run)
     for policy in ways:
         check_limits(model, policy, max(map(len, texts)))
-    stays = [Checkpoint(_file(checkpoint, policy), _settings(model, texts, policy, run)) for policy in ways]
+    stays = [Checkpoint(_file(checkpoint, policy), settings_of(model, texts, policy, run)) for policy in ways]
     starts = [stay.read() for stay in stays]  # before anything runs: a refused checkpoint costs nothing
     finished = [
-        _read(model, texts, policy, run, stay, start, progress)
+        read_texts(model, texts, policy, run, stay, start, progress)
         for policy, stay, start in zip(ways, stays, starts, strict=True)
     ]
-    record = _record(model, texts, ways, finished).assign_attrs(vars(run) | attributes)
+    record = record_of(model, texts, ways, finished).assign_attrs(vars(run) | attributes)
     return record if tokenizer is None else with_token_texts(record, tokenizer)
 
 
-def _read(
+def read_texts(
     model: nn.Module,
     texts: list[Tensor],
     policy: Policy,
@@ -151,7 +151,7 @@ def _queries(ids: Tensor, policy: Policy, run: Run) -> Tensor:
     return torch.cat([early, late[torch.from_numpy(np.sort(picked))]])
 
 
-def _record(model: nn.Module, texts: list[Tensor], policies: list[Policy], finished: list[Progress]) -> xr.Dataset:
+def record_of(model: nn.Module, texts: list[Tensor], policies: list[Policy], finished: list[Progress]) -> xr.Dataset:
     longest = max(map(len, texts))
     tokens = np.full((len(texts), longest), -1, dtype=np.int64)
     for line, text in zip(tokens, texts, strict=True):
@@ -198,7 +198,7 @@ def _checked_policies(policies: Iterable[Policy]) -> list[Policy]:
     return ways
 
 
-def _check_run(model: nn.Module, texts: list[Tensor], run: Run) -> None:
+def check_run(model: nn.Module, texts: list[Tensor], run: Run) -> None:
     if model.training:
         raise SinkscopeError("the model is in training mode, where dropout makes losses random; call model.eval().")
     if run.block < 1 or (run.samples is not None and run.samples < 1):
@@ -209,15 +209,12 @@ def _check_run(model: nn.Module, texts: list[Tensor], run: Run) -> None:
         check_vocabulary(find_anatomy(model).base, text)
 
 
-def _settings(model: nn.Module, texts: list[Tensor], policy: Policy, run: Run) -> dict[str, Any]:
+def settings_of(model: nn.Module, texts: list[Tensor], policy: Policy, run: Run) -> dict[str, Any]:
     """All that the losses depend on."""
     attributes = model_attributes(model)
     tokens = hashlib.sha256(b"|".join(text.numpy().tobytes() for text in texts)).hexdigest()
-    weights = hashlib.sha256()
-    for parameter in model.parameters():
-        weights.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
     own = {name: attributes[name] for name in ("model", "model_type", "dtype")}
-    return own | {"policy": policy, "tokens": tokens, "weights": weights.hexdigest()} | vars(run)
+    return own | {"policy": policy, "tokens": tokens, "weights": weights_hash(model)} | vars(run)
 
 
 def _file(folder: str | os.PathLike[str] | None, policy: Policy) -> Path | None:

@@ -211,7 +211,7 @@ def test_a_checkpoint_that_is_torn_or_of_other_settings_is_refused(tmp_path):
             perplexity(model, other, [Window(20)], checkpoint=tmp_path, **options)
     changed = build("llama")
     with torch.no_grad():
-        next(changed.parameters()).add_(1)
+        changed.model.layers[1].self_attn.o_proj.weight[40:].zero_()
     with pytest.raises(SinkscopeError, match="was made with weights"):
         perplexity(changed, ids, [Window(20)], checkpoint=tmp_path)
     file = tmp_path / "window-20.safetensors"
@@ -254,6 +254,11 @@ def test_dense_reading_ends_with_the_table_of_positions(name):
     with pytest.raises(SinkscopeError, match="a table of 512 positions"):
         perplexity(model, long, [Dense()])
     assert np.isfinite(nll(perplexity(model, long[:, :512], [Dense()]), Dense())).all()
+
+
+def test_positions_of_the_text_need_the_attention_interface():
+    with pytest.raises(SinkscopeError, match="by their place in the cache"):
+        perplexity(build("gptj"), inputs("gptj")["input_ids"], [SinkWindow(4, 8, "original")])
 
 
 @pytest.mark.parametrize("name", ["gpt2", "opt"])
