@@ -33,8 +33,8 @@ def check_limits(model: nn.Module, policy: Policy, tokens: int) -> None:
         find_rotations(model)
         if policy.sinks and policy.positions == "original" and not find_anatomy(model).interface:
             raise SinkscopeError(
-                f"{name} does not use transformers' attention interface, so sinks are counted only by their place in the "
-                'cache; give positions="cache".'
+                f"{name} does not use transformers' attention interface, so sinks are counted only by their place in "
+                'the cache; give positions="cache".'
             )
     if limit and reach > limit and changes_with_length(model):
         raise SinkscopeError(
