@@ -1,0 +1,62 @@
+"""Bounds in the model itself that a cache must keep within, or set aside: tables of positions, and native windows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sinkscope.core.anatomy import find_anatomy
+from sinkscope.core.interface import EVICTIONS, NAME
+from sinkscope.core.policies import SinkWindow
+from sinkscope.core.policy_on_layers import native_windows
+from sinkscope.core.rotary import changes_with_length, position_limit
+from sinkscope.errors import SinkscopeError
+from sinkscope.streaming.store import Store
+
+
+def position_table(model: Any, base: nn.Module, policy: SinkWindow) -> int | None:
+    """Positions from which on the model fails or changes its rotation, or None when there is no such limit.
+
+    Raises:
+        SinkscopeError: the cache itself is longer than the model can look back.
+    """
+    needed = policy.sinks + policy.window + 1
+    biases = getattr(model.config.get_text_config(decoder=True), "max_seq_len", None)
+    limit = position_limit(model) if changes_with_length(model) else None
+    for most, what in ((biases, "has ALiBi distances"), (limit, "keeps its rotary frequencies")):
+        if most and needed > most:
+            raise SinkscopeError(
+                f"{type(model).__name__} {what} for {most} tokens, and {needed} are needed by sinks={policy.sinks}, "
+                f"window={policy.window} and the token being read; take a smaller window."
+            )
+    tables = [len(table) for name, table in base.named_buffers() if "embed_positions" in name and table.dim() == 2]
+    return min([*tables, *([limit] if limit else [])], default=None)
+
+
+def hides_sinks(model: nn.Module, layers: int, policy: SinkWindow) -> bool:
+    """Whether every layer slides, in a window that would hide the sinks: the policy takes its place."""
+    windows = native_windows(model, layers)
+    return all(windows) and any(window <= policy.sinks + policy.window for window in windows if window)
+
+
+def has_policy(base: Any) -> bool:
+    """Whether a scope has the model's attention evict tokens by itself."""
+    return base.config._attn_implementation == NAME and any(
+        part.attention in EVICTIONS for part in find_anatomy(base).parts
+    )
+
+
+def causal_bias(store: Store, count: int, visible: Tensor | None) -> Tensor:
+    """A mask [batch, 1, token, key] to add to the scores: what the model uses in place of one of its own.
+
+    Args:
+        store: what is kept.
+        count: new tokens.
+        visible: booleans [batch, key], False for padding.
+    """
+    kind, width = store.kinds[0], store.width(count)
+    lowest = torch.finfo(kind.dtype).min
+    bias = torch.full((count, width), lowest, dtype=kind.dtype, device=kind.device).triu(width - count + 1)[None, None]
+    return bias if visible is None else bias.masked_fill(~visible[:, None, None, :], lowest)
