@@ -65,5 +65,5 @@ def weights_hash(model: nn.Module) -> str:
         values = parameter.detach().flatten()
         bits = values.view(whole.get(values.itemsize, torch.uint8))
         sums = torch.stack([piece.sum(dtype=torch.int64) for piece in bits.chunk(64)])  # exact in any order
-        digest.update(name.encode() + sums.cpu().numpy().tobytes())
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode() + sums.cpu().numpy().tobytes())
     return digest.hexdigest()

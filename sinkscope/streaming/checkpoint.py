@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.replacing import replacing
+from sinkscope.streaming.tensor_files import read_tensors, write_tensors
 
 SECONDS = 15.0  # between two checkpoints: a run that is killed loses no more
 
@@ -63,12 +62,8 @@ class Checkpoint:
             return
         numbers = {"batch": progress.batch, "done": progress.done, "seconds": progress.seconds}
         tensors = {"losses": progress.losses} | {f"state.{name}": held for name, held in progress.state.items()}
-        metadata = {"settings": json.dumps(self.settings), "progress": json.dumps(numbers)}
-        with replacing(self.path, "the checkpoint") as partial:
-            try:
-                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
-            except SafetensorError as problem:  # how it reports a full disk
-                raise OSError(str(problem)) from problem
+        about = {"settings": json.dumps(self.settings), "progress": json.dumps(numbers)}
+        write_tensors(self.path, "the checkpoint", tensors, about)
         self._written = time.monotonic()
 
     def read(self) -> Progress | None:
@@ -85,16 +80,8 @@ class Checkpoint:
         self.path.with_name(".writable").unlink(missing_ok=True)
         if not self.path.exists():
             return None
-        try:
-            with safe_open(self.path, framework="pt") as stored:
-                metadata = stored.metadata()
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-            settings, numbers = (json.loads(metadata[name]) for name in ("settings", "progress"))
-            losses = tensors.pop("losses")
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as problem:
-            raise SinkscopeError(
-                f"the checkpoint {self.path} is damaged ({problem}); delete it to start this policy again."
-            ) from problem
+        tensors, about = read_tensors(self.path, "the checkpoint", "delete it to start this policy again")
+        settings, numbers = json.loads(about["settings"]), json.loads(about["progress"])
         other = {name for name in settings.keys() | self.settings if settings.get(name) != self.settings.get(name)}
         if other:
             name = sorted(other)[0]
@@ -102,5 +89,6 @@ class Checkpoint:
                 f"the checkpoint {self.path} was made with {name} = {settings.get(name)}, and now it is "
                 f"{self.settings.get(name)}; go on with those settings, or give another folder."
             )
+        losses = tensors.pop("losses")
         state = {name.removeprefix("state."): tensor for name, tensor in tensors.items()}
         return Progress(losses, state=state, **numbers)

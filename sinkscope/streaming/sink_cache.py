@@ -25,9 +25,10 @@ from transformers import Cache
 from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.policies import SinkWindow
 from sinkscope.core.policy_on_layers import native_windows
+from sinkscope.core.provenance import weights_hash
 from sinkscope.core.rotary import position_limit
 from sinkscope.errors import SinkscopeError
-from sinkscope.streaming.cache_files import fingerprint, read_cache, write_cache
+from sinkscope.streaming.cache_files import read_cache, write_cache
 from sinkscope.streaming.layer_kinds import layer_kinds
 from sinkscope.streaming.limits import check_limits
 from sinkscope.streaming.model_bounds import causal_bias, has_policy, hides_sinks, position_table
@@ -150,7 +151,7 @@ class SinkCache(Cache, Tied):
             raise SinkscopeError("there is nothing to save: this cache has read no tokens, or its model is gone.")
         settings = {
             "model": self._model_name,
-            "fingerprint": fingerprint(model),
+            "weights": weights_hash(model),
             "sinks": store.sinks,
             "window": store.window,
             "seen": store.seen,
@@ -168,7 +169,7 @@ class SinkCache(Cache, Tied):
         """
         tensors, settings = read_cache(Path(path))
         name = type(model).__name__
-        if settings["fingerprint"] != fingerprint(model):
+        if settings["weights"] != weights_hash(model):
             raise SinkscopeError(
                 f"{path} was saved with a {settings['model']} of other weights or another dtype than this {name}; load "
                 "it with the model it was made for."

@@ -111,7 +111,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(SinkscopeError, match="damaged"):
         SinkCache.load(path, model)
     path.write_text("not a cache")
-    with pytest.raises(SinkscopeError, match="torn or no safetensors"):
+    with pytest.raises(SinkscopeError, match="damaged or torn"):
         SinkCache.load(path, model)
 
 
