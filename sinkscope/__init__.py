@@ -34,6 +34,7 @@ _HOMES = {
     "sinkscope.streaming.ablation": ["ablate"],
     "sinkscope.streaming.cost": ["Cost", "cost", "cost_table"],
     "sinkscope.streaming.sink_cache": ["SinkCache"],
+    "sinkscope.streaming.conversation": ["Conversation", "stream"],
     "sinkscope.reporting": ["Report", "report"],
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

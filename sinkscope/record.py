@@ -12,6 +12,9 @@ import xarray as xr
 from sinkscope.errors import SinkscopeError
 from sinkscope.replacing import replacing
 
+STREAMED = ("perplexity", "ablation", "decode")
+"""Kinds of streaming records, as their attrs["kind"] says."""
+
 
 def save_record(record: xr.Dataset, path: str | os.PathLike[str]) -> Path:
     """Write a record as NetCDF-4 (HDF5, compressed).
@@ -51,9 +54,15 @@ def open_record(path: str | os.PathLike[str]) -> xr.Dataset:
             record = stored.load()
     except (OSError, ValueError, KeyError, RuntimeError) as problem:
         raise SinkscopeError(f"{path} is not a record of sinkscope, or it is damaged ({problem}).") from problem
-    if not {"layer", "policy"} & set(record.dims) or "length" not in record.coords:
+    if not _is_record(record):
         raise SinkscopeError(f"{path} is a NetCDF file but not a record of sinkscope (no layers, policies or lengths).")
     return record
+
+
+def _is_record(record: xr.Dataset) -> bool:
+    """Whether it was measured over texts, or is one of the streaming records."""
+    measured = bool({"layer", "policy"} & set(record.dims)) and "length" in record.coords
+    return measured or record.attrs.get("kind") in STREAMED
 
 
 def _storable(record: xr.Dataset) -> xr.Dataset:

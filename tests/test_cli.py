@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from sinkscope import cli
 from sinkscope.errors import SinkscopeError
 from sinkscope.reporting import Report
 from tests.reporting import naive
+from tests.streaming import talking
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -50,7 +53,7 @@ def test_help_and_version_do_not_import_torch():
         "assert not {'torch', 'transformers', 'matplotlib', 'xarray'} & set(sys.modules), 'imported'"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "report" in done.stdout
+    assert "report" in done.stdout and "chat" in done.stdout
     assert run("--version").stdout.strip() == f"sinkscope {sinkscope.__version__}"
 
 
@@ -102,7 +105,7 @@ def test_the_report_lands_in_out_and_the_headline_on_the_screen(monkeypatch, cap
 def test_quiet_says_nothing_and_defaults_are_not_passed_on(monkeypatch, capsys, tmp_path, measured):
     code, said, err = call(monkeypatch, capsys, "report", "--quiet", "--out", str(tmp_path / "out"), "--tokens", "100")
     assert (code, said, err) == (0, "", "")
-    assert measured[0][1] == {"sequences": 1, "length": 100, "progress": False}
+    assert measured[0][1] == {"sequences": 1, "length": 100, "streaming": True, "progress": False}
 
 
 def test_an_interrupt_leaves_nothing_and_exits_with_130(monkeypatch, capsys, tmp_path):
@@ -130,3 +133,91 @@ def test_an_error_over_several_lines_is_still_one(monkeypatch, capsys, tmp_path)
 def test_the_program_is_installed_under_its_name():
     configuration = (Path(cli.__file__).parents[2] / "pyproject.toml").read_text()
     assert 'sinkscope = "sinkscope.cli:main"' in configuration
+
+
+@pytest.fixture
+def talk(monkeypatch, capsys):
+    """`sinkscope chat` with a tiny model that says "the", " cat" and ends, for every line given."""
+    model, words = talking.talker(), talking.tokenizer()
+    model.waiting = talking.wanting(model, *[52, 60, talking.END] * 3)
+    monkeypatch.setattr(sinkscope, "load", lambda *_, **__: (model, words))
+
+    def chat(lines, *options):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(lines) if isinstance(lines, str) else lines)
+        return call(monkeypatch, capsys, "chat", "--window", "100", *options)
+
+    chat.model, chat.words = model, words
+    return chat
+
+
+def test_a_chat_answers_line_by_line_and_tells_how_full_its_cache_is(talk):
+    code, said, told = talk("the cat\n\nran\n", "--sinks", "2")
+    assert (code, said) == (0, "the cat\nthe cat\n")
+    messages, held = [], []
+    for question in ("the cat", "ran"):
+        messages.append({"role": "user", "content": question})
+        text = talk.words.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + "the cat"
+        held.append(len(talk.words(text, add_special_tokens=False).input_ids))
+        messages.append({"role": "assistant", "content": "the cat"})
+    for status, count in zip(told.splitlines()[1:], held, strict=True):
+        assert status.startswith(f"cache {count} / 102 tokens, 0.1 MB, {count} seen, ") and status.endswith("tokens/s")
+    assert not talk.model.model._forward_pre_hooks
+
+
+def test_a_chat_can_start_over_and_be_left(talk):
+    code, said, told = talk("the cat\n/reset\nthe cat\n/quit\nmore\n", "--quiet")
+    assert (code, said, told) == (0, "the cat\nthe cat\n", "")
+    code, _, told = talk("the cat\n/reset\nthe cat\n/quit\nmore\n", "--max-new-tokens", "1")
+    _, first, over, second = told.splitlines()
+    assert over == "cache 0 / 104 tokens, 0.1 MB, 0 seen" and " 20 seen" in first
+    assert first.endswith("stopped by --max-new-tokens") and " 19 seen" in second  # ended at once
+
+
+def test_ctrl_c_ends_an_answer_and_keeps_the_conversation(talk):
+    passes = []
+
+    def interrupt(*_):
+        passes.append(0)
+        if len(passes) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    talk.model.register_forward_hook(interrupt)
+    before = signal.getsignal(signal.SIGINT)
+    code, said, told = talk("the cat\nran\n", "--max-new-tokens", "3")
+    assert (code, said) == (0, "the\n\n") and signal.getsignal(signal.SIGINT) is before
+    _, first, second = told.splitlines()
+    assert first.endswith("interrupted") and "seen" in second
+
+
+class Typed(io.StringIO):
+    """A line, and then Ctrl-C."""
+
+    def readline(self, *_):
+        line = super().readline()
+        if not line:
+            raise KeyboardInterrupt
+        return line
+
+
+@pytest.mark.parametrize("stdin", [io.StringIO(""), Typed("the cat\n")])
+def test_the_end_of_a_chat_is_no_mistake(talk, stdin):
+    assert talk(stdin)[0] == 0
+
+
+def test_a_model_cannot_move_the_cursor(talk):
+    talk.words.decode = lambda ids, **_: "\x1b[2Jhi\x07\n" * len(ids)
+    assert talk("the cat\n", "--quiet")[1] == "[2Jhi\n" * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sinks", "-1"], "-1"),
+        (["--max-new-tokens", "0"], "max_new_tokens=0"),
+        (["--temperature", "-1"], "temperature=-1.0"),
+        (["--top-p", "2"], "top_p=2.0"),
+    ],
+)
+def test_a_chat_that_makes_no_sense_is_one_line(talk, options, message):
+    code, said, told = talk("the cat\n", *options)
+    assert (code, said) == (2, "") and told.count("\n") == 1 and message in told

@@ -8,12 +8,17 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from sinkscope.cli.chat import chat
 from sinkscope.cli.lists import spread
 from sinkscope.cli.report import report
 from sinkscope.cli.streaming import ablate, cost, perplexity
 from sinkscope.errors import SinkscopeError
 
-SEVERAL = ("--policies", "--sinks", "--cache", "--positions", "--kinds")  # options that take several values at once
+SEVERAL = {  # options that take several values at once
+    "perplexity": ("--policies",),
+    "ablate": ("--sinks", "--cache", "--positions", "--kinds"),
+    "cost": ("--policies",),
+}
 INTERRUPTED = 130  # 128 + SIGINT
 
 app = typer.Typer(
@@ -50,13 +55,15 @@ app.command()(report)
 app.command()(perplexity)
 app.command()(ablate)
 app.command()(cost)
+app.command()(chat)
 
 
 def main() -> None:
     """The program: a user's mistake is one line on stderr and exit code 2, an interrupt exit code 130."""
     warnings.showwarning = _one_line
+    words = sys.argv[1:]
     try:
-        code = app(spread(sys.argv[1:], SEVERAL), standalone_mode=False)
+        code = app(spread(words, SEVERAL.get(words[0] if words else "", ())), standalone_mode=False)
     except SinkscopeError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):

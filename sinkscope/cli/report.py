@@ -21,6 +21,9 @@ def report(
     tokens: Annotated[
         int | None, typer.Option("--tokens", min=1, help="Tokens in all, in place of --sequences.")
     ] = None,
+    streaming: Annotated[
+        bool, typer.Option("--streaming/--no-streaming", help="Also stream the text: perplexity, sinks, costs.")
+    ] = True,
     dtype: given.Dtype = None,
     device: given.Device = None,
     revision: given.Revision = None,
@@ -39,7 +42,9 @@ def report(
     from sinkscope.reporting.gather import report as measure_report
 
     progress = False if quiet else None
-    made = measure_report(model, None, text, sequences=sequences, length=length, progress=progress, **options)
+    made = measure_report(
+        model, None, text, sequences=sequences, length=length, streaming=streaming, progress=progress, **options
+    )
     made.save(target, progress=progress)
     if not quiet:
         for line in (made.headline, *made.notes, f"Open {target / 'report.html'}"):

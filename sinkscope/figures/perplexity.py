@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -22,6 +23,17 @@ MOST_LINEAR = 1.5
 """Above this ratio of two policies' typical losses the axis is logarithmic."""
 
 
+class Line(NamedTuple):
+    """One policy as it is drawn: mean loss and its bounds in each bin, all [bin]; a sampled one as points."""
+
+    name: str
+    is_sampled: bool
+    centre: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
 def log_perplexity(curve: xr.Dataset, width: int | None = None) -> Figure:
     """Mean loss in nats against position, for every policy of a perplexity record, with pointwise 95% intervals.
 
@@ -39,17 +51,13 @@ def log_perplexity(curve: xr.Dataset, width: int | None = None) -> Figure:
     below 1.
     """
     nll = losses(curve)
-    width = _width(nll) if width is None else whole_number(width, "width", 1)
-    counts = nll.notnull().sum(["sequence", "token"]).values
-    sampled = 2 * counts < counts.max()
+    width = bin_width(nll) if width is None else whole_number(width, "width", 1)
+    drawn = lines(nll, width)
+    sampled = np.array([each.is_sampled for each in drawn])
     with paper_figure(curve, "log_perplexity", PAGE, 3.0) as figure:
         axes = figure.subplots()
-        for row, name in enumerate(map(str, nll["policy"].values)):
-            if sampled[row]:
-                bins = max(1, ceil(FEWEST_TOKENS * nll.sizes["token"] / (max(counts[row], 1) * width)))
-                _points(axes, row, name, *estimated(nll.values[row], nll.values[~sampled], width, bins))
-            else:
-                _line(axes, row, name, *binned(nll.values[row], width))
+        for row, each in enumerate(drawn):
+            (_points if each.is_sampled else _line)(axes, row, each)
         _mark_full_caches(axes, nll)
         axes.set(xlabel="position in the text (tokens)", ylabel="log-perplexity (nats per token)")
         axes.set_xlim(0, nll.sizes["token"])
@@ -68,6 +76,21 @@ def log_perplexity(curve: xr.Dataset, width: int | None = None) -> Figure:
             handlelength=3.2,
         )
     return figure
+
+
+def lines(nll: xr.DataArray, width: int) -> list[Line]:
+    """Every policy of `losses(curve)` in bins of `width` positions: `binned`, or `estimated` where it is sampled."""
+    counts = nll.notnull().sum(["sequence", "token"]).values
+    sampled = 2 * counts < counts.max()
+    drawn = []
+    for row, name in enumerate(map(str, nll["policy"].values)):
+        if sampled[row]:
+            bins = max(1, ceil(FEWEST_TOKENS * nll.sizes["token"] / (max(counts[row], 1) * width)))
+            values = estimated(nll.values[row], nll.values[~sampled], width, bins)
+        else:
+            values = binned(nll.values[row], width)
+        drawn.append(Line(name, bool(sampled[row]), *values))
+    return drawn
 
 
 def binned(nll: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -111,35 +134,33 @@ def estimated(
     return place[middle], mean, low, high
 
 
-def _width(nll: xr.DataArray) -> int:
-    """Positions in a bin."""
+def bin_width(nll: xr.DataArray) -> int:
+    """Positions in a bin, where none are asked for."""
     least = min(FEWEST_TOKENS / nll.sizes["sequence"], nll.sizes["token"] / 8)
     return int(2 ** max(0, round(np.log2(max(nll.sizes["token"] / BINS, least)))))
 
 
-def _line(
-    axes: Axes, row: int, name: str, centre: np.ndarray, mean: np.ndarray, low: np.ndarray, high: np.ndarray
-) -> None:
+def _line(axes: Axes, row: int, line: Line) -> None:
     colour, dash = COLOURS[row % len(COLOURS)], DASHES[row % len(DASHES)]
-    axes.fill_between(centre, low, high, color=colour, alpha=0.12, linewidth=0, gid=f"band-{name}")
-    axes.plot(centre, mean, color=colour, linestyle=dash, linewidth=1.1, label=name, gid=f"mean-{name}")
-
-
-def _points(
-    axes: Axes, row: int, name: str, centre: np.ndarray, mean: np.ndarray, low: np.ndarray, high: np.ndarray
-) -> None:
-    colour, marker = COLOURS[row % len(COLOURS)], MARKERS[row % len(MARKERS)]
-    axes.vlines(centre, low, high, color=colour, linewidth=0.9, gid=f"band-{name}", zorder=3)
+    axes.fill_between(line.centre, line.low, line.high, color=colour, alpha=0.12, linewidth=0, gid=f"band-{line.name}")
     axes.plot(
-        centre,
-        mean,
+        line.centre, line.mean, color=colour, linestyle=dash, linewidth=1.1, label=line.name, gid=f"mean-{line.name}"
+    )
+
+
+def _points(axes: Axes, row: int, line: Line) -> None:
+    colour, marker = COLOURS[row % len(COLOURS)], MARKERS[row % len(MARKERS)]
+    axes.vlines(line.centre, line.low, line.high, color=colour, linewidth=0.9, gid=f"band-{line.name}", zorder=3)
+    axes.plot(
+        line.centre,
+        line.mean,
         color=colour,
         linestyle="none",
         marker=marker,
         markersize=4,
         markerfacecolor="white",
-        label=f"{name} (sampled)",
-        gid=f"mean-{name}",
+        label=f"{line.name} (sampled)",
+        gid=f"mean-{line.name}",
         zorder=4,
     )
 

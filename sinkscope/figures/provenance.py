@@ -11,7 +11,8 @@ from sinkscope.figures.tokens import visible
 
 
 def source_line(attributes: Mapping[str, Any]) -> str:
-    """One line for a human: model, revision, dtype, text, how much of it, BOS, version, date."""
+    """One line for a human: model, revision, dtype, text, how much of it, BOS, what it was timed on, version,
+    date."""
     get = attributes.get
     parts = [model_name(attributes)]
     if get("revision") and str(get("revision")) not in ("unknown", "None", "none"):
@@ -25,6 +26,8 @@ def source_line(attributes: Mapping[str, Any]) -> str:
         parts.append(f"BOS: {get('bos')}")
     if get("attention"):
         parts.append(f"attention: {get('attention')}")
+    if get("threads"):
+        parts.append(f"{get('device', 'cpu')}, {get('threads')} thread{'' if get('threads') == 1 else 's'}")
     if get("sinkscope"):
         parts.append(f"sinkscope {get('sinkscope')}")
     if get("date"):

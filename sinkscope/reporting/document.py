@@ -16,7 +16,7 @@ from sinkscope.reporting.headline import headline
 from sinkscope.reporting.plates import Figures
 from sinkscope.reporting.tables import Tables
 
-RECORDS = ("text", "short", "sentences")
+RECORDS = ("text", "short", "sentences", "perplexity", "ablation", "decode")
 SHOWN = ("sink_mass_heatmap", "received_by_position", "sink_rate_curve")
 
 
@@ -25,7 +25,8 @@ class Report:
     torch.
 
     records: one record, or several by name: "text" (the main one), and if there are "short" (many short
-        sequences, for the sink rate as it is published) and "sentences" (for mean logits).
+        sequences, for the sink rate as it is published), "sentences" (for mean logits), and of streaming
+        "perplexity", "ablation" and "decode".
     figures: name -> matplotlib Figure, drawn when asked for; only those the records can give.
     tables: name -> pandas DataFrame, computed when asked for.
 
@@ -45,7 +46,7 @@ class Report:
 
     @property
     def headline(self) -> str:
-        """The result in one sentence."""
+        """The result in one sentence, and what streaming costs in another."""
         return headline(self.records)
 
     @property

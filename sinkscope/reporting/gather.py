@@ -1,4 +1,4 @@
-"""`report`: measure a model on a text, in the three ways a report needs."""
+"""`report`: measure a model on a text, in the ways a report needs."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def report(
     *,
     sequences: int = 8,
     length: int = 1024,
+    streaming: bool = True,
     progress: bool | None = None,
     **load_options: Any,
 ) -> Report:
@@ -34,6 +35,9 @@ def report(
     text: a UTF-8 file, "hf:name", or None for the demo text.
     sequences, length: consecutive sequences of the text and tokens in each. A text or a model's position
         limit too small for them gives fewer or shorter ones, and the report says so (`Report.notes`).
+    streaming: whether to measure also what it costs to forget: perplexity under four policies, the number of
+        sinks, time and memory per token. A text too short or a model that cannot be streamed leaves the section
+        out, and the report says why.
     progress: False for no progress bars.
     load_options: passed to `load`, for example dtype or device.
 
@@ -46,8 +50,9 @@ def report(
     """
     from sinkscope.core.measure import measure
     from sinkscope.core.probes import ALL, Maps, MeanLogits, SinkMass
-    from sinkscope.data import load
+    from sinkscope.data import load, read_tokens
     from sinkscope.data.sources import text_pieces
+    from sinkscope.reporting.gather_streaming import LENGTH, streaming_records
 
     for name, value in (("sequences", sequences), ("length", length)):
         if value < 1:
@@ -59,7 +64,9 @@ def report(
     if tokenizer is None:
         raise SinkscopeError("This model has no tokenizer beside it, and a report reads a text: pass tokenizer=...")
     front = front_token(tokenizer)
-    rows, notes = text_rows(loaded, tokenizer, text, sequences, length, front)
+    limit = max(sequences * length, LENGTH if streaming else 1)
+    tokens = read_tokens(tokenizer, text, limit=limit, bos=False).reshape(-1)
+    rows, notes = text_rows(loaded, tokens, sequences, length, front)
     told: dict[str, Any] = {"text": text_name(text)}
     if notes:
         told["notes"] = "\n".join(notes)
@@ -73,6 +80,14 @@ def report(
         records["short"] = measured(short, [SinkMass()])
     if (sentences := cut(stream, *SENTENCES, front, rows.shape[1])) is not None:
         records["sentences"] = measured(sentences, [SinkMass(first=1), MeanLogits(tokens=SENTENCES[1])])
+    if streaming:
+        if records["text"].attrs.get("causal", 1):
+            made, reasons = streaming_records(loaded, one_text(tokens, front), progress=progress, text=told["text"])
+        else:
+            made, reasons = {}, ["Streaming was not measured: an encoder reads a text as a whole, with no cache."]
+        records |= made
+        if notes or reasons:
+            records["text"].attrs["notes"] = "\n".join([*notes, *reasons])
     return Report(records)
 
 
@@ -90,11 +105,19 @@ def front_token(tokenizer: Any) -> int | None:
     return ids[0] if ids and ids[0] in tokenizer.all_special_ids else None
 
 
+def one_text(tokens: torch.Tensor, front: int | None) -> torch.Tensor:
+    """The tokens [token] with the token in front that this tokenizer puts there."""
+    from sinkscope.data import sequences as split
+
+    return tokens if front is None else split(tokens, tokens.numel() + 1, 1, bos=front)[0]
+
+
 def text_rows(
-    model: Any, tokenizer: Any, text: Any, sequences: int, length: int, front: int | None
+    model: Any, tokens: torch.Tensor, sequences: int, length: int, front: int | None
 ) -> tuple[torch.Tensor, list[str]]:
-    """The sequences to measure, LongTensor [N, T], and what had to be less than was asked for."""
-    from sinkscope.data import read_tokens
+    """The sequences to measure, LongTensor [N, T], of the tokens [token] of a text, and what had to be less than was
+    asked for.
+    """
     from sinkscope.data import sequences as split
 
     notes = []
@@ -104,7 +127,7 @@ def text_rows(
         notes.append(f"Sequences have {limit:,} tokens, not {length:,}: the model has no more positions.")
         length = limit
     own = length - (front is not None)
-    stream = read_tokens(tokenizer, text, limit=max(sequences * own, 1), bos=False).reshape(-1)
+    stream = tokens[: max(sequences * own, 1)]
     got = stream.numel()
     if got + (front is not None) < FEWEST_TOKENS:
         raise SinkscopeError(

@@ -15,6 +15,7 @@ from sinkscope.figures.mass import tokens_named
 from sinkscope.figures.need import is_causal, lengths
 from sinkscope.figures.nulls import null_entropy, null_mass
 from sinkscope.figures.style import number
+from sinkscope.reporting.streaming_tables import collapse, streaming_sentence
 
 COLUMNS = ("quantity", "unit", "value", "lower", "upper", "null", "times_null", "measured_on", "note")
 EPSILON = 0.3  # Gu et al. 2024
@@ -40,6 +41,8 @@ def summary(records: Mapping[str, xr.Dataset]) -> pd.DataFrame:
         rows.append(_drain(record))
     if "activation_max" in record and "activation_median" in record:
         rows.append(_activation(record))
+    if (worse := collapse(records)) is not None:
+        rows.append(_collapse(records["perplexity"], worse))
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     null = table["null"].astype(float)
     table["times_null"] = table["value"].astype(float) / null.where(null > 0)
@@ -47,7 +50,11 @@ def summary(records: Mapping[str, xr.Dataset]) -> pd.DataFrame:
 
 
 def headline(records: Mapping[str, xr.Dataset]) -> str:
-    """One plain sentence: how much, against which null, and how many heads."""
+    """One plain sentence: how much, against which null, and how many heads; a second one on streaming."""
+    return f"{_attention(records)} {streaming_sentence(records)}".strip()
+
+
+def _attention(records: Mapping[str, xr.Dataset]) -> str:
     record = records["text"]
     table = summary(records).set_index("quantity")
     if f"mass on the {tokens_named(1)}" not in table.index:
@@ -163,4 +170,18 @@ def _activation(record: xr.Dataset) -> dict[str, Any]:
         "magnitude",
         float(largest[layer]),
         note=f"after layer {layer}, at {place}; {number(largest[layer] / median[layer])} times the layer's median",
+    )
+
+
+def _collapse(record: xr.Dataset, worse: Any) -> dict[str, Any]:
+    return _row(
+        record,
+        "perplexity without sinks over that with",
+        "ratio",
+        float(worse.ratio),
+        lower=float(worse.ratio_low),
+        upper=float(worse.ratio_high),
+        null=1.0,
+        note=f"window over sinks + window, both a cache of {int(worse.cache_size):,} tokens, over the "
+        f"{int(worse.tokens):,} tokens after the first eviction; not re-computation",
     )

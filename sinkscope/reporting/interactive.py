@@ -18,6 +18,7 @@ from sinkscope.figures.received import find_peaks, received_profile
 from sinkscope.figures.sink_rate import default_lengths
 from sinkscope.figures.spread import mean_by_distance, mean_entropy
 from sinkscope.figures.style import number
+from sinkscope.reporting import streaming_traces
 from sinkscope.reporting.traces import (
     COLOURS,
     MAGMA,
@@ -248,4 +249,7 @@ INTERACTIVE: dict[str, Callable[[xr.Dataset], Description]] = {
     "massive_activations": massive_activations,
     "entropy_by_layer": entropy_by_layer,
     "distance_profile": distance_profile,
+    "log_perplexity": streaming_traces.log_perplexity,
+    "ablation": streaming_traces.ablation,
+    "decode_cost": streaming_traces.decode_cost,
 }

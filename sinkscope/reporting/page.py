@@ -95,7 +95,8 @@ def _table(report: Report, name: str, files: list[str]) -> dict[str, Any]:
     numeric = [bool(pd.api.types.is_numeric_dtype(table[column])) for column in table.columns]
     return {
         "name": name,
-        "title": CONTENTS[name][0],
+        "title": CONTENTS[name].title,
+        "meaning": CONTENTS[name].meaning,
         "columns": [str(column).replace("_", " ") for column in table.columns],
         "numeric": numeric,
         "rows": formatted(table),

@@ -1,45 +1,15 @@
-"""What a report shows, in order: each figure with the record it reads, what it needs of it, and what it
-means.
-"""
+"""What a report shows, in order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 
 import xarray as xr
 from matplotlib.figure import Figure
 
 from sinkscope import figures as draw
-from sinkscope.figures.need import is_causal
-
-
-@dataclass(frozen=True)
-class Plate:
-    """One figure of the report.
-
-    draw: record -> Figure. records: names of the records that may serve it, the best first.
-    variables: what that record must hold. meaning: the definition and the null, in words, for the page.
-    """
-
-    name: str
-    title: str
-    draw: Callable[[xr.Dataset], Figure]
-    records: tuple[str, ...]
-    variables: tuple[str, ...]
-    meaning: str
-    causal_only: bool = False
-
-    def record(self, records: Mapping[str, xr.Dataset]) -> xr.Dataset | None:
-        """The first of `records` that can serve this plate, or None."""
-        for name in self.records:
-            record = records.get(name)
-            if record is None or not all(variable in record for variable in self.variables):
-                continue
-            if is_causal(record) or not self.causal_only:
-                return record
-        return None
-
+from sinkscope.reporting.plate import Plate
+from sinkscope.reporting.streaming_plates import STREAMING
 
 PLATES: tuple[Plate, ...] = (
     Plate(
@@ -147,6 +117,7 @@ PLATES: tuple[Plate, ...] = (
         "and only the first tokens are so far away: where the first token is a sink, the line rises there.",
         causal_only=True,
     ),
+    *STREAMING,
 )
 
 

@@ -63,9 +63,9 @@ def _figure(report: Report, folder: Path, name: str) -> list[str]:
 
 def _table(report: Report, folder: Path, name: str) -> list[str]:
     (folder / "tables").mkdir(exist_ok=True)
-    table, attributes = report.tables[name], report.records["text"].attrs
+    table, attributes = report.tables[name], report.tables.attributes(name)
     _write(folder / f"tables/{name}.csv", csv_text(table, attributes))
-    _write(folder / f"tables/{name}.tex", latex_text(table, attributes, CONTENTS[name][0], name))
+    _write(folder / f"tables/{name}.tex", latex_text(table, attributes, CONTENTS[name].caption, name))
     return [f"tables/{name}.csv", f"tables/{name}.tex"]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,8 @@ from sinkscope.figures.need import is_causal
 from sinkscope.figures.nulls import null_mass
 from sinkscope.figures.sink_rate import default_lengths
 from sinkscope.reporting.headline import summary
+from sinkscope.reporting.streaming_plates import POLICIES
+from sinkscope.reporting.streaming_tables import ablated, decoded, four_policies, perplexities
 
 Records = Mapping[str, xr.Dataset]
 TOP = 20
@@ -70,14 +74,76 @@ def drain(records: Records) -> pd.DataFrame:
     return value_drain(records["text"], first=1).to_dataframe().reset_index()
 
 
-CONTENTS: dict[str, tuple[str, tuple[str, ...], Callable[[Records], pd.DataFrame]]] = {
-    "summary": ("Summary", (), summary),
-    "mass_by_layer": ("Sink mass by layer", ("sink_mass",), mass_by_layer),
-    "top_heads": (f"The {TOP} strongest sink heads", ("sink_mass",), top_heads),
-    "sink_rate": ("Sink rate by threshold and length", ("sink_mass",), sink_rates),
-    "sinks": ("Sinks found at any position", ("received",), sinks),
-    "massive_activations": ("Massive activations", ("activation_max", "activation_median"), activations),
-    "value_drain": ("Value drain", ("key_norm", "value_norm"), drain),
+@dataclass(frozen=True)
+class Content:
+    """One table of the report.
+
+    needs: what `record`, the name of its record, must hold. meaning: what the title leaves open, for the page and the
+    caption.
+    """
+
+    title: str
+    needs: tuple[str, ...]
+    make: Callable[[Records], pd.DataFrame]
+    record: str = "text"
+    meaning: str = ""
+    causal_only: bool = False
+
+    @property
+    def caption(self) -> str:
+        return f"{self.title}. {self.meaning}" if self.meaning else self.title
+
+    def is_in(self, records: Records) -> bool:
+        record = records.get(self.record)
+        if record is None or not all(variable in record for variable in self.needs):
+            return False
+        return is_causal(record) or not self.causal_only
+
+
+CONTENTS: dict[str, Content] = {
+    "summary": Content("Summary", (), summary),
+    "mass_by_layer": Content("Sink mass by layer", ("sink_mass",), mass_by_layer),
+    "top_heads": Content(f"The {TOP} strongest sink heads", ("sink_mass",), top_heads),
+    "sink_rate": Content("Sink rate by threshold and length", ("sink_mass",), sink_rates, causal_only=True),
+    "sinks": Content("Sinks found at any position", ("received",), sinks),
+    "massive_activations": Content("Massive activations", ("activation_max", "activation_median"), activations),
+    "value_drain": Content("Value drain", ("key_norm", "value_norm"), drain),
+    "four_policies": Content(
+        "Four ways to attend to a long text",
+        ("nll", "cost_attention_size"),
+        four_policies,
+        "perplexity",
+        "Attention size (keys the last token sees), operations of one token, bytes of keys and values kept after the "
+        "whole text, all counted from the model's shapes, T tokens read, L kept. Perplexity over the tokens after the "
+        "first eviction; of a policy scored at a sample of them, that of the policy most like it times their ratio at "
+        f"the sample. {POLICIES}",
+    ),
+    "perplexity": Content(
+        "Perplexity under each policy",
+        ("nll",),
+        perplexities,
+        "perplexity",
+        "Over tokens after the first eviction; 95% block-bootstrap intervals over positions, paired for the ratios. "
+        "Window keeps keys and values as they were computed; recompute computes them anew for every token. "
+        "A cache size of -1: the cache keeps everything.",
+    ),
+    "ablation": Content(
+        "Perplexity and the number of sinks",
+        ("ppl", "sinks", "cache_size"),
+        ablated,
+        "ablation",
+        "0 sinks is the plain window, not re-computation. 95% block-bootstrap intervals over positions; ratios are "
+        "paired, to the most sinks. Columns ending in evicted: over the tokens after the first eviction.",
+    ),
+    "decode_cost": Content(
+        "Time and memory per token, measured",
+        ("milliseconds", "kv_bytes"),
+        decoded,
+        "decode",
+        "Median wall time of one more token with a full cache of that size, and its quartiles. kv bytes: memory taken; "
+        "kv bytes kept and flops per token: counted from the model's shapes. Window is not re-computation (recompute), "
+        "which runs the last tokens afresh for every new one.",
+    ),
 }
 
 
@@ -87,18 +153,17 @@ class Tables(Mapping[str, pd.DataFrame]):
     def __init__(self, records: Records) -> None:
         self._records = records
         self._made: dict[str, pd.DataFrame] = {}
-        record = records["text"]
-        self._names = [
-            name
-            for name, (_, needs, _) in CONTENTS.items()
-            if all(variable in record for variable in needs) and (name != "sink_rate" or is_causal(record))
-        ]
+        self._names = [name for name, content in CONTENTS.items() if content.is_in(records)]
+
+    def attributes(self, name: str) -> dict[str, Any]:
+        """Where a table comes from: the attributes of its record."""
+        return {str(key): value for key, value in self._records[CONTENTS[name].record].attrs.items()}
 
     def __getitem__(self, name: str) -> pd.DataFrame:
         if name not in self._names:
             raise KeyError(name)
         if name not in self._made:
-            self._made[name] = CONTENTS[name][2](self._records)
+            self._made[name] = CONTENTS[name].make(self._records)
         return self._made[name].copy()
 
     def __iter__(self) -> Iterator[str]:

@@ -15,6 +15,8 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, P
 
 import sinkscope
 from sinkscope.errors import SinkscopeError
+from sinkscope.reporting import gather_streaming
+from tests.zoo import build, inputs
 
 TEXT = "In the beginning God created the heaven and the earth. <b>汉字</b>\n"
 
@@ -87,7 +89,10 @@ def test_a_short_text_gives_fewer_or_shorter_sequences_and_a_note(llama, tmp_pat
     made = sinkscope.report(llama, byte_tokenizer(False), path, sequences=8, length=64, progress=False)
     assert made.records["text"].sizes["token"] == 50 and "short" not in made.records
     assert "50 tokens" in made.notes[0] and "no intervals" in made.notes[0]
-    made = sinkscope.report(llama, byte_tokenizer(False), path, sequences=8, length=20, progress=False)
+    assert made.notes[1] == "Streaming was not measured: it needs 128 tokens, and there are 50."
+    assert "perplexity" not in made.records
+    made = sinkscope.report(llama, byte_tokenizer(False), path, sequences=8, length=20, streaming=False, progress=False)
+    assert len(made.notes) == 1
     assert made.records["text"].sizes["sequence"] == 2 and "2 of 8" in made.notes[0]
 
 
@@ -128,8 +133,76 @@ def test_an_encoder_gives_a_reduced_report(text):
     )
     assert made.records["text"].attrs["causal"] == 0 and "short" not in made.records
     assert "sink_mass_heatmap" in made.figures and "sink_rate_curve" not in made.figures
+    assert "encoder" in made.notes[-1] and "perplexity" not in made.records
     summary = made.tables["summary"].set_index("quantity")
     assert summary.loc["mass on the first token", "null"] == pytest.approx(1 / 48)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_streaming_is_measured_on_one_continuous_text(llama, text, bos):
+    made = sinkscope.report(llama, byte_tokenizer(bos), text, sequences=1, length=20, progress=False)
+    assert [name for name in made.records if name not in ("short", "sentences")][1:] == [
+        "perplexity",
+        "ablation",
+        "decode",
+    ]
+    curve = made.records["perplexity"]
+    tokens = len((TEXT * 8).encode()) + bos
+    assert curve.sizes["token"] == tokens and curve.attrs["bos"] == ("yes" if bos else "no")
+    assert list(curve["policy"].values) == ["dense", "window 64", "recompute 64", "sinks 4+60"]
+    assert list(curve["scored"].values) == [tokens - 1, tokens - 1, 64 + 64, tokens - 1]
+    with torch.no_grad():
+        ids = torch.as_tensor(curve["token_id"].values)
+        logits = llama(ids).logits[0, :-1]
+    expected = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+    np.testing.assert_allclose(curve["nll"].values[0, 0, 1:], expected, atol=1e-4)
+    assert list(made.tables["ablation"]["sinks"]) == [0, 1, 2, 4, 8]
+    assert set(made.tables["decode_cost"]["cache_size"]) == {64}
+    for name in ("perplexity", "ablation", "decode"):
+        assert made.records[name].attrs["text"] == "some text.txt" and made.records[name].attrs["kind"] == name
+    assert {"log_perplexity", "ablation", "decode_cost"} <= set(made.figures)
+    costs = made.tables["four_policies"]
+    assert list(costs["attention_size"]) == [tokens, 65, 64, 65] and costs["ppl"].notna().all()
+    assert "With a cache of 64 tokens" in made.headline and made.notes == []
+
+
+def test_the_sizes_grow_with_the_text_up_to_those_of_a_long_one():
+    model = build("llama")
+    assert gather_streaming._sizes(model, 200) == (200, 32, [32, 64, 128])
+    assert gather_streaming._sizes(model, 10_000) == (3072, 256, [256])
+    model.config.max_position_embeddings = 8192
+    assert gather_streaming._sizes(model, 10_000) == (3072, 256, [256, 512, 1024])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_models_with_learned_positions_get_no_streaming_section_and_a_note(family, text):
+    ids = inputs(family, 1, 400)["input_ids"][0]
+    records, notes = gather_streaming.streaming_records(build(family), ids, progress=False)
+    assert records == {} and len(notes) == 1
+    assert notes[0].startswith("Streaming was not measured: ") and "position" in notes[0]
+
+
+@pytest.mark.parametrize("family", ["mpt", "gemma2", "falcon_alibi"])
+def test_families_that_can_be_streamed_get_all_three_records(family):
+    ids = inputs(family, 1, 140)["input_ids"][0]
+    records, notes = gather_streaming.streaming_records(build(family), ids, progress=False)
+    assert list(records) == ["perplexity", "ablation", "decode"] and notes == []
+
+
+def test_a_model_without_an_output_head_says_so():
+    records, notes = gather_streaming.streaming_records(build("llama").model, torch.arange(100).repeat(2))
+    assert records == {} and "no output head" in notes[0]
+
+
+def test_a_figure_that_cannot_be_measured_leaves_the_others(monkeypatch):
+    def refuse(*_, **__):
+        raise SinkscopeError("this machine has no clock.")
+
+    monkeypatch.setattr("sinkscope.streaming.decode.time_per_token", refuse)
+    ids = inputs("llama", 1, 140)["input_ids"][0]
+    records, notes = gather_streaming.streaming_records(build("llama"), ids, progress=False)
+    assert list(records) == ["perplexity", "ablation"]
+    assert notes == ["Time per token was not measured: this machine has no clock."]
 
 
 def test_the_function_stays_callable_whatever_was_imported_before():

@@ -15,7 +15,7 @@ from sinkscope.reporting import Report
 from sinkscope.reporting.interactive import INTERACTIVE
 from sinkscope.reporting.page import _script_json, page
 from sinkscope.reporting.traces import hover_text, thinned
-from tests.reporting import naive
+from tests.reporting import naive, naive_streaming
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
@@ -26,7 +26,7 @@ FLAGS = [
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    return Report(naive.record())
+    return Report({"text": naive.record(), **naive_streaming.records()})
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +89,9 @@ def test_hover_texts_are_text_to_plotly():
 
 
 @pytest.mark.parametrize("name", INTERACTIVE)
-def test_every_interactive_figure_is_valid_plotly_with_named_axes(name):
-    record = naive.record()
+def test_every_interactive_figure_is_valid_plotly_with_named_axes(report, name):
+    plate = report.figures.plates.get(name)
+    record = plate.record(report.records) if plate else naive.record()
     figure = go.Figure(uncoloured(INTERACTIVE[name](record)))
     assert figure.layout.xaxis.title.text and figure.layout.yaxis.title.text
 
@@ -112,6 +113,34 @@ def test_the_interactive_figures_hold_the_numbers_of_the_printed_ones(report):
     norm = {trace.get("name"): trace for trace in INTERACTIVE["norms"](record)["data"]}
     values = record["value_norm"].values
     np.testing.assert_allclose(norm["values, first token"]["y"], values[..., 0].mean(axis=(0, 2)), rtol=1e-4)
+
+
+def test_the_interactive_streaming_figures_hold_the_numbers_of_their_records(report):
+    curve = report.records["perplexity"]
+    lines = {trace.get("name"): trace for trace in INTERACTIVE["log_perplexity"](curve)["data"]}
+    nll = curve["nll"].values[:, 0].astype(float)
+    expected = [np.nanmean(nll[1, start : start + 64]) for start in range(0, 640, 64)]
+    np.testing.assert_allclose(lines["window 64"]["y"], expected, rtol=1e-4)
+    assert "recompute 64 (sampled)" in lines and lines["recompute 64 (sampled)"]["mode"] == "markers"
+    table = naive_streaming.ablation()
+    bars = INTERACTIVE["ablation"](report.records["ablation"])["data"][0]
+    np.testing.assert_allclose(bars["y"], table["ppl"], rtol=1e-4)
+    np.testing.assert_allclose(bars["error_y"]["array"], table["high"] - table["ppl"], rtol=1e-4)
+    np.testing.assert_allclose(bars["error_y"]["arrayminus"], table["ppl"] - table["low"], rtol=1e-4)
+    table = naive_streaming.decode()
+    for trace in INTERACTIVE["decode_cost"](report.records["decode"])["data"]:
+        own = table[table["policy"] == trace["name"]]
+        column = own["kv_bytes"] / 2**20 if trace.get("yaxis") == "y2" else own["milliseconds"]
+        np.testing.assert_allclose(trace["y"], column, rtol=1e-4)
+
+
+def test_every_streaming_caption_says_which_policy_is_which(report, html):
+    for name in ("log_perplexity", "ablation", "decode_cost"):
+        meaning = report.figures.plates[name].meaning
+        assert "window" in meaning.lower() and "re-comput" in meaning
+    text = without_scripts(html)
+    for words in ("is not that window", "not re-computation", "cpu, 2 threads", "quartiles"):
+        assert words in text
 
 
 def test_long_texts_keep_their_beginning_and_their_peaks():

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.reporting import Report, check_directory
 from sinkscope.reporting import save as saving
-from tests.reporting import naive
+from tests.reporting import naive, naive_streaming
 
 
 def small() -> Report:
     return Report(naive.norms_only())
+
+
+def full() -> Report:
+    return Report({"text": naive.record(), "short": naive.record(), **naive_streaming.records()})
 
 
 def files(directory: Path) -> dict[str, bytes]:
@@ -29,9 +35,7 @@ def files(directory: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
-    return Report({"text": naive.record(), "short": naive.record()}).save(
-        tmp_path_factory.mktemp("reports") / "full", progress=False
-    )
+    return full().save(tmp_path_factory.mktemp("reports") / "full", progress=False)
 
 
 def test_everything_is_written_and_listed_with_its_hash(saved):
@@ -43,7 +47,9 @@ def test_everything_is_written_and_listed_with_its_hash(saved):
     report = Report.open(saved)
     expected = {f"figures/{name}.{kind}" for name in report.figures for kind in ("pdf", "svg", "png")}
     expected |= {f"tables/{name}.{kind}" for name in report.tables for kind in ("csv", "tex")}
-    expected |= {"records/text.nc", "records/short.nc", "report.html"}
+    expected |= {f"records/{name}.nc" for name in ("text", "short", "perplexity", "ablation", "decode")}
+    expected |= {"report.html"}
+    assert {"figures/log_perplexity.pdf", "figures/decode_cost.pdf", "tables/four_policies.tex"} <= expected
     assert set(manifest["files"]) == expected
     assert manifest["provenance"]["text"]["model"] == "evil/<b>model</b>"
     assert [p.name for p in saved.parent.iterdir()] == ["full"]
@@ -56,7 +62,7 @@ def test_provenance_is_in_every_file(saved):
             assert "2020-02-02" in text and ("evil/<b>model" in text or "evil/&lt;b&gt;model" in text), name
         if name.endswith((".pdf", ".png")):
             assert b"2020-02-02" in content, name
-    for name in ("text", "short"):
+    for name in ("text", "short", "perplexity", "ablation", "decode"):
         with xr.open_dataset(saved / f"records/{name}.nc", engine="h5netcdf") as record:
             assert record.attrs["date"] == "2020-02-02"
 
@@ -69,7 +75,7 @@ def test_open_draws_the_same_without_torch_or_transformers(saved):
         "assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules), 'imported'"
     )
     done = subprocess.run([sys.executable, "-c", code, saved], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == Report({"text": naive.record()}).headline
+    assert done.stdout.strip() == full().headline
 
 
 def test_a_saved_and_opened_report_saves_to_the_same_bytes(tmp_path):
@@ -82,6 +88,17 @@ def test_a_saved_and_opened_report_saves_to_the_same_bytes(tmp_path):
     xr.testing.assert_identical(
         Report.open(tmp_path / "a").records["text"], Report.open(tmp_path / "b").records["text"]
     )
+
+
+def test_the_streaming_tables_and_figures_are_the_same_from_the_saved_records(saved):
+    first, second = full(), Report.open(saved)
+    for name in ("four_policies", "perplexity", "ablation", "decode_cost", "summary"):
+        pd.testing.assert_frame_equal(first.tables[name], second.tables[name])
+    for name in ("log_perplexity", "ablation", "decode_cost"):
+        drawn = [io.BytesIO(), io.BytesIO()]
+        for target, report in zip(drawn, (first, second), strict=True):
+            report.figures[name].savefig(target, format="png", metadata={"Description": ""})
+        assert drawn[0].getvalue() == drawn[1].getvalue(), name
 
 
 def test_an_earlier_report_is_replaced_and_an_empty_directory_filled(tmp_path):

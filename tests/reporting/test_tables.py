@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sinkscope.analysis.table_records import with_costs
 from sinkscope.errors import SinkscopeError
 from sinkscope.reporting import Report
+from tests.analysis.losses import collapsing
 from tests.analysis.synthetic import synthetic_maps, synthetic_record
-from tests.reporting import naive
+from tests.reporting import naive, naive_streaming
 
 T = naive.SHAPE["tokens"]
 
@@ -118,6 +120,74 @@ def test_sentences_serve_the_mean_maps_before_the_text_does():
     figure = Report({"text": text, "sentences": sentences}).figures["mean_maps"]
     drawn = np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)
     np.testing.assert_array_equal(drawn, sentences["mean_logit"].values[0, 0])
+
+
+def streamed() -> Report:
+    return Report({"text": naive.norms_only(), **naive_streaming.records()})
+
+
+def late_losses() -> np.ndarray:
+    """[policy, token] from the first token on that a cache of 64 has evicted something for."""
+    return streamed().records["perplexity"]["nll"].values[:, 0, 66:].astype(float)
+
+
+def test_perplexities_are_of_every_token_after_the_first_eviction_and_then_of_those_sampled():
+    table, late = streamed().tables["perplexity"], late_losses()
+    every = table[table["scored_at"] == "every token"].set_index("policy")
+    assert list(every.index) == ["dense", "window 64", "sinks 4+60"]
+    np.testing.assert_allclose(every["ppl"], np.exp(late[[0, 1, 3]].mean(1)), rtol=1e-6)
+    assert set(every["ratio_to"]) == {"dense"} and set(every["tokens"]) == {late.shape[1]}
+    sampled = table[table["scored_at"] == "the tokens sampled"].set_index("policy")
+    there = np.isfinite(late[2])
+    np.testing.assert_allclose(sampled["ppl"], np.exp(late[:, there].mean(1)), rtol=1e-6)
+    assert set(sampled["ratio_to"]) == {"recompute 64"} and set(sampled["tokens"]) == {there.sum()}
+
+
+def test_the_four_policies_stand_beside_each_other_with_a_sampled_one_estimated():
+    table, late = streamed().tables["four_policies"].set_index("policy"), late_losses()
+    assert list(table["cost"]) == ["O(T²)", "O(T·L)", "O(T·L²)", "O(T·L)"]
+    assert list(table["kv_memory"]) == ["O(T)", "O(L)", "O(L)", "O(L)"]
+    np.testing.assert_allclose(table["ppl"].to_numpy()[[0, 1, 3]], np.exp(late[[0, 1, 3]].mean(1)), rtol=1e-6)
+    there = np.isfinite(late[2])
+    estimates = [np.exp(late[o].mean() + (late[2] - late[o])[there].mean()) for o in (0, 1, 3)]
+    found = table.loc["recompute 64"]
+    assert min(abs(found.ppl / estimate - 1) for estimate in estimates) < 1e-6
+    assert found.low < found.ppl < found.high
+    nearest = table.loc["sinks 4+60"]
+    assert np.log(found.high / found.low) > 0.99 * np.log(nearest.high / nearest.low)
+
+
+def test_a_policy_that_scored_every_token_is_not_estimated():
+    curve = with_costs(collapsing(sequences=1), naive_streaming.costs())
+    report = Report({"text": naive.norms_only(), "perplexity": curve})
+    assert set(report.tables["perplexity"]["scored_at"]) == {"every token"}
+    expected = np.exp(curve["nll"].values[2, 0, 66:].astype(float).mean())
+    assert report.tables["four_policies"]["ppl"][2] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_second_sentence_states_collapse_recovery_and_recomputation():
+    report, late = streamed(), late_losses()
+    dense, window, sinks = (np.exp(late[row].mean()) for row in (0, 1, 3))
+    there = np.isfinite(late[2])
+    again = np.exp((late[2] - late[3])[there].mean())
+    assert report.headline.endswith(
+        f"With a cache of 64 tokens, perplexity goes from {dense:,.1f} (dense) to {window:,.1f} in a window that drops "
+        f"the first tokens, and is {sinks:,.1f} where 4 of them stay as sinks; re-computing the window for each token "
+        f"gives {again:.2f} times that ({there.sum()} tokens sampled)."
+    )
+    found = row(report, "perplexity without sinks over that with")
+    assert found.value == pytest.approx(window / sinks, rel=1e-6) and found.lower < found.value < found.upper
+    assert found.null == 1 and "not re-computation" in found.note
+
+
+def test_a_record_without_costs_or_without_eviction_gives_what_it_can():
+    curve = collapsing(sequences=1, tokens=60)
+    report = Report({"text": naive.norms_only(), "perplexity": curve})
+    assert "four_policies" not in report.tables and "ablation" not in report.tables
+    np.testing.assert_allclose(report.tables["perplexity"]["ppl"], np.exp(curve["nll"].mean(["sequence", "token"])))
+    dense = Report({"text": naive.norms_only(), "perplexity": curve.sel(policy=["dense"])})
+    assert "cache" not in dense.headline and "log_perplexity" in dense.figures
+    assert list(dense.tables["perplexity"]["policy"]) == ["dense"]
 
 
 def test_records_a_report_does_not_know_are_refused():

@@ -1,4 +1,4 @@
-"""A tiny model and a tokenizer that can talk: bytes, a few words, and a chat template with a system prompt of its own."""
+"""A tiny model that talks: a tokenizer of bytes and a few words, a chat template with a system prompt of its own."""
 
 from __future__ import annotations
 
@@ -49,15 +49,29 @@ def talker(eos=None):
 
 
 def wanting(model, *tokens):
-    """Let a model write `tokens` one after the other, and then its own: a hook to remove.
-
-    Only passes that give logits of one token count, so that a prompt is a pass like another.
-    """
+    """Let a model write `tokens`, one behind each forward pass, and then its own; gives a hook to remove."""
     waiting = list(tokens)
 
     def want(_module, _args, output):
         if waiting:
             output.logits[:, -1, waiting.pop(0)] = 1e4
-        return output
 
     return model.register_forward_hook(want)
+
+
+def reading(model):
+    """The ids that a model reads from now on, of the forward passes that come to their end."""
+    ids: list[int] = []
+    model.register_forward_hook(lambda _module, args, _output: ids.extend(args[0][0].tolist()))
+    return ids
+
+
+def interrupted(model, after):
+    """Ctrl-C in the middle of the forward pass that comes behind `after` others; gives a hook to remove."""
+    passes = iter(range(after))
+
+    def interrupt(*_):
+        if next(passes, None) is None:
+            raise KeyboardInterrupt
+
+    return model.model.layers[1].register_forward_pre_hook(interrupt)

@@ -1,0 +1,116 @@
+"""`sinkscope chat`: a conversation without end in the terminal, or with lines from a file."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sinkscope.cli import options as given
+from sinkscope.cli.interrupts import noted_interrupts
+
+if TYPE_CHECKING:
+    from sinkscope.streaming.conversation import Conversation
+
+PROMPT = "> "
+QUIT, RESET = "/quit", "/reset"
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a model must not move the cursor
+
+
+def chat(
+    model: given.Model = None,
+    sinks: Annotated[int, typer.Option("--sinks", help="First tokens that are never forgotten.")] = 4,
+    window: Annotated[int, typer.Option("--window", help="Last tokens that are remembered beside them.")] = 1020,
+    system: Annotated[
+        str | None, typer.Option("--system", help="What the model is told before the first turn.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Tokens of an answer at most.")] = 512,
+    temperature: Annotated[
+        float, typer.Option("--temperature", help="0 takes the likeliest token; more draws more freely.")
+    ] = 0.0,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Draw among the k likeliest tokens.")] = None,
+    top_p: Annotated[float, typer.Option("--top-p", help="Draw among the likeliest of this probability.")] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
+    dtype: given.Dtype = None,
+    device: given.Device = None,
+    revision: given.Revision = None,
+    trust_remote_code: given.RemoteCode = False,
+    quiet: given.Quiet = False,
+) -> None:
+    """Talk with a model for as long as you like, in bounded memory. Ctrl-C ends an answer, Ctrl-D or /quit the talk."""
+    from sinkscope import Conversation, load
+
+    _take_any_text()
+    loaded, tokenizer = load(model, **given.load_options(dtype, device, revision, trust_remote_code))
+    with Conversation(
+        loaded, tokenizer, sinks=sinks, window=window, system=system, max_new_tokens=max_new_tokens,
+        temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+    ) as conversation:  # fmt: skip
+        if not quiet:
+            _note(f"{conversation.status}; {RESET} starts over, {QUIT} leaves, Ctrl-C ends an answer")
+            if not conversation.has_template:
+                _note("this model has no chat template: it goes on with each turn as with plain text")
+        for turn in _turns():
+            if turn == RESET:
+                conversation.reset()
+                status = conversation.status
+            else:
+                status = _answer(conversation, turn)
+            if not quiet:
+                _note(status)
+
+
+def _turns() -> Iterator[str]:
+    """The lines a user types, or those of a file or pipe, until the end or /quit."""
+    prompt = PROMPT if sys.stdin.isatty() else ""
+    while True:
+        try:
+            line = input(prompt).strip()
+        except (EOFError, KeyboardInterrupt):
+            if prompt:
+                typer.echo()
+            return
+        if line == QUIT:
+            return
+        if line:
+            yield line
+
+
+def _answer(conversation: Conversation, turn: str) -> str:
+    """Print an answer as it comes; the status behind it, with the reason where the model did not end it."""
+    piece, is_left = "", False
+    try:
+        with noted_interrupts() as is_interrupted:
+            for piece in conversation.ask(turn):
+                typer.echo(CONTROLS.sub("", piece), nl=False)
+                if is_left := is_interrupted():
+                    break
+    except KeyboardInterrupt:  # the second, of someone who could not wait for the next token
+        is_left = True
+    if not piece.endswith("\n"):
+        typer.echo()
+    if is_left:
+        return f"{conversation.status}, interrupted"
+    if not conversation.answer.is_ended:
+        return f"{conversation.status}, stopped by --max-new-tokens"
+    return conversation.status
+
+
+def _note(line: str) -> None:
+    """A dim line beside the answers, which are all that stdout gets."""
+    typer.echo(typer.style(line, dim=True), err=True)
+
+
+def _take_any_text() -> None:
+    """Characters that a terminal or a file cannot hold are replaced, rather than the end of a conversation."""
+    streams: tuple[Any, ...] = (sys.stdin, sys.stdout)
+    for stream in streams:
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    if sys.stdin.isatty():
+        with suppress(ImportError):
+            import readline  # noqa: F401  # lines can be edited and recalled

@@ -1,0 +1,179 @@
+"""What a token costs while a model writes, measured: time and memory with a full cache (Xiao et al. 2023, Fig. 10)."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from sinkscope.analysis.variables import whole_number
+from sinkscope.core.measure import PATIENCE, texts_of
+from sinkscope.core.policies import Dense, Policy, Recompute, SinkWindow, Window
+from sinkscope.core.provenance import model_attributes
+from sinkscope.errors import SinkscopeError
+from sinkscope.streaming.cost import cost_table
+from sinkscope.streaming.decoders import Decoder, decoder_of
+from sinkscope.streaming.limits import check_limits
+from sinkscope.streaming.perplexity import Run, check_run
+
+FAMILIES = ("dense", "window", "recompute", "sinks")
+STEPS = 4  # tokens timed one by one in each round; of re-computation, which takes far longer, one
+
+
+@torch.no_grad()
+def time_per_token(
+    model: nn.Module,
+    ids: Tensor | Sequence[Tensor],
+    cache_sizes: int | Iterable[int] = (256, 512, 1024),
+    policies: str | Iterable[str] = FAMILIES,
+    *,
+    sinks: int = 4,
+    repeats: int = 9,
+    progress: bool | None = None,
+    **attributes: Any,
+) -> pd.DataFrame:
+    """The time that one more token takes with a full cache of L tokens, and the memory the cache takes.
+
+    "dense" reads it with transformers' `DynamicCache` of L tokens, "window" and "sinks" with a `SinkCache` that evicts
+    a token for it, and "recompute" runs the last L tokens afresh. All policies of a cache size take turns, round after
+    round, so that a machine that slows down does so for all of them. A token is one forward pass, up to its logits.
+
+    Args:
+        model: a decoder in eval mode.
+        ids: one text of more tokens than the largest cache, [1, token] or [token].
+        cache_sizes: L, in tokens; one or several.
+        policies: of "dense", "window" (no sinks), "recompute", "sinks" (sinks + window).
+        sinks: how many of the L tokens are sinks under "sinks".
+        repeats: rounds; each times one token of re-computation and four of every other policy.
+        progress: whether to show a progress bar; once two seconds have passed when None.
+        attributes: noted in the table's attrs (the name of the text, for one).
+
+    Returns:
+        One row for each policy and cache size, attrs with all that is needed to repeat it:
+
+        policy, cache_size       the combination
+        milliseconds, low, high  median wall time of one token and its quartiles
+        kv_bytes                 memory that keys and values really take: of a `SinkCache` with the room it moves them
+                                 in, of re-computation while the token is read
+        kv_bytes_kept            bytes of the L tokens alone, and
+        flops_per_token          operations of the token, both as `sinkscope.cost` counts them
+        samples                  tokens timed
+
+    Raises:
+        SinkscopeError: a text too short, several texts, an unknown policy, sinks that leave no room for a window, or a
+            model that cannot be streamed.
+    """
+    sizes = sorted({whole_number(size, "cache_sizes", 1) for size in _several(cache_sizes)})
+    repeats, sinks = whole_number(repeats, "repeats", 1), whole_number(sinks, "sinks", 1)
+    text = _checked_text(model, ids, sizes)
+    names = _checked_names(policies)
+    plan = {size: {name: _policy(name, size, sinks) for name in names} for size in sizes}
+    for size, ways in plan.items():
+        for policy in ways.values():
+            check_limits(model, policy, size + 1)
+    rows: list[dict[str, Any]] = []
+    bar = tqdm(
+        total=len(sizes) * repeats,
+        unit="round",
+        desc="time per token",
+        disable=progress is False,
+        delay=PATIENCE * (progress is None),
+    )
+    with bar:
+        for size, ways in plan.items():
+            rows += _rows(model, text, size, ways, repeats, bar)
+    table = pd.DataFrame(rows)
+    origin = {
+        "kind": "decode",
+        "attention": str(getattr(getattr(model, "config", None), "_attn_implementation", "unknown")),
+        "tokens": text.shape[1],
+        "sinks": sinks,
+        "repeats": repeats,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "computed": "median wall time of one forward pass over one more token with a full cache, and its quartiles",
+    }
+    table.attrs.update(model_attributes(model) | origin | attributes)
+    return table
+
+
+def _rows(
+    model: nn.Module, text: Tensor, size: int, ways: dict[str, Policy], repeats: int, bar: tqdm[Any]
+) -> list[dict[str, Any]]:
+    """The rows of one cache size."""
+    kept = cost_table(model, ways.values(), size)["kv_bytes"]
+    flops = cost_table(model, ways.values(), size + 1)["flops_per_token"]
+    with ExitStack() as stack:
+        decoders: dict[str, Decoder] = {}
+        for name, policy in ways.items():
+            decoders[name] = decoder_of(model, text[:, :size], policy)
+            stack.callback(decoders[name].close)
+        taken = _timed(decoders, text[:, size:], repeats, bar)
+        held = {name: decoder.kv_bytes for name, decoder in decoders.items()}
+    return [
+        {
+            "policy": name,
+            "cache_size": size,
+            **dict(zip(("low", "milliseconds", "high"), np.percentile(taken[name], [25, 50, 75]), strict=True)),
+            "kv_bytes": held[name],
+            "kv_bytes_kept": int(kept.iloc[row]),
+            "flops_per_token": float(flops.iloc[row]),
+            "samples": len(taken[name]),
+        }
+        for row, name in enumerate(ways)
+    ]
+
+
+def _timed(decoders: dict[str, Decoder], following: Tensor, repeats: int, bar: tqdm[Any]) -> dict[str, list[float]]:
+    """Milliseconds of single tokens, by policy; `following` [1, token] is read on and on, from its start again."""
+    taken: dict[str, list[float]] = {name: [] for name in decoders}
+    for number in range(-1, repeats):  # the first round is not counted: it makes what later ones find made
+        for name, decoder in decoders.items():
+            for step in range(1 if name == "recompute" else STEPS):
+                at = ((number + 1) * STEPS + step) % following.shape[1]
+                begun = time.perf_counter()
+                decoder.step(following[:, at : at + 1])[0].item()  # reading a logit waits until it is there
+                if number >= 0:
+                    taken[name].append(1000 * (time.perf_counter() - begun))
+        bar.update(number >= 0)
+    return taken
+
+
+def _policy(name: str, size: int, sinks: int) -> Policy:
+    if name != "sinks":
+        return {"dense": Dense(), "window": Window(size), "recompute": Recompute(size)}[name]
+    if sinks >= size:
+        raise SinkscopeError(f"sinks={sinks} leave no room for a window in a cache of {size}; give fewer.")
+    return SinkWindow(sinks, size - sinks)
+
+
+def _checked_text(model: nn.Module, ids: Tensor | Sequence[Tensor], sizes: list[int]) -> Tensor:
+    """The text, [1, token] on the model's device."""
+    texts = texts_of(ids)
+    if not sizes or len(texts) != 1 or len(texts[0]) <= sizes[-1]:
+        raise SinkscopeError(
+            f"got {len(texts)} text(s), the first of {len(texts[0])} tokens, and cache_sizes={sizes}; give one text of "
+            "more tokens than the largest cache, and one size at least."
+        )
+    check_run(model, texts, Run(block=1, samples=None, seed=0))
+    return texts[0][None].to(next(model.parameters()).device)
+
+
+def _checked_names(policies: str | Iterable[str]) -> list[str]:
+    names = list(dict.fromkeys(_several(policies)))
+    unknown = [name for name in names if name not in FAMILIES]
+    if unknown or not names:
+        raise SinkscopeError(f"policies={unknown or names} cannot be timed; give some of {', '.join(FAMILIES)}.")
+    return names
+
+
+def _several(given: Any) -> list[Any]:
+    return list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]

@@ -1,0 +1,128 @@
+"""A model that writes: one token after the other, each read into a bounded cache before anyone sees it.
+
+So whatever ends an answer, an end token, a limit, an interrupt, the cache holds what was shown. End tokens are not
+read: they belong to what comes behind an answer.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sinkscope.core.anatomy import find_anatomy
+from sinkscope.core.forward import check_vocabulary
+from sinkscope.errors import SinkscopeError
+from sinkscope.streaming.sampling import Sampler
+from sinkscope.streaming.sink_cache import SinkCache
+
+
+@dataclass
+class Answer:
+    """How an answer goes.
+
+    Attributes:
+        tokens: written so far.
+        seconds: the model took for them, the time to read the prompt left out.
+        is_ended: whether the model ended it, rather than a limit or an interrupt.
+    """
+
+    tokens: int = 0
+    seconds: float = 0.0
+    is_ended: bool = False
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second; 0 before the first."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+class Reader:
+    """Reads tokens into a cache.
+
+    Args:
+        model: a decoder with a language head, in eval mode.
+        cache: made for it.
+
+    Attributes:
+        unread: tokens of a prompt whose reading was interrupted; the next are read behind them.
+
+    Raises:
+        SinkscopeError: another kind of cache.
+    """
+
+    def __init__(self, model: nn.Module, cache: SinkCache) -> None:
+        if not isinstance(cache, SinkCache):
+            raise SinkscopeError(f"cache is a {type(cache).__name__}; give a SinkCache, which stays bounded.")
+        self.cache = cache
+        self.unread: list[int] = []
+        self._model, self._base = model, find_anatomy(model).base
+        takes_count = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._options: dict[str, Any] = {"use_cache": True} | ({"logits_to_keep": 1} if takes_count else {})
+
+    def read(self, ids: list[int]) -> Tensor:
+        """Read what is unread and `ids`; logits [1, token of the vocabulary] behind the last.
+
+        After an exception the cache holds all, some or none of them; with none, it is as if they had not been given.
+        """
+        given, seen = self.unread + ids, self.cache.seen
+        try:
+            return self._logits(given)
+        finally:
+            if taken := self.cache.seen - seen:
+                self.unread = given[taken:]
+
+    @torch.no_grad()
+    def _logits(self, ids: list[int]) -> Tensor:
+        tokens = torch.tensor([ids])
+        check_vocabulary(self._base, tokens)
+        tokens = tokens.to(next(self._model.parameters()).device)
+        return self._model(tokens, past_key_values=self.cache, **self._options).logits[:, -1]
+
+
+def write(
+    reader: Reader, ids: list[int], sampler: Sampler, ends: set[int], limit: int, answer: Answer
+) -> Iterator[int]:
+    """The tokens that the model writes behind `ids`, each once the cache holds it.
+
+    Args:
+        reader: has the model and the cache.
+        ids: the prompt, or what is new of it.
+        sampler: chooses the tokens.
+        ends: tokens that end the answer; neither read nor given.
+        limit: tokens at most.
+        answer: is kept up to date.
+    """
+    logits = reader.read(ids)
+    for _ in range(limit):
+        begun = time.perf_counter()
+        token = sampler(logits)
+        if token in ends:
+            answer.is_ended = True
+            return
+        logits = reader.read([token])
+        answer.tokens += 1
+        answer.seconds += time.perf_counter() - begun
+        yield token
+
+
+def check_writer(model: nn.Module) -> None:
+    """Raise SinkscopeError for a model that cannot write: none at all, one without a head, or in training mode."""
+    if find_anatomy(model).base is model:
+        raise SinkscopeError(f"{type(model).__name__} has no language head; load the model with one to have text.")
+    if model.training:
+        raise SinkscopeError("the model is in training mode, where dropout makes it random; call model.eval().")
+
+
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens with which a model ends a text: one or several in its generation_config, or else the tokenizer's."""
+    for holder in (getattr(model, "generation_config", None), getattr(model, "config", None), tokenizer):
+        found = getattr(holder, "eos_token_id", None)
+        if found is not None:
+            return set(found) if isinstance(found, (list, tuple)) else {int(found)}
+    return set()

@@ -1,0 +1,44 @@
+"""Tables as records and back, through a file too."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sinkscope.analysis.table_records import costs_of, record_of_table, table_of_record, with_costs
+from sinkscope.errors import SinkscopeError
+from sinkscope.record import open_record, save_record
+from tests.analysis.losses import collapsing
+from tests.reporting import naive_streaming
+
+
+@pytest.mark.parametrize("make", [naive_streaming.ablation, naive_streaming.decode])
+def test_a_table_comes_back_as_it_was_also_from_a_file(make, tmp_path):
+    table = make()
+    table.loc[1, "low"] = np.nan
+    record = record_of_table(table)
+    assert dict(record.sizes) == {"cell": len(table)}
+    for found in (record, open_record(save_record(record, tmp_path / "table.nc"))):
+        back = table_of_record(found)
+        pd.testing.assert_frame_equal(back, table)
+        assert back.attrs == table.attrs
+
+
+def test_costs_join_the_losses_of_the_same_policies_in_any_order(tmp_path):
+    costs = naive_streaming.costs()
+    curve = with_costs(collapsing(), costs.iloc[::-1])
+    for found in (curve, open_record(save_record(curve, tmp_path / "curve.nc"))):
+        back = costs_of(found)
+        pd.testing.assert_frame_equal(back[list(costs.columns)], costs)
+        assert back.attrs["tokens"] == 640 and back.attrs["model"] == "some/model"
+    np.testing.assert_array_equal(curve["nll"], collapsing()["nll"])
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(SinkscopeError, match="give both the same"):
+        with_costs(collapsing(), naive_streaming.costs().iloc[:2])
+    with pytest.raises(SinkscopeError, match="cost_columns is missing"):
+        costs_of(collapsing())
+    with pytest.raises(SinkscopeError, match="ppl is missing"):
+        table_of_record(record_of_table(naive_streaming.ablation()).drop_vars("ppl"))
