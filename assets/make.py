@@ -7,7 +7,7 @@ from pathlib import Path
 import sinkscope
 
 HERE = Path(__file__).parent
-SHOWN = ("sink_mass_heatmap", "received_by_position", "mean_maps")
+SHOWN = ("sink_mass_heatmap", "log_perplexity")
 
 
 def main() -> None:

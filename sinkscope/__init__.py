@@ -31,10 +31,11 @@ _HOMES = {
         "sink_mass", "sink_rate", "sink_rate_curve", "uniform_importance", "uniform_mass", "value_drain",
     ],
     "sinkscope.streaming.perplexity": ["perplexity"],
-    "sinkscope.streaming.ablation": ["ablate"],
-    "sinkscope.streaming.cost": ["Cost", "cost", "cost_table"],
-    "sinkscope.streaming.sink_cache": ["SinkCache"],
-    "sinkscope.streaming.conversation": ["Conversation", "stream"],
+    "sinkscope.streaming.ablation.ablate": ["ablate"],
+    "sinkscope.streaming.costs.cost": ["Cost", "cost", "cost_table"],
+    "sinkscope.streaming.costs.decode": ["time_per_token"],
+    "sinkscope.streaming.cache.sink_cache": ["SinkCache"],
+    "sinkscope.streaming.talk.conversation": ["Conversation", "stream"],
     "sinkscope.reporting": ["Report", "report"],
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -14,7 +14,7 @@ from sinkscope.cli import options as given
 from sinkscope.cli.interrupts import noted_interrupts
 
 if TYPE_CHECKING:
-    from sinkscope.streaming.conversation import Conversation
+    from sinkscope.streaming.talk.conversation import Conversation
 
 PROMPT = "> "
 QUIT, RESET = "/quit", "/reset"

@@ -85,7 +85,7 @@ def _sizes(model: Any, tokens: int) -> Sizes:
 def _perplexity(model: Any, ids: torch.Tensor, sizes: Sizes, shown: dict[str, Any]) -> xr.Dataset:
     from sinkscope.analysis.table_records import with_costs
     from sinkscope.core.policies import Dense, Recompute, SinkWindow, Window
-    from sinkscope.streaming.cost import cost_table
+    from sinkscope.streaming.costs.cost import cost_table
     from sinkscope.streaming.perplexity import perplexity
 
     cache = sizes.cache
@@ -96,14 +96,14 @@ def _perplexity(model: Any, ids: torch.Tensor, sizes: Sizes, shown: dict[str, An
 
 def _ablation(model: Any, ids: torch.Tensor, sizes: Sizes, shown: dict[str, Any]) -> xr.Dataset:
     from sinkscope.analysis.table_records import record_of_table
-    from sinkscope.streaming.ablation import ablate
+    from sinkscope.streaming.ablation.ablate import ablate
 
     return record_of_table(ablate(model, ids[None, : min(sizes.length, ABLATED)], COUNTS, sizes.cache, **shown))
 
 
 def _decode(model: Any, ids: torch.Tensor, sizes: Sizes, shown: dict[str, Any]) -> xr.Dataset:
     from sinkscope.analysis.table_records import record_of_table
-    from sinkscope.streaming.decode import time_per_token
+    from sinkscope.streaming.costs.decode import time_per_token
 
     table = time_per_token(model, ids[None, : sizes.length], sizes.timed, sinks=SINKS, repeats=REPEATS, **shown)
     return record_of_table(table)

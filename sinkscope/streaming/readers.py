@@ -130,7 +130,7 @@ class TokenReader(Reader):
     """One token per forward pass, for families whose attention cannot be given a policy. It resumes from the start."""
 
     def __init__(self, model: nn.Module, ids: Tensor, policy: Policy) -> None:
-        from sinkscope.streaming.sink_cache import SinkCache
+        from sinkscope.streaming.cache.sink_cache import SinkCache
 
         super().__init__(model, ids, policy)
         assert policy.window is not None

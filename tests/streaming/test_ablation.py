@@ -17,10 +17,11 @@ import torch
 import sinkscope
 from sinkscope import SinkWindow, ablate, perplexity
 from sinkscope.errors import SinkscopeError
-from sinkscope.streaming import cells, checkpoint, model_source
-from sinkscope.streaming.ablation_table import first_evicted
-from sinkscope.streaming.model_source import ModelSource
-from sinkscope.streaming.sink_tokens import RandomTokens, line_break_token
+from sinkscope.streaming import checkpoint
+from sinkscope.streaming.ablation import cells, model_source
+from sinkscope.streaming.ablation.ablation_table import first_evicted
+from sinkscope.streaming.ablation.model_source import ModelSource
+from sinkscope.streaming.ablation.sink_tokens import RandomTokens, line_break_token
 from tests import zoo
 
 LINE_BREAK = 7
@@ -109,7 +110,7 @@ def test_every_cell_is_perplexity_with_the_tokens_replaced_by_hand(family):
 
 def test_the_same_tokens_are_scored_in_all_cells(model, ids, monkeypatch):
     seen = []
-    import sinkscope.streaming.ablation_table as home
+    import sinkscope.streaming.ablation.ablation_table as home
 
     original = home.ppl_table
     monkeypatch.setattr(home, "ppl_table", lambda curve, *a, **b: seen.append(curve) or original(curve, *a, **b))

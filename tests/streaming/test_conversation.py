@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sinkscope import Conversation, SinkCache, SinkscopeError, stream
-from sinkscope.streaming.text_pieces import TextPieces
+from sinkscope.streaming.talk.text_pieces import TextPieces
 from tests.streaming.cached import greedy, run
 from tests.streaming.talking import BOS, END, EOS, interrupted, reading, talker, tokenizer, wanting
 from tests.zoo import build

@@ -15,9 +15,9 @@ from sinkscope.core.policies import Dense, Policy, Recompute, SinkWindow, Window
 from sinkscope.core.scope import attached
 from sinkscope.errors import SinkscopeError
 from sinkscope.reporting.four_policies import four_policies, four_policies_latex
-from sinkscope.streaming.cost import Cost, cost, cost_table
-from sinkscope.streaming.shapes import LayerShape, Shapes, shapes_of
-from sinkscope.streaming.spans import pairs, rerun_pairs, spans
+from sinkscope.streaming.costs.cost import Cost, cost, cost_table
+from sinkscope.streaming.costs.shapes import LayerShape, Shapes, shapes_of
+from sinkscope.streaming.costs.spans import pairs, rerun_pairs, spans
 from tests import zoo
 
 FAMILIES = ("llama", "gpt_neox", "gemma2", "deepseek_v3", "falcon_rotary", "gpt_oss", "mixtral", "mistral_sliding")

@@ -8,10 +8,10 @@ import torch
 from sinkscope.core.policies import Dense, Recompute, SinkWindow, Window
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures import decode_cost
-from sinkscope.streaming.cost import cost
-from sinkscope.streaming.decode import FAMILIES, STEPS, time_per_token
-from sinkscope.streaming.decoders import decoder_of
-from sinkscope.streaming.sink_cache import SinkCache
+from sinkscope.streaming.cache.sink_cache import SinkCache
+from sinkscope.streaming.costs.cost import cost
+from sinkscope.streaming.costs.decode import FAMILIES, STEPS, time_per_token
+from sinkscope.streaming.costs.decoders import decoder_of
 from tests import zoo
 
 NAMES = ("llama", "gemma2", "gpt_neox", "falcon_alibi", "mpt", "deepseek_v3", "mistral_sliding")

@@ -6,7 +6,7 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis.perplexities import ppl_table
-from sinkscope.streaming.factors import Factors, Level
+from sinkscope.streaming.ablation.factors import Factors, Level
 
 
 def first_evicted(cache_size: int) -> int:

@@ -16,14 +16,14 @@ from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.forward import check_vocabulary
 from sinkscope.core.measure import texts_of
 from sinkscope.errors import SinkscopeError
-from sinkscope.streaming.ablation_table import ablation_table, first_evicted
-from sinkscope.streaming.cells import Cell, run_cells
+from sinkscope.streaming.ablation.ablation_table import ablation_table, first_evicted
+from sinkscope.streaming.ablation.cells import Cell, run_cells
+from sinkscope.streaming.ablation.factors import Factors, Level, factors_of
+from sinkscope.streaming.ablation.model_source import ModelSource
+from sinkscope.streaming.ablation.sink_tokens import FirstTokens, LineBreaks, RandomTokens, SinkTokens, line_break_token
 from sinkscope.streaming.checkpoint import Progress
-from sinkscope.streaming.factors import Factors, Level, factors_of
 from sinkscope.streaming.limits import check_limits
-from sinkscope.streaming.model_source import ModelSource
 from sinkscope.streaming.perplexity import Run, check_run, record_of, settings_of
-from sinkscope.streaming.sink_tokens import FirstTokens, LineBreaks, RandomTokens, SinkTokens, line_break_token
 
 
 def ablate(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from sinkscope.analysis.variables import whole_number
 from sinkscope.core.policies import POSITIONS, SinkWindow
 from sinkscope.errors import SinkscopeError
-from sinkscope.streaming.sink_tokens import KINDS
+from sinkscope.streaming.ablation.sink_tokens import KINDS
 
 
 class Level(NamedTuple):

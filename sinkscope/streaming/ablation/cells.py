@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from sinkscope.core.measure import PATIENCE
 from sinkscope.core.policies import Policy
 from sinkscope.errors import SinkscopeError
+from sinkscope.streaming.ablation.model_source import ModelSource
 from sinkscope.streaming.checkpoint import Checkpoint, Progress
-from sinkscope.streaming.model_source import ModelSource
 from sinkscope.streaming.perplexity import Run, read_texts, settings_of
 
 ONE_AT_A_TIME = threading.Lock()  # threads of a process share its model, which can carry one policy

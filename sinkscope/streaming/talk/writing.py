@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.forward import check_vocabulary
 from sinkscope.errors import SinkscopeError
-from sinkscope.streaming.sampling import Sampler
-from sinkscope.streaming.sink_cache import SinkCache
+from sinkscope.streaming.cache.sink_cache import SinkCache
+from sinkscope.streaming.talk.sampling import Sampler
 
 
 @dataclass

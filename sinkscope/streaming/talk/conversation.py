@@ -10,11 +10,11 @@ from torch import nn
 
 from sinkscope.analysis.variables import whole_number
 from sinkscope.errors import SinkscopeError
-from sinkscope.streaming.sampling import Sampler
-from sinkscope.streaming.sink_cache import SinkCache
-from sinkscope.streaming.text_pieces import TextPieces
-from sinkscope.streaming.turns import PlainTurns, encode, turns_of
-from sinkscope.streaming.writing import Answer, Reader, check_writer, end_tokens, write
+from sinkscope.streaming.cache.sink_cache import SinkCache
+from sinkscope.streaming.talk.sampling import Sampler
+from sinkscope.streaming.talk.text_pieces import TextPieces
+from sinkscope.streaming.talk.turns import PlainTurns, encode, turns_of
+from sinkscope.streaming.talk.writing import Answer, Reader, check_writer, end_tokens, write
 
 MAX_NEW_TOKENS = 512
 MEGABYTE = 1e6

@@ -19,8 +19,8 @@ from sinkscope.core.measure import PATIENCE, texts_of
 from sinkscope.core.policies import Dense, Policy, Recompute, SinkWindow, Window
 from sinkscope.core.provenance import model_attributes
 from sinkscope.errors import SinkscopeError
-from sinkscope.streaming.cost import cost_table
-from sinkscope.streaming.decoders import Decoder, decoder_of
+from sinkscope.streaming.costs.cost import cost_table
+from sinkscope.streaming.costs.decoders import Decoder, decoder_of
 from sinkscope.streaming.limits import check_limits
 from sinkscope.streaming.perplexity import Run, check_run
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.streaming.arena import SLOTS, Arena
-from sinkscope.streaming.layer_kinds import LayerKind
-from sinkscope.streaming.recent_ids import RecentIds
+from sinkscope.streaming.cache.arena import SLOTS, Arena
+from sinkscope.streaming.cache.layer_kinds import LayerKind
+from sinkscope.streaming.cache.recent_ids import RecentIds
 
 ROOM = 1 << 10  # positions between two moves of the base: a float32 angle is right to 1e-4 up to there
 ROOM_HALF = 1 << 13  # half precision knows an angle to 4e-3, and loses as much whenever a key is turned

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sinkscope.streaming.layer_kinds import LayerKind
+from sinkscope.streaming.cache.layer_kinds import LayerKind
 
 LEAST_SLACK, MOST_SLACK = 16, 256  # slots beyond those kept: tokens between two moves to the front
 SLOTS = ("keys", "values")

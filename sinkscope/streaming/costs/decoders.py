@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sinkscope.core.policies import Policy
+from sinkscope.streaming.cache.sink_cache import SinkCache
 from sinkscope.streaming.readers import only_last
-from sinkscope.streaming.sink_cache import SinkCache
 
 
 class Decoder(ABC):

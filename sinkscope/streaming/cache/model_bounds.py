@@ -13,7 +13,7 @@ from sinkscope.core.policies import SinkWindow
 from sinkscope.core.policy_on_layers import native_windows
 from sinkscope.core.rotary import changes_with_length, position_limit
 from sinkscope.errors import SinkscopeError
-from sinkscope.streaming.store import Store
+from sinkscope.streaming.cache.store import Store
 
 
 def position_table(model: Any, base: nn.Module, policy: SinkWindow) -> int | None:

@@ -5,8 +5,7 @@ The text is read token by token, as generation does. A layer whose query t sees 
     flops(t) = projections and feed-forward + pair · n(t) + key · n(t)
 
 and re-computation does all of it for each of the min(t + 1, L) tokens it runs afresh; of the output head it needs the
-last token only. `pair` and `key` are in `sinkscope.streaming.shapes`, n(t) in `sinkscope.streaming.spans`. Only matrix
-products count, two operations for each multiply-add; turning the sinks to a new position has none.
+last token only. `pair` and `key` are in `shapes`, n(t) in `spans`, beside this file. Only matrix products count, two operations for each multiply-add; turning the sinks to a new position has none.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ import pandas as pd
 from sinkscope.core.policies import Policy
 from sinkscope.core.provenance import model_attributes
 from sinkscope.errors import SinkscopeError
-from sinkscope.streaming.shapes import Shapes, shapes_of
-from sinkscope.streaming.spans import Span, at_most, pairs, rerun_pairs, spans
+from sinkscope.streaming.costs.shapes import Shapes, shapes_of
+from sinkscope.streaming.costs.spans import Span, at_most, pairs, rerun_pairs, spans
 
 
 @dataclass(frozen=True, repr=False)

@@ -15,9 +15,9 @@ from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.interface import NAME
 from sinkscope.core.policies import SinkWindow
 from sinkscope.core.scope import attached
+from sinkscope.streaming.cache.store import Store
 from sinkscope.streaming.limits import block_within_limits
 from sinkscope.streaming.rolling import RollingCache
-from sinkscope.streaming.store import Store
 
 BLOCK = 512  # tokens per forward pass
 PER_TOKEN = ("input_ids", "inputs_embeds", "token_type_ids")  # arguments [batch, token, ...] that go with the tokens

@@ -28,14 +28,14 @@ from sinkscope.core.policy_on_layers import native_windows
 from sinkscope.core.provenance import weights_hash
 from sinkscope.core.rotary import position_limit
 from sinkscope.errors import SinkscopeError
-from sinkscope.streaming.cache_files import read_cache, write_cache
-from sinkscope.streaming.layer_kinds import layer_kinds
+from sinkscope.streaming.cache.cache_files import read_cache, write_cache
+from sinkscope.streaming.cache.layer_kinds import layer_kinds
+from sinkscope.streaming.cache.model_bounds import causal_bias, has_policy, hides_sinks, position_table
+from sinkscope.streaming.cache.padding import read_padding
+from sinkscope.streaming.cache.prefill import can_read_blocks, part_of, read_blocks, read_one_by_one
+from sinkscope.streaming.cache.store import ArenaLayer, Store
+from sinkscope.streaming.cache.tie import Tied, tie
 from sinkscope.streaming.limits import check_limits
-from sinkscope.streaming.model_bounds import causal_bias, has_policy, hides_sinks, position_table
-from sinkscope.streaming.padding import read_padding
-from sinkscope.streaming.prefill import can_read_blocks, part_of, read_blocks, read_one_by_one
-from sinkscope.streaming.store import ArenaLayer, Store
-from sinkscope.streaming.tie import Tied, tie
 
 
 class SinkCache(Cache, Tied):
@@ -48,7 +48,8 @@ class SinkCache(Cache, Tied):
 
     While a cache is open its model carries two functions that look out for it. `close()`, the end of a `with` block, or
     the end of the cache takes them off. Memory is allocated when the first tokens come and stays as it is. A forward
-    pass that fails or is interrupted leaves the cache as it was. No gradient flows into the tokens kept.
+    pass that fails or is interrupted leaves the cache as it was, or, if it was run in parts, as the last finished part
+    left it. No gradient flows into the tokens kept.
 
     Args:
         model: a transformers decoder in eval mode.

@@ -1,0 +1,1 @@
+"""How many sinks a model needs, and what they may be."""

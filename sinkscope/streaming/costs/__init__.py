@@ -1,0 +1,1 @@
+"""What a policy costs: counted from the model's shapes, and measured."""

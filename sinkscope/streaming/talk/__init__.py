@@ -1,0 +1,1 @@
+"""Writing text without end on one bounded cache."""
