@@ -48,3 +48,23 @@ def test_the_first_token_takes_about_a_third_of_all_attention(demo, maps):
     assert 0.25 < float(mass.mean()) < 0.45
     alpha = maps[..., 0].mean(-1)  # Gu et al. 2024, over the whole text
     assert float(sinkscope.sink_rate(record)) == pytest.approx((alpha > 0.3).mean(), abs=1 / alpha.size)
+
+
+def test_perplexity_collapses_without_sinks_and_recovers_with_four(demo):
+    model, tokenizer = sinkscope.load()
+    ids = sinkscope.read_tokens(tokenizer, limit=700, start=500_000)
+    ways = [sinkscope.Dense(), sinkscope.Window(128), sinkscope.SinkWindow(4, 124)]
+    dense, window, sinks = sinkscope.ppl(sinkscope.perplexity(model, ids, ways)).values
+    assert window > 1.3 * sinks and sinks < 1.2 * dense
+
+
+def test_blocks_and_the_cache_of_generate_give_the_same_losses(demo):
+    model, ids = demo
+    policy = sinkscope.SinkWindow(4, 60)
+    blocks = sinkscope.perplexity(model, ids[:, :160], [policy], block=100).nll.values[0, 0, 1:]
+    alone = []
+    with sinkscope.SinkCache(model, sinks=4, window=60) as cache, torch.no_grad():
+        for at in range(159):
+            logits = model(ids[:, at : at + 1], past_key_values=cache).logits[0]
+            alone.append(float(torch.nn.functional.cross_entropy(logits, ids[0, at + 1 : at + 2])))
+    np.testing.assert_allclose(blocks, alone, atol=1e-3)

@@ -198,7 +198,7 @@ def test_a_figure_that_cannot_be_measured_leaves_the_others(monkeypatch):
     def refuse(*_, **__):
         raise SinkscopeError("this machine has no clock.")
 
-    monkeypatch.setattr("sinkscope.streaming.decode.time_per_token", refuse)
+    monkeypatch.setattr("sinkscope.streaming.costs.decode.time_per_token", refuse)
     ids = inputs("llama", 1, 140)["input_ids"][0]
     records, notes = gather_streaming.streaming_records(build("llama"), ids, progress=False)
     assert list(records) == ["perplexity", "ablation"]

@@ -5,7 +5,8 @@ The text is read token by token, as generation does. A layer whose query t sees 
     flops(t) = projections and feed-forward + pair · n(t) + key · n(t)
 
 and re-computation does all of it for each of the min(t + 1, L) tokens it runs afresh; of the output head it needs the
-last token only. `pair` and `key` are in `shapes`, n(t) in `spans`, beside this file. Only matrix products count, two operations for each multiply-add; turning the sinks to a new position has none.
+last token only. `pair` and `key` are in `shapes`, n(t) in `spans`, beside this file. Only matrix products count,
+two operations for each multiply-add; turning the sinks to a new position has none.
 """
 
 from __future__ import annotations
