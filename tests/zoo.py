@@ -130,14 +130,18 @@ def _build(name: str, implementation: str | None) -> nn.Module:
         model = factory.from_config(
             config, **({} if implementation is None else {"attn_implementation": implementation})
         )
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for path, weight in model.named_parameters():
-                if weight.dim() >= 2:
-                    spread = (
-                        0.6 if any(part in path for part in ("embed", "wte", "wpe")) else 1.2 * weight.shape[-1] ** -0.5
-                    )
-                    weight.copy_(torch.randn(weight.shape, generator=generator) * spread)
-                elif "sinks" in path:
-                    weight.copy_(torch.randn(weight.shape, generator=generator))
-    return model.eval()
+    return with_uneven_attention(model).eval()
+
+
+def with_uneven_attention(model: nn.Module) -> nn.Module:
+    """The model with weights large enough for attention to pick and choose."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for path, weight in model.named_parameters():
+            if weight.dim() >= 2:
+                embedding = any(part in path for part in ("embed", "wte", "wpe"))
+                spread = 0.6 if embedding else 1.2 * weight.shape[-1] ** -0.5
+                weight.copy_(torch.randn(weight.shape, generator=generator) * spread)
+            elif "sinks" in path:
+                weight.copy_(torch.randn(weight.shape, generator=generator))
+    return model

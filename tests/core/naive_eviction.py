@@ -9,18 +9,17 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
-
-from tests.zoo import build
 
 FAMILIES = ("llama", "qwen3", "gpt_neox", "phi")  # the last two rotate part of each head
 
 
 def run(
-    name: str, ids: torch.Tensor, sinks: int, window: int, positions: str
+    model: nn.Module, ids: torch.Tensor, sinks: int, window: int, positions: str
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Logits [sequence, token, vocabulary] and each layer's maps [sequence, head, query, key] under a policy."""
-    model = copy.deepcopy(build(name, "eager")).double()
+    model = copy.deepcopy(model).double()
     frequencies = model.base_model.rotary_emb.inv_freq.double()
     maps: list[torch.Tensor] = []
 

@@ -48,7 +48,7 @@ def test_a_band_equals_plain_softmax_over_the_window(rows, past, window, triangl
 @pytest.mark.parametrize("name", naive_eviction.FAMILIES)
 def test_logits_and_probes_under_a_policy_equal_the_definition(name, policy):
     model, ids = build(name), inputs(name, tokens=90)["input_ids"]
-    expected, maps = naive_eviction.run(name, ids, policy.sinks, policy.window, policy.positions)
+    expected, maps = naive_eviction.run(model, ids, policy.sinks, policy.window, policy.positions)
     with torch.no_grad(), attached(model, policy=policy, probes=ALL) as scope:
         logits = model(ids).logits
     torch.testing.assert_close(logits.double(), expected, atol=5e-5, rtol=1e-4)

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from sinkscope import SinkscopeError
 from sinkscope.core.rotary import changes_with_length, find_rotations, position_limit
-from tests.zoo import DECODERS, build
+from tests.zoo import DECODERS, build, with_uneven_attention
 
 ABSOLUTE = ("gpt2", "gpt_bigcode", "gpt_neo", "opt")
 UNROTATED = ("falcon_alibi", "mpt", "bloom")
@@ -49,13 +49,21 @@ def test_a_turned_key_is_the_key_at_another_position(name):
     assert_moves_keys(build(name))
 
 
-@pytest.mark.parametrize("kind", SCALINGS)
-def test_scaled_frequencies_are_found(kind):
+def scaled_model(kind):
+    """A tiny model whose frequencies are scaled, of 512 positions."""
     options = dict(DECODERS["llama"][1], rope_parameters=SCALINGS[kind], max_position_embeddings=512)
     family = "llama"
     if kind == "longrope":
         family, options = "phi3", dict(options, sliding_window=None)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options)).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options))
+    return with_uneven_attention(model).eval()
+
+
+@pytest.mark.parametrize("kind", SCALINGS)
+def test_scaled_frequencies_are_found(kind):
+    model = scaled_model(kind)
     assert_moves_keys(model)
     assert changes_with_length(model) == (kind in ("dynamic", "longrope"))
     assert position_limit(model) == 512

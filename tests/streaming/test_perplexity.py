@@ -30,6 +30,7 @@ from sinkscope import (
 )
 from sinkscope.streaming.readers import BlockReader
 from tests.core import naive_eviction
+from tests.core.test_rotary import SCALINGS, scaled_model
 from tests.zoo import build, inputs
 
 INTERFACE = (
@@ -54,9 +55,26 @@ def test_losses_equal_the_definition_in_float64(name):
     model, ids = build(name), inputs(name, tokens=110)["input_ids"]
     record = perplexity(model, ids, POLICIES[1:], block=32)
     for policy in POLICIES[1:]:
-        logits, _ = naive_eviction.run(name, ids, policy.sinks, policy.window, policy.positions)
+        logits, _ = naive_eviction.run(model, ids, policy.sinks, policy.window, policy.positions)
         np.testing.assert_allclose(nll(record, policy), losses_of(logits, ids), atol=1e-4)
     assert record.nll.isnull().sum("token").values.tolist() == [[1, 1]] * 4  # the first token of each text only
+
+
+@pytest.mark.parametrize("kind", SCALINGS)
+def test_scaled_frequencies_stream_exactly(kind):
+    model, ids, policy = scaled_model(kind), inputs("llama", tokens=120)["input_ids"], SinkWindow(4, 40)
+    logits, _ = naive_eviction.run(model, ids, 4, 40, "cache")
+    np.testing.assert_allclose(
+        nll(perplexity(model, ids, [policy], block=50), policy), losses_of(logits, ids), atol=1e-4
+    )
+
+
+def test_a_rotation_that_changes_with_length_is_not_led_beyond_it():
+    model, ids = scaled_model("longrope"), inputs("llama", 1, 700)["input_ids"]
+    with pytest.raises(SinkscopeError, match="changes its rotary frequencies beyond 512 tokens"):
+        perplexity(model, ids, [Dense()])
+    bounded = perplexity(model, ids, [SinkWindow(4, 400)], block=1000).nll
+    np.testing.assert_allclose(bounded, perplexity(model, ids, [SinkWindow(4, 400)], block=64).nll, atol=3e-4)
 
 
 @pytest.mark.parametrize("name", INTERFACE)
