@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -38,6 +39,17 @@ class Eviction:
         """The queries [batch, head, query, dim] as the sinks see them, the first one at position `start`."""
         if self.rotation is None or not self.sinks:
             return query
-        at = torch.arange(start, start + query.shape[2], device=query.device)
-        back = at.clamp(max=self.sinks + self.window) - at
-        return self.rotation.of_query(query.shape[-1]).turned(query, back)
+        rotation = self.rotation.of_query(query.shape[-1])
+        reach = self.sinks + self.window
+        return rotation.turned_by(
+            query, *_angles_back(self.rotation, start, query.shape[2], reach, query.device, query.dtype)
+        )
+
+
+@lru_cache(maxsize=8)  # layers that rotate alike share them
+def _angles_back(
+    rotation: Rotation, start: int, count: int, reach: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Angles by which queries from `start` on are turned back, so that none is farther than `reach` from the first."""
+    at = torch.arange(start, start + count, device=device)
+    return rotation.angles(at.clamp(max=reach) - at, dtype)

@@ -24,5 +24,7 @@ def merge(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     weights = (lses - total).exp()
     dtype = parts[0][0].dtype
     wide = torch.promote_types(dtype, torch.float32)
-    output = sum(weight[..., None] * part.to(wide) for weight, (part, _) in zip(weights, parts, strict=True))
+    output = parts[0][0].to(wide) * weights[0, ..., None]
+    for (part, _), weight in zip(parts[1:], weights[1:], strict=True):
+        output = output.addcmul_(part.to(wide), weight[..., None])  # one pass over each part
     return output.to(dtype), total

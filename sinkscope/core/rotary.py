@@ -74,11 +74,12 @@ def _look(base: Any, name: str) -> list[Rotation | None]:
     vocabulary = base.config.get_text_config(decoder=True).vocab_size
     tokens = torch.randint(min(3, vocabulary - 1), vocabulary, (TOKENS, 1), generator=generator).to(base.device)
     cached = {position: _cached(base, tokens, position, name) for position in positions}
-    rotations = []
+    rotations: list[Rotation | None] = []
     for layer in range(len(cached[0])):
         seen = {slot: {at: cached[at][layer][slot] for at in positions} for slot in ("keys", "values")}
         keys = _fitted(seen["keys"], "keys", base, name)
-        rotations.append(keys or _fitted(seen["values"], "values", base, name))
+        found = keys or _fitted(seen["values"], "values", base, name)
+        rotations.append(next((known for known in rotations if known and found and known.is_like(found)), found))
     return rotations
 
 

@@ -36,14 +36,24 @@ class Rotation:
         Returns:
             States of the same shape and dtype; angles are formed in float64.
         """
-        delta = torch.atleast_1d(torch.as_tensor(by, device=states.device)).double()
-        angles = delta[..., None] * self.frequencies.to(states.device)
+        return self.turned_by(states, *self.angles(torch.as_tensor(by, device=states.device), states.dtype))
+
+    def angles(self, by: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of turning states of a dtype by so many positions, as `turned_by` takes them."""
+        delta = torch.atleast_1d(by).double()
+        angles = delta[..., None] * self.frequencies.to(delta.device)
         if delta.dim() == 2:
             angles = angles[:, None]
-        wide = torch.promote_types(states.dtype, torch.float32)
-        cosine, sine = angles.cos().to(wide), angles.sin().to(wide)
-        first, second = self.pairs(states.to(wide))
-        turned = (first * cosine - second * sine, second * cosine + first * sine)
+        wide = torch.promote_types(dtype, torch.float32)
+        return angles.cos().to(wide), angles.sin().to(wide)
+
+    def turned_by(self, states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        """States turned by known angles."""
+        first, second = self.pairs(states.to(cosine.dtype))
+        turned = (
+            torch.addcmul(first * cosine, second, sine, value=-1),
+            torch.addcmul(second * cosine, first, sine),
+        )
         moved = torch.stack(turned, -1).flatten(-2) if self.interleaved else torch.cat(turned, -1)
         if moved.shape[-1] == states.shape[-1]:
             return moved.to(states.dtype)
@@ -56,6 +66,12 @@ class Rotation:
             return rotary[..., 0::2], rotary[..., 1::2]
         first, second = rotary.chunk(2, -1)
         return first, second
+
+    def is_like(self, other: Rotation) -> bool:
+        """Whether the two turn alike."""
+        layout = (self.slot, self.low, self.high, self.interleaved)
+        others = (other.slot, other.low, other.high, other.interleaved)
+        return layout == others and torch.equal(self.frequencies, other.frequencies)
 
     def of_query(self, dim: int) -> Rotation:
         """The geometry of the layer's queries of width `dim`: latent attention rotates their last dimensions."""

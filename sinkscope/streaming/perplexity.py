@@ -84,7 +84,7 @@ def perplexity(
     check_run(model, texts, run)
     for policy in ways:
         check_limits(model, policy, max(map(len, texts)))
-    stays = [Checkpoint(_file(checkpoint, policy), settings_of(model, texts, policy, run)) for policy in ways]
+    stays = [_checkpoint(checkpoint, model, texts, policy, run) for policy in ways]
     starts = [stay.read() for stay in stays]  # before anything runs: a refused checkpoint costs nothing
     finished = [
         read_texts(model, texts, policy, run, stay, start, progress)
@@ -217,7 +217,10 @@ def settings_of(model: nn.Module, texts: list[Tensor], policy: Policy, run: Run)
     return own | {"policy": policy, "tokens": tokens, "weights": weights_hash(model)} | vars(run)
 
 
-def _file(folder: str | os.PathLike[str] | None, policy: Policy) -> Path | None:
+def _checkpoint(
+    folder: str | os.PathLike[str] | None, model: nn.Module, texts: list[Tensor], policy: Policy, run: Run
+) -> Checkpoint:
     if folder is None:
-        return None
-    return Path(folder) / f"{re.sub('[^a-z0-9]+', '-', policy.name)}.safetensors"
+        return Checkpoint(None, {})
+    file = Path(folder) / f"{re.sub('[^a-z0-9]+', '-', policy.name)}.safetensors"
+    return Checkpoint(file, settings_of(model, texts, policy, run))

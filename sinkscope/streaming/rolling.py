@@ -60,13 +60,14 @@ class RollingLayer(CacheLayerMixin):
     def _joined(self, slot: str, new: Tensor, new_sinks: int) -> Tensor:
         wide = new.to(self.first[slot].dtype)
         self.first[slot] = torch.cat([self.first[slot], wide[:, :, :new_sinks]], 2)
-        neighbours = torch.cat([self.last[slot], wide[:, :, new_sinks:]], 2)
-        keep = neighbours.shape[2] if self.window is None else self.window
-        self.last[slot] = neighbours[:, :, max(0, neighbours.shape[2] - keep) :]
         sinks = self.first[slot]
         if self.base and self.rotation is not None and self.rotation.slot == slot:
             sinks = self.rotation.turned(sinks, -self.base)
-        return torch.cat([sinks, neighbours], 2).to(new.dtype)
+        joined = torch.cat([sinks, self.last[slot], wide[:, :, new_sinks:]], 2)
+        neighbours = joined.shape[2] - sinks.shape[2]
+        keep = neighbours if self.window is None else min(self.window, neighbours)
+        self.last[slot] = joined[:, :, joined.shape[2] - keep :]
+        return joined.to(new.dtype)
 
     def rebase(self, base: int) -> None:
         """Count the positions of all keys from another token of the text on."""
