@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 README = Path(__file__).parent.parent / "README.md"
 
 
+@pytest.mark.timeout(900)
 def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys):
     torch.set_num_threads(2)
     monkeypatch.chdir(tmp_path)
