@@ -101,7 +101,7 @@ class Rerotated:
 
         self.model, self.sinks, self.window = model, sinks, window
         self.held: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.frequencies = model.model.rotary_emb.inv_freq.float()
+        self.frequencies = model.model.rotary_emb.inv_freq.double()
         AttentionInterface.register("rerotated", self.attention)
         AttentionMaskInterface.register("rerotated", lambda *a, **k: None)
 
@@ -136,16 +136,36 @@ class Rerotated:
         return output.transpose(1, 2), None
 
     def rotated(self, states, places):
-        angles = torch.cat([torch.outer(places.float(), self.frequencies)] * 2, -1)
+        angles = torch.cat([torch.outer(places.double(), self.frequencies)] * 2, -1)
         first, second = states.chunk(2, -1)
-        return states * angles.cos() + torch.cat([-second, first], -1) * angles.sin()
+        return states * angles.cos().float() + torch.cat([-second, first], -1) * angles.sin().float()
+
+
+def decode() -> None:
+    model, ids = demo(CACHE + 400)
+    decode_with("the demo model", model, ids)
+    decode_with("a model of 4 layers, 256 wide, whose weights hardly count", small(), ids % 128)
+
+
+def small():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=128,
+            hidden_size=256,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+        )
+    ).eval()
 
 
 @torch.no_grad()
-def decode() -> None:
+def decode_with(name: str, model, ids) -> None:
     from transformers import DynamicCache
 
-    model, ids = demo(CACHE + 400)
     steps, laps = 150, {"SinkCache": [], "DynamicCache": [], "rotating all anew": []}
     sink = sinkscope.SinkCache(model, sinks=SINKS, window=CACHE - SINKS)
     anew, dense = Rerotated(model, SINKS, CACHE - SINKS), DynamicCache()
@@ -160,9 +180,9 @@ def decode() -> None:
             laps["rotating all anew"].append(timed(partial(anew.step, token))[0])
             dense.crop(-1)
     median = {name: statistics.median(times[20:]) * 1e3 for name, times in laps.items()}
-    print(f"decoding at {CACHE} tokens, ms a token, median of {steps - 20}")
-    for name, value in median.items():
-        print(f"  {name:20} {value:7.2f}")
+    print(f"decoding at {CACHE} tokens, {name}: ms a token, median of {steps - 20}")
+    for way, value in median.items():
+        print(f"  {way:20} {value:7.2f}")
     print(f"  SinkCache over DynamicCache   {bar(median['SinkCache'] / median['DynamicCache'], 1.0)}")
     print(f"  rotating anew over SinkCache  {bar(median['rotating all anew'] / median['SinkCache'], 4, least=True)}")
 
