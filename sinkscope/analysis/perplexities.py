@@ -125,6 +125,20 @@ def losses(curve: xr.Dataset) -> xr.DataArray:
     )
 
 
+def first_evicted(cache_size: int) -> int:
+    """The first token whose loss can differ from the dense one.
+
+    Query t sees the last `cache_size` tokens and itself; t = cache_size + 1 is the first not to see them all, and
+    predicts the token after it.
+    """
+    return cache_size + 2
+
+
+def losses_from(curve: xr.Dataset, token: int) -> xr.Dataset:
+    """The record with the losses of earlier tokens left out."""
+    return curve.assign(nll=curve["nll"].where(curve["token"] >= token))
+
+
 def common_tokens(nll: xr.DataArray) -> xr.DataArray:
     """[sequence, token] bool: scored by every policy. Raises SinkscopeError if there is none."""
     common = nll.notnull().all("policy")

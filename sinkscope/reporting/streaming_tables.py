@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinkscope.analysis.perplexities import losses, ppl_table
+from sinkscope.analysis.perplexities import first_evicted, losses, losses_from, ppl_table
 from sinkscope.analysis.table_records import costs_of, table_of_record
 from sinkscope.reporting.four_policies import four_policies as joined
 
@@ -34,13 +34,8 @@ def families(curve: xr.Dataset) -> Family:
 
 
 def after_eviction(curve: xr.Dataset) -> xr.Dataset:
-    """The record with losses only where every bounded cache has evicted something; all of them, if none ever has.
-
-    Query t sees the last L tokens and itself: t = L + 1 is the first not to see them all, and predicts token L + 2.
-    """
-    first = int(curve["cache_size"].values.max()) + 2
-    place = xr.DataArray(np.arange(curve.sizes["token"]), dims="token")
-    late = curve.assign(nll=curve["nll"].where(place >= first))
+    """The record with losses only where every bounded cache has evicted something; all of them, if none ever has."""
+    late = losses_from(curve, first_evicted(int(curve["cache_size"].values.max())))
     return late if bool(late["nll"].notnull().any()) else curve
 
 

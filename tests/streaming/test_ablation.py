@@ -16,10 +16,10 @@ import torch
 
 import sinkscope
 from sinkscope import SinkWindow, ablate, perplexity
+from sinkscope.analysis.perplexities import first_evicted
 from sinkscope.errors import SinkscopeError
 from sinkscope.streaming import checkpoint
 from sinkscope.streaming.ablation import cells, model_source
-from sinkscope.streaming.ablation.ablation_table import first_evicted
 from sinkscope.streaming.ablation.model_source import ModelSource
 from sinkscope.streaming.ablation.sink_tokens import RandomTokens, line_break_token
 from tests import zoo

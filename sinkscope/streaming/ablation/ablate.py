@@ -11,12 +11,13 @@ import pandas as pd
 import xarray as xr
 from torch import Tensor, nn
 
+from sinkscope.analysis.perplexities import first_evicted
 from sinkscope.analysis.variables import whole_number
 from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.forward import check_vocabulary
 from sinkscope.core.measure import texts_of
 from sinkscope.errors import SinkscopeError
-from sinkscope.streaming.ablation.ablation_table import ablation_table, first_evicted
+from sinkscope.streaming.ablation.ablation_table import ablation_table
 from sinkscope.streaming.ablation.cells import Cell, run_cells
 from sinkscope.streaming.ablation.factors import Factors, Level, factors_of
 from sinkscope.streaming.ablation.model_source import ModelSource

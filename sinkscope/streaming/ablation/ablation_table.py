@@ -5,17 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import xarray as xr
 
-from sinkscope.analysis.perplexities import ppl_table
+from sinkscope.analysis.perplexities import first_evicted, losses_from, ppl_table
 from sinkscope.streaming.ablation.factors import Factors, Level
-
-
-def first_evicted(cache_size: int) -> int:
-    """The first token whose loss can differ from the dense one.
-
-    Query t sees the last `cache_size` tokens and itself; t = cache_size + 1 is the first not to see them all, and
-    predicts the token after it.
-    """
-    return cache_size + 2
 
 
 def ablation_table(
@@ -29,8 +20,8 @@ def ablation_table(
         keys: the policy of the record that holds the losses of each level.
         resamples, seed: of the bootstrap.
     """
-    evicted = ppl_table(_from(curve, first_evicted(max(factors.cache_size))), resamples=resamples, seed=seed)
-    scored = _from(curve, max(factors.sinks) + 1)
+    evicted = ppl_table(losses_from(curve, first_evicted(max(factors.cache_size))), resamples=resamples, seed=seed)
+    scored = losses_from(curve, max(factors.sinks) + 1)
     tables: dict[int, pd.DataFrame] = {}
     block = None
     for size in factors.cache_size:
@@ -67,11 +58,6 @@ def ablation_table(
         "tokens_evicted": evicted.attrs["tokens_used"],
     }
     return table
-
-
-def _from(curve: xr.Dataset, token: int) -> xr.Dataset:
-    """The record with the losses of earlier tokens left out."""
-    return curve.assign(nll=curve["nll"].where(curve["token"] >= token))
 
 
 def _shown(level: Level) -> str:
