@@ -429,9 +429,10 @@ def test_a_family_that_cannot_be_streamed_is_refused(ids):
         ablate(zoo.build("gpt2"), ids, (0, 4), 16)
 
 
-def test_original_positions_are_refused_where_they_cannot_be_counted(ids):
-    with pytest.raises(SinkscopeError, match='GPTJForCausalLM can count positions only in the cache, got positions="o'):
-        ablate(zoo.build("gptj"), ids, (0, 4), 16, positions=("cache", "original"))
+def test_original_positions_are_refused_where_they_cannot_be_counted(ids, tmp_path):
+    with pytest.raises(SinkscopeError, match=r'GPTJForCausalLM .* in the cache; give positions="cache"'):
+        ablate(zoo.build("gptj"), ids, (0, 4), 16, positions=("cache", "original"), folder=tmp_path)
+    assert not list(tmp_path.iterdir())  # not even of the cells that could have been run
 
 
 def test_a_model_in_training_mode_is_refused(model, ids):

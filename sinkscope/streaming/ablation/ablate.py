@@ -99,7 +99,6 @@ def ablate(
     try:
         opened = source.open()
         check_run(opened, texts, run)
-        _check_positions(opened, factors)
         for policy in dict.fromkeys(level.policy for level in factors.levels()):
             check_limits(opened, policy, max(map(len, texts)))
         cells = _cells(opened, texts, factors, _sink_tokens(factors, source, tokenizer, seed), run, folder)
@@ -119,14 +118,6 @@ def _check_lengths(texts: list[Tensor], cache_size: int) -> None:
         raise SinkscopeError(
             f"a text of {shortest} tokens evicts nothing from a cache of {cache_size}; give {need} tokens or more, or "
             "a smaller cache_size."
-        )
-
-
-def _check_positions(model: nn.Module, factors: Factors) -> None:
-    if "original" in factors.positions and not find_anatomy(model).interface:
-        raise SinkscopeError(
-            f'{type(model).__name__} can count positions only in the cache, got positions="original"; '
-            'give positions="cache".'
         )
 
 
