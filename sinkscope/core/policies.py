@@ -60,17 +60,22 @@ class Dense(Policy):
 
 
 @dataclass(frozen=True)
-class Window(Policy):
-    """Keep the last `size` tokens: the cache is bounded, and the model collapses once its first token is evicted."""
+class LastTokens(Policy):
+    """A policy of the last `size` tokens and no others."""
 
     size: int
 
     def __post_init__(self) -> None:
-        _check_count("Window", "size", self.size, 1)
+        _check_count(type(self).__name__, "size", self.size, 1)
 
     @property
     def window(self) -> int:  # type: ignore[override]
         return self.size
+
+
+@dataclass(frozen=True)
+class Window(LastTokens):
+    """Keep the last `size` tokens: the cache is bounded, and the model collapses once its first token is evicted."""
 
     @property
     def name(self) -> str:
@@ -78,20 +83,11 @@ class Window(Policy):
 
 
 @dataclass(frozen=True)
-class Recompute(Policy):
+class Recompute(LastTokens):
     """Run the last `size` tokens afresh for every new token: the reference in quality, slow.
 
     The token being read is one of them, at position size - 1.
     """
-
-    size: int
-
-    def __post_init__(self) -> None:
-        _check_count("Recompute", "size", self.size, 1)
-
-    @property
-    def window(self) -> int:  # type: ignore[override]
-        return self.size
 
     @property
     def recomputed(self) -> bool:  # type: ignore[override]
