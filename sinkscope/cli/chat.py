@@ -21,6 +21,7 @@ QUIT, RESET = "/quit", "/reset"
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a model must not move the cursor
 
 
+@given.loads_model
 def chat(
     model: given.Model = None,
     sinks: Annotated[int, typer.Option("--sinks", help="First tokens that are never forgotten.")] = 4,
@@ -35,17 +36,15 @@ def chat(
     top_k: Annotated[int | None, typer.Option("--top-k", help="Draw among the k likeliest tokens.")] = None,
     top_p: Annotated[float, typer.Option("--top-p", help="Draw among the likeliest of this probability.")] = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
-    dtype: given.Dtype = None,
-    device: given.Device = None,
-    revision: given.Revision = None,
-    trust_remote_code: given.RemoteCode = False,
+    *,
+    loading: given.Loading,
     quiet: given.Quiet = False,
 ) -> None:
     """Talk with a model for as long as you like, in bounded memory. Ctrl-C ends an answer, Ctrl-D or /quit the talk."""
     from sinkscope import Conversation, load
 
     _take_any_text()
-    loaded, tokenizer = load(model, **given.load_options(dtype, device, revision, trust_remote_code))
+    loaded, tokenizer = load(model, **loading)
     with Conversation(
         loaded, tokenizer, sinks=sinks, window=window, system=system, max_new_tokens=max_new_tokens,
         temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,

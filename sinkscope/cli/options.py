@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,22 +16,34 @@ Model = Annotated[
 ]
 Text = Annotated[str | None, typer.Option("--text", help="A UTF-8 file or hf:NAME; the King James Bible if left out.")]
 Start = Annotated[int, typer.Option("--start", min=0, help="How many tokens of the text to skip.")]
-Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16.")]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps, cuda:1.")]
-Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub.")]
-RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars, no summary.")]
 Out = Annotated[Path, typer.Option("--out", help="The folder to write to.")]
+Loading = dict[str, Any]  # arguments of `load`
 
 
-def load_options(
-    dtype: str | None, device: str | None, revision: str | None = None, trust_remote_code: bool = False
-) -> dict[str, Any]:
-    """What was given of the options, as `load` takes them."""
-    given = {
-        "dtype": dtype,
-        "device": device,
-        "revision": revision,
-        "trust_remote_code": trust_remote_code or None,
-    }
+def loads_model(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of `load` in the place of its parameter `loading`, which gets those given."""
+    own, options = (inspect.signature(each, eval_str=True).parameters for each in (command, _loading))
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        loading = _loading(**{name: given.pop(name) for name in options})
+        command(**given, loading=loading)
+
+    shown = [each for one in own.values() for each in (options.values() if one.name == "loading" else [one])]
+    run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]  # what typer makes options of
+    return run
+
+
+def _loading(
+    *,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps, cuda:1.")] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False,
+) -> Loading:
+    """What was given of these options."""
+    given = {"dtype": dtype, "device": device, "revision": revision, "trust_remote_code": trust_remote_code or None}
     return {name: value for name, value in given.items() if value is not None}

@@ -10,6 +10,7 @@ import typer
 from sinkscope.cli import options as given
 
 
+@given.loads_model
 def report(
     model: given.Model = None,
     text: given.Text = None,
@@ -24,10 +25,8 @@ def report(
     streaming: Annotated[
         bool, typer.Option("--streaming/--no-streaming", help="Also stream the text: perplexity, sinks, costs.")
     ] = True,
-    dtype: given.Dtype = None,
-    device: given.Device = None,
-    revision: given.Revision = None,
-    trust_remote_code: given.RemoteCode = False,
+    *,
+    loading: given.Loading,
     quiet: given.Quiet = False,
 ) -> None:
     """Measure where a model's attention goes and write it up: a page, figures, tables and the record."""
@@ -37,13 +36,12 @@ def report(
     if tokens is not None:
         length = min(length, tokens)
         sequences = max(1, tokens // length)
-    options = given.load_options(dtype, device, revision, trust_remote_code)
 
     from sinkscope.reporting.gather import report as measure_report
 
     progress = False if quiet else None
     made = measure_report(
-        model, None, text, sequences=sequences, length=length, streaming=streaming, progress=progress, **options
+        model, None, text, sequences=sequences, length=length, streaming=streaming, progress=progress, **loading
     )
     made.save(target, progress=progress)
     if not quiet:

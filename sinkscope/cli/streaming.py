@@ -25,6 +25,7 @@ Cache = Annotated[int, typer.Option("--cache", help="Tokens that every policy bu
 Sinks = Annotated[int, typer.Option("--sinks", help="First tokens among them, for the policy sinks.")]
 
 
+@given.loads_model
 def perplexity(
     model: given.Model = None,
     text: given.Text = None,
@@ -38,10 +39,8 @@ def perplexity(
     ] = 256,
     block: Annotated[int, typer.Option("--block", min=1, help="Tokens per forward pass; losses stay the same.")] = 1024,
     out: given.Out = Path("perplexity"),
-    dtype: given.Dtype = None,
-    device: given.Device = None,
-    revision: given.Revision = None,
-    trust_remote_code: given.RemoteCode = False,
+    *,
+    loading: given.Loading,
     quiet: given.Quiet = False,
 ) -> None:
     """Perplexity of one text under several ways to attend to it. The same command goes on where it was stopped."""
@@ -50,7 +49,7 @@ def perplexity(
     from sinkscope.reporting.gather import text_name
 
     ways = [_policy(name, cache, sinks) for name in dict.fromkeys(policies)]
-    loaded, tokenizer = load(model, **given.load_options(dtype, device, revision, trust_remote_code))
+    loaded, tokenizer = load(model, **loading)
     ids = read_tokens(tokenizer, text, limit=tokens, start=start)
     record = perplexity(
         loaded, ids, ways, block=block, samples=samples or None, checkpoint=out / "checkpoints",
@@ -63,6 +62,7 @@ def perplexity(
     _say(quiet, table, out, f"{int(record.length.sum()):,} tokens; perplexity over those that every policy scored:")
 
 
+@given.loads_model
 def ablate(
     model: given.Model = None,
     text: given.Text = None,
@@ -76,10 +76,8 @@ def ablate(
     ] = KINDS,
     jobs: Annotated[int, typer.Option("--jobs", help="Cells at the same time, each in a process of its own.")] = 1,
     out: given.Out = Path("ablation"),
-    dtype: given.Dtype = None,
-    device: given.Device = None,
-    revision: given.Revision = None,
-    trust_remote_code: given.RemoteCode = False,
+    *,
+    loading: given.Loading,
     quiet: given.Quiet = False,
 ) -> None:
     """Perplexity against the number of sink tokens. Cells that are finished are not run again."""
@@ -87,10 +85,9 @@ def ablate(
     from sinkscope.figures import ablation
     from sinkscope.reporting.gather import text_name
 
-    options = given.load_options(dtype, device, revision, trust_remote_code)
-    loaded, tokenizer = load(model, **options)
+    loaded, tokenizer = load(model, **loading)
     ids = read_tokens(tokenizer, text, limit=tokens, start=start)
-    travels = loaded if options or jobs == 1 else model  # a name is lighter than weights
+    travels = loaded if loading or jobs == 1 else model  # a name is lighter than weights
     table = ablate(
         travels, ids, sinks, cache, positions, kinds, tokenizer=tokenizer, n_jobs=jobs, folder=out / "cells",
         progress=False if quiet else None, text=text_name(text),
@@ -100,6 +97,7 @@ def ablate(
     _say(quiet, table, out, f"{ids.numel():,} tokens:")
 
 
+@given.loads_model
 def cost(
     model: given.Model = None,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Length of the text.")] = 65536,
@@ -107,17 +105,15 @@ def cost(
     cache: Cache = 1024,
     sinks: Sinks = 4,
     out: Annotated[Path | None, typer.Option("--out", help="A folder for the table as CSV and LaTeX.")] = None,
-    dtype: given.Dtype = None,
-    device: given.Device = None,
-    revision: given.Revision = None,
-    trust_remote_code: given.RemoteCode = False,
+    *,
+    loading: given.Loading,
 ) -> None:
     """Operations and KV memory of the ways to attend, from the model's own shapes."""
     from sinkscope import cost_table, load
     from sinkscope.reporting.four_policies import four_policies
 
     ways = [_policy(name, cache, sinks) for name in dict.fromkeys(policies)]
-    loaded, _ = load(model, **given.load_options(dtype, device, revision, trust_remote_code))
+    loaded, _ = load(model, **loading)
     table = four_policies(cost_table(loaded, ways, tokens))
     if out is not None:
         _write_table(table, out / "cost", f"Cost of attending to {tokens:,} tokens.", table.attrs)
