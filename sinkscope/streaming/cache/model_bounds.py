@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.interface import EVICTIONS, NAME
@@ -13,7 +12,6 @@ from sinkscope.core.policies import SinkWindow
 from sinkscope.core.policy_on_layers import native_windows
 from sinkscope.core.rotary import changes_with_length, position_limit
 from sinkscope.errors import SinkscopeError
-from sinkscope.streaming.cache.store import Store
 
 
 def position_table(model: Any, base: nn.Module, policy: SinkWindow) -> int | None:
@@ -46,17 +44,3 @@ def has_policy(base: Any) -> bool:
     return base.config._attn_implementation == NAME and any(
         part.attention in EVICTIONS for part in find_anatomy(base).parts
     )
-
-
-def causal_bias(store: Store, count: int, visible: Tensor | None) -> Tensor:
-    """A mask [batch, 1, token, key] to add to the scores: what the model uses in place of one of its own.
-
-    Args:
-        store: what is kept.
-        count: new tokens.
-        visible: booleans [batch, key], False for padding.
-    """
-    kind, width = store.kinds[0], store.width(count)
-    lowest = torch.finfo(kind.dtype).min
-    bias = torch.full((count, width), lowest, dtype=kind.dtype, device=kind.device).triu(width - count + 1)[None, None]
-    return bias if visible is None else bias.masked_fill(~visible[:, None, None, :], lowest)

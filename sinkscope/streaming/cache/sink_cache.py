@@ -18,7 +18,6 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import Cache
 
@@ -30,11 +29,12 @@ from sinkscope.core.rotary import position_limit
 from sinkscope.errors import SinkscopeError
 from sinkscope.streaming.cache.cache_files import read_cache, write_cache
 from sinkscope.streaming.cache.layer_kinds import layer_kinds
-from sinkscope.streaming.cache.model_bounds import causal_bias, has_policy, hides_sinks, position_table
+from sinkscope.streaming.cache.model_bounds import has_policy, hides_sinks, position_table
 from sinkscope.streaming.cache.padding import read_padding
 from sinkscope.streaming.cache.prefill import can_read_blocks, part_of, read_blocks, read_one_by_one
 from sinkscope.streaming.cache.store import ArenaLayer, Store
 from sinkscope.streaming.cache.tie import Tied, tie
+from sinkscope.streaming.cache.view import View
 from sinkscope.streaming.limits import check_limits
 
 
@@ -69,12 +69,11 @@ class SinkCache(Cache, Tied):
         check_limits(model, policy, sys.maxsize)
         self.policy, self._model_name = policy, type(model).__name__
         self._limit = position_table(model, anatomy.base, policy)
-        self._overrides = hides_sinks(model, len(anatomy.parts), policy)
-        self._interface = anatomy.interface
-        self._names = list(inspect.signature(anatomy.base.forward).parameters)
         soft = position_limit(model)
         limits = [limit for limit in (self._limit, soft) if limit]
         self._store = Store(layer_kinds(model, policy), sinks, window, min(limits, default=None))
+        names = tuple(inspect.signature(anatomy.base.forward).parameters)
+        self._view = View(self._store, names, hides_sinks(model, len(anatomy.parts), policy), anatomy.interface)
         super().__init__(layers=[ArenaLayer(self._store, layer) for layer in range(len(self._store.kinds))])
         self._model, self._base = weakref.ref(model), weakref.ref(anatomy.base)
         self._dtype = next(anatomy.base.parameters()).dtype
@@ -242,7 +241,7 @@ class SinkCache(Cache, Tied):
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with which the model sees what is kept as if it were its whole text."""
-        given = dict(zip(self._names, args, strict=False)) | kwargs
+        given = self._view.named(args, kwargs)
         store, mask = self._store, given.get("attention_mask")
         batch, count = self._checked(module, given)
         pads = read_padding(mask, store.seen, batch, count, store.pads)
@@ -253,29 +252,13 @@ class SinkCache(Cache, Tied):
             given, count = given | part_of(given, count - 1, count), 1
             store.set_pads(pads)
         store.advance(count, given.get("input_ids"))
-        return (), given | self._view(count)
+        return (), given | self._view.arguments(self, count)
 
     def _read_all_but_last(self, base: nn.Module, given: dict[str, Any], count: int) -> None:
         if can_read_blocks(base, self._store):
             read_blocks(base, self._store, given, count - 1)
         else:
             read_one_by_one(base, self, given, count - 1)
-
-    def _view(self, count: int) -> dict[str, Any]:
-        """The positions and the mask of `count` new tokens among what is kept."""
-        store = self._store
-        view: dict[str, Any] = {"past_key_values": self, "attention_mask": None, "use_cache": True}
-        if "position_ids" in self._names:
-            view["position_ids"] = store.positions(count)
-        visible = store.visible(count)
-        if self._overrides:
-            view["attention_mask"] = causal_bias(store, count, visible)
-        elif visible is not None:
-            view["attention_mask"] = visible.long()
-        elif not self._interface:  # they count the tokens before by the mask, or else by how many were ever read
-            device = store.kinds[0].device
-            view["attention_mask"] = torch.ones(store.batch or 1, store.width(count), dtype=torch.long, device=device)
-        return {name: value for name, value in view.items() if name in self._names}
 
     def _checked(self, module: nn.Module, given: dict[str, Any]) -> tuple[int, int]:
         """The number of texts and of new tokens in each, if this cache can take them in."""
