@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sinkscope import SinkCache, SinkscopeError
+from tests.streaming.cached import run
 from tests.streaming.one_token import by_formula, one_token_run
 from tests.zoo import DECODERS, build, inputs
 
@@ -35,39 +36,53 @@ def generated(model, ids, cache, new, **options):
     return output.sequences, torch.stack(output.logits, 1)
 
 
+def check_greedy(model, ids, new, expected=None, room=None):
+    """Generation gives the logits and the ids expected, by default those of the one-token loop."""
+    logits, tokens = one_token_run(model, ids, SINKS, WINDOW, new) if expected is None else expected
+    with SinkCache(model, SINKS, WINDOW) as cache:
+        cache._store.room = room or cache._store.room
+        mine, scores = generated(model, ids, cache, new)
+    assert torch.equal(mine, tokens)
+    assert (scores - logits[:, ids.shape[1] - 1 :]).abs().max() < CLOSE
+
+
+def check_pieces(model, ids, pieces, sinks, window):
+    """Forward passes over pieces of the text return logits of the one-token loop."""
+    logits, _ = one_token_run(model, ids, sinks, window)
+    at = 0
+    with SinkCache(model, sinks, window) as cache:
+        for count in pieces:
+            some = run(model, ids[:, at : at + count], cache)
+            at += count
+            assert (some - logits[:, at - some.shape[1] : at]).abs().max() < CLOSE
+            assert cache.seen == at and cache.held == min(at, sinks + window)
+
+
+def altered(family, **settings):
+    """A model of a family with settings of its own."""
+    kind, options = DECODERS[family]
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(options | settings))).eval()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_generation_equals_the_one_token_loop(family):
-    model = build(family)
-    ids = inputs(family, 2, 10)["input_ids"]
-    logits, tokens = one_token_run(model, ids, SINKS, WINDOW, NEW)
-    with SinkCache(model, SINKS, WINDOW) as cache:
-        mine, scores = generated(model, ids, cache, NEW)
-    assert torch.equal(mine, tokens)
-    assert (scores - logits[:, 9:]).abs().max() < CLOSE
+    check_greedy(build(family), inputs(family, 2, 10)["input_ids"], NEW)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompts_longer_than_the_cache_are_read_exactly(family):
-    model = build(family)
-    ids = inputs(family, 2, 75)["input_ids"]
-    logits, tokens = one_token_run(model, ids, SINKS, WINDOW, 10)
-    with SinkCache(model, SINKS, WINDOW) as cache:
-        mine, scores = generated(model, ids, cache, 10)
-    assert torch.equal(mine, tokens)
-    assert (scores - logits[:, 74:]).abs().max() < CLOSE
+    check_greedy(build(family), inputs(family, 2, 75)["input_ids"], 10)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_generation_equals_the_rotary_formula(family):
     model = build(family)
     ids = inputs(family, 1, 10)["input_ids"]
-    logits, tokens = by_formula(model, ids, SINKS, WINDOW, NEW)
+    exact = by_formula(model, ids, SINKS, WINDOW, NEW)
     slow, _ = one_token_run(model, ids, SINKS, WINDOW, NEW)
-    assert (slow - logits).abs().max() < CLOSE
-    with SinkCache(model, SINKS, WINDOW) as cache:
-        mine, scores = generated(model, ids, cache, NEW)
-    assert torch.equal(mine, tokens)
-    assert (scores - logits[:, 9:]).abs().max() < CLOSE
+    assert (slow - exact[0]).abs().max() < CLOSE
+    check_greedy(model, ids, NEW, expected=exact)
 
 
 @pytest.mark.parametrize(
@@ -78,43 +93,20 @@ def test_generation_equals_the_rotary_formula(family):
     ],
 )
 def test_any_attention_implementation_gives_the_same(family, implementation):
-    model = build(family, implementation)
-    ids = inputs(family, 2, 50)["input_ids"]
-    logits, tokens = one_token_run(model, ids, SINKS, WINDOW, 40)
-    with SinkCache(model, SINKS, WINDOW) as cache:
-        mine, scores = generated(model, ids, cache, 40)
-    assert torch.equal(mine, tokens)
-    assert (scores - logits[:, 49:]).abs().max() < CLOSE
+    check_greedy(build(family, implementation), inputs(family, 2, 50)["input_ids"], 40)
 
 
 @given(sinks=st.integers(0, 7), window=st.integers(1, 20), pieces=st.lists(st.integers(1, 23), min_size=1, max_size=5))
 @settings(max_examples=12, deadline=None)
 @pytest.mark.parametrize("family", ["llama", "deepseek_v3", "gemma2", "gptj", "bloom"])
 def test_pieces_of_any_size_give_the_logits_of_single_tokens(family, sinks, window, pieces):
-    model = build(family)
-    ids = inputs(family, 1, sum(pieces))["input_ids"]
-    logits, _ = one_token_run(model, ids, sinks, window)
-    at = 0
-    with SinkCache(model, sinks, window) as cache, torch.no_grad():
-        for count in pieces:
-            some = model(ids[:, at : at + count], past_key_values=cache, use_cache=True).logits
-            at += count
-            assert (some - logits[:, at - some.shape[1] : at]).abs().max() < CLOSE
-            assert cache.seen == at and cache.held == min(at, sinks + window)
+    check_pieces(build(family), inputs(family, 1, sum(pieces))["input_ids"], pieces, sinks, window)
 
 
 @pytest.mark.parametrize("pieces", [(65, 1, 1), (3, 40, 20, 1), (50, 70, 2)])
 @pytest.mark.parametrize("family", ["gemma3", "gpt_oss", "cohere2"])
 def test_native_windows_take_in_more_than_they_hold(family, pieces):
-    model = build(family)
-    ids = inputs(family, 2, sum(pieces))["input_ids"]
-    logits, _ = one_token_run(model, ids, SINKS, 60)
-    at = 0
-    with SinkCache(model, SINKS, 60) as cache, torch.no_grad():
-        for count in pieces:
-            some = model(ids[:, at : at + count], past_key_values=cache).logits
-            at += count
-            assert (some - logits[:, at - some.shape[1] : at]).abs().max() < CLOSE
+    check_pieces(build(family), inputs(family, 2, sum(pieces))["input_ids"], pieces, SINKS, 60)
 
 
 def test_a_forward_pass_without_eviction_returns_all_its_tokens():
@@ -179,42 +171,22 @@ def test_three_thousand_tokens_leave_the_memory_as_it_was():
 
 @pytest.mark.parametrize("family", ["gptj", "codegen"])
 def test_positions_stay_within_a_table(family):
-    kind, options = DECODERS[family]
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**options, "n_positions": 64})).eval()
-    ids = inputs(family, 1, 150)["input_ids"]
-    with SinkCache(model, SINKS, WINDOW) as cache:
-        mine, scores = generated(model, ids, cache, 100)
-    logits, tokens = one_token_run(model, ids, SINKS, WINDOW, 100)
-    assert torch.equal(mine, tokens)
-    assert (scores - logits[:, 149:]).abs().max() < CLOSE
+    check_greedy(altered(family, n_positions=64), inputs(family, 1, 150)["input_ids"], 100)
 
 
 def test_a_table_may_be_shorter_than_the_cache():
-    kind, options = DECODERS["gptj"]
-    long, short = (
-        AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**options, "n_positions": size})).eval()
-        for size in (512, 24)
-    )
+    long, short = altered("gptj", n_positions=512), altered("gptj", n_positions=24)
     short.load_state_dict(long.state_dict(), strict=False)
     ids = inputs("gptj", 1, 90)["input_ids"]
-    logits, tokens = one_token_run(long, ids, SINKS, WINDOW, 60)
-    with pytest.warns(UserWarning, match="24 positions"), SinkCache(short, SINKS, WINDOW) as cache:
-        mine, scores = generated(short, ids, cache, 60)
-    assert torch.equal(mine, tokens)
-    assert (scores - logits[:, 89:]).abs().max() < CLOSE
+    expected = one_token_run(long, ids, SINKS, WINDOW, 60)
+    with pytest.warns(UserWarning, match="24 positions"):
+        check_greedy(short, ids, 60, expected)
 
 
 def test_positions_stay_below_where_frequencies_change():
     scaling = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4, "original_max_position_embeddings": 40}
-    kind, options = DECODERS["llama"]
-    config = AutoConfig.for_model(kind, **{**options, "max_position_embeddings": 40, "rope_parameters": scaling})
-    model = AutoModelForCausalLM.from_config(config).eval()
-    ids = inputs("llama", 1, 90)["input_ids"]
-    with SinkCache(model, SINKS, WINDOW) as cache:
-        mine, scores = generated(model, ids, cache, 100)
-    logits, tokens = one_token_run(model, ids, SINKS, WINDOW, 100)
-    assert torch.equal(mine, tokens)
-    assert (scores - logits[:, 89:]).abs().max() < CLOSE
+    model = altered("llama", max_position_embeddings=40, rope_parameters=scaling)
+    check_greedy(model, inputs("llama", 1, 90)["input_ids"], 100)
 
 
 def test_longrope_models_keep_their_cache():
@@ -223,17 +195,8 @@ def test_longrope_models_keep_their_cache():
         "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 40,
         "short_factor": [1.0] * width, "long_factor": [2.0] * width,
     }  # fmt: skip
-    kind, options = DECODERS["phi3"]
-    config = AutoConfig.for_model(
-        kind, **{**options, "original_max_position_embeddings": 40, "rope_parameters": scaling}
-    )
-    model = AutoModelForCausalLM.from_config(config).eval()
-    ids = inputs("phi3", 1, 10)["input_ids"]
-    with SinkCache(model, SINKS, WINDOW) as cache:
-        mine, scores = generated(model, ids, cache, 80)
-    logits, tokens = one_token_run(model, ids, SINKS, WINDOW, 80)
-    assert torch.equal(mine, tokens)
-    assert (scores - logits[:, 9:]).abs().max() < CLOSE
+    model = altered("phi3", original_max_position_embeddings=40, rope_parameters=scaling)
+    check_greedy(model, inputs("phi3", 1, 10)["input_ids"], 80)
 
 
 @pytest.mark.parametrize("family", ["llama", "cohere2", "bloom"])
@@ -258,14 +221,7 @@ def test_a_million_tokens_later_the_logits_are_the_same(family):
 @pytest.mark.parametrize("room", [1, 5, 40])
 @pytest.mark.parametrize("family", ["llama", "deepseek_v3", "glm4", "gemma3"])
 def test_moving_the_base_changes_nothing(family, room):
-    model = build(family)
-    ids = inputs(family, 2, 10)["input_ids"]
-    logits, tokens = one_token_run(model, ids, SINKS, WINDOW, 80)
-    with SinkCache(model, SINKS, WINDOW) as cache:
-        cache._store.room = room
-        mine, scores = generated(model, ids, cache, 80)
-    assert torch.equal(mine, tokens)
-    assert (scores - logits[:, 9:]).abs().max() < CLOSE
+    check_greedy(build(family), inputs(family, 2, 10)["input_ids"], 80, room=room)
 
 
 def test_bfloat16_keys_do_not_drift():
