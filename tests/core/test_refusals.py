@@ -1,0 +1,126 @@
+"""Arguments and models that cannot be used are refused with a sentence."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from sinkscope import (
+    FREE,
+    LearnedSink,
+    LogSumExp,
+    Maps,
+    SinkMass,
+    SinkscopeError,
+    Softmax1,
+    attached,
+    attend,
+    capture,
+    measure,
+)
+from tests.core.model_state import hooks_of
+from tests.zoo import build, inputs
+
+
+def test_a_probe_given_twice():
+    with pytest.raises(SinkscopeError, match="SinkMass is given twice"):
+        capture(build("llama"), [SinkMass(1), LogSumExp(), SinkMass(4)])
+
+
+def test_not_a_probe():
+    with pytest.raises(SinkscopeError, match="not a probe"):
+        capture(build("llama"), [SinkMass])
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: SinkMass("4"), lambda: SinkMass(2.5), lambda: Maps(layers=1), lambda: Maps(heads=[])]
+)
+def test_probe_arguments_of_another_type(make):
+    with pytest.raises(SinkscopeError):
+        make()
+
+
+def test_nothing_to_measure_and_nothing_measured():
+    model, given = build("llama"), inputs("llama")
+    with torch.no_grad(), capture(model) as scope:
+        pass
+    with pytest.raises(SinkscopeError, match="nothing was measured"):
+        _ = scope.record
+    with torch.no_grad(), attached(model) as scope:
+        model(**given)
+    assert not scope.record.data_vars and scope.record.length.values.tolist() == [40, 40]
+
+
+@pytest.mark.parametrize(
+    ("model", "ids", "probes", "message"),
+    [
+        ("gpt2", [5, 6, 7, 8], None, "loaded model"),
+        (None, "In the beginning", None, "not texts"),
+        (None, {"input_ids": [5, 6]}, None, "not texts"),
+        (None, [5, 6, 7, 8], SinkMass(), None),
+        (None, [5, 6, 7, 8], [Maps], "not a probe"),
+    ],
+)
+def test_measure_takes_what_it_is_meant_for(model, ids, probes, message):
+    model = build("llama") if model is None else model
+    if message is None:
+        assert measure(model, ids, probes).length.values.tolist() == [4]  # a list of ids is one text
+    else:
+        with pytest.raises(SinkscopeError, match=message):
+            measure(model, ids, probes)
+
+
+@pytest.mark.parametrize(
+    ("normaliser", "message"),
+    [(Softmax1, "not a normaliser"), (LearnedSink(torch.zeros(3)), "3 logits"), (LearnedSink(float("nan")), "NaN")],
+)
+def test_normalisers_that_do_not_fit(normaliser, message):
+    model, given = build("llama"), inputs("llama")
+    with pytest.raises(SinkscopeError, match=message), attached(model, normaliser=normaliser):
+        model(**given)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(1, 3, 5, 4), (1, 2, 5, 4), (1, 2, 5, 4)],
+        [(1, 2, 5, 4), (1, 2, 3, 4), (1, 2, 3, 4)],
+        [(2, 5, 4), (2, 5, 4), (2, 5, 4)],
+        [(1, 2, 5, 4), (1, 2, 5, 4), (1, 2, 6, 4)],
+        [(1, 2, 5, 4), (1, 2, 5, 8), (1, 2, 5, 4)],
+    ],
+)
+def test_shapes_that_do_not_fit(shapes):
+    with pytest.raises(SinkscopeError):
+        attend(*(torch.randn(shape) for shape in shapes))
+
+
+@pytest.mark.parametrize("name", ["llama", "bloom"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_named(name, bad):
+    model, given = build(name), inputs(name)
+    path = {
+        "llama": "model.layers.0.mlp.up_proj.weight",
+        "bloom": "transformer.h.0.mlp.dense_h_to_4h.weight",
+    }[name]
+    before = copy.deepcopy(hooks_of(model))
+    with torch.no_grad():
+        model.get_parameter(path)[3, 3] = bad
+        for probes in (FREE, [SinkMass()]):
+            with pytest.raises(SinkscopeError, match=path.replace(".", r"\.")), capture(model, probes):
+                model(**given)
+    assert hooks_of(model) == before
+
+
+def test_dropout_is_refused():
+    model = build("llama")
+    model.config.attention_dropout = 0.1
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.1
+    model.train()
+    with pytest.raises(SinkscopeError, match=r"model\.eval"), capture(model):
+        model(**inputs("llama"))
+    assert model.training
