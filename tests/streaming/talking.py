@@ -41,6 +41,18 @@ def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     return wrapped
 
 
+def without_eos():
+    """A tokenizer that ends no text, so that a model without an end token writes to the limit."""
+    words = tokenizer(None)
+    words.eos_token = None
+    return words
+
+
+def decoded(words, ids):
+    """The text of ids, as it is shown."""
+    return words.decode(ids, skip_special_tokens=True)
+
+
 def talker(eos=None):
     """The zoo's llama, which ends texts with `eos`."""
     model = build("llama")
