@@ -20,8 +20,8 @@ _HOMES = {
     "sinkscope.core.split": ["attend_split"],
     "sinkscope.core.scope": ["attached", "capture"],
     "sinkscope.core.measure": ["attention_maps", "measure"],
-    "sinkscope.core.normalisers": ["LearnedSink", "Softmax", "Softmax1"],
-    "sinkscope.core.policies": ["Dense", "Recompute", "SinkWindow", "Window"],
+    "sinkscope.core.normalisers": ["ClippedSoftmax", "LearnedSink", "ReLU", "Sigmoid", "Softmax", "Softmax1"],
+    "sinkscope.core.policies": ["Dense", "Dose", "Evict", "EvictRecent", "Recompute", "SinkWindow", "Window"],
     "sinkscope.core.probes": [
         "ALL", "FREE", "DistanceProfile", "Entropy", "HiddenExtremes", "LogSumExp", "Maps", "MeanLogits", "Norms",
         "Received", "SinkMass",

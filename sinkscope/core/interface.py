@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from sinkscope.core.attend import attend
-from sinkscope.core.attend_evicted import attend_evicted
+from sinkscope.core.attend_layer import Block, attend_layer
 from sinkscope.core.eviction import Eviction
 from sinkscope.core.layer import FusedLayer
 from sinkscope.core.masks import CausalMask, FullMask, IndexedMask, Mask, TensorMask
-from sinkscope.core.normalisers import LearnedSink, Normaliser, normalise
+from sinkscope.core.normalisers import Normaliser
+from sinkscope.core.weighing import PLAIN, Weighing, weighing_of
 from sinkscope.errors import SinkscopeError
 
 NAME = "sinkscope"
@@ -137,9 +137,8 @@ def scoped_attention(
     query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves rotated ones in float32
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     sight = _sight(attention_mask, query, key, causal)
-    normaliser = NORMALISERS.get(module, None if s_aux is None else LearnedSink(s_aux))
-    eviction = EVICTIONS.get(module)
-    output, layer = observed_layer(query, key, value, sight, scaling, softcap, normaliser, eviction)
+    weighing = weighing_of(NORMALISERS.get(module), s_aux, query.shape[1], query.device)
+    output, layer = observed_layer(query, key, value, sight, scaling, softcap, weighing, EVICTIONS.get(module))
     return output.transpose(1, 2).contiguous(), layer
 
 
@@ -150,25 +149,22 @@ def observed_layer(
     sight: Sight,
     scale: float | None = None,
     softcap: float | None = None,
-    normaliser: Normaliser | None = None,
+    weighing: Weighing = PLAIN,
     eviction: Eviction | None = None,
 ) -> tuple[Tensor, FusedLayer]:
     """The output [batch, head, query, dim] of one layer's attention, and the layer for the probes."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if eviction is None:
-        output, lse = attend(query, key, value, sight.mask, scale=scale, softcap=softcap)
-    else:
+    if eviction is not None:
         if sight.padded or not isinstance(sight.mask, (CausalMask, IndexedMask)):
             raise SinkscopeError(
                 "a policy acts on texts without padding under a causal mask; give texts of one length, one by one."
             )
-        sight = replace(sight, mask=eviction.mask(query, sight.start))
-        output, lse = attend_evicted(query, key, value, eviction, sight.start, scale=scale, softcap=softcap)
-    virtual = None if normaliser is None else normaliser.virtual_logit(query.shape[1], query.device)
-    output, lse = normalise(output, lse, virtual)
+        sight = replace(sight, mask=eviction.mask(query, sight.start, CausalMask(sight.start)))
+    attended = attend_layer(Block(query, key, value, sight.start, scale, softcap), sight.mask, eviction, weighing)
     filled = min(key.shape[2], sight.start + query.shape[2] - sight.key_start)
-    return output, FusedLayer(
-        lse=lse.detach(),
+    virtual = weighing.virtual_logit
+    return attended.output, FusedLayer(
+        lse=attended.lse.detach(),
         query=query.detach(),
         key=key[:, :, :filled].detach(),
         value=value[:, :, :filled].detach(),
@@ -179,6 +175,8 @@ def observed_layer(
         key_start=sight.key_start,
         virtual_logit=None if virtual is None else virtual.detach(),
         eviction=eviction,
+        shift=None if attended.shift is None else attended.shift.detach(),
+        weighing=weighing,
     )
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sinkscope.core.attend import scores_of
 from sinkscope.core.eviction import Eviction
-from sinkscope.core.masks import Mask, is_hidden, ranges
+from sinkscope.core.masks import ALL, FullMask, Mask, is_hidden, ranges
+from sinkscope.core.weighing import PLAIN, Weighing
 
 TILE_ENTRIES = 3 << 17  # a tile of probabilities, 1.5 MB: it stays in the cache while every probe reads it
 TILE_COLUMNS = 1024
@@ -68,7 +69,8 @@ class Layer(ABC):
     """One attention layer in one forward pass, for one or several sequences of equal length.
 
     Attributes:
-        lse: [sequence, head, query] log of the softmax denominator, a learned sink included.
+        lse: [sequence, head, query] log of the softmax denominator, a learned sink included; also where another
+            normaliser makes the weights.
         key, value: [sequence, kv_head, key, dim] as attention saw them, or None where the model does not show them.
         start: position of the first query in its sequence (more than 0 when a cache was filled before).
         key_start: position of the first key (more than 0 when a sliding cache dropped the older ones).
@@ -115,7 +117,13 @@ class Layer(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class FusedLayer(Layer):
-    """A layer whose attention went through `attend`, or under a policy through `attend_evicted`."""
+    """A layer whose attention went through `attend_layer`.
+
+    Attributes:
+        query, key: as attention saw them; `mask` says which keys each query sees.
+        eviction: the policy on this layer, or None, and the `shift` of its anchors' logits (see `Attended`).
+        weighing: the normaliser on this layer.
+    """
 
     query: Tensor
     key: Tensor
@@ -123,40 +131,44 @@ class FusedLayer(Layer):
     scale: float
     softcap: float | None = None
     eviction: Eviction | None = None
+    shift: Tensor | None = None
+    weighing: Weighing = PLAIN
 
     def logits(self, rows: slice, columns: slice) -> Tensor:
         scores = scores_of(self.query, self.key, self.mask, rows, columns, self.scale, self.softcap)
-        if columns.start < self._turned_columns:
-            near = slice(columns.start, min(columns.stop, self._turned_columns))
-            scores[..., : near.stop - near.start] = self._turned().logits(rows, near)
+        keys, places = self._anchors_among(columns)
+        if keys:
+            key = self.key[:, :, keys]
+            given = (FullMask(), rows, slice(0, len(keys)), self.scale, self.softcap)
+            scores[..., places] = self._shifted(scores_of(self._toward_anchors(), key, *given), ALL, rows)
+            self.mask.hide(scores, rows, columns)
         return scores
+
+    def probabilities(self, rows: slice, columns: slice) -> Tensor:
+        return self._logs(self.logits(rows, columns), ALL, rows).exp_()
 
     def tiles(self) -> Iterator[Tile]:
         sequences, kv_heads, keys, _ = self.key.shape
         group = self.heads // kv_heads
         width = min(keys, TILE_COLUMNS)
         height = max(1, TILE_ENTRIES // (sequences * group * width))
-        turned = self._turned().query
+        turned = self._toward_anchors()
         for kv_head in range(kv_heads):
             heads = slice(kv_head * group, (kv_head + 1) * group)
             query = self.query[:, heads].float() * self.scale
             key = self.key[:, kv_head].float().mT
             for rows in ranges(0, self.rows, height):
                 stacked = query[:, :, rows].flatten(1, 2)  # one product for all heads that share the keys
-                lse = self.lse[:, heads, rows, None]
                 seen = self.mask.columns(rows, keys)
                 for columns in ranges(seen.start, seen.stop, width):
-                    scores = (stacked @ key[..., columns]).unflatten(1, (group, -1))
-                    if columns.start < self._turned_columns:
-                        near = slice(columns.start, min(columns.stop, self._turned_columns))
+                    scores = self._capped((stacked @ key[..., columns]).unflatten(1, (group, -1)))
+                    anchors, places = self._anchors_among(columns)
+                    if anchors:
                         turned_rows = turned[:, heads, rows].float().flatten(1, 2) * self.scale
-                        part = (turned_rows @ key[..., near]).unflatten(1, (group, -1))
-                        scores[..., : near.stop - near.start] = part
-                    if self.softcap is not None:
-                        scores = self.softcap * torch.tanh(scores / self.softcap)
-                    logs = scores.sub_(lse)
-                    self.mask.hide(logs, rows, columns, heads)
-                    yield Tile.from_logs(heads, rows, columns, logs)
+                        part = self._capped((turned_rows @ key[..., anchors]).unflatten(1, (group, -1)))
+                        scores[..., places] = self._shifted(part, heads, rows)
+                    self.mask.hide(scores, rows, columns, heads)
+                    yield Tile.from_logs(heads, rows, columns, self._logs(scores, heads, rows))
 
     def sequence(self, batch: int, rows: Tensor, columns: Tensor, start: int, key_start: int) -> Layer:
         return replace(
@@ -170,16 +182,31 @@ class FusedLayer(Layer):
             value=_picked(self.value, batch, columns),
         )
 
-    @property
-    def _turned_columns(self) -> int:
-        """Columns, from the first, that see the queries turned: the sinks of a policy."""
-        return self.eviction.sinks if self.eviction and self.eviction.rotation else 0
+    def _logs(self, scores: Tensor, heads: slice, rows: slice) -> Tensor:
+        """Logarithms of the weights of some scores, in their place."""
+        lse = self.lse[:, heads, rows, None]
+        return self.weighing.logs(scores, lse, lambda: self.mask.seen(rows, self.key.shape[2]), heads)
 
-    def _turned(self) -> FusedLayer:
-        """The layer as the sinks see it."""
-        if not self._turned_columns or self.eviction is None:
-            return self
-        return replace(self, query=self.eviction.toward_sinks(self.query, self.start), eviction=None)
+    def _capped(self, scores: Tensor) -> Tensor:
+        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+
+    def _anchors_among(self, columns: slice) -> tuple[list[int], list[int]]:
+        """The keys of some columns that see the queries in another way, and their places among the columns."""
+        if self.eviction is None or not (self.eviction.turns or self.shift is not None):
+            return [], []
+        keys = [key for key in self.eviction.anchors if columns.start <= key < columns.stop]
+        return keys, [key - columns.start for key in keys]
+
+    def _toward_anchors(self) -> Tensor:
+        """The queries as the anchors see them."""
+        if self.eviction is None or not self.eviction.turns:
+            return self.query
+        turned = self.eviction.toward_anchors(self.query, self.start)
+        heads = self.eviction.heads
+        return turned if heads is None else torch.where(heads[:, None, None], turned, self.query)
+
+    def _shifted(self, scores: Tensor, heads: slice, rows: slice) -> Tensor:
+        return scores if self.shift is None else scores + self.shift[:, heads, rows, None]
 
 
 @dataclass(frozen=True, kw_only=True)

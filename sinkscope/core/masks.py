@@ -38,6 +38,9 @@ class Mask(Protocol):
     def hide(self, scores: Tensor, rows: slice, columns: slice, heads: slice = ALL) -> None:
         """Fill the hidden entries of `scores` [batch, heads, rows, columns] in place."""
 
+    def seen(self, rows: slice, key_length: int) -> Tensor:
+        """How many keys each query sees: [batch or 1, head or 1, rows]."""
+
     def restricted(self, batch: int, rows: Tensor, columns: Tensor) -> Mask:
         """The mask of one sequence of the batch, with only the given rows and columns left."""
 
@@ -50,6 +53,9 @@ class FullMask:
 
     def hide(self, scores: Tensor, rows: slice, columns: slice, heads: slice = ALL) -> None:
         pass
+
+    def seen(self, rows: slice, key_length: int) -> Tensor:
+        return torch.full((1, 1, rows.stop - rows.start), key_length)
 
     def restricted(self, batch: int, rows: Tensor, columns: Tensor) -> Mask:
         return self
@@ -73,6 +79,9 @@ class CausalMask:
         tail = scores[..., first_hidden - columns.start :]
         tail.masked_fill_(keys > queries, torch.finfo(scores.dtype).min)
 
+    def seen(self, rows: slice, key_length: int) -> Tensor:
+        return (torch.arange(rows.start, rows.stop) + self.past + 1).clamp(0, key_length)[None, None]
+
     def restricted(self, batch: int, rows: Tensor, columns: Tensor) -> Mask:
         return IndexedMask(lambda b, h, q, k: k <= q + self.past, batch, rows, columns)
 
@@ -90,6 +99,10 @@ class BandMask:
         own = torch.arange(rows.start, rows.stop, device=scores.device)[:, None] + self.past
         keys = torch.arange(columns.start, columns.stop, device=scores.device)
         scores.masked_fill_((keys > own) | (keys < own - self.window), torch.finfo(scores.dtype).min)
+
+    def seen(self, rows: slice, key_length: int) -> Tensor:
+        own = torch.arange(rows.start, rows.stop) + self.past
+        return (1 + own.clamp(max=key_length - 1) - (own - self.window).clamp(min=0))[None, None]
 
     def restricted(self, batch: int, rows: Tensor, columns: Tensor) -> Mask:
         return IndexedMask(
@@ -151,6 +164,9 @@ class IndexedMask:
             self._nothing_hidden[asked] = bool(seen.all())
         scores.masked_fill_(~seen, torch.finfo(scores.dtype).min)
 
+    def seen(self, rows: slice, key_length: int) -> Tensor:
+        return self.visible(rows, slice(0, key_length)).sum(-1)
+
     def restricted(self, batch: int, rows: Tensor, columns: Tensor) -> Mask:
         sequence = int(self.batch[batch])
         return IndexedMask(self.function, sequence, self.rows[rows], self.column_indices[columns], self.vectorised)
@@ -173,9 +189,45 @@ class TensorMask:
         else:
             scores.add_(part.to(scores.dtype)).masked_fill_(part <= torch.finfo(part.dtype).min / 2, lowest)
 
+    def seen(self, rows: slice, key_length: int) -> Tensor:
+        part = self.tensor[:, :, rows, :key_length]
+        return (part if part.dtype == torch.bool else part > torch.finfo(part.dtype).min / 2).sum(-1)
+
     def restricted(self, batch: int, rows: Tensor, columns: Tensor) -> Mask:
         sequence = min(batch, len(self.tensor) - 1)
         return TensorMask(self.tensor[sequence : sequence + 1][:, :, rows][..., columns])
+
+
+class PerHeadMask:
+    """One mask in some heads, another one in the rest.
+
+    Args:
+        chosen: booleans [head].
+        inside, outside: the mask of the chosen heads, and of the others.
+    """
+
+    def __init__(self, chosen: Tensor, inside: Mask, outside: Mask) -> None:
+        self.chosen, self.inside, self.outside = chosen, inside, outside
+
+    def columns(self, rows: slice, key_length: int) -> slice:
+        both = [mask.columns(rows, key_length) for mask in (self.inside, self.outside)]
+        return slice(min(part.start for part in both), max(part.stop for part in both))
+
+    def hide(self, scores: Tensor, rows: slice, columns: slice, heads: slice = ALL) -> None:
+        chosen = self.chosen[heads]
+        for acting, mask in ((chosen, self.inside), (~chosen, self.outside)):
+            if bool(acting.any()):
+                part = scores[:, acting]
+                mask.hide(part, rows, columns)
+                scores[:, acting] = part
+
+    def seen(self, rows: slice, key_length: int) -> Tensor:
+        inside, outside = (mask.seen(rows, key_length) for mask in (self.inside, self.outside))
+        return torch.where(self.chosen[:, None], inside, outside)
+
+    def restricted(self, batch: int, rows: Tensor, columns: Tensor) -> Mask:
+        both = (mask.restricted(batch, rows, columns) for mask in (self.inside, self.outside))
+        return PerHeadMask(self.chosen, *both)
 
 
 def additive(mask: Mask, rows: slice, columns: slice, like: Tensor) -> Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sinkscope.core.anatomy import Anatomy
-from sinkscope.core.eviction import Eviction
+from sinkscope.core.eviction import Eviction, KeyEviction, RecentEviction, WindowEviction
 from sinkscope.core.policies import Policy
 from sinkscope.core.rotary import find_rotations
+from sinkscope.core.rotation import Rotation
 from sinkscope.errors import SinkscopeError
 
 
@@ -22,10 +23,10 @@ def layer_evictions(policy: Policy, model: nn.Module, anatomy: Anatomy) -> list[
     Raises:
         SinkscopeError: the policy cannot be carried out on this model.
     """
-    name = type(model).__name__
     if not isinstance(policy, Policy):
         raise SinkscopeError(f"{policy!r} is not a policy; give an instance such as sinkscope.SinkWindow(4, 1020).")
-    if policy.window is None:
+    policy.check_place(anatomy.numbers, query_heads(model))
+    if policy.is_dense:
         return [None] * len(anatomy.parts)
     if policy.recomputed:
         raise SinkscopeError(
@@ -34,17 +35,49 @@ def layer_evictions(policy: Policy, model: nn.Module, anatomy: Anatomy) -> list[
         )
     if not anatomy.interface:
         raise SinkscopeError(
-            f"{name} does not use transformers' attention interface, so its attention cannot follow a policy in one "
-            "forward pass; use sinkscope.perplexity or a SinkCache, which go token by token."
+            f"{type(model).__name__} does not use transformers' attention interface, so its attention cannot follow a "
+            "policy in one forward pass; use sinkscope.perplexity or a SinkCache, which go token by token."
         )
-    rotations = find_rotations(model)
-    turning = policy.sinks > 0 and policy.positions == "cache"
     natives = native_windows(model, len(anatomy.parts))
-    mixed = None in natives
+    make = _window_eviction if policy.window is not None else _key_eviction
+    if policy.window is None and None not in natives:
+        raise SinkscopeError(
+            f"every layer of {type(model).__name__} slides over its own window, so there is none whose keys "
+            f"`{policy.name}` could act on; give a policy with a window."
+        )
+    rotations = find_rotations(model) if policy.window is not None else [None] * len(natives)
+    heads = policy.acting_heads(query_heads(model) or 0)
     return [
-        None if mixed and native else Eviction(policy.sinks, policy.window, rotation if turning else None)
-        for native, rotation in zip(natives, rotations, strict=True)
+        None if (None in natives and native) or not policy.acts_in(part.number) else make(policy, rotation, heads)
+        for part, native, rotation in zip(anatomy.parts, natives, rotations, strict=True)
     ]
+
+
+def _window_eviction(policy: Policy, rotation: Rotation | None, heads: Tensor | None) -> Eviction:
+    assert policy.window is not None
+    return WindowEviction(
+        sinks=policy.sinks,
+        window=policy.window,
+        rotation=rotation if policy.sinks and policy.positions == "cache" else None,
+        since=policy.sinks + policy.window + 1,
+        heads=heads,
+        values=policy.values,
+    )
+
+
+def _key_eviction(policy: Policy, rotation: Rotation | None, heads: Tensor | None) -> Eviction:
+    assert policy.start is not None
+    if policy.recent:
+        return RecentEviction(recent=policy.recent, since=policy.start, heads=heads)
+    return KeyEviction(
+        keys=tuple(policy.keys or ()), since=policy.start, heads=heads, bias=policy.bias, values=policy.values
+    )
+
+
+def query_heads(model: Any) -> int | None:
+    """How many query heads each attention layer has; None where layers differ or the configuration does not say."""
+    heads = getattr(model.config.get_text_config(decoder=True), "num_attention_heads", None)
+    return heads if isinstance(heads, int) else None
 
 
 def native_windows(model: Any, layers: int) -> list[int | None]:

@@ -22,16 +22,16 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from sinkscope.core.anatomy import Part, find_anatomy
+from sinkscope.core.anatomy import Anatomy, Part, find_anatomy
 from sinkscope.core.collect import Collector
 from sinkscope.core.finite import not_finite
 from sinkscope.core.forward import Caches, Forward, read_forward
 from sinkscope.core.implementation import use_implementation
 from sinkscope.core.interface import EVICTIONS, NORMALISERS
 from sinkscope.core.layer import Layer
-from sinkscope.core.normalisers import Normaliser
+from sinkscope.core.normalisers import Normaliser, Pointwise
 from sinkscope.core.policies import Dense, Policy
-from sinkscope.core.policy_on_layers import layer_evictions
+from sinkscope.core.policy_on_layers import layer_evictions, query_heads
 from sinkscope.core.probes import FREE, HiddenProbe, LayerProbe, Probe, TileProbe
 from sinkscope.core.probing import checked_probes, measure_layer
 from sinkscope.core.provenance import model_attributes, token_attributes
@@ -103,7 +103,7 @@ class Scope:
         self.evictions = layer_evictions(self.policy, model, self.anatomy)
         self.causal = True
         if normaliser is not None:
-            _check_normaliser(normaliser, type(model).__name__, self.anatomy.interface)
+            _check_normaliser(normaliser, model, self.anatomy, self.policy)
         self._collector = Collector(self.anatomy.numbers)
         self._caches: Caches = WeakKeyDictionary()
         self._forward: Forward | None = None
@@ -166,7 +166,7 @@ class Scope:
         for part, eviction in zip(parts, self.evictions, strict=True):
             _WATCHED.add(part.attention)
             undo.callback(_WATCHED.discard, part.attention)
-            if self.normaliser is not None:
+            if self.normaliser is not None and self.normaliser.acts_in(part.number):
                 NORMALISERS[part.attention] = self.normaliser
                 undo.callback(NORMALISERS.pop, part.attention, None)
             if eviction is not None:
@@ -255,13 +255,19 @@ class Scope:
                     self._collector.add(index, texts, probe.observe_hidden(real))
 
 
-def _check_normaliser(normaliser: Any, model: str, interface: bool) -> None:
-    if isinstance(normaliser, type) or not callable(getattr(normaliser, "virtual_logit", None)):
+def _check_normaliser(normaliser: Any, model: nn.Module, anatomy: Anatomy, policy: Policy) -> None:
+    if not isinstance(normaliser, Normaliser):
         raise SinkscopeError(f"{normaliser!r} is not a normaliser; give an instance such as sinkscope.Softmax1().")
-    if not interface:
+    if not anatomy.interface:
         raise SinkscopeError(
-            f"{model} does not use transformers' attention interface, so its normaliser cannot be replaced; "
-            "it can only be measured."
+            f"{type(model).__name__} does not use transformers' attention interface, so its normaliser cannot be "
+            "replaced; it can only be measured."
+        )
+    normaliser.check_place(anatomy.numbers, query_heads(model))
+    if isinstance(normaliser, Pointwise) and policy.values == "added":
+        raise SinkscopeError(
+            f'values="added" takes keys out of a denominator, and the weights of {normaliser!r} are not shares of one; '
+            "give a normaliser with a denominator, or other values."
         )
 
 

@@ -109,8 +109,11 @@ class RollingCache(Cache):
             RollingLayer(0, native - 1, rotation, is_sliding=True)
             if native and (mixed or not bounded)
             else RollingLayer(policy.sinks, policy.window, rotation)
-            for native, rotation in zip(natives, rotations, strict=True)
+            if policy.heads is None and policy.acts_in(part.number)
+            else RollingLayer(0, None, rotation)  # other layers, or heads, still need everything
+            for part, native, rotation in zip(anatomy.parts, natives, rotations, strict=True)
         ]
+        bounded = all(layer.window is not None for layer in self.rolling)
         super().__init__(layers=[*self.rolling])
         self.seen = 0
         takes_positions = "position_ids" in inspect.signature(anatomy.base.forward).parameters

@@ -39,9 +39,10 @@ class MeanLogits(LayerProbe):
         if layer.start < stop and layer.key_start == 0:
             queries, keys = slice(0, stop - layer.start), slice(0, stop)
             corner = layer.logits(queries, keys)
-            corner = corner.masked_fill(is_hidden(corner), torch.nan)
-            logit[:, :, layer.start : stop, :stop] = corner
-            probability[:, :, layer.start : stop, :stop] = (corner - layer.lse[:, :, queries, None]).exp()
+            hidden = is_hidden(corner)
+            logit[:, :, layer.start : stop, :stop] = corner.masked_fill(hidden, torch.nan)
+            weights = layer.probabilities(queries, keys).masked_fill(hidden, torch.nan)
+            probability[:, :, layer.start : stop, :stop] = weights
         dims = ("sequence", "head", "corner_query", "corner_key")
         return {
             "mean_logit": Measured(dims, logit, averaged=True),

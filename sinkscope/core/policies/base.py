@@ -1,0 +1,88 @@
+"""What a policy is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sinkscope.core.placed import Placed
+from sinkscope.errors import SinkscopeError
+
+POSITIONS = ("cache", "original")
+VALUES = ("kept", "zeroed", "mean", "added")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Policy(Placed):
+    """Which keys a query may see, in all or in chosen layers and heads; the rest of the model is dense.
+
+    Its *anchors* are keys apart from the others: the sinks of a window, or keys chosen one by one.
+
+    Args:
+        label: the name it has in figures and records; one that tells its numbers when None.
+
+    Attributes:
+        sinks: first tokens that are never evicted.
+        window: last tokens that are kept beside them; all when None.
+        positions: "cache", where distances are counted among the tokens kept (StreamingLLM), or "original", where they
+            are those of the text.
+        recomputed: whether keys and values are rebuilt from the tokens kept, for every new token.
+        keys: anchors chosen by their places in the text, where there is no window; None where there are none.
+        recent: how many of the last tokens are evicted.
+        bias: added to the logits of the anchors; minus infinity evicts them.
+        values: what an anchor's value is: "kept", "zeroed" or replaced by the "mean" of the values of the other keys
+            that the query sees, while its key stays in the denominator; or "added" with the weight it would have, while
+            its key is out of the denominator of the others.
+        start: the first query that notices; everything before it is dense. None where a window says when.
+    """
+
+    label: str | None = None
+
+    # in this order they are arguments of the policies that have them as fields
+    sinks: ClassVar[int] = 0
+    window: ClassVar[int | None] = None
+    positions: ClassVar[str] = "cache"
+    recomputed: ClassVar[bool] = False
+    bias: ClassVar[float] = 0.0
+    keys: ClassVar[Sequence[int] | None] = None
+    recent: ClassVar[int] = 0
+    values: ClassVar[str] = "kept"
+    start: ClassVar[int | None] = None
+
+    @property
+    def cache_size(self) -> int | None:
+        """Tokens kept at most; None when all are."""
+        return None if self.window is None else self.sinks + self.window
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it leaves attention as it is."""
+        return self.window is None and self.keys is None and not self.recent
+
+    @property
+    def name(self) -> str:
+        """A short name, as figures and records show it."""
+        if self.label is not None:
+            return self.label
+        return ", ".join(filter(None, [self.description, self.place]))
+
+    @property
+    def description(self) -> str:
+        """What it does, in a few words."""
+        raise NotImplementedError
+
+
+def check_count(policy: Policy, name: str, least: int) -> None:
+    """Raise SinkscopeError when a field is no whole number from `least` on."""
+    value = getattr(policy, name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise SinkscopeError(
+            f"{type(policy).__name__}({name}={value!r}) cannot be kept; give a whole {name} >= {least}."
+        )
+
+
+def check_choice(policy: Policy, name: str, known: Sequence[str]) -> None:
+    """Raise SinkscopeError when a field is none of the words it may be."""
+    if getattr(policy, name) not in known:
+        raise SinkscopeError(f"{name}={getattr(policy, name)!r} is unknown; give one of {', '.join(known)}.")
