@@ -1,0 +1,27 @@
+"""The laboratory: small models trained from scratch, to see what makes a sink grow.
+
+    record = lab.bigram_backcopy()          # every arm, three seeds
+    lab.emergence_table(record)
+
+Reading a saved record needs no torch, so what trains is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "sinkscope.lab.arms": ["ARMS", "Arm"],
+    "sinkscope.lab.bigram": ["bigram_backcopy"],
+    "sinkscope.lab.emergence": ["emergence_table"],
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [*_HOME_OF]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'sinkscope.lab' has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)

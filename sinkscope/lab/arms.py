@@ -1,0 +1,55 @@
+"""Arms of an experiment: what stands in the place of softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sinkscope.core.normalisers import ClippedSoftmax, Normaliser, ReLU, Sigmoid, Softmax, Softmax1
+from sinkscope.errors import SinkscopeError
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        name: what tables and figures call it.
+        normaliser: how scores become weights.
+        has_sink_logit: whether one logit per head is trained with the rest, as the normaliser `LearnedSink`.
+        has_sink_token: whether a learned token stands in front of everything.
+    """
+
+    name: str
+    normaliser: Normaliser = Softmax()  # noqa: RUF009 - frozen
+    has_sink_logit: bool = False
+    has_sink_token: bool = False
+
+
+ARMS = (
+    Arm("softmax"),
+    Arm("softmax1", Softmax1()),
+    Arm("learned sink", has_sink_logit=True),
+    Arm("clipped softmax", ClippedSoftmax(gamma=-0.03, zeta=1.0)),  # the choice of Bondarenko et al. 2023
+    Arm("sigmoid", Sigmoid()),
+    Arm("relu", ReLU()),
+    Arm("sink token", has_sink_token=True),
+)
+NAMES = tuple(arm.name for arm in ARMS)
+
+
+def arms_of(given: str | Arm | Iterable[str | Arm]) -> list[Arm]:
+    """The arms that are named, and those given as they are; each once.
+
+    Raises:
+        SinkscopeError: an unknown name, no arm at all, or two that share a name.
+    """
+    known = dict(zip(NAMES, ARMS, strict=True))
+    asked = [given] if isinstance(given, (str, Arm)) else list(given)
+    unknown = [each for each in asked if not isinstance(each, Arm) and each not in known]
+    if unknown:
+        raise SinkscopeError(f"{unknown[0]!r} is no arm; give any of {', '.join(NAMES)}.")
+    arms = list(dict.fromkeys(each if isinstance(each, Arm) else known[each] for each in asked))
+    if not arms or len({arm.name for arm in arms}) < len(arms):
+        raise SinkscopeError("no arm was given, or two of one name; give one or more, each with a name of its own.")
+    return arms

@@ -1,0 +1,104 @@
+"""The small transformer of the laboratory, its softmax a slot, and everything measured in it handed out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from sinkscope.core.normalisers import LearnedSink
+from sinkscope.lab.arms import Arm
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a model: `length` tokens at most, the learned sink token apart."""
+
+    vocabulary: int
+    length: int
+    layers: int
+    heads: int
+    width: int
+
+
+class Trace(NamedTuple):
+    """One layer of a forward pass; the learned sink token, where there is one, is the first token.
+
+    Attributes:
+        weights: [batch, head, query, key].
+        values: [batch, head, key, dim].
+        hidden: [batch, token, width] behind the layer.
+    """
+
+    weights: Tensor
+    values: Tensor
+    hidden: Tensor
+
+
+class Attention(nn.Module):
+    """Causal attention with explicit weights, since this is where they are looked at."""
+
+    def __init__(self, sizes: Sizes, arm: Arm) -> None:
+        super().__init__()
+        self.heads, self.arm = sizes.heads, arm
+        self.enter = nn.Linear(sizes.width, 3 * sizes.width, bias=False)
+        self.leave = nn.Linear(sizes.width, sizes.width, bias=False)
+        if arm.has_sink_logit:
+            self.sink_logit = nn.Parameter(torch.zeros(sizes.heads))  # begins as softmax1
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = rearrange(
+            self.enter(states), "batch token (slot head dim) -> slot batch head token dim", slot=3, head=self.heads
+        )
+        scores = query @ key.mT * query.shape[-1] ** -0.5
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        normaliser = LearnedSink(self.sink_logit) if self.arm.has_sink_logit else self.arm.normaliser
+        weights = normaliser.weights(scores.masked_fill(later, -torch.inf))
+        output = rearrange(weights @ value, "batch head token dim -> batch token (head dim)")
+        return self.leave(output), weights, value
+
+
+class Layer(nn.Module):
+    """Attention and a perceptron, each behind a norm and beside a residual."""
+
+    def __init__(self, sizes: Sizes, arm: Arm) -> None:
+        super().__init__()
+        self.before_attention, self.before_perceptron = nn.RMSNorm(sizes.width), nn.RMSNorm(sizes.width)
+        self.attention = Attention(sizes, arm)
+        self.perceptron = nn.Sequential(
+            nn.Linear(sizes.width, 4 * sizes.width), nn.GELU(), nn.Linear(4 * sizes.width, sizes.width)
+        )
+
+    def forward(self, hidden: Tensor) -> Trace:
+        output, weights, values = self.attention(self.before_attention(hidden))
+        hidden = hidden + output
+        return Trace(weights, values, hidden + self.perceptron(self.before_perceptron(hidden)))
+
+
+class Decoder(nn.Module):
+    """One to three layers over learned positions."""
+
+    def __init__(self, sizes: Sizes, arm: Arm) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(sizes.vocabulary, sizes.width)
+        self.position = nn.Parameter(0.02 * torch.randn(sizes.length, sizes.width))
+        self.layers = nn.ModuleList(Layer(sizes, arm) for _ in range(sizes.layers))
+        self.before_head = nn.RMSNorm(sizes.width)
+        self.head = nn.Linear(sizes.width, sizes.vocabulary, bias=False)
+        self.sink_token = (
+            nn.Parameter(torch.randn(sizes.width)) if arm.has_sink_token else None
+        )  # last: arms begin alike
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, list[Trace]]:
+        """Logits [batch, token, next] for ids [batch, token], and what went on in each layer."""
+        hidden = self.embedding(ids) + self.position[: ids.shape[1]]
+        if self.sink_token is not None:
+            hidden = torch.cat([self.sink_token.expand(len(ids), 1, -1), hidden], 1)
+        traces = []
+        for layer in self.layers:
+            traces.append(layer(hidden))
+            hidden = traces[-1].hidden
+        return self.head(self.before_head(hidden[:, hidden.shape[1] - ids.shape[1] :])), traces

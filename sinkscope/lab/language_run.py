@@ -1,0 +1,183 @@
+"""Training one small Llama-style language model on a text, character by character."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM, __version__
+
+from sinkscope.errors import SinkscopeError
+from sinkscope.lab.arms import Arm
+from sinkscope.lab.decoder import Sizes
+from sinkscope.lab.runs import Advance, TrainingRun
+from sinkscope.lab.training_attention import training_attention
+
+BETAS, CLIPPED_NORM, LAST_RATE, WARM_STEPS = (0.9, 0.95), 1.0, 0.1, 100
+ROOM = 4  # the model is told of so many times its trained length; nothing is computed from it
+WEIGHTS = "weights."
+
+
+@dataclass(frozen=True)
+class LanguageSchedule:
+    """How a language model is trained.
+
+    Attributes:
+        steps: updates.
+        batch: sequences in each.
+        learning_rate: of AdamW at its highest; it rises over the first steps and falls along a cosine to a tenth.
+        weight_decay: of AdamW.
+        every: steps over which a recorded loss is the mean.
+    """
+
+    steps: int
+    batch: int
+    learning_rate: float
+    weight_decay: float
+    every: int
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        warm = min(WARM_STEPS, max(1, self.steps // 10))
+        if step < warm:
+            return self.learning_rate * (step + 1) / warm
+        done = (step - warm) / max(1, self.steps - warm)
+        return self.learning_rate * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * done)))
+
+    @property
+    def recorded(self) -> list[int]:
+        """Updates done at the end of each stretch that a loss is recorded for."""
+        return sorted({*range(self.every, self.steps + 1, self.every), self.steps})
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageRun(TrainingRun):
+    """One arm and one seed, which decides the first weights and the passages: runs of one seed share both.
+
+    Attributes:
+        ids: the text to learn from [token].
+        text_sha256: of the whole text.
+        sizes: of the model; the last token of its vocabulary is the sink token, which only its arm uses.
+    """
+
+    ids: np.ndarray
+    text_sha256: str
+    sizes: Sizes
+    schedule: LanguageSchedule
+    arm: Arm
+    seed: int
+    device: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm.name}, seed {self.seed}"
+
+    @property
+    def steps(self) -> int:
+        return self.schedule.steps
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            "task": "language",
+            "text": self.text_sha256,
+            "tokens": len(self.ids),
+            "sizes": self.sizes,
+            "schedule": self.schedule,
+            "arm": self.arm,
+            "seed": self.seed,
+            "device": self.device.partition(":")[0],
+            "torch": torch.__version__,
+            "transformers": __version__,
+        }
+
+    def train(self, advance: Advance) -> dict[str, Tensor]:
+        """The mean losses [step] in nats, and the weights."""
+        model: Any = self.untrained()
+        model.to(self.device)
+        optimiser = torch.optim.AdamW(
+            model.parameters(),
+            lr=self.schedule.learning_rate,
+            betas=BETAS,
+            weight_decay=self.schedule.weight_decay,
+        )
+        means, losses = [], []
+        with training_attention(model, self.arm.normaliser):
+            for step, passages in enumerate(self._passages()):
+                for group in optimiser.param_groups:
+                    group["lr"] = self.schedule.rate(step)
+                loss = self._loss(model, passages)
+                optimiser.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), CLIPPED_NORM)
+                optimiser.step()
+                losses.append(loss.detach())
+                if step + 1 in self.schedule.recorded:
+                    means.append(self._finite(torch.stack(losses).mean(), step + 1))
+                    losses = []
+                advance(1)
+        weights = {WEIGHTS + name: tensor for name, tensor in model.state_dict().items()}
+        return {"train_loss": torch.stack(means).cpu()} | weights
+
+    def untrained(self) -> LlamaForCausalLM:
+        """The model as its training begins."""
+        config = LlamaConfig(
+            vocab_size=self.sizes.vocabulary,
+            hidden_size=self.sizes.width,
+            intermediate_size=8 * (self.sizes.width // 3),
+            num_hidden_layers=self.sizes.layers,
+            num_attention_heads=self.sizes.heads,
+            max_position_embeddings=ROOM * self.sizes.length,
+            tie_word_embeddings=True,
+            bos_token_id=self.sink_token,
+            eos_token_id=None,
+            pad_token_id=None,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return LlamaForCausalLM(config).eval()  # there is no dropout, so training and evaluation are the same
+
+    def trained(self, found: dict[str, Tensor]) -> LlamaForCausalLM:
+        """The model with the weights that `train` found."""
+        model: Any = self.untrained()
+        weights = {name.removeprefix(WEIGHTS): each for name, each in found.items() if name.startswith(WEIGHTS)}
+        model.load_state_dict(weights)
+        return model.to(self.device)
+
+    @property
+    def sink_token(self) -> int:
+        return self.sizes.vocabulary - 1
+
+    def with_sink_token(self, ids: Tensor) -> Tensor:
+        """Token ids [sequence, token] as this arm reads them."""
+        return functional.pad(ids, (1, 0), value=self.sink_token) if self.arm.has_sink_token else ids
+
+    def _loss(self, model: nn.Module, passages: Tensor) -> Tensor:
+        """Mean loss over the tokens that a text itself allows to predict: all but the first, in every arm."""
+        tokens = self.sizes.length - 1
+        logits = model(self.with_sink_token(passages)).logits
+        predicting = logits[:, logits.shape[1] - 1 - tokens : -1]
+        return functional.cross_entropy(predicting.flatten(0, 1), passages[:, 1:].flatten())
+
+    def _passages(self) -> Iterator[Tensor]:
+        """Token ids [batch, token] of each step: passages that begin anywhere in the text."""
+        generator = torch.Generator().manual_seed(self.seed)
+        text = torch.from_numpy(self.ids)
+        last, length = len(text) - self.sizes.length, self.sizes.length
+        for _ in range(self.steps):
+            starts = torch.randint(last + 1, (self.schedule.batch,), generator=generator)
+            yield text[starts[:, None] + torch.arange(length)].to(self.device)
+
+    def _finite(self, loss: Tensor, step: int) -> Tensor:
+        if not bool(loss.isfinite()):
+            raise SinkscopeError(
+                f"training the arm {self.arm.name!r} with seed {self.seed} went astray: its loss at step {step} is not "
+                "finite; give a lower learning_rate."
+            )
+        return loss
