@@ -23,7 +23,7 @@ _HOMES = {
     "sinkscope.core.normalisers": ["ClippedSoftmax", "LearnedSink", "ReLU", "Sigmoid", "Softmax", "Softmax1"],
     "sinkscope.core.policies": ["Dense", "Dose", "Evict", "EvictRecent", "Recompute", "SinkWindow", "Window"],
     "sinkscope.core.probes": [
-        "ALL", "FREE", "DistanceProfile", "Entropy", "HiddenExtremes", "LogSumExp", "Maps", "MeanLogits", "Norms",
+        "ALL", "FREE", "DistanceProfile", "Entropy", "EvictionEffect", "HiddenExtremes", "LogSumExp", "Maps", "MeanLogits", "Norms",
         "Received", "SinkMass",
     ],
     "sinkscope.analysis": [

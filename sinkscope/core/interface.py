@@ -174,6 +174,7 @@ def observed_layer(
         start=sight.start,
         key_start=sight.key_start,
         virtual_logit=None if virtual is None else virtual.detach(),
+        output=attended.output.detach(),
         eviction=eviction,
         shift=None if attended.shift is None else attended.shift.detach(),
         weighing=weighing,

@@ -75,6 +75,7 @@ class Layer(ABC):
         start: position of the first query in its sequence (more than 0 when a cache was filled before).
         key_start: position of the first key (more than 0 when a sliding cache dropped the older ones).
         virtual_logit: [head] logit of a learned sink, or None.
+        output: [sequence, head, query, dim] what each head hands on, or None where the model does not show it.
     """
 
     lse: Tensor
@@ -83,6 +84,7 @@ class Layer(ABC):
     start: int = 0
     key_start: int = 0
     virtual_logit: Tensor | None = None
+    output: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -180,6 +182,21 @@ class FusedLayer(Layer):
             key_start=key_start,
             key=self.key[batch : batch + 1, :, columns],
             value=_picked(self.value, batch, columns),
+            output=_picked(self.output, batch, rows),
+        )
+
+    def one_head(self, batch: int, head: int, rows: Tensor) -> FusedLayer:
+        """Some queries of one head of one sequence, with all their keys."""
+        kv_head = head * self.key.shape[1] // self.heads
+        columns = torch.arange(self.key.shape[2], device=rows.device)
+        return replace(
+            self,
+            lse=self.lse[batch : batch + 1, head : head + 1, rows],
+            query=self.query[batch : batch + 1, head : head + 1, rows],
+            mask=self.mask.restricted(batch, rows, columns, head),
+            key=self.key[batch : batch + 1, kv_head : kv_head + 1],
+            value=None if self.value is None else self.value[batch : batch + 1, kv_head : kv_head + 1],
+            output=None if self.output is None else self.output[batch : batch + 1, head : head + 1, rows],
         )
 
     def _logs(self, scores: Tensor, heads: slice, rows: slice) -> Tensor:

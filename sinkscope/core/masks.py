@@ -41,8 +41,8 @@ class Mask(Protocol):
     def seen(self, rows: slice, key_length: int) -> Tensor:
         """How many keys each query sees: [batch or 1, head or 1, rows]."""
 
-    def restricted(self, batch: int, rows: Tensor, columns: Tensor) -> Mask:
-        """The mask of one sequence of the batch, with only the given rows and columns left."""
+    def restricted(self, batch: int, rows: Tensor, columns: Tensor, head: int | None = None) -> Mask:
+        """The mask of one sequence of the batch (and one head), with only the given rows and columns left."""
 
 
 class FullMask:
@@ -57,7 +57,7 @@ class FullMask:
     def seen(self, rows: slice, key_length: int) -> Tensor:
         return torch.full((1, 1, rows.stop - rows.start), key_length)
 
-    def restricted(self, batch: int, rows: Tensor, columns: Tensor) -> Mask:
+    def restricted(self, batch: int, rows: Tensor, columns: Tensor, head: int | None = None) -> Mask:
         return self
 
 
@@ -82,7 +82,7 @@ class CausalMask:
     def seen(self, rows: slice, key_length: int) -> Tensor:
         return (torch.arange(rows.start, rows.stop) + self.past + 1).clamp(0, key_length)[None, None]
 
-    def restricted(self, batch: int, rows: Tensor, columns: Tensor) -> Mask:
+    def restricted(self, batch: int, rows: Tensor, columns: Tensor, head: int | None = None) -> Mask:
         return IndexedMask(lambda b, h, q, k: k <= q + self.past, batch, rows, columns)
 
 
@@ -104,7 +104,7 @@ class BandMask:
         own = torch.arange(rows.start, rows.stop) + self.past
         return (1 + own.clamp(max=key_length - 1) - (own - self.window).clamp(min=0))[None, None]
 
-    def restricted(self, batch: int, rows: Tensor, columns: Tensor) -> Mask:
+    def restricted(self, batch: int, rows: Tensor, columns: Tensor, head: int | None = None) -> Mask:
         return IndexedMask(
             lambda b, h, q, k: (k <= q + self.past) & (k >= q + self.past - self.window), batch, rows, columns
         )
@@ -167,7 +167,7 @@ class IndexedMask:
     def seen(self, rows: slice, key_length: int) -> Tensor:
         return self.visible(rows, slice(0, key_length)).sum(-1)
 
-    def restricted(self, batch: int, rows: Tensor, columns: Tensor) -> Mask:
+    def restricted(self, batch: int, rows: Tensor, columns: Tensor, head: int | None = None) -> Mask:
         sequence = int(self.batch[batch])
         return IndexedMask(self.function, sequence, self.rows[rows], self.column_indices[columns], self.vectorised)
 
@@ -193,9 +193,11 @@ class TensorMask:
         part = self.tensor[:, :, rows, :key_length]
         return (part if part.dtype == torch.bool else part > torch.finfo(part.dtype).min / 2).sum(-1)
 
-    def restricted(self, batch: int, rows: Tensor, columns: Tensor) -> Mask:
+    def restricted(self, batch: int, rows: Tensor, columns: Tensor, head: int | None = None) -> Mask:
         sequence = min(batch, len(self.tensor) - 1)
-        return TensorMask(self.tensor[sequence : sequence + 1][:, :, rows][..., columns])
+        several = head is not None and self.tensor.shape[1] > 1
+        heads = slice(head, head + 1) if several and head is not None else ALL
+        return TensorMask(self.tensor[sequence : sequence + 1, heads][:, :, rows][..., columns])
 
 
 class PerHeadMask:
@@ -225,7 +227,9 @@ class PerHeadMask:
         inside, outside = (mask.seen(rows, key_length) for mask in (self.inside, self.outside))
         return torch.where(self.chosen[:, None], inside, outside)
 
-    def restricted(self, batch: int, rows: Tensor, columns: Tensor) -> Mask:
+    def restricted(self, batch: int, rows: Tensor, columns: Tensor, head: int | None = None) -> Mask:
+        if head is not None:
+            return (self.inside if self.chosen[head] else self.outside).restricted(batch, rows, columns, head)
         both = (mask.restricted(batch, rows, columns) for mask in (self.inside, self.outside))
         return PerHeadMask(self.chosen, *both)
 

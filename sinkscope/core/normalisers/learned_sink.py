@@ -23,6 +23,10 @@ class LearnedSink(VirtualKey):
 
     logit: Tensor | float
 
+    def __repr__(self) -> str:
+        shown = self.logit.tolist() if isinstance(self.logit, Tensor) else self.logit  # every digit
+        return super().__repr__().replace(f"logit={self.logit!r}", f"logit={shown!r}")
+
     def virtual_logit(self, heads: int, device: torch.device) -> Tensor:
         logit = torch.as_tensor(self.logit, dtype=torch.float32, device=device).flatten()
         if len(logit) not in (1, heads) or bool(logit.isnan().any()):

@@ -61,6 +61,16 @@ class Policy(Placed):
         return self.window is None and self.keys is None and not self.recent
 
     @property
+    def is_partial(self) -> bool:
+        """Whether some layers or heads stay dense."""
+        return self.layers is not None or self.heads is not None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether keeping tokens, or rebuilding them, is all it does: what any cache can."""
+        return self.keys is None and not self.recent and self.values == "kept" and not self.is_partial
+
+    @property
     def name(self) -> str:
         """A short name, as figures and records show it."""
         if self.label is not None:

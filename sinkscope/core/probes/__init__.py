@@ -5,6 +5,7 @@ from __future__ import annotations
 from sinkscope.core.probes.base import HiddenProbe, LayerProbe, Measured, Measurements, Probe, TileProbe
 from sinkscope.core.probes.distance import DistanceProfile
 from sinkscope.core.probes.entropy import Entropy
+from sinkscope.core.probes.eviction_effect import EvictionEffect
 from sinkscope.core.probes.hidden import HiddenExtremes
 from sinkscope.core.probes.log_sum_exp import LogSumExp
 from sinkscope.core.probes.maps import Maps
@@ -24,6 +25,7 @@ __all__ = [
     "FREE",
     "DistanceProfile",
     "Entropy",
+    "EvictionEffect",
     "HiddenExtremes",
     "HiddenProbe",
     "LayerProbe",
