@@ -23,7 +23,12 @@ def check_limits(model: nn.Module, policy: Policy, tokens: int) -> None:
             with length is read past that change.
     """
     limit, name = position_limit(model), type(model).__name__
-    reach = tokens if policy.cache_size is None else min(tokens, policy.cache_size)
+    reach = tokens if policy.cache_size is None or policy.is_partial else min(tokens, policy.cache_size)
+    if not policy.is_plain and not find_anatomy(model).interface:
+        raise SinkscopeError(
+            f"{name} does not use transformers' attention interface, so it can be read token by token under a window, "
+            f"sinks and all, but not under `{policy.name}`."
+        )
     if policy.window is None or policy.recomputed:
         if limit and reach > limit and _has_table(model):
             raise SinkscopeError(

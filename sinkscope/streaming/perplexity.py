@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.forward import check_vocabulary
 from sinkscope.core.measure import PATIENCE, batches_of, texts_of, with_token_texts
+from sinkscope.core.normalisers import Normaliser
 from sinkscope.core.policies import Dense, Policy, Recompute, SinkWindow, Window
 from sinkscope.core.policy_on_layers import native_windows
 from sinkscope.core.provenance import model_attributes, token_attributes, weights_hash
@@ -39,6 +40,12 @@ class Run:
     block: int
     samples: int | None
     seed: int
+    normaliser: Normaliser | None = None
+
+    def attributes(self) -> dict[str, Any]:
+        """As a record notes them."""
+        normaliser = "the model's own" if self.normaliser is None else repr(self.normaliser)
+        return vars(self) | {"normaliser": normaliser}
 
 
 def perplexity(
@@ -49,6 +56,7 @@ def perplexity(
     block: int = 1024,
     samples: int | None = 256,
     seed: int = 0,
+    normaliser: Normaliser | None = None,
     tokenizer: Any = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
@@ -67,6 +75,7 @@ def perplexity(
         block: tokens per forward pass; changes time and memory, not losses.
         samples: how many tokens of each text re-computation scores beyond its first window; all when None.
         seed: of that sample.
+        normaliser: how scores become weights, under every policy; the model's own when None.
         tokenizer: adds the text of each token to the record.
         checkpoint: a folder that keeps the progress of each policy; the same call again goes on from there, to the bit.
         progress: whether to show progress bars; once two seconds have passed when None.
@@ -80,7 +89,7 @@ def perplexity(
             carry out, a checkpoint that is damaged or of other settings.
     """
     texts, ways = texts_of(ids), _checked_policies(policies)
-    run = Run(block, samples, seed)
+    run = Run(block, samples, seed, normaliser)
     check_run(model, texts, run)
     for policy in ways:
         check_limits(model, policy, max(map(len, texts)))
@@ -90,7 +99,7 @@ def perplexity(
         read_texts(model, texts, policy, run, stay, start, progress)
         for policy, stay, start in zip(ways, stays, starts, strict=True)
     ]
-    record = record_of(model, texts, ways, finished).assign_attrs(vars(run) | attributes)
+    record = record_of(model, texts, ways, finished).assign_attrs(run.attributes() | attributes)
     return record if tokenizer is None else with_token_texts(record, tokenizer)
 
 
@@ -133,10 +142,10 @@ def read_texts(
 def _reader(model: nn.Module, ids: Tensor, policy: Policy, run: Run) -> Reader:
     if policy.recomputed and policy.window is not None:
         rows = max(1, BATCH_TOKENS // (policy.window * len(ids)))
-        return WindowReader(model, ids, policy, _queries(ids, policy, run), rows)
+        return WindowReader(model, ids, policy, _queries(ids, policy, run), rows, run.normaliser)
     if policy.window is not None and not find_anatomy(model).interface:
         return TokenReader(model, ids, policy)
-    return BlockReader(model, ids, policy, block_within_limits(model, policy, run.block))
+    return BlockReader(model, ids, policy, block_within_limits(model, policy, run.block), run.normaliser)
 
 
 def _queries(ids: Tensor, policy: Policy, run: Run) -> Tensor:
@@ -214,7 +223,9 @@ def settings_of(model: nn.Module, texts: list[Tensor], policy: Policy, run: Run)
     attributes = model_attributes(model)
     tokens = hashlib.sha256(b"|".join(text.numpy().tobytes() for text in texts)).hexdigest()
     own = {name: attributes[name] for name in ("model", "model_type", "dtype")}
-    return own | {"policy": policy, "tokens": tokens, "weights": weights_hash(model)} | vars(run)
+    changed = {} if run.normaliser is None else {"normaliser": run.normaliser}
+    given = {"block": run.block, "samples": run.samples, "seed": run.seed}
+    return own | {"policy": policy, "tokens": tokens, "weights": weights_hash(model)} | given | changed
 
 
 def _checkpoint(
@@ -222,5 +233,5 @@ def _checkpoint(
 ) -> Checkpoint:
     if folder is None:
         return Checkpoint(None, {})
-    file = Path(folder) / f"{re.sub('[^a-z0-9]+', '-', policy.name)}.safetensors"
+    file = Path(folder) / f"{re.sub('[^a-z0-9+.-]+', '-', policy.name)}.safetensors"
     return Checkpoint(file, settings_of(model, texts, policy, run))

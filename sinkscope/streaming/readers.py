@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.finite import not_finite
+from sinkscope.core.normalisers import Normaliser
 from sinkscope.core.policies import Policy
 from sinkscope.core.scope import attached
 from sinkscope.streaming.rolling import RollingCache
@@ -61,11 +62,14 @@ class BlockReader(Reader):
 
     Args:
         block: tokens per forward pass.
+        normaliser: how scores become weights; the model's own when None.
     """
 
-    def __init__(self, model: nn.Module, ids: Tensor, policy: Policy, block: int) -> None:
+    def __init__(
+        self, model: nn.Module, ids: Tensor, policy: Policy, block: int, normaliser: Normaliser | None = None
+    ) -> None:
         super().__init__(model, ids, policy)
-        self.block = block
+        self.block, self.normaliser = block, normaliser
         self.cache = RollingCache(model, policy)
 
     def steps(self) -> Iterator[Step]:
@@ -81,9 +85,10 @@ class BlockReader(Reader):
                 yield scored(self.model, logits, self.ids, torch.arange(start, stop), stop)
 
     def _scope(self) -> AbstractContextManager[Any]:
-        """The policy on the model; a dense one needs none where the model's attention is out of reach."""
-        interface = find_anatomy(self.model).interface
-        return attached(self.model, policy=self.policy) if interface else nullcontext()
+        """The slots on the model; a dense policy needs none where the model's attention is out of reach."""
+        if self.policy.is_dense and self.normaliser is None and not find_anatomy(self.model).interface:
+            return nullcontext()
+        return attached(self.model, policy=self.policy, normaliser=self.normaliser)
 
     def state(self) -> dict[str, Tensor]:
         return self.cache.tensors()
@@ -99,16 +104,26 @@ class WindowReader(Reader):
     Args:
         queries: [window] places of the tokens that predict, ascending.
         rows: windows per forward pass.
+        normaliser: how scores become weights; the model's own when None.
     """
 
-    def __init__(self, model: nn.Module, ids: Tensor, policy: Policy, queries: Tensor, rows: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        ids: Tensor,
+        policy: Policy,
+        queries: Tensor,
+        rows: int,
+        normaliser: Normaliser | None = None,
+    ) -> None:
         super().__init__(model, ids, policy)
         assert policy.window is not None
-        self.queries, self.rows, self.size = queries, rows, policy.window
+        self.queries, self.rows, self.size, self.normaliser = queries, rows, policy.window, normaliser
 
     def steps(self) -> Iterator[Step]:
         early = self.queries[self.queries < self.size]  # their windows still reach back to the first token
-        with torch.no_grad():
+        changed = nullcontext() if self.normaliser is None else attached(self.model, normaliser=self.normaliser)
+        with changed, torch.no_grad():
             if self.done == 0 and len(early):
                 logits = self.model(self.ids[:, : int(early[-1]) + 1], use_cache=False).logits[:, early]
                 self.done = len(early)
