@@ -23,12 +23,14 @@ _HOMES = {
     "sinkscope.core.normalisers": ["ClippedSoftmax", "LearnedSink", "ReLU", "Sigmoid", "Softmax", "Softmax1"],
     "sinkscope.core.policies": ["Dense", "Dose", "Evict", "EvictRecent", "Recompute", "SinkWindow", "Window"],
     "sinkscope.core.probes": [
-        "ALL", "FREE", "DistanceProfile", "Entropy", "EvictionEffect", "HiddenExtremes", "LogSumExp", "Maps", "MeanLogits", "Norms",
-        "Received", "SinkMass",
+        "ALL", "FREE", "DistanceProfile", "Entropy", "EvictionEffect", "HiddenExtremes", "LogSumExp", "Maps",
+        "MeanLogits", "Norms", "OutputNorm", "Received", "SinkMass",
     ],
     "sinkscope.analysis": [
-        "discover", "from_maps", "importance", "interval", "mass_by_layer", "massive_activations", "ppl", "ppl_table",
-        "sink_mass", "sink_rate", "sink_rate_curve", "uniform_importance", "uniform_mass", "value_drain",
+        "amplification", "discover", "dose_table", "eviction_by_layer", "from_maps", "importance", "interval",
+        "intervention_table", "mass_by_layer", "massive_activations", "ppl", "ppl_table", "predictability_bins",
+        "predictability_table", "sink_mass", "sink_rate", "sink_rate_curve", "uniform_importance", "uniform_mass",
+        "value_drain",
     ],
     "sinkscope.streaming.perplexity": ["perplexity"],
     "sinkscope.streaming.ablation.ablate": ["ablate"],
@@ -36,6 +38,12 @@ _HOMES = {
     "sinkscope.streaming.costs.decode": ["time_per_token"],
     "sinkscope.streaming.cache.sink_cache": ["SinkCache"],
     "sinkscope.streaming.talk.conversation": ["Conversation", "stream"],
+    "sinkscope.interventions.changed_texts": ["Repeat", "ReplaceTokens", "Shift"],
+    "sinkscope.interventions.evict_keys": ["EvictKeys"],
+    "sinkscope.interventions.massive": ["SetMassive"],
+    "sinkscope.interventions.intervene": ["intervene", "run_interventions"],
+    "sinkscope.interventions.dose": ["dose_response"],
+    "sinkscope.interventions.predictability": ["predictability"],
     "sinkscope.reporting": ["Report", "report"],
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

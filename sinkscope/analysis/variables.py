@@ -22,6 +22,8 @@ MADE_BY = {
     "mean_probability": "MeanLogits(tokens=16)",
     "key_norm": "Norms()",
     "value_norm": "Norms()",
+    "output_norm": "OutputNorm()",
+    "log_amplification": "EvictionEffect(keys=(0, 1, 2, 3))",
     "activation_max": "HiddenExtremes()",
     "activation_median": "HiddenExtremes()",
     "activation_dimension": "HiddenExtremes()",

@@ -11,6 +11,7 @@ from sinkscope.core.probes.log_sum_exp import LogSumExp
 from sinkscope.core.probes.maps import Maps
 from sinkscope.core.probes.mean_logits import MeanLogits
 from sinkscope.core.probes.norms import Norms
+from sinkscope.core.probes.output_norm import OutputNorm
 from sinkscope.core.probes.received import Received
 from sinkscope.core.probes.sink_mass import SinkMass
 
@@ -35,6 +36,7 @@ __all__ = [
     "Measured",
     "Measurements",
     "Norms",
+    "OutputNorm",
     "Probe",
     "Received",
     "SinkMass",

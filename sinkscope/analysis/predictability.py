@@ -1,0 +1,141 @@
+"""Does a head park more where the next token is predictable? Rank correlations and bins, beside the null."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy.stats import rankdata
+
+from sinkscope.analysis.block_bootstrap import resampled_means
+from sinkscope.analysis.null import even_share
+from sinkscope.analysis.variables import variable, whole, whole_number
+from sinkscope.errors import SinkscopeError
+
+MEASURES = ("next_loss", "next_entropy")
+
+
+def predictability_table(
+    record: xr.Dataset, start: int = 64, block: int = 64, resamples: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """Spearman correlation between sink mass and predictability, one row for each layer, head and measure.
+
+    layer, head, measure        "next_loss" or "next_entropy"
+    correlation, low, high      over the queries from `start` on, ranks within each text, mean over texts; 95%
+                                percentile interval of a circular block bootstrap over queries
+    null                        the same for a head that spreads its attention evenly: what the place of the query
+                                alone explains
+    sink_mass                   mean over those queries
+
+    A head whose mass does not vary has no correlation (NaN). Raises SinkscopeError if the record is not one of
+    `sinkscope.predictability` or no query is left.
+    """
+    _check(record)
+    record, start = whole(record), whole_number(start, "start", 1)
+    mass = _summed(record)
+    layers, heads = mass.sizes["layer"], mass.sizes["head"]
+    flat = mass.transpose("sequence", "query", "layer", "head").values.reshape(*mass.shape[:1], mass.sizes["query"], -1)
+    share = even_share(record).transpose("sequence", "query").values
+    rows = []
+    for measure in MEASURES:
+        parts = [_moments(flat[text], share[text], record[measure].values[text], start) for text in range(len(flat))]
+        parts = [part for part in parts if len(part) > 2]
+        if not parts:
+            raise SinkscopeError(f"no text has three queries from start={start} on: give longer texts or less.")
+        columns = layers * heads + 1
+        found = np.nanmean([_correlations(part.mean(0)[None], columns)[0] for part in parts], axis=0)
+        random = np.random.default_rng(whole_number(seed, "seed", 0))
+        drawn = np.nanmean(
+            [
+                _correlations(resampled_means([part], min(block, len(part)), resamples, random), columns)
+                for part in parts
+            ],
+            axis=0,
+        )
+        low, high = np.nanquantile(drawn, [0.025, 0.975], axis=0)
+        late = mass.where(mass["query"] >= start).mean(["sequence", "query"])
+        for number in range(columns - 1):
+            layer, head = divmod(number, heads)
+            rows.append(
+                {
+                    "layer": int(mass["layer"].values[layer]),
+                    "head": int(mass["head"].values[head]),
+                    "measure": measure,
+                    "correlation": found[number],
+                    "low": low[number],
+                    "high": high[number],
+                    "null": found[-1],
+                    "sink_mass": float(late.values[layer, head]),
+                }
+            )
+    table = pd.DataFrame(rows)
+    table.attrs = {**record.attrs, "start": start, "block": block, "resamples": resamples, "seed": seed}
+    return table
+
+
+def predictability_bins(
+    record: xr.Dataset, measure: str = "next_entropy", bins: int = 10, start: int = 64
+) -> xr.Dataset:
+    """Mean sink mass by predictability: queries sorted into bins of equal size, the most predictable first.
+
+    sink_mass [layer, head, bin]; `null` [bin], that of even attention over the same queries; `middle` [bin], the median
+    of the measure, nats. Raises SinkscopeError as `predictability_table`, or if a bin is empty.
+    """
+    _check(record)
+    if measure not in MEASURES:
+        raise SinkscopeError(f"measure={measure!r} is unknown: give one of {', '.join(MEASURES)}.")
+    record, bins = whole(record), whole_number(bins, "bins", 2)
+    stacked = xr.Dataset({"mass": _summed(record), "share": even_share(record), "at": record[measure]})
+    stacked = stacked.where(stacked["query"] >= start).stack(place=("sequence", "query"))
+    values = stacked["at"].values
+    known = np.isfinite(values)
+    if known.sum() < bins:
+        raise SinkscopeError(f"{int(known.sum())} queries do not fill {bins} bins: give longer texts or fewer bins.")
+    order = np.argsort(values[known], kind="stable")
+    kept = stacked.isel(place=np.flatnonzero(known)[order])
+    pieces = [kept.isel(place=piece) for piece in np.array_split(np.arange(len(order)), bins)]
+    found = xr.Dataset(
+        {
+            "sink_mass": xr.concat([piece["mass"].mean("place") for piece in pieces], "bin").transpose(..., "bin"),
+            "null": ("bin", [float(piece["share"].mean()) * record.sizes["sink"] for piece in pieces]),
+            "middle": ("bin", [float(piece["at"].median()) for piece in pieces]),
+        }
+    )
+    return found.assign_attrs(record.attrs | {"measure": measure, "bins": bins, "start": start})
+
+
+def _check(record: xr.Dataset) -> None:
+    missing = [name for name in MEASURES if name not in record]
+    if missing:
+        raise SinkscopeError(f"the record has no {missing[0]}: make one with sinkscope.predictability.")
+    variable(record, "sink_mass")
+
+
+def _summed(record: xr.Dataset) -> xr.DataArray:
+    """[sequence, layer, head, query] mass on all first keys together."""
+    return record.sink_mass.sum("sink", skipna=False).astype("float64").transpose("sequence", "layer", "head", "query")
+
+
+def _moments(mass: np.ndarray, share: np.ndarray, measure: np.ndarray, start: int) -> np.ndarray:
+    """What correlations are made of, for each query [query, 3 x columns + 2].
+
+    Ranks of the masses and of the even share, their squares, their products with the ranks of the measure, and those
+    ranks and their squares.
+    """
+    known = np.isfinite(measure) & np.isfinite(share) & (np.arange(len(measure)) >= start)
+    columns = np.column_stack([mass[known], share[known]])
+    if not len(columns):
+        return np.zeros((0, 0))
+    ranks = rankdata(columns, axis=0) / len(columns) - 0.5
+    other = (rankdata(measure[known]) / len(columns) - 0.5)[:, None]
+    return np.hstack([ranks, ranks**2, ranks * other, other, other**2])
+
+
+def _correlations(means: np.ndarray, columns: int) -> np.ndarray:
+    """[resample, columns] correlations from means of moments [resample, 3 x columns + 2]; NaN where nothing varies."""
+    rank, square, product = (means[:, number * columns : (number + 1) * columns] for number in range(3))
+    other, other_square = means[:, -2:-1], means[:, -1:]
+    variances = (square - rank**2) * (other_square - other**2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = (product - rank * other) / np.sqrt(variances)
+    return np.where(variances > 1e-15, found, np.nan)
