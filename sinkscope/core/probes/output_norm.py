@@ -1,0 +1,21 @@
+"""How much each head hands on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sinkscope.core.layer import Layer
+from sinkscope.core.probes.base import LayerProbe, Measured, Measurements
+
+
+@dataclass(frozen=True)
+class OutputNorm(LayerProbe):
+    """Euclidean norm of what each head hands on for each query, before the heads are mixed.
+
+    Makes ``output_norm`` [sequence, layer, head, query]; a model outside the attention interface does not show it.
+    """
+
+    def observe(self, layer: Layer) -> Measurements:
+        if layer.output is None:
+            return {}
+        return {"output_norm": Measured(("sequence", "head", "query"), layer.output.float().norm(dim=-1))}
