@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sinkscope.core.normalisers import Normaliser, Softmax
 from sinkscope.core.policies import Dense, Policy, SinkWindow, Window
 from sinkscope.core.probes import LogSumExp, SinkMass
 from sinkscope.core.scope import attached
@@ -30,8 +28,7 @@ def evaluated(
         virtual_mass [sequence, layer, head]: the same on the virtual key of value 0; NaN where there is none.
         nll [policy, sequence, token]: nats, for the tokens of the text alone, NaN where not scored.
     """
-    model, ids = run.trained(found), run.with_sink_token(texts)
-    normaliser = None if run.arm.normaliser == Softmax() else run.arm.normaliser
+    model, ids, normaliser = run.trained(found), run.with_sink_token(texts), run.arm.normaliser
     probes = [SinkMass(first=1), LogSumExp()]
     with torch.no_grad(), attached(model, normaliser=normaliser, probes=probes) as scope:
         for rows in ids.split(ROWS):
@@ -39,18 +36,12 @@ def evaluated(
     later = scope.record.sel(query=slice(1, None))
     mass = later["sink_mass"].isel(sink=0).mean("query").transpose("sequence", "layer", "head")
     virtual = later.get("virtual_sink_mass", mass.expand_dims(query=1) * np.nan).mean("query")
-    curve = perplexity(
-        model, ids, policies, **({} if normaliser is None else {"normaliser": normaliser}), progress=False
-    )
+    curve = perplexity(model, ids, policies, normaliser=normaliser, progress=False)
     return {
         "sink_mass": mass.values.astype(np.float32),
         "virtual_mass": virtual.transpose("sequence", "layer", "head").values.astype(np.float32),
         "nll": curve["nll"].values[:, :, ids.shape[1] - texts.shape[1] :],
     }
-
-
-def _given(normaliser: Normaliser | None) -> dict[str, Any]:
-    return {} if normaliser is None else {"normaliser": normaliser}
 
 
 def policies_of(cache_size: int, sinks: Sequence[int]) -> list[Policy]:
