@@ -42,16 +42,20 @@ _HOMES = {
     "sinkscope.interventions.evict_keys": ["EvictKeys"],
     "sinkscope.interventions.massive": ["SetMassive"],
     "sinkscope.interventions.intervene": ["intervene", "run_interventions"],
+    "sinkscope.interventions.collapse": ["decompose", "decompose_by_layer"],
     "sinkscope.interventions.dose": ["dose_response"],
     "sinkscope.interventions.predictability": ["predictability"],
     "sinkscope.reporting": ["Report", "report"],
 }  # fmt: skip
+_PACKAGES = ("lab",)  # whose own names are public too
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = ["__version__", *_HOME_OF]
+__all__ = ["__version__", *_PACKAGES, *_HOME_OF]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"sinkscope.{name}")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'sinkscope' has no attribute {name!r}")
     value = getattr(import_module(_HOME_OF[name]), name)

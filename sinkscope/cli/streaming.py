@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
 
     from sinkscope.core.policies import Policy
 
-WAYS = ("dense", "window", "recompute", "sinks")
+HALVES = {"phantom": "zeroed", "mean-values": "mean", "values-only": "added"}  # what is left of the sinks' values
+WAYS = ("dense", "window", "recompute", "sinks", *HALVES)
 FORMATS = ("pdf", "svg", "png")
-ALL_WAYS, SINKS, CACHES, POSITIONS, KINDS = list(WAYS), [0, 1, 2, 4, 8], [512], ["cache"], ["first"]  # defaults
+FOUR_WAYS, SINKS, CACHES, POSITIONS, KINDS = list(WAYS[:4]), [0, 1, 2, 4, 8], [512], ["cache"], ["first"]  # defaults
 
 Policies = Annotated[list[str], typer.Option("--policies", help=f"Any of: {' '.join(WAYS)}.")]
 Cache = Annotated[int, typer.Option("--cache", help="Tokens that every policy but dense keeps.")]
@@ -31,7 +33,7 @@ def perplexity(
     text: given.Text = None,
     tokens: Annotated[int, typer.Option("--tokens", min=2, help="Tokens of the text to read.")] = 4096,
     start: given.Start = 0,
-    policies: Policies = ALL_WAYS,
+    policies: Policies = FOUR_WAYS,
     cache: Cache = 512,
     sinks: Sinks = 4,
     samples: Annotated[
@@ -101,7 +103,7 @@ def ablate(
 def cost(
     model: given.Model = None,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Length of the text.")] = 65536,
-    policies: Policies = ALL_WAYS,
+    policies: Policies = FOUR_WAYS,
     cache: Cache = 1024,
     sinks: Sinks = 4,
     out: Annotated[Path | None, typer.Option("--out", help="A folder for the table as CSV and LaTeX.")] = None,
@@ -125,13 +127,14 @@ def _policy(name: str, cache: int, sinks: int) -> Policy:
 
     if name not in WAYS:
         raise SinkscopeError(f"{name!r} is no policy; give any of {', '.join(WAYS)}.")
-    if name == "sinks" and sinks >= cache:
+    if name not in WAYS[:3] and sinks >= cache:
         raise SinkscopeError(f"{sinks} sinks leave no window in a cache of {cache}; give fewer sinks or more cache.")
     made: dict[str, Any] = {
         "dense": Dense,
         "window": lambda: Window(cache),
         "recompute": lambda: Recompute(cache),
         "sinks": lambda: SinkWindow(sinks, cache - sinks),
+        **{half: partial(SinkWindow, sinks, cache - sinks, values=values) for half, values in HALVES.items()},
     }
     return made[name]()
 

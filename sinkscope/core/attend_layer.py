@@ -101,7 +101,7 @@ def _evicted(block: Block, eviction: Eviction, weighing: Weighing) -> Attended:
     parts = [part.attended(block.scale, block.softcap) for part in rest]
     if anchored is not None:
         parts.append(anchored.attended(block.scale, block.softcap))
-    if eviction.values == "kept":
+    if anchored is None or eviction.values == "kept":
         output, lse = weighing.normalised(*merge(*parts))
         shift = torch.full_like(lse, eviction.bias) if anchored is not None and eviction.bias else None
         attended = Attended(output, lse, shift)

@@ -59,12 +59,13 @@ class Eviction(ABC):
 
     def anchored(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> KeySet | None:
         """The anchors, for queries from `start` on, none before `since`; None where they are gone."""
-        if not self.anchors or self.bias == -math.inf:
+        anchors = [anchor for anchor in self.anchors if anchor < key.shape[2]]
+        if not anchors or self.bias == -math.inf:
             return None
-        key, value = (state[:, :, list(self.anchors)] for state in (key, value))
+        key, value = (state[:, :, anchors] for state in (key, value))
         mask: Mask = FullMask()
-        if max(self.anchors) > start:
-            columns = torch.tensor(self.anchors, device=query.device)
+        if max(anchors) > start:
+            columns = torch.tensor(anchors, device=query.device)
             rows = torch.arange(start, start + query.shape[2], device=query.device)
             mask = IndexedMask(lambda b, h, q, k: (k <= q) & (b >= 0), _batch(query), rows, columns)
         return KeySet(self.toward_anchors(query, start), key, value, mask, self.bias)

@@ -100,7 +100,8 @@ class RollingCache(Cache):
 
     def __init__(self, model: nn.Module, policy: Policy) -> None:
         anatomy = find_anatomy(model)
-        bounded = policy.window is not None
+        window = None if policy.is_partial else policy.window  # where some layers or heads are dense, all is kept
+        bounded = window is not None
         layers = len(anatomy.parts)
         rotations = find_rotations(model) if bounded else [None] * layers
         natives = native_windows(model, layers)
@@ -108,12 +109,9 @@ class RollingCache(Cache):
         self.rolling = [
             RollingLayer(0, native - 1, rotation, is_sliding=True)
             if native and (mixed or not bounded)
-            else RollingLayer(policy.sinks, policy.window, rotation)
-            if policy.heads is None and policy.acts_in(part.number)
-            else RollingLayer(0, None, rotation)  # other layers, or heads, still need everything
-            for part, native, rotation in zip(anatomy.parts, natives, rotations, strict=True)
+            else RollingLayer(policy.sinks, window, rotation)
+            for native, rotation in zip(natives, rotations, strict=True)
         ]
-        bounded = all(layer.window is not None for layer in self.rolling)
         super().__init__(layers=[*self.rolling])
         self.seen = 0
         takes_positions = "position_ids" in inspect.signature(anatomy.base.forward).parameters
