@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sinkscope.cli import options as given
+from sinkscope.cli.results import draw, write_table
 from sinkscope.errors import SinkscopeError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
     from sinkscope.core.policies import Policy
 
 HALVES = {"phantom": "zeroed", "mean-values": "mean", "values-only": "added"}  # what is left of the sinks' values
 WAYS = ("dense", "window", "recompute", "sinks", *HALVES)
-FORMATS = ("pdf", "svg", "png")
 FOUR_WAYS, SINKS, CACHES, POSITIONS, KINDS = list(WAYS[:4]), [0, 1, 2, 4, 8], [512], ["cache"], ["first"]  # defaults
 
 Policies = Annotated[list[str], typer.Option("--policies", help=f"Any of: {' '.join(WAYS)}.")]
@@ -59,8 +58,8 @@ def perplexity(
     )  # fmt: skip
     save_record(record, out / "perplexity.nc")
     table = ppl_table(record)
-    _write_table(table, out / "perplexity", "Perplexity over the tokens that every policy scored.", record.attrs)
-    _draw(log_perplexity(record), out / "log_perplexity")
+    write_table(table, out / "perplexity", "Perplexity over the tokens that every policy scored.", record.attrs)
+    draw(log_perplexity(record), out / "log_perplexity")
     _say(quiet, table, out, f"{int(record.length.sum()):,} tokens; perplexity over those that every policy scored:")
 
 
@@ -94,8 +93,8 @@ def ablate(
         travels, ids, sinks, cache, positions, kinds, tokenizer=tokenizer, n_jobs=jobs, folder=out / "cells",
         progress=False if quiet else None, text=text_name(text),
     )  # fmt: skip
-    _write_table(table, out / "ablation", "Perplexity against the number of sink tokens.", table.attrs)
-    _draw(ablation(table), out / "ablation")
+    write_table(table, out / "ablation", "Perplexity against the number of sink tokens.", table.attrs)
+    draw(ablation(table), out / "ablation")
     _say(quiet, table, out, f"{ids.numel():,} tokens:")
 
 
@@ -118,7 +117,7 @@ def cost(
     loaded, _ = load(model, **loading)
     table = four_policies(cost_table(loaded, ways, tokens))
     if out is not None:
-        _write_table(table, out / "cost", f"Cost of attending to {tokens:,} tokens.", table.attrs)
+        write_table(table, out / "cost", f"Cost of attending to {tokens:,} tokens.", table.attrs)
     _say(False, table, out, f"{tokens:,} tokens:")
 
 
@@ -137,26 +136,6 @@ def _policy(name: str, cache: int, sinks: int) -> Policy:
         **{half: partial(SinkWindow, sinks, cache - sinks, values=values) for half, values in HALVES.items()},
     }
     return made[name]()
-
-
-def _write_table(table: pd.DataFrame, path: Path, caption: str, attributes: Any) -> None:
-    from sinkscope.replacing import replacing
-    from sinkscope.reporting.table_files import csv_text, latex_text
-
-    named = {str(name): value for name, value in attributes.items()}
-    contents = {".csv": csv_text(table, named), ".tex": latex_text(table, named, caption, path.name)}
-    for ending, content in contents.items():
-        with replacing(path.with_suffix(ending), "the table") as partial:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(content, encoding="utf-8")
-
-
-def _draw(figure: Figure, path: Path) -> None:
-    from sinkscope.replacing import replacing
-
-    for kind in FORMATS:
-        with replacing(path.with_suffix(f".{kind}"), "the figure") as partial:
-            figure.savefig(partial, format=kind)
 
 
 def _say(quiet: bool, table: pd.DataFrame, out: Path | None, title: str) -> None:
