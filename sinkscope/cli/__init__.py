@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from sinkscope.cli.chat import chat
+from sinkscope.cli.lab import lab
 from sinkscope.cli.lists import spread
 from sinkscope.cli.report import report
 from sinkscope.cli.streaming import ablate, cost, perplexity
@@ -18,6 +19,7 @@ SEVERAL = {  # options that take several values at once
     "perplexity": ("--policies",),
     "ablate": ("--sinks", "--cache", "--positions", "--kinds"),
     "cost": ("--policies",),
+    "lab": ("--arms", "--seeds"),
 }
 INTERRUPTED = 130  # 128 + SIGINT
 
@@ -56,6 +58,7 @@ app.command()(perplexity)
 app.command()(ablate)
 app.command()(cost)
 app.command()(chat)
+app.command()(lab)
 
 
 def main() -> None:

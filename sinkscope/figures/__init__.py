@@ -5,6 +5,7 @@ from __future__ import annotations
 from sinkscope.figures.ablation import ablation
 from sinkscope.figures.activations import massive_activations
 from sinkscope.figures.decode import decode_cost
+from sinkscope.figures.emergence import emergence, language_emergence
 from sinkscope.figures.maps import mean_maps
 from sinkscope.figures.mass import mass_by_layer, sink_mass_heatmap
 from sinkscope.figures.norms import norms
@@ -17,7 +18,9 @@ __all__ = [
     "ablation",
     "decode_cost",
     "distance_profile",
+    "emergence",
     "entropy_by_layer",
+    "language_emergence",
     "log_perplexity",
     "mass_by_layer",
     "massive_activations",

@@ -1,8 +1,9 @@
-"""Which figures draw streaming records and tables; all others draw captured records."""
+"""Which figures draw streaming records and tables, or records of training; all others draw captured records."""
 
 from __future__ import annotations
 
 from sinkscope import figures
 
 STREAMED = ("ablation", "decode_cost", "log_perplexity")
-CAPTURED = [name for name in figures.__all__ if name not in STREAMED]
+TRAINED = ("emergence", "language_emergence")
+CAPTURED = [name for name in figures.__all__ if name not in (*STREAMED, *TRAINED)]
