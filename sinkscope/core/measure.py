@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from sinkscope.core.probes import FREE, Maps, Probe, SinkMass
+from sinkscope.core.readiness import check_eval
 from sinkscope.core.scope import Scope
 from sinkscope.errors import SinkscopeError
 
@@ -104,8 +105,7 @@ def with_token_texts(record: xr.Dataset, tokenizer: Any) -> xr.Dataset:
 
 def _read(scope: Scope, texts: list[Tensor], batch_tokens: int, progress: bool | None) -> None:
     """Run the model's layers over all texts."""
-    if scope.model.training:
-        raise SinkscopeError("the model is in training mode, where dropout makes attention random; call model.eval().")
+    check_eval(scope.model, "attention")
     base, interface = scope.anatomy.base, scope.anatomy.interface
     accepted = inspect.signature(base.forward).parameters
     if "input_ids" not in accepted:

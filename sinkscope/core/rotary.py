@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sinkscope.core.anatomy import find_anatomy
-from sinkscope.core.interface import NAME
+from sinkscope.core.readiness import check_decoder, check_eval, check_unscoped, not_a_decoder
 from sinkscope.core.rotation import Rotation
 from sinkscope.errors import SinkscopeError
 
@@ -35,12 +35,15 @@ def find_rotations(model: nn.Module) -> list[Rotation | None]:
         model: a transformers decoder in eval mode.
 
     Raises:
-        SinkscopeError: keys depend on position in another way (learned absolute positions); an encoder; a model that
-            keeps no keys in a cache.
+        SinkscopeError: keys depend on position in another way (learned absolute positions); no decoder; one in
+            training mode, or with a scope.
     """
     base = find_anatomy(model).base
     dtype = next(base.parameters()).dtype
     if base not in _FOUND or _FOUND[base][0] != dtype:
+        check_decoder(model)
+        check_eval(base, "its keys")
+        check_unscoped(base)
         _FOUND[base] = (dtype, _look(base, type(model).__name__))
     return _FOUND[base][1]
 
@@ -64,10 +67,6 @@ def changes_with_length(model: Any) -> bool:
 
 @torch.no_grad()
 def _look(base: Any, name: str) -> list[Rotation | None]:
-    if base.training:
-        raise SinkscopeError("the model is in training mode, where dropout makes its keys random; call model.eval().")
-    if base.config._attn_implementation == NAME:
-        raise SinkscopeError("this model carries a scope; leave it first, then stream.")
     limit = position_limit(base) or 2 * FARTHEST
     positions = [0] + [1 << power for power in range(int(math.log2(min(FARTHEST, max(2, limit // 2)))) + 1)]
     generator = torch.Generator().manual_seed(0)
@@ -88,10 +87,7 @@ def _cached(base: Any, tokens: Tensor, position: int, name: str) -> list[dict[st
     from transformers import DynamicCache
 
     cache = DynamicCache()
-    accepted = inspect.signature(base.forward).parameters
-    if "past_key_values" not in accepted:
-        raise SinkscopeError(f"{name} keeps no keys in a cache, so nothing can be evicted; streaming needs a decoder.")
-    if "position_ids" in accepted:
+    if "position_ids" in inspect.signature(base.forward).parameters:
         base(tokens, past_key_values=cache, use_cache=True, position_ids=torch.full_like(tokens, position))
         return _states(cache, name)
     base(tokens.expand(-1, 2), past_key_values=cache, use_cache=True)  # no positions to choose: compare 0 and 1
@@ -106,7 +102,7 @@ def _states(cache: Any, name: str) -> list[dict[str, Tensor]]:
         {slot: getattr(layer, slot, None) for slot in ("keys", "values")} for layer in cache.layers
     ]
     if not layers or any(state is None for layer in layers for state in layer.values()):
-        raise SinkscopeError(f"{name} keeps no keys in its cache in some layers; streaming needs softmax attention.")
+        raise not_a_decoder(name, "keeps no keys in its cache in some layers")
     return [{slot: state.double() for slot, state in layer.items()} for layer in layers]
 
 

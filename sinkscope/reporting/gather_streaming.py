@@ -62,11 +62,11 @@ def streaming_records(
 def _sizes(model: Any, tokens: int) -> Sizes:
     """Raises SinkscopeError for a text too short, or a model that predicts no next token."""
     from sinkscope.core.policies import Dense
+    from sinkscope.core.readiness import check_decoder
     from sinkscope.core.rotary import position_limit
     from sinkscope.streaming.limits import check_limits
 
-    if model.get_output_embeddings() is None:
-        raise SinkscopeError(f"{type(model).__name__} has no output head, and perplexity needs a model that predicts.")
+    check_decoder(model, predicts=True)
     length, limit = min(tokens, LENGTH), position_limit(model) or LENGTH
     try:
         check_limits(model, Dense(), length)

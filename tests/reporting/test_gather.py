@@ -189,9 +189,9 @@ def test_families_that_can_be_streamed_get_all_three_records(family):
     assert list(records) == ["perplexity", "ablation", "decode"] and notes == []
 
 
-def test_a_model_without_an_output_head_says_so():
+def test_a_model_without_a_language_head_says_so():
     records, notes = gather_streaming.streaming_records(build("llama").model, torch.arange(100).repeat(2))
-    assert records == {} and "no output head" in notes[0]
+    assert records == {} and "LlamaModel has no language head" in notes[0]
 
 
 def test_a_figure_that_cannot_be_measured_leaves_the_others(monkeypatch):

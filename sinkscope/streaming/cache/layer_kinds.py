@@ -9,12 +9,11 @@ import torch
 from torch import nn
 
 from sinkscope.core.anatomy import find_anatomy
-from sinkscope.core.interface import NAME
 from sinkscope.core.policies import SinkWindow
 from sinkscope.core.policy_on_layers import native_windows
+from sinkscope.core.readiness import check_unscoped
 from sinkscope.core.rotary import find_rotations
 from sinkscope.core.rotation import Rotation
-from sinkscope.errors import SinkscopeError
 
 SAME_ANGLE = 1e-8  # radians per position: frequencies fitted in two layers differ by less when they are meant to be one
 
@@ -58,10 +57,7 @@ def layer_kinds(model: nn.Module, policy: SinkWindow) -> list[LayerKind]:
     from transformers import DynamicCache
 
     base: Any = find_anatomy(model).base
-    if base.config._attn_implementation == NAME:
-        raise SinkscopeError(
-            "this model carries a scope, which would record a trial token; make the SinkCache before it."
-        )
+    check_unscoped(base)
     rotations = find_rotations(model)
     windows = native_windows(model, len(rotations))
     mixed = None in windows

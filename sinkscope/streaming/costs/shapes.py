@@ -12,7 +12,6 @@ experts count when they are active, and only then.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +20,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from sinkscope.core.anatomy import Anatomy, find_anatomy
-from sinkscope.core.interface import NAME
+from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.policy_on_layers import native_windows
+from sinkscope.core.readiness import check_decoder, check_unscoped, not_a_decoder
 from sinkscope.errors import SinkscopeError
 
 Flops = dict[str, int]  # by path of the module; "" is the model
@@ -96,7 +95,8 @@ def shapes_of(model: Any) -> Shapes:
     from transformers import DynamicCache
 
     anatomy = find_anatomy(model)
-    _check_decoder(model, anatomy)
+    check_decoder(model)
+    check_unscoped(anatomy.base)
     windows = native_windows(model, len(anatomy.parts))
     config = model.config.get_text_config(decoder=True)
     cache, fresh = DynamicCache(config=config), DynamicCache(config=config)
@@ -110,23 +110,6 @@ def shapes_of(model: Any) -> Shapes:
     base = next(name for name, module in model.named_modules() if module is anatomy.base)
     growing = sum(layer.flops_per_pair + layer.flops_per_key for layer in layers)
     return Shapes(tuple(layers), body_flops=first[base] - growing, head_flops=first[""] - first[base])
-
-
-def _check_decoder(model: Any, anatomy: Anatomy) -> None:
-    name = type(model).__name__
-    accepted = set(inspect.signature(model.forward).parameters)
-    causal = all(getattr(part.attention, "is_causal", True) for part in anatomy.parts)
-    if not {"input_ids", "past_key_values"} <= accepted or getattr(model, "config", None) is None or not causal:
-        raise _without_cache(name)
-    if getattr(getattr(anatomy.base, "config", None), "_attn_implementation", None) == NAME:
-        raise SinkscopeError("this model carries a scope; leave it first, then ask for its cost.")
-
-
-def _without_cache(name: str) -> SinkscopeError:
-    return SinkscopeError(
-        f"{name} does not read token by token with keys and values cached in every layer, so no policy applies to it; "
-        "give a decoder such as those of sinkscope.load()."
-    )
 
 
 def _count(model: nn.Module, tokens: int, cache: Any) -> Flops:
@@ -145,7 +128,7 @@ def _layer_shape(model: Any, cache: Any, number: int, window: int | None, flops:
     held = cache.layers[number] if number < len(cache.layers) else None
     keys, values = getattr(held, "keys", None), getattr(held, "values", None)
     if keys is None or values is None or keys.dim() != 4:
-        raise _without_cache(name)
+        raise not_a_decoder(name, "keeps no keys in its cache in some layers")
     pair, key = flops
     if pair <= 0:
         raise SinkscopeError(

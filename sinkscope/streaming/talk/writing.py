@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.forward import check_vocabulary
+from sinkscope.core.readiness import check_decoder, check_eval
 from sinkscope.errors import SinkscopeError
 from sinkscope.streaming.cache.sink_cache import SinkCache
 from sinkscope.streaming.talk.sampling import Sampler
@@ -112,11 +113,9 @@ def write(
 
 
 def check_writer(model: nn.Module) -> None:
-    """Raise SinkscopeError for a model that cannot write: none at all, one without a head, or in training mode."""
-    if find_anatomy(model).base is model:
-        raise SinkscopeError(f"{type(model).__name__} has no language head; load the model with one to have text.")
-    if model.training:
-        raise SinkscopeError("the model is in training mode, where dropout makes it random; call model.eval().")
+    """Raise SinkscopeError for a model that cannot write: no decoder, one without a head, or in training mode."""
+    check_decoder(model, predicts=True)
+    check_eval(model, "its text")
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
