@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DummyLayer
 
 from sinkscope.core.anatomy import Anatomy
 from sinkscope.core.eviction import Eviction, KeyEviction, RecentEviction, WindowEviction
 from sinkscope.core.policies import Policy
+from sinkscope.core.readiness import check_unchunked
 from sinkscope.core.rotary import find_rotations
 from sinkscope.core.rotation import Rotation
 from sinkscope.errors import SinkscopeError
@@ -38,7 +41,7 @@ def layer_evictions(policy: Policy, model: nn.Module, anatomy: Anatomy) -> list[
             f"{type(model).__name__} does not use transformers' attention interface, so its attention cannot follow a "
             "policy in one forward pass; use sinkscope.perplexity or a SinkCache, which go token by token."
         )
-    natives = native_windows(model, len(anatomy.parts))
+    natives = _own_windows(policy, model, anatomy)
     make = _window_eviction if policy.window is not None else _key_eviction
     if policy.window is None and None not in natives:
         raise SinkscopeError(
@@ -51,6 +54,15 @@ def layer_evictions(policy: Policy, model: nn.Module, anatomy: Anatomy) -> list[
         None if (None in natives and native) or not policy.acts_in(part.number) else make(policy, rotation, heads)
         for part, native, rotation in zip(anatomy.parts, natives, rotations, strict=True)
     ]
+
+
+def _own_windows(policy: Policy, model: nn.Module, anatomy: Anatomy) -> list[int | None]:
+    """The windows of the attention layers; chosen keys can be acted on in layers that have no cache of their own."""
+    if policy.window is not None:
+        return native_windows(model, len(anatomy.parts))
+    check_unchunked(model)
+    windows = cached_windows(model)
+    return [windows.get(number) for number in anatomy.numbers]
 
 
 def _window_eviction(policy: Policy, rotation: Rotation | None, heads: Tensor | None) -> Eviction:
@@ -81,20 +93,30 @@ def query_heads(model: Any) -> int | None:
 
 
 def native_windows(model: Any, layers: int) -> list[int | None]:
-    """The model's own sliding window in each layer, in tokens, the token being read included; None for full layers.
+    """The model's own sliding window in each attention layer, in tokens, that being read included; None for full ones.
+
+    Args:
+        model: a decoder.
+        layers: how many attention layers it has; each needs one of its own in the cache.
 
     Raises:
-        SinkscopeError: attention in chunks (llama4), where what a token sees depends on its place in the text.
+        SinkscopeError: attention in chunks (llama4); other layers in the cache, or layers that share one (gemma3n).
     """
-    from transformers import DynamicCache
-
-    config = model.config.get_text_config(decoder=True)
-    if "chunked_attention" in (getattr(config, "layer_types", None) or []):
+    check_unchunked(model)
+    windows = list(cached_windows(model).values())
+    if len(windows) != layers:
         raise SinkscopeError(
-            f"{type(model).__name__} attends in chunks, whose borders are places in the text; it cannot be streamed."
+            f"{type(model).__name__} has {layers} attention layers, but {len(windows)} layers in its cache, and a "
+            "policy needs one for each; it cannot be streamed."
         )
-    cached: list[Any] = DynamicCache(config=config).layers
-    windows = [
-        getattr(layer, "sliding_window", None) if getattr(layer, "is_sliding", False) else None for layer in cached
-    ]
-    return windows if len(windows) == layers else [None] * layers
+    return windows
+
+
+def cached_windows(model: Any) -> dict[int, int | None]:
+    """The same by number of the layer, for those in the cache, which need not be one for each attention layer."""
+    layers: list[Any] = DynamicCache(config=model.config).layers
+    return {
+        number: getattr(layer, "sliding_window", None) if getattr(layer, "is_sliding", False) else None
+        for number, layer in enumerate(layers)
+        if not isinstance(layer, DummyLayer)
+    }

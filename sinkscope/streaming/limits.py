@@ -11,6 +11,8 @@ from torch import nn
 
 from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.policies import Policy
+from sinkscope.core.policy_on_layers import native_windows
+from sinkscope.core.readiness import check_unchunked
 from sinkscope.core.rotary import changes_with_length, find_rotations, position_limit
 from sinkscope.errors import SinkscopeError
 
@@ -20,23 +22,26 @@ def check_limits(model: nn.Module, policy: Policy, tokens: int) -> None:
 
     Raises:
         SinkscopeError: learned absolute positions are streamed, or read past their table; a rotation that changes
-            with length is read past that change.
+            with length is read past that change; attention in chunks, or layers that share keys, where they cannot be.
     """
-    limit, name = position_limit(model), type(model).__name__
+    limit, name, anatomy = position_limit(model), type(model).__name__, find_anatomy(model)
     reach = tokens if policy.cache_size is None or policy.is_partial else min(tokens, policy.cache_size)
-    if not policy.is_plain and not find_anatomy(model).interface:
+    if not policy.is_plain and not anatomy.interface:
         raise SinkscopeError(
             f"{name} does not use transformers' attention interface, so it can be read token by token under a window, "
             f"sinks and all, but not under `{policy.name}`."
         )
+    if policy.window is None:
+        check_unchunked(model)
     if policy.window is None or policy.recomputed:
         if limit and reach > limit and _has_table(model):
             raise SinkscopeError(
                 f"{name} has a table of {limit} positions, and `{policy.name}` needs {reach}; give fewer tokens."
             )
     else:
+        native_windows(model, len(anatomy.parts))
         find_rotations(model)
-        if policy.sinks and policy.positions == "original" and not find_anatomy(model).interface:
+        if policy.sinks and policy.positions == "original" and not anatomy.interface:
             raise SinkscopeError(
                 f"{name} does not use transformers' attention interface, so sinks are counted only by their place in "
                 'the cache; give positions="cache".'

@@ -22,8 +22,9 @@ from sinkscope.core.forward import check_vocabulary
 from sinkscope.core.measure import PATIENCE, batches_of, texts_of, with_token_texts
 from sinkscope.core.normalisers import Normaliser
 from sinkscope.core.policies import Dense, Policy, Recompute, SinkWindow, Window
-from sinkscope.core.policy_on_layers import native_windows
+from sinkscope.core.policy_on_layers import cached_windows
 from sinkscope.core.provenance import model_attributes, token_attributes, weights_hash
+from sinkscope.core.readiness import check_decoder, check_eval
 from sinkscope.errors import SinkscopeError
 from sinkscope.streaming.checkpoint import Checkpoint, Progress
 from sinkscope.streaming.limits import block_within_limits, check_limits
@@ -69,7 +70,7 @@ def perplexity(
     a sample of them. The first token of a text is not scored, with or without a BOS token.
 
     Args:
-        model: a decoder in eval mode.
+        model: a decoder with a language head, in eval mode.
         ids: token ids [sequence, token], or a list of 1-D tensors; each text starts with an empty cache.
         policies: which keys a query may see.
         block: tokens per forward pass; changes time and memory, not losses.
@@ -85,8 +86,8 @@ def perplexity(
         A record with `nll` [policy, sequence, token], nats, NaN where a token was not scored.
 
     Raises:
-        SinkscopeError: a text of fewer than two tokens, ids outside the vocabulary, a policy that this model cannot
-            carry out, a checkpoint that is damaged or of other settings.
+        SinkscopeError: a text of fewer than two tokens, ids outside the vocabulary, a model that predicts no next
+            token, a policy that it cannot carry out, a checkpoint that is damaged or of other settings.
     """
     texts, ways = texts_of(ids), _checked_policies(policies)
     run = Run(block, samples, seed, normaliser)
@@ -166,8 +167,8 @@ def record_of(model: nn.Module, texts: list[Tensor], policies: list[Policy], fin
     for line, text in zip(tokens, texts, strict=True):
         line[: len(text)] = text.numpy()
     losses = np.stack([run.losses.numpy() for run in finished])
-    natives = native_windows(model, len(find_anatomy(model).parts))
-    mixed = None in natives
+    natives = cached_windows(model)
+    mixed = None in natives.values()
     per_policy = {
         "cache_size": [-1 if policy.cache_size is None else policy.cache_size for policy in policies],
         "sinks": [policy.sinks for policy in policies],
@@ -186,7 +187,7 @@ def record_of(model: nn.Module, texts: list[Tensor], policies: list[Policy], fin
             **{name: ("policy", values) for name, values in per_policy.items()},
         },
     )
-    native = ", ".join(str(layer) for layer, window in enumerate(natives) if window and mixed)
+    native = ", ".join(str(layer) for layer, window in natives.items() if window and mixed)
     return record.assign_attrs(
         kind="perplexity",
         **model_attributes(model),
@@ -208,8 +209,8 @@ def _checked_policies(policies: Iterable[Policy]) -> list[Policy]:
 
 
 def check_run(model: nn.Module, texts: list[Tensor], run: Run) -> None:
-    if model.training:
-        raise SinkscopeError("the model is in training mode, where dropout makes losses random; call model.eval().")
+    check_decoder(model, predicts=True)
+    check_eval(model, "losses")
     if run.block < 1 or (run.samples is not None and run.samples < 1):
         raise SinkscopeError(f"block = {run.block} and samples = {run.samples}: give 1 or more of each.")
     if min(map(len, texts)) < 2:

@@ -13,7 +13,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.policies import Policy
-from sinkscope.core.policy_on_layers import native_windows
+from sinkscope.core.policy_on_layers import cached_windows, native_windows
 from sinkscope.core.rotary import find_rotations
 from sinkscope.core.rotation import Rotation
 
@@ -102,9 +102,8 @@ class RollingCache(Cache):
         anatomy = find_anatomy(model)
         window = None if policy.is_partial else policy.window  # where some layers or heads are dense, all is kept
         bounded = window is not None
-        layers = len(anatomy.parts)
-        rotations = find_rotations(model) if bounded else [None] * layers
-        natives = native_windows(model, layers)
+        natives = native_windows(model, len(anatomy.parts)) if bounded else [*cached_windows(model).values()]
+        rotations = find_rotations(model) if bounded else [None] * len(natives)
         mixed = None in natives
         self.rolling = [
             RollingLayer(0, native - 1, rotation, is_sliding=True)

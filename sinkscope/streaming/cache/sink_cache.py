@@ -23,8 +23,8 @@ from transformers import Cache
 
 from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.policies import SinkWindow
-from sinkscope.core.policy_on_layers import native_windows
 from sinkscope.core.provenance import weights_hash
+from sinkscope.core.readiness import check_decoder
 from sinkscope.core.rotary import position_limit
 from sinkscope.errors import SinkscopeError
 from sinkscope.streaming.cache.cache_files import read_cache, write_cache
@@ -65,7 +65,7 @@ class SinkCache(Cache, Tied):
     def __init__(self, model: nn.Module, sinks: int = 4, window: int = 1020) -> None:
         policy = SinkWindow(sinks, window)
         anatomy = find_anatomy(model)
-        native_windows(model, len(anatomy.parts))  # chunked attention is refused with its own reason
+        check_decoder(model)
         check_limits(model, policy, sys.maxsize)
         self.policy, self._model_name = policy, type(model).__name__
         self._limit = position_table(model, anatomy.base, policy)
