@@ -6,6 +6,9 @@ The nulls of the mass and of alpha come from sinkscope.analysis; these two belon
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
@@ -32,3 +35,15 @@ def null_distance(length: int) -> np.ndarray:
     """
     rows = 1.0 / np.arange(1, length + 1)
     return np.cumsum(rows[::-1])[::-1] / np.arange(length, 0, -1)
+
+
+def null_mass_from(attributes: Mapping[Any, Any]) -> float:
+    """Mean mass on the first keys under uniform causal attention, over the queries from the start on, of a table of
+    interventions or doses: its attrs say how many keys, where the start is and how long the texts are. NaN where they
+    do not, or the texts are not equally long.
+    """
+    first, start, tokens, sequences = (attributes.get(name) for name in ("first", "start", "tokens", "sequences"))
+    if not first or not start or not tokens or not sequences or int(tokens) % int(sequences):
+        return float("nan")
+    query = np.arange(int(start), int(tokens) // int(sequences))
+    return float(np.mean(np.minimum(int(first) / (query + 1), 1))) if len(query) else float("nan")

@@ -41,6 +41,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 PROBABILITY_MAP = "magma_r"  # light is little, dark is much: reads the same in grey
 LOGIT_MAP = "viridis"  # another map for another unit: logits must not look like probabilities
+FACTOR_MAP = "YlGnBu"  # a factor is neither: how many times as much, light is once
 MISSING = "#dfdfdf"
 
 _NOT_STYLE = (

@@ -1,0 +1,189 @@
+"""Several models side by side: how strong their sinks are, and how much they lose without them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from sinkscope.analysis.intervals import interval
+from sinkscope.analysis.mass import sink_mass
+from sinkscope.analysis.perplexities import first_evicted, losses, losses_from, ppl_table
+from sinkscope.analysis.rate import sink_rate, sink_rate_curve
+from sinkscope.analysis.variables import sequence_lengths, variable, whole, whole_number
+from sinkscope.errors import SinkscopeError
+
+Saved = str | os.PathLike[str] | Sequence[Any]
+EPSILON = 0.3  # Gu et al. 2024
+FILES = ("text.nc", "perplexity.nc")
+
+
+def compare(saved: Iterable[Saved], length: int | None = None, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Sink strength beside the collapse of window attention, one row for each model.
+
+    Args:
+        saved: folders of saved reports, or pairs (captured record, perplexity record), each a Dataset or a file.
+        length: tokens of each sequence that count for the sinks; those of the shortest text of all when None.
+        resamples, seed: of the bootstrap.
+
+    Returns:
+        model
+        sink_rate, rate_low, rate_high, rate_null   share of heads with an importance of the first token above 0.3
+                                                    (Gu et al. 2024); of uniform attention
+        sink_mass, mass_low, mass_high, mass_null   mean attention on the first token; of uniform attention
+        T, sequences, bos                           tokens of each sequence they are of, how many, and whether each
+                                                    starts with BOS
+        collapse, collapse_low, collapse_high       perplexity of the window over that of sinks + window, over the same
+                                                    tokens after the first eviction, with its paired interval
+        cache_size, sinks, tokens, read             of both policies; tokens scored, and read in all
+        text                                        its name
+        differs                                     which of cache_size, sinks, bos, sequences, tokens and text are not
+                                                    those of the first row; such rows answer another question
+
+        The sink metric falls as T grows and a causal query sees no later token, so all rows are cut to the same T,
+        which changes nothing else. The collapse is cut to the tokens that all texts have.
+
+    Raises:
+        SinkscopeError: nothing to compare, a folder without records, a record without sink mass or losses, without a
+            window or sinks + window of one cache size, or too short.
+    """
+    pairs = [_opened(each) for each in _listed(saved)]
+    shortest = min(int(sequence_lengths(record).min()) for record, _, _ in pairs)
+    most = min(shortest, whole_number(length, "length", 2)) if length is not None else shortest
+    read = min(int(curve.sizes["token"]) for _, curve, _ in pairs)
+    rows = [_row(record, curve, where, most, read, resamples, seed) for record, curve, where in pairs]
+    for row in rows:
+        row["differs"] = ", ".join(name for name in DIFFER if row[name] != rows[0][name])
+    table = pd.DataFrame(rows)
+    texts = list(dict.fromkeys(table["text"]))
+    table.attrs = {
+        "model": ", ".join(dict.fromkeys(table["model"])),
+        "text": texts[0] if len(texts) == 1 else f"{len(texts)} texts",
+        "sinkscope": ", ".join(sorted({str(each.attrs.get("sinkscope", "")) for each, _, _ in pairs})),
+        "date": max(str(each.attrs.get("date", "")) for each, _, _ in pairs),
+        "kind": "comparison",
+        "epsilon": EPSILON,
+        "resamples": resamples,
+        "seed": seed,
+    }
+    return table
+
+
+DIFFER = ("cache_size", "sinks", "bos", "sequences", "tokens", "text")
+
+
+def _listed(saved: Iterable[Saved]) -> list[Saved]:
+    if isinstance(saved, (str, os.PathLike)) or not isinstance(saved, Iterable):
+        raise SinkscopeError(f"compare takes a list of saved reports, not {saved!r}: put it in brackets.")
+    listed = list(saved)
+    if not listed:
+        raise SinkscopeError("there is nothing to compare: give folders of saved reports.")
+    return listed
+
+
+def _opened(saved: Saved) -> tuple[xr.Dataset, xr.Dataset, str]:
+    """The captured record, the perplexity record, and what to call them in an error."""
+    if isinstance(saved, (str, os.PathLike)):
+        folder = Path(saved).expanduser()
+        here = folder / "records" if (folder / "records").is_dir() else folder
+        missing = [name for name in FILES if not (here / name).is_file()]
+        if len(missing) == len(FILES):
+            raise SinkscopeError(f"{folder} holds no record of a report: give a folder that `sinkscope report` wrote.")
+        if missing:
+            what = "losses, as one made with --no-streaming" if missing == ["perplexity.nc"] else "sink mass"
+            raise SinkscopeError(f"{folder} is a report without {what} ({missing[0]} is not there): make it again.")
+        saved = [here / name for name in FILES]
+        where = str(folder)
+    else:
+        where = "a pair"
+    if isinstance(saved, xr.Dataset) or not isinstance(saved, Sequence) or len(saved) != 2:
+        raise SinkscopeError(f"{type(saved).__name__} is no saved report: give a folder, or a pair of records.")
+    from sinkscope.record import open_record
+
+    record, curve = (each if isinstance(each, xr.Dataset) else open_record(each) for each in saved)
+    return whole(record), curve, where
+
+
+def _row(
+    record: xr.Dataset, curve: xr.Dataset, where: str, length: int, read: int, resamples: int, seed: int
+) -> dict[str, Any]:
+    variable(record, "sink_mass")
+    if not record.attrs.get("causal", 1):
+        raise SinkscopeError(f"{_name(record)} is an encoder, which has no window to collapse: leave it out.")
+    if _name(record) != _name(curve):
+        raise SinkscopeError(f"{where} has sinks of {_name(record)} and losses of {_name(curve)}: give one model's.")
+    record = _first_tokens(record, length)
+    rate = sink_rate(record, EPSILON)
+    rates = sink_rate_curve(record, [EPSILON], [length]).squeeze()
+    mass = sink_mass(record, first=1)
+    each = record["sink_mass"].isel(sink=0, query=slice(1, None)).mean(["layer", "head", "query"], dtype=np.float64)
+    spread = interval(each, resamples=resamples, seed=seed)
+    return {
+        "model": _name(record),
+        "sink_rate": float(rate),
+        "rate_low": float(rates["lower"]),
+        "rate_high": float(rates["upper"]),
+        "rate_null": float(rate.attrs["null_rate"]),
+        "sink_mass": float(mass.mean()),
+        "mass_low": float(spread["lower"]),
+        "mass_high": float(spread["upper"]),
+        "mass_null": float(mass.attrs["null"]),
+        "T": length,
+        "sequences": int(record.sizes["sequence"]),
+        "bos": str(record.attrs.get("bos", "unknown")),
+        **_collapse(curve, read, resamples, seed),
+        "text": str(curve.attrs.get("text", "unknown")),
+    }
+
+
+def _collapse(curve: xr.Dataset, read: int, resamples: int, seed: int) -> dict[str, Any]:
+    """The window against sinks + window, over the tokens up to `read` after the first eviction."""
+    name = _name(curve)
+    nll = losses(curve)
+    if not {"cache_size", "sinks", "recomputed"} <= set(nll.coords):
+        raise SinkscopeError(f"the losses of {name} do not say what was kept: make them with sinkscope.perplexity.")
+    size, sinks, again = (nll[each].values for each in ("cache_size", "sinks", "recomputed"))
+    plain = np.array([", " not in str(each) for each in nll["policy"].values]) & (again == 0) & (size > 0)
+    pairs = [
+        (int(w), int(s))
+        for w in np.flatnonzero(plain & (sinks == 0))
+        for s in np.flatnonzero(plain & (sinks > 0))
+        if size[w] == size[s]
+    ]
+    if not pairs:
+        raise SinkscopeError(f"the losses of {name} have no window and sinks + window of one cache size: measure both.")
+    window, kept = pairs[0]
+    both = curve.isel(policy=[window, kept], token=slice(0, read))
+    late = losses_from(both, first_evicted(int(size[kept])))
+    if not bool(late["nll"].notnull().any()):
+        raise SinkscopeError(
+            f"no token of {name} below {read} comes after the first eviction from a cache of {size[kept]}: give longer "
+            "texts."
+        )
+    found = ppl_table(late, str(nll["policy"].values[kept]), None, resamples, seed).iloc[0]
+    return {
+        "collapse": float(found["ratio"]),
+        "collapse_low": float(found["ratio_low"]),
+        "collapse_high": float(found["ratio_high"]),
+        "cache_size": int(size[kept]),
+        "sinks": int(sinks[kept]),
+        "tokens": int(found["tokens"]),
+        "read": int(both["nll"].sizes["token"]),
+    }
+
+
+def _first_tokens(record: xr.Dataset, length: int) -> xr.Dataset:
+    """The record of the first `length` tokens of each text: exact, as no causal query sees a later one."""
+    kept = record[["sink_mass"]]
+    kept = kept.isel({dim: slice(0, length) for dim in ("query", "token") if dim in kept.dims})
+    kept = kept.drop_vars([name for name in ("token_id", "token_text") if name in kept.coords])
+    return kept.assign_coords(length=("sequence", np.full(kept.sizes["sequence"], length)))
+
+
+def _name(record: xr.Dataset) -> str:
+    return PurePath(str(record.attrs.get("model", "unknown model"))).name or "unknown model"
