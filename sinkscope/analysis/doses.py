@@ -28,11 +28,12 @@ def dose_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.D
     tables = []
     for arm in record["arm"].values:
         part = record.sel(arm=arm)
-        names = [f"{dose:g}" for dose in record["dose"].values]
+        names = [str(dose) for dose in record["dose"].values]
         curve = part[["nll"]].rename(dose="policy").assign_coords(policy=names)
         losses = ppl_table(curve, names[zero], None, resamples, seed)
         kept = losses[["ppl", "low", "high", "ratio", "ratio_low", "ratio_high"]]
-        output = (part.output_norm / part.output_norm.isel(dose=zero)).astype("float64")
+        norm = part.output_norm.astype("float64")
+        output = norm / norm.isel(dose=zero)
         columns = {"mass": part.sink_mass.astype("float64"), "output": output}
         for name, values in columns.items():
             found = interval(values.mean(["layer", "head"]), resamples=resamples, seed=seed)
@@ -43,5 +44,9 @@ def dose_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.D
         kept.insert(1, "dose", record["dose"].values)
         tables.append(kept)
     table = pd.concat(tables, ignore_index=True)
-    table.attrs = record.attrs | {"reference_dose": float(record["dose"].values[zero]), "resamples": resamples}
+    table.attrs = record.attrs | {
+        "reference_dose": float(record["dose"].values[zero]),
+        "resamples": resamples,
+        "seed": seed,
+    }
     return table

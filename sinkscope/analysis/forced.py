@@ -20,7 +20,8 @@ def amplification(record: xr.Dataset) -> xr.DataArray:
     queries that see little else do not decide it. Raises SinkscopeError if the record has none.
     """
     logs = variable(whole(record), "log_amplification").astype("float64")
-    result = np.exp(logs.mean(["sequence", "query"], skipna=True))
+    mean = logs.mean(["sequence", "query"], skipna=True)
+    result = mean.copy(data=np.exp(mean.values))
     result.attrs = {**record.attrs, "computed": "exp of the mean of -log(1 - m) over queries and sequences"}
     return result.rename("amplification")
 

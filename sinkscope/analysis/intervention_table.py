@@ -11,6 +11,10 @@ from sinkscope.analysis.perplexities import ppl_table
 from sinkscope.errors import SinkscopeError
 
 BASELINE = "nothing"
+RATIO = ("ratio", "ratio_low", "ratio_high")
+LOSSES = ("ppl", "low", "high", *RATIO)
+OVER_CONTROL = ("over_control", "over_control_low", "over_control_high")
+MASS = {"sink_mass": "mean", "mass_low": "lower", "mass_high": "upper"}
 
 
 def intervention_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -24,46 +28,46 @@ def intervention_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0)
                                         on, and its bootstrap interval over texts (NaN with one text)
     tokens                              scored
 
-    Intervals of losses are those of `ppl_table`, the same resamples in all rows.
+    Intervals of losses are those of `ppl_table`, the same resamples in all rows. An intervention that puts other tokens
+    in the place of those scored has a perplexity, but no ratio (NaN).
     Raises SinkscopeError if the record is not one of interventions.
     """
     if "control" not in record.coords or BASELINE not in record["policy"].values:
         raise SinkscopeError("the record is not one of interventions: make one with sinkscope.run_interventions.")
-    every = ppl_table(record, BASELINE, None, resamples, seed)
+    names = [str(name) for name in record["policy"].values]
+    control_of = dict(zip(names, map(str, record["control"].values), strict=True))
+    same = record["same_tokens"].values if "same_tokens" in record.coords else np.ones(len(names))
+    comparable = [name for name, each in zip(names, same, strict=True) if each]
+    every = ppl_table(record.sel(policy=comparable), BASELINE, None, resamples, seed)
     block, losses = every.attrs["block"], every.set_index("policy")
-    masses = interval(record.sink_mass.astype("float64").mean(["layer", "head"]), resamples=resamples, seed=seed)
-    control_of = dict(zip(record["policy"].values.tolist(), record["control"].values.tolist(), strict=True))
-    rows = [_row(BASELINE, "baseline", losses, masses)]
+    if others := [name for name in names if name not in comparable]:
+        alone = ppl_table(record.sel(policy=others), None, block, resamples, seed).set_index("policy")
+        losses = pd.concat([losses, alone.assign(**dict.fromkeys(RATIO, np.nan))])
+    mass = record.sink_mass.astype("float64").mean(["layer", "head"])
+    masses: pd.DataFrame = interval(mass, resamples=resamples, seed=seed).to_dataframe()
+
+    def row(name: str, role: str) -> dict[str, object]:
+        control, over = control_of[name], [np.nan] * 3
+        if role == "effect" and control and {name, control} <= set(comparable):
+            pair = ppl_table(record.sel(policy=[name, control]), control, block, resamples, seed)
+            over = pair[list(RATIO)].to_numpy(float)[0].tolist()
+        return {
+            "intervention": name,
+            "role": role,
+            **{column: losses.at[name, column] for column in LOSSES},
+            **dict(zip(OVER_CONTROL, over, strict=True)),
+            **{column: masses.at[name, bound] for column, bound in MASS.items()},
+            "tokens": losses.at[name, "tokens"],
+        }
+
+    rows = [row(BASELINE, "baseline")]
     for name, control in control_of.items():
         if control:
-            pair = ppl_table(record.sel(policy=[name, control]), control, block, resamples, seed)
-            rows.append(_row(name, "effect", losses, masses) | _over(pair.iloc[0]))
-            rows.append(_row(control, "control", losses, masses) | _over(None))
-    shown = {row["intervention"] for row in rows}
-    rows += [_row(name, "effect", losses, masses) | _over(None) for name in control_of if name not in shown]
+            rows += [row(name, "effect"), row(control, "control")]
+    shown = {each["intervention"] for each in rows}
+    rows += [row(name, "effect") for name in names if name not in shown]
     table = pd.DataFrame(rows).astype({"tokens": int})
     table.attrs = record.attrs | {
         name: every.attrs[name] for name in ("computed", "baseline", "block", "resamples", "seed", "confidence")
     }
     return table
-
-
-def _row(name: str, role: str, losses: pd.DataFrame, masses: xr.Dataset) -> dict[str, object]:
-    found, mass = losses.loc[name], masses.sel(policy=name)
-    kept = ("ppl", "low", "high", "ratio", "ratio_low", "ratio_high")
-    return {
-        "intervention": name,
-        "role": role,
-        **{column: float(found[column]) for column in kept},
-        **_over(None),
-        "sink_mass": float(mass["mean"]),
-        "mass_low": float(mass["lower"]),
-        "mass_high": float(mass["upper"]),
-        "tokens": int(found["tokens"]),
-    }
-
-
-def _over(pair: pd.Series | None) -> dict[str, float]:
-    """Against the control, or nothing."""
-    found = [np.nan] * 3 if pair is None else [float(pair[name]) for name in ("ratio", "ratio_low", "ratio_high")]
-    return dict(zip(("over_control", "over_control_low", "over_control_high"), found, strict=True))

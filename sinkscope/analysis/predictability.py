@@ -22,7 +22,8 @@ def predictability_table(
 
     layer, head, measure        "next_loss" or "next_entropy"
     correlation, low, high      over the queries from `start` on, ranks within each text, mean over texts; 95%
-                                percentile interval of a circular block bootstrap over queries
+                                percentile interval of a circular block bootstrap over queries, ranks as in the text,
+                                blocks of `block` queries, or of a tenth of a text where that is less
     null                        the same for a head that spreads its attention evenly: what the place of the query
                                 alone explains
     sink_mass                   mean over those queries
@@ -31,41 +32,40 @@ def predictability_table(
     `sinkscope.predictability` or no query is left.
     """
     _check(record)
-    record, start = whole(record), whole_number(start, "start", 1)
-    mass = _summed(record)
-    layers, heads = mass.sizes["layer"], mass.sizes["head"]
-    flat = mass.transpose("sequence", "query", "layer", "head").values.reshape(*mass.shape[:1], mass.sizes["query"], -1)
-    share = even_share(record).transpose("sequence", "query").values
+    record, start, block = whole(record), whole_number(start, "start", 1), whole_number(block, "block", 1)
+    resamples, seed = whole_number(resamples, "resamples", 1), whole_number(seed, "seed", 0)
+    mass, share = _summed(record), even_share(record).transpose("sequence", "query").values
+    flat = mass.stack(place=("layer", "head")).transpose("sequence", "query", "place")
+    late = mass.where(mass["query"] >= start).mean(["sequence", "query"]).stack(place=("layer", "head"))
     rows = []
     for measure in MEASURES:
-        parts = [_moments(flat[text], share[text], record[measure].values[text], start) for text in range(len(flat))]
+        parts = [
+            _moments(one.values, even, known.values, start)
+            for one, even, known in zip(flat, share, record[measure], strict=True)
+        ]
         parts = [part for part in parts if len(part) > 2]
         if not parts:
             raise SinkscopeError(f"no text has three queries from start={start} on: give longer texts or less.")
-        columns = layers * heads + 1
-        found = np.nanmean([_correlations(part.mean(0)[None], columns)[0] for part in parts], axis=0)
-        random = np.random.default_rng(whole_number(seed, "seed", 0))
-        drawn = np.nanmean(
+        columns, random = flat.sizes["place"] + 1, np.random.default_rng(seed)
+        found = _mean([_correlations(part.mean(0)[None], columns) for part in parts])[0]
+        drawn = _mean(
             [
-                _correlations(resampled_means([part], min(block, len(part)), resamples, random), columns)
+                _correlations(resampled_means([part], max(1, min(block, len(part) // 10)), resamples, random), columns)
                 for part in parts
-            ],
-            axis=0,
+            ]
         )
-        low, high = np.nanquantile(drawn, [0.025, 0.975], axis=0)
-        late = mass.where(mass["query"] >= start).mean(["sequence", "query"])
-        for number in range(columns - 1):
-            layer, head = divmod(number, heads)
+        low, high = np.quantile(drawn, [0.025, 0.975], axis=0)  # NaN where a head has none
+        for number, (layer, head) in enumerate(flat["place"].values):
             rows.append(
                 {
-                    "layer": int(mass["layer"].values[layer]),
-                    "head": int(mass["head"].values[head]),
+                    "layer": int(layer),
+                    "head": int(head),
                     "measure": measure,
                     "correlation": found[number],
                     "low": low[number],
                     "high": high[number],
                     "null": found[-1],
-                    "sink_mass": float(late.values[layer, head]),
+                    "sink_mass": float(late.values[number]),
                 }
             )
     table = pd.DataFrame(rows)
@@ -84,7 +84,7 @@ def predictability_bins(
     _check(record)
     if measure not in MEASURES:
         raise SinkscopeError(f"measure={measure!r} is unknown: give one of {', '.join(MEASURES)}.")
-    record, bins = whole(record), whole_number(bins, "bins", 2)
+    record, bins, start = whole(record), whole_number(bins, "bins", 2), whole_number(start, "start", 1)
     stacked = xr.Dataset({"mass": _summed(record), "share": even_share(record), "at": record[measure]})
     stacked = stacked.where(stacked["query"] >= start).stack(place=("sequence", "query"))
     values = stacked["at"].values
@@ -114,6 +114,14 @@ def _check(record: xr.Dataset) -> None:
 def _summed(record: xr.Dataset) -> xr.DataArray:
     """[sequence, layer, head, query] mass on all first keys together."""
     return record.sink_mass.sum("sink", skipna=False).astype("float64").transpose("sequence", "layer", "head", "query")
+
+
+def _mean(tables: list[np.ndarray]) -> np.ndarray:
+    """Means over texts [resample, columns] of those that have a number."""
+    stacked = np.stack(tables)
+    known = np.isfinite(stacked)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, stacked, 0.0).sum(0) / known.sum(0)
 
 
 def _moments(mass: np.ndarray, share: np.ndarray, measure: np.ndarray, start: int) -> np.ndarray:

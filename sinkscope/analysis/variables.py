@@ -23,7 +23,9 @@ MADE_BY = {
     "key_norm": "Norms()",
     "value_norm": "Norms()",
     "output_norm": "OutputNorm()",
-    "log_amplification": "EvictionEffect(keys=(0, 1, 2, 3))",
+    **dict.fromkeys(
+        ("log_amplification", "change_norm", "lost_denominator", "lost_value"), "EvictionEffect(keys=(0, 1, 2, 3))"
+    ),
     "activation_max": "HiddenExtremes()",
     "activation_median": "HiddenExtremes()",
     "activation_dimension": "HiddenExtremes()",
@@ -31,9 +33,10 @@ MADE_BY = {
 """The probe that makes each variable, for errors."""
 
 PER_QUERY = ("sink_mass", "log_sum_exp", "entropy")
-PER_SEQUENCE = ("length", "token_id", "token_text")
+PER_SEQUENCE = ("length", "token_id", "token_text", "next_loss", "next_entropy")
+PER_KV_HEAD = ("key_norm", "value_norm")
 CARRIED_BY = {
-    "head": [name for name in MADE_BY if not name.endswith("_norm") and not name.startswith("activation_")],
+    "head": [name for name in MADE_BY if name not in PER_KV_HEAD and not name.startswith("activation_")],
     "layer": list(MADE_BY),
     "sequence": [*(name for name in MADE_BY if not name.startswith("mean_")), *PER_SEQUENCE],
 }

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from sinkscope.analysis.variables import whole_number
+from sinkscope.core.anatomy import find_anatomy
+from sinkscope.core.forward import check_vocabulary
 from sinkscope.errors import SinkscopeError
 from sinkscope.interventions.intervention import Arm, Intervention, Setting
 from sinkscope.streaming.ablation.sink_tokens import line_break_token
@@ -35,39 +39,33 @@ class ReplaceTokens(Intervention):
     def __post_init__(self) -> None:
         if self.by not in TOKENS:
             raise SinkscopeError(f"by={self.by!r} is unknown; give one of {', '.join(TOKENS)}.")
+        if self.count is not None:
+            whole_number(self.count, "count", 1)
 
     @property
     def name(self) -> str:
-        where = "first" if self.first else "other"
-        return f"{where} {'tokens' if self.count is None else self.count} to {self.by}"
+        where, by = "first" if self.first else "other", "random ones" if self.by == "random" else self.by
+        return f"{where} {'' if self.count is None else f'{self.count} '}tokens to {by}"
 
     def control(self) -> Intervention | None:
         return replace(self, first=False) if self.first else None
 
     def check(self, model: nn.Module, texts: Sequence[Tensor], setting: Setting) -> None:
         if self.by == "line breaks":
-            if setting.tokenizer is None:
-                raise SinkscopeError(
-                    "replacing tokens by line breaks needs a tokenizer to find theirs; pass tokenizer=."
-                )
-            line_break_token(setting.tokenizer)
-        if (self.count or setting.sinks) > setting.start - setting.sinks:
-            raise SinkscopeError(
-                f"{self.count} tokens do not fit before the start at {setting.start}; give a later one."
-            )
+            _line_break(setting.tokenizer)
+        setting.check_room(self.name, self.count or setting.sinks)
 
     def prepare(self, model: nn.Module, texts: Sequence[Tensor], setting: Setting) -> Intervention:
         embeddings = model.get_input_embeddings()  # type: ignore[operator]
         return replace(self, vocabulary=embeddings.num_embeddings)
 
     def arm(self, text: Tensor, number: int, setting: Setting) -> Arm:
-        count, random = self.count or setting.sinks, setting.random(number)
-        places = random.choice(range(setting.sinks, setting.start), count, replace=False)
-        drawn = torch.from_numpy(random.integers(self.vocabulary or 1, size=count))
+        count = self.count or setting.sinks
+        drawn = torch.from_numpy(setting.random(number, 1).integers(self.vocabulary or 1, size=count))
         if self.by == "line breaks":
-            drawn = torch.full((count,), line_break_token(setting.tokenizer))
+            drawn = torch.full((count,), _line_break(setting.tokenizer))
         changed = text.clone()
-        changed[torch.arange(count) if self.first else torch.from_numpy(places)] = drawn
+        changed[list(range(count)) if self.first else setting.others(number, count)] = drawn.to(text)
         return Arm.of(changed)
 
 
@@ -86,8 +84,7 @@ class Shift(Intervention):
     behind_sinks: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.tokens, int) or self.tokens < 1:
-            raise SinkscopeError(f"tokens={self.tokens!r} shifts nothing; give a whole number, 1 or more.")
+        whole_number(self.tokens, "tokens", 1)
 
     @property
     def name(self) -> str:
@@ -99,7 +96,8 @@ class Shift(Intervention):
     def check(self, model: nn.Module, texts: Sequence[Tensor], setting: Setting) -> None:
         if self.tokens + setting.sinks >= setting.start:
             raise SinkscopeError(
-                f"{self.tokens} tokens cannot be cut before the start at {setting.start}; give a later one."
+                f"`{self.name}` leaves nothing behind the sinks and before the start at {setting.start}; give a later "
+                "start, or cut fewer tokens."
             )
 
     def arm(self, text: Tensor, number: int, setting: Setting) -> Arm:
@@ -112,26 +110,50 @@ class Shift(Intervention):
 class Repeat(Intervention):
     """A text of one token again and again, in which nothing but the place tells tokens apart.
 
-    What to read from it is the attention, not the loss. The control is the text with its tokens in random order.
+    Its tokens are not those of the text, so what to read from it is the attention, not the loss. The control is the
+    text with its tokens in random order.
 
     Args:
         token: the id; for each text one of its own, drawn at random, when None.
         shuffled: whether to shuffle the text instead.
     """
 
+    same_tokens: ClassVar[bool] = False
+
     token: int | None = None
     shuffled: bool = False
 
+    def __post_init__(self) -> None:
+        if self.token is not None:
+            whole_number(self.token, "token", 0)
+
     @property
     def name(self) -> str:
-        return "shuffle all tokens" if self.shuffled else "repeat one token"
+        if self.shuffled:
+            return "shuffle all tokens"
+        return "repeat one token" if self.token is None else f"repeat token {self.token}"
 
     def control(self) -> Intervention | None:
-        return None if self.shuffled else replace(self, shuffled=True)
+        return None if self.shuffled else Repeat(shuffled=True)
+
+    def check(self, model: nn.Module, texts: Sequence[Tensor], setting: Setting) -> None:
+        if self.token is not None:
+            check_vocabulary(find_anatomy(model).base, torch.tensor([self.token]))
 
     def arm(self, text: Tensor, number: int, setting: Setting) -> Arm:
-        random = setting.random(number)
-        order = torch.from_numpy(random.permutation(len(text)))
+        order = torch.from_numpy(setting.random(number).permutation(len(text)))
         if self.shuffled:
             return Arm.of(text[order])
         return Arm.of(torch.full_like(text, int(text[order[0]]) if self.token is None else self.token))
+
+
+def _line_break(tokenizer: Any) -> int:
+    """The token of a line break, or SinkscopeError."""
+    if tokenizer is None:
+        raise SinkscopeError("replacing tokens by line breaks needs a tokenizer to find theirs; pass tokenizer=.")
+    try:
+        return line_break_token(tokenizer)
+    except SinkscopeError as problem:
+        raise SinkscopeError(
+            'this tokenizer has no single token for a line break; replace tokens by "random" ones.'
+        ) from problem

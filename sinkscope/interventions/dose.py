@@ -9,6 +9,7 @@ from typing import Any
 import xarray as xr
 from torch import Tensor, nn
 
+from sinkscope.analysis.variables import whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.interventions.evict_keys import EvictKeys
 from sinkscope.interventions.intervene import run_interventions
@@ -26,6 +27,7 @@ def dose_response(
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     start: int = 64,
+    sinks: int = 4,
     seed: int = 0,
     progress: bool | None = None,
     **attributes: Any,
@@ -39,6 +41,7 @@ def dose_response(
         count: how many first keys.
         layers, heads: where; all when None.
         start: the first query that notices; what is scored comes after it.
+        sinks: among how many first tokens there is no random key.
         seed: of the random keys.
         progress: whether to show a progress bar; once two seconds have passed when None.
         attributes: noted in the record's attrs.
@@ -50,22 +53,31 @@ def dose_response(
     Raises:
         SinkscopeError: as `intervene`; no doses, or one that is no bias.
     """
-    given = [float(dose) for dose in (doses if isinstance(doses, Iterable) else [doses])]
-    if not given or len(set(given)) < len(given) or any(math.isnan(dose) or dose == math.inf for dose in given):
-        raise SinkscopeError(f"doses={given!r}: give different numbers, or -math.inf to evict.")
-    given = sorted(given)
-    every = {(arm, dose): EvictKeys(arm, count, dose, layers, heads) for arm in ARMS for dose in given}
+    given = _checked(doses)
+    every = [EvictKeys(arm, whole_number(count, "count", 1), dose, layers, heads) for arm in ARMS for dose in given]
     record = run_interventions(
-        model, ids, list(every.values()), start=start, sinks=count, first=count, seed=seed, progress=progress
-    )
-    order = record.sel(policy=[each.name for each in every.values()])
+        model, ids, every, start=start, sinks=sinks, first=count, seed=seed, progress=progress
+    ).sel(policy=[each.name for each in every])
     shape = (len(ARMS), len(given))
     both = xr.Dataset(
         {
             name: (("arm", "dose", *values.dims[1:]), values.values.reshape(*shape, *values.shape[1:]), values.attrs)
-            for name, values in order.data_vars.items()
+            for name, values in record.data_vars.items()
         },
-        coords={**order.drop_vars(["policy", "control"]).coords, "arm": list(ARMS), "dose": given},
+        coords={**record.drop_vars(["policy", "control", "same_tokens"]).coords, "arm": list(ARMS), "dose": given},
     )
     where = {"layers": "all" if layers is None else list(layers), "heads": "all" if heads is None else list(heads)}
     return both.assign_attrs(record.attrs | {"kind": "dose response", "count": count} | where | attributes)
+
+
+def _checked(doses: Any) -> list[float]:
+    """The doses in order; their numbers, or SinkscopeError."""
+    try:
+        given = sorted(float(dose) for dose in (doses if isinstance(doses, Iterable) else [doses]))
+    except (TypeError, ValueError):
+        given = []
+    if not given or len(set(given)) < len(given) or any(math.isnan(dose) or dose == math.inf for dose in given):
+        raise SinkscopeError(
+            f"doses={doses!r}: give different numbers, such as [-2.0, 0.0, 2.0], or -math.inf to evict."
+        )
+    return given

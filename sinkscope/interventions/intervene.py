@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -17,7 +18,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.interventions.changed_texts import Repeat, ReplaceTokens, Shift
 from sinkscope.interventions.evict_keys import EvictKeys
 from sinkscope.interventions.intervention import Intervention, Nothing, Setting
-from sinkscope.interventions.run_arms import run_arms
+from sinkscope.interventions.run_arms import check_predicts, run_arms
 from sinkscope.streaming.limits import check_limits
 from sinkscope.streaming.perplexity import Run, check_run
 
@@ -44,7 +45,8 @@ def intervene(
     Args:
         model: a decoder in eval mode with a language head.
         ids: token ids [sequence, token], or a list of 1-D tensors; several texts give the sink mass an interval.
-        interventions: instances such as `EvictKeys("sinks")`; those of `usual` when None.
+        interventions: instances such as `EvictKeys("sinks")`; when None those of `usual` that this model and these
+            texts can take.
         tokenizer: finds delimiters and the line break.
         start: the first query that notices.
         sinks: how many first tokens count as sinks.
@@ -58,8 +60,8 @@ def intervene(
         One row for each intervention and, below it, one for its control; columns as in `intervention_table`.
 
     Raises:
-        SinkscopeError: texts too short for the start, an intervention that this model or these texts cannot take, one
-            given twice.
+        SinkscopeError: texts too short for the start, a model without a language head or in training mode, an
+            intervention that this model or these texts cannot take, one given twice.
     """
     record = run_interventions(
         model,
@@ -94,20 +96,31 @@ def run_interventions(
     """
     texts = texts_of(ids)
     check_run(model, texts, Run(1, None, 0))
+    check_predicts(model)
     check_limits(model, Dense(), max(map(len, texts)))
-    start, sinks = whole_number(start, "start", 2), whole_number(sinks, "sinks", 1)
+    start, sinks, first = (
+        whole_number(start, "start", 2),
+        whole_number(sinks, "sinks", 1),
+        whole_number(first, "first", 1),
+    )
     setting = Setting(start, sinks, whole_number(seed, "seed", 0), tokenizer)
     if min(map(len, texts)) < start + 3:
         raise SinkscopeError(
             f"a text of {min(map(len, texts))} tokens leaves nothing to score from query {start} on; give longer "
             "texts, or an earlier start."
         )
-    chosen = _with_controls(_checked(interventions, tokenizer))
+
+    def check(intervention: Intervention) -> None:
+        for each in filter(None, (intervention, intervention.control())):
+            each.check(model, texts, setting)
+
+    chosen = _checked(_possible(usual(tokenizer), check) if interventions is None else interventions)
     for intervention in chosen:
-        intervention.check(model, texts, setting)
-    prepared = [intervention.prepare(model, texts, setting) for intervention in chosen]
-    record = run_arms(model, texts, prepared, setting, whole_number(first, "first", 1), progress)
-    controls = [control.name if (control := each.control()) is not None else "" for each in chosen]
+        check(intervention)
+    arms = _with_controls(chosen)
+    prepared = [arm.prepare(model, texts, setting) for arm in arms]
+    record = run_arms(model, texts, prepared, setting, first, progress)
+    controls = [control.name if (control := arm.control()) is not None else "" for arm in arms]
     return record.assign_coords(control=("policy", controls)).assign_attrs(kind="interventions")
 
 
@@ -117,9 +130,20 @@ def usual(tokenizer: Any) -> list[Intervention]:
     return [EvictKeys("sinks"), EvictKeys("recent"), *words, ReplaceTokens("random"), Shift(), Repeat()]
 
 
-def _checked(interventions: Iterable[Intervention] | None, tokenizer: Any) -> list[Intervention]:
-    given: Any = usual(tokenizer) if interventions is None else interventions
-    chosen = list(given) if isinstance(given, Iterable) else [given]
+def _possible(chosen: list[Intervention], check: Callable[[Intervention], None]) -> list[Intervention]:
+    """Those that pass the check, with a warning for each that does not."""
+    left = []
+    for intervention in chosen:
+        try:
+            check(intervention)
+            left.append(intervention)
+        except SinkscopeError as problem:
+            warnings.warn(f"`{intervention.name}` is left out: {problem}", stacklevel=4)
+    return left
+
+
+def _checked(interventions: Iterable[Intervention]) -> list[Intervention]:
+    chosen = list(interventions) if isinstance(interventions, Iterable) else [interventions]
     for intervention in chosen:
         if not isinstance(intervention, Intervention):
             raise SinkscopeError(

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sinkscope.core.normalisers import Normaliser
 from sinkscope.core.policies import Dense, Policy
+from sinkscope.errors import SinkscopeError
 
 Hang = Callable[[nn.Module, ExitStack], None]
 
@@ -37,6 +38,20 @@ class Setting:
     def random(self, *numbers: int) -> np.random.Generator:
         """A generator of its own for these numbers, the same in every run with this seed."""
         return np.random.default_rng([self.seed, *numbers])
+
+    def others(self, number: int, count: int) -> list[int]:
+        """Places of `count` random tokens of the `number`-th text, behind the sinks and before the start."""
+        drawn = self.random(number).choice(range(max(self.sinks, count), self.start), count, replace=False)
+        return sorted(int(place) for place in drawn)
+
+    def check_room(self, name: str, count: int) -> None:
+        """Raise SinkscopeError when there are not more than `count` tokens behind the sinks and before the start."""
+        first = max(self.sinks, count)
+        if count >= self.start - first:
+            raise SinkscopeError(
+                f"`{name}` takes {count} of the {self.start} tokens that query {self.start} sees before it, and its "
+                f"control as many behind the first {first}, which leaves none; give a later start, or fewer."
+            )
 
 
 @dataclass(frozen=True)
@@ -63,7 +78,13 @@ class Arm:
 
 
 class Intervention(ABC):
-    """One change, beside which its control does as much of something that is not a sink."""
+    """One change, beside which its control does as much of something that is not a sink.
+
+    Attributes:
+        same_tokens: whether the tokens scored are those of the text as it was, so that losses can be compared.
+    """
+
+    same_tokens: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -96,3 +117,29 @@ class Nothing(Intervention):
 
     def arm(self, text: Tensor, number: int, setting: Setting) -> Arm:
         return Arm.of(text)
+
+
+def check_numbers(name: str, numbers: Sequence[int] | None) -> None:
+    """Raise SinkscopeError for what is not a list of layers, heads or places; None stands for all."""
+    given: Any = numbers
+    if given is None:
+        return
+    whole = not isinstance(given, (int, str)) and all(isinstance(each, int) and each >= 0 for each in given)
+    if not whole or len(set(given)) < max(1, len(given)):
+        raise SinkscopeError(f"{name}={given!r} says not which; give different whole numbers, such as {name}=[0, 5].")
+
+
+def check_among(name: str, kind: str, numbers: Sequence[int] | None, known: Sequence[int] | None) -> None:
+    """Raise SinkscopeError when an intervention names layers or heads that a model does not have.
+
+    Args:
+        name: of the intervention.
+        kind: "layer" or "head".
+        numbers: those it names; None for all.
+        known: those there are; None where that is not known.
+    """
+    for number in numbers or ():
+        if known is not None and number not in known:
+            raise SinkscopeError(
+                f"{kind} {number} of `{name}` is out of range: the model has {kind}s {min(known)} to {max(known)}."
+            )

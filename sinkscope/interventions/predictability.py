@@ -12,10 +12,15 @@ import xarray as xr
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from sinkscope.analysis.variables import whole_number
+from sinkscope.core.finite import not_finite
 from sinkscope.core.measure import PATIENCE, texts_of
+from sinkscope.core.policies import Dense
 from sinkscope.core.probes import SinkMass
 from sinkscope.core.scope import attached
 from sinkscope.errors import SinkscopeError
+from sinkscope.interventions.run_arms import check_predicts
+from sinkscope.streaming.limits import check_limits
 from sinkscope.streaming.perplexity import Run, check_run
 
 
@@ -48,6 +53,9 @@ def predictability(
     """
     texts = texts_of(ids)
     check_run(model, texts, Run(1, None, 0))
+    check_predicts(model)
+    check_limits(model, Dense(), max(map(len, texts)))
+    first = whole_number(first, "first", 1)
     if min(map(len, texts)) <= first:
         raise SinkscopeError(
             f"a text of {min(map(len, texts))} tokens has no query after its first {first}; give more."
@@ -60,6 +68,8 @@ def predictability(
     with bar, torch.no_grad(), attached(model, probes=[SinkMass(first)]) as scope:
         for row, text in enumerate(texts):
             logits = model(input_ids=text[None].to(device), use_cache=False).logits[0]
+            if not bool(logits.isfinite().all()):
+                raise not_finite("the logits", model)
             losses[row, : len(text) - 1] = F.cross_entropy(
                 logits[:-1].float(), text[1:].to(device), reduction="none"
             ).cpu()

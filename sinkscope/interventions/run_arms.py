@@ -13,11 +13,13 @@ import xarray as xr
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.finite import not_finite
 from sinkscope.core.measure import PATIENCE
 from sinkscope.core.probes import OutputNorm, SinkMass
 from sinkscope.core.provenance import model_attributes, token_attributes
 from sinkscope.core.scope import attached
+from sinkscope.errors import SinkscopeError
 from sinkscope.interventions.intervention import Arm, Intervention, Setting
 
 
@@ -41,7 +43,8 @@ def run_arms(
     Returns:
         A record with the interventions along `policy`: `nll` [policy, sequence, token], nats, at the places tokens had
         in the text as it was, NaN up to the start and where there is none; `sink_mass` and `output_norm` [policy,
-        sequence, layer, head], means over the queries from the start on.
+        sequence, layer, head], means over the queries from the start on. `same_tokens` [policy] is 0 where the tokens
+        scored are not those of the text.
     """
     longest, arms = max(map(len, texts)), (len(interventions), len(texts))
     losses = np.full((*arms, longest), np.nan, dtype=np.float32)
@@ -78,6 +81,7 @@ def run_arms(
         },
         coords={
             "policy": [intervention.name for intervention in interventions],
+            "same_tokens": ("policy", [int(intervention.same_tokens) for intervention in interventions]),
             "sequence": np.arange(len(texts)),
             "token": np.arange(longest),
             "layer": one["layer"].values,
@@ -88,6 +92,14 @@ def run_arms(
     )
     about = {"start": setting.start, "sinks": setting.sinks, "first": first, "seed": setting.seed}
     return record.assign_attrs(**model_attributes(model), **token_attributes(record, model), **about)
+
+
+def check_predicts(model: nn.Module) -> None:
+    """Raise SinkscopeError for a model that predicts no token."""
+    if find_anatomy(model).base is model:
+        raise SinkscopeError(
+            f"{type(model).__name__} has no language head, so its tokens have no loss; load the model with one."
+        )
 
 
 def _run(model: nn.Module, arm: Arm, first: int) -> tuple[Tensor, xr.Dataset]:
