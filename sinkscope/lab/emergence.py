@@ -73,9 +73,10 @@ def emergence_table(record: xr.Dataset, step: int | None = None) -> pd.DataFrame
         for layer, values in _by_layer(quantity.sel(step=step)):
             for arm in arms:
                 own = values.sel(arm=arm).values
-                mean, low, high = t_interval(own)
-                difference = t_interval(own - values.sel(arm=baseline).values)
-                rows.append((arm, name, layer, len(own), mean, low, high, *difference))
+                difference = own - values.sel(arm=baseline).values
+                rows.append(
+                    (arm, name, layer, len(own), *map(float, t_interval(own)), *map(float, t_interval(difference)))
+                )
     columns = ["arm", "quantity", "layer", "seeds", "mean", "low", "high"]
     table = pd.DataFrame(rows, columns=[*columns, "difference", "difference_low", "difference_high"])
     table["layer"] = table["layer"].astype("Int64")

@@ -1,0 +1,103 @@
+"""The table of emergence against Student's formula written out, and the sentence where there are no intervals."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sinkscope.errors import SinkscopeError
+from sinkscope.lab import emergence_summary, emergence_table
+from sinkscope.lab.emergence import t_interval
+from tests.lab.records import emergence_record, language_record
+
+QUANTILES = {3: 4.302652730, 4: 3.182446305, 10: 2.262157163}
+"""Of Student's t at 97.5%, by number of values (tables: 2, 3 and 9 degrees of freedom)."""
+
+
+def by_hand(values: list[float]) -> tuple[float, float, float]:
+    count = len(values)
+    mean = sum(values) / count
+    half = QUANTILES[count] * math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1) / count)
+    return mean, mean - half, mean + half
+
+
+@pytest.mark.parametrize("count", QUANTILES)
+def test_intervals_are_student_s(count):
+    values = np.random.default_rng(count).normal(size=(count, 2))
+    for column in range(2):
+        found = [each[column] for each in t_interval(values)]
+        np.testing.assert_allclose(found, by_hand(values[:, column].tolist()), rtol=1e-8)
+
+
+def test_intervals_hold_the_true_mean_as_often_as_they_say():
+    values = np.random.default_rng(0).normal(size=(3, 4000))
+    _, low, high = t_interval(values)
+    assert np.mean((low < 0) & (high > 0)) == pytest.approx(0.95, abs=0.015)  # 4 sigma of 4,000 tries
+
+
+def test_rows_are_means_over_heads_and_seeds_with_differences_seed_by_seed():
+    record = emergence_record(arms=("sigmoid", "softmax"), layers=2, heads=2)
+    table = emergence_table(record, step=200).set_index(["arm", "quantity", "layer"])
+    mass = record["bos_mass"].sel(step=200, layer=1, tokens="non-trigger").values.mean(-1)  # [arm, seed]
+    row = table.loc[("sigmoid", "BOS mass of non-triggers", 1)]
+    np.testing.assert_allclose(row[["mean", "low", "high"]].astype(float), by_hand(mass[0].tolist()), rtol=1e-6)
+    difference = row[["difference", "difference_low", "difference_high"]].astype(float)
+    np.testing.assert_allclose(difference, by_hand((mass[0] - mass[1]).tolist()), rtol=1e-6)
+    ratio = (record["bos_value_norm"] / record["value_norm"]).sel(step=200, layer=0).values.mean(-1)
+    found = table.loc[("softmax", "value norm of BOS / of others", 0), "mean"]
+    assert found == pytest.approx(ratio[1].mean())
+    assert np.isnan(table.loc[("softmax", "value norm of BOS / of others", 0), "difference"])
+
+
+def test_the_last_step_is_the_one_told_unless_another_is_asked_for():
+    record = emergence_record()
+    assert emergence_table(record).attrs["step"] == 400
+    loss = record["loss"].sel(arm="softmax", step=400, tokens="all").values
+    table = emergence_table(record).set_index(["arm", "quantity"])
+    assert table.loc[("softmax", "loss"), "mean"] == pytest.approx(loss.mean())
+    with pytest.raises(SinkscopeError, match="step=150 was not measured: give one of 0, 100"):
+        emergence_table(record, step=150)
+
+
+@pytest.mark.parametrize(("seeds", "said"), [(1, "1 seed, and 3 or more"), (2, "2 seeds, and 3 or more")])
+def test_fewer_than_three_seeds_give_no_intervals_and_say_so(seeds, said):
+    table = emergence_table(emergence_record(seeds=seeds))
+    assert table["low"].isna().all() and table["high"].isna().all() and table["mean"].notna().all()
+    assert said in table.attrs["intervals"]
+    assert "95% t intervals over 4 seeds" in emergence_table(emergence_record(seeds=4)).attrs["intervals"]
+
+
+def test_without_softmax_the_first_arm_is_what_others_are_compared_to():
+    table = emergence_table(emergence_record(arms=("relu", "sigmoid")))
+    assert table.attrs["baseline"] == "relu"
+    assert set(table.loc[table["difference"].notna(), "arm"]) == {"sigmoid"}
+
+
+def test_the_summary_has_a_row_for_each_arm_and_layer_and_the_numbers_of_the_table():
+    table = emergence_table(emergence_record(layers=2))
+    summary = emergence_summary(table)
+    assert summary[["arm", "layer"]].values.tolist() == [["softmax", 0], ["sigmoid", 0], ["softmax", 1], ["sigmoid", 1]]
+    for _, row in table.iterrows():
+        for _, shown in summary[summary["arm"] == row["arm"]].iterrows():
+            if pd.isna(row["layer"]) or row["layer"] == shown["layer"]:
+                assert shown[row["quantity"]] == f"{row['mean']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+    assert emergence_summary(emergence_table(emergence_record(seeds=2))).iloc[0]["loss"].count("(") == 0
+
+
+def test_another_record_is_refused():
+    with pytest.raises(SinkscopeError, match="not a record of emergence"):
+        emergence_table(language_record({"softmax": 0.5}, {"softmax": 1.0}))
+
+
+def test_reading_a_record_needs_no_torch():
+    code = (
+        "import sys; from tests.lab.records import emergence_record; from sinkscope.lab import emergence_table;"
+        "from sinkscope import figures; figures.emergence(emergence_record()); emergence_table(emergence_record());"
+        "assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules), 'imported'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
