@@ -11,7 +11,7 @@ from sinkscope.analysis.intervention_table import intervention_table
 from sinkscope.analysis.maps import from_maps
 from sinkscope.analysis.mass import mass_by_layer, sink_mass
 from sinkscope.analysis.null import uniform_importance, uniform_mass
-from sinkscope.analysis.perplexities import ppl, ppl_table
+from sinkscope.analysis.perplexities import first_evicted, losses_from, ppl, ppl_table
 from sinkscope.analysis.predictability import predictability_bins, predictability_table
 from sinkscope.analysis.rate import sink_rate, sink_rate_curve
 
@@ -20,10 +20,12 @@ __all__ = [
     "discover",
     "dose_table",
     "eviction_by_layer",
+    "first_evicted",
     "from_maps",
     "importance",
     "interval",
     "intervention_table",
+    "losses_from",
     "mass_by_layer",
     "massive_activations",
     "ppl",
