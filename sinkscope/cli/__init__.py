@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from sinkscope.cli.chat import chat
+from sinkscope.cli.intervene import intervene
 from sinkscope.cli.lab import lab
 from sinkscope.cli.lists import spread
 from sinkscope.cli.report import report
@@ -19,6 +20,7 @@ SEVERAL = {  # options that take several values at once
     "perplexity": ("--policies",),
     "ablate": ("--sinks", "--cache", "--positions", "--kinds"),
     "cost": ("--policies",),
+    "intervene": ("--evict", "--replace", "--massive", "--dose", "--layers", "--heads"),
     "lab": ("--arms", "--seeds"),
 }
 INTERRUPTED = 130  # 128 + SIGINT
@@ -57,6 +59,7 @@ app.command()(report)
 app.command()(perplexity)
 app.command()(ablate)
 app.command()(cost)
+app.command()(intervene)
 app.command()(chat)
 app.command()(lab)
 
