@@ -88,7 +88,8 @@ def _key_eviction(policy: Policy, rotation: Rotation | None, heads: Tensor | Non
 
 def query_heads(model: Any) -> int | None:
     """How many query heads each attention layer has; None where layers differ or the configuration does not say."""
-    heads = getattr(model.config.get_text_config(decoder=True), "num_attention_heads", None)
+    config = getattr(model, "config", None)  # a module of one's own has none
+    heads = None if config is None else getattr(config.get_text_config(decoder=True), "num_attention_heads", None)
     return heads if isinstance(heads, int) else None
 
 
