@@ -217,4 +217,4 @@ def _masses(axes: Axes, heads: pd.DataFrame, looks: dict[str, Look]) -> None:
     axes.set_xlim(-0.5, len(looks) - 0.5)
     axes.set_ylim(0, max(1.15 * SINK, 1.05 * float(heads["mass"].max())))
     axes.set(xlabel="layers from first to last within an arm", ylabel="attention on the first token\n(probability)")
-    axes.set_title(f"one point per head; dashed: {SINK}, a sink; dotted: uniform null", fontsize=6.5)
+    axes.set_title(f"one point per head; dashed: {SINK}, a sink\ndotted: uniform null", fontsize=6.5)
