@@ -25,6 +25,9 @@ def report(
     streaming: Annotated[
         bool, typer.Option("--streaming/--no-streaming", help="Also stream the text: perplexity, sinks, costs.")
     ] = True,
+    softmax: Annotated[
+        bool, typer.Option("--softmax/--no-softmax", help="Also what sum-to-one forces: interventions and controls.")
+    ] = True,
     *,
     loading: given.Loading,
     quiet: given.Quiet = False,
@@ -41,8 +44,9 @@ def report(
 
     progress = False if quiet else None
     made = measure_report(
-        model, None, text, sequences=sequences, length=length, streaming=streaming, progress=progress, **loading
-    )
+        model, None, text, sequences=sequences, length=length, streaming=streaming, softmax=softmax, progress=progress,
+        **loading,
+    )  # fmt: skip
     made.save(target, progress=progress)
     if not quiet:
         for line in (made.headline, *made.notes, f"Open {target / 'report.html'}"):

@@ -17,6 +17,7 @@ from sinkscope.figures.style import COLOURS, COLUMN, INK, MARKERS, QUIET, paper_
 from sinkscope.figures.ticks import plain_marks
 
 COLUMNS = ("part", "ppl", "ratio", "ratio_low", "ratio_high", "recovered")
+ENDS = ("full sinks", "window")  # of the gap
 SHORT = {
     "full sinks": "full sinks",
     "phantom, mean values": "phantom,\nmean values",
@@ -67,8 +68,8 @@ def _points(axes: Axes, table: pd.DataFrame) -> None:
         axes.hlines(row, each.ratio_low, each.ratio_high, color=colour, linewidth=1.0, gid=f"interval-{each.part}")
         axes.plot([each.ratio], [row], color=colour, marker=marker, markersize=4, linestyle="none", gid=each.part)
         shown = f"{each.ppl:,.1f}"
-        if np.isfinite(each.recovered):
-            shown += f"; closes {100 * each.recovered:.0f}%"
+        if np.isfinite(each.recovered) and each.part not in ENDS:
+            shown += f"; closes {100 * each.recovered:.0f}%".replace("-", "−")
         axes.annotate(
             shown, (right, row), xytext=(7, 0), textcoords="offset points", va="center", fontsize=6.5, color=INK,
             gid=f"text-{each.part}",

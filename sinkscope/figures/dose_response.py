@@ -52,7 +52,7 @@ def dose_response(given: xr.Dataset | pd.DataFrame) -> Figure:
               null_mass_from(table.attrs)),
         Panel("output", "output", "norm of a head's output\n(times that at dose 0)", 1.0),
     )  # fmt: skip
-    with paper_figure(table, "dose_response", PAGE, 2.6) as figure:
+    with paper_figure(table, "dose_response", PAGE, 2.75) as figure:
         drawn = figure.subplots(1, 3)
         for axes, panel in zip(drawn, panels, strict=True):
             _panel(axes, table, panel, count)

@@ -52,6 +52,12 @@ def effects(given: xr.Dataset | pd.DataFrame) -> Figure:
         loss.axvline(1, color=QUIET, linestyle=":", linewidth=0.8, zorder=1, gid="none")
         values = rows[["ratio", "ratio_low", "ratio_high"]].to_numpy(np.float64)
         values = values[np.isfinite(values) & (values > 0)]
+        for row, ratio in zip(y, rows["ratio"], strict=True):
+            if not np.isfinite(ratio):
+                loss.annotate(
+                    "no ratio: other tokens", (1, row), xytext=(4, 0), textcoords="offset points", va="center",
+                    fontsize=6, color=QUIET,
+                )  # fmt: skip
         loss.set_xscale("log")
         low, high = min(values.min(initial=1.0), 0.98), max(values.max(initial=1.0), 1.02)
         span = np.log(high / low)
@@ -101,11 +107,11 @@ def _points(axes: Axes, rows: pd.DataFrame, y: list[float], column: str, bounds:
     for role, look in LOOKS.items():
         own = (rows["role"] == role).to_numpy()
         if own.any():
-            axes.hlines(
-                place[own], rows[f"{bounds}_low"][own], rows[f"{bounds}_high"][own], color=look["color"], linewidth=1.0,
-                gid=f"interval-{column}-{role}",
-            )  # fmt: skip
-            axes.plot(rows[column][own], place[own], linestyle="none", gid=f"{column}-{role}", zorder=3, **look)
+            low, high = (rows[f"{bounds}_{bound}"].to_numpy()[own] for bound in ("low", "high"))
+            axes.hlines(place[own], low, high, color=look["color"], linewidth=1.0, gid=f"interval-{column}-{role}")
+            axes.plot(
+                rows[column].to_numpy()[own], place[own], linestyle="none", gid=f"{column}-{role}", zorder=3, **look
+            )
 
 
 def _once(axes: Axes) -> tuple[list[Any], list[str]]:

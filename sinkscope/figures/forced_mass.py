@@ -29,6 +29,8 @@ from sinkscope.figures.style import (
 )
 from sinkscope.figures.ticks import plain_marks
 
+DARKEST = 100.0
+"""A head that parks all it has would have a scale to itself: above this factor, all are equally dark."""
 PARTS = {
     "change": ("change of the output", INK, "-", "o"),
     "lost_denominator": ("lost denominator", BLUE, (0, (5, 1.5)), "s"),
@@ -41,7 +43,8 @@ def forced_mass(record: xr.Dataset) -> Figure:
 
     record  with what `EvictionEffect` makes.
 
-    Left: geometric mean over queries and texts, on a logarithmic scale; the line on it is that of uniform attention.
+    Left: geometric mean over queries and texts, on a logarithmic scale that ends at 100; the line on it is that of
+    uniform attention.
     Right: mean norm over the mean norm of the head's output, with 95% intervals over texts: the change, and the two
     vectors that add up to it. Norms of two vectors add up to no less than that of their sum. A record without norms has
     the left panel only. Raises SinkscopeError if the record has no amplification.
@@ -80,19 +83,25 @@ def evicted(record: xr.Dataset) -> int:
 
 def _heat(figure: Figure, axes: Axes, heads: np.ndarray, record: xr.Dataset) -> None:
     layers, count = heads.shape
-    high = max(float(np.nanmax(heads, initial=1.0)), 1.05)
+    largest = max(float(np.nanmax(heads, initial=1.0)), 1.05)
+    high = min(largest, DARKEST)
     colours = mpl.colormaps[FACTOR_MAP].with_extremes(bad=MISSING)
     image = axes.imshow(np.ma.masked_invalid(heads), cmap=colours, norm=LogNorm(1.0, high), aspect="auto")
-    axes.set(xlabel="head", ylabel="layer", xticks=layer_ticks(count), yticks=layer_ticks(layers, 31))
+    axes.set(xlabel="head", ylabel="layer", xticks=layer_ticks(count), yticks=layer_ticks(layers, 16))
     axes.spines[["top", "right"]].set_visible(True)
-    bar = figure.colorbar(image, ax=axes, fraction=0.06, aspect=30)
+    bar = figure.colorbar(image, ax=axes, fraction=0.06, aspect=30, extend="max" if largest > high else "neither")
     bar.set_label("amplification 1 / (1 − m)\n(factor, log scale)")
     plain_marks(bar.ax.yaxis, 1.0, high)
     null, keys = uniform_amplification(record), evicted(record)
     if np.isfinite(null):
         bar.ax.axhline(null, color=VERMILION, linewidth=1.5, gid="null")
     what = "the first key goes" if keys == 1 else f"the first {keys} keys go"
-    axes.set_title(f"{what}; line on the scale: uniform null {number(null)}", fontsize=6.5, color=QUIET, loc="left")
+    axes.set_title(
+        f"{what}; largest: {number(largest)}\nline on the scale: uniform null {number(null)}",
+        fontsize=6.5,
+        color=QUIET,
+        loc="left",
+    )
 
 
 def _parts(axes: Axes, record: xr.Dataset) -> None:
@@ -118,7 +127,11 @@ def _parts(axes: Axes, record: xr.Dataset) -> None:
     axes.margins(x=0.03)
     several = record.sizes.get("sequence", 1) > 1
     axes.legend(
-        loc="best",
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        borderaxespad=0.2,
+        ncols=2,
+        columnspacing=1.0,
         fontsize=6.5,
         title="band: 95% over texts" if several else "one text: no interval",
         title_fontsize=6.5,

@@ -16,21 +16,22 @@ from sinkscope.figures.style import BLUE, DASHES, FAINT, INK, PAGE, QUIET, VERMI
 
 STRONGEST = 3
 MEASURE = "next_entropy"
-KINDS = {"below": (BLUE, "////"), "within": (FAINT, None), "above": (VERMILION, "\\\\\\\\")}
+KINDS = {"below": (BLUE, "////"), "neither": (FAINT, None), "above": (VERMILION, "\\\\\\\\")}
 
 
-def predictability(record: xr.Dataset, bins: int = 10, start: int = 64) -> Figure:
+def predictability(record: xr.Dataset, bins: int = 10, start: int | None = None) -> Figure:
     """Sink mass by entropy of the next token, and the rank correlation of the two in every head.
 
     record  of `sinkscope.predictability`.
     bins    of equal numbers of queries.
-    start   the first query that counts.
+    start   the first query that counts; as the record says, or 64, when None.
 
     Left: mean over layers and heads with its 95% interval, the heads that give the first keys most, and the uniform
     null, that of even attention from the same queries: entropy falls along a text, and so does 1/(i + 1). Right:
     Spearman correlations; coloured are heads whose 95% interval lies beyond both zero and the correlation of even
     attention. Of heads without any relation up to 5% would. Raises SinkscopeError as `predictability_table` does.
     """
+    start = int(record.attrs.get("start", 64)) if start is None else start
     table = predictability_table(record, start=start)
     table = table[table["measure"] == MEASURE]
     binned = mean_mass_by_bin(record, MEASURE, bins, start)
@@ -48,13 +49,13 @@ def predictability(record: xr.Dataset, bins: int = 10, start: int = 64) -> Figur
 
 
 def sides(table: pd.DataFrame) -> pd.Series:
-    """Of each row, whether its interval lies "below" or "above" both zero and the null, or "within" reach of one.
+    """Of each row, whether its interval lies "below" or "above" both zero and the null, or "neither".
 
     "none" where a head has no correlation.
     """
     low, high = np.minimum(table["null"], 0), np.maximum(table["null"], 0)
     found = np.select(
-        [table["correlation"].isna(), table["high"] < low, table["low"] > high], ["none", "below", "above"], "within"
+        [table["correlation"].isna(), table["high"] < low, table["low"] > high], ["none", "below", "above"], "neither"
     )
     return pd.Series(found, index=table.index)
 
@@ -90,7 +91,7 @@ def _bins(axes: Axes, binned: xr.Dataset, first: int) -> None:
 
 def _correlations(axes: Axes, table: pd.DataFrame) -> None:
     kinds, values = sides(table), table["correlation"].to_numpy(np.float64)
-    edges, names = np.linspace(-1, 1, 41), {"below": "below both", "within": "within reach", "above": "above both"}
+    edges, names = np.linspace(-1, 1, 41), {"below": "below both", "neither": "neither", "above": "above both"}
     bottom = np.zeros(len(edges) - 1)
     for kind, (colour, hatch) in KINDS.items():
         group = values[(kinds == kind).to_numpy()]
@@ -108,6 +109,7 @@ def _correlations(axes: Axes, table: pd.DataFrame) -> None:
     found = np.abs(values[np.isfinite(values)]).max(initial=0.1)
     reach = min(1.0, float(np.ceil(10 * max(found, abs(np.nan_to_num(null)))) / 10))
     axes.set_xlim(-reach, reach)
+    axes.set_ylim(0, max(1.0, 1.05 * bottom.max()))
     axes.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set(xlabel="Spearman correlation of sink mass and entropy", ylabel="heads")

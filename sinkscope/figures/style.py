@@ -124,7 +124,7 @@ def paper_figure(record: xr.Dataset | pd.DataFrame, name: str, width: float, hei
         figure.attributes = {str(key): value for key, value in record.attrs.items()}
         yield figure
         lines = textwrap.wrap(
-            drawable(source_line(figure.attributes), spaces=False), int(width * 27), break_long_words=True
+            drawable(source_line(figure.attributes), spaces=False), int(width * 26), break_long_words=True
         )
         figure.supxlabel(
             "\n".join(lines[:4]),
@@ -152,6 +152,8 @@ def number(value: float, digits: int = 3) -> str:
     """A figure for a reader: three significant digits, thousands apart, never `1e+03`."""
     if value != value:
         return "n/a"
+    if abs(value) == float("inf"):
+        return "∞" if value > 0 else "−∞"
     if value and (abs(value) >= 1e6 or abs(value) < 1e-4):
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{mantissa} × 10{str(int(exponent)).translate(_RAISED)}"

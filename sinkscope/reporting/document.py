@@ -14,9 +14,14 @@ from sinkscope.figures.provenance import source_line
 from sinkscope.reporting.directory import read_manifest
 from sinkscope.reporting.headline import headline
 from sinkscope.reporting.plates import Figures
+from sinkscope.reporting.softmax_findings import finding
 from sinkscope.reporting.tables import Tables
 
-RECORDS = ("text", "short", "sentences", "perplexity", "ablation", "decode")
+RECORDS = (
+    "text", "short", "sentences",
+    "perplexity", "ablation", "decode",
+    "forced", "collapse", "dose", "interventions", "predictability",
+)  # fmt: skip
 SHOWN = ("sink_mass_heatmap", "received_by_position", "sink_rate_curve")
 
 
@@ -25,8 +30,9 @@ class Report:
     torch.
 
     records: one record, or several by name: "text" (the main one), and if there are "short" (many short
-        sequences, for the sink rate as it is published), "sentences" (for mean logits), and of streaming
-        "perplexity", "ablation" and "decode".
+        sequences, for the sink rate as it is published), "sentences" (for mean logits), of streaming
+        "perplexity", "ablation" and "decode", and of what softmax forces "forced", "collapse", "dose",
+        "interventions" and "predictability".
     figures: name -> matplotlib Figure, drawn when asked for; only those the records can give.
     tables: name -> pandas DataFrame, computed when asked for.
 
@@ -48,6 +54,10 @@ class Report:
     def headline(self) -> str:
         """The result in one sentence, and what streaming costs in another."""
         return headline(self.records)
+
+    def finding(self, name: str) -> str:
+        """What the figure of this name shows, in words made of its numbers; nothing for most."""
+        return finding(name, self.records, self.tables)
 
     @property
     def notes(self) -> list[str]:

@@ -25,6 +25,7 @@ def report(
     sequences: int = 8,
     length: int = 1024,
     streaming: bool = True,
+    softmax: bool = True,
     progress: bool | None = None,
     **load_options: Any,
 ) -> Report:
@@ -38,6 +39,8 @@ def report(
     streaming: whether to measure also what it costs to forget: perplexity under four policies, the number of
         sinks, time and memory per token. A text too short or a model that cannot be streamed leaves the section
         out, and the report says why.
+    softmax: whether to measure also what sum-to-one forces: eviction in closed form, the collapse decomposed,
+        doses, interventions beside their controls, sink mass against predictability; left out in the same way.
     progress: False for no progress bars.
     load_options: passed to `load`, for example dtype or device.
 
@@ -52,6 +55,7 @@ def report(
     from sinkscope.core.probes import ALL, Maps, MeanLogits, SinkMass
     from sinkscope.data import load, read_tokens
     from sinkscope.data.sources import text_pieces
+    from sinkscope.reporting.gather_softmax import softmax_records
     from sinkscope.reporting.gather_streaming import LENGTH, streaming_records
 
     for name, value in (("sequences", sequences), ("length", length)):
@@ -64,7 +68,7 @@ def report(
     if tokenizer is None:
         raise SinkscopeError("This model has no tokenizer beside it, and a report reads a text: pass tokenizer=...")
     front = front_token(tokenizer)
-    limit = max(sequences * length, LENGTH if streaming else 1)
+    limit = max(sequences * length, LENGTH if streaming or softmax else 1)
     tokens = read_tokens(tokenizer, text, limit=limit, bos=False).reshape(-1)
     rows, notes = text_rows(loaded, tokens, sequences, length, front)
     told: dict[str, Any] = {"text": text_name(text)}
@@ -80,14 +84,19 @@ def report(
         records["short"] = measured(short, [SinkMass()])
     if (sentences := cut(stream, *SENTENCES, front, rows.shape[1])) is not None:
         records["sentences"] = measured(sentences, [SinkMass(first=1), MeanLogits(tokens=SENTENCES[1])])
-    if streaming:
-        if records["text"].attrs.get("causal", 1):
-            made, reasons = streaming_records(loaded, one_text(tokens, front), progress=progress, text=told["text"])
-        else:
-            made, reasons = {}, ["Streaming was not measured: an encoder reads a text as a whole, with no cache."]
-        records |= made
-        if notes or reasons:
-            records["text"].attrs["notes"] = "\n".join([*notes, *reasons])
+    causal, reasons = bool(records["text"].attrs.get("causal", 1)), list[str]()
+    if streaming and causal:
+        made, why = streaming_records(loaded, one_text(tokens, front), progress=progress, text=told["text"])
+        records, reasons = records | made, reasons + why
+    elif streaming:
+        reasons.append("Streaming was not measured: an encoder reads a text as a whole, with no cache.")
+    if softmax and causal:
+        made, why = softmax_records(loaded, tokens, front, tokenizer, progress=progress, text=told["text"])
+        records, reasons = records | made, reasons + why
+    elif softmax:
+        reasons.append("What softmax forces was not measured: an encoder reads a text as a whole, with no cache.")
+    if notes or reasons:
+        records["text"].attrs["notes"] = "\n".join([*notes, *reasons])
     return Report(records)
 
 

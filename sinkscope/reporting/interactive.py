@@ -18,7 +18,7 @@ from sinkscope.figures.received import find_peaks, received_profile
 from sinkscope.figures.sink_rate import default_lengths
 from sinkscope.figures.spread import mean_by_distance, mean_entropy
 from sinkscope.figures.style import number
-from sinkscope.reporting import streaming_traces
+from sinkscope.reporting import softmax_traces, streaming_traces
 from sinkscope.reporting.traces import (
     COLOURS,
     MAGMA,
@@ -252,4 +252,9 @@ INTERACTIVE: dict[str, Callable[[xr.Dataset], Description]] = {
     "log_perplexity": streaming_traces.log_perplexity,
     "ablation": streaming_traces.ablation,
     "decode_cost": streaming_traces.decode_cost,
+    "forced_mass": softmax_traces.forced_mass,
+    "collapse": softmax_traces.collapse,
+    "dose_response": softmax_traces.dose_response,
+    "effects": softmax_traces.effects,
+    "predictability": softmax_traces.predictability,
 }

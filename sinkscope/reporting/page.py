@@ -16,6 +16,7 @@ from sinkscope.figures.style import number
 from sinkscope.figures.tokens import visible
 from sinkscope.reporting.headline import headline
 from sinkscope.reporting.interactive import INTERACTIVE
+from sinkscope.reporting.plates import SECTIONS
 from sinkscope.reporting.table_files import formatted
 from sinkscope.reporting.tables import CONTENTS
 
@@ -39,7 +40,7 @@ def page(report: Report, files: list[str]) -> str:
         source=source_line(main.attrs),
         tiles=_tiles(report.tables["summary"]),
         notes=report.notes,
-        plates=[_plate(report, name, files) for name in report.figures],
+        sections=_sections(report, files),
         tables=[_table(report, name, files) for name in report.tables],
         records=[path for path in files if path.endswith(".nc")],
         provenance={
@@ -76,6 +77,15 @@ def _script_json(value: Mapping[str, Any]) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
+def _sections(report: Report, files: list[str]) -> list[dict[str, Any]]:
+    """Those that have a figure, in order."""
+    shown = {
+        title: [_plate(report, plate.name, files) for plate in plates if plate.name in report.figures]
+        for title, plates in SECTIONS.items()
+    }
+    return [{"title": title, "plates": plates} for title, plates in shown.items() if plates]
+
+
 def _plate(report: Report, name: str, files: list[str]) -> dict[str, Any]:
     plate = report.figures.plates[name]
     record = plate.record(report.records)
@@ -84,6 +94,7 @@ def _plate(report: Report, name: str, files: list[str]) -> dict[str, Any]:
         "name": name,
         "title": plate.title,
         "meaning": plate.meaning,
+        "finding": report.finding(name),
         "source": source_line(record.attrs),
         "image": None if name in INTERACTIVE else inline_png(report.figures[name]),
         "files": [(path.rpartition(".")[2].upper(), path) for path in files if path.startswith(f"figures/{name}.")],

@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 
 from sinkscope import figures as draw
 from sinkscope.reporting.plate import Plate
+from sinkscope.reporting.softmax_plates import SOFTMAX
 from sinkscope.reporting.streaming_plates import STREAMING
 
-PLATES: tuple[Plate, ...] = (
+ATTENTION: tuple[Plate, ...] = (
     Plate(
         "sink_mass_heatmap",
         "Where the first token is the sink",
@@ -117,8 +118,13 @@ PLATES: tuple[Plate, ...] = (
         "and only the first tokens are so far away: where the first token is a sink, the line rises there.",
         causal_only=True,
     ),
-    *STREAMING,
 )
+SECTIONS: dict[str, tuple[Plate, ...]] = {
+    "Where attention goes": ATTENTION,
+    "What it costs to forget": STREAMING,
+    "Why sinks: what sum-to-one forces": SOFTMAX,
+}
+PLATES: tuple[Plate, ...] = tuple(plate for plates in SECTIONS.values() for plate in plates)
 
 
 class Figures(Mapping[str, Figure]):

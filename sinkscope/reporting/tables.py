@@ -15,6 +15,7 @@ from sinkscope.analysis import mass_by_layer as layer_masses
 from sinkscope.figures.need import is_causal
 from sinkscope.figures.nulls import null_mass
 from sinkscope.figures.sink_rate import default_lengths
+from sinkscope.reporting import softmax_tables
 from sinkscope.reporting.headline import summary
 from sinkscope.reporting.streaming_plates import POLICIES
 from sinkscope.reporting.streaming_tables import ablated, decoded, four_policies, perplexities
@@ -143,6 +144,60 @@ CONTENTS: dict[str, Content] = {
         "Median wall time of one more token with a full cache of that size, and its quartiles. kv bytes: memory taken; "
         "kv bytes kept and flops per token: counted from the model's shapes. Window is not re-computation (recompute), "
         "which runs the last tokens afresh for every new one.",
+    ),
+    "forced_mass": Content(
+        "What evicting the first keys would do, layer by layer",
+        ("log_amplification", "output_norm"),
+        softmax_tables.forced,
+        "forced",
+        "In closed form, each layer alone. Amplification of all other weights: geometric mean over heads and queries. "
+        "Change of a head's output, lost denominator and lost value, which add up to it as vectors: mean norm over the "
+        "mean norm of the output. 95% bootstrap intervals over texts.",
+        causal_only=True,
+    ),
+    "collapse": Content(
+        "The collapse of window attention, decomposed",
+        ("nll",),
+        softmax_tables.collapse,
+        "collapse",
+        "Over tokens after the first eviction. Phantom sinks: keys in the denominator, values zeroed or replaced by "
+        "their mean. Values only: values added, keys out of the denominator. Ratios are to full sinks, and recovered "
+        "is the share of the gap in mean loss between window (0) and full sinks (1); paired 95% block-bootstrap "
+        "intervals.",
+    ),
+    "dose_response": Content(
+        "Dose and response",
+        ("nll", "sink_mass", "output_norm", "arm"),
+        softmax_tables.doses,
+        "dose",
+        "Dose: bias on the logits of the first keys (sinks) or of as many random ones, natural logarithm; -inf: gone. "
+        "Ratios of perplexity (paired, over positions) and of the norm of a head's output (over texts) are to dose 0.",
+    ),
+    "interventions": Content(
+        "Interventions and their controls",
+        ("nll", "sink_mass", "control"),
+        softmax_tables.interventions,
+        "interventions",
+        "Each intervention above its control. Perplexity over that with nothing done (ratio) and over that of the "
+        "control; paired 95% block-bootstrap intervals over positions, of the mass over texts.",
+    ),
+    "predictability": Content(
+        "Sink mass against predictability, over heads",
+        ("sink_mass", "next_entropy"),
+        softmax_tables.correlations,
+        "predictability",
+        "Spearman correlation of a query's mass on the first keys with entropy and loss of the next token: quartiles "
+        "over heads, that of even attention (null), and heads whose 95% interval (block bootstrap over queries) lies "
+        "below or above both zero and the null. By chance up to 5% of heads would.",
+        causal_only=True,
+    ),
+    "predictability_heads": Content(
+        f"Sink mass against predictability, the {softmax_tables.STRONGEST} strongest sink heads",
+        ("sink_mass", "next_entropy"),
+        softmax_tables.correlated_heads,
+        "predictability",
+        "Spearman correlations with entropy and loss of the next token; 95% block-bootstrap intervals over queries.",
+        causal_only=True,
     ),
 }
 

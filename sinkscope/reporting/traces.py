@@ -36,6 +36,19 @@ MAGMA = [  # light is little, as on paper
 ]
 
 
+BLUES = [  # of factors, as on paper
+    [0.0, "#ffffd9"],
+    [0.125, "#edf8b1"],
+    [0.25, "#c7e9b4"],
+    [0.375, "#7fcdbb"],
+    [0.5, "#41b6c4"],
+    [0.625, "#1d91c0"],
+    [0.75, "#225ea8"],
+    [0.875, "#253494"],
+    [1.0, "#081d58"],
+]
+
+
 def rounded(values: Any, digits: int = 5) -> Any:
     """Numbers as lists with `digits` significant digits, None for what is not finite (JSON has no NaN)."""
     array = np.asarray(values, dtype=np.float64)
