@@ -34,7 +34,7 @@ def test_a_run_killed_half_way_resumes_to_the_bit(tmp_path):
         command = [sys.executable, "-c", textwrap.dedent(KILLED), str(folder)]
         return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
-    for policy in ("recompute-30", "sinks-4-26"):
+    for policy in ("recompute-30", "sinks-4+26"):
         run = start(tmp_path / "killed")
         while not (tmp_path / "killed" / f"{policy}.safetensors").exists():
             assert run.poll() is None

@@ -19,7 +19,7 @@ def test_a_policy_and_a_cache_at_once_are_refused():
     with SinkCache(model, SINKS, WINDOW) as cache, attached(model, policy=SinkWindow(2, 5)):
         with pytest.raises(SinkscopeError, match="carries a policy already"):
             run(model, ids, cache)
-        with pytest.raises(SinkscopeError, match="make the SinkCache before it"):
+        with pytest.raises(SinkscopeError, match="carries a scope"):
             SinkCache(model, SINKS, WINDOW)
 
 
