@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+import sinkscope
 from sinkscope.errors import SinkscopeError
 from sinkscope.lab.arms import Arm
 from sinkscope.lab.backcopy import Backcopy
@@ -80,6 +81,7 @@ class BackcopyRun(TrainingRun):
             "seed": self.seed,
             "device": self.device.partition(":")[0],
             "torch": torch.__version__,
+            "sinkscope": sinkscope.__version__,
         }
 
     def train(self, advance: Advance) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from sinkscope.analysis.variables import finite_number, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.lab.arms import NAMES, Arm, arms_of
 from sinkscope.lab.backcopy import Backcopy
-from sinkscope.lab.backcopy_run import BackcopyRun, Schedule, evaluation_ids
+from sinkscope.lab.backcopy_run import BETAS, BackcopyRun, Schedule, evaluation_ids
 from sinkscope.lab.decoder import Sizes
 from sinkscope.lab.observe import TOKENS, kinds_of, uniform_bos_mass
 from sinkscope.lab.runs import run_all
@@ -147,7 +147,7 @@ def bigram_backcopy(
         device=place,
         arms="; ".join(map(repr, ways)),
         seeds=", ".join(map(str, numbers)),
-        optimiser="AdamW",
+        optimiser=f"AdamW, betas {BETAS}",
         steps=steps,
         layers=layers,
         heads=heads,

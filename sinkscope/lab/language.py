@@ -24,7 +24,7 @@ from sinkscope.lab.bigram import device_of, heads_width, seeds_of, versions
 from sinkscope.lab.decoder import Sizes
 from sinkscope.lab.language_evaluation import evaluated as evaluate
 from sinkscope.lab.language_evaluation import policies_of
-from sinkscope.lab.language_run import LanguageRun, LanguageSchedule
+from sinkscope.lab.language_run import BETAS, LanguageRun, LanguageSchedule
 from sinkscope.lab.runs import run_all
 from sinkscope.lab.texts import Text
 
@@ -136,7 +136,7 @@ def language_model(
         device=place,
         arms="; ".join(map(repr, ways)),
         seeds=", ".join(map(str, numbers)),
-        optimiser="AdamW",
+        optimiser=f"AdamW, betas {BETAS}",
         steps=steps,
         layers=layers,
         heads=heads,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, __version__
 
+import sinkscope
 from sinkscope.errors import SinkscopeError
 from sinkscope.lab.arms import Arm
 from sinkscope.lab.decoder import Sizes
@@ -95,6 +96,7 @@ class LanguageRun(TrainingRun):
             "device": self.device.partition(":")[0],
             "torch": torch.__version__,
             "transformers": __version__,
+            "sinkscope": sinkscope.__version__,
         }
 
     def train(self, advance: Advance) -> dict[str, Tensor]:
