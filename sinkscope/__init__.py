@@ -32,6 +32,8 @@ _HOMES = {
         "predictability_bins", "predictability_table", "sink_mass", "sink_rate", "sink_rate_curve",
         "uniform_importance", "uniform_mass", "value_drain",
     ],
+    "sinkscope.analysis.collapse": ["collapse_table"],
+    "sinkscope.analysis.compare": ["compare"],
     "sinkscope.streaming.perplexity": ["perplexity"],
     "sinkscope.streaming.ablation.ablate": ["ablate"],
     "sinkscope.streaming.costs.cost": ["Cost", "cost", "cost_table"],
