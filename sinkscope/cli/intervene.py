@@ -69,7 +69,7 @@ def intervene(
         caption = f"Interventions and their controls: {read}."
         _keep(record, table, out / "interventions", caption)
         draw(figures.effects(table), out / "effects")
-        _say(quiet, beside(table), f"{read}. times: perplexity over that with nothing done; brackets: 95%.")
+        _say(quiet, beside(table), f"{read}. ratio: perplexity over that with nothing done; brackets: 95%.")
     if dose:
         record = dose_response(
             loaded, ids, dose, count=count or sinks, layers=layers, heads=heads, text=text_name(text), **options
@@ -147,13 +147,13 @@ def beside(table: pd.DataFrame) -> pd.DataFrame:
         lines.append(
             {
                 "intervention": row["intervention"],
-                "ppl": f"{row['ppl']:.4g}",
-                "times": _bounded(row, "ratio"),
-                "mass": _bounded(row, "sink_mass", "mass"),
+                "ppl": f"{row['ppl']:#.4g}",
+                "ratio": _bounded(row, "ratio"),
+                "sink mass": _bounded(row, "sink_mass", "mass"),
                 "control": "" if control is None else control["intervention"],
-                "its times": "" if control is None else _bounded(control, "ratio"),
-                "its mass": "" if control is None else _bounded(control, "sink_mass", "mass"),
-                "effect over control": _bounded(row, "over_control"),
+                "its ratio": "" if control is None else _bounded(control, "ratio"),
+                "its sink mass": "" if control is None else _bounded(control, "sink_mass", "mass"),
+                "ratio over control's": _bounded(row, "over_control"),
             }
         )
     return pd.DataFrame(lines)
@@ -164,7 +164,7 @@ def _bounded(row: Any, name: str, bounds: str | None = None) -> str:
     value, low, high = (row[each] for each in (name, f"{bounds or name}_low", f"{bounds or name}_high"))
     if value != value:
         return ""
-    return f"{value:.3g}" + ("" if low != low or low == high else f" [{low:.3g}, {high:.3g}]")
+    return f"{value:#.4g}" + ("" if low != low or low == high else f" [{low:#.4g}, {high:#.4g}]")
 
 
 def _say(quiet: bool, table: pd.DataFrame, title: str) -> None:

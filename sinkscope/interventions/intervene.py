@@ -18,7 +18,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.interventions.changed_texts import Repeat, ReplaceTokens, Shift
 from sinkscope.interventions.evict_keys import EvictKeys
 from sinkscope.interventions.intervention import Intervention, Nothing, Setting
-from sinkscope.interventions.run_arms import check_predicts, run_arms
+from sinkscope.interventions.run_arms import run_arms
 from sinkscope.streaming.limits import check_limits
 from sinkscope.streaming.perplexity import Run, check_run
 
@@ -96,14 +96,10 @@ def run_interventions(
     """
     texts = texts_of(ids)
     check_run(model, texts, Run(1, None, 0))
-    check_predicts(model)
     check_limits(model, Dense(), max(map(len, texts)))
-    start, sinks, first = (
-        whole_number(start, "start", 2),
-        whole_number(sinks, "sinks", 1),
-        whole_number(first, "first", 1),
-    )
-    setting = Setting(start, sinks, whole_number(seed, "seed", 0), tokenizer)
+    start, sinks = whole_number(start, "start", 2), whole_number(sinks, "sinks", 1)
+    first, seed = whole_number(first, "first", 1), whole_number(seed, "seed", 0)
+    setting = Setting(start, sinks, seed, tokenizer)
     if min(map(len, texts)) < start + 3:
         raise SinkscopeError(
             f"a text of {min(map(len, texts))} tokens leaves nothing to score from query {start} on; give longer "

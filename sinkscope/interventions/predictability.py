@@ -19,7 +19,6 @@ from sinkscope.core.policies import Dense
 from sinkscope.core.probes import SinkMass
 from sinkscope.core.scope import attached
 from sinkscope.errors import SinkscopeError
-from sinkscope.interventions.run_arms import check_predicts
 from sinkscope.streaming.limits import check_limits
 from sinkscope.streaming.perplexity import Run, check_run
 
@@ -53,7 +52,6 @@ def predictability(
     """
     texts = texts_of(ids)
     check_run(model, texts, Run(1, None, 0))
-    check_predicts(model)
     check_limits(model, Dense(), max(map(len, texts)))
     first = whole_number(first, "first", 1)
     if min(map(len, texts)) <= first:

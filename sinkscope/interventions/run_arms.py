@@ -13,13 +13,11 @@ import xarray as xr
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.finite import not_finite
 from sinkscope.core.measure import PATIENCE
 from sinkscope.core.probes import OutputNorm, SinkMass
 from sinkscope.core.provenance import model_attributes, token_attributes
 from sinkscope.core.scope import attached
-from sinkscope.errors import SinkscopeError
 from sinkscope.interventions.intervention import Arm, Intervention, Setting
 
 
@@ -92,14 +90,6 @@ def run_arms(
     )
     about = {"start": setting.start, "sinks": setting.sinks, "first": first, "seed": setting.seed}
     return record.assign_attrs(**model_attributes(model), **token_attributes(record, model), **about)
-
-
-def check_predicts(model: nn.Module) -> None:
-    """Raise SinkscopeError for a model that predicts no token."""
-    if find_anatomy(model).base is model:
-        raise SinkscopeError(
-            f"{type(model).__name__} has no language head, so its tokens have no loss; load the model with one."
-        )
 
 
 def _run(model: nn.Module, arm: Arm, first: int) -> tuple[Tensor, xr.Dataset]:

@@ -1,4 +1,4 @@
-"""Interventions by their definition, in float64, by the models' own eager attention; nothing here comes from sinkscope."""
+"""Interventions by their definition, in float64, by the models' own eager attention: nothing here is sinkscope's."""
 
 from __future__ import annotations
 
