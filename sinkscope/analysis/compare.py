@@ -65,7 +65,7 @@ def compare(saved: Iterable[Saved], length: int | None = None, resamples: int = 
         "model": ", ".join(dict.fromkeys(table["model"])),
         "text": texts[0] if len(texts) == 1 else f"{len(texts)} texts",
         "sinkscope": ", ".join(sorted({str(each.attrs.get("sinkscope", "")) for each, _, _ in pairs})),
-        "date": max(str(each.attrs.get("date", "")) for each, _, _ in pairs),
+        "date": max(str(each.attrs.get("date", "")) for record, curve, _ in pairs for each in (record, curve)),
         "kind": "comparison",
         "epsilon": EPSILON,
         "resamples": resamples,

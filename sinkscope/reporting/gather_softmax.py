@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import xarray as xr
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.reporting.gather_streaming import CACHE, LENGTH, SINKS
+from sinkscope.reporting.gather_streaming import ABLATED, CACHE, LENGTH, SINKS
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +86,7 @@ def _sizes(model: Any, tokens: int, fronted: bool) -> Sizes:
 
     count, longest = TEXTS
     limit = position_limit(model) or LENGTH
-    read = min(tokens + fronted, LENGTH)
+    read = min(tokens + fronted, ABLATED)
     length = min(longest, limit, max(tokens // count, min(tokens, 2 * FEWEST)) + fronted)
     if length < FEWEST:
         raise SinkscopeError(f"it needs {FEWEST} tokens, and there are {length}.")

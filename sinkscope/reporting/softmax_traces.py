@@ -148,7 +148,11 @@ def effects(record: xr.Dataset) -> Description:
                 "marker": {"size": 8, "color": COLOURS[row], "symbol": SYMBOLS[row]},
                 "text": list(rows["intervention"][own]),
             }
-            trace |= {"error_x": whiskers(middle, low, high, row), "hovertemplate": "%{text}: %{x:.4~g}<extra></extra>"}
+            trace |= {
+                "error_x": whiskers(middle, low, high, row),
+                "hovertemplate": "%{text}: %{x:.4~g}<extra></extra>",
+                "cliponaxis": False,
+            }
             traces.append(trace)
     ratio = rows[["ratio", "ratio_low", "ratio_high"]].to_numpy(np.float64)
     made = described(
@@ -157,7 +161,7 @@ def effects(record: xr.Dataset) -> Description:
         "intervention",
         height=int(40 + 34 * len(rows) + 60),
         xaxis={**logarithmic(ratio), "domain": [0, 0.5]},
-        yaxis={**_named(rounded(y), list(rows["intervention"])), "title": {"text": "intervention"}},
+        yaxis={**_named(rounded(y), list(rows["intervention"])), "title": {"text": "intervention", "standoff": 14}},
     )
     made["layout"]["xaxis2"] = {"domain": [0.56, 1], "title": {"text": "mass (probability)"}, "rangemode": "tozero"}
     base = table[table["role"] == "baseline"]["sink_mass"]
@@ -214,7 +218,7 @@ def _doses(own: pd.DataFrame, column: str, bounds: str, name: str, row: int, mar
     doses, middle = own["dose"].to_numpy(np.float64), own[column].to_numpy(np.float64)
     low, high = (own[f"{bounds}_{bound}"].to_numpy(np.float64) for bound in ("low", "high"))
     x, finite = dose_places(doses), np.isfinite(doses)
-    hover = {"hovertemplate": name + ", dose %{text}: %{y:.4~g}<extra></extra>"}
+    hover = {"hovertemplate": name + ", dose %{text}: %{y:.4~g}<extra></extra>", "cliponaxis": False}
     where: dict[str, Any] = {"xaxis": f"x{mark}", "yaxis": f"y{mark}"} if mark else {}
     made = band(rounded(x[finite]), low[finite], high[finite], COLOURS[row])
     drawn = line(rounded(x[finite]), middle[finite], name, row, mode="lines+markers")
