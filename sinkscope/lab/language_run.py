@@ -170,7 +170,7 @@ class LanguageRun(TrainingRun):
     def _passages(self) -> Iterator[Tensor]:
         """Token ids [batch, token] of each step: passages that begin anywhere in the text."""
         generator = torch.Generator().manual_seed(self.seed)
-        text = torch.from_numpy(self.ids)
+        text = torch.tensor(self.ids)
         last, length = len(text) - self.sizes.length, self.sizes.length
         for _ in range(self.steps):
             starts = torch.randint(last + 1, (self.schedule.batch,), generator=generator)
