@@ -1,16 +1,20 @@
-"""Attention with its slots filled, by definition: one query at a time in float64, nothing here comes from sinkscope."""
+"""Attention with its slots filled, by definition: one query at a time in float64, none of it from sinkscope."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Callable, Collection
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+import xarray as xr
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from sinkscope import ALL, attached
 from tests.core.naive_eviction import _rotated
 
 
@@ -109,6 +113,24 @@ def run(
     model.set_attn_implementation("naive_slots")
     with torch.no_grad():
         return model(ids, use_cache=False).logits, maps
+
+
+def check(model: nn.Module, ids: Tensor, expected: tuple[Tensor, list[Tensor]], **slots: Any) -> xr.Dataset:
+    """The record of a model with its slots filled, its logits and all that probes read held against the expected."""
+    with torch.no_grad(), attached(model, **slots, probes=ALL) as scope:
+        logits = model(ids).logits
+    torch.testing.assert_close(logits.double(), expected[0], atol=5e-5, rtol=1e-4)
+    record, maps = scope.record, torch.stack(expected[1], 1).numpy()
+    brute = {
+        "sink_mass": maps[..., :4],
+        "received": maps.sum(-2),
+        "entropy": -(maps * np.log(np.where(maps > 0, maps, 1))).sum(-1),
+    }
+    if maps.shape[-1] <= record.sizes["map_key"]:  # not pooled
+        brute["attention_map"] = maps
+    for variable, values in brute.items():
+        np.testing.assert_allclose(record[variable].values, values, atol=1e-4, err_msg=variable)
+    return record
 
 
 def loss(model: nn.Module, ids: Tensor, weights: Callable[[Tensor], Tensor]) -> Tensor:

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sinkscope import (
-    ALL,
     ClippedSoftmax,
     Dense,
     Dose,
@@ -77,17 +76,7 @@ CASES = {
 @pytest.mark.parametrize(("policy", "definition"), CASES.values(), ids=CASES)
 def test_logits_and_probes_equal_the_definition(policy, definition):
     model, ids = build("llama"), inputs("llama", tokens=TOKENS)["input_ids"]
-    expected, maps = naive_slots.run(model, ids, **definition)
-    with torch.no_grad(), attached(model, policy=policy, probes=ALL) as scope:
-        logits = model(ids).logits
-    torch.testing.assert_close(logits.double(), expected, atol=5e-5, rtol=1e-4)
-    record, maps = scope.record, torch.stack(maps, 1).numpy()
-    for variable, brute in (
-        ("sink_mass", maps[..., :4]),
-        ("received", maps.sum(-2)),
-        ("attention_map", maps),
-    ):
-        np.testing.assert_allclose(record[variable].values, brute, atol=1e-4, err_msg=variable)
+    naive_slots.check(model, ids, naive_slots.run(model, ids, **definition), policy=policy)
 
 
 @pytest.mark.parametrize("normaliser", ["softmax1", "clipped", "sigmoid"])

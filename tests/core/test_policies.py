@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +10,6 @@ from transformers import DynamicCache
 
 import sinkscope.core.attend as attend_module
 from sinkscope import (
-    ALL,
     Dense,
     Recompute,
     SinkMass,
@@ -23,7 +21,7 @@ from sinkscope import (
 )  # fmt: skip
 from sinkscope.core.interface import EVICTIONS
 from sinkscope.core.masks import BandMask
-from tests.core import naive_eviction
+from tests.core import naive_eviction, naive_slots
 from tests.core.test_attend import plain, states
 from tests.zoo import build, inputs
 
@@ -48,17 +46,8 @@ def test_a_band_equals_plain_softmax_over_the_window(rows, past, window, triangl
 @pytest.mark.parametrize("name", naive_eviction.FAMILIES)
 def test_logits_and_probes_under_a_policy_equal_the_definition(name, policy):
     model, ids = build(name), inputs(name, tokens=90)["input_ids"]
-    expected, maps = naive_eviction.run(model, ids, policy.sinks, policy.window, policy.positions)
-    with torch.no_grad(), attached(model, policy=policy, probes=ALL) as scope:
-        logits = model(ids).logits
-    torch.testing.assert_close(logits.double(), expected, atol=5e-5, rtol=1e-4)
-    record, maps = scope.record, torch.stack(maps, 1).numpy()
-    for variable, brute in (
-        ("sink_mass", maps[..., :4]),
-        ("received", maps.sum(-2)),
-        ("entropy", -(maps * np.log(np.where(maps > 0, maps, 1))).sum(-1)),
-    ):
-        np.testing.assert_allclose(record[variable].values, brute, atol=1e-4, err_msg=variable)
+    expected = naive_eviction.run(model, ids, policy.sinks, policy.window, policy.positions)
+    record = naive_slots.check(model, ids, expected, policy=policy)
     assert record.attrs["policy"] == repr(policy)
 
 
