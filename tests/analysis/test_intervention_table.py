@@ -1,0 +1,152 @@
+"""The table of interventions against formulas written out here."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from sinkscope.analysis import intervention_table, ppl_table
+from sinkscope.errors import SinkscopeError
+
+START = 16
+RATIO = ["ratio", "ratio_low", "ratio_high"]
+
+
+def record_of(nll, mass=None, names=None, controls=None, same=None) -> xr.Dataset:
+    """Losses [policy, sequence, token] and mass [policy, sequence, layer, head] as `run_interventions` gives them."""
+    nll = np.array(nll, np.float32)
+    nll[..., : START + 1] = np.nan
+    names = ["nothing", "evict sinks", "evict random"][: len(nll)] if names is None else names
+    controls = ["", "evict random", ""][: len(nll)] if controls is None else controls
+    mass = np.zeros((*nll.shape[:2], 1, 1)) if mass is None else np.array(mass, np.float32)
+    return xr.Dataset(
+        {
+            "nll": (("policy", "sequence", "token"), nll),
+            "sink_mass": (("policy", "sequence", "layer", "head"), mass),
+        },
+        coords={
+            "policy": names, "control": ("policy", controls),
+            "same_tokens": ("policy", [1] * len(nll) if same is None else same),
+            "layer": np.arange(mass.shape[2]), "head": np.arange(mass.shape[3]),
+        },
+        attrs={"kind": "interventions", "model": "some/model", "start": START},
+    )  # fmt: skip
+
+
+def drawn(effect: float, control: float, sequences: int, tokens: int, seed: int, noise: float = 0.3) -> np.ndarray:
+    """Losses whose differences to the baseline have these means, in nats; all far more alike than the tokens are."""
+    random = np.random.default_rng(seed)
+    base = random.gamma(1.0, 2.6, (sequences, tokens))
+    shifts = np.array([0.0, effect, control])[:, None, None]
+    return base + shifts + random.normal(0, noise, (3, sequences, tokens)) * (np.arange(3) > 0)[:, None, None]
+
+
+def test_perplexities_ratios_and_mass_are_their_formulas():
+    random = np.random.default_rng(0)
+    nll = drawn(0.4, 0.1, 3, 90, seed=1)
+    nll[:, 1, 80:] = np.nan  # a shorter text
+    mass = random.random((3, 3, 4, 5)).astype(np.float32)
+    table = intervention_table(record_of(nll, mass), resamples=50).set_index("intervention")
+    means = [np.nanmean(each[:, START + 1 :].astype(np.float32), dtype=np.float64) for each in nll]
+    np.testing.assert_allclose(table["ppl"], np.exp(means), rtol=1e-6)
+    np.testing.assert_allclose(table["ratio"], np.exp(np.array(means) - means[0]), rtol=1e-6)
+    assert table.loc["evict sinks", "over_control"] == pytest.approx(np.exp(means[1] - means[2]), rel=1e-6)
+    np.testing.assert_allclose(table["sink_mass"], mass.mean((1, 2, 3)), rtol=1e-6)
+    assert set(table["tokens"]) == {2 * (90 - START - 1) + 80 - START - 1}
+    assert table.loc["nothing", RATIO].tolist() == [1, 1, 1]
+
+
+def test_nine_in_ten_paired_intervals_and_more_hold_an_effect_of_known_size():
+    """Nominally 95%, of 150 data sets; 4 standard errors are 7%."""
+    found = []
+    for seed in range(150):
+        rows = intervention_table(record_of(drawn(0.05, 0.0, 2, 150, seed)), resamples=300).set_index("intervention")
+        effect, control = rows.loc["evict sinks"], rows.loc["evict random"]
+        found.append(
+            [
+                effect.ratio_low <= np.exp(0.05) <= effect.ratio_high,
+                control.ratio_low <= 1 <= control.ratio_high,
+                effect.over_control_low <= np.exp(0.05) <= effect.over_control_high,
+                np.log(effect.ratio_high / effect.ratio_low),
+                np.log(effect.high / effect.low),
+            ]
+        )
+    *covered, paired, own = np.mean(found, axis=0)
+    assert all(0.86 <= each <= 0.99 for each in covered), covered
+    tokens = 2 * (150 - START - 1)
+    assert paired == pytest.approx(2 * 1.96 * 0.3 / tokens**0.5, rel=0.1)  # of the differences, not of the losses
+    assert own > 5 * paired
+
+
+def test_the_mass_of_two_texts_lies_between_them_and_of_one_text_has_no_interval():
+    """Of two values, a quarter of the resamples are twice the one and a quarter twice the other."""
+    mass = np.array([[0.2, 0.4], [0.0, 0.0], [0.31, 0.11]])[..., None, None] + np.array([-0.1, 0.1])[:, None]
+    nll = drawn(0.1, 0.0, 2, 60, seed=0)
+    two = intervention_table(record_of(nll, mass + 0.1), resamples=500).set_index("intervention")
+    bounds = two[["mass_low", "sink_mass", "mass_high"]].to_numpy()
+    np.testing.assert_allclose(bounds, [[0.3, 0.4, 0.5], [0.1, 0.1, 0.1], [0.21, 0.31, 0.41]], atol=1e-6)
+    one = intervention_table(record_of(nll[:, :1], mass[:, :1]), resamples=500)
+    assert one[["mass_low", "mass_high"]].isna().all(axis=None) and one["sink_mass"].notna().all()
+    assert one[["low", "high", "ratio_low"]].notna().all(axis=None)  # those of losses are over tokens
+
+
+def test_every_effect_has_its_control_below_it_and_shared_ones_are_shown_again():
+    nll = drawn(0.3, 0.0, 2, 60, seed=2)[[0, 1, 1, 2, 2, 1]]
+    nll[2] += 0.2
+    names = ["nothing", "evict sinks", "evict recent", "evict random", "cut 4 behind the sinks", "alone"]
+    controls = ["", "evict random", "evict random", "", "", ""]
+    table = intervention_table(record_of(nll, names=names, controls=controls), resamples=60)
+    assert list(zip(table.intervention, table.role, strict=True)) == [
+        ("nothing", "baseline"),
+        ("evict sinks", "effect"),
+        ("evict random", "control"),
+        ("evict recent", "effect"),
+        ("evict random", "control"),
+        ("cut 4 behind the sinks", "effect"),
+        ("alone", "effect"),
+    ]
+    again = table[table.intervention == "evict random"]
+    assert again.iloc[0].drop("role").equals(again.iloc[1].drop("role"))
+    assert table["over_control"].notna().tolist() == [False, True, False, True, False, False, False]
+    over = table.loc[[1, 3], "over_control"].to_numpy()
+    np.testing.assert_allclose(over, table.loc[[1, 3], "ratio"] / table.loc[2, "ratio"], rtol=1e-9)
+    assert over[1] / over[0] == pytest.approx(np.exp(0.2), rel=1e-5)
+
+
+def test_the_interval_over_the_control_is_that_of_a_pair_over_the_same_blocks():
+    record = record_of(drawn(0.3, 0.05, 2, 200, seed=3))
+    table = intervention_table(record, resamples=100, seed=5)
+    pair = ppl_table(record.sel(policy=["evict sinks", "evict random"]), "evict random", table.attrs["block"], 100, 5)
+    over = table.loc[1, ["over_control", "over_control_low", "over_control_high"]].tolist()
+    assert over == pair.loc[0, RATIO].tolist() and over[1] < over[0] < over[2]
+
+
+def test_an_intervention_over_other_tokens_has_no_ratio_and_changes_no_other_row():
+    nll = drawn(0.3, 0.0, 2, 300, seed=4)
+    trend = np.broadcast_to(np.linspace(9, 1, 300), (2, 300))
+    names = ["nothing", "evict sinks", "evict random", "repeat one token", "shuffle all tokens"]
+    controls = ["", "evict random", "", "shuffle all tokens", ""]
+    both = record_of([*nll, trend, trend[:, ::-1]], names=names, controls=controls, same=[1, 1, 1, 0, 0])
+    table, alone = intervention_table(both, resamples=80), intervention_table(record_of(nll), resamples=80)
+    assert table.iloc[:3].equals(alone) and table.attrs["block"] == alone.attrs["block"]
+    assert table.loc[3:, [*RATIO, "over_control", "over_control_low"]].isna().all(axis=None)
+    assert table.loc[3, "ppl"] == pytest.approx(np.exp(trend[0, START + 1 :].mean()), rel=1e-5)
+    assert table.loc[3:, ["low", "high"]].notna().all(axis=None)
+
+
+def test_it_says_how_it_was_made():
+    table = intervention_table(record_of(drawn(0.3, 0.0, 1, 60, seed=0)), resamples=70, seed=2)
+    given = {name: table.attrs[name] for name in ("model", "start", "resamples", "seed", "baseline", "confidence")}
+    assert given == {
+        "model": "some/model", "start": START, "resamples": 70, "seed": 2, "baseline": "nothing", "confidence": 0.95,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda record: record.drop_vars("control"), lambda record: record.sel(policy=["evict sinks", "evict random"])],
+)
+def test_a_record_of_something_else_is_refused(spoil):
+    with pytest.raises(SinkscopeError, match=r"make one with sinkscope\.run_interventions"):
+        intervention_table(spoil(record_of(drawn(0.3, 0.0, 1, 60, seed=0))))
