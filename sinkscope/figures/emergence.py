@@ -9,6 +9,7 @@ import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures.style import COLOURS, DASHES, INK, MARKERS, PAGE, QUIET, number, paper_figure, plain_ticks
@@ -18,6 +19,7 @@ from sinkscope.lab.language_findings import SINK, head_masses, language_table
 
 MASS, ROW_SUM = "BOS mass of non-triggers", "row sum of non-triggers"
 VALUE_NORM, LOSS = "value norm of BOS / of others", "loss"
+WHISKERS = 0.03  # of the steps, from one to the next
 WIDEST_LINEAR = 3.0
 """Above this ratio of perplexities their axis is logarithmic."""
 
@@ -31,21 +33,22 @@ class Look(NamedTuple):
 
 
 def emergence(record: xr.Dataset, layer: int = 0) -> Figure:
-    """What becomes of BOS over training, one line per arm: mean over seeds, with its 95% t interval as a band.
+    """What becomes of BOS over training, one line per arm: mean over seeds, with its 95% t interval as a faint band.
 
     record  of `lab.bigram_backcopy`.
     layer   which; heads are averaged.
 
     Attention of non-trigger queries on BOS, with the uniform null dotted; their attention on all tokens together, which
     softmax fixes at one; the norm of BOS's value over the others'; and how far the loss is above the best possible.
-    With fewer than three seeds there are no bands. Raises SinkscopeError for a record of something else, or a layer it
-    does not have.
+    Whiskers at the right are the means and intervals of the last step side by side.
+    With fewer than three seeds there are no intervals.
+    Raises SinkscopeError for a record of something else, or a layer it does not have.
     """
     quantities = emergence_quantities(record)
     if layer not in record["layer"].values:
         raise SinkscopeError(f"layer {layer} is out of range: this record has layers 0 to {record.sizes['layer'] - 1}.")
     quantities = {name: each.sel(layer=layer) if "layer" in each.dims else each for name, each in quantities.items()}
-    best = float(record["best_loss"].sel(tokens="all"))
+    best, last = float(record["best_loss"].sel(tokens="all")), int(record["step"].max())
     looks = _looks([str(arm) for arm in record["arm"].values])
     with paper_figure(record, "emergence", PAGE, 4.7) as figure:
         panels = figure.subplots(2, 2, sharex=True)
@@ -56,11 +59,12 @@ def emergence(record: xr.Dataset, layer: int = 0) -> Figure:
             (LOSS, quantities[LOSS] - best, "loss above the best possible\n(nats)"),
         )
         for axes, (name, quantity, label) in zip(panels.ravel(), drawn, strict=True):
-            for arm, look in looks.items():
-                _line(axes, quantity.sel(arm=arm), look, arm)
+            for row, (arm, look) in enumerate(looks.items()):
+                _line(axes, quantity.sel(arm=arm), look, arm, row)
             axes.set(ylabel=label, title=name if name != LOSS else "loss of all tokens")
             axes.xaxis.set_major_formatter(plain_ticks)
-            axes.margins(x=0.01)
+            axes.set_xticks([mark for mark in MaxNLocator(5).tick_values(0, last) if mark <= last])
+            axes.set_xlim(0, last * (1 + WHISKERS * (len(looks) + 1)))
         mass, rows, norms, losses = panels.ravel()
         _nulls(mass, record)
         for axes in (mass, rows, norms):
@@ -124,13 +128,17 @@ def _looks(arms: list[str]) -> dict[str, Look]:
     }
 
 
-def _line(axes: Axes, quantity: xr.DataArray, look: Look, arm: str) -> None:
-    """Mean over seeds of [seed, step], and its interval."""
+def _line(axes: Axes, quantity: xr.DataArray, look: Look, arm: str, row: int) -> None:
+    """Mean over seeds of [seed, step], and its interval; the last ones again to the right of all, in a place of their
+    own."""
     step = quantity["step"].values
     mean, low, high = t_interval(quantity.transpose("seed", "step").values)
-    if np.isfinite(low).any():
-        axes.fill_between(step, low, high, color=look.colour, alpha=0.15, linewidth=0, gid=f"band-{arm}")
     axes.plot(step, mean, color=look.colour, linestyle=look.dash, linewidth=1.1, label=arm, gid=f"mean-{arm}")
+    if np.isfinite(low).any():
+        axes.fill_between(step, low, high, color=look.colour, alpha=0.07, linewidth=0, gid=f"band-{arm}")
+        place = step[-1] * (1 + WHISKERS * (row + 1))
+        axes.vlines(place, low[-1], high[-1], color=look.colour, linewidth=1.0, gid=f"whisker-{arm}")
+        axes.plot(place, mean[-1], color=look.colour, marker=look.marker, markersize=2.5, clip_on=False)
 
 
 def _nulls(axes: Axes, record: xr.Dataset) -> None:
@@ -156,7 +164,7 @@ def _place(record: xr.Dataset, layer: int) -> str:
 
 def _bands(record: xr.Dataset) -> str:
     said = intervals_said(record.sizes["seed"])
-    return said if said.startswith("no") else f"bands: {said}"
+    return said if said.startswith("no") else f"bands, and whiskers for the last step: {said}"
 
 
 def _perplexities(axes: Axes, table: pd.DataFrame, looks: dict[str, Look]) -> None:

@@ -59,6 +59,10 @@ def test_lines_are_means_over_seeds_and_bands_their_t_intervals():
             for step, mean, each in zip(record["step"].values, values.mean(0), half, strict=True):
                 around = outline[outline[:, 0] == step, 1]
                 np.testing.assert_allclose([around.min(), around.max()], [mean - each, mean + each], rtol=1e-6)
+            (whisker,) = artists(axes)[f"whisker-{arm}"].get_segments()
+            last = values.mean(0)[-1]
+            np.testing.assert_allclose(whisker[:, 1], [last - half[-1], last + half[-1]], rtol=1e-6)
+            assert (whisker[:, 0] > record["step"].max().item()).all()
 
 
 def test_the_uniform_null_of_each_kind_of_arm_is_drawn():
@@ -71,7 +75,7 @@ def test_the_uniform_null_of_each_kind_of_arm_is_drawn():
 
 def test_fewer_than_three_seeds_have_no_bands_and_the_figure_says_so():
     figure = figures.emergence(emergence_record(seeds=2))
-    assert not any(gid.startswith("band-") for axes in figure.axes for gid in artists(axes))
+    assert not any(gid.startswith(("band-", "whisker-")) for axes in figure.axes for gid in artists(axes))
     assert "no intervals: 2 seeds" in figure.legends[0].get_title().get_text()
     assert "95% t intervals over 3 seeds" in figures.emergence(emergence_record()).legends[0].get_title().get_text()
 
