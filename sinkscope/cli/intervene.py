@@ -54,29 +54,31 @@ def intervene(
 ) -> None:
     """Take sinks away, or other keys, and see what happens. With nothing named: the usual interventions."""
     from sinkscope import dose_response, dose_table, figures, intervention_table, load, run_interventions
+    from sinkscope.interventions.dose import checked_doses
     from sinkscope.reporting.gather import text_name
 
     chosen = _chosen(evict, replace, shift, repeat, massive, layers, heads, count)
-    _check_used(evict, replace, massive, dose, {"--layers": layers, "--heads": heads, "--count": count})
+    doses = checked_doses(dose) if dose else []
+    _check_used(evict, replace, massive, doses, {"--layers": layers, "--heads": heads, "--count": count})
     loaded, tokenizer = load(model, **loading)
-    ids = _read(tokenizer, text, tokens, sequences)
+    ids, named = _read(tokenizer, text, tokens, sequences), {"text": text_name(text)}
     options: dict[str, Any] = {"start": start, "sinks": sinks, "seed": seed, "progress": False if quiet else None}
     read = f"{sequences} sequences of {tokens} tokens; keys go, and losses are scored, from query {start} on"
-    if chosen or not dose:
-        record = run_interventions(loaded, ids, chosen or None, tokenizer=tokenizer, **options)
-        record = record.assign_attrs(text=text_name(text))
-        table = intervention_table(record, seed=seed)
-        caption = f"Interventions and their controls: {read}."
-        _keep(record, table, out / "interventions", caption)
+    done = response = None
+    if chosen or not doses:
+        done = run_interventions(loaded, ids, chosen or None, tokenizer=tokenizer, **options).assign_attrs(named)
+    if doses:
+        keys: dict[str, Any] = {"count": count or sinks, "layers": layers, "heads": heads}
+        response = dose_response(loaded, ids, doses, **keys, **options, **named)
+    if done is not None:
+        table = intervention_table(done, seed=seed)
+        _keep(done, table, out / "interventions", f"Interventions and their controls: {read}.")
         draw(figures.effects(table), out / "effects")
         _say(quiet, beside(table), f"{read}. ratio: perplexity over that with nothing done; brackets: 95%.")
-    if dose:
-        record = dose_response(
-            loaded, ids, dose, count=count or sinks, layers=layers, heads=heads, text=text_name(text), **options
-        )
-        table = dose_table(record, seed=seed)
-        caption = f"A bias on the logits of the first {count or sinks} keys, and of as many random ones: {read}."
-        _keep(record, table, out / "dose", caption)
+    if response is not None:
+        table = dose_table(response, seed=seed)
+        caption = f"A bias on the logits of the first keys ({count or sinks}), and of as many random ones: {read}."
+        _keep(response, table, out / "dose", caption)
         draw(figures.dose_response(table), out / "dose")
         _say(quiet, table, caption)
     if not quiet:

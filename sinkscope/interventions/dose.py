@@ -53,7 +53,7 @@ def dose_response(
     Raises:
         SinkscopeError: as `intervene`; no doses, or one that is no bias.
     """
-    given = _checked(doses)
+    given = checked_doses(doses)
     every = [EvictKeys(arm, whole_number(count, "count", 1), dose, layers, heads) for arm in ARMS for dose in given]
     record = run_interventions(
         model, ids, every, start=start, sinks=sinks, first=count, seed=seed, progress=progress
@@ -70,7 +70,7 @@ def dose_response(
     return both.assign_attrs(record.attrs | {"kind": "dose response", "count": count} | where | attributes)
 
 
-def _checked(doses: Any) -> list[float]:
+def checked_doses(doses: Any) -> list[float]:
     """The doses in order; their numbers, or SinkscopeError."""
     try:
         given = sorted(float(dose) for dose in (doses if isinstance(doses, Iterable) else [doses]))

@@ -61,9 +61,9 @@ def test_intervals_of_mass_and_output_are_over_texts():
 
 
 def test_nine_in_ten_paired_intervals_and_more_hold_the_known_cost_of_a_dose():
-    """Nominally 95%, of 2 doses in 100 data sets; 4 standard errors are 7% at most."""
+    """Nominally 95%, of 2 doses in 60 data sets; 4 standard errors are 8% at least."""
     held = []
-    for seed in range(100):
+    for seed in range(60):
         rows = dose_table(record_of((-1.0, 0.0, 2.0), seed=seed), resamples=200).query("arm == 'sinks'")
         truth = np.exp(0.1 * rows["dose"].abs())
         held += ((rows["ratio_low"] <= truth) & (truth <= rows["ratio_high"]))[rows["dose"] != 0].tolist()
