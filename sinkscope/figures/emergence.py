@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from sinkscope.analysis.emergence import emergence_quantities, intervals_said, t_interval
+from sinkscope.analysis.language_findings import SINK, head_masses, language_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures.style import COLOURS, DASHES, INK, MARKERS, PAGE, QUIET, number, paper_figure, plain_ticks
 from sinkscope.figures.ticks import logarithmic_heights
-from sinkscope.lab.emergence import emergence_quantities, intervals_said, t_interval
-from sinkscope.lab.language_findings import SINK, head_masses, language_table
 
 MASS, ROW_SUM = "BOS mass of non-triggers", "row sum of non-triggers"
 VALUE_NORM, LOSS = "value norm of BOS / of others", "loss"

@@ -95,7 +95,7 @@ def _correlations(axes: Axes, table: pd.DataFrame) -> None:
     bottom = np.zeros(len(edges) - 1)
     for kind, (colour, hatch) in KINDS.items():
         group = values[(kinds == kind).to_numpy()]
-        counts, _ = np.histogram(group, edges)
+        counts, _ = np.histogram(np.clip(group, -1, 1), edges)  # rounding may leave them a little beyond
         axes.bar(
             edges[:-1], counts, np.diff(edges), bottom=bottom, align="edge", facecolor=colour, edgecolor="white",
             linewidth=0.3, hatch=hatch, label=f"{names[kind]}: {len(group):,}", gid=kind,

@@ -1,4 +1,4 @@
-"""Which figures draw streaming records and tables, or records of training; all others draw captured records."""
+"""Which figures draw records and tables of streaming, training or experiments; all others draw captured ones."""
 
 from __future__ import annotations
 
@@ -6,4 +6,5 @@ from sinkscope import figures
 
 STREAMED = ("ablation", "decode_cost", "log_perplexity")
 TRAINED = ("emergence", "language_emergence")
-CAPTURED = [name for name in figures.__all__ if name not in (*STREAMED, *TRAINED)]
+EXPERIMENTS = ("collapse", "comparison", "dose_response", "effects", "forced_mass", "predictability")
+CAPTURED = [name for name in figures.__all__ if name not in (*STREAMED, *TRAINED, *EXPERIMENTS)]

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sinkscope.analysis.emergence import t_interval
 from sinkscope.errors import SinkscopeError
 from sinkscope.lab import emergence_summary, emergence_table
-from sinkscope.lab.emergence import t_interval
 from tests.lab.records import emergence_record, language_record
 
 QUANTILES = {3: 4.302652730, 4: 3.182446305, 10: 2.262157163}
