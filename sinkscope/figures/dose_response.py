@@ -121,7 +121,8 @@ def _mark_doses(axes: Axes, doses: np.ndarray) -> None:
     shown = finite
     while len(shown) > 1 and np.diff(shown).min() < 0.11 * np.ptp(finite):
         nearest = int(np.argmin(np.diff(shown)))
-        shown = np.delete(shown, nearest if shown[nearest] != 0 and nearest else nearest + 1)
+        keeps_right = shown[nearest + 1] == 0 or (nearest + 2 == len(shown) and nearest > 0 and shown[nearest] != 0)
+        shown = np.delete(shown, nearest if keeps_right else nearest + 1)
     labels = [f"{dose:+g}".replace("-", "−") if dose else "0" for dose in shown]
     marks = list(shown)
     if not np.isfinite(doses).all():

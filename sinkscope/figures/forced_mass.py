@@ -78,7 +78,7 @@ def evicted(record: xr.Dataset) -> int:
         return len([key for key in named[1].split(",") if key.strip()])
     logs = record["log_amplification"]
     measured = logs.notnull().any([dim for dim in logs.dims if dim != "query"])
-    return int(record["query"].values[measured.values].min(initial=0))
+    return int(np.append(record["query"].values[measured.values], record.sizes["query"]).min())
 
 
 def _heat(figure: Figure, axes: Axes, heads: np.ndarray, record: xr.Dataset) -> None:

@@ -187,7 +187,7 @@ def predictability(record: xr.Dataset) -> Description:
     kinds, edges = sides(table), np.linspace(-1, 1, 41)
     for kind, (colour, words) in SIDES.items():
         group = table["correlation"][kinds == kind]
-        counts, _ = np.histogram(group, edges)
+        counts, _ = np.histogram(np.clip(group, -1, 1), edges)
         traces.append(
             {
                 "type": "bar", "x": rounded((edges[:-1] + edges[1:]) / 2), "y": counts.tolist(), "width": 0.05,
