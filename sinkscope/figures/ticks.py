@@ -19,7 +19,7 @@ def plain_marks(axis: Axis, low: float, high: float) -> None:
     if high < 4 * low:
         marks = MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(low, high)
     else:
-        steps = (1, 2, 3, 4, 6, 8) if high < 12 * low else (1, 2, 5) if high < 1000 * low else (1,)
+        steps = (1, 2, 3, 5) if high < 12 * low else (1, 2, 5) if high < 1000 * low else (1,)
         marks = LogLocator(subs=steps).tick_values(low, high)
     axis.set_major_locator(FixedLocator([mark for mark in marks if low <= mark <= high]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
