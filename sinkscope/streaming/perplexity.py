@@ -134,6 +134,7 @@ def read_texts(
                 if stay.due():
                     now.state = reader.state()
                     stay.write(now)
+                    now.state = {}  # else what the cache held now would stay in memory until the next time
             now.batch, now.done, now.state = number + 1, 0, {}
     if start is None or start.batch < len(batches):
         stay.write(now)
