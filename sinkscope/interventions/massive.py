@@ -43,7 +43,7 @@ class SetMassive(Intervention):
     its layer's hidden state (Sun et al. 2024). The texts as they are tell in which dimensions there are any; these are
     set, in the layer's output, wherever they are massive while it runs. The mean is that of a dimension over all places
     where it was massive, in all texts: a constant. The control does the same to as many other dimensions of the same
-    tokens, drawn at random.
+    tokens, drawn at random: it tells the tokens from the dimensions, not the dimensions from their size.
 
     Args:
         layers: behind which; the first layer after which there are any when None.

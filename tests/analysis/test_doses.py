@@ -70,6 +70,16 @@ def test_nine_in_ten_paired_intervals_and_more_hold_the_known_cost_of_a_dose():
     assert 0.86 <= np.mean(held) <= 0.99
 
 
+def test_what_is_alike_in_both_arms_has_the_same_interval_in_both():
+    record = record_of()
+    random = np.random.default_rng(9)
+    record["nll"][0, 3] += np.repeat(random.normal(0, 3, 16), 5)  # long runs, which ask for long blocks
+    table = dose_table(record, resamples=100).set_index(["arm", "dose"])
+    columns = ["ppl", "low", "high"]
+    assert table.loc[("sinks", 0.0), columns].equals(table.loc[("random", 0.0), columns])
+    assert table.attrs["block"] > 5
+
+
 @pytest.mark.parametrize(
     ("doses", "reference"), [((-3.0, -0.5, 1.0), -0.5), ((-np.inf,), -np.inf), ((1.0, 1.0 + 1e-9), 1.0)]
 )
