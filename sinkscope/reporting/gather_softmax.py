@@ -15,8 +15,6 @@ from sinkscope.reporting.gather_streaming import ABLATED, CACHE, LENGTH, SINKS
 if TYPE_CHECKING:
     import torch
 
-    from sinkscope.interventions.intervention import Intervention
-
 TEXTS = (4, 512)  # sequences, tokens in each
 CHANGED = 256  # the first tokens of each, for interventions and doses
 FEWEST = 64
@@ -55,11 +53,12 @@ def softmax_records(
     texts = split(tokens, sizes.length, sizes.texts, bos=front)
     one = tokens if front is None else split(tokens, tokens.numel() + 1, 1, bos=front)[0]
     short, shown = texts[:, :CHANGED], {"progress": progress}
+    left_out: list[str] = []
     steps: dict[str, tuple[str, Callable[[], xr.Dataset]]] = {
         "forced": ("Forced mass", partial(_forced, model, texts, shown)),
         "collapse": ("The collapse decomposed", partial(_collapse, model, one, sizes, shown)),
         "dose": ("Dose and response", partial(_dose, model, short, sizes, shown)),
-        "interventions": ("Interventions", partial(_interventions, model, short, tokenizer, sizes, shown)),
+        "interventions": ("Interventions", partial(_interventions, model, short, tokenizer, sizes, shown, left_out)),
         "predictability": ("Sink mass against predictability", partial(_predictability, model, texts, sizes, shown)),
     }
     records: dict[str, xr.Dataset] = {}
@@ -69,7 +68,7 @@ def softmax_records(
             records[name] = measure().assign_attrs(about)
         except SinkscopeError as reason:
             refused.setdefault(str(reason), []).append(what)
-    return records, [_note(whats, reason) for reason, whats in refused.items()]
+    return records, [*(_note(whats, reason) for reason, whats in refused.items()), *left_out]
 
 
 def _note(whats: list[str], reason: str) -> str:
@@ -113,28 +112,30 @@ def _dose(model: Any, texts: torch.Tensor, sizes: Sizes, shown: dict[str, Any]) 
     return dose_response(model, texts, DOSES, start=sizes.start, **shown)
 
 
-def _interventions(model: Any, texts: torch.Tensor, tokenizer: Any, sizes: Sizes, shown: dict[str, Any]) -> xr.Dataset:
+def _interventions(
+    model: Any, texts: torch.Tensor, tokenizer: Any, sizes: Sizes, shown: dict[str, Any], notes: list[str]
+) -> xr.Dataset:
+    """Those that model and texts can take; what is left out goes to `notes`. Raises SinkscopeError if all are."""
     from sinkscope.interventions.changed_texts import ReplaceTokens, Shift
     from sinkscope.interventions.evict_keys import EvictKeys
     from sinkscope.interventions.intervene import run_interventions
     from sinkscope.interventions.intervention import Setting
 
-    setting = Setting(sizes.start, SINKS, 0, tokenizer)
+    setting, possible = Setting(sizes.start, SINKS, 0, tokenizer), []
+    refused: dict[str, list[str]] = {}
     wanted = [EvictKeys("sinks"), EvictKeys("recent"), EvictKeys("delimiters"), ReplaceTokens("line breaks"),
               Shift(sizes.start // 4)]  # fmt: skip
-    possible = [each for each in wanted if _suits(each, model, list(texts), setting)]
-    return run_interventions(model, texts, possible, tokenizer=tokenizer, start=sizes.start, sinks=SINKS, **shown)
-
-
-def _suits(intervention: Intervention, model: Any, texts: list[torch.Tensor], setting: Any) -> bool:
-    """Whether these texts have what it takes: delimiters to evict, a line break in the vocabulary."""
-    if intervention.name == "evict sinks":
-        return True  # without which there is nothing to show: its refusal is the note
-    try:
-        intervention.check(model, texts, setting)
-    except SinkscopeError:
-        return False
-    return True
+    for each in wanted:
+        try:
+            each.check(model, list(texts), setting)
+            possible.append(each)
+        except SinkscopeError as reason:
+            refused.setdefault(str(reason), []).append(each.name)
+    if not possible:
+        raise SinkscopeError(next(iter(refused)))
+    record = run_interventions(model, texts, possible, tokenizer=tokenizer, start=sizes.start, sinks=SINKS, **shown)
+    notes += [f"`{'`, `'.join(names)}` left out of the interventions: {why}" for why, names in refused.items()]
+    return record
 
 
 def _predictability(model: Any, texts: torch.Tensor, sizes: Sizes, shown: dict[str, Any]) -> xr.Dataset:

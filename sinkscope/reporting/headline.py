@@ -10,11 +10,14 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis import interval, sink_rate, sink_rate_curve, value_drain
+from sinkscope.analysis.collapse import collapse_table, is_decomposed
 from sinkscope.figures.activations import extremes
+from sinkscope.figures.forced_mass import evicted, uniform_amplification
 from sinkscope.figures.mass import tokens_named
 from sinkscope.figures.need import is_causal, lengths
 from sinkscope.figures.nulls import null_entropy, null_mass
 from sinkscope.figures.style import number
+from sinkscope.reporting.softmax_findings import mean_amplification
 from sinkscope.reporting.streaming_tables import collapse, streaming_sentence
 
 COLUMNS = ("quantity", "unit", "value", "lower", "upper", "null", "times_null", "measured_on", "note")
@@ -43,6 +46,10 @@ def summary(records: Mapping[str, xr.Dataset]) -> pd.DataFrame:
         rows.append(_activation(record))
     if (worse := collapse(records)) is not None:
         rows.append(_collapse(records["perplexity"], worse))
+    if "forced" in records and "log_amplification" in records["forced"]:
+        rows.append(_amplification(records["forced"]))
+    if "collapse" in records:
+        rows += _recovered(records["collapse"])
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     null = table["null"].astype(float)
     table["times_null"] = table["value"].astype(float) / null.where(null > 0)
@@ -185,3 +192,40 @@ def _collapse(record: xr.Dataset, worse: Any) -> dict[str, Any]:
         note=f"window over sinks + window, both a cache of {int(worse.cache_size):,} tokens, over the "
         f"{int(worse.tokens):,} tokens after the first eviction; not re-computation",
     )
+
+
+def _amplification(record: xr.Dataset) -> dict[str, Any]:
+    mean, lower, upper = mean_amplification(record)
+    return _row(
+        record,
+        f"other weights without the {tokens_named(evicted(record))}",
+        "times as much",
+        mean,
+        lower=lower,
+        upper=upper,
+        null=uniform_amplification(record),
+        note="1/(1 − m), geometric mean over heads and queries; null: uniform causal attention",
+    )
+
+
+def _recovered(record: xr.Dataset) -> list[dict[str, Any]]:
+    """How much of the collapse each half of a sink takes back; nothing where nothing collapses."""
+    if not is_decomposed(record):
+        return []
+    halves = {"phantom, values zeroed": "phantom sinks (values zeroed)", "values only": "the values of sinks alone"}
+    rows = []
+    for row in collapse_table(record).to_dict("records"):
+        if row["part"] in halves and np.isfinite(row["recovered"]):
+            rows.append(
+                _row(
+                    record,
+                    f"of the collapse, closed by {halves[str(row['part'])]}",
+                    "share of the gap",
+                    row["recovered"],
+                    lower=row["recovered_low"],
+                    upper=row["recovered_high"],
+                    note=f"mean loss over {int(row['tokens']):,} tokens, cache of {int(row['cache_size']):,}; "
+                    "window: 0%, full sinks: 100%",
+                )
+            )
+    return rows

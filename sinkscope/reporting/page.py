@@ -120,7 +120,7 @@ def _tiles(summary: pd.DataFrame) -> list[dict[str, str]]:
     tiles = []
     rows: list[dict[Hashable, Any]] = summary.to_dict("records")
     for row in rows:
-        share = row["unit"] in ("probability", "fraction of heads")
+        share = row["unit"] in ("probability", "fraction of heads", "share of the gap")
         scale, mark = (100.0, "%") if share else (1.0, "")
         under = []
         if row["lower"] == row["lower"]:  # not NaN

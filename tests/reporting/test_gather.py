@@ -51,7 +51,7 @@ def text(tmp_path) -> Path:
 
 @pytest.mark.parametrize("bos", [False, True])
 def test_three_records_come_from_one_text(llama, text, bos):
-    made = sinkscope.report(llama, byte_tokenizer(bos), text, sequences=3, length=80, progress=False)
+    made = sinkscope.report(llama, byte_tokenizer(bos), text, sequences=3, length=80, softmax=False, progress=False)
     sizes = {name: dict(record.sizes) for name, record in made.records.items()}
     assert (sizes["text"]["sequence"], sizes["text"]["token"]) == (3, 80)
     assert sizes["short"]["token"] == 64 and sizes["sentences"]["token"] == 16
@@ -78,7 +78,7 @@ def llama_maps(model, ids: np.ndarray) -> np.ndarray:
 
 
 def test_a_model_with_fewer_positions_gets_shorter_sequences_and_a_note(llama, text):
-    made = sinkscope.report(llama, byte_tokenizer(False), text, sequences=2, length=1024, progress=False)
+    made = sinkscope.report(llama, byte_tokenizer(False), text, sequences=2, length=1024, softmax=False, progress=False)
     assert made.records["text"].sizes["token"] == 96
     assert "96 tokens" in made.notes[0] and "1,024" in made.notes[0]
 
@@ -90,8 +90,10 @@ def test_a_short_text_gives_fewer_or_shorter_sequences_and_a_note(llama, tmp_pat
     assert made.records["text"].sizes["token"] == 50 and "short" not in made.records
     assert "50 tokens" in made.notes[0] and "no intervals" in made.notes[0]
     assert made.notes[1] == "Streaming was not measured: it needs 128 tokens, and there are 50."
-    assert "perplexity" not in made.records
-    made = sinkscope.report(llama, byte_tokenizer(False), path, sequences=8, length=20, streaming=False, progress=False)
+    assert made.notes[2] == "What softmax forces was not measured: it needs 64 tokens, and there are 50."
+    assert "perplexity" not in made.records and "forced" not in made.records
+    made = sinkscope.report(llama, byte_tokenizer(False), path, sequences=8, length=20, streaming=False,
+                            softmax=False, progress=False)  # fmt: skip
     assert len(made.notes) == 1
     assert made.records["text"].sizes["sequence"] == 2 and "2 of 8" in made.notes[0]
 
@@ -133,14 +135,14 @@ def test_an_encoder_gives_a_reduced_report(text):
     )
     assert made.records["text"].attrs["causal"] == 0 and "short" not in made.records
     assert "sink_mass_heatmap" in made.figures and "sink_rate_curve" not in made.figures
-    assert "encoder" in made.notes[-1] and "perplexity" not in made.records
+    assert all("encoder" in note for note in made.notes[-2:]) and not {"perplexity", "forced"} & set(made.records)
     summary = made.tables["summary"].set_index("quantity")
     assert summary.loc["mass on the first token", "null"] == pytest.approx(1 / 48)
 
 
 @pytest.mark.parametrize("bos", [False, True])
 def test_streaming_is_measured_on_one_continuous_text(llama, text, bos):
-    made = sinkscope.report(llama, byte_tokenizer(bos), text, sequences=1, length=20, progress=False)
+    made = sinkscope.report(llama, byte_tokenizer(bos), text, sequences=1, length=20, softmax=False, progress=False)
     assert [name for name in made.records if name not in ("short", "sentences")][1:] == [
         "perplexity",
         "ablation",

@@ -15,7 +15,7 @@ from sinkscope.reporting import Report
 from sinkscope.reporting.interactive import INTERACTIVE
 from sinkscope.reporting.page import _script_json, page
 from sinkscope.reporting.traces import hover_text, thinned
-from tests.reporting import naive, naive_streaming
+from tests.reporting import naive, naive_softmax, naive_streaming
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
@@ -26,7 +26,7 @@ FLAGS = [
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    return Report({"text": naive.record(), **naive_streaming.records()})
+    return Report({"text": naive.record(), **naive_streaming.records(), **naive_softmax.records()})
 
 
 @pytest.fixture(scope="module")
