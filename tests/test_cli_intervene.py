@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import sinkscope
-from sinkscope.cli.intervene import beside
+from sinkscope.cli.intervene import _read, beside
 from tests.data.conftest import write_tiny_gguf
 from tests.test_cli import call
 
@@ -113,6 +113,21 @@ def test_doses_are_a_table_and_a_record_of_their_own(monkeypatch, capsys, model)
 def test_doses_act_on_as_many_keys_as_there_are_sinks(monkeypatch, capsys, model):
     assert call(monkeypatch, capsys, *model, "--dose", "-1", "--sinks", "3", "--quiet", "--out", "run") == (0, "", "")
     assert int(sinkscope.open_record("run/dose.nc").attrs["count"]) == 3
+
+
+class WithFront:
+    """A tokenizer of characters that puts token 1 in front of every text by itself."""
+
+    bos_token_id, all_special_ids = 1, [1]
+
+    def __call__(self, text, add_special_tokens=True, **_):
+        return {"input_ids": [1] * add_special_tokens + [ord(character) for character in text]}
+
+
+def test_every_sequence_has_the_token_in_front_and_none_of_the_text_is_lost(tmp_path):
+    (tmp_path / "text.txt").write_text("abcdefghij")
+    ids = _read(WithFront(), str(tmp_path / "text.txt"), tokens=4, count=3)
+    assert ids.tolist() == [[1, *map(ord, letters)] for letters in ("abc", "def", "ghi")]
 
 
 def row(name: str, role: str, **values: float):

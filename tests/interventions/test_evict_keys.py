@@ -51,6 +51,15 @@ def test_losses_mass_and_outputs_are_those_of_a_model_without_these_keys(interve
         brute.check(record, "nothing", number, brute.dense("llama", text), 2)
 
 
+@pytest.mark.parametrize("where", [{}, {"layers": [1], "heads": [0, 2]}], ids=str)
+def test_without_recent_keys_every_query_sees_itself_and_what_is_older(where):
+    chosen = EvictKeys("recent", 3, **where)
+    record = run_interventions(build("llama"), brute.texts(), [chosen], start=START, first=2, progress=False)
+    for number, text in enumerate(brute.texts()):
+        twin = brute.biased("llama", text, brute.without_recent(len(text), 3), **where)
+        brute.check(record, chosen.name, number, twin, 2)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "gpt_oss", "gemma3"])
 def test_families_with_learned_positions_learned_sinks_and_native_windows(name):
     """Layers with a window of their own are left alone, by intervention and reference alike."""
