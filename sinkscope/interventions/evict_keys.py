@@ -128,10 +128,11 @@ class EvictKeys(Intervention):
         check_among(self.name, "head", self.heads, None if heads is None else range(heads))
         evictions = layer_evictions(EvictRecent(1, label=self.name), model, anatomy)
         able = [number for number, one in zip(anatomy.numbers, evictions, strict=True) if one is not None]
-        if self.layers is not None and not set(self.layers) & set(able):
+        sliding = sorted(set(self.layers or ()) - set(able))
+        if sliding:
             raise SinkscopeError(
-                f"`{self.name}` acts nowhere: these layers of {name} slide over their own window; give some of "
-                f"{', '.join(map(str, able))}."
+                f"layer {sliding[0]} of `{self.name}` slides over the model's own window and stays as it is; give some "
+                f"of {', '.join(map(str, able))}."
             )
 
 

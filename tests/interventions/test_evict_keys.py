@@ -154,7 +154,7 @@ def test_what_names_no_keys_is_refused_when_it_is_written(make, message):
         ("llama", EvictKeys((0, 500)), "key 500 .* before the start at 40"),
         ("llama", EvictKeys("sinks", layers=[0, 2]), "layer 2 of `evict sinks, .*: the model has layers 0 to 1"),
         ("llama", EvictKeys("sinks", heads=[4]), "head 4 of .* heads 0 to 3"),
-        ("gemma3", EvictKeys("sinks", layers=[0, 1]), "acts nowhere: these layers .* give some of 5"),
+        ("gemma3", EvictKeys("sinks", layers=[1, 5]), "layer 1 .* own window and stays as it is; give some of 5"),
         ("mistral_sliding", EvictKeys("sinks"), "slides over its own window"),
         ("bloom", EvictKeys("sinks"), "BloomForCausalLM .* no key can be taken from it"),
         ("llama", EvictKeys("delimiters"), "needs a tokenizer"),
