@@ -46,7 +46,8 @@ def compare(saved: Iterable[Saved], length: int | None = None, resamples: int = 
                                                     those of the first row; such rows answer another question
 
         The sink metric falls as T grows and a causal query sees no later token, so all rows are cut to the same T,
-        which changes nothing else. The collapse is cut to the tokens that all texts have.
+        which changes nothing else. The collapse is cut to the tokens that all texts have; with other tokenizers as many
+        tokens are not the same words.
 
     Raises:
         SinkscopeError: nothing to compare, a folder without records, a record without sink mass or losses, without a
