@@ -184,7 +184,7 @@ def test_the_end_of_the_text_is_never_learned_from(folder, monkeypatch):
 def test_a_seed_gives_the_same_model_and_arms_of_one_seed_read_the_same_passages(tmp_path, record):
     again = trained(tmp_path)
     for name in ("train_loss", "nll", "sink_mass"):
-        np.testing.assert_array_equal(again[name], record[name])
+        np.testing.assert_allclose(again[name], record[name], rtol=1e-5)  # several threads sum in any order
     other = trained(tmp_path, arms="softmax", seeds=1)
     assert not np.array_equal(other["train_loss"].isel(arm=0), record["train_loss"].isel(arm=0))
 
@@ -209,7 +209,7 @@ def test_trained_weights_are_kept_and_other_caches_need_no_training(folder, reco
     monkeypatch.setattr(LanguageRun, "train", None)
     again = trained(folder, cache_size=8, sinks=(0, 2))
     assert again["policy"].values.tolist() == ["dense", "window 8", "sinks 2+6"]
-    np.testing.assert_array_equal(again["nll"].sel(policy="dense"), record["nll"].sel(policy="dense"))
+    np.testing.assert_allclose(again["nll"].sel(policy="dense"), record["nll"].sel(policy="dense"), rtol=1e-5)
 
 
 def test_the_record_is_kept_in_a_file(tmp_path, record):
