@@ -45,7 +45,10 @@ def test_every_record_is_what_its_experiment_gives_alone(records):
     for name, alone in expected.items():
         assert set(records[name].data_vars) == set(alone.data_vars)
         for variable in alone.data_vars:
-            np.testing.assert_array_equal(records[name][variable], alone[variable], err_msg=f"{name} {variable}")
+            # to rounding: float32 sums depend on where the tensors lie in memory
+            np.testing.assert_allclose(
+                records[name][variable], alone[variable], rtol=1e-5, atol=1e-6, err_msg=f"{name} {variable}"
+            )
     assert list(records["interventions"]["policy"].values)[:3] == ["nothing", "evict sinks", "evict recent"]
     assert records["predictability"].attrs["start"] == records["dose"].attrs["start"] == 32
     assert all(record.attrs["text"] == "a text" for record in records.values())
