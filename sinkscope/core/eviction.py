@@ -148,19 +148,43 @@ class KeyEviction(Eviction):
             return [KeySet(query, key[:, :, first:], value[:, :, first:], CausalMask(start - first))]
         columns = torch.arange(key.shape[2], device=key.device)
         rows = torch.arange(start, start + query.shape[2], device=key.device)
-        mask = IndexedMask(lambda b, h, q, k: (k <= q) & ~self._among(k) & (b >= 0), _batch(query), rows, columns)
+        mask = IndexedMask(lambda b, h, q, k: (k <= q) & ~_among(k, self.keys) & (b >= 0), _batch(query), rows, columns)
         return [KeySet(query, key, value, mask)]
 
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        return ~self._among(key) if self.bias == -math.inf else key == key
+        return ~_among(key, self.keys) if self.bias == -math.inf else key == key
 
     def mean_values(self, value: Tensor, start: int, rows: int) -> Tensor:
         columns = torch.arange(value.shape[2], device=value.device)
         last = columns[start : start + rows]
-        return _running_mean(value, (~self._among(columns)).to(value.dtype), torch.zeros_like(last), last)
+        return _running_mean(value, (~_among(columns, self.keys)).to(value.dtype), torch.zeros_like(last), last)
 
-    def _among(self, key: Tensor) -> Tensor:
-        return torch.isin(key, torch.tensor(self.keys, device=key.device))
+
+@dataclass(frozen=True, kw_only=True)
+class ReadKeyEviction(Eviction):
+    """Chosen keys gone for every query behind their own; attention is given all keys of the text.
+
+    Attributes:
+        keys: their places.
+    """
+
+    keys: tuple[int, ...]
+
+    @property
+    def anchors(self) -> tuple[int, ...]:
+        return ()
+
+    def rest(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> list[KeySet]:
+        columns = torch.arange(key.shape[2], device=key.device)
+        rows = torch.arange(start, start + query.shape[2], device=key.device)
+        mask = IndexedMask(lambda b, h, q, k: (k <= q) & self.sees(q, k) & (b >= 0), _batch(query), rows, columns)
+        return [KeySet(query, key, value, mask)]
+
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        return (key == query) | ~_among(key, self.keys)
+
+    def mean_values(self, value: Tensor, start: int, rows: int) -> Tensor:
+        raise NotImplementedError("there are no anchors whose values could be replaced")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +221,10 @@ def _running_mean(value: Tensor, counted: Tensor, first: Tensor, last: Tensor) -
     )
     totals, numbers = (states[..., last + 1, :] - states[..., first, :] for states in (sums, counts))
     return (totals / numbers.clamp(min=1)).to(value.dtype)
+
+
+def _among(key: Tensor, keys: tuple[int, ...]) -> Tensor:
+    return torch.isin(key, torch.tensor(keys, device=key.device))
 
 
 def _batch(query: Tensor) -> Tensor:

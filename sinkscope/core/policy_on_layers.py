@@ -9,7 +9,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DummyLayer
 
 from sinkscope.core.anatomy import Anatomy
-from sinkscope.core.eviction import Eviction, KeyEviction, RecentEviction, WindowEviction
+from sinkscope.core.eviction import Eviction, KeyEviction, ReadKeyEviction, RecentEviction, WindowEviction
 from sinkscope.core.policies import Policy
 from sinkscope.core.readiness import check_unchunked
 from sinkscope.core.rotary import find_rotations
@@ -73,6 +73,7 @@ def _window_eviction(policy: Policy, rotation: Rotation | None, heads: Tensor | 
         rotation=rotation if policy.sinks and policy.positions == "cache" else None,
         since=policy.sinks + policy.window + 1,
         heads=heads,
+        bias=policy.bias,
         values=policy.values,
     )
 
@@ -81,9 +82,10 @@ def _key_eviction(policy: Policy, rotation: Rotation | None, heads: Tensor | Non
     assert policy.start is not None
     if policy.recent:
         return RecentEviction(recent=policy.recent, since=policy.start, heads=heads)
-    return KeyEviction(
-        keys=tuple(policy.keys or ()), since=policy.start, heads=heads, bias=policy.bias, values=policy.values
-    )
+    keys = tuple(policy.keys or ())
+    if policy.once_read:
+        return ReadKeyEviction(keys=keys, since=policy.start, heads=heads)
+    return KeyEviction(keys=keys, since=policy.start, heads=heads, bias=policy.bias, values=policy.values)
 
 
 def query_heads(model: Any) -> int | None:

@@ -40,6 +40,10 @@ def without(keys, start):
     return lambda at: [key for key in range(at + 1) if at < start or key not in keys]
 
 
+def without_once_read(keys):
+    return lambda at: [key for key in range(at + 1) if key == at or key not in keys]
+
+
 def without_recent(count, start):
     return lambda at: [key for key in range(at + 1) if at < start or key == at or key < at - count]
 
@@ -62,6 +66,13 @@ CASES = {
         Evict([0, 9], heads=[3], layers=[1]),
         dict(kept=without([0, 9], 10), heads=[3], layers=[1]),
     ),
+    "evict one by one": (Evict([17, 0, 1, 40], once_read=True), dict(kept=without_once_read([0, 1, 17, 40]))),
+    "evict one by one in a layer": (
+        Evict([0], once_read=True, layers=[1]),
+        dict(kept=without_once_read([0]), layers=[1]),
+    ),
+    "weaker sinks of a window": (SinkWindow(3, 20, bias=-2.0), dict(WINDOW, bias=-2.0)),
+    "stronger phantom": (SinkWindow(3, 20, bias=1.0, values="zeroed"), dict(WINDOW, bias=1.0, values="zeroed")),
     "evict recent": (EvictRecent(4), dict(kept=without_recent(4, 5))),
     "evict recent later": (EvictRecent(4, start=30, heads=[0]), dict(kept=without_recent(4, 30), heads=[0])),
     "stronger sink": (Dose(1.5), dict(anchors=[0], since=1, bias=1.5)),

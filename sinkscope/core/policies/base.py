@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -35,6 +36,7 @@ class Policy(Placed):
             that the query sees, while its key stays in the denominator; or "added" with the weight it would have, while
             its key is out of the denominator of the others.
         start: the first query that notices; everything before it is dense. None where a window says when.
+        once_read: whether chosen keys are evicted one by one, each behind its own query.
     """
 
     label: str | None = None
@@ -49,6 +51,7 @@ class Policy(Placed):
     recent: ClassVar[int] = 0
     values: ClassVar[str] = "kept"
     start: ClassVar[int | None] = None
+    once_read: ClassVar[bool] = False
 
     @property
     def cache_size(self) -> int | None:
@@ -68,7 +71,8 @@ class Policy(Placed):
     @property
     def is_plain(self) -> bool:
         """Whether keeping tokens, or rebuilding them, is all it does: what any cache can."""
-        return self.keys is None and not self.recent and self.values == "kept" and not self.is_partial
+        changed = self.recent or self.bias or self.values != "kept"
+        return self.keys is None and not changed and not self.is_partial
 
     @property
     def name(self) -> str:
@@ -90,6 +94,12 @@ def check_count(policy: Policy, name: str, least: int) -> None:
         raise SinkscopeError(
             f"{type(policy).__name__}({name}={value!r}) cannot be kept; give a whole {name} >= {least}."
         )
+
+
+def check_bias(policy: Policy) -> None:
+    """Raise SinkscopeError when the bias is no number, or one that leaves nothing but the anchors."""
+    if not isinstance(policy.bias, (int, float)) or math.isnan(policy.bias) or policy.bias == math.inf:
+        raise SinkscopeError(f"bias={policy.bias!r} is no dose; give a number, or -math.inf to evict.")
 
 
 def check_choice(policy: Policy, name: str, known: Sequence[str]) -> None:

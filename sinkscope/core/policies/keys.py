@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sinkscope.core.policies.base import VALUES, Policy, check_choice
+from sinkscope.core.policies.base import VALUES, Policy, check_bias, check_choice
 from sinkscope.errors import SinkscopeError
 
 
@@ -22,19 +22,26 @@ class ChosenKeys(Policy):
     start: int | None = None  # type: ignore[misc]
 
     def __post_init__(self) -> None:
+        self._check_keys()
+        if self.start is None:
+            object.__setattr__(self, "start", self._default_start())
+        if not isinstance(self.start, int) or self.start < 0:
+            raise SinkscopeError(f"start={self.start!r} is no place in a text; give a whole number, 0 or more.")
+        if self.bias == -math.inf and not self.once_read and set(range(self.start + 1)) <= set(self.keys or ()):
+            raise SinkscopeError(
+                f"query {self.start} would see no key: all {self.start + 1} up to its own are evicted; "
+                f"give start={max(self.keys or ()) + 1}, so that they are evicted once they have been read, or fewer "
+                "keys."
+            )
+
+    def _check_keys(self) -> None:
         keys: Any = self.keys
         whole = not isinstance(keys, (int, str)) and all(isinstance(key, int) and key >= 0 for key in keys)
         if not whole or not len(keys) or len(set(keys)) < len(keys):
             raise SinkscopeError(f"{self!r} names no keys; give different places in the text, such as keys=(0, 1).")
-        if self.start is None:
-            object.__setattr__(self, "start", max(keys) + 1)
-        if not isinstance(self.start, int) or self.start < 0:
-            raise SinkscopeError(f"start={self.start!r} is no place in a text; give a whole number, 0 or more.")
-        if self.bias == -math.inf and set(range(self.start + 1)) <= set(keys):
-            raise SinkscopeError(
-                f"query {self.start} would see no key: all {self.start + 1} up to its own are evicted; "
-                f"give start={max(keys) + 1}, so that they are evicted once they have been read, or fewer keys."
-            )
+
+    def _default_start(self) -> int:
+        return max(self.keys or ()) + 1
 
     @property
     def _named_keys(self) -> str:
@@ -52,9 +59,15 @@ class Evict(ChosenKeys):
         keys: places in the text.
         start: the first query that does not see them; the one behind the last of them when None, as when a cache
             evicts tokens that have all been read.
+        once_read: whether each key stays for its own query, which reads it, and leaves behind it: as when a cache
+            evicts tokens one by one. `start` is then the query behind the first of them when None.
     """
 
     keys: Sequence[int]  # type: ignore[misc]
+    once_read: bool = field(default=False, kw_only=True)  # type: ignore[misc]
+
+    def _default_start(self) -> int:
+        return min(self.keys) + 1 if self.once_read else super()._default_start()
 
     @property
     def bias(self) -> float:  # type: ignore[override]
@@ -62,7 +75,7 @@ class Evict(ChosenKeys):
 
     @property
     def description(self) -> str:
-        return f"evict {self._named_keys}"
+        return f"evict {self._named_keys}" + " once read" * self.once_read
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,8 +95,7 @@ class Dose(ChosenKeys):
 
     def __post_init__(self) -> None:
         check_choice(self, "values", VALUES)
-        if not isinstance(self.bias, (int, float)) or math.isnan(self.bias) or self.bias == math.inf:
-            raise SinkscopeError(f"bias={self.bias!r} is no dose; give a number, or -math.inf to evict.")
+        check_bias(self)
         super().__post_init__()
 
     @property
