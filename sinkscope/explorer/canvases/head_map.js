@@ -1,0 +1,252 @@
+// The map of one head, token by token.
+
+const HOVER_PAUSE = 40; // ms between two questions about the cell under the pointer
+const MAP_HELP =
+  "Arrow keys move the part that is shown, plus and minus zoom, 0 or Escape shows everything. " +
+  "Shift with an arrow key moves from cell to cell and reads the numbers; Enter chooses the cell's query.";
+const MAP_HINT = "wheel zooms · drag moves · shift+drag zooms into a box · click chooses a query";
+let mapsMade = 0; // for ids that are unique in the page
+
+export default {
+  render({ model, el }) {
+    const life = lifetime();
+    const wishes = { view: model.get("view"), asked: null, waiting: null, hovered: null };
+    const map = { model, life, root: el, ...wishes, ...buildMap(el) };
+    map.redraw = onNextFrame(life, map.stage, () => drawMap(map));
+    life.follow(model, ["change:frame"], () => takeFrame(map));
+    life.follow(model, ["change:tokens", "change:query"], map.redraw);
+    life.follow(model, ["change:view"], () => followView(map));
+    life.follow(model, ["change:dimmed"], () => showStale(el, map.canvas, model.get("dimmed")));
+    life.follow(model, ["msg:custom"], (message) => takeNumbers(map, message));
+    followPage(life, map.stage, map.redraw);
+    keepKeys(life, map.canvas, (event) => pressKey(map, event));
+    listenToMap(map);
+    listenToDrags(map);
+    life.ends(() => clearTimeout(map.patience));
+    life.ends(() => clearTimeout(map.pause));
+    showStale(el, map.canvas, model.get("dimmed"));
+    takeFrame(map);
+    return () => {
+      life.end();
+      el.classList.remove("sinkscope", "sinkscope-map");
+    };
+  },
+};
+
+function buildMap(root) {
+  root.classList.add("sinkscope", "sinkscope-map");
+  const head = element("div", "sinkscope-line", root);
+  const caption = element("span", "sinkscope-caption", head);
+  const buttons = element("span", "sinkscope-buttons", head);
+  const button = (text, label) => {
+    const made = element("button", "sinkscope-button", buttons, text);
+    made.type = "button";
+    made.title = label;
+    made.setAttribute("aria-label", label);
+    return made;
+  };
+  const zoomIn = button("+", "zoom in");
+  const zoomOut = button("−", "zoom out");
+  const zoomAll = button("all", "show the whole map");
+  const stage = element("div", "sinkscope-stage", root);
+  const canvas = element("canvas", "sinkscope-canvas", stage);
+  const ribbon = element("div", "sinkscope-ribbon", stage);
+  ribbon.setAttribute("role", "note");
+  const tip = element("div", "sinkscope-tip", stage);
+  tip.setAttribute("role", "tooltip");
+  const live = element("div", "sinkscope-unseen", root);
+  live.setAttribute("aria-live", "polite");
+  const help = element("div", "sinkscope-unseen", root, MAP_HELP);
+  help.id = `sinkscope-map-help-${Date.now()}-${mapsMade++}`;
+  element("div", "sinkscope-hint", root, MAP_HINT);
+  canvas.tabIndex = 0;
+  canvas.setAttribute("role", "application");
+  canvas.setAttribute("aria-roledescription", "attention map");
+  canvas.setAttribute("aria-describedby", help.id);
+  tip.hidden = ribbon.hidden = true;
+  return { caption, zoomIn, zoomOut, zoomAll, stage, canvas, ribbon, tip, live };
+}
+
+function takeFrame(map) {
+  const frame = map.model.get("frame");
+  if (frame.rows && map.asked && covers(frame, map.asked)) answered(map);
+  map.caption.textContent = frame.caption ?? "";
+  map.ribbon.textContent = frame.preview ?? "";
+  map.ribbon.hidden = !frame.preview;
+  askNumbers(map); // those shown belong to another head or policy
+  map.redraw();
+}
+
+function describeMap({ model, canvas }, frame, view) {
+  const query = model.get("query");
+  const chosen = `token ${query} "${visible(model.get("tokens")[query] ?? "")}"`;
+  const shown = `queries ${view[0]} to ${view[1] - 1}, keys ${view[2]} to ${view[3] - 1} of ${frame.length} tokens`;
+  const label = `Attention map, ${frame.caption ?? ""}: ${shown}, ${frame.unit}. Chosen query: ${chosen}.`;
+  canvas.setAttribute("aria-label", frame.preview ? `${label} ${frame.preview}` : label);
+}
+
+function cellAt(map, event) {
+  const { x, y, side } = placed(map);
+  const [across, down] = pointIn(map.canvas, event);
+  const view = viewOf(map);
+  const query = view[0] + Math.floor(((down - y) / side) * (view[1] - view[0]));
+  const key = view[2] + Math.floor(((across - x) / side) * (view[3] - view[2]));
+  const inside = query >= view[0] && query < view[1] && key >= view[2] && key < view[3];
+  return inside ? [query, key] : null;
+}
+
+// The tooltip names the cell at once; its numbers come from Python, and only those asked for this very cell are shown.
+function hover(map, cell, byKey = false) {
+  if (map.hovered && cell && sameView(cell, map.hovered)) return;
+  map.hovered = cell;
+  map.byKey = byKey;
+  if (cell) askNumbers(map);
+  else map.tip.hidden = true;
+  map.redraw();
+}
+
+function forgetHover(map) {
+  hover(map, null);
+}
+
+function askNumbers(map) {
+  map.numbers = null;
+  if (!map.hovered) return;
+  showCell(map);
+  if (map.pause) return;
+  map.pause = setTimeout(() => {
+    map.pause = 0;
+    if (!map.hovered) return;
+    const [query, key] = map.hovered;
+    map.model.send({ kind: "hover", query, key, request: map.model.get("frame").request });
+  }, HOVER_PAUSE);
+}
+
+function takeNumbers(map, message) {
+  if (message?.kind !== "hover" || !map.hovered) return;
+  const elsewhere = message.query !== map.hovered[0] || message.key !== map.hovered[1];
+  const earlier = message.request !== undefined && message.request !== map.model.get("frame").request;
+  if (elsewhere || earlier) return;
+  map.numbers = message;
+  showCell(map);
+  if (map.byKey) map.live.textContent = linesOf(map).join(", ");
+}
+
+function linesOf(map) {
+  const [query, key] = map.hovered;
+  const tokens = map.model.get("tokens");
+  const exact = (name) => `${name} ${map.numbers ? number(map.numbers[name]) : "…"}`;
+  const numbers = map.numbers?.hidden ? "not seen by this query" : `${exact("probability")} · ${exact("logit")}`;
+  return [`query ${query} ${visible(tokens[query] ?? "")}`, `key ${key} ${visible(tokens[key] ?? "")}`, numbers];
+}
+
+function showCell(map) {
+  const { x, y, side } = placed(map);
+  const view = viewOf(map);
+  const [query, key] = map.hovered;
+  const across = x + ((key + 0.5 - view[2]) / (view[3] - view[2])) * side;
+  const down = y + ((query + 0.5 - view[0]) / (view[1] - view[0])) * side;
+  showTip(map.stage, map.tip, across, down, linesOf(map));
+}
+
+function chooseQuery(map, query) {
+  map.model.set("query", query);
+  map.model.save_changes();
+}
+
+function zoom(map, factor, around = middle(viewOf(map))) {
+  ask(map, zoomed(viewOf(map), map.model.get("frame").length ?? 0, factor, around));
+}
+
+function pressKey(map, event) {
+  const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+  if (event.key in steps) (event.shiftKey ? moveCell : pan)(map, steps[event.key]);
+  else if (event.key === "+" || event.key === "=") zoom(map, 0.5);
+  else if (event.key === "-") zoom(map, 2);
+  else if (event.key === "0" || event.key === "Escape") everything(map);
+  else if (event.key === "Enter" && map.hovered) chooseQuery(map, map.hovered[0]);
+  else return false;
+  return true;
+}
+
+function pan(map, [queries, keys]) {
+  const view = viewOf(map);
+  const [down, across] = [view[1] - view[0], view[3] - view[2]].map((span) => Math.max(1, Math.round(span / 8)));
+  ask(map, panned(view, map.model.get("frame").length ?? 0, queries * down, keys * across));
+}
+
+// A cell for the keyboard, as the pointer has one. It starts on the diagonal of the chosen query.
+function moveCell(map, [queries, keys]) {
+  const view = viewOf(map);
+  const query = map.model.get("query");
+  const [q, k] = map.hovered ?? [query, query];
+  hover(map, [clamp(q + queries, view[0], view[1] - 1), clamp(k + keys, view[2], view[3] - 1)], true);
+}
+
+function listenToMap(map) {
+  const { life, canvas } = map;
+  life.on(map.zoomIn, "click", () => zoom(map, 0.5));
+  life.on(map.zoomOut, "click", () => zoom(map, 2));
+  life.on(map.zoomAll, "click", () => everything(map));
+  for (const button of [map.zoomIn, map.zoomOut, map.zoomAll]) keepKeys(life, button, () => false);
+  life.on(canvas, "pointerleave", () => forgetHover(map));
+  life.on(canvas, "blur", () => forgetHover(map));
+  life.on(canvas, "dblclick", (event) => {
+    const cell = cellAt(map, event);
+    if (cell) zoom(map, 0.5, cell);
+  });
+  const wheel = (event) => {
+    const cell = cellAt(map, event);
+    const length = map.model.get("frame").length ?? 0;
+    const isWhole = sameView(viewOf(map), [0, length, 0, length]);
+    if (!cell || (event.deltaY > 0 && isWhole)) return; // nothing left to zoom out of: the page may scroll
+    event.preventDefault();
+    zoom(map, event.deltaY < 0 ? 0.8 : 1.25, cell);
+  };
+  life.on(canvas, "wheel", wheel, { passive: false });
+}
+
+// One button: a press without a move chooses the query, a drag moves the map, a drag with shift zooms into a box.
+function listenToDrags(map) {
+  const { life, canvas } = map;
+  life.on(canvas, "pointerdown", (event) => {
+    if (event.button !== 0) return;
+    canvas.focus({ preventScroll: true });
+    const cell = cellAt(map, event);
+    if (!cell) return;
+    canvas.setPointerCapture(event.pointerId);
+    map.drag = { cell, at: pointIn(canvas, event), view: viewOf(map), isBox: event.shiftKey, moved: false };
+  });
+  life.on(canvas, "pointermove", (event) => {
+    if (map.drag) drag(map, event);
+    else hover(map, cellAt(map, event));
+  });
+  life.on(canvas, "pointerup", (event) => {
+    const { drag: done } = map;
+    map.drag = null;
+    if (!done) return;
+    const cell = cellAt(map, event);
+    if (!done.moved) chooseQuery(map, done.cell[0]);
+    else if (done.isBox && cell) ask(map, boxed(done.cell, cell));
+    map.redraw();
+  });
+  life.on(canvas, "pointercancel", () => {
+    map.drag = null;
+    map.redraw();
+  });
+}
+
+function drag(map, event) {
+  const [x, y] = pointIn(map.canvas, event);
+  const [dx, dy] = [x - map.drag.at[0], y - map.drag.at[1]];
+  if (Math.hypot(dx, dy) > 4) map.drag.moved = true;
+  if (!map.drag.moved) return;
+  forgetHover(map);
+  map.drag.now = cellAt(map, event) ?? map.drag.now;
+  map.redraw();
+  if (map.drag.isBox) return;
+  const [q0, q1, k0, k1] = map.drag.view;
+  const { side } = placed(map);
+  const [queries, keys] = [Math.round((-dy / side) * (q1 - q0)), Math.round((-dx / side) * (k1 - k0))];
+  ask(map, panned(map.drag.view, map.model.get("frame").length ?? 0, queries, keys));
+}
