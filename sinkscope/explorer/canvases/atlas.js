@@ -62,7 +62,7 @@ function gridOf(atlas) {
 function drawAtlas(atlas) {
   const frame = atlas.model.get("frame");
   const pixels = bytesOf(atlas.model.get("pixels"));
-  if (!frame.side || pixels.length !== frame.labels.length * frame.side ** 2) return;
+  if (!frame.side || pixels.length !== frame.labels.length * frame.side ** 2) return blank(atlas.canvas);
   const grid = gridOf(atlas);
   const context = fitted(atlas.canvas, grid.columns * grid.cell, grid.rows * grid.cell);
   const scale = atlas.canvas.width / (grid.columns * grid.cell);

@@ -47,10 +47,8 @@ class HeadMap(anywidget.AnyWidget):
             self.view = []
 
     def answer(self, question: dict[str, Any], probability: float | None, logit: float | None) -> None:
-        """Answer a hover question with the exact numbers of its cell; None twice says that the key is not seen."""
-        reply: dict[str, Any] = {name: question[name] for name in ("kind", "query", "key", "request") if name in question}
+        """Answer a hover question, as it came, with its cell's exact numbers; None twice says the key is not seen."""
         if probability is None and logit is None:
-            reply["hidden"] = True
+            self.send({**question, "hidden": True})
         else:
-            reply |= {"probability": finite(probability), "logit": finite(logit)}
-        self.send(reply)
+            self.send({**question, "probability": finite(probability), "logit": finite(logit)})

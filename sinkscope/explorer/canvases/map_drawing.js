@@ -18,7 +18,7 @@ function placed(map) {
 function drawMap(map) {
   const frame = map.model.get("frame");
   const pixels = bytesOf(map.model.get("pixels"));
-  if (!frame.rows || pixels.length !== frame.rows * frame.cols) return;
+  if (!frame.rows || pixels.length !== frame.rows * frame.cols) return blank(map.canvas);
   const area = placed(map);
   const context = fitted(map.canvas, area.width, area.height);
   const theme = themeOf(map.root);

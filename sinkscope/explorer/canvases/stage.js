@@ -76,6 +76,15 @@ function fitted(canvas, width, height) {
   return context;
 }
 
+// Nothing is there to be shown, and what was shown is no longer true.
+function blank(canvas) {
+  canvas.width = canvas.height = 0;
+  canvas.style.width = canvas.style.height = "0";
+  canvas.removeAttribute("data-request");
+  canvas.removeAttribute("data-caption");
+  canvas.sinkscope = undefined;
+}
+
 // A line that is seen on any colour: the accent inside a casing of the background.
 function casedLine(context, theme, width, path) {
   for (const [colour, thickness] of [[theme.paper, width + 2], [theme.accent, width]]) {
