@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -69,6 +69,10 @@ class Eviction(ABC):
             rows = torch.arange(start, start + query.shape[2], device=query.device)
             mask = IndexedMask(lambda b, h, q, k: (k <= q) & (b >= 0), _batch(query), rows, columns)
         return KeySet(self.toward_anchors(query, start), key, value, mask, self.bias)
+
+    def in_head(self, head: int) -> Eviction:
+        """The eviction as one head carries it out."""
+        return self if self.heads is None else replace(self, heads=self.heads[head : head + 1])
 
     def toward_anchors(self, query: Tensor, start: int) -> Tensor:
         """The queries [batch, head, query, dim] as the anchors see them, the first one at position `start`."""

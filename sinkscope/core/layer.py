@@ -112,6 +112,10 @@ class Layer(ABC):
     def sequence(self, batch: int, rows: Tensor, columns: Tensor, start: int, key_start: int) -> Layer:
         """The layer for one sequence of the batch, with only its real tokens left."""
 
+    @abstractmethod
+    def one_head(self, batch: int, head: int, rows: Tensor) -> Layer:
+        """Some queries of one head of one sequence, with all their keys."""
+
     def probabilities(self, rows: slice, columns: slice) -> Tensor:
         """Probabilities [sequence, head, rows, columns] in float32: ``exp(logit - lse)``."""
         return (self.logits(rows, columns) - self.lse[:, :, rows, None]).exp()
@@ -183,14 +187,17 @@ class FusedLayer(Layer):
             key=self.key[batch : batch + 1, :, columns],
             value=_picked(self.value, batch, columns),
             output=_picked(self.output, batch, rows),
+            shift=None if self.shift is None else self.shift[batch : batch + 1, :, rows],
         )
 
     def one_head(self, batch: int, head: int, rows: Tensor) -> FusedLayer:
-        """Some queries of one head of one sequence, with all their keys."""
         kv_head = head * self.key.shape[1] // self.heads
         columns = torch.arange(self.key.shape[2], device=rows.device)
         return replace(
             self,
+            eviction=None if self.eviction is None else self.eviction.in_head(head),
+            weighing=self.weighing.in_head(head),
+            shift=None if self.shift is None else self.shift[batch : batch + 1, head : head + 1, rows],
             lse=self.lse[batch : batch + 1, head : head + 1, rows],
             query=self.query[batch : batch + 1, head : head + 1, rows],
             mask=self.mask.restricted(batch, rows, columns, head),
@@ -253,6 +260,16 @@ class ScoredLayer(Layer):
             key_start=key_start,
             key=_picked(self.key, batch, columns),
             value=_picked(self.value, batch, columns),
+        )
+
+    def one_head(self, batch: int, head: int, rows: Tensor) -> ScoredLayer:
+        alone = slice(head, head + 1)
+        return replace(
+            self,
+            lse=self.lse[batch : batch + 1, alone, rows],
+            scores=self.scores[batch : batch + 1, alone, rows],
+            key=None,
+            value=None,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
@@ -30,6 +30,15 @@ class Weighing:
     virtual_logit: Tensor | None = None
     pointwise: Pointwise | None = None
     heads: Tensor | None = None
+
+    def in_head(self, head: int) -> Weighing:
+        """The weighing in one head."""
+        logit, heads = self.virtual_logit, self.heads
+        return replace(
+            self,
+            virtual_logit=None if logit is None else logit[head : head + 1],
+            heads=None if heads is None else heads[head : head + 1],
+        )
 
     def denominator(self, lse: Tensor) -> Tensor:
         """The log-sum-exp [batch, head, query] with the virtual key let in."""

@@ -21,6 +21,16 @@ def check_limits(model: nn.Module, policy: Policy, tokens: int) -> None:
     """Refuse, or warn of, a policy that leads beyond the positions a model was made for.
 
     Raises:
+        SinkscopeError: as `limit_notes`.
+    """
+    for note in limit_notes(model, policy, tokens):
+        warnings.warn(note, stacklevel=3)
+
+
+def limit_notes(model: nn.Module, policy: Policy, tokens: int) -> list[str]:
+    """What a user should know of a policy on a text of so many tokens; nothing where all is well.
+
+    Raises:
         SinkscopeError: learned absolute positions are streamed, or read past their table; a rotation that changes
             with length is read past that change; attention in chunks, or layers that share keys, where they cannot be.
     """
@@ -51,17 +61,17 @@ def check_limits(model: nn.Module, policy: Policy, tokens: int) -> None:
             f"{name} changes its rotary frequencies beyond {limit} tokens, which keys cached before cannot follow; "
             f"`{policy.name}` needs {reach}."
         )
+    notes = []
     if limit and policy.cache_size and policy.cache_size > limit:
-        warnings.warn(
+        notes.append(
             f"a cache of {policy.cache_size} tokens is longer than the {limit} positions {name} was trained on: once "
-            "it has filled up, its farthest tokens lie at distances the model has never seen",
-            stacklevel=3,
+            "it has filled up, its farthest tokens lie at distances the model has never seen"
         )
     if policy.cache_size and tokens <= policy.cache_size:
-        warnings.warn(
-            f"{tokens} tokens fit into the cache of `{policy.name}`: nothing is evicted, its losses are the dense ones",
-            stacklevel=3,
+        notes.append(
+            f"{tokens} tokens fit into the cache of `{policy.name}`: nothing is evicted, its losses are the dense ones"
         )
+    return notes
 
 
 def block_within_limits(model: nn.Module, policy: Policy, block: int) -> int:

@@ -60,7 +60,8 @@ class Evict(ChosenKeys):
         start: the first query that does not see them; the one behind the last of them when None, as when a cache
             evicts tokens that have all been read.
         once_read: whether each key stays for its own query, which reads it, and leaves behind it: as when a cache
-            evicts tokens one by one. `start` is then the query behind the first of them when None.
+            evicts tokens one by one. `start` is then the query behind the first of them when None; given a later one,
+            those read by then leave together.
     """
 
     keys: Sequence[int]  # type: ignore[misc]
@@ -75,7 +76,7 @@ class Evict(ChosenKeys):
 
     @property
     def description(self) -> str:
-        return f"evict {self._named_keys}" + " once read" * self.once_read
+        return f"evict {self._named_keys}" + f" from query {self.start}" * self.once_read
 
 
 @dataclass(frozen=True, repr=False)
