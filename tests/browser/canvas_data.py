@@ -47,7 +47,7 @@ fill_atlas()
 
 MAP = """
 head_map = HeadMap(tokens=tokens, query=40)
-asked, hovers, answers_held = [], [], False
+asked, hovers, answers_held, tiles_held = [], [], False, False
 
 def send_tile(caption="dense", preview="", unit=None):
     q0, q1, k0, k1 = head_map.view or [0, LENGTH, 0, LENGTH]
@@ -62,8 +62,10 @@ def send_tile(caption="dense", preview="", unit=None):
         }
 
 def view_changed(change):
-    asked.append(change.new)
-    send_tile()
+    if change.new:
+        asked.append(change.new)
+    if not tiles_held:
+        send_tile()
 
 def answer(question):
     p, logits = attention[atlas.selected]
@@ -111,7 +113,8 @@ token_text.observe(query_changed, "query")
 SHOW = """
 from ipywidgets import HBox, Layout, VBox
 head_map.layout.flex = "0 0 480px"
-display(HBox([head_map, VBox([atlas, token_text], layout=Layout(flex="1 1 0", min_width="0"))]))
+holder = VBox()
+display(HBox([head_map, VBox([atlas, token_text], layout=Layout(flex="1 1 0", min_width="0"))]), holder)
 """
 
 CELLS = [DATA + ATLAS + MAP + TEXT, SHOW]

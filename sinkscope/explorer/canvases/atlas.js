@@ -165,5 +165,5 @@ function listenToPointer(atlas) {
 function revealSelected(atlas) {
   const grid = gridOf(atlas);
   const place = grid.order.indexOf(atlas.model.get("selected"));
-  if (place >= 0) scrollInside(atlas.box, cornerOf(grid, place)[1], grid.cell);
+  if (place >= 0) scrollInside(atlas.box, cornerOf(grid, place)[1], grid.cell, 0);
 }

@@ -30,8 +30,8 @@ class Atlas(anywidget.AnyWidget):
 
     pixels = traitlets.Bytes(b"").tag(sync=True)
     frame = traitlets.Dict().tag(sync=True)
-    order = traitlets.List(traitlets.Int()).tag(sync=True)
-    scores = traitlets.List(traitlets.Float(allow_none=True)).tag(sync=True)
+    order = traitlets.List(traitlets.CInt()).tag(sync=True)
+    scores = traitlets.List(traitlets.CFloat(allow_none=True)).tag(sync=True)
     score_name = traitlets.Unicode("").tag(sync=True)
     selected = traitlets.Int(0).tag(sync=True)
     dimmed = traitlets.Bool(False).tag(sync=True)

@@ -33,8 +33,8 @@ function drawMap(map) {
   drawAxis(scene, "query");
   drawAxis(scene, "key");
   drawColourBar(scene);
-  map.ribbon.style.left = `${area.x}px`;
   map.ribbon.style.right = `${MARGIN.right}px`;
+  map.ribbon.style.maxWidth = `${area.side}px`;
   describeMap(map, frame, view);
   signed(map.canvas, { frame, pixels, view, area: { x: area.x, y: area.y, side: area.side } });
 }

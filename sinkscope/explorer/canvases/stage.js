@@ -160,7 +160,9 @@ function pointIn(node, event) {
   return [event.clientX - box.left, event.clientY - box.top];
 }
 
-function scrollInside(box, top, height) {
-  if (top < box.scrollTop) box.scrollTop = top;
-  else if (top + height > box.scrollTop + box.clientHeight) box.scrollTop = top + height - box.clientHeight;
+// Scrolls the box, and nothing around it, until the part from `top` on is seen with some room above and below.
+function scrollInside(box, top, height, room = 10) {
+  const bottom = top + height + room - box.clientHeight;
+  if (top - room < box.scrollTop) box.scrollTop = top - room;
+  else if (bottom > box.scrollTop) box.scrollTop = bottom;
 }
