@@ -48,6 +48,7 @@ _HOMES = {
     "sinkscope.interventions.dose": ["dose_response"],
     "sinkscope.interventions.predictability": ["predictability"],
     "sinkscope.reporting": ["Report", "report"],
+    "sinkscope.explorer": ["explore"],
 }  # fmt: skip
 _PACKAGES = ("lab",)  # whose own names are public too
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -10,6 +10,7 @@ from sinkscope.figures.decode import decode_cost
 from sinkscope.figures.dose_response import dose_response
 from sinkscope.figures.effects import effects
 from sinkscope.figures.emergence import emergence, language_emergence
+from sinkscope.figures.explored import explored
 from sinkscope.figures.forced_mass import forced_mass
 from sinkscope.figures.maps import mean_maps
 from sinkscope.figures.mass import mass_by_layer, sink_mass_heatmap
@@ -30,6 +31,7 @@ __all__ = [
     "effects",
     "emergence",
     "entropy_by_layer",
+    "explored",
     "forced_mass",
     "language_emergence",
     "log_perplexity",

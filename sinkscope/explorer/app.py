@@ -1,0 +1,290 @@
+"""The application: widgets around a controller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+from typing import Any, ClassVar
+
+import ipywidgets as w
+from torch import Tensor
+
+from sinkscope.errors import SinkscopeError
+from sinkscope.explorer import words
+from sinkscope.explorer.controller import NEEDS_MODEL, Controller, sentence
+from sinkscope.explorer.controls import Controls
+from sinkscope.explorer.head_maps import HeadMaps
+from sinkscope.explorer.interrupts import Interrupts
+from sinkscope.explorer.looks import Looks
+from sinkscope.explorer.mailbox import Mailbox
+from sinkscope.explorer.overview import saved_overview
+from sinkscope.explorer.pictures import Pictures
+from sinkscope.explorer.saving import save_view
+from sinkscope.explorer.still import NEEDS_KERNEL, still_picture
+from sinkscope.explorer.streaming_tab import StreamingTab
+from sinkscope.explorer.text_model import TextModel
+
+STYLE = """<style>
+.sinkscope-app table.sinkscope-next td, .sinkscope-app table.sinkscope-next th {padding: 0 6px; text-align: left;}
+.sinkscope-app table.sinkscope-next caption {text-align: left; font-weight: bold;}
+.sinkscope-app dl.sinkscope-goes-on {margin: 4px 0;} .sinkscope-app dl.sinkscope-goes-on dt {font-style: italic;}
+.sinkscope-app dl.sinkscope-goes-on dd {margin: 0 0 4px 12px;}
+.sinkscope-app .widget-html-content {line-height: 1.35; overflow-wrap: anywhere;}
+</style>"""
+
+
+class Explorer(w.VBox):
+    """What `sinkscope.explore` shows.
+
+    Args:
+        model: reads the text; None to look at saved maps only.
+        tokens: [token] their texts.
+        saved: maps to look at without a model.
+        long_ids: [token] of the text that the streaming tab plays.
+        code_text: an expression for the token ids in saved code.
+        note: what has to be said about the text.
+
+    Attributes:
+        controller: all that can be done here, without widgets.
+    """
+
+    def __init__(
+        self,
+        model: TextModel | None,
+        tokens: list[str],
+        saved: HeadMaps | None = None,
+        long_ids: Tensor | None = None,
+        code_text: str | None = None,
+        note: str = "",
+    ) -> None:
+        self._mailbox = Mailbox()
+        self._code_text, self._still, self._has_still = code_text, None, False
+        self._interrupts = Interrupts(self._interrupted)
+        self.controller = Controller(model, tokens, saved, self._mailbox.deliver, self._changed)
+        self.controls, self.looks = Controls(self.controller), Looks(self.controller)
+        self.pictures = Pictures(self.controller)
+        self.headline, self.busy = w.HTML(), w.HTML()
+        self.problem = w.HTML(f"<i>{escape(note)}</i>" if note else "")
+        self.next_tokens, self.goes_on, self.price = w.HTML(), w.HTML(), w.HTML()
+        self.folder = w.Text("explored", description="folder", layout={"width": "220px"})
+        self.save = w.Button(description="save view", tooltip="figure, record and code", layout={"width": "100px"})
+        self.saved = w.HTML()
+        self.streaming = self._streaming_tab(model, long_ids)
+        super().__init__(self._laid_out())
+        self.add_class("sinkscope-app")
+        self._wire()
+        if saved is not None:
+            self._show_saved(saved)
+        self.controller.begin()
+
+    # --- life -----------------------------------------------------------------------------------------------------
+
+    def wait(self, timeout: float | None = 60) -> bool:
+        """Wait until nothing is under way, and show what came; False after `timeout` seconds."""
+        return self._mailbox.pump(lambda: not self.controller.busy, timeout)
+
+    def close(self) -> None:
+        """Stop, and leave nothing behind: no thread, no hook, no model."""
+        self._interrupts.rest()
+        self.controller.close()
+        if self.streaming is not None:
+            self.streaming.close()
+        widgets = [self, *_descendants(self)]
+        for widget in widgets[1:]:
+            widget.close()
+        super().close()
+
+    def show(self) -> Explorer:
+        """Display the application, and below it a still picture for readers without a kernel."""
+        from IPython.display import HTML, display
+
+        display(self)
+        self._still = display(HTML(""), display_id=True)
+        return self
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        found = super()._repr_mimebundle_(**kwargs)
+        bundle = found[0] if isinstance(found, tuple) else found
+        bundle["text/plain"] = "sinkscope explorer"
+        bundle["text/html"] = f"<p>{escape(NEEDS_KERNEL)}</p>"
+        return found
+
+    def _interrupted(self) -> None:
+        self.controller.cancel()
+        self._say("interrupted: what is shown is as it was")
+
+    # --- building -------------------------------------------------------------------------------------------------
+
+    def _streaming_tab(self, model: TextModel | None, ids: Tensor | None) -> StreamingTab | None:
+        if model is None or ids is None or len(ids) < 2:
+            return None
+        return StreamingTab(model, ids, self._mailbox.deliver, self.controller.cancel)
+
+    def _laid_out(self) -> list[w.Widget]:
+        wrap = {"flex_flow": "row wrap", "align_items": "flex-start"}
+        said = w.VBox([self.next_tokens, self.goes_on], layout={"flex": "1 1 300px", "min_width": "260px"})
+        consequences = w.Box([self.pictures.losses, said], layout=wrap)
+        saving = w.HBox([self.folder, self.save, self.saved])
+        heads = w.VBox([self.looks, self.pictures, consequences, self.price, saving])
+        if self.streaming is None:
+            tabs = w.Tab([heads], titles=["heads"])
+        else:
+            tabs = w.Tab([heads, self.streaming], titles=["heads", "streaming"])
+            tabs.observe(self._tab_chosen, "selected_index")
+        top = w.HBox([self.headline, self.busy], layout={"justify_content": "space-between"})
+        return [w.HTML(STYLE), top, self.problem, self.controls, tabs]
+
+    def _wire(self) -> None:
+        controller, pictures = self.controller, self.pictures
+        pictures.atlas.observe(lambda change: controller.choose(change["new"]), "selected")
+        pictures.map.observe(lambda change: controller.choose_query(change["new"]), "query")
+        pictures.map.observe(lambda change: self._look_at(change["new"]), "view")
+        pictures.map.on_msg(self._hovered)
+        pictures.text.observe(lambda change: controller.choose_query(change["new"]), "query")
+        pictures.text.observe(self._tokens_evicted, "evicted")
+        self.looks.ranking.observe(self._ranked, "value")
+        self.save.on_click(self._save_clicked)
+        pictures.text.can_evict = controller.model is not None
+        pictures.text.why_not = "" if controller.model is not None else NEEDS_MODEL
+        self.save.disabled = controller.maps is None
+        self.looks.rest()
+
+    def _show_saved(self, maps: HeadMaps) -> None:
+        self.controller.now.overview = saved_overview(maps)
+        self.pictures.draw_overview(self.controller.now.overview.units)
+        self.pictures.draw_head()
+        self._draw_words()
+        self._say(f"A saved record: {NEEDS_MODEL.removeprefix('this needs the model; ')}, so policies are at rest.")
+
+    # --- what the widgets ask ---------------------------------------------------------------------------------------
+
+    def _look_at(self, window: list[int]) -> None:
+        self.controller.show(window=tuple(window) if window else None)
+
+    def _tokens_evicted(self, change: dict[str, Any]) -> None:
+        evicted = tuple(sorted(change["new"]))
+        if evicted != self.controller.setting.evicted:
+            self.controller.change(kind="chosen", evicted=evicted)
+
+    def _ranked(self, change: dict[str, Any]) -> None:
+        self.pictures.ranking = change["new"]
+        self.pictures.draw_order()
+
+    def _hovered(self, _: Any, content: dict[str, Any], __: Any) -> None:
+        if content.get("kind") == "hover":
+            self.pictures.map.answer(content, *self.controller.numbers(int(content["query"]), int(content["key"])))
+
+    def _tab_chosen(self, change: dict[str, Any]) -> None:
+        assert self.streaming is not None
+        if change["new"] == 1:
+            self.streaming.open()
+        elif self.streaming.is_playing:
+            self.streaming.pause()
+
+    def _save_clicked(self, _: Any) -> None:
+        try:
+            files = save_view(self.controller, self.folder.value or ".", self._code_text)
+        except SinkscopeError as error:
+            self.saved.value = f"<b role='alert'>{escape(str(error))}</b>"
+            return
+        self.saved.value = "saved " + ", ".join(escape(str(file)) for file in files)
+        self._draw_still()
+
+    # --- what the controller says -------------------------------------------------------------------------------------
+
+    def _changed(self, what: str) -> None:
+        try:
+            self._draw[what](self)
+        except Exception as error:  # a picture that fails must not take the rest with it
+            self._say(sentence(error))
+
+    def _draw_busy(self) -> None:
+        busy = self.controller.busy
+        self.busy.value = (
+            f"<span role='status' aria-live='polite'>⏳ {escape(busy)} …</span>"
+            if busy
+            else "<span role='status'>ready</span>"
+        )
+        if busy:
+            self._interrupts.watch()
+            self._say("")
+            if self.streaming is not None and self.streaming.is_playing:
+                self.streaming.pause()
+        else:
+            self._interrupts.rest()
+        self.controls.show()
+        self.pictures.dim()
+
+    def _draw_setting(self) -> None:
+        self.controls.show()
+        evicted = list(self.controller.setting.evicted) if self.controller.setting.kind == "chosen" else []
+        self.pictures.text.evicted = evicted
+
+    def _draw_reading(self) -> None:
+        self.pictures.draw_head()
+        self.pictures.draw_losses()
+        self._draw_words()
+        self.pictures.dim()
+        self.save.disabled = False
+        if self.controller.now.overview is not None:
+            self._draw_overview()
+
+    def _draw_overview(self) -> None:
+        if self.controller.now.overview is not None:
+            self.pictures.draw_overview(self.controller.now.overview.units)
+            self.pictures.dim()
+
+    def _draw_unit(self) -> None:
+        self.pictures.draw_head()
+
+    def _draw_query(self) -> None:
+        self.pictures.draw_query()
+        self._draw_words()
+
+    def _draw_view(self) -> None:
+        self.looks.show()
+        self.looks.rest()
+        self.pictures.draw_head()
+
+    def _draw_problem(self) -> None:
+        self._say(self.controller.problem)
+        self.pictures.dim()
+
+    def _draw_continuation(self) -> None:
+        self.goes_on.value = words.continuations(self.controller)
+        newest = self.controller.now.continuation
+        if self._still is not None and newest is not None and newest.done and not self._has_still:
+            self._draw_still()
+
+    def _draw_price(self) -> None:
+        self.price.value = words.prices(self.controller)
+
+    def _say(self, problem: str) -> None:
+        self.problem.value = f"<b role='alert'>{escape(problem)}</b>" if problem else ""
+
+    def _draw_words(self) -> None:
+        self.headline.value = words.headline(self.controller)
+        self.price.value = words.prices(self.controller)
+        if self.controller.model is not None:
+            self.next_tokens.value = words.next_tokens(self.controller)
+            self.goes_on.value = words.continuations(self.controller)
+
+    def _draw_still(self) -> None:
+        from IPython.display import HTML
+
+        if self._still is not None:
+            self._has_still = True
+            self._still.update(HTML(still_picture(self.controller)))
+
+    _draw: ClassVar[dict[str, Callable[[Explorer], None]]] = {
+        "busy": _draw_busy, "setting": _draw_setting, "reading": _draw_reading, "overview": _draw_overview,
+        "price": _draw_price, "continuation": _draw_continuation, "view": _draw_view, "unit": _draw_unit,
+        "query": _draw_query, "problem": _draw_problem,
+    }  # fmt: skip
+
+
+def _descendants(widget: w.Widget) -> list[w.Widget]:
+    found = []
+    for child in getattr(widget, "children", ()):
+        found += [child, *_descendants(child)]
+    return found

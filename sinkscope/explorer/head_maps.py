@@ -1,0 +1,117 @@
+"""Attention maps of single heads, made when somebody looks at them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xarray as xr
+
+from sinkscope.core.layer import Layer
+from sinkscope.core.masks import is_hidden
+from sinkscope.errors import SinkscopeError
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One head: the number of its layer in the model, and its own."""
+
+    layer: int
+    head: int
+
+    def __str__(self) -> str:
+        return f"layer {self.layer}, head {self.head}"
+
+
+class HeadMaps(ABC):
+    """The maps of one text under one setting.
+
+    Attributes:
+        units: all heads, layer by layer.
+        first: place in the text of the first row and column.
+        starts: [cell] place, counted from `first`, of the first token of each row and column.
+        length: tokens covered.
+    """
+
+    units: list[Unit]
+    first: int = 0
+    starts: np.ndarray
+    length: int
+
+    @property
+    def cells(self) -> int:
+        """Rows and columns: one for each token, unless a saved map was pooled."""
+        return len(self.starts)
+
+    @abstractmethod
+    def logits(self, unit: int, rows: slice, columns: slice) -> np.ndarray:
+        """Scores [row, column], NaN where a key is not seen."""
+
+    @abstractmethod
+    def probabilities(self, unit: int, rows: slice, columns: slice) -> np.ndarray:
+        """Weights [row, column], NaN where a key is not seen."""
+
+
+class LiveMaps(HeadMaps):
+    """Maps from the queries, keys and log-sum-exp that a forward pass left; nothing of size T x T is kept.
+
+    Args:
+        layers: each attention layer, of one sequence.
+        numbers: their numbers in the model.
+        first: as the attribute.
+    """
+
+    def __init__(self, layers: Sequence[Layer], numbers: Sequence[int], first: int = 0) -> None:
+        self.layers = layers
+        self.units = [Unit(n, head) for n, layer in zip(numbers, layers, strict=True) for head in range(layer.heads)]
+        self._places = [(place, head) for place, layer in enumerate(layers) for head in range(layer.heads)]
+        self.first, self.length = first, layers[0].length
+        self.starts = np.arange(self.length)
+
+    def logits(self, unit: int, rows: slice, columns: slice) -> np.ndarray:
+        return self._values(unit, rows, columns)[0]
+
+    def probabilities(self, unit: int, rows: slice, columns: slice) -> np.ndarray:
+        return self._values(unit, rows, columns)[1]
+
+    @torch.no_grad()
+    def _values(self, unit: int, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
+        place, head = self._places[unit]
+        layer = self.layers[place].one_head(0, head, torch.arange(rows.start, rows.stop))
+        everything = slice(0, layer.rows)
+        logits = layer.logits(everything, columns)[0, 0]
+        hidden = is_hidden(logits)
+        weights = layer.probabilities(everything, columns)[0, 0]
+        return logits.masked_fill(hidden, torch.nan).cpu().numpy(), weights.masked_fill(hidden, torch.nan).cpu().numpy()
+
+
+class SavedMaps(HeadMaps):
+    """Maps from a record that holds them (`Maps` probe, `from_maps`), of its first sequence.
+
+    Raises:
+        SinkscopeError: a record without maps.
+    """
+
+    def __init__(self, record: xr.Dataset) -> None:
+        if "attention_map" not in record:
+            raise SinkscopeError(
+                "this record holds no attention maps; measure with the probe sinkscope.Maps(resolution=None) or use "
+                "sinkscope.from_maps."
+            )
+        maps = record["attention_map"].isel(sequence=0).transpose("layer", "head", "map_query", "map_key")
+        self._maps = maps.values.reshape(-1, *maps.shape[-2:])
+        self.units = [Unit(int(layer), int(head)) for layer in maps["layer"].values for head in maps["head"].values]
+        self._causal = bool(record.attrs.get("causal", 1))
+        self.starts = np.asarray(maps["map_query"].values, dtype=int)
+        self.length = int(record["length"].values[0]) if "length" in record.coords else maps.shape[-2]
+
+    def logits(self, unit: int, rows: slice, columns: slice) -> np.ndarray:
+        raise SinkscopeError("a saved map holds probabilities only; logits need the model.")
+
+    def probabilities(self, unit: int, rows: slice, columns: slice) -> np.ndarray:
+        queries, keys = self.starts[rows], self.starts[columns]
+        part = self._maps[unit][rows, columns].astype(np.float32)
+        return np.where(keys[None] > queries[:, None], np.nan, part) if self._causal else part

@@ -1,0 +1,138 @@
+"""`explore`: from a model and a text, or from a saved record, to the application."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import xarray as xr
+from torch import Tensor, nn
+
+from sinkscope.errors import SinkscopeError
+from sinkscope.explorer.app import Explorer
+from sinkscope.explorer.head_maps import SavedMaps
+from sinkscope.explorer.open_explorers import take_the_place
+from sinkscope.explorer.text_model import TextModel
+
+LENGTH = 512  # tokens shown of the demo text
+MOST = 2048  # tokens a map may have
+LONG = 16384  # tokens the streaming tab plays
+
+
+def explore(
+    model: Any = None,
+    tokenizer: Any = None,
+    text: str | os.PathLike[str] | Tensor | None = None,
+    *,
+    length: int | None = None,
+    **load_options: Any,
+) -> Explorer:
+    """Take hold of a model's attention in a notebook: pick heads, evict tokens, turn the policy, and see what happens.
+
+    The model itself is not touched: a twin that shares its weights is run, off the main thread.
+
+    Args:
+        model: a loaded decoder with a language head, a name on the Hub, a directory, a .gguf file; None for the demo
+            model. Or a record with attention maps, or the path of one (.nc): it is looked at without a model.
+        tokenizer: found beside the model where it is not given.
+        text: the text itself; a `Path` or "hf:name" to read it from; token ids [token]; None for the demo text.
+        length: tokens shown of the text, at most 2,048; 512 of the demo text and up to 2,048 of another when None.
+        load_options: passed to `sinkscope.load`, for example dtype or device.
+
+    Returns:
+        The application; in a notebook it has been displayed. `close()` ends it, and so does running its cell again.
+
+    Raises:
+        SinkscopeError: a model that predicts no next token or cannot be read, an empty text or one of a single token,
+            a text without a tokenizer, a length below 2 or above 2,048, a record without maps.
+    """
+    record = _record(model)
+    app = _of_record(record) if record is not None else _of_model(model, tokenizer, text, length, load_options)
+    take_the_place(app)
+    if _in_notebook():
+        app.show()
+    return app
+
+
+def _record(given: Any) -> xr.Dataset | None:
+    if isinstance(given, xr.Dataset):
+        return given
+    if isinstance(given, (str, os.PathLike)) and os.fspath(given).endswith(".nc"):
+        from sinkscope.record import open_record
+
+        return open_record(given)
+    return None
+
+
+def _of_record(record: xr.Dataset) -> Explorer:
+    maps = SavedMaps(record)
+    texts = [""] * maps.length
+    if "token_text" in record.coords:
+        texts = [str(each) for each in record["token_text"].isel(sequence=0).values[: maps.length]]
+    elif "token_id" in record.coords:
+        texts = [f"#{int(each)}" for each in record["token_id"].isel(sequence=0).values[: maps.length]]
+    return Explorer(None, texts, saved=maps)
+
+
+def _of_model(model: Any, tokenizer: Any, text: Any, length: int | None, load_options: dict[str, Any]) -> Explorer:
+    from sinkscope.data import load
+
+    if length is not None and not 2 <= length <= MOST:
+        raise SinkscopeError(f"length is {length}; give 2 to {MOST:,} tokens, which is what a map may have.")
+    loaded, found = load(model, **load_options)
+    tokenizer = found if tokenizer is None else tokenizer
+    if not isinstance(loaded, nn.Module):
+        raise SinkscopeError(f"a {type(loaded).__name__} is no loaded model; sinkscope.load() makes one.")
+    ids = _long_ids(tokenizer, text)
+    shown = length or (LENGTH if text is None else MOST)
+    note = ""
+    if len(ids) > shown and text is not None:
+        note = f"The text is longer than is shown: these are its first {shown:,} tokens (length= changes that)."
+    if len(ids) < 2:
+        raise SinkscopeError("a text of one token has no map and nothing to predict; give two tokens at least.")
+    short = ids[:shown]
+    tokens = [f"#{token}" if tokenizer is None else tokenizer.decode([token]) for token in short.tolist()]
+    demo = f"sinkscope.read_tokens(tokenizer, limit={len(short)})" if text is None else None
+    return Explorer(TextModel(loaded, short, tokenizer), tokens, long_ids=ids, code_text=demo, note=note)
+
+
+def _long_ids(tokenizer: Any, text: Any) -> Tensor:
+    """Token ids [token], as many as the streaming tab plays."""
+    from sinkscope.data import read_tokens
+
+    if isinstance(text, Tensor):
+        ids = text.reshape(-1)
+        if text.dim() > 2 or (text.dim() == 2 and len(text) != 1) or text.is_floating_point():
+            raise SinkscopeError(
+                f"token ids of shape {tuple(text.shape)} are not one text; give whole numbers [token]."
+            )
+        if not len(ids):
+            raise SinkscopeError("the text has no tokens; give two at least.")
+        return ids.long()[:LONG]
+    if tokenizer is None:
+        raise SinkscopeError(
+            "this model has no tokenizer beside it; pass tokenizer=..., or token ids as text=torch.tensor([...])."
+        )
+    if isinstance(text, str) and not text.startswith("hf:"):
+        if not text.strip():
+            raise SinkscopeError("the text is empty; give a text of two tokens at least, or None for the demo text.")
+        return read_tokens(tokenizer, text=text, limit=LONG)[0]
+    return read_tokens(tokenizer, text, limit=LONG)[0]
+
+
+def _in_notebook() -> bool:
+    """Whether there is a kernel whose front end can show widgets; Colab is asked to let them in."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    shell = get_ipython()
+    if shell is None or getattr(shell, "kernel", None) is None:
+        return False
+    import sys
+
+    if "google.colab" in sys.modules:
+        from google.colab import output  # type: ignore[import-not-found]
+
+        output.enable_custom_widget_manager()
+    return True

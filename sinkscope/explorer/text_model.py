@@ -1,0 +1,227 @@
+"""A model with a text, read under one setting after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sinkscope.core.anatomy import find_anatomy
+from sinkscope.core.finite import not_finite
+from sinkscope.core.forward import check_vocabulary
+from sinkscope.core.layer import Layer
+from sinkscope.core.policies import Dense
+from sinkscope.core.probes import Norms, SinkMass
+from sinkscope.core.probes.base import LayerProbe, Measurements
+from sinkscope.core.readiness import check_decoder
+from sinkscope.core.scope import attached
+from sinkscope.explorer.head_maps import LiveMaps
+from sinkscope.explorer.overview import FIRST, free_scores, thumbnails
+from sinkscope.explorer.readings import Continuation, Guesses, Overview, Price, Reading
+from sinkscope.explorer.setting import Setting
+from sinkscope.explorer.twin import twin_of
+from sinkscope.streaming.costs.cost import cost
+from sinkscope.streaming.limits import limit_notes
+from sinkscope.streaming.readers import WindowReader, only_last
+from sinkscope.streaming.rolling import RollingCache
+
+RANKS = 16  # next tokens kept for each query
+CHUNK = 256  # rows of logits looked at together
+WRITTEN = 24  # tokens of a continuation
+WRITTEN_AFRESH = 8  # where every token costs a whole window
+SAMPLED = 32  # tokens scored under re-computation behind the first window
+WINDOW_TOKENS = 1024  # tokens of windows run together
+
+Result = Reading | Overview | Price | Continuation
+
+
+class Overtaken(Exception):
+    """Nobody wants the result any more."""
+
+
+class KeepLayers(LayerProbe):
+    """Keeps what a map of any head can be made from; measures nothing."""
+
+    def __init__(self) -> None:
+        self.layers: list[Layer] = []
+
+    def observe(self, layer: Layer) -> Measurements:
+        self.layers.append(replace(layer, value=None, output=None))
+        return {}
+
+
+class TextModel:
+    """A twin of a model, with a text.
+
+    Args:
+        model: a decoder with a language head; it is neither changed nor run itself.
+        ids: [token].
+        tokenizer: turns continuations into text; their ids are shown where None.
+
+    Raises:
+        SinkscopeError: a model that predicts no next token, ids outside its vocabulary, fewer than two tokens.
+    """
+
+    def __init__(self, model: nn.Module, ids: Tensor, tokenizer: Any = None) -> None:
+        check_decoder(model, predicts=True)
+        self.model = twin_of(model).eval()
+        self.anatomy = find_anatomy(self.model)
+        check_vocabulary(self.anatomy.base, ids)
+        self.ids = ids.to(next(self.model.parameters()).device)
+        self.tokenizer = tokenizer
+        self._is_overtaken: Callable[[], bool] = lambda: False
+        self._losses_afresh: tuple[Setting, np.ndarray] | None = None
+        for part in self.anatomy.parts:
+            (part.layer or part.attention).register_forward_pre_hook(self._check)
+
+    @torch.no_grad()
+    def read(self, setting: Setting, query: int, is_overtaken: Callable[[], bool]) -> Iterator[Result]:
+        """Read the text: first the `Reading`, then the `Overview`, the `Price`, and more and more `Continuation`.
+
+        Args:
+            query: the token whose window is mapped under re-computation, which has no map of the whole text.
+            is_overtaken: asked before every layer; once it says True nothing more comes.
+
+        Raises:
+            SinkscopeError: a setting that this model, or this text, cannot be read under.
+        """
+        self._is_overtaken = is_overtaken
+        try:
+            setting.check(len(self.ids))
+            yield from self._recomputed(setting, query) if setting.kind == "recompute" else self._whole(setting)
+        except Overtaken:
+            return
+
+    def _check(self, *_: Any) -> None:
+        if self._is_overtaken():
+            raise Overtaken
+
+    # --- dense, window, sinks, chosen tokens --------------------------------------------------------------------------
+
+    def _whole(self, setting: Setting) -> Iterator[Result]:
+        notes = limit_notes(self.model, setting.policy, len(self.ids))
+        cache = RollingCache(self.model, setting.policy)
+        logits, maps, record = self._measured(setting, self.ids, cache)
+        losses, guesses = self._scored(logits)
+        yield Reading(setting, maps, losses, guesses, record, " ".join(notes))
+        yield self._overview(setting, maps, record)
+        yield self._price(setting)
+        last = logits[-1]
+        del logits
+        yield from self._continuation(setting, self._cached_steps(setting, cache, last), WRITTEN)
+
+    def _measured(self, setting: Setting, ids: Tensor, cache: RollingCache | None, first: int = 0) -> Any:
+        """Logits [token, vocabulary], the maps and the record of one forward pass."""
+        keep, policy = KeepLayers(), None if cache is None else setting.policy
+        probes = [keep, SinkMass(first=min(FIRST, len(ids))), Norms()]
+        given: dict[str, Any] = {"use_cache": False}
+        if cache is not None:
+            given = {"past_key_values": cache, "use_cache": True, **cache.positions(len(ids), ids.device)}
+        with attached(self.model, policy=policy, normaliser=setting.weights, probes=probes) as scope:
+            logits = self.model(ids[None], **given).logits[0]
+            record = scope.record
+        return logits, LiveMaps(keep.layers, self.anatomy.numbers, first), record
+
+    def _scored(self, logits: Tensor) -> tuple[np.ndarray, Guesses]:
+        """Losses [token] of predicting each from those before it, and the guesses at each query."""
+        losses = np.full(len(self.ids), np.nan, dtype=np.float32)
+        ids, shares = [], []
+        for start in range(0, len(logits), CHUNK):
+            rows = logits[start : start + CHUNK].float()
+            total = rows.logsumexp(-1)
+            if not bool(total.isfinite().all()):
+                raise not_finite(f"the logits at tokens {start} to {start + len(rows) - 1}", self.model)
+            targets = self.ids[start + 1 : start + 1 + len(rows)]
+            predicting = slice(0, len(targets))
+            found = total[predicting] - rows[predicting].gather(-1, targets[:, None])[:, 0]
+            losses[start + 1 : start + 1 + len(targets)] = found.cpu().numpy()
+            best = rows.topk(min(RANKS, rows.shape[-1]), -1)
+            ids.append(best.indices.cpu().numpy())
+            shares.append((best.values - total[:, None]).exp().cpu().numpy())
+        return losses, Guesses(np.concatenate(ids), np.concatenate(shares))
+
+    def _overview(self, setting: Setting, maps: LiveMaps, record: Any) -> Overview:
+        units, scores = thumbnails(maps.layers, self._check)
+        return Overview(setting, units, scores | free_scores(record))
+
+    def _price(self, setting: Setting) -> Price:
+        policy = setting.policy
+        counted = policy if policy.is_plain else Dense()  # a dose, or a key less, leaves the cache as long as it was
+        found = cost(self.model, counted, len(self.ids))
+        return Price(setting, found.kv_bytes, found.flops_per_token)
+
+    def _cached_steps(self, setting: Setting, cache: RollingCache, last: Tensor) -> Iterator[int]:
+        with attached(self.model, policy=setting.policy, normaliser=setting.weights):
+            while True:
+                token = last.argmax()
+                yield int(token)
+                given = cache.positions(1, token.device)
+                last = self.model(token[None, None], past_key_values=cache, use_cache=True, **given).logits[0, -1]
+
+    # --- re-computation -----------------------------------------------------------------------------------------------
+
+    def _recomputed(self, setting: Setting, query: int) -> Iterator[Result]:
+        policy = setting.policy
+        assert policy.window is not None
+        limit_notes(self.model, policy, len(self.ids))
+        first = max(0, query - policy.window + 1)
+        logits, maps, record = self._measured(setting, self.ids[first : query + 1], None, first)
+        guesses = self._guesses_at(query, logits[-1:])
+        known = self._losses_afresh
+        losses = known[1] if known and known[0] == setting else np.full(len(self.ids), np.nan, dtype=np.float32)
+        note = (
+            "re-computation has maps of its own for every query: these are of the window of tokens "
+            f"{first} to {query}; its losses are those of the first window and of a sample behind it"
+        )
+        reading = Reading(setting, maps, losses, guesses, record, note)
+        yield reading
+        yield self._overview(setting, maps, record)
+        yield self._price(setting)
+        if known is None or known[0] != setting:
+            for losses in self._losses_recomputed(setting, query):
+                yield replace(reading, losses=losses)
+            self._losses_afresh = (setting, losses)
+        yield from self._continuation(setting, self._steps_afresh(setting), WRITTEN_AFRESH)
+
+    def _guesses_at(self, query: int, logits: Tensor) -> Guesses:
+        shape = (len(self.ids), min(RANKS, logits.shape[-1]))
+        guesses = Guesses(np.full(shape, -1), np.full(shape, np.nan, dtype=np.float32))
+        best = logits.float().softmax(-1).topk(shape[1], -1)
+        guesses.ids[query], guesses.probabilities[query] = best.indices[0].cpu().numpy(), best.values[0].cpu().numpy()
+        return guesses
+
+    def _losses_recomputed(self, setting: Setting, query: int) -> Iterator[np.ndarray]:
+        policy, last = setting.policy, len(self.ids) - 1
+        assert policy.window is not None
+        early = np.arange(min(policy.window, last))
+        late = np.linspace(policy.window, last - 1, SAMPLED).astype(int)
+        queries = torch.from_numpy(np.union1d(early, late[late >= policy.window]))
+        rows = max(1, WINDOW_TOKENS // policy.window)
+        losses = np.full(len(self.ids), np.nan, dtype=np.float32)
+        for step in WindowReader(self.model, self.ids[None], policy, queries, rows, setting.weights).steps():
+            losses = losses.copy()  # what was handed over stays as it was
+            losses[step.tokens.numpy()] = step.losses[0].numpy()
+            yield losses
+
+    def _steps_afresh(self, setting: Setting) -> Iterator[int]:
+        window, ids = setting.policy.window, self.ids
+        with attached(self.model, normaliser=setting.weights):
+            while True:
+                given = self.model(ids[None, -window:], use_cache=False, **only_last(self.model))  # type: ignore[operator]
+                token = given.logits[0, -1].argmax()
+                yield int(token)
+                ids = torch.cat([ids, token[None]])
+
+    # --- continuations ------------------------------------------------------------------------------------------------
+
+    def _continuation(self, setting: Setting, steps: Iterator[int], count: int) -> Iterator[Continuation]:
+        written: list[int] = []
+        for token, _ in zip(steps, range(count), strict=False):
+            written.append(token)
+            text = str(written) if self.tokenizer is None else self.tokenizer.decode(written)
+            yield Continuation(setting, text, len(written) == count)
+        steps.close()  # type: ignore[attr-defined]
