@@ -27,8 +27,7 @@ from sinkscope.explorer.text_model import TextModel
 STYLE = """<style>
 .sinkscope-app table.sinkscope-next td, .sinkscope-app table.sinkscope-next th {padding: 0 6px; text-align: left;}
 .sinkscope-app table.sinkscope-next caption {text-align: left; font-weight: bold;}
-.sinkscope-app dl.sinkscope-goes-on {margin: 4px 0;} .sinkscope-app dl.sinkscope-goes-on dt {font-style: italic;}
-.sinkscope-app dl.sinkscope-goes-on dd {margin: 0 0 4px 12px;}
+.sinkscope-app .sinkscope-goes-on p {margin: 2px 0 0 12px; text-indent: -12px;}
 .sinkscope-app .widget-html-content {line-height: 1.35; overflow-wrap: anywhere;}
 </style>"""
 
@@ -57,6 +56,7 @@ class Explorer(w.VBox):
         code_text: str | None = None,
         note: str = "",
     ) -> None:
+        self.streaming: StreamingTab | None = None
         self._mailbox = Mailbox()
         self._code_text, self._still, self._has_still = code_text, None, False
         self._interrupts = Interrupts(self._interrupted)
@@ -66,7 +66,7 @@ class Explorer(w.VBox):
         self.headline, self.busy = w.HTML(), w.HTML()
         self.problem = w.HTML(f"<i>{escape(note)}</i>" if note else "")
         self.next_tokens, self.goes_on, self.price = w.HTML(), w.HTML(), w.HTML()
-        self.folder = w.Text("explored", description="folder", layout={"width": "220px"})
+        self.folder = w.Text(value="explored", description="folder", layout={"width": "220px"})
         self.save = w.Button(description="save view", tooltip="figure, record and code", layout={"width": "100px"})
         self.saved = w.HTML()
         self.streaming = self._streaming_tab(model, long_ids)
@@ -177,7 +177,7 @@ class Explorer(w.VBox):
     def _tab_chosen(self, change: dict[str, Any]) -> None:
         assert self.streaming is not None
         if change["new"] == 1:
-            self.streaming.open()
+            self.streaming.make_chart()
         elif self.streaming.is_playing:
             self.streaming.pause()
 

@@ -11,7 +11,7 @@ from sinkscope.explorer.setting import GONE, KINDS, MOST_SINKS, NORMALISERS, Set
 
 DOSES = {"−∞ (gone)": GONE, **{f"{dose:+g}".replace("-", "−"): float(dose) for dose in (-8, -6, -4, -3, -2, -1)}}
 DOSES |= {"0": 0.0, **{f"{dose:+g}": float(dose) for dose in (1, 2, 3, 4, 6)}}
-NARROW, WIDE = "255px", "340px"
+WIDTH = "250px"
 
 
 class Controls(w.Box):
@@ -29,12 +29,12 @@ class Controls(w.Box):
 
         def slider(low: int, high: int, value: int, name: str, tip: str) -> w.IntSlider:
             return w.IntSlider(
-                value, low, max(low, high), description=name, tooltip=tip, style=style, layout={"width": NARROW}
+                value, low, max(low, high), description=name, tooltip=tip, style=style, layout={"width": WIDTH}
             )
 
         def choice(options: Any, value: Any, name: str, tip: str) -> w.Dropdown:
             return w.Dropdown(
-                options, value=value, description=name, tooltip=tip, style=style, layout={"width": NARROW}
+                options=options, value=value, description=name, tooltip=tip, style=style, layout={"width": WIDTH}
             )
 
         kinds = [(label, kind) for kind, label in KINDS.items()]
@@ -48,7 +48,7 @@ class Controls(w.Box):
                 description="sink dose",
                 tooltip="added to the logits of the sinks",
                 style=style,
-                layout={"width": NARROW},
+                layout={"width": WIDTH},
             ),
             "positions": choice(
                 [("in the cache", "cache"), ("in the text", "original")], "cache", "positions", "where sinks stand"
@@ -56,18 +56,18 @@ class Controls(w.Box):
             "since": slider(1, length - 1, min(plain.since, length - 1), "evict from", "first query without them"),
             "normaliser": choice(list(NORMALISERS), plain.normaliser, "normaliser", "how scores become weights"),
             "layers": w.IntRangeSlider(
-                (0, 0), min=0, max=0, description="in layers", style=style, layout={"width": NARROW}
+                value=(0, 0), min=0, max=0, description="in layers", style=style, layout={"width": WIDTH}
             ),
         }
-        self.reset = w.Button(description="reset", tooltip="back to the model as it is", layout={"width": "70px"})
-        self.stop = w.Button(description="stop", tooltip="stop what is under way", layout={"width": "70px"})
+        self.reset = w.Button(description="reset", tooltip="back to the model as it is", layout={"width": "60px"})
+        self.stop = w.Button(description="stop", tooltip="stop what is under way", layout={"width": "60px"})
         for name, widget in self.fields.items():
             widget.observe(lambda change, name=name: self._changed(name, change["new"]), "value")
         self.reset.on_click(lambda _: controller.reset())
         self.stop.on_click(lambda _: controller.cancel())
         if controller.model is not None:
             self._layer_range(controller.model.anatomy.numbers)
-        children = [*self.fields.values(), w.HBox([self.reset, self.stop], layout={"padding": "0 0 0 80px"})]
+        children = [*self.fields.values(), self.reset, self.stop]
         super().__init__(children, layout={"flex_flow": "row wrap", "align_items": "center"})
         self.show()
 

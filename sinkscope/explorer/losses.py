@@ -7,13 +7,17 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from sinkscope.figures.style import BLUE, QUIET, VERMILION
+from sinkscope.figures.style import BLUE, VERMILION
 
 SMOOTH = 16  # tokens in a running mean
 DENSE, CHANGED = BLUE, VERMILION
+GREY = "#808080"  # legible on light and dark pages
 
 
-def loss_figure(height: int = 230) -> go.FigureWidget:
+WIDTH, HEIGHT = 560, 230  # pixels; left to itself plotly measures a box that is not laid out yet
+
+
+def loss_figure() -> go.FigureWidget:
     """An empty chart: losses of single tokens as points, running means as lines."""
     figure = go.FigureWidget()
     for name, colour, symbol, dash in (("dense", DENSE, "circle", "solid"), ("policy", CHANGED, "diamond", "dash")):
@@ -21,11 +25,12 @@ def loss_figure(height: int = 230) -> go.FigureWidget:
         figure.add_scatter(x=[], y=[], mode="markers", marker=points, name=f"{name}: each token", showlegend=False)
         figure.add_scatter(x=[], y=[], mode="lines", line={"color": colour, "width": 2, "dash": dash}, name=name)
     figure.update_layout(
-        height=height,
+        width=WIDTH,
+        height=HEIGHT,
         margin={"l": 50, "r": 10, "t": 26, "b": 36},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        font={"size": 11, "color": QUIET},
+        font={"size": 11, "color": GREY},
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         hovermode="x",
     )
@@ -59,7 +64,7 @@ def draw_losses(figure: Any, dense: np.ndarray, changed: np.ndarray | None, name
                 "yref": "paper",
                 "y0": 0,
                 "y1": 1,
-                "line": {"color": QUIET, "width": 1},
+                "line": {"color": GREY, "width": 1},
             }
         ]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from sinkscope.explorer.canvases import Atlas, HeadMap, TokenText
 from sinkscope.explorer.controller import Controller
-from sinkscope.explorer.losses import draw_losses, loss_figure
+from sinkscope.explorer.losses import HEIGHT, WIDTH, draw_losses, loss_figure
 from sinkscope.explorer.overview import RANKINGS
 
 WIDEST_ROW = 12  # heads in a row of the overview, where rows are layers
@@ -30,10 +30,10 @@ class Pictures(w.Box):
     def __init__(self, controller: Controller) -> None:
         self._controller, self._request = controller, 0
         self.ranking, self.chart = "layer", None
-        self.atlas = Atlas(layout={"flex": "0 1 auto", "min_width": "230px"})
+        self.atlas = Atlas(layout={"flex": "0 0 auto", "width": "210px"})
         self.map = HeadMap(tokens=controller.tokens, layout={"flex": "0 1 440px", "min_width": "340px"})
-        self.text = TokenText(tokens=controller.tokens, layout={"flex": "1 1 260px", "min_width": "240px"})
-        self.losses = w.Box([], layout={"flex": "1 1 480px", "min_width": "420px", "height": "236px"})
+        self.text = TokenText(tokens=controller.tokens, layout={"flex": "1 1 300px", "min_width": "280px"})
+        self.losses = w.Box([], layout={"width": f"{WIDTH}px", "height": f"{HEIGHT + 6}px", "flex": "0 0 auto"})
         self.map.query = self.text.query = controller.query
         children = [self.atlas, self.map, self.text]
         super().__init__(children, layout={"flex_flow": "row wrap", "align_items": "flex-start"})

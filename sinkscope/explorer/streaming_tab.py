@@ -13,12 +13,11 @@ from torch import Tensor
 from sinkscope.core.policies import Policy
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.controller import sentence
-from sinkscope.explorer.losses import CHANGED, DENSE
+from sinkscope.explorer.losses import CHANGED, DENSE, GREY
 from sinkscope.explorer.player import BLOCK, Player
 from sinkscope.explorer.setting import KINDS, MOST_SINKS, Setting
 from sinkscope.explorer.text_model import TextModel
 from sinkscope.explorer.worker import Worker
-from sinkscope.figures.style import QUIET
 
 SPEEDS = {"as fast as it goes": None, "150 tokens/s": 150.0, "50 tokens/s": 50.0}
 SIDES = {kind: KINDS[kind] for kind in ("window", "sinks", "dense")}
@@ -74,18 +73,14 @@ class StreamingTab(w.VBox):
         if self.is_playing:
             self.pause()
             return
-        self.open()
-        try:
-            self.player = self.player or Player(self._model.model, self._ids, self._policies())
-        except SinkscopeError as error:
-            self._say(str(error))
-            return
+        self.make_chart()
         self._begin()
         self.play.description = "pause"
-        player = self.player
 
         def job(is_overtaken: Callable[[], bool]) -> Iterator[Any]:
-            yield from player.play(is_overtaken, lambda: SPEEDS.get(self.speed.label))
+            if self.player is None:
+                self.player = Player(self._model.original, self._ids, self._policies())
+            yield from self.player.play(is_overtaken, lambda: SPEEDS.get(self.speed.label))
 
         self._worker.submit(job, lambda _: self._draw(), self._ended)
 
@@ -102,7 +97,7 @@ class StreamingTab(w.VBox):
         self._forget()
         self.toggle()
 
-    def open(self) -> None:
+    def make_chart(self) -> None:
         """Make the chart, once; it takes the browser a moment to load."""
         if self.chart is None:
             self.chart = _chart()
@@ -161,7 +156,7 @@ class StreamingTab(w.VBox):
                     "yref": "paper",
                     "y0": 0,
                     "y1": 1,
-                    "line": {"color": QUIET, "dash": "dot", "width": 1},
+                    "line": {"color": GREY, "dash": "dot", "width": 1},
                 }
                 for size in sizes
             ]
@@ -174,11 +169,12 @@ def _chart() -> go.FigureWidget:
     for colour, dash in ((CHANGED, "dash"), (DENSE, "solid")):
         figure.add_scatter(x=[], y=[], mode="lines", line={"color": colour, "width": 2, "dash": dash})
     figure.update_layout(
+        width=840,
         height=300,
         margin={"l": 60, "r": 10, "t": 26, "b": 40},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        font={"size": 11, "color": QUIET},
+        font={"size": 11, "color": GREY},
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         showlegend=True,
     )

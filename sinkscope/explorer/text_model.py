@@ -62,12 +62,17 @@ class TextModel:
         ids: [token].
         tokenizer: turns continuations into text; their ids are shown where None.
 
+    Attributes:
+        original: the model as it was given.
+        model: its twin, the one that is run.
+
     Raises:
         SinkscopeError: a model that predicts no next token, ids outside its vocabulary, fewer than two tokens.
     """
 
     def __init__(self, model: nn.Module, ids: Tensor, tokenizer: Any = None) -> None:
         check_decoder(model, predicts=True)
+        self.original = model
         self.model = twin_of(model).eval()
         self.anatomy = find_anatomy(self.model)
         check_vocabulary(self.anatomy.base, ids)

@@ -58,10 +58,10 @@ def continuations(controller: Controller) -> str:
     if controller.now is not controller.dense:
         pairs.append((controller.name, controller.now.continuation))
     said = "".join(
-        f"<dt>{escape(name)}</dt><dd>{'…' if found is None else escape(found.text) + ('' if found.done else ' …')}</dd>"
+        f"<p><i>{escape(name)}:</i> {'…' if found is None else escape(found.text) + ('' if found.done else ' …')}</p>"
         for name, found in pairs
     )
-    return f"<dl class='sinkscope-goes-on'><b>how the text goes on, greedily</b>{said}</dl>"
+    return f"<div class='sinkscope-goes-on'><b>how the text goes on, greedily</b>{said}</div>"
 
 
 def prices(controller: Controller) -> str:
