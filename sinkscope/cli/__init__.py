@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from sinkscope.cli.chat import chat
+from sinkscope.cli.explore import explore
 from sinkscope.cli.intervene import intervene
 from sinkscope.cli.lab import lab
 from sinkscope.cli.lists import spread
@@ -62,6 +63,7 @@ app.command()(cost)
 app.command()(intervene)
 app.command()(chat)
 app.command()(lab)
+app.command()(explore)
 
 
 def main() -> None:
