@@ -115,9 +115,19 @@ def test_arrow_keys_home_and_end_move_the_selection_over_the_grid(notebook):
     notebook.wait_for("atlas.selected == 1")
 
 
+def thumbnail(notebook, place):
+    """The pixels at a place of the grid of five columns, 40 css pixels wide each."""
+    corner = [40 * (place % 5) + 1, 40 * (place // 5) + 1]
+    read = "(c, [x, y]) => [...c.getContext('2d').getImageData(x, y, 38, 38).data]"
+    return canvas(notebook, "atlas").evaluate(read, corner)
+
+
 def test_a_new_order_moves_the_thumbnails_and_what_keys_and_clicks_select(notebook):
+    before = {place: thumbnail(notebook, place) for place in (1, 18)}
     notebook.execute("atlas.order = list(range(LAYERS * HEADS))[::-1]")
     notebook.page.wait_for_function("c => c.sinkscope.order[0] === 19", arg=canvas(notebook, "atlas").element_handle())
+    assert before[1] != before[18]
+    assert thumbnail(notebook, 18) == before[1] and thumbnail(notebook, 1) == before[18]
     canvas(notebook, "atlas").click(position={"x": 10, "y": 10})
     notebook.wait_for("atlas.selected == 19")
     notebook.page.keyboard.press("ArrowRight")
@@ -544,6 +554,26 @@ def test_both_themes_are_drawn_in_their_own_ink_over_the_whole_width(notebook):
         assert widths[0] == widths[1]
     light = {theme: sum(int(ink[at : at + 2], 16) for at in (1, 3, 5)) for theme, ink in inks.items()}
     assert light["dark"] > 600 and light["light"] < 200
+
+
+def test_a_canvas_hidden_for_less_than_a_frame_is_still_redrawn(notebook):
+    """As JupyterLab does it while it changes its theme: no size observer sees it."""
+    redrawn = notebook.page.evaluate("""async () => {
+        const root = document.querySelector(".sinkscope-text");
+        const canvas = root.querySelector("canvas");
+        const frame = () => new Promise(done => requestAnimationFrame(done));
+        await new Promise(done => setTimeout(done)); // outside of a frame, so that no size is looked at in between
+        canvas.written = [];
+        root.style.display = "none";
+        document.body.dataset.jpThemeName += " "; // the canvas plans to draw in the next frame
+        await Promise.resolve();
+        await frame();
+        root.style.display = "";
+        for (let i = 0; i < 4; i++) await frame();
+        document.body.dataset.jpThemeName = document.body.dataset.jpThemeName.trim();
+        return canvas.written.length > 0 && canvas.clientWidth === canvas.parentElement.clientWidth;
+    }""")
+    assert redrawn
 
 
 def test_a_canvas_has_the_pixels_of_a_fine_screen(notebook):
