@@ -1,0 +1,265 @@
+"""The explorer in JupyterLab, taken hold of as a user does; what it shows is compared with what records say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.browser.open_notebook import opened
+
+ROOT = Path(__file__).parent.parent.parent
+HOSTILE = '<img src=x onerror="globalThis.wasRun = true">'
+TOKENS, WINDOW, SINKS = 96, 20, 4
+
+SETUP = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import numpy as np, torch, sinkscope
+from tests.zoo import build, inputs
+torch.set_num_threads(1)
+
+class Words:
+    "A tokenizer with a token that must never become part of the page."
+    def decode(self, ids):
+        return " ".join({HOSTILE!r} if int(each) == hostile else f"word{{int(each)}}" for each in ids)
+
+model, ids = build("llama"), inputs("llama", 1, {TOKENS})["input_ids"]
+hostile = int(ids[0, 5])
+
+def expected(policy):
+    "Losses [token] and the map of layer 1, head 2, with nothing of the explorer."
+    curve = sinkscope.perplexity(model, ids, [policy], progress=False)
+    probe = sinkscope.Maps(layers=[1], heads=[2], resolution=None)
+    with torch.no_grad(), sinkscope.attached(model, policy=policy, probes=[probe]) as scope:
+        model(ids)
+    return curve.nll.values[0, 0, 1:].tolist(), scope.array("attention_map").values[0, 0, 0].tolist()
+"""
+CELLS = [SETUP, "app = sinkscope.explore(model, Words(), ids)"]
+READY = "not app.controller.busy"
+
+
+@pytest.fixture(scope="module")
+def page_of_this_module(lab, browser):
+    with opened(lab, browser, CELLS, "explorer.ipynb") as notebook:
+        notebook.run()
+        notebook.wait_for(READY)
+        notebook.page.wait_for_selector(".js-plotly-plot .main-svg", timeout=60_000)
+        yield notebook
+
+
+@pytest.fixture
+def notebook(page_of_this_module):
+    """The page of all tests here: the model as it is, layer 0, head 0, the last query."""
+    page_of_this_module.execute(
+        "app.controller.reset(); app.controller.choose(0); app.controller.choose_query(95)\n"
+        "app.controller.show(scale='log', hiding='nothing', window=None); app.pictures.map.view = []"
+    )
+    page_of_this_module.wait_for(READY)
+    yield page_of_this_module
+    page_of_this_module.check()
+
+
+def canvas(notebook, name):
+    return notebook.page.locator(f".sinkscope-{name} canvas").first
+
+
+def handle(notebook, label):
+    """The handle of a slider, by the slider's description."""
+    return notebook.page.locator(".widget-slider", has_text=label).first.locator(".noUi-handle").first
+
+
+def choose(notebook, label, option):
+    row = notebook.page.locator(".widget-dropdown", has=notebook.page.get_by_text(label, exact=True)).first
+    row.locator("select").select_option(label=option)
+
+
+def drag(notebook, label, steps, field):
+    """Drag the handle of a slider until its field has moved by so many steps, or as far as it goes."""
+    box = handle(notebook, label).bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    goal = notebook.python(f"app.controller.setting.{field}") + steps
+    notebook.page.mouse.move(*middle)
+    notebook.page.mouse.down()
+    for step in range(1, 80):
+        notebook.page.mouse.move(middle[0] + step * (1 if steps > 0 else -1), middle[1])
+        if step % 4 == 0 and notebook.python(f"app.controller.setting.{field}") == goal:
+            break
+    notebook.page.mouse.up()
+    notebook.wait_for(READY)
+
+
+def curves(notebook):
+    """The losses of single tokens in the chart, by the name that the chart gives them."""
+    traces = notebook.page.evaluate(
+        "document.querySelector('.js-plotly-plot').data.map(trace => [trace.name, Array.from(trace.y ?? [])])"
+    )
+    return {"dense": traces[0][1], "policy": traces[2][1], "named": traces[3][0]}
+
+
+def check_shown(notebook, policy, caption):
+    """What is on the screen is what a record of this policy says, to a step of the colour scale."""
+    losses, attention = notebook.python(f"expected({policy})")
+    request = notebook.python("app.pictures.map.frame['request']")
+    drawn = notebook.drawn(canvas(notebook, "map"), request=request)
+    assert drawn.frame["caption"] == f"layer 1, head 2 · {caption}"
+    found = curves(notebook)["policy"]
+    np.testing.assert_allclose(found, losses, atol=2e-5)
+    attention = np.array(attention)
+    steps = 1 + 254 * (np.log10(np.maximum(attention, 1e-5)) + 5) / 5
+    seen = attention > 0
+    np.testing.assert_allclose(drawn.pixels[seen], steps[seen], atol=1)
+    assert (drawn.pixels[~seen] == 0).all()
+
+
+def test_dragging_the_sinks_to_none_shows_the_losses_and_the_map_that_the_record_predicts(notebook):
+    notebook.click_head(canvas(notebook, "atlas"), 6)  # four heads in a layer: layer 1, head 2
+    assert notebook.wait_for("app.controller.unit == 6")
+    choose(notebook, "policy", "sinks + window")
+    notebook.wait_for(READY)
+    drag(notebook, "window", WINDOW - 96, "window")
+    notebook.execute(f"app.controls.fields['window'].value = {WINDOW}")  # what pixels could not say exactly
+    notebook.wait_for(READY)
+    check_shown(notebook, f"sinkscope.SinkWindow({SINKS}, {WINDOW})", f"sinks {SINKS}+{WINDOW}")
+    with_sinks = curves(notebook)["policy"]
+    drag(notebook, "sinks", -SINKS, "sinks")
+    assert notebook.python("app.controller.setting.sinks") == 0
+    check_shown(notebook, f"sinkscope.SinkWindow(0, {WINDOW})", f"sinks 0+{WINDOW}")
+    assert curves(notebook)["named"] == f"sinks 0+{WINDOW}"
+    assert np.abs(np.array(curves(notebook)["policy"]) - with_sinks).max() > 1e-3
+    assert "over the same" in notebook.page.locator(".sinkscope-app").inner_text()
+
+
+def test_a_token_clicked_away_is_evicted_and_given_back(notebook):
+    notebook.click_head(canvas(notebook, "atlas"), 6)
+    notebook.page.get_by_text("evict / restore").click()
+    first = notebook.page.locator(".sinkscope-token").first
+    first.click()
+    notebook.wait_for("app.controller.setting.evicted == (0,)")
+    notebook.wait_for(READY)
+    check_shown(notebook, "sinkscope.Evict([0], start=64, once_read=True)", "evict key 0 from query 64")
+    first.click()
+    notebook.wait_for("app.controller.setting.evicted == ()")
+    notebook.wait_for(READY)
+    assert notebook.python("app.controller.name") == "dense"
+
+
+def test_hiding_the_sink_is_labelled_a_preview_and_leaves_the_model_alone(notebook):
+    before = notebook.python("id(app.controller.now.reading)")
+    choose(notebook, "preview", "first keys hidden, the rest renormalised")
+    notebook.wait_for("app.controller.view.hiding == 'renormalised'")
+    request = notebook.python("app.pictures.map.frame['request']")
+    drawn = notebook.drawn(canvas(notebook, "map"), request=request)
+    assert "not causal" in drawn.frame["preview"] and (drawn.pixels[:, 0] == 0).all()
+    assert "not causal" in notebook.page.locator(".sinkscope-map").inner_text()
+    assert notebook.python("id(app.controller.now.reading)") == before
+
+
+def test_a_hostile_token_stays_text_wherever_it_is_shown(notebook):
+    app = notebook.page.locator(".sinkscope-app")
+    assert HOSTILE in app.locator(".sinkscope-text").inner_text()
+    notebook.execute(
+        "import dataclasses\nkept = app.controller.now.reading.guesses\nkept.ids[95, 0] = hostile\napp._draw_query()"
+    )
+    notebook.page.wait_for_function("() => document.querySelector('.sinkscope-next').innerText.includes('onerror')")
+    assert app.locator("img").count() == 0
+    assert notebook.page.evaluate("globalThis.wasRun === undefined")
+
+
+def test_busy_and_ready_are_said_aloud_and_an_error_is_one_sentence(notebook):
+    status = notebook.page.get_by_role("status").filter(has_text="ready")
+    status.wait_for()
+    choose(notebook, "policy", "sinks + window")
+    notebook.wait_for(READY)
+    notebook.execute("app.controls.fields['window'].value = 2")
+    alert = notebook.page.get_by_role("alert").filter(has_text="a window of 2 is smaller than the 4 sinks")
+    alert.wait_for()
+    drag(notebook, "sinks", -2, "sinks")
+    notebook.wait_for(READY)
+    alert.wait_for(state="detached")
+    assert notebook.python("app.controller.name") == "sinks 2+2"
+
+
+def test_the_keyboard_moves_sliders_and_heads(notebook):
+    choose(notebook, "policy", "sinks + window")
+    notebook.wait_for(READY)
+    handle(notebook, "sinks").focus()
+    notebook.page.keyboard.press("ArrowRight")
+    notebook.wait_for("app.controller.setting.sinks == 5")
+    canvas(notebook, "atlas").focus()
+    notebook.page.keyboard.press("ArrowDown")
+    notebook.wait_for("app.controller.unit == 4")
+
+
+def test_streaming_plays_pauses_and_shows_the_losses_of_both_policies(notebook):
+    notebook.execute("app.streaming.cache.value = 24")
+    notebook.page.get_by_role("tab", name="streaming").click()
+    notebook.page.get_by_role("button", name="play").click()
+    notebook.wait_for("app.streaming.player is not None and app.streaming.player.is_over")
+    for place, policy in enumerate(["sinkscope.Window(24)", "sinkscope.SinkWindow(4, 20)"]):
+        losses = notebook.python(f"expected({policy})")[0]
+        shown = notebook.python(f"app.streaming.player.losses[{place}, 1:].tolist()")
+        np.testing.assert_allclose(shown, losses, atol=2e-5)
+    words = notebook.page.locator(".sinkscope-app").inner_text()
+    assert "the text has ended" in words and "window 24" in words and "sinks 4+20" in words
+    drawn = notebook.page.evaluate(
+        "[...document.querySelectorAll('.js-plotly-plot')].at(-1).data.map(trace => trace.y.at(-1))"
+    )
+    losses = [notebook.python(f"float(np.exp(np.nanmean(app.streaming.player.losses[{place}])))") for place in (0, 1)]
+    np.testing.assert_allclose(drawn, losses, rtol=1e-5)
+    notebook.page.get_by_role("tab", name="heads").click()
+
+
+def test_a_view_is_saved_and_opens_again_without_the_model(notebook):
+    notebook.page.get_by_role("button", name="save view").click()
+    notebook.wait_for("'view.pdf' in app.saved.value")
+    notebook.execute("saved = sinkscope.explore('explored/view.nc')")
+    assert notebook.python("saved.controller.tile().pixels.tolist()") == notebook.python(
+        "app.controller.tile().pixels.tolist()"
+    )
+    assert notebook.python("'saved record' in saved.problem.value and saved.controls.fields['kind'].disabled")
+    notebook.execute("saved.close()")
+
+
+def test_running_the_cell_again_takes_the_place_of_the_explorer_before(notebook):
+    notebook.execute("first = app")
+    notebook.page.evaluate(
+        "() => { jupyterapp.shell.currentWidget.content.activeCellIndex = 1;"
+        " return jupyterapp.commands.execute('notebook:run-cell') }"
+    )
+    notebook.wait_for("app is not first and not app.controller.busy")
+    assert notebook.python("first.comm is None and first.controller.model is None")
+    threads = "[each.name for each in __import__('threading').enumerate() if 'sinkscope' in each.name]"
+    assert notebook.python(threads) == []
+    notebook.page.wait_for_selector(".js-plotly-plot .main-svg", timeout=60_000)
+    assert notebook.page.locator(".sinkscope-app").count() == 1
+
+
+def test_interrupting_the_kernel_stops_the_work_and_the_next_request_is_served(notebook):
+    choose(notebook, "policy", "window: the last ones")
+    notebook.wait_for(READY)
+    notebook.execute(
+        "import time\n"
+        "slow = app.controller.model.anatomy.parts[0].attention.register_forward_hook(lambda *_: time.sleep(3))\n"
+        "app.controller.change(window=9)"
+    )
+    notebook.page.wait_for_timeout(700)  # the kernel has gone idle; asking it anything would be a cell that runs
+    notebook.page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.interrupt()")
+    notebook.page.get_by_role("alert").filter(has_text="interrupted").wait_for()
+    assert notebook.python("not app.controller.busy and app.controller.name != 'window 9'")
+    notebook.execute("slow.remove(); app.controller.change(window=8)")
+    notebook.wait_for("not app.controller.busy and app.controller.name == 'window 8'")
+
+
+def test_a_saved_notebook_has_a_picture_for_readers_without_a_kernel(notebook):
+    notebook.wait_for("app._has_still")
+    notebook.save_and_reload()
+    import nbformat
+
+    outputs = nbformat.read(notebook.path, as_version=4).cells[1].outputs
+    html = "".join(output["data"].get("text/html", "") for output in outputs if "data" in output)
+    assert "data:image/png;base64," in html and "for reading without a kernel" in html
+    assert "run this cell to have it" in html and "<script" not in html and "https://" not in html
+    notebook.page.locator("summary", has_text="A still picture of the explorer").wait_for()
+    notebook.page.locator(".sinkscope-app").wait_for(timeout=60_000)  # its widgets come back from the kernel
