@@ -1,7 +1,8 @@
 // All heads at once: one canvas of thumbnails.
 
 const ATLAS_GAP = 2;
-const ATLAS_HEIGHT = 260;
+const ATLAS_HEIGHT = 380;
+const THUMB_COLOURS = frameTable({ low: 0, high: 1 });
 
 export default {
   render({ model, el }) {
@@ -83,7 +84,7 @@ function thumbsOf(atlas, frame, pixels, size) {
   const area = frame.side ** 2;
   const images = frame.labels.map((_, unit) => {
     const thumb = pooled(pixels.subarray(unit * area, (unit + 1) * area), frame.side, frame.side, size, size);
-    return painted(thumb, size, size, SEQUENTIAL);
+    return painted(thumb, size, size, THUMB_COLOURS);
   });
   atlas.thumbs = { frame, size, images };
   return images;

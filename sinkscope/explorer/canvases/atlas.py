@@ -17,7 +17,7 @@ class Atlas(anywidget.AnyWidget):
     Set ``pixels`` and ``frame`` together inside ``with atlas.hold_sync():``.
 
     pixels: uint8 [unit, side, side] as bytes; a unit is a head's place in the labels; rows are queries, the first on
-        top; 0 to 255 run along the colour scale.
+        top; 1 to 255 run along the colour scale, 0 is not seen.
     frame: ``side``, ``labels`` (one per unit), ``columns`` (heads per row), ``request`` (rising integer), ``caption``.
     order: the units in the order shown, row by row.
     scores: one number per unit, called ``score_name``, shown on hover and read out with the label; – if not finite.

@@ -31,8 +31,6 @@ function tableOf(colourAt) {
   return new Uint32Array(bytes.buffer);
 }
 
-const SEQUENTIAL = tableOf((i) => [...between(VIRIDIS, i / 255), 255]);
-
 // The colour of a value between the frame's low and high. A diverging table is centred on zero, whatever the limits,
 // so that the sign of a logit can be read off.
 function colourOf(value, { low, high, diverging }) {
