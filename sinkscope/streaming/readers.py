@@ -72,9 +72,10 @@ class BlockReader(Reader):
         self.block, self.normaliser = block, normaliser
         self.cache = RollingCache(model, policy)
 
+    @torch.no_grad()  # not inside: a generator that stops there would leave its caller, or another thread, without
     def steps(self) -> Iterator[Step]:
         last = self.ids.shape[1] - 1  # the last token predicts nothing that is there
-        with self._scope(), torch.no_grad():
+        with self._scope():
             while self.done < last:
                 start, stop = self.done, min(self.done + self.block, last)
                 positions = self.cache.positions(stop - start, self.ids.device)
@@ -120,10 +121,11 @@ class WindowReader(Reader):
         assert policy.window is not None
         self.queries, self.rows, self.size, self.normaliser = queries, rows, policy.window, normaliser
 
+    @torch.no_grad()
     def steps(self) -> Iterator[Step]:
         early = self.queries[self.queries < self.size]  # their windows still reach back to the first token
         changed = nullcontext() if self.normaliser is None else attached(self.model, normaliser=self.normaliser)
-        with changed, torch.no_grad():
+        with changed:
             if self.done == 0 and len(early):
                 logits = self.model(self.ids[:, : int(early[-1]) + 1], use_cache=False).logits[:, early]
                 self.done = len(early)
@@ -151,8 +153,9 @@ class TokenReader(Reader):
         assert policy.window is not None
         self.cache = SinkCache(model, sinks=policy.sinks, window=policy.window)
 
+    @torch.no_grad()
     def steps(self) -> Iterator[Step]:
-        with self.cache, torch.no_grad():
+        with self.cache:
             for at in range(self.ids.shape[1] - 1):
                 token = self.ids[:, at : at + 1]
                 logits = self.model(token, past_key_values=self.cache, use_cache=True).logits
