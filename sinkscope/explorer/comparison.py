@@ -27,13 +27,19 @@ class Loss:
 
 
 def loss_of(dense: Reading, changed: Reading) -> Loss | None:
-    """Perplexities over the tokens that the policy acts on and both readings scored; None where there are none."""
+    """Perplexities over the tokens that are `compared`; None where there are none."""
+    tokens = compared(dense, changed)
+    if not len(tokens):
+        return None
+    before, after = (float(np.exp(each.losses[tokens].mean(dtype=np.float64))) for each in (dense, changed))
+    return Loss(before, after, len(tokens), int(tokens[0]))
+
+
+def compared(dense: Reading, changed: Reading) -> np.ndarray:
+    """The tokens that the policy acts on and both readings scored: [token], rising."""
     both = np.isfinite(dense.losses) & np.isfinite(changed.losses)
     both[: first_changed(changed.setting) + 1] = False
-    if not both.any():
-        return None
-    before, after = (float(np.exp(each.losses[both].mean(dtype=np.float64))) for each in (dense, changed))
-    return Loss(before, after, int(both.sum()), int(np.flatnonzero(both)[0]))
+    return np.flatnonzero(both)
 
 
 def first_changed(setting: Setting) -> int:
@@ -43,6 +49,8 @@ def first_changed(setting: Setting) -> int:
         return 0
     if policy.cache_size is not None:
         return policy.cache_size + (0 if policy.recomputed else 1)
+    if policy.keys and policy.once_read:
+        return max(policy.start or 0, min(policy.keys) + 1)
     return policy.start or 0
 
 

@@ -47,12 +47,14 @@ def thumbnails(layers: Iterable[Layer], check: Callable[[], None]) -> tuple[np.n
 
 
 def saved_overview(maps: HeadMaps) -> Overview:
-    """The overview of saved maps; they can be ranked by the mass on the first tokens."""
+    """The overview of saved maps; they can be ranked by the mass on the first tokens where those have cells."""
     whole = slice(0, maps.cells)
     each = [maps.probabilities(unit, whole, whole) for unit in range(len(maps.units))]
-    mass = [float(np.nansum(one[1:, :FIRST], axis=-1).mean()) if len(one) > 1 else 1.0 for one in each]
     units = in_bytes(np.nan_to_num(np.stack([pooled(one, SIDE) for one in each])))
-    return Overview(Setting(), units, {"mass": np.array(mass)})
+    scores = {}
+    if maps.first == 0 and 1 < maps.cells == maps.length:
+        scores["mass"] = np.array([np.nansum(one[1:, :FIRST], axis=-1).mean() for one in each])
+    return Overview(Setting(), units, scores)
 
 
 def in_bytes(probabilities: np.ndarray) -> np.ndarray:
@@ -66,7 +68,7 @@ def free_scores(record: xr.Dataset) -> dict[str, np.ndarray]:
     one = record.isel(sequence=0)
     mass = one["sink_mass"].isel(query=slice(1, None)).sum("sink").mean("query").values
     scores = {"mass": mass.reshape(-1)}
-    if "value_norm" in one:
+    if "value_norm" in one and one.sizes["token"] > 1:
         norms = one["value_norm"].values
         ratio = norms[..., 0] / norms[..., 1:].mean(-1)
         scores["value"] = np.repeat(ratio, mass.size // ratio.size, axis=-1).reshape(-1)

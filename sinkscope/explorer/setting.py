@@ -56,6 +56,12 @@ class Setting:
     normaliser: str = OWN
     layers: tuple[int, int] | None = None
 
+    @classmethod
+    def of_text(cls, length: int) -> Setting:
+        """The model as it is, with sizes at hand that mean something in a text of `length` tokens."""
+        since = max(1, min(cls.since, 2 * length // 3))
+        return cls(sinks=min(cls.sinks, length), window=min(cls.window, length), since=since)
+
     @property
     def policy(self) -> Policy:
         """The policy slot.
@@ -119,6 +125,11 @@ class Setting:
         outside = [key for key in evicted if not 0 <= key < length]
         if outside:
             raise SinkscopeError(f"token {outside[0]} cannot be evicted: the text has tokens 0 to {length - 1}.")
+        if evicted and self.since >= length:
+            raise SinkscopeError(
+                f"tokens are evicted from query {self.since} on, but the last query is {length - 1}; choose an earlier "
+                "one."
+            )
         if len(evicted) >= length:
             raise SinkscopeError(
                 f"all {length} tokens are evicted, so every query would see only itself; give one of them back."

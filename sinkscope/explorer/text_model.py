@@ -17,8 +17,9 @@ from sinkscope.core.layer import Layer
 from sinkscope.core.policies import Dense
 from sinkscope.core.probes import Norms, SinkMass
 from sinkscope.core.probes.base import LayerProbe, Measurements
-from sinkscope.core.readiness import check_decoder
+from sinkscope.core.readiness import check_decoder, check_unscoped
 from sinkscope.core.scope import attached
+from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.head_maps import LiveMaps
 from sinkscope.explorer.overview import FIRST, free_scores, thumbnails
 from sinkscope.explorer.readings import Continuation, Guesses, Overview, Price, Reading
@@ -67,11 +68,15 @@ class TextModel:
         model: its twin, the one that is run.
 
     Raises:
-        SinkscopeError: a model that predicts no next token, ids outside its vocabulary, fewer than two tokens.
+        SinkscopeError: a model that predicts no next token or carries a scope, ids outside its vocabulary, fewer than
+            two tokens.
     """
 
     def __init__(self, model: nn.Module, ids: Tensor, tokenizer: Any = None) -> None:
         check_decoder(model, predicts=True)
+        check_unscoped(find_anatomy(model).base)
+        if len(ids) < 2:
+            raise SinkscopeError("a text of one token has no map and nothing to predict; give two tokens at least.")
         self.original = model
         self.model = twin_of(model).eval()
         self.anatomy = find_anatomy(self.model)
@@ -115,7 +120,7 @@ class TextModel:
         yield Reading(setting, maps, losses, guesses, record, " ".join(notes))
         yield self._overview(setting, maps, record)
         yield self._price(setting)
-        last = logits[-1]
+        last = logits[-1].clone()  # alone: a view would keep the logits of the whole text
         del logits
         yield from self._continuation(setting, self._cached_steps(setting, cache, last), WRITTEN)
 
@@ -154,9 +159,8 @@ class TextModel:
         return Overview(setting, units, scores | free_scores(record))
 
     def _price(self, setting: Setting) -> Price:
-        policy = setting.policy
-        counted = policy if policy.is_plain else Dense()  # a dose, or a key less, leaves the cache as long as it was
-        found = cost(self.model, counted, len(self.ids))
+        undosed = replace(setting, dose=0.0).policy  # a dose leaves the cache as long as it was, and so does a key less
+        found = cost(self.model, undosed if undosed.is_plain else Dense(), len(self.ids))
         return Price(setting, found.kv_bytes, found.flops_per_token)
 
     def _cached_steps(self, setting: Setting, cache: RollingCache, last: Tensor) -> Iterator[int]:
@@ -187,7 +191,7 @@ class TextModel:
         yield self._overview(setting, maps, record)
         yield self._price(setting)
         if known is None or known[0] != setting:
-            for losses in self._losses_recomputed(setting, query):
+            for losses in self._losses_recomputed(setting):
                 yield replace(reading, losses=losses)
             self._losses_afresh = (setting, losses)
         yield from self._continuation(setting, self._steps_afresh(setting), WRITTEN_AFRESH)
@@ -199,12 +203,12 @@ class TextModel:
         guesses.ids[query], guesses.probabilities[query] = best.indices[0].cpu().numpy(), best.values[0].cpu().numpy()
         return guesses
 
-    def _losses_recomputed(self, setting: Setting, query: int) -> Iterator[np.ndarray]:
+    def _losses_recomputed(self, setting: Setting) -> Iterator[np.ndarray]:
         policy, last = setting.policy, len(self.ids) - 1
         assert policy.window is not None
         early = np.arange(min(policy.window, last))
-        late = np.linspace(policy.window, last - 1, SAMPLED).astype(int)
-        queries = torch.from_numpy(np.union1d(early, late[late >= policy.window]))
+        late = np.linspace(policy.window, last - 1, SAMPLED).astype(int) if policy.window < last else early[:0]
+        queries = torch.from_numpy(np.union1d(early, late))
         rows = max(1, WINDOW_TOKENS // policy.window)
         losses = np.full(len(self.ids), np.nan, dtype=np.float32)
         for step in WindowReader(self.model, self.ids[None], policy, queries, rows, setting.weights).steps():
@@ -225,7 +229,7 @@ class TextModel:
 
     def _continuation(self, setting: Setting, steps: Iterator[int], count: int) -> Iterator[Continuation]:
         written: list[int] = []
-        for token, _ in zip(steps, range(count), strict=False):
+        for _, token in zip(range(count), steps, strict=False):  # in this order no step is taken that nobody wants
             written.append(token)
             text = str(written) if self.tokenizer is None else self.tokenizer.decode(written)
             yield Continuation(setting, text, len(written) == count)
