@@ -101,12 +101,21 @@ class SavedMaps(HeadMaps):
                 "this record holds no attention maps; measure with the probe sinkscope.Maps(resolution=None) or use "
                 "sinkscope.from_maps."
             )
-        maps = record["attention_map"].isel(sequence=0).transpose("layer", "head", "map_query", "map_key")
-        self._maps = maps.values.reshape(-1, *maps.shape[-2:])
-        self.units = [Unit(int(layer), int(head)) for layer in maps["layer"].values for head in maps["head"].values]
+        maps = record["attention_map"]
+        maps = maps.expand_dims([dim for dim in ("sequence", "layer", "head") if dim not in maps.dims])
+        maps = maps.isel(sequence=0).transpose("layer", "head", "map_query", "map_key")
+        places = np.asarray(maps["map_query"].values, dtype=int)
+        stop = int(np.ravel(record["length"])[0]) if "length" in record.coords else int(places[-1]) + 1
+        places = places[places < stop]  # of another sequence, where that one is longer
+        every = [Unit(int(layer), int(head)) for layer in maps["layer"].values for head in maps["head"].values]
+        values = maps.values.reshape(len(every), *maps.shape[-2:])[:, : len(places), : len(places)]
+        measured = np.flatnonzero(np.isfinite(values).any((1, 2)))
+        self._maps, self.units = values[measured], [every[place] for place in measured]
         self._causal = bool(record.attrs.get("causal", 1))
-        self.starts = np.asarray(maps["map_query"].values, dtype=int)
-        self.length = int(record["length"].values[0]) if "length" in record.coords else maps.shape[-2]
+        self.first = int(places[0])
+        self.starts = places - self.first
+        is_pooled = bool((np.diff(places) > 1).any())
+        self.length = stop - self.first if is_pooled else len(places)
 
     def logits(self, unit: int, rows: slice, columns: slice) -> np.ndarray:
         raise SinkscopeError("a saved map holds probabilities only; logits need the model.")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import xarray as xr
 from torch import Tensor, nn
 
+from sinkscope.core.readiness import check_decoder
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.app import Explorer
 from sinkscope.explorer.head_maps import SavedMaps
@@ -66,34 +69,35 @@ def _record(given: Any) -> xr.Dataset | None:
 
 def _of_record(record: xr.Dataset) -> Explorer:
     maps = SavedMaps(record)
-    texts = [""] * maps.length
-    if "token_text" in record.coords:
-        texts = [str(each) for each in record["token_text"].isel(sequence=0).values[: maps.length]]
-    elif "token_id" in record.coords:
-        texts = [f"#{int(each)}" for each in record["token_id"].isel(sequence=0).values[: maps.length]]
+    length = int(np.ravel(record["length"])[0]) if "length" in record.coords else maps.first + maps.length
+    texts = [""] * length
+    for name, said in (("token_id", "#{}"), ("token_text", "{}")):
+        if name in record.coords:
+            first = record[name].isel(sequence=0) if "sequence" in record[name].dims else record[name]
+            texts = [said.format(each) for each in first.values[:length]]
     return Explorer(None, texts, saved=maps)
 
 
 def _of_model(model: Any, tokenizer: Any, text: Any, length: int | None, load_options: dict[str, Any]) -> Explorer:
     from sinkscope.data import load
 
-    if length is not None and not 2 <= length <= MOST:
-        raise SinkscopeError(f"length is {length}; give 2 to {MOST:,} tokens, which is what a map may have.")
+    if length is not None and not (isinstance(length, Integral) and 2 <= length <= MOST):
+        raise SinkscopeError(f"length is {length!r}; give 2 to {MOST:,} tokens, which is what a map may have.")
     loaded, found = load(model, **load_options)
     tokenizer = found if tokenizer is None else tokenizer
     if not isinstance(loaded, nn.Module):
         raise SinkscopeError(f"a {type(loaded).__name__} is no loaded model; sinkscope.load() makes one.")
+    check_decoder(loaded, predicts=True)  # before anything is asked of a tokenizer, which an encoder may lack
     ids = _long_ids(tokenizer, text)
     shown = length or (LENGTH if text is None else MOST)
     note = ""
     if len(ids) > shown and text is not None:
         note = f"The text is longer than is shown: these are its first {shown:,} tokens (length= changes that)."
-    if len(ids) < 2:
-        raise SinkscopeError("a text of one token has no map and nothing to predict; give two tokens at least.")
     short = ids[:shown]
+    reader = TextModel(loaded, short, tokenizer)  # which refuses ids that its tokenizer may not know
     tokens = [f"#{token}" if tokenizer is None else tokenizer.decode([token]) for token in short.tolist()]
     demo = f"sinkscope.read_tokens(tokenizer, limit={len(short)})" if text is None else None
-    return Explorer(TextModel(loaded, short, tokenizer), tokens, long_ids=ids, code_text=demo, note=note)
+    return Explorer(reader, tokens, long_ids=ids, code_text=demo, note=note)
 
 
 def _long_ids(tokenizer: Any, text: Any) -> Tensor:

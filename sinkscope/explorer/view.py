@@ -56,7 +56,7 @@ class Tile:
         pixels: [row, column] bytes.
         query, key: half-open ranges of tokens.
         limits: what the bytes mean.
-        left: mean share of attention, over the rows, on the keys that are not hidden; 1 when none are.
+        left: mean share of the attention of a row that is on keys which are not hidden; 1 when none are.
     """
 
     pixels: np.ndarray
@@ -108,27 +108,32 @@ def _shown(
     maps: HeadMaps, unit: int, rows: slice, columns: slice, view: View, raw: bool = False
 ) -> tuple[np.ndarray, float]:
     """Values of a part of a map on the view's scale, or before it when `raw`, and what is left beside hidden keys."""
-    if view.scale == "logit":
-        values, left = maps.logits(unit, rows, columns), np.ones((1, 1))
-    else:
-        values, left = maps.probabilities(unit, rows, columns), np.ones((1, 1))
     hidden = 0 if view.hiding == "nothing" else int(np.searchsorted(maps.starts + maps.first, view.hidden))
     if hidden:
-        taken = np.nansum(maps.probabilities(unit, rows, slice(0, hidden)), axis=1, keepdims=True)
-        left = 1 - taken
-        values = values.copy()
-        values[:, : max(0, hidden - columns.start)] = np.nan
-        if view.hiding == "renormalised":
-            values = _renormalised(values, left, view.scale)
-    return values if raw else scaled(values, view.scale), float(left.mean())
+        values, left = _without(hidden, maps, unit, rows, columns, view)
+    else:
+        values, left = (maps.logits if view.scale == "logit" else maps.probabilities)(unit, rows, columns), 1.0
+    return values if raw else scaled(values, view.scale), left
 
 
-def _renormalised(values: np.ndarray, left: np.ndarray, scale: str) -> np.ndarray:
-    """Rows that sum to one without the hidden keys; logits stay, as softmax does not care for what is taken off all."""
-    if scale == "logit":
-        return values
-    enough = left > 1e-6  # below, float32 has no digits left to divide by
-    return np.where(enough, values / np.where(enough, left, 1), np.nan)
+def _without(
+    hidden: int, maps: HeadMaps, unit: int, rows: slice, columns: slice, view: View
+) -> tuple[np.ndarray, float]:
+    """Values of a part of a map with its first cells hidden, and the mean share of attention on the others.
+
+    Logits stay as they are where the rest is renormalised: softmax does not care for what is taken off all.
+    """
+    weights = maps.probabilities(unit, rows, slice(0, maps.cells))
+    total = np.nansum(weights, axis=1, keepdims=True)  # which is 1 under softmax only
+    weights = np.where(np.arange(maps.cells) < hidden, np.nan, weights)
+    kept = np.nansum(weights, axis=1, keepdims=True)
+    left = float(np.mean(kept[total > 0] / total[total > 0])) if (total > 0).any() else 0.0
+    if view.scale == "logit":
+        logits = maps.logits(unit, rows, columns)
+        return np.where(np.arange(columns.start, columns.stop) < hidden, np.nan, logits), left
+    if view.hiding == "renormalised":
+        weights = np.divide(weights, kept, out=np.full_like(weights, np.nan), where=kept > 0)
+    return weights[:, columns], left
 
 
 def _cells(maps: HeadMaps, window: tuple[int, int, int, int] | None, side: int) -> slice:
