@@ -54,6 +54,7 @@ class Controller:
             "continuation", "view", "unit", "query" or "problem".
 
     Attributes:
+        plain: the model as it is.
         setting: what was asked for last.
         now: what is there under the setting shown; it may be that of an earlier setting while a new one is read.
         dense: the same of the model as it is.
@@ -71,7 +72,8 @@ class Controller:
         listen: Callable[[str], None] = lambda what: None,
     ) -> None:
         self.model, self.tokens, self.saved, self.listen = model, tokens, saved, listen
-        self.setting, self.now, self.dense = Setting(), Shown(), Shown()
+        self.plain = self.setting = Setting.of_text(len(tokens))
+        self.now, self.dense = Shown(), Shown()
         self.unit, self.query, self.view = 0, len(tokens) - 1, View()
         self.busy = self.problem = ""
         self._worker = Worker(deliver)
@@ -89,26 +91,20 @@ class Controller:
             self._tell(NEEDS_MODEL)
             return
         setting = replace(self.setting, **fields)
-        if setting == self.setting and not self.problem:
+        if setting == self.setting and not self.problem and (self.busy or self._is_shown):
             return
         self.setting = setting
         self.listen("setting")
-        try:
-            setting.check(len(self.tokens))
-        except SinkscopeError as error:
-            self.cancel()
-            self._tell(str(error))
-            return
         self._read()
 
     def toggle(self, token: int) -> None:
         """Evict a token, or give it back."""
-        gone = set(self.setting.evicted) ^ {token}
+        gone = set(self.setting.evicted if self.setting.kind == "chosen" else ()) ^ {token}
         self.change(kind="chosen", evicted=tuple(sorted(gone)))
 
     def reset(self) -> None:
         """Back to the model as it is."""
-        self.change(**vars(Setting()))
+        self.change(**vars(self.plain))
 
     def cancel(self) -> None:
         """Stop what is under way; what is shown stays."""
@@ -167,8 +163,10 @@ class Controller:
 
     @property
     def name(self) -> str:
-        """Under which setting the model was that is shown."""
-        return "saved record" if self.now.reading is None else self.now.reading.setting.name
+        """Under which setting the model was that is shown; empty before anything was read."""
+        if self.now.reading is None:
+            return "" if self.saved is None else "saved record"
+        return self.now.reading.setting.name
 
     @property
     def caption(self) -> str:
@@ -213,30 +211,47 @@ class Controller:
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
+    @property
+    def _is_shown(self) -> bool:
+        """Whether what is shown was read under the setting, which is one that can be."""
+        return self.now.reading is not None and self.name == self.setting.name
+
     def _read(self) -> None:
+        try:
+            self.setting.check(len(self.tokens))
+        except SinkscopeError as error:
+            self.cancel()
+            self._tell(str(error))
+            return
         self.problem = ""
         self._worker.submit(self._job(self.setting, self.query), self._take, self._end)
         self._set_busy(self.setting.name)
 
     def _job(self, setting: Setting, query: int) -> Any:
-        model, dense, plain = self.model, self.dense, Setting()
+        model, dense, plain = self.model, self.dense, self.plain
+        known = replace(dense)  # what is there for the job itself: the listener may take what it yields much later
+
+        def as_it_is(is_overtaken: Callable[[], bool]) -> Iterator[tuple[Shown, Any]]:
+            assert model is not None
+            for result in model.read(plain, query, is_overtaken):
+                known.take(result)
+                yield dense, result
 
         def read(is_overtaken: Callable[[], bool]) -> Iterator[tuple[Shown, Any]]:
             assert model is not None
-            if dense.reading is None:
-                for result in model.read(plain, query, is_overtaken):
-                    yield dense, result
-                    if isinstance(result, Reading) and not setting.is_baseline:
+            if known.reading is None:
+                for given in as_it_is(is_overtaken):
+                    yield given
+                    if not setting.is_baseline:  # its reading is what comes first, and enough to compare with
                         break
+            elif setting.is_baseline:
+                yield dense, known.reading
             if not setting.is_baseline:
                 fresh = Shown()
                 for result in model.read(setting, query, is_overtaken):
                     yield fresh, result
-            if dense.continuation is None or not dense.continuation.done:
-                for result in model.read(plain, query, is_overtaken):
-                    yield dense, result
-            if setting.is_baseline:
-                yield dense, dense.reading
+            if known.continuation is None or not known.continuation.done:
+                yield from as_it_is(is_overtaken)
 
         return read
 

@@ -42,9 +42,11 @@ class Interrupts:
         """Take the place of the handler that ignores interrupts; while a cell runs another one is there, so wait."""
         if not self._is_watching:
             return
-        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        there = signal.getsignal(signal.SIGINT)
+        other = getattr(there, "__self__", None)  # one at rest is left over from a cell that ran when it came to rest
+        if there is signal.SIG_IGN or (isinstance(other, Interrupts) and not other._is_watching):
             signal.signal(signal.SIGINT, self._handle)
-        elif signal.getsignal(signal.SIGINT) != self._handle:
+        elif there != self._handle:
             asyncio.get_running_loop().call_later(LATER, self._install)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

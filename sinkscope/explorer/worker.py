@@ -22,7 +22,7 @@ class Worker:
 
     def __init__(self, deliver: Callable[[Callable[[], None]], None]) -> None:
         self._deliver = deliver
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # an interrupt may cancel while its own thread submits
         self._number = 0  # of the latest request
         self._next: tuple[int, Job, Callable[[Any], None], Callable[[BaseException | None], None]] | None = None
         self._thread: threading.Thread | None = None
