@@ -64,7 +64,8 @@ class Explorer(w.VBox):
         self.controls, self.looks = Controls(self.controller), Looks(self.controller)
         self.pictures = Pictures(self.controller)
         self.headline, self.busy = w.HTML(), w.HTML()
-        self.problem = w.HTML(f"<i>{escape(note)}</i>" if note else "")
+        self._note = f"<i>{escape(note)}</i>" if note else ""
+        self.problem = w.HTML(self._note)
         self.next_tokens, self.goes_on, self.price = w.HTML(), w.HTML(), w.HTML()
         self.folder = w.Text(value="explored", description="folder", layout={"width": "220px"})
         self.save = w.Button(description="save view", tooltip="figure, record and code", layout={"width": "100px"})
@@ -89,9 +90,8 @@ class Explorer(w.VBox):
         self.controller.close()
         if self.streaming is not None:
             self.streaming.close()
-        widgets = [self, *_descendants(self)]
-        for widget in widgets[1:]:
-            widget.close()
+        for part in _parts_of(self):
+            part.close()
         super().close()
 
     def show(self) -> Explorer:
@@ -162,9 +162,15 @@ class Explorer(w.VBox):
         self.controller.show(window=tuple(window) if window else None)
 
     def _tokens_evicted(self, change: dict[str, Any]) -> None:
-        evicted = tuple(sorted(change["new"]))
-        if evicted != self.controller.setting.evicted:
-            self.controller.change(kind="chosen", evicted=evicted)
+        evicted = sorted(change["new"])
+        if evicted != self._struck_out:
+            self.controller.change(kind="chosen", evicted=tuple(evicted))
+
+    @property
+    def _struck_out(self) -> list[int]:
+        """The tokens that the setting evicts one by one."""
+        setting = self.controller.setting
+        return list(setting.evicted) if setting.kind == "chosen" else []
 
     def _ranked(self, change: dict[str, Any]) -> None:
         self.pictures.ranking = change["new"]
@@ -217,8 +223,7 @@ class Explorer(w.VBox):
 
     def _draw_setting(self) -> None:
         self.controls.show()
-        evicted = list(self.controller.setting.evicted) if self.controller.setting.kind == "chosen" else []
-        self.pictures.text.evicted = evicted
+        self.pictures.text.evicted = self._struck_out
 
     def _draw_reading(self) -> None:
         self.pictures.draw_head()
@@ -260,7 +265,7 @@ class Explorer(w.VBox):
         self.price.value = words.prices(self.controller)
 
     def _say(self, problem: str) -> None:
-        self.problem.value = f"<b role='alert'>{escape(problem)}</b>" if problem else ""
+        self.problem.value = f"<b role='alert'>{escape(problem)}</b>" if problem else self._note
 
     def _draw_words(self) -> None:
         self.headline.value = words.headline(self.controller)
@@ -283,8 +288,12 @@ class Explorer(w.VBox):
     }  # fmt: skip
 
 
-def _descendants(widget: w.Widget) -> list[w.Widget]:
+def _parts_of(widget: w.Widget) -> list[w.Widget]:
+    """All widgets that a widget is made of: those inside it, and the layouts and styles of all of them."""
     found = []
-    for child in getattr(widget, "children", ()):
-        found += [child, *_descendants(child)]
+    for name in widget.keys:
+        value = getattr(widget, name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, w.Widget):
+                found += [part, *_parts_of(part)]
     return found

@@ -8,7 +8,7 @@ from typing import Any
 
 import ipywidgets as w
 import plotly.graph_objects as go
-from torch import Tensor
+from torch import Tensor, nn
 
 from sinkscope.core.policies import Policy
 from sinkscope.errors import SinkscopeError
@@ -36,7 +36,8 @@ class StreamingTab(w.VBox):
     def __init__(
         self, model: TextModel, ids: Tensor, deliver: Callable[[Callable[[], None]], None], begin: Callable[[], None]
     ) -> None:
-        self._model, self._ids, self._begin = model, ids, begin
+        self._original: nn.Module | None = model.original
+        self._ids, self._begin = ids, begin
         self._worker = Worker(deliver)
         self.player: Player | None = None
         self.chart: go.FigureWidget | None = None
@@ -79,7 +80,8 @@ class StreamingTab(w.VBox):
 
         def job(is_overtaken: Callable[[], bool]) -> Iterator[Any]:
             if self.player is None:
-                self.player = Player(self._model.original, self._ids, self._policies())
+                assert self._original is not None
+                self.player = Player(self._original, self._ids, self._policies())
             yield from self.player.play(is_overtaken, lambda: SPEEDS.get(self.speed.label))
 
         self._worker.submit(job, lambda _: self._draw(), self._ended)
@@ -106,6 +108,7 @@ class StreamingTab(w.VBox):
     def close(self) -> None:
         """Stop, and let go of everything."""
         self._forget()
+        self._original = None
         super().close()
 
     def _policies(self) -> list[Policy]:
@@ -129,6 +132,7 @@ class StreamingTab(w.VBox):
     def _ended(self, problem: BaseException | None) -> None:
         self.play.description = "play"
         if problem is not None:
+            self._forget()  # what failed cannot be gone on with
             self._say(sentence(problem))
 
     def _say(self, problem: str) -> None:
