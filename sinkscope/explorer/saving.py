@@ -11,7 +11,9 @@ import xarray as xr
 
 from sinkscope.core.provenance import model_attributes, token_attributes
 from sinkscope.errors import SinkscopeError
+from sinkscope.explorer.comparison import compared
 from sinkscope.explorer.controller import Controller
+from sinkscope.explorer.setting import Setting
 from sinkscope.record import save_record
 from sinkscope.replacing import replacing
 
@@ -86,11 +88,26 @@ def code_of(controller: Controller, text: str | None = None) -> str:
         f"    model({seen})",
         'attention_map = scope.array("attention_map")[0, 0, 0]  # [query, key]',
         "",
-        "ways = [sinkscope.Dense(), policy] if policy != sinkscope.Dense() else [policy]",
-        "curve = sinkscope.perplexity(model, ids, ways, normaliser=normaliser)",
-        "print(sinkscope.ppl(curve))",
+        *_perplexities(controller, setting),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _perplexities(controller: Controller, setting: Setting) -> list[str]:
+    """Lines that measure the perplexities of the model as it is and under the setting, over the tokens compared."""
+    dense, now = controller.dense.reading, controller.now.reading
+    assert dense is not None and now is not None
+    places = compared(dense, now)
+    is_sample = setting.kind == "recompute" and len(places)
+    tokens = places.tolist() if is_sample else f"slice({places[0] if len(places) else 1}, None)"
+    measured = {"dense": "[sinkscope.Dense()]"}
+    if not setting.is_baseline:
+        measured["changed"] = "[policy], normaliser=normaliser" + ", samples=None" * (setting.kind == "recompute")
+    lines = [f"tokens = {tokens}  # whose losses are compared"]
+    for name, given in measured.items():
+        lines.append(f"{name} = sinkscope.perplexity(model, ids, {given}).sel(token=tokens)")
+        lines.append(f'print("{name}", float(sinkscope.ppl({name})[0]))')
+    return lines
 
 
 def save_view(controller: Controller, folder: str | os.PathLike[str], text: str | None = None) -> list[Path]:
@@ -104,7 +121,7 @@ def save_view(controller: Controller, folder: str | os.PathLike[str], text: str 
     """
     from sinkscope.figures import explored
 
-    record, folder = view_record(controller), Path(folder)
+    record, folder = view_record(controller), Path(folder).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
