@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from html import escape
+from pathlib import Path
 from typing import Any, ClassVar
 
 import ipywidgets as w
+import xarray as xr
 from torch import Tensor
 
 from sinkscope.errors import SinkscopeError
@@ -19,17 +22,10 @@ from sinkscope.explorer.looks import Looks
 from sinkscope.explorer.mailbox import Mailbox
 from sinkscope.explorer.overview import saved_overview
 from sinkscope.explorer.pictures import Pictures
-from sinkscope.explorer.saving import save_view
+from sinkscope.explorer.saving import save_view, view_record
 from sinkscope.explorer.still import NEEDS_KERNEL, still_picture
 from sinkscope.explorer.streaming_tab import StreamingTab
 from sinkscope.explorer.text_model import TextModel
-
-STYLE = """<style>
-.sinkscope-app table.sinkscope-next td, .sinkscope-app table.sinkscope-next th {padding: 0 6px; text-align: left;}
-.sinkscope-app table.sinkscope-next caption {text-align: left; font-weight: bold;}
-.sinkscope-app .sinkscope-goes-on p {margin: 2px 0 0 12px; text-indent: -12px;}
-.sinkscope-app .widget-html-content {line-height: 1.35; overflow-wrap: anywhere;}
-</style>"""
 
 
 class Explorer(w.VBox):
@@ -84,6 +80,19 @@ class Explorer(w.VBox):
         """Wait until nothing is under way, and show what came; False after `timeout` seconds."""
         return self._mailbox.pump(lambda: not self.controller.busy, timeout)
 
+    @property
+    def record(self) -> xr.Dataset:
+        """What is shown, as a record: `sinkscope.figures.explored` draws it, `sinkscope.explore` opens it again."""
+        return view_record(self.controller)
+
+    def save_to(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write the view into a folder: the figure, the record, and the lines of code that make them again.
+
+        Raises:
+            SinkscopeError: nothing was read yet, or the folder cannot be written.
+        """
+        return save_view(self.controller, folder, self._code_text)
+
     def close(self) -> None:
         """Stop, and leave nothing behind: no thread, no hook, no model."""
         self._interrupts.rest()
@@ -132,7 +141,7 @@ class Explorer(w.VBox):
             tabs = w.Tab([heads, self.streaming], titles=["heads", "streaming"])
             tabs.observe(self._tab_chosen, "selected_index")
         top = w.HBox([self.headline, self.busy], layout={"justify_content": "space-between"})
-        return [w.HTML(STYLE), top, self.problem, self.controls, tabs]
+        return [w.HTML(words.STYLE), top, self.problem, self.controls, tabs]
 
     def _wire(self) -> None:
         controller, pictures = self.controller, self.pictures
@@ -189,7 +198,7 @@ class Explorer(w.VBox):
 
     def _save_clicked(self, _: Any) -> None:
         try:
-            files = save_view(self.controller, self.folder.value or ".", self._code_text)
+            files = self.save_to(self.folder.value or ".")
         except SinkscopeError as error:
             self.saved.value = f"<b role='alert'>{escape(str(error))}</b>"
             return

@@ -9,6 +9,12 @@ from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.losses import CHANGED, DENSE
 from sinkscope.explorer.readings import Price
 
+STYLE = """<style>
+.sinkscope-app table.sinkscope-next td, .sinkscope-app table.sinkscope-next th {padding: 0 6px; text-align: left;}
+.sinkscope-app table.sinkscope-next caption {text-align: left; font-weight: bold;}
+.sinkscope-app .sinkscope-goes-on p {margin: 2px 0 0 12px; text-indent: -12px;}
+.sinkscope-app .widget-html-content {line-height: 1.35; overflow-wrap: anywhere;}
+</style>"""
 VISIBLE = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"})
 
 
