@@ -26,6 +26,7 @@ bench: $(STAMP)
 
 assets: $(STAMP)
 	$(BIN)/python assets/make.py
+	$(BIN)/python assets/screenshots.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

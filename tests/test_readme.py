@@ -16,7 +16,7 @@ def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys):
     torch.set_num_threads(2)
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 14
+    assert len(blocks) == 16
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
@@ -24,6 +24,7 @@ def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys):
     assert 0.25 < float(names["mass"].mean()) < 0.45  # about a third, as the README says
     assert {"report.html", "manifest.json"} <= {path.name for path in (tmp_path / "my-report").iterdir()}
     assert (tmp_path / "mass_by_layer.pdf").stat().st_size > 5000
+    assert names["app"].controller.model is None and names["files"][0].name == "view.pdf"  # closed, and saved before
     assert names["curve"].policy.values[-1] == "window 128"
     assert names["effects"].role.tolist() == ["baseline", "effect", "control", "effect", "control"]
     assert names["grown"].sizes["arm"] == 2 and len(names["heads"]) == 2 * 270

@@ -11,7 +11,7 @@ from sinkscope.explorer.setting import GONE, KINDS, MOST_SINKS, NORMALISERS, Set
 
 DOSES = {"−∞ (gone)": GONE, **{f"{dose:+g}".replace("-", "−"): float(dose) for dose in (-8, -6, -4, -3, -2, -1)}}
 DOSES |= {"0": 0.0, **{f"{dose:+g}": float(dose) for dose in (1, 2, 3, 4, 6)}}
-WIDTH = "250px"
+WIDTH = "232px"
 
 
 class Controls(w.Box):

@@ -10,11 +10,11 @@ from sinkscope.core.policies import Dense, Dose, Evict, Policy, Recompute, SinkW
 from sinkscope.errors import SinkscopeError
 
 KINDS = {
-    "dense": "dense: all tokens",
-    "window": "window: the last ones",
-    "recompute": "re-computed window",
+    "dense": "dense",
+    "window": "window",
+    "recompute": "re-computed",
     "sinks": "sinks + window",
-    "chosen": "chosen tokens evicted",
+    "chosen": "chosen tokens",
 }
 OWN = "the model's own"
 NORMALISERS: dict[str, Normaliser | None] = {

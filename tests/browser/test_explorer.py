@@ -237,7 +237,7 @@ def test_running_the_cell_again_takes_the_place_of_the_explorer_before(notebook)
 
 
 def test_interrupting_the_kernel_stops_the_work_and_the_next_request_is_served(notebook):
-    choose(notebook, "policy", "window: the last ones")
+    choose(notebook, "policy", "window")
     notebook.wait_for(READY)
     notebook.execute(
         "import time\n"
