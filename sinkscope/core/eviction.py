@@ -116,7 +116,8 @@ class WindowEviction(Eviction):
         return [KeySet(query, key[:, :, self.sinks :], value[:, :, self.sinks :], BandMask(past, self.window))]
 
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        return (key < self.sinks) | (key >= query - self.window)
+        near = key >= query - self.window
+        return near if self.bias == -math.inf else near | (key < self.sinks)
 
     def mean_values(self, value: Tensor, start: int, rows: int) -> Tensor:
         last = torch.arange(value.shape[2] - rows, value.shape[2], device=value.device)

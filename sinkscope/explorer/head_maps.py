@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -80,7 +80,9 @@ class LiveMaps(HeadMaps):
     @torch.no_grad()
     def _values(self, unit: int, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
         place, head = self._places[unit]
-        layer = self.layers[place].one_head(0, head, torch.arange(rows.start, rows.stop))
+        whole = self.layers[place]
+        layer = whole.one_head(0, head, torch.arange(rows.start, rows.stop))
+        layer = replace(layer, start=whole.start + rows.start)  # how far a query is from sinks that move along with it
         everything = slice(0, layer.rows)
         logits = layer.logits(everything, columns)[0, 0]
         hidden = is_hidden(logits)

@@ -72,6 +72,7 @@ CASES = {
         dict(kept=without_once_read([0]), layers=[1]),
     ),
     "weaker sinks of a window": (SinkWindow(3, 20, bias=-2.0), dict(WINDOW, bias=-2.0)),
+    "sinks gone from a window": (SinkWindow(3, 20, bias=-math.inf), dict(WINDOW, bias=-math.inf)),
     "stronger phantom": (SinkWindow(3, 20, bias=1.0, values="zeroed"), dict(WINDOW, bias=1.0, values="zeroed")),
     "evict recent": (EvictRecent(4), dict(kept=without_recent(4, 5))),
     "evict recent later": (EvictRecent(4, start=30, heads=[0]), dict(kept=without_recent(4, 30), heads=[0])),
