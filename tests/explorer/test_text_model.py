@@ -1,0 +1,202 @@
+"""A text read under every setting, against what perplexity, generate and the definition in float64 say."""
+
+from __future__ import annotations
+
+import ast
+import gc
+
+import numpy as np
+import pytest
+import torch
+
+from sinkscope import Dense, SinkCache, SinkscopeError, attached, cost, perplexity
+from sinkscope.explorer.setting import GONE, Setting
+from sinkscope.explorer.text_model import WRITTEN, TextModel
+from tests.explorer.reading import FAMILIES, SETTINGS, defined, everything, first, reader, text
+from tests.zoo import build
+
+OUTSIDE = ("mpt", "bloom", "gptj")  # the attention interface
+EVERYWHERE = ("dense", "window", "sinks", "weaker sinks of a window", "chosen in a layer", "softmax", "clipped")
+
+
+def written(results) -> list[int]:
+    """The ids of a continuation, which are its text where there is no tokenizer."""
+    return ast.literal_eval(results["Continuation"][-1].text)
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [("llama", case) for case in SETTINGS] + [(name, case) for name in FAMILIES[1:] for case in EVERYWHERE],
+)
+def test_losses_equal_those_of_perplexity(name, case):
+    setting, model = SETTINGS[case][0], reader(name)
+    curve = perplexity(build(name), text()[None], [setting.policy], block=17, normaliser=setting.weights)
+    reading = first(model, setting)
+    # float32, in blocks of other sizes
+    np.testing.assert_allclose(reading.losses, curve.nll.values[0, 0], atol=3e-4)
+    assert np.isnan(reading.losses[0]) and np.isfinite(reading.losses[1:]).all()
+    assert reading.setting == setting
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_losses_and_guesses_equal_the_definition_in_float64(case):
+    setting, definition = SETTINGS[case]
+    logits, _, _ = defined("llama", definition)
+    reading, shares = first(reader(), setting), logits.softmax(-1).numpy()
+    expected = -np.log(shares[np.arange(59), text()[1:]])
+    np.testing.assert_allclose(reading.losses[1:], expected, atol=1e-4)
+    guesses = reading.guesses
+    np.testing.assert_allclose(guesses.probabilities, -np.sort(-shares, -1)[:, :16], atol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(shares, guesses.ids, -1), guesses.probabilities, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_families_outside_the_attention_interface_are_read_densely(name):
+    results = everything(reader(name), Setting())
+    curve = perplexity(build(name), text()[None], [Dense()])
+    np.testing.assert_allclose(results["Reading"][0].losses, curve.nll.values[0, 0], atol=1e-4)
+    assert list(map(len, results.values())) == [1, 1, 1, WRITTEN]
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *OUTSIDE, "gpt2"])
+def test_a_dense_continuation_is_that_of_generate(name):
+    model, ids = build(name), text()[None]
+    expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=WRITTEN, do_sample=False)
+    assert written(everything(reader(name), Setting())) == expected[0, 60:].tolist()
+
+
+@pytest.mark.parametrize(("sinks", "window"), [(4, 16), (0, 20)])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_continuation_under_sinks_is_that_of_generate_with_a_sink_cache(name, sinks, window):
+    model, ids = build(name), text()[None]
+    with SinkCache(model, sinks, window) as cache:
+        mask = torch.ones_like(ids)
+        expected = model.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=24, do_sample=False)
+    kind = "sinks" if sinks else "window"
+    results = everything(reader(name), Setting(kind=kind, sinks=sinks, window=window))
+    assert written(results) == expected[0, 60:].tolist()
+
+
+@pytest.mark.parametrize(
+    "case", ["sinks in the text", "sinks gone from a window", "stronger sinks", "chosen", "softmax1 in a layer", "ReLU"]
+)
+def test_a_continuation_is_that_of_whole_forward_passes_without_a_cache(case):
+    setting, model, ids = SETTINGS[case][0], build("llama"), text()[None]
+    with torch.no_grad(), attached(model, policy=setting.policy, normaliser=setting.weights):
+        for _ in range(WRITTEN):
+            ids = torch.cat([ids, model(ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+    assert written(everything(reader(), setting)) == ids[0, 60:].tolist()
+
+
+def test_a_continuation_grows_by_a_token_and_only_the_last_is_done():
+    class Letters:
+        def decode(self, ids):
+            return "".join(chr(97 + each % 26) for each in ids)
+
+    results = everything(reader(tokenizer=Letters()), Setting())["Continuation"]
+    ids = written(everything(reader(), Setting()))
+    assert [each.text for each in results] == [Letters().decode(ids[: count + 1]) for count in range(WRITTEN)]
+    assert [each.done for each in results] == [False] * (WRITTEN - 1) + [True]
+
+
+def test_no_token_is_computed_that_nobody_asked_for():
+    model, passes = reader(), []
+    model.model.register_forward_pre_hook(lambda _, args: passes.append(args[0].shape[1]) if args else None)
+    everything(model, Setting())
+    assert passes == [60] + [1] * (WRITTEN - 1)  # the text, and every written token but the last
+
+
+@pytest.mark.parametrize(
+    ("setting", "like"),
+    [
+        (Setting(kind="sinks", sinks=4, window=16), Setting(kind="sinks", sinks=4, window=16)),
+        (Setting(kind="sinks", sinks=4, window=16, dose=-2.0), Setting(kind="sinks", sinks=4, window=16)),
+        (Setting(kind="window", window=20), Setting(kind="window", window=20)),
+        (Setting(kind="window", window=20, layers=(0, 0)), Setting()),  # the other layer keeps all
+        (Setting(kind="chosen", evicted=(3,), since=30), Setting()),
+        (Setting(dose=GONE), Setting()),
+        (Setting(normaliser="sigmoid"), Setting()),
+    ],
+)
+def test_the_price_is_that_of_the_cache_the_setting_needs(setting, like):
+    price, expected = everything(reader(), setting)["Price"][0], cost(build("llama"), like.policy, 60)
+    assert (price.kv_bytes, price.flops) == (expected.kv_bytes, expected.flops_per_token)
+
+
+def test_a_cache_larger_than_the_text_is_noted():
+    assert "nothing is evicted" in first(reader(), Setting(kind="window", window=60)).note
+    assert first(reader(), Setting(kind="window", window=20)).note == ""
+
+
+def test_while_a_text_goes_on_the_logits_of_the_whole_are_gone():
+    model = reader(tokens=97)
+    for result in model.read(Setting(), 96, lambda: False):
+        if type(result).__name__ == "Continuation":
+            break
+    gc.collect()
+    tensors = [each for each in gc.get_objects() if type(each) is torch.Tensor and each.shape[-1:] == (128,)]
+    assert [each for each in tensors if each.untyped_storage().nbytes() >= 97 * 128 * 4] == []
+
+
+# --- what cannot be read ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: reader("bert"), "keeps no keys in a cache|not causal"),
+        (lambda: TextModel(build("llama").base_model, text()), "no language head"),
+        (lambda: TextModel(build("llama"), torch.tensor([3, 500])), "token id 500 is outside the vocabulary"),
+        (lambda: TextModel(build("llama"), torch.tensor([3, -1])), "token id -1 is outside the vocabulary"),
+        (lambda: TextModel(build("llama"), torch.tensor([3])), "two tokens at least"),
+    ],
+)
+def test_a_model_or_a_text_that_cannot_be_read_is_refused_at_once(make, message):
+    with pytest.raises(SinkscopeError, match=message):
+        make()
+
+
+def test_a_model_that_carries_a_scope_is_refused():
+    model = build("llama")
+    with attached(model), pytest.raises(SinkscopeError, match="carries a scope"):
+        TextModel(model, text())
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "message"),
+    [
+        ("gpt2", Setting(kind="sinks", sinks=4, window=16), "learned absolute positions"),
+        ("gpt2", Setting(kind="window", window=16), "learned absolute positions"),
+        ("mpt", Setting(kind="sinks", sinks=4, window=16), "attention interface"),
+        ("bloom", Setting(kind="chosen", evicted=(0,), since=20), "attention interface"),
+        ("gptj", Setting(normaliser="softmax1"), "attention interface"),
+        ("llama4", Setting(), "attends in chunks"),
+        ("llama", Setting(kind="sinks", sinks=8, window=6), "smaller than the 8 sinks"),
+        ("llama", Setting(kind="window", window=0), "cannot be kept"),
+        ("llama", Setting(kind="chosen", evicted=tuple(range(60)), since=20), "all 60 tokens are evicted"),
+        ("llama", Setting(kind="chosen", evicted=(60,), since=20), "token 60 cannot be evicted"),
+        ("llama", Setting(kind="chosen", evicted=(6,), since=60), "the last query is 59"),
+        ("llama", Setting(kind="window", window=20, layers=(1, 4)), "layer 2"),
+    ],
+)
+def test_a_setting_that_a_model_cannot_follow_is_one_sentence_and_the_next_one_is_read(name, setting, message):
+    model = reader(name)
+    with pytest.raises(SinkscopeError, match=message) as caught:
+        everything(model, setting)
+    assert "\n" not in str(caught.value)
+    if name != "llama4":
+        assert np.isfinite(first(model, Setting()).losses[1:]).all()
+
+
+def test_learned_positions_go_as_far_as_their_table():
+    with pytest.raises(SinkscopeError, match="a table of 512 positions"):
+        first(reader("gpt2", 520), Setting())
+
+
+@pytest.mark.parametrize("setting", [Setting(), Setting(kind="recompute", window=20)], ids=lambda each: each.kind)
+def test_weights_that_are_no_numbers_are_named(setting):
+    broken = build("llama")
+    with torch.no_grad():
+        broken.lm_head.weight[3, 3] = torch.nan
+    with pytest.raises(SinkscopeError, match="NaN or infinity.*lm_head.weight"):
+        everything(TextModel(broken, text()), setting)
