@@ -198,5 +198,5 @@ def test_weights_that_are_no_numbers_are_named(setting):
     broken = build("llama")
     with torch.no_grad():
         broken.lm_head.weight[3, 3] = torch.nan
-    with pytest.raises(SinkscopeError, match="NaN or infinity.*lm_head.weight"):
+    with pytest.raises(SinkscopeError, match=r"NaN or infinity.*lm_head\.weight"):
         everything(TextModel(broken, text()), setting)

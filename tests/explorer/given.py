@@ -1,0 +1,88 @@
+"""What a model could have read, without a model: maps, and a reader that waits to be told to go on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import xarray as xr
+
+from sinkscope.explorer.head_maps import HeadMaps, Unit
+from sinkscope.explorer.readings import Continuation, Guesses, Overview, Price, Reading
+from sinkscope.explorer.setting import Setting
+
+WAIT = 30  # seconds until a test gives up
+LENGTH = 24
+
+
+class Given(HeadMaps):
+    """Maps of one head, given as they are."""
+
+    def __init__(self, weights: np.ndarray, first: int = 0) -> None:
+        self.weights, self.units, self.first = weights.astype(np.float32), [Unit(0, 0)], first
+        self.length = len(weights)
+        self.starts = np.arange(self.length)
+
+    def logits(self, unit, rows, columns):
+        with np.errstate(divide="ignore"):
+            return np.log(self.weights[rows, columns]) + 7
+
+    def probabilities(self, unit, rows, columns):
+        return self.weights[rows, columns].copy()
+
+
+def random_maps(tokens: int = 60, first: int = 0, seed: int = 0) -> Given:
+    scores = np.random.default_rng(seed).normal(0, 3, (tokens, tokens))
+    scores[:, 0] += 3
+    weights = np.where(np.tri(tokens, dtype=bool), np.exp(scores), np.nan)
+    return Given(weights / np.nansum(weights, 1, keepdims=True), first)
+
+
+class Gate:
+    """A reading under way stops here until it is let through."""
+
+    def __init__(self) -> None:
+        self.begun, self.go = threading.Event(), threading.Event()
+
+
+class Reader:
+    """What the controller asks of a `TextModel`.
+
+    Attributes:
+        gates: by the name of a setting, where its reading waits.
+        errors: by the name of a setting, what its reading ends with, behind its first result if there is an overview.
+        asked: what was read so far: name of the setting, and query.
+    """
+
+    tokenizer = None
+
+    def __init__(self, length: int = LENGTH) -> None:
+        self.ids = torch.arange(length) + 3
+        self.gates: dict[str, Gate] = {}
+        self.errors: dict[str, Exception] = {}
+        self.asked: list[tuple[str, int]] = []
+
+    def read(self, setting: Setting, query: int, is_overtaken: Callable[[], bool]) -> Iterator[object]:
+        self.asked.append((setting.name, query))
+        if setting.name in self.gates:
+            self.gates[setting.name].begun.set()
+            assert self.gates[setting.name].go.wait(WAIT)
+        if is_overtaken():
+            return
+        if setting.name in self.errors:
+            raise self.errors[setting.name]
+        length, seed = len(self.ids), sum(map(ord, setting.name))
+        first = max(0, query - setting.window + 1) if setting.kind == "recompute" else 0
+        stop = query + 1 if setting.kind == "recompute" else length
+        losses = np.random.default_rng(seed).random(length).astype(np.float32)
+        losses[0] = np.nan
+        guesses = Guesses(np.tile(np.arange(16), (length, 1)), np.full((length, 16), 1 / 16, dtype=np.float32))
+        yield Reading(setting, random_maps(stop - first, first, seed), losses, guesses, xr.Dataset())
+        yield Overview(setting, np.zeros((1, 8, 8), np.uint8), {"mass": np.array([0.5])})
+        yield Price(setting, 1000, 2000)
+        for done in (False, True):
+            if is_overtaken():
+                return
+            yield Continuation(setting, "on and on", done)

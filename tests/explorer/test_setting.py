@@ -1,0 +1,131 @@
+"""What the controls say as policies and normalisers, and what of it no text can be read under."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from sinkscope import (
+    ClippedSoftmax,
+    Dense,
+    Dose,
+    Evict,
+    LearnedSink,
+    Recompute,
+    ReLU,
+    Sigmoid,
+    SinkscopeError,
+    SinkWindow,
+    Softmax,
+    Softmax1,
+    Window,
+)
+from sinkscope.explorer.setting import GONE, KINDS, NORMALISERS, OWN, Setting
+
+
+@pytest.mark.parametrize(
+    ("setting", "policy", "name"),
+    [
+        (Setting(), Dense(), "dense"),
+        (Setting(kind="window", window=20), Window(20), "window 20"),
+        (Setting(kind="recompute", window=20), Recompute(20), "recompute 20"),
+        (Setting(kind="sinks", sinks=2, window=20), SinkWindow(2, 20), "sinks 2+20"),
+        (Setting(kind="sinks", sinks=0, window=20, dose=2.0), SinkWindow(0, 20), "sinks 0+20"),
+        (
+            Setting(kind="sinks", window=20, positions="original", dose=-2.0),
+            SinkWindow(4, 20, "original", bias=-2.0),
+            "sinks 4+20, original positions, dose -2",
+        ),
+        (Setting(dose=-2.0), Dose(-2.0, range(4)), "dose -2 on keys 0-3"),
+        (Setting(dose=GONE, sinks=1), Dose(-math.inf, range(1)), "dose -inf on key 0"),
+        (Setting(dose=-2.0, sinks=0), Dense(), "dense"),
+        (Setting(kind="chosen"), Dense(), "dense"),
+        (
+            Setting(kind="chosen", evicted=(3, 9), since=30),
+            Evict((3, 9), start=30, once_read=True),
+            "evict keys 3 9 from query 30",
+        ),
+        (Setting(kind="window", window=20, layers=(1, 3)), Window(20, layers=(1, 2, 3)), "window 20, layers 1-3"),
+        (Setting(kind="recompute", window=20, layers=(1, 3)), Recompute(20), "recompute 20"),
+    ],
+)
+def test_every_kind_is_a_policy_with_its_name(setting, policy, name):
+    assert repr(setting.policy) == repr(policy) and setting.name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "normaliser"),
+    [
+        *zip(
+            NORMALISERS,
+            [None, Softmax(), Softmax1(), LearnedSink(0.0), ClippedSoftmax(), Sigmoid(), ReLU()],
+            strict=True,
+        )
+    ],
+)
+def test_every_normaliser_is_named_and_acts_in_the_layers_of_the_setting(name, normaliser):
+    setting = Setting(normaliser=name, layers=(0, 1))
+    if normaliser is None:
+        assert name == OWN and setting.weights is None and setting.name == "dense" and setting.is_baseline
+    else:
+        assert type(setting.weights) is type(normaliser) and setting.weights.layers == (0, 1)
+        assert setting.name == f"dense; {name}, layers 0-1" and not setting.is_baseline
+        assert Setting(normaliser=name).weights == normaliser
+
+
+def test_the_model_as_it_is_can_be_asked_for_in_several_ways():
+    as_it_is = [Setting(), Setting(sinks=7), Setting(window=3), Setting(kind="chosen"), Setting(dose=1.0, sinks=0)]
+    changed = [Setting(dose=1.0), Setting(kind="window"), Setting(normaliser="softmax")]
+    assert all(each.is_baseline for each in as_it_is) and not any(each.is_baseline for each in changed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fields_that_matter_are_those_that_change_the_policy(kind):
+    """A control at rest would lie, and so would one that is not and does nothing."""
+    start = dict(kind=kind, evicted=(3,), dose=-2.0 if kind in ("dense", "sinks") else 0.0)
+    other = dict(
+        sinks=2, window=9, evicted=(5,), since=30, dose=1.0, positions="original", normaliser="ReLU", layers=(0, 1)
+    )
+    before = Setting(**start)
+    matters = {
+        name
+        for name, value in other.items()
+        if (after := Setting(**start | {name: value})).policy != before.policy or after.weights != before.weights
+    }
+    assert matters == before.uses
+
+
+@pytest.mark.parametrize(("length", "window", "since", "sinks"), [(2, 2, 1, 2), (20, 20, 13, 4), (512, 128, 64, 4)])
+def test_the_setting_of_a_text_fits_into_it(length, window, since, sinks):
+    setting = Setting.of_text(length)
+    assert (setting.window, setting.since, setting.sinks) == (window, since, sinks) and setting.is_baseline
+    for kind in ("window", "recompute", "sinks"):
+        Setting(**vars(setting) | {"kind": kind}).check(length)
+    if length > 2:
+        Setting(**vars(setting) | {"kind": "chosen", "evicted": (0,)}).check(length)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (Setting(kind="sinks", sinks=9, window=8), "a window of 8 is smaller than the 9 sinks"),
+        (Setting(kind="sinks", sinks=-1), r"SinkWindow\(sinks=-1\) cannot be kept"),
+        (Setting(kind="window", window=0), "cannot be kept"),
+        (Setting(kind="recompute", window=0), "cannot be kept"),
+        (Setting(dose=math.inf), "is no dose"),
+        (Setting(dose=math.nan), "is no dose"),
+        (Setting(kind="chosen", evicted=(3, 20), since=10), "token 20 cannot be evicted: the text has tokens 0 to 19"),
+        (Setting(kind="chosen", evicted=(3,), since=20), "from query 20 on, but the last query is 19"),
+        (Setting(kind="chosen", evicted=tuple(range(20)), since=10), "all 20 tokens are evicted"),
+        (Setting(kind="chosen", evicted=(-1,), since=10), "names no keys"),
+    ],
+)
+def test_what_no_text_can_be_read_under_is_one_sentence(setting, message):
+    with pytest.raises(SinkscopeError, match=message) as caught:
+        setting.check(20)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_token_but_one_can_be_evicted():
+    Setting(kind="chosen", evicted=tuple(range(19)), since=10).check(20)
