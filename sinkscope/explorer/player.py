@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.policies import Policy
+from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.twin import twin_of
 from sinkscope.streaming.limits import block_within_limits, limit_notes
 from sinkscope.streaming.perplexity import Run, check_run
@@ -33,7 +34,7 @@ class Player:
         seconds: [policy] the model took for them.
 
     Raises:
-        SinkscopeError: a text of fewer than two tokens, a policy that the model cannot carry out.
+        SinkscopeError: a text of fewer than two tokens, a policy that is recomputed or that the model cannot carry out.
     """
 
     def __init__(self, model: nn.Module, ids: Tensor, policies: Sequence[Policy]) -> None:
@@ -42,6 +43,8 @@ class Player:
         self.done, self.seconds = [0] * len(self.policies), [0.0] * len(self.policies)
         self.notes = []
         for policy in self.policies:
+            if policy.recomputed:
+                raise SinkscopeError(f"`{policy.name}` keeps nothing to play on from; give policies that keep a cache.")
             self.notes += limit_notes(model, policy, len(ids))
         # begun once and kept while paused: the scopes they hold open are on twins that nobody else has
         self._steps = [self._reader(twin_of(model).eval(), policy).steps() for policy in self.policies]
