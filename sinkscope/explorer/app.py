@@ -163,7 +163,8 @@ class Explorer(w.VBox):
         self.pictures.draw_overview(self.controller.now.overview.units)
         self.pictures.draw_head()
         self._draw_words()
-        self._say(f"A saved record: {NEEDS_MODEL.removeprefix('this needs the model; ')}, so policies are at rest.")
+        self._note = "<i>A saved record was opened without its model, so policies are at rest.</i>"
+        self._say("")
 
     # --- what the widgets ask ---------------------------------------------------------------------------------------
 
