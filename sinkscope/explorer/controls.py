@@ -73,18 +73,26 @@ class Controls(w.Box):
 
     def show(self) -> None:
         """Set all widgets to the controller's setting."""
-        setting, self._silent = self._controller.setting, True
+        self._silent = True
+        try:
+            self._set_fields()
+        finally:
+            self._silent = False
+        self.stop.disabled = self._controller.model is None or not self._controller.busy
+        self.reset.disabled = self._controller.model is None
+
+    def _set_fields(self) -> None:
+        setting = self._controller.setting
         for name, widget in self.fields.items():
             value = getattr(setting, name)
             if name == "layers":
                 value = (widget.min, widget.max) if value is None else value
             if name in ("window", "since"):
                 value = min(value, widget.max)
+            if name == "dose" and value not in DOSES.values():  # one that only code can ask for
+                widget.options = [*DOSES.items(), (f"{value:+g}", value)]
             widget.value = value
             widget.disabled = self._controller.model is None or name not in {"kind", *setting.uses}
-        self.stop.disabled = self._controller.model is None or not self._controller.busy
-        self.reset.disabled = self._controller.model is None
-        self._silent = False
 
     def _layer_range(self, numbers: list[int]) -> None:
         self._silent = True

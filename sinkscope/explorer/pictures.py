@@ -135,6 +135,8 @@ class Pictures(w.Box):
             "caption": self._controller.caption,
             "preview": preview,
         }
+        if view.window is None:
+            self.map.view = []
         with self.map.hold_sync():
             self.map.pixels, self.map.frame = tile.pixels.tobytes(), frame
 
