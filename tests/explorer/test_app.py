@@ -1,0 +1,328 @@
+"""The application: its widgets say what its controller shows, and nothing of it is left once it is closed."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+
+import ipywidgets as w
+import numpy as np
+import pytest
+import torch
+
+from sinkscope import explore, open_record
+from sinkscope.explorer import open_explorers
+from sinkscope.explorer.app import Explorer
+from sinkscope.explorer.controller import NEEDS_MODEL
+from sinkscope.explorer.overview import RANKINGS
+from sinkscope.explorer.saving import view_record
+from sinkscope.explorer.setting import GONE
+from sinkscope.explorer.text_model import TextModel
+from tests.core.model_state import state_of
+from tests.explorer.hostile import ESCAPED, HOSTILE, QUOTED, Tokenizer, is_harmless, pages
+from tests.explorer.reading import text
+from tests.zoo import build
+
+REGISTRY = w.widgets.widget._instances
+TOKENS = 60
+
+
+@pytest.fixture
+def app():
+    made = explore(build("llama"), text=text(), tokenizer=Tokenizer("word "))
+    assert made.wait(60)
+    yield made
+    made.close()
+
+
+def shown(app: Explorer) -> tuple[str, ...]:
+    """The names that everything on the screen says it belongs to."""
+    pictures = app.pictures
+    captions = [pictures.map.frame["caption"], pictures.text.frame["caption"], pictures.atlas.frame["caption"]]
+    return tuple(caption.split(" · ")[min(1, caption.count(" · "))] for caption in captions)
+
+
+def belongs_to(app: Explorer, name: str) -> bool:
+    dimmed = app.pictures.map.dimmed or app.pictures.text.dimmed or app.pictures.atlas.dimmed
+    lines = [line.name for line in app.pictures.chart.data if line.mode == "lines"]
+    return shown(app) == (name,) * 3 and f"<b>{name}</b>" in app.headline.value and not dimmed and name in lines
+
+
+def set_field(app: Explorer, name: str, value) -> None:
+    """Move a control, as a user does."""
+    app.controls.fields[name].value = value
+    assert app.wait(60)
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ([("kind", "window"), ("window", 12)], "window 12"),
+        ([("window", 12), ("kind", "sinks"), ("sinks", 2)], "sinks 2+12"),
+        ([("kind", "sinks"), ("window", 12), ("dose", GONE)], "sinks 4+12, dose -inf"),
+        ([("kind", "sinks"), ("window", 12), ("positions", "original")], "sinks 4+12, original positions"),
+        ([("kind", "recompute"), ("window", 12)], "recompute 12"),
+        ([("dose", -2.0)], "dose -2 on keys 0-3"),
+        ([("normaliser", "sigmoid"), ("layers", (1, 1))], "dense; sigmoid, layer 1"),
+    ],
+)
+def test_what_the_controls_ask_for_is_shown_everywhere_under_its_name(app, fields, name):
+    assert belongs_to(app, "dense")
+    for field, value in fields:
+        set_field(app, field, value)
+    assert belongs_to(app, name) and app.problem.value == ""
+    app.controls.reset.click()
+    assert app.wait(60) and belongs_to(app, "dense")
+    assert app.controls.fields["kind"].value == "dense" and app.controls.fields["dose"].value == 0.0
+
+
+def test_tokens_are_evicted_in_the_text_and_another_policy_gives_them_back(app):
+    since = app.controller.setting.since
+    app.pictures.text.evicted = [5]
+    assert app.wait(60) and belongs_to(app, f"evict key 5 from query {since}")
+    assert app.controls.fields["kind"].value == "chosen"
+    app.pictures.text.evicted = [5, 9]
+    assert app.wait(60) and belongs_to(app, f"evict keys 5 9 from query {since}")
+    set_field(app, "window", 12)
+    set_field(app, "kind", "window")
+    assert belongs_to(app, "window 12") and app.pictures.text.evicted == []
+    app.pictures.text.evicted = [5, 9]  # the same ones once more
+    assert app.wait(60) and belongs_to(app, f"evict keys 5 9 from query {since}")
+    app.pictures.text.evicted = []
+    assert app.wait(60) and belongs_to(app, "dense")
+
+
+def test_the_pictures_are_those_of_the_controller(app):
+    app.pictures.atlas.selected = 5
+    app.pictures.map.query = 30
+    app.looks.fields["scale"].value = "linear"
+    app.looks.fields["hiding"].value = "renormalised"
+    controller, frame = app.controller, app.pictures.map.frame
+    assert (controller.unit, controller.query, controller.view.scale) == (5, 30, "linear")
+    assert app.pictures.text.query == 30
+    assert app.pictures.map.pixels == controller.tile().pixels.tobytes() and "not causal" in frame["preview"]
+    assert frame["caption"] == "layer 1, head 1 · dense"
+    row = np.frombuffer(app.pictures.text.values, "<f4")
+    np.testing.assert_array_equal(row, controller.row()[0])
+    app.pictures.map.view = [10, 30, 0, 20]
+    assert app.pictures.map.frame["query"] == [10, 30] and app.pictures.map.frame["key"] == [0, 20]
+    assert app.looks.fields["hidden"].disabled is False
+
+
+def test_a_map_that_does_not_cover_the_part_looked_at_is_shown_whole(app):
+    app.pictures.map.view = [0, 20, 0, 20]
+    set_field(app, "window", 12)
+    set_field(app, "kind", "recompute")
+    assert app.pictures.map.view == [] and app.pictures.map.frame["query"] == [48, 60]
+
+
+def test_the_losses_drawn_are_those_of_the_readings(app):
+    set_field(app, "window", 12)
+    set_field(app, "kind", "window")
+    dense, now = app.controller.dense.reading.losses, app.controller.now.reading.losses
+    for points, losses in zip(app.pictures.chart.data[::2], (dense, now), strict=True):
+        np.testing.assert_array_equal(points.x, np.arange(1, TOKENS))
+        np.testing.assert_array_equal(np.asarray(points.y, dtype=np.float32), losses[1:])
+    means = [now[max(1, at - 15) : at + 1].mean(dtype=float) for at in range(1, TOKENS)]
+    np.testing.assert_allclose(app.pictures.chart.data[3].y, means, rtol=1e-5)
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+def test_heads_stand_in_the_order_of_the_ranking_with_what_they_are_ranked_by(app, ranking):
+    app.looks.ranking.value = ranking
+    scores = app.controller.now.overview.scores["mass" if ranking == "layer" else ranking]
+    order = app.pictures.atlas.order
+    np.testing.assert_allclose(app.pictures.atlas.scores, scores, rtol=1e-6)
+    ranked = scores[order] if ranking in ("entropy", "value") else -scores[order]
+    assert order == list(range(8)) if ranking == "layer" else (np.diff(ranked) >= 0).all()
+
+
+def test_hovering_is_answered_with_the_exact_numbers_of_the_cell(app, monkeypatch):
+    sent = []
+    monkeypatch.setattr(app.pictures.map, "send", sent.append)
+    for query, key in ((30, 4), (4, 30)):
+        app._hovered(None, {"kind": "hover", "query": query, "key": key, "request": 1}, [])
+    probability, logit = app.controller.numbers(30, 4)
+    assert (sent[0]["probability"], sent[0]["logit"]) == (probability, logit) and sent[1]["hidden"]
+
+
+@pytest.mark.parametrize("fields", [dict(dose=0.5), dict(dose=-30.0), dict(window=10**6), dict(kind="sinks", sinks=30)])
+def test_a_setting_that_no_control_has_does_not_stop_the_controls(app, fields):
+    app.controller.change(**fields)
+    assert app.wait(60)
+    set_field(app, "kind", "window")
+    set_field(app, "window", 12)
+    assert app.controller.name == "window 12" and belongs_to(app, "window 12")
+
+
+def test_while_something_is_read_the_mark_says_what_and_what_is_shown_is_dimmed(app):
+    inside, go = threading.Event(), threading.Event()
+
+    def wait(*_):
+        inside.set()
+        assert go.wait(30)
+
+    app.controls.fields["window"].value = 12
+    assert app.wait(60)
+    hook = app.controller.model.model.model.layers[0].register_forward_hook(wait)
+    app.controls.fields["kind"].value = "window"
+    assert inside.wait(30)
+    assert "window 12" in app.busy.value and "status" in app.busy.value and not app.controls.stop.disabled
+    assert app.pictures.map.dimmed and app.pictures.atlas.dimmed and shown(app) == ("dense",) * 3
+    app.controls.stop.click()
+    assert "ready" in app.busy.value and not app.pictures.map.dimmed and app.controls.stop.disabled
+    hook.remove()
+    go.set()
+    assert app.controller.wait(30) and shown(app) == ("dense",) * 3
+    app.controls.reset.click()
+    assert app.wait(60) and belongs_to(app, "dense")
+
+
+def test_an_interrupt_stops_what_is_under_way_and_says_so(app):
+    app.controller.change(kind="window", window=12)
+    app._interrupted()
+    assert app.wait(60) and "interrupted" in app.problem.value and shown(app) == ("dense",) * 3
+
+
+def test_an_exception_inside_is_one_sentence_and_the_rest_works(app):
+    def fail(*_):
+        raise ValueError(HOSTILE + "\nand more")
+
+    hook = app.controller.model.model.model.layers[0].register_forward_hook(fail)
+    app.controller.change(kind="window", window=12)
+    assert app.wait(60) and ESCAPED in app.problem.value and "and more" not in app.problem.value
+    assert is_harmless(app.problem.value) and shown(app) == ("dense",) * 3
+    hook.remove()
+    set_field(app, "window", 13)
+    assert belongs_to(app, "window 13") and app.problem.value == ""
+
+
+def test_a_picture_that_fails_does_not_take_the_rest_with_it(app, monkeypatch):
+    monkeypatch.setattr(app.pictures, "draw_losses", lambda: 1 / 0)
+    app.controller.change(kind="window", window=12)
+    assert app.wait(60) and "ZeroDivisionError" in app.problem.value and "ready" in app.busy.value
+
+
+@pytest.mark.parametrize("said", [HOSTILE, QUOTED])
+def test_a_hostile_token_is_only_ever_text(said, tmp_path):
+    app = explore(build("llama"), text=text(300), tokenizer=Tokenizer(said), length=40)
+    assert app.wait(60)
+    app.controller.change(kind="window", window=12)
+    assert app.wait(60)
+    app.streaming.toggle()
+    assert app._mailbox.pump(lambda: not app.streaming.is_playing, 60)
+    app.folder.value = str(tmp_path / "file" / said)
+    (tmp_path / "file").write_text("in the way")
+    app.save.click()
+    assert "cannot write" in app.saved.value
+    found = pages(app)
+    assert len(found) > 6 and all(map(is_harmless, found)) and said not in "".join(found)
+    assert app.pictures.map.tokens == app.pictures.text.tokens == [said] * 40
+    app.close()
+
+
+# --- saving -----------------------------------------------------------------------------------------------------------
+
+
+def test_saving_says_which_files_were_written_and_a_folder_that_cannot_be_is_one_sentence(app, tmp_path):
+    app.folder.value = str(tmp_path / "view")
+    app.save.click()
+    assert app.saved.value.startswith("saved ") and app.saved.value.count(str(tmp_path)) == 5
+    record = open_record(tmp_path / "view" / "view.nc")
+    np.testing.assert_array_equal(record.attention_map, view_record(app.controller).attention_map)
+    app.folder.value = str(tmp_path / "view" / "view.nc")
+    app.save.click()
+    assert "cannot write to" in app.saved.value and "alert" in app.saved.value
+
+
+def test_without_a_kernel_the_notebook_says_what_is_missing(app):
+    bundle = app._repr_mimebundle_()
+    bundle = bundle[0] if isinstance(bundle, tuple) else bundle
+    assert "run this cell" in bundle["text/html"] and "application/vnd.jupyter.widget-view+json" in bundle
+
+
+# --- a saved record ---------------------------------------------------------------------------------------------------
+
+
+def test_without_a_model_what_needs_one_is_at_rest_and_says_so(app):
+    saved = explore(view_record(app.controller))
+    assert all(widget.disabled for widget in saved.controls.fields.values())
+    assert saved.controls.reset.disabled and saved.controls.stop.disabled and not saved.save.disabled
+    assert not saved.pictures.text.can_evict and saved.pictures.text.why_not == NEEDS_MODEL
+    assert saved.streaming is None and "logit" not in dict(saved.looks.fields["scale"].options).values()
+    saved.controller.change(kind="window")
+    assert NEEDS_MODEL in saved.problem.value
+    saved.close()
+
+
+# --- life -------------------------------------------------------------------------------------------------------------
+
+
+def use(app: Explorer) -> None:
+    app.wait(60)
+    app.controller.change(kind="window", window=8)
+    app.wait(60)
+
+
+def test_twenty_explorers_made_and_closed_leave_nothing(monkeypatch):
+    model = build("llama")
+    before, widgets, threads = state_of(model), set(REGISTRY), threading.active_count()
+    readers: list[weakref.ref] = []
+    original = TextModel.__init__
+    monkeypatch.setattr(
+        TextModel, "__init__", lambda self, *given: (readers.append(weakref.ref(self)), original(self, *given))[0]
+    )
+    kept = []  # as a notebook keeps what cells returned
+    for number in range(20):
+        app = explore(model, text=text(16))
+        if number % 5 == 0:
+            use(app)
+            app.streaming.toggle()
+        app.close()
+        app.close()
+        kept.append(app)
+    gc.collect()
+    assert len(readers) == 20 and not any(reader() for reader in readers)
+    assert set(REGISTRY) == widgets and threading.active_count() <= threads
+    assert state_of(model) == before and torch.is_grad_enabled()
+
+
+def test_running_a_cell_again_takes_the_place_of_the_explorer_it_made_before(monkeypatch):
+    cell = ["a"]
+    monkeypatch.setattr(open_explorers, "_cell", lambda: cell[0])
+    model, widgets = build("llama"), set(REGISTRY)
+    first = explore(model, text=text(16))
+    count = len(set(REGISTRY) - widgets)
+    for _ in range(20):
+        again = explore(model, text=text(16))
+    assert first.controller.model is None and again.controller.model is not None
+    assert len(set(REGISTRY) - widgets) == count
+    cell[0] = "b"
+    other = explore(model, text=text(16))
+    assert again.controller.model is not None and other.controller.model is not None
+    for app in (again, other):
+        use(app)
+        app.close()
+    assert set(REGISTRY) == widgets
+
+
+def test_closing_while_something_is_read_waits_for_the_layer_and_no_longer():
+    model = build("llama")
+    app = explore(model, text=text())
+    app.wait(60)
+    inside, go = threading.Event(), threading.Event()
+
+    def wait(*_):
+        inside.set()
+        assert go.wait(30)
+
+    app.controller.model.model.model.layers[0].register_forward_hook(wait)
+    app.controller.change(kind="window", window=12)
+    assert inside.wait(30)
+    threading.Timer(0.05, go.set).start()
+    app.close()
+    assert not [each for each in threading.enumerate() if each.name == "sinkscope explorer" and each.is_alive()]
