@@ -55,6 +55,7 @@ class Explorer(w.VBox):
         self.streaming: StreamingTab | None = None
         self._mailbox = Mailbox()
         self._code_text, self._still, self._has_still = code_text, None, False
+        self._shown_in: int | None = None  # number of the cell that displayed it last
         self._interrupts = Interrupts(self._interrupted)
         self.controller = Controller(model, tokens, saved, self._mailbox.deliver, self._changed)
         self.controls, self.looks = Controls(self.controller), Looks(self.controller)
@@ -107,16 +108,23 @@ class Explorer(w.VBox):
         """Display the application, and below it a still picture for readers without a kernel."""
         from IPython.display import HTML, display
 
-        display(self)
+        self._ipython_display_()
         self._still = display(HTML(""), display_id=True)
         return self
 
+    def _ipython_display_(self) -> None:
+        """Display the application, unless the cell that runs has done so and now ends with it."""
+        from IPython import get_ipython
+        from IPython.display import display
+
+        cell = getattr(get_ipython(), "execution_count", None)
+        if cell is None or cell != self._shown_in:
+            self._shown_in = cell
+            display(self._repr_mimebundle_(), raw=True)
+
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        found = super()._repr_mimebundle_(**kwargs)
-        bundle = found[0] if isinstance(found, tuple) else found
-        bundle["text/plain"] = "sinkscope explorer"
-        bundle["text/html"] = f"<p>{escape(NEEDS_KERNEL)}</p>"
-        return found
+        bundle = super()._repr_mimebundle_(**kwargs)
+        return {**bundle, "text/plain": "sinkscope explorer", "text/html": f"<p>{escape(NEEDS_KERNEL)}</p>"}
 
     def _interrupted(self) -> None:
         self.controller.cancel()

@@ -326,3 +326,32 @@ def test_closing_while_something_is_read_waits_for_the_layer_and_no_longer():
     threading.Timer(0.05, go.set).start()
     app.close()
     assert not [each for each in threading.enumerate() if each.name == "sinkscope explorer" and each.is_alive()]
+
+
+@pytest.fixture
+def shell(monkeypatch):
+    """An IPython shell that notes what cells display and what they end with."""
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.utils.capture import capture_output
+
+    made = InteractiveShell.instance()
+    monkeypatch.setattr("sinkscope.explorer.opening._in_notebook", lambda: True)
+    made.user_ns |= {"explore": explore, "model": build("llama"), "ids": text(16), "get": lambda app: app}
+
+    def run(cell):
+        with capture_output() as captured:
+            made.run_cell(cell, store_history=True).raise_error()
+        return sum("application/vnd.jupyter.widget-view+json" in output.data for output in captured.outputs)
+
+    yield run
+    made.user_ns["app"].close()
+    InteractiveShell.clear_instance()
+
+
+def test_a_cell_displays_the_explorer_once_also_where_it_is_its_last_line(shell):
+    assert shell("app = explore(model, text=ids)") == 1
+    assert shell("app") == 1 and shell("get(app)") == 1
+    assert shell("app = explore(model, text=ids)\napp") == 1
+    assert shell("app.wait()") == 0
+    assert shell("explore(model, text=ids)") == 1
+    assert shell("app = _") == 0
