@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakSet
 
 Job = Callable[[Callable[[], bool]], Iterator[Any]]
 """Given a function that says whether to stop, yields results as they come."""
 
 PATIENCE = 0.03  # seconds in which a newer request may come before work begins: a slider on its way
+
+
+_WORKERS: WeakSet[Worker] = WeakSet()
 
 
 class Worker:
@@ -26,6 +31,7 @@ class Worker:
         self._number = 0  # of the latest request
         self._next: tuple[int, Job, Callable[[Any], None], Callable[[BaseException | None], None]] | None = None
         self._thread: threading.Thread | None = None
+        _WORKERS.add(self)
 
     def submit(self, job: Job, take: Callable[[Any], None], end: Callable[[BaseException | None], None]) -> None:
         """Do this instead of whatever is under way.
@@ -84,3 +90,12 @@ class Worker:
         except Exception as error:
             problem = error
         give(end, problem)
+
+
+@atexit.register
+def stop_all() -> None:
+    """End all work: a thread that is inside a model when the interpreter goes would take it down with an abort."""
+    for worker in list(_WORKERS):
+        worker.cancel()
+    for worker in list(_WORKERS):
+        worker.join(timeout=10)

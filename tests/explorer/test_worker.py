@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import pytest
 
 from sinkscope.explorer.mailbox import Mailbox
-from sinkscope.explorer.worker import Worker
+from sinkscope.explorer.worker import Worker, stop_all
 
 WAIT = 30  # seconds until a test gives up
 
@@ -152,3 +153,18 @@ def test_a_request_may_be_dropped_by_an_interrupt_of_the_thread_that_makes_it(wo
 
     threading.Thread(target=request, daemon=True).start()
     assert done.wait(WAIT)
+
+
+def test_when_the_interpreter_ends_all_work_does(worker):
+    other, inside = Worker(lambda call: call()), [threading.Event(), threading.Event()]
+
+    def until_overtaken(begun, is_overtaken):
+        begun.set()
+        while not is_overtaken():
+            threading.Event().wait(0.001)
+        yield from ()
+
+    ended = [submit(each, partial(until_overtaken, begun)) for each, begun in zip((worker, other), inside, strict=True)]
+    assert all(begun.wait(WAIT) for begun in inside)
+    stop_all()
+    assert worker.join(0) and other.join(0) and ended == [([], [])] * 2
