@@ -19,7 +19,7 @@ SMOOTH = 16  # tokens in a running mean
 def explored(record: xr.Dataset) -> Figure:
     """The attention map of the first head of a record, and the loss along the text under each of its policies.
 
-    record  `attention_map` with one cell for each token, and `nll` [policy, sequence, token]; as the explorer saves it.
+    record  `attention_map`, and `nll` [policy, sequence, token]; as the explorer saves it.
 
     Probabilities have a logarithmic scale from 1e-5 to 1; keys that a query does not see are grey. Losses are running
     means over the last 16 tokens that were scored. Raises SinkscopeError if `record` holds no map.
@@ -37,8 +37,10 @@ def explored(record: xr.Dataset) -> Figure:
 
 def _map(figure: Figure, axes: Axes, cells: xr.DataArray) -> None:
     values = cells.transpose("map_query", "map_key").values.astype(float)
-    first = int(cells["map_query"].values[0])
-    extent = (first - 0.5, first + values.shape[1] - 0.5, first + values.shape[0] - 0.5, first - 0.5)
+    places = cells["map_query"].values
+    is_pooled = "length" in cells.coords and bool((np.diff(places) > 1).any())
+    first, stop = int(places[0]), int(cells["length"]) if is_pooled else int(places[-1]) + 1
+    extent = (first - 0.5, stop - 0.5, stop - 0.5, first - 0.5)
     image = axes.imshow(
         np.ma.masked_invalid(np.maximum(values, FAINTEST)),
         cmap=mpl.colormaps[PROBABILITY_MAP].with_extremes(bad=MISSING),

@@ -1,0 +1,94 @@
+"""The explorer's view on paper, read back from its artists, against the record itself."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from sinkscope import figures
+from sinkscope.analysis import from_maps
+from sinkscope.errors import SinkscopeError
+from tests.analysis.synthetic import synthetic_maps
+
+TOKENS = 40
+
+
+def view(first: int = 0, tokens: int = TOKENS, policies: tuple[str, ...] = ("dense", "window 12")) -> xr.Dataset:
+    """As the explorer saves it: a map of the tokens from `first` on, and losses of the whole text."""
+    maps = synthetic_maps(sequences=1, layers=1, heads=1, tokens=tokens - first)[0, 0, 0]
+    maps = np.where(np.tri(tokens - first, dtype=bool), maps, np.nan)
+    losses = np.random.default_rng(0).random((len(policies), 1, tokens)).astype(np.float32) + 1
+    losses[:, :, 0] = np.nan
+    places = np.arange(first, tokens)
+    return xr.Dataset(
+        {
+            "attention_map": (
+                ("sequence", "layer", "head", "map_query", "map_key"), maps[None, None, None], {"setting": policies[-1]}
+            ),
+            "nll": (("policy", "sequence", "token"), losses),
+        },
+        coords={
+            "sequence": [0], "layer": [7], "head": [3], "map_query": places, "map_key": places,
+            "policy": list(policies), "length": ("sequence", [tokens]), "token": np.arange(tokens),
+        },
+        attrs={"model": "tiny", "kind": "explored"},
+    )  # fmt: skip
+
+
+def curves(figure) -> dict[str, np.ndarray]:
+    return {line.get_label(): line.get_xydata() for line in figure.axes[1].lines}
+
+
+def test_the_map_is_that_of_the_record_and_keys_that_are_not_seen_are_apart():
+    record = view()
+    figure = figures.explored(record)
+    drawn, expected = figure.axes[0].images[0].get_array(), record.attention_map.values[0, 0, 0]
+    np.testing.assert_array_equal(np.ma.getmaskarray(drawn), np.isnan(expected))
+    np.testing.assert_allclose(drawn.compressed(), np.maximum(expected[np.isfinite(expected)], 1e-5), rtol=1e-6)
+    assert figure.axes[0].images[0].get_extent() == [-0.5, 39.5, 39.5, -0.5]
+    assert figure.axes[0].get_title() == "layer 7, head 3: window 12"
+    assert "probability" in figure.axes[-1].get_xlabel()
+
+
+def test_losses_are_running_means_over_the_tokens_that_were_scored():
+    record = view(policies=("dense", "recompute 12"))
+    record.nll[1, 0, 13:30] = np.nan
+    for name, points in curves(figures.explored(record)).items():
+        losses = record.nll.sel(policy=name).values[0]
+        scored = [token for token in range(TOKENS) if np.isfinite(losses[token])]
+        means = [np.mean([losses[each] for each in scored[: at + 1][-16:]]) for at in range(len(scored))]
+        np.testing.assert_array_equal(points[:, 0], scored)
+        np.testing.assert_allclose(points[:, 1], means, rtol=1e-5)
+    assert list(curves(figures.explored(record))) == ["dense", "recompute 12"]
+
+
+@pytest.mark.parametrize("first", [0, 28])
+def test_the_map_of_a_window_stands_where_it_stands_in_the_text(first):
+    image = figures.explored(view(first)).axes[0].images[0]
+    assert image.get_extent() == [first - 0.5, 39.5, 39.5, first - 0.5]
+
+
+def test_the_axes_of_a_pooled_map_are_tokens():
+    record = from_maps(synthetic_maps(sequences=1, layers=1, heads=1, tokens=600))
+    image = figures.explored(record[["attention_map"]]).axes[0].images[0]
+    assert image.get_array().shape == (64, 64) and image.get_extent() == [-0.5, 599.5, 599.5, -0.5]
+
+
+def test_without_losses_there_is_the_map_alone_and_without_a_map_a_sentence():
+    assert len(figures.explored(view().drop_vars("nll")).axes) == 2  # with its scale
+    with pytest.raises(SinkscopeError, match="attention_map"):
+        figures.explored(view().drop_vars("attention_map"))
+
+
+def test_policies_that_scored_nothing_yet_and_maps_of_nothing_are_drawn_without_a_warning(tmp_path):
+    record = view()
+    record.nll[1] = np.nan
+    record.attention_map[:] = np.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = figures.explored(record)
+        figure.savefig(tmp_path / "view.svg")
+    assert list(curves(figure)) == ["dense"]
