@@ -1,0 +1,174 @@
+"""The streaming tab without a browser: what it draws and says is what its player read."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sinkscope import Dense, SinkWindow, Window, explore, perplexity
+from sinkscope.explorer.app import Explorer
+from sinkscope.explorer.streaming_tab import SPEEDS
+from tests.explorer.hostile import ESCAPED, HOSTILE, is_harmless
+from tests.explorer.reading import text
+from tests.zoo import build
+
+TOKENS = 300
+SLOW = 1e-6  # tokens a second
+
+
+@pytest.fixture(autouse=True)
+def slow_is_slow(monkeypatch):
+    """At its slowest nothing comes after the first block, however long a test takes to pause."""
+    monkeypatch.setitem(SPEEDS, "50 tokens/s", SLOW)
+
+
+@pytest.fixture
+def app():
+    made = explore(build("llama"), text=text(TOKENS), length=40)
+    assert made.wait(60)
+    made.streaming.cache.value = 60
+    yield made
+    made.close()
+
+
+def until_it_stops(app: Explorer) -> None:
+    assert app._mailbox.pump(lambda: not app.streaming.is_playing, 60)
+
+
+def until(app: Explorer, tokens: int) -> None:
+    tab = app.streaming
+    assert app._mailbox.pump(lambda: tab.player is not None and tab.player.done[1] >= tokens, 60)
+
+
+def test_both_curves_and_the_words_are_those_of_the_player_and_its_losses_those_of_perplexity(app):
+    tab, policies = app.streaming, [Window(60), SinkWindow(4, 56)]
+    tab.toggle()
+    until_it_stops(app)
+    expected = perplexity(build("llama"), text(TOKENS)[None], policies).nll.values[:, 0]
+    np.testing.assert_allclose(tab.player.losses, expected, atol=3e-4)
+    for place, policy in enumerate(policies):
+        line = tab.chart.data[place]
+        assert line.name == policy.name and list(line.x) == [128, 256, 299]
+        last = np.exp(expected[place, -256:].mean())
+        assert line.y[-1] == pytest.approx(last, rel=1e-3)
+        assert f"<b>{policy.name}</b>: 299 tokens, perplexity {line.y[-1]:.2f}" in tab.status.value
+    assert "the text has ended" in tab.status.value and tab.play.description == "play"
+    assert [shape.x0 for shape in tab.chart.layout.shapes] == [60]  # both keep as many
+
+
+def test_pausing_keeps_the_place_and_playing_on_changes_nothing(app):
+    tab = app.streaming
+    tab.speed.value = SLOW
+    tab.toggle()
+    until(app, 128)
+    tab.toggle()
+    done = list(tab.player.done)
+    assert not tab.is_playing and done == [128, 128] and "128 tokens" in tab.status.value
+    player = tab.player
+    tab.speed.value = None
+    tab.toggle()
+    until_it_stops(app)
+    assert tab.player is player and player.done == [299, 299]
+    expected = perplexity(build("llama"), text(TOKENS)[None], player.policies).nll.values[:, 0]
+    np.testing.assert_allclose(player.losses, expected, atol=3e-4)
+    assert torch.is_grad_enabled()
+
+
+def test_from_the_start_it_reads_the_text_again(app):
+    tab = app.streaming
+    tab.toggle()
+    until_it_stops(app)
+    player = tab.player
+    tab.restart()
+    until_it_stops(app)
+    assert tab.player is not player
+    np.testing.assert_array_equal(tab.player.losses, player.losses)
+
+
+def test_other_policies_begin_at_the_start_of_the_text(app):
+    tab = app.streaming
+    tab.toggle()
+    until_it_stops(app)
+    tab.left.value, tab.sinks.value = "dense", 2
+    assert tab.player is None and not tab.is_playing
+    tab.toggle()
+    until_it_stops(app)
+    assert [policy.name for policy in tab.player.policies] == [Dense().name, SinkWindow(2, 58).name]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(right="window"), "both policies are the same"),
+        (dict(cache=4, sinks=4), "cannot be kept|smaller than the 4 sinks"),
+    ],
+)
+def test_policies_that_cannot_be_played_are_one_sentence_and_others_play(app, fields, message):
+    tab = app.streaming
+    for name, value in fields.items():
+        getattr(tab, name).value = value
+    tab.toggle()
+    until_it_stops(app)
+    assert any(part in tab.status.value for part in message.split("|")) and "alert" in tab.status.value
+    tab.right.value, tab.cache.value = "sinks", 60
+    tab.toggle()
+    until_it_stops(app)
+    assert "the text has ended" in tab.status.value
+
+
+def test_a_model_that_cannot_be_streamed_says_so():
+    app = explore(build("gpt2"), text=text(100))
+    app.wait(60)
+    app.streaming.toggle()
+    until_it_stops(app)
+    assert "learned absolute positions" in app.streaming.status.value
+    app.close()
+
+
+def test_what_fails_on_the_way_is_said_and_can_be_begun_again(app, monkeypatch):
+    tab = app.streaming
+    tab.speed.value = SLOW
+    tab.toggle()
+    until(app, 128)
+    monkeypatch.setattr(tab.player, "_read_on", lambda place: (_ for _ in ()).throw(ValueError(HOSTILE)))
+    tab.speed.value = None
+    until_it_stops(app)
+    assert ESCAPED in tab.status.value and is_harmless(tab.status.value) and tab.player is None
+    tab.toggle()
+    until_it_stops(app)
+    assert "the text has ended" in tab.status.value
+
+
+def test_reading_and_playing_take_turns(app):
+    tab = app.streaming
+    tab.speed.value = SLOW
+    tab.toggle()
+    until(app, 128)
+    app.controller.change(kind="window", window=12)
+    assert not tab.is_playing and tab.player.done == [128, 128]
+    tab.toggle()
+    assert app.controller.busy == "" and tab.is_playing and app.controller.name == "dense"
+    tab.toggle()
+    app.controller.change(window=12)
+    assert app.wait(60) and app.controller.name == "window 12"
+
+
+def test_leaving_the_tab_pauses(app):
+    tabs = app.children[-1]
+    tabs.selected_index = 1
+    app.streaming.speed.value = SLOW
+    app.streaming.toggle()
+    until(app, 128)
+    tabs.selected_index = 0
+    assert not app.streaming.is_playing
+
+
+def test_a_text_shorter_than_the_cache_has_a_cache_that_fits():
+    app = explore(build("llama"), text=text(20))
+    app.wait(60)
+    assert app.streaming.cache.value == app.streaming.cache.max == 20
+    app.streaming.toggle()
+    until_it_stops(app)
+    assert "the text has ended" in app.streaming.status.value
+    app.close()
