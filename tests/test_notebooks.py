@@ -16,6 +16,7 @@ import pytest
 from nbformat import NotebookNode
 from PIL import Image
 
+import sinkscope
 from notebooks.execute import METADATA, executed
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
@@ -100,6 +101,15 @@ CLAIMS = {
             "all(by_sinks(kind).ratio_low[8] > by_sinks(kind).ratio_high[1] for kind in ('line breaks', 'random'))"
         ),
     },
+    "05_explorer": {
+        "the strongest head parks its attention on the first tokens": "mass[strongest] > 0.9",
+        "the window collapses": "gone.changed > 2 * gone.dense",
+        "both caches hold as many tokens": "gone.tokens == back.tokens and gone.first == back.first == 130",
+        "four sinks in the same cache recover": "back.changed < 1.3 * back.dense",
+        "a sink that everything was built on is missed": "ratios[64] > 2",
+        "and one that never was is not": "ratios[1] < 1.05",
+        "nothing is left behind": "app.controller.model is None and app.comm is None",
+    },
 }
 
 pytestmark = pytest.mark.timeout(900)
@@ -116,8 +126,10 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="module")
 def cache_folder() -> Iterator[str]:
-    """An empty one, so that models are trained anew; gone afterwards with the demo model's half gigabyte."""
-    with tempfile.TemporaryDirectory() as folder:
+    """One that holds the demo model, whose conversion shows a bar, and no trained models: they are trained anew."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", folder)
+        sinkscope.load()
         yield folder
 
 
@@ -130,7 +142,7 @@ def run(request, cache_folder) -> Iterator[Run]:
     wrong = f"for name, holds in {{\n{told}}}.items():\n    if not holds():\n        print(name)"
     asked.cells.append(nbformat.v4.new_code_cell(wrong))
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setenv("XDG_CACHE_HOME", cache_folder)
+        patch.setenv("XDG_CACHE_HOME", cache_folder)  # the kernel's
         patch.setenv("JUPYTER_PLATFORM_DIRS", "1")
         fresh = executed(asked, folder)
     yield Run(path.stem, committed, fresh, printed(fresh.cells.pop()).splitlines())
