@@ -9,12 +9,14 @@ import numpy as np
 import torch
 import xarray as xr
 
+from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.head_maps import HeadMaps, Unit
 from sinkscope.explorer.readings import Continuation, Guesses, Overview, Price, Reading
 from sinkscope.explorer.setting import Setting
 
 WAIT = 30  # seconds until a test gives up
 LENGTH = 24
+TEXTS = [f"token {place}" for place in range(LENGTH)]
 
 
 class Given(HeadMaps):
@@ -86,3 +88,15 @@ class Reader:
             if is_overtaken():
                 return
             yield Continuation(setting, "on and on", done)
+
+
+def ask(controller: Controller, **fields: object) -> None:
+    controller.change(**fields)
+    assert controller.wait(WAIT)
+
+
+def is_whole(controller: Controller, name: str) -> bool:
+    """Whether what is shown is there in full, all of it of one setting."""
+    now = controller.now
+    of = {each.setting.name for each in (now.reading, now.overview, now.price, now.continuation)}
+    return controller.name == name and of == {name} and now.continuation.done

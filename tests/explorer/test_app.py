@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import threading
-import weakref
 
 import ipywidgets as w
 import numpy as np
 import pytest
-import torch
 
 from sinkscope import explore, open_record
 from sinkscope.explorer import open_explorers
@@ -18,8 +15,7 @@ from sinkscope.explorer.controller import NEEDS_MODEL
 from sinkscope.explorer.overview import RANKINGS
 from sinkscope.explorer.saving import view_record
 from sinkscope.explorer.setting import GONE
-from sinkscope.explorer.text_model import TextModel
-from tests.core.model_state import state_of
+from sinkscope.explorer.view import View
 from tests.explorer.hostile import ESCAPED, HOSTILE, QUOTED, Tokenizer, is_harmless, pages
 from tests.explorer.reading import text
 from tests.zoo import build
@@ -28,12 +24,27 @@ REGISTRY = w.widgets.widget._instances
 TOKENS = 60
 
 
-@pytest.fixture
-def app():
+@pytest.fixture(scope="module")
+def app_of_this_module():
     made = explore(build("llama"), text=text(), tokenizer=Tokenizer("word "))
     assert made.wait(60)
+    open_explorers._OPEN.clear()  # so that no other explorer takes its place
     yield made
     made.close()
+
+
+@pytest.fixture
+def app(app_of_this_module):
+    """The model as it is, layer 0, head 0, the last query, everything as at first."""
+    made = app_of_this_module
+    made.controller.reset()
+    assert made.wait(60)
+    made.controller.choose(0)
+    made.controller.choose_query(TOKENS - 1)
+    made.controller.show(**vars(View()))
+    made.looks.ranking.value = "layer"
+    made._say("")
+    return made
 
 
 def shown(app: Explorer) -> tuple[str, ...]:
@@ -257,101 +268,3 @@ def test_without_a_model_what_needs_one_is_at_rest_and_says_so(app):
     saved.controller.change(kind="window")
     assert NEEDS_MODEL in saved.problem.value
     saved.close()
-
-
-# --- life -------------------------------------------------------------------------------------------------------------
-
-
-def use(app: Explorer) -> None:
-    app.wait(60)
-    app.controller.change(kind="window", window=8)
-    app.wait(60)
-
-
-def test_twenty_explorers_made_and_closed_leave_nothing(monkeypatch):
-    model = build("llama")
-    before, widgets, threads = state_of(model), set(REGISTRY), threading.active_count()
-    readers: list[weakref.ref] = []
-    original = TextModel.__init__
-    monkeypatch.setattr(
-        TextModel, "__init__", lambda self, *given: (readers.append(weakref.ref(self)), original(self, *given))[0]
-    )
-    kept = []  # as a notebook keeps what cells returned
-    for number in range(20):
-        app = explore(model, text=text(16))
-        if number % 5 == 0:
-            use(app)
-            app.streaming.toggle()
-        app.close()
-        app.close()
-        kept.append(app)
-    gc.collect()
-    assert len(readers) == 20 and not any(reader() for reader in readers)
-    assert set(REGISTRY) == widgets and threading.active_count() <= threads
-    assert state_of(model) == before and torch.is_grad_enabled()
-
-
-def test_running_a_cell_again_takes_the_place_of_the_explorer_it_made_before(monkeypatch):
-    cell = ["a"]
-    monkeypatch.setattr(open_explorers, "_cell", lambda: cell[0])
-    model, widgets = build("llama"), set(REGISTRY)
-    first = explore(model, text=text(16))
-    count = len(set(REGISTRY) - widgets)
-    for _ in range(20):
-        again = explore(model, text=text(16))
-    assert first.controller.model is None and again.controller.model is not None
-    assert len(set(REGISTRY) - widgets) == count
-    cell[0] = "b"
-    other = explore(model, text=text(16))
-    assert again.controller.model is not None and other.controller.model is not None
-    for app in (again, other):
-        use(app)
-        app.close()
-    assert set(REGISTRY) == widgets
-
-
-def test_closing_while_something_is_read_waits_for_the_layer_and_no_longer():
-    model = build("llama")
-    app = explore(model, text=text())
-    app.wait(60)
-    inside, go = threading.Event(), threading.Event()
-
-    def wait(*_):
-        inside.set()
-        assert go.wait(30)
-
-    app.controller.model.model.model.layers[0].register_forward_hook(wait)
-    app.controller.change(kind="window", window=12)
-    assert inside.wait(30)
-    threading.Timer(0.05, go.set).start()
-    app.close()
-    assert not [each for each in threading.enumerate() if each.name == "sinkscope explorer" and each.is_alive()]
-
-
-@pytest.fixture
-def shell(monkeypatch):
-    """An IPython shell that notes what cells display and what they end with."""
-    from IPython.core.interactiveshell import InteractiveShell
-    from IPython.utils.capture import capture_output
-
-    made = InteractiveShell.instance()
-    monkeypatch.setattr("sinkscope.explorer.opening._in_notebook", lambda: True)
-    made.user_ns |= {"explore": explore, "model": build("llama"), "ids": text(16), "get": lambda app: app}
-
-    def run(cell):
-        with capture_output() as captured:
-            made.run_cell(cell, store_history=True).raise_error()
-        return sum("application/vnd.jupyter.widget-view+json" in output.data for output in captured.outputs)
-
-    yield run
-    made.user_ns["app"].close()
-    InteractiveShell.clear_instance()
-
-
-def test_a_cell_displays_the_explorer_once_also_where_it_is_its_last_line(shell):
-    assert shell("app = explore(model, text=ids)") == 1
-    assert shell("app") == 1 and shell("get(app)") == 1
-    assert shell("app = explore(model, text=ids)\napp") == 1
-    assert shell("app.wait()") == 0
-    assert shell("explore(model, text=ids)") == 1
-    assert shell("app = _") == 0

@@ -8,9 +8,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 import sinkscope
+import sinkscope.figures
 from sinkscope import Maps, SinkMass, SinkscopeError, capture, explore, from_maps, measure, perplexity, save_record
 from sinkscope.explorer import opening
 from sinkscope.explorer.app import Explorer
@@ -259,7 +261,8 @@ def test_records_of_every_kind_can_be_looked_at(opened, make):
 
 
 @pytest.mark.parametrize("fields", [dict(kind="sinks", window=12), dict(kind="recompute", window=6)])
-def test_a_saved_view_opens_and_shows_the_same_map(opened, tmp_path, fields):
+def test_a_saved_view_opens_and_shows_the_same_map(opened, tmp_path, monkeypatch, fields):
+    monkeypatch.setattr(sinkscope.figures, "explored", lambda record: Figure())  # which takes seconds
     app = opened(build("llama"), talking.tokenizer(), SENTENCE)
     app.controller.choose(5)
     app.controller.choose_query(15)

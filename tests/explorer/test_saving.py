@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -30,13 +32,21 @@ ASKED = {name: setting for name, (setting, _) in SETTINGS.items() if name != "no
 }
 
 
-def controller_of(setting: Setting, name: str = "llama", query: int = TOKENS - 1) -> Controller:
-    """One that shows a head under a setting."""
+@cache
+def begun(name: str) -> Controller:
+    """One that has read the text with the model as it is."""
     made = Controller(reader(name), [f"word{place}" for place in range(TOKENS)])
     made.begin()
     assert made.wait(WAIT)
     made.choose(UNIT)
+    return made
+
+
+def controller_of(setting: Setting, name: str = "llama", query: int = TOKENS - 1) -> Controller:
+    """One that shows a head under a setting."""
+    made = begun(name)
     made.choose_query(query)
+    assert made.wait(WAIT)
     made.change(**vars(setting))
     assert made.wait(WAIT) and made.problem == "" and made.name == setting.name
     return made

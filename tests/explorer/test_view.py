@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,11 @@ from tests.explorer.reading import SETTINGS, TOKENS, first, reader
 from tests.zoo import build, inputs
 
 CASES = ("dense", "sinks", "sigmoid over sinks", "ReLU", "learned sink")
+
+
+@cache
+def maps_of(case: str) -> HeadMaps:
+    return first(reader(), SETTINGS[case][0]).maps
 
 
 def whole(maps: HeadMaps, unit: int = 0, kind: str = "probabilities") -> np.ndarray:
@@ -45,7 +52,7 @@ VIEWS = [
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: f"{view.scale} {view.hiding} {view.hidden}")
 @pytest.mark.parametrize("case", CASES)
 def test_tiles_and_rows_equal_brute_force_on_the_whole_map(case, view):
-    maps = first(reader(), SETTINGS[case][0]).maps
+    maps = maps_of(case)
     expected, unit = brute(maps, 5, view), 5
     tile = tile_of(maps, unit, view)
     seen = np.isfinite(expected)
@@ -67,7 +74,7 @@ def test_tiles_and_rows_equal_brute_force_on_the_whole_map(case, view):
 @pytest.mark.parametrize("hidden", [1, 2, 16])
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_left_is_the_mean_share_of_the_attention_of_a_row_on_keys_not_hidden(case, hidden):
-    maps = first(reader(), SETTINGS[case][0]).maps
+    maps = maps_of(case)
     weights = np.nan_to_num(whole(maps, 2))
     share = weights[:, hidden:].sum(1)[weights.sum(1) > 0] / weights.sum(1)[weights.sum(1) > 0]
     assert tile_of(maps, 2, View("linear", "hidden", hidden)).left == pytest.approx(share.mean(), abs=1e-5)
@@ -120,7 +127,7 @@ def test_larger_maps_are_pooled_and_every_cell_keeps_its_largest_value(scale):
 
 @pytest.mark.parametrize("case", ["dense", "sinks", "chosen", "ReLU"])
 def test_numbers_are_those_of_the_cell_and_none_where_the_key_is_not_seen(case):
-    maps = first(reader(), SETTINGS[case][0]).maps
+    maps = maps_of(case)
     weights, logits = whole(maps, 3), whole(maps, 3, "logits")
     for query, key in [(0, 0), (59, 0), (59, 59), (40, 7), (40, 1), (25, 3), (3, 25), (59, 45), (59, 41)]:
         probability, logit = numbers_at(maps, 3, query, key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from html import unescape
 
 import numpy as np
@@ -16,13 +17,23 @@ from tests.explorer.hostile import ESCAPED, HOSTILE, QUOTED, Elements, Tokenizer
 from tests.explorer.reading import TOKENS, reader
 
 
-def controller_of(tokenizer=None, **fields) -> Controller:
-    made = Controller(reader(tokenizer=tokenizer), [tokenizer.decode([0]) if tokenizer else ""] * TOKENS)
+@cache
+def begun(said: str | None) -> Controller:
+    """One that has read the text with the model as it is, and a tokenizer that says always the same."""
+    tokenizer = None if said is None else Tokenizer(said)
+    made = Controller(reader(tokenizer=tokenizer), [said or ""] * TOKENS)
     made.begin()
     assert made.wait(60)
-    if fields:
-        made.change(**fields)
-        assert made.wait(60) and made.problem == ""
+    return made
+
+
+def controller_of(said: str | None = None, **fields) -> Controller:
+    made = begun(said)
+    made.choose_query(TOKENS - 1)
+    made.reset()
+    assert made.wait(60)
+    made.change(**fields)
+    assert made.wait(60) and made.problem == "" and made.name == made.setting.name
     return made
 
 
@@ -33,7 +44,7 @@ def text_of(page: str) -> str:
 @pytest.mark.parametrize("said", [HOSTILE, QUOTED])
 @pytest.mark.parametrize("fields", [{}, {"kind": "window", "window": 12}, {"kind": "recompute", "window": 12}])
 def test_tokens_appear_only_escaped(said, fields):
-    controller = controller_of(Tokenizer(said), **fields)
+    controller = controller_of(said, **fields)
     pages = [words.next_tokens(controller), words.continuations(controller), words.headline(controller)]
     assert all(map(is_harmless, pages)) and said not in "".join(pages)
     assert said in text_of(pages[1])
@@ -42,13 +53,13 @@ def test_tokens_appear_only_escaped(said, fields):
 
 
 def test_a_picture_for_readers_without_a_kernel_holds_no_token_as_markup():
-    page = still_picture(controller_of(Tokenizer()))
+    page = still_picture(controller_of(HOSTILE))
     assert is_harmless(page) and HOSTILE not in page
     assert Elements(page).names == {"details", "summary", "img"} and "layer 0, head 0 · dense" in page
 
 
 def test_a_note_with_markup_appears_only_escaped():
-    controller = controller_of()
+    controller = controller_of(kind="window", window=15)
     object.__setattr__(controller.now.reading, "note", HOSTILE)
     assert ESCAPED in words.headline(controller) and is_harmless(words.headline(controller))
 
@@ -113,4 +124,4 @@ def test_prices_are_said_beside_the_dense_one():
 
 
 def test_white_space_of_a_token_is_visible():
-    assert words.token_text(controller_of(Tokenizer(" a\n\t\r")), 5) == "␣a↵⇥␍"
+    assert words.token_text(controller_of(" a\n\t\r"), 5) == "␣a↵⇥␍"
