@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import ipywidgets as w
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from sinkscope import explore, open_record
+from sinkscope import explore, figures, open_record
 from sinkscope.explorer import open_explorers
 from sinkscope.explorer.app import Explorer
 from sinkscope.explorer.controller import NEEDS_MODEL
@@ -239,7 +241,8 @@ def test_a_hostile_token_is_only_ever_text(said, tmp_path):
 # --- saving -----------------------------------------------------------------------------------------------------------
 
 
-def test_saving_says_which_files_were_written_and_a_folder_that_cannot_be_is_one_sentence(app, tmp_path):
+def test_saving_says_which_files_were_written_and_a_folder_that_cannot_be_is_one_sentence(app, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "explored", lambda record: Figure())  # which takes seconds
     app.folder.value = str(tmp_path / "view")
     app.save.click()
     assert app.saved.value.startswith("saved ") and app.saved.value.count(str(tmp_path)) == 5
@@ -248,6 +251,22 @@ def test_saving_says_which_files_were_written_and_a_folder_that_cannot_be_is_one
     app.folder.value = str(tmp_path / "view" / "view.nc")
     app.save.click()
     assert "cannot write to" in app.saved.value and "alert" in app.saved.value
+
+
+def test_a_still_picture_is_left_in_the_notebook_once_the_text_was_read_and_with_what_is_saved(
+    app, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(figures, "explored", lambda record: Figure())
+    monkeypatch.setattr(app, "_still", SimpleNamespace(update=lambda page: left.append(page.data)))
+    monkeypatch.setattr(app, "_has_still", False)
+    left: list[str] = []
+    for window in (12, 13):
+        app.controller.change(kind="window", window=window)
+        assert app.wait(60)
+    app.folder.value = str(tmp_path)
+    app.save.click()
+    assert ["window 12" in page for page in left] == [True, False] and "window 13" in left[1]
+    assert all(is_harmless(page) and "data:image/png;base64," in page for page in left)
 
 
 def test_without_a_kernel_the_notebook_says_what_is_missing(app):

@@ -122,6 +122,16 @@ def test_the_price_is_that_of_the_cache_the_setting_needs(setting, like):
     assert (price.kv_bytes, price.flops) == (expected.kv_bytes, expected.flops_per_token)
 
 
+def test_half_precision_is_read_as_perplexity_reads_it_and_its_maps_are_made_in_full():
+    setting = SETTINGS["sinks"][0]
+    reading = first(TextModel(build("llama", dtype=torch.bfloat16), text()), setting)
+    curve = perplexity(build("llama", dtype=torch.bfloat16), text()[None], [setting.policy])
+    np.testing.assert_allclose(reading.losses, curve.nll.values[0, 0], atol=0.05)
+    weights = reading.maps.probabilities(3, slice(0, 60), slice(0, 60))
+    assert weights.dtype == np.float32
+    np.testing.assert_allclose(np.nansum(weights, 1), 1, atol=1e-4)
+
+
 def test_a_cache_larger_than_the_text_is_noted():
     assert "nothing is evicted" in first(reader(), Setting(kind="window", window=60)).note
     assert first(reader(), Setting(kind="window", window=20)).note == ""
