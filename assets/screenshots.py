@@ -9,13 +9,13 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests.browser.conftest import CHROMIUM_OPTIONS
 from tests.browser.lab import Lab
 from tests.browser.open_notebook import OpenNotebook, opened
 
+HERE = Path(__file__).parent
 CELLS = ["import sinkscope\nmodel, tokenizer = sinkscope.load()", "app = sinkscope.explore(model, tokenizer)"]
 THE_SINK_GONE = """
 app.looks.ranking.value = "mass"

@@ -12,7 +12,6 @@ import ipywidgets as w
 import xarray as xr
 from torch import Tensor
 
-from sinkscope.errors import SinkscopeError
 from sinkscope.explorer import words
 from sinkscope.explorer.controller import NEEDS_MODEL, Controller, sentence
 from sinkscope.explorer.controls import Controls
@@ -22,6 +21,7 @@ from sinkscope.explorer.looks import Looks
 from sinkscope.explorer.mailbox import Mailbox
 from sinkscope.explorer.overview import saved_overview
 from sinkscope.explorer.pictures import Pictures
+from sinkscope.explorer.save_bar import SaveBar
 from sinkscope.explorer.saving import save_view, view_record
 from sinkscope.explorer.still import NEEDS_KERNEL, still_picture
 from sinkscope.explorer.streaming_tab import StreamingTab
@@ -64,9 +64,7 @@ class Explorer(w.VBox):
         self._note = f"<i>{escape(note)}</i>" if note else ""
         self.problem = w.HTML(self._note)
         self.next_tokens, self.goes_on, self.price = w.HTML(), w.HTML(), w.HTML()
-        self.folder = w.Text(value="explored", description="folder", layout={"width": "220px"})
-        self.save = w.Button(description="save view", tooltip="figure, record and code", layout={"width": "100px"})
-        self.saved = w.HTML()
+        self.saving = SaveBar(self.save_to)
         self.streaming = self._streaming_tab(model, long_ids)
         super().__init__(self._laid_out())
         self.add_class("sinkscope-app")
@@ -141,8 +139,7 @@ class Explorer(w.VBox):
         wrap = {"flex_flow": "row wrap", "align_items": "flex-start"}
         said = w.VBox([self.next_tokens, self.goes_on], layout={"flex": "1 1 300px", "min_width": "260px"})
         consequences = w.Box([self.pictures.losses, said], layout=wrap)
-        saving = w.HBox([self.folder, self.save, self.saved])
-        heads = w.VBox([self.looks, self.pictures, consequences, self.price, saving])
+        heads = w.VBox([self.looks, self.pictures, consequences, self.price, self.saving])
         if self.streaming is None:
             tabs = w.Tab([heads], titles=["heads"])
         else:
@@ -160,10 +157,10 @@ class Explorer(w.VBox):
         pictures.text.observe(lambda change: controller.choose_query(change["new"]), "query")
         pictures.text.observe(self._tokens_evicted, "evicted")
         self.looks.ranking.observe(self._ranked, "value")
-        self.save.on_click(self._save_clicked)
+        self.saving.button.on_click(lambda _: self._draw_still())
         pictures.text.can_evict = controller.model is not None
         pictures.text.why_not = "" if controller.model is not None else NEEDS_MODEL
-        self.save.disabled = controller.maps is None
+        self.saving.button.disabled = controller.maps is None
         self.looks.rest()
 
     def _show_saved(self, maps: HeadMaps) -> None:
@@ -205,15 +202,6 @@ class Explorer(w.VBox):
         elif self.streaming.is_playing:
             self.streaming.pause()
 
-    def _save_clicked(self, _: Any) -> None:
-        try:
-            files = self.save_to(self.folder.value or ".")
-        except SinkscopeError as error:
-            self.saved.value = f"<b role='alert'>{escape(str(error))}</b>"
-            return
-        self.saved.value = "saved " + ", ".join(escape(str(file)) for file in files)
-        self._draw_still()
-
     # --- what the controller says -------------------------------------------------------------------------------------
 
     def _changed(self, what: str) -> None:
@@ -248,7 +236,7 @@ class Explorer(w.VBox):
         self.pictures.draw_losses()
         self._draw_words()
         self.pictures.dim()
-        self.save.disabled = False
+        self.saving.button.disabled = False
         if self.controller.now.overview is not None:
             self._draw_overview()
 

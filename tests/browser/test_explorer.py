@@ -213,7 +213,7 @@ def test_streaming_plays_pauses_and_shows_the_losses_of_both_policies(notebook):
 
 def test_a_view_is_saved_and_opens_again_without_the_model(notebook):
     notebook.page.get_by_role("button", name="save view").click()
-    notebook.wait_for("'view.pdf' in app.saved.value")
+    notebook.wait_for("'view.pdf' in app.saving.said.value")
     notebook.execute("saved = sinkscope.explore('explored/view.nc')")
     assert notebook.python("saved.controller.tile().pixels.tolist()") == notebook.python(
         "app.controller.tile().pixels.tolist()"

@@ -228,10 +228,10 @@ def test_a_hostile_token_is_only_ever_text(said, tmp_path):
     assert app.wait(60)
     app.streaming.toggle()
     assert app._mailbox.pump(lambda: not app.streaming.is_playing, 60)
-    app.folder.value = str(tmp_path / "file" / said)
+    app.saving.folder.value = str(tmp_path / "file" / said)
     (tmp_path / "file").write_text("in the way")
-    app.save.click()
-    assert "cannot write" in app.saved.value
+    app.saving.button.click()
+    assert "cannot write" in app.saving.said.value
     found = pages(app)
     assert len(found) > 6 and all(map(is_harmless, found)) and said not in "".join(found)
     assert app.pictures.map.tokens == app.pictures.text.tokens == [said] * 40
@@ -243,14 +243,14 @@ def test_a_hostile_token_is_only_ever_text(said, tmp_path):
 
 def test_saving_says_which_files_were_written_and_a_folder_that_cannot_be_is_one_sentence(app, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "explored", lambda record: Figure())  # which takes seconds
-    app.folder.value = str(tmp_path / "view")
-    app.save.click()
-    assert app.saved.value.startswith("saved ") and app.saved.value.count(str(tmp_path)) == 5
+    app.saving.folder.value = str(tmp_path / "view")
+    app.saving.button.click()
+    assert app.saving.said.value.startswith("saved ") and app.saving.said.value.count(str(tmp_path)) == 5
     record = open_record(tmp_path / "view" / "view.nc")
     np.testing.assert_array_equal(record.attention_map, view_record(app.controller).attention_map)
-    app.folder.value = str(tmp_path / "view" / "view.nc")
-    app.save.click()
-    assert "cannot write to" in app.saved.value and "alert" in app.saved.value
+    app.saving.folder.value = str(tmp_path / "view" / "view.nc")
+    app.saving.button.click()
+    assert "cannot write to" in app.saving.said.value and "alert" in app.saving.said.value
 
 
 def test_a_still_picture_is_left_in_the_notebook_once_the_text_was_read_and_with_what_is_saved(
@@ -263,8 +263,8 @@ def test_a_still_picture_is_left_in_the_notebook_once_the_text_was_read_and_with
     for window in (12, 13):
         app.controller.change(kind="window", window=window)
         assert app.wait(60)
-    app.folder.value = str(tmp_path)
-    app.save.click()
+    app.saving.folder.value = str(tmp_path)
+    app.saving.button.click()
     assert ["window 12" in page for page in left] == [True, False] and "window 13" in left[1]
     assert all(is_harmless(page) and "data:image/png;base64," in page for page in left)
 
@@ -281,7 +281,7 @@ def test_without_a_kernel_the_notebook_says_what_is_missing(app):
 def test_without_a_model_what_needs_one_is_at_rest_and_says_so(app):
     saved = explore(view_record(app.controller))
     assert all(widget.disabled for widget in saved.controls.fields.values())
-    assert saved.controls.reset.disabled and saved.controls.stop.disabled and not saved.save.disabled
+    assert saved.controls.reset.disabled and saved.controls.stop.disabled and not saved.saving.button.disabled
     assert not saved.pictures.text.can_evict and saved.pictures.text.why_not == NEEDS_MODEL
     assert saved.streaming is None and "logit" not in dict(saved.looks.fields["scale"].options).values()
     saved.controller.change(kind="window")

@@ -205,7 +205,7 @@ def is_shown_dense(app: Explorer) -> bool:
 @pytest.mark.parametrize(("name", "tokens", "message"), [("gpt2", 520, "512 positions"), ("llama4", 60, "in chunks")])
 def test_a_model_that_cannot_read_the_text_at_all_says_so_in_place(opened, name, tokens, message):
     app = opened(build(name), text=text(tokens))
-    assert message in app.problem.value and app.controller.maps is None and app.save.disabled
+    assert message in app.problem.value and app.controller.maps is None and app.saving.button.disabled
     app.close()
 
 
@@ -267,8 +267,8 @@ def test_a_saved_view_opens_and_shows_the_same_map(opened, tmp_path, monkeypatch
     app.controller.choose_query(15)
     app.controller.change(**fields)
     assert app.wait(60) and app.controller.name == app.controller.setting.name != "dense"
-    app.folder.value = str(tmp_path)
-    app.save.click()
+    app.saving.folder.value = str(tmp_path)
+    app.saving.button.click()
     tokens, tile, (row, _) = app.controller.tokens, app.controller.tile(), app.controller.row()
     shown = opened(tmp_path / "view.nc").controller
     assert shown.tokens == tokens and [str(unit) for unit in shown.units] == ["layer 1, head 1"]
