@@ -143,6 +143,7 @@ def run(request, cache_folder) -> Iterator[Run]:
     asked.cells.append(nbformat.v4.new_code_cell(wrong))
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setenv("XDG_CACHE_HOME", cache_folder)  # the kernel's
+        patch.setenv("OMP_NUM_THREADS", "1")  # as all tests: two threads on a shared machine take several times as long
         patch.setenv("JUPYTER_PLATFORM_DIRS", "1")
         fresh = executed(asked, folder)
     yield Run(path.stem, committed, fresh, printed(fresh.cells.pop()).splitlines())
