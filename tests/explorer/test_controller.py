@@ -68,6 +68,7 @@ def test_a_listener_that_takes_its_results_late_has_nothing_read_twice(reader, f
         assert mailbox.pump(lambda: not controller.busy, WAIT)
         controller.change(**fields)
     assert controller.wait(WAIT)  # the work is done, and nothing of it has been taken
+    assert controller.name == ("dense" if fields else "") and (controller.dense.reading is None) == (not fields)
     count = len(reader.asked)
     assert mailbox.pump(lambda: not controller.busy, WAIT) and controller.problem == ""
     assert count == 1 + bool(fields) and is_whole(controller, "window 6" if fields else "dense")

@@ -50,6 +50,17 @@ def test_twenty_explorers_made_and_closed_leave_nothing(monkeypatch):
     assert state_of(model) == before and torch.is_grad_enabled()
 
 
+def test_an_explorer_that_was_closed_keeps_no_model_alive():
+    model = build("llama")
+    app, gone = explore(model, text=text(16)), weakref.ref(model)
+    use(app)
+    app.streaming.toggle()
+    app.close()
+    del model
+    gc.collect()
+    assert gone() is None
+
+
 def test_running_a_cell_again_takes_the_place_of_the_explorer_it_made_before(monkeypatch):
     cell = ["a"]
     monkeypatch.setattr(open_explorers, "_cell", lambda: cell[0])

@@ -138,13 +138,13 @@ def test_a_cache_larger_than_the_text_is_noted():
 
 
 def test_while_a_text_goes_on_the_logits_of_the_whole_are_gone():
-    model = reader(tokens=97)
-    for result in model.read(Setting(), 96, lambda: False):
-        if type(result).__name__ == "Continuation":
-            break
+    results = reader(tokens=97).read(Setting(), 96, lambda: False)
+    while type(next(results)).__name__ != "Continuation":
+        pass
     gc.collect()
     tensors = [each for each in gc.get_objects() if type(each) is torch.Tensor and each.shape[-1:] == (128,)]
     assert [each for each in tensors if each.untyped_storage().nbytes() >= 97 * 128 * 4] == []
+    next(results)
 
 
 # --- what cannot be read ----------------------------------------------------------------------------------------------
