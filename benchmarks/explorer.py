@@ -125,7 +125,7 @@ def memory(notebook: OpenNotebook) -> None:
     session.send("HeapProfiler.collectGarbage")
     session.send("Performance.enable")
     metrics = {each["name"]: each["value"] for each in session.send("Performance.getMetrics")["metrics"]}
-    pages = [each for each in psutil.process_iter(["cmdline"]) if "--type=renderer" in (each.info["cmdline"] or [])]
+    pages = [each for each in psutil.Process().children(recursive=True) if "--type=renderer" in each.cmdline()]
     resident = max(each.memory_info().rss for each in pages) / 1e6
     print(f"  JavaScript heap {metrics['JSHeapUsedSize'] / 1e6:.0f} MB; page in all {resident:.0f} MB: ", end="")
     print(bar(resident / 400, 1.0))

@@ -9,10 +9,9 @@ bertviz loads from a CDN (in place of jquery 2.0.0 the nearest that npm has), an
     pip install --no-deps --target FOLDER bertviz==1.4.1 circuitsvis==1.43.3 attnview==0.5.1
     npm install --prefix FOLDER requirejs@2.3.6 d3@5.7.0 jquery@2.2.4
 
-Each of them is given the maps of an eager forward, makes its HTML in a process of its own, and is opened in a headless
-Chromium without a network. The explorer starts in JupyterLab with the model loaded, and its seconds, until the map is
-drawn and until all is (overview of the heads, chart of losses), have the forwards in them. Nothing else should run on
-the machine.
+Each is given the maps of an eager forward, makes its HTML in a process of its own, and is opened in a headless Chromium
+without a network. The explorer starts in JupyterLab with the model loaded; its seconds, until the map is drawn and then
+until all is (overview of heads, chart of losses), have its forwards in them. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -74,6 +73,8 @@ SWITCH = """([act, done, turn]) => {
     });
 }"""
 TWO_FRAMES = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"
+# Chromium empties a script of more than 512 MB without a word.
+DROPPED = "document.readyState === 'complete' && [...document.scripts].some(each => !each.src && !each.text)"
 CHOOSE_LAYER = """const list = document.querySelector("#layer");
     list.value = turn; list.dispatchEvent(new Event("change", {bubbles: true}));"""
 
@@ -175,7 +176,6 @@ def build(name: str, folder: Path, tokens: list[str], others: Path, answer: Conn
 
 
 def built(name: str, folder: Path, tokens: list[str], others: Path, limit: float) -> tuple[str, str] | str:
-    """What `build` answers within so many seconds."""
     context = multiprocessing.get_context("spawn")
     answer, send = context.Pipe(duplex=False)
     process = context.Process(target=build, args=(name, folder, tokens, others, send))
@@ -203,7 +203,9 @@ def within(limit: float, run: Callable[[float], float]) -> str:
 def drawn(page: Page, address: str, is_drawn: str, timeout: float) -> float:
     begun = time.perf_counter()
     page.goto(address, wait_until="commit", timeout=timeout)
-    page.wait_for_function(is_drawn, timeout=timeout)
+    page.wait_for_function(f"{is_drawn} || {DROPPED}", timeout=timeout)
+    if not page.evaluate(is_drawn):
+        raise Error("nothing: too long a script")
     page.evaluate(TWO_FRAMES)
     return time.perf_counter() - begun
 
@@ -235,10 +237,8 @@ def other(browser: Browser, name: str, folder: Path, tokens: list[str], others: 
     if isinstance(found, str):
         return [name, str(len(tokens)), "", "", found, "", ""]
     version, seconds = found
-    file = folder / "page.html"
-    size = f"{file.stat().st_size / 1e6:.1f}"
-    first, then = in_browser(browser, OTHERS[name], file, others / "node_modules", limit)
-    file.unlink()
+    size = f"{(folder / 'page.html').stat().st_size / 1e6:.1f}"
+    first, then = in_browser(browser, OTHERS[name], folder / "page.html", others / "node_modules", limit)
     return [f"{name} ({version})", str(len(tokens)), size, size, seconds, first, then]
 
 
