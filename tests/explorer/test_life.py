@@ -123,5 +123,4 @@ def test_a_cell_displays_the_explorer_once_also_where_it_is_its_last_line(shell)
     assert shell("app") == 1 and shell("get(app)") == 1
     assert shell("app = explore(model, text=ids)\napp") == 1
     assert shell("app.wait()") == 0
-    assert shell("explore(model, text=ids)") == 1
-    assert shell("app = _") == 0
+    assert shell("(app := explore(model, text=ids))") == 1
