@@ -118,7 +118,11 @@ class Layer(ABC):
 
     def probabilities(self, rows: slice, columns: slice) -> Tensor:
         """Probabilities [sequence, head, rows, columns] in float32: ``exp(logit - lse)``."""
-        return (self.logits(rows, columns) - self.lse[:, :, rows, None]).exp()
+        return self.weights(self.logits(rows, columns), rows)
+
+    def weights(self, logits: Tensor, rows: slice) -> Tensor:
+        """The probabilities of some queries' logits, made in their place."""
+        return logits.sub_(self.lse[:, :, rows, None]).exp_()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +154,8 @@ class FusedLayer(Layer):
             self.mask.hide(scores, rows, columns)
         return scores
 
-    def probabilities(self, rows: slice, columns: slice) -> Tensor:
-        return self._logs(self.logits(rows, columns), ALL, rows).exp_()
+    def weights(self, logits: Tensor, rows: slice) -> Tensor:
+        return self._logs(logits, ALL, rows).exp_()
 
     def tiles(self) -> Iterator[Tile]:
         sequences, kv_heads, keys, _ = self.key.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
@@ -41,7 +42,10 @@ def pooled(values: np.ndarray, side: int = SIDE) -> np.ndarray:
     """
     for axis in (0, 1):
         length = values.shape[axis]
-        if length > side:
+        if length > side and length % side == 0:  # the same as below, many times faster
+            step = length // side
+            values = reduce(np.fmax, [values[i::step] if axis == 0 else values[:, i::step] for i in range(step)])
+        elif length > side:
             values = np.fmax.reduceat(values, edges(length, side), axis=axis)
     return values
 

@@ -71,23 +71,26 @@ class LiveMaps(HeadMaps):
         self.first, self.length = first, layers[0].length
         self.starts = np.arange(self.length)
 
+    @torch.no_grad()
     def logits(self, unit: int, rows: slice, columns: slice) -> np.ndarray:
-        return self._values(unit, rows, columns)[0]
-
-    def probabilities(self, unit: int, rows: slice, columns: slice) -> np.ndarray:
-        return self._values(unit, rows, columns)[1]
+        layer = self._queries(unit, rows)
+        logits = layer.logits(slice(0, layer.rows), columns)
+        return logits.masked_fill_(is_hidden(logits), torch.nan)[0, 0].cpu().numpy()
 
     @torch.no_grad()
-    def _values(self, unit: int, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
+    def probabilities(self, unit: int, rows: slice, columns: slice) -> np.ndarray:
+        layer = self._queries(unit, rows)
+        everything = slice(0, layer.rows)
+        logits = layer.logits(everything, columns)
+        hidden = is_hidden(logits)
+        return layer.weights(logits, everything).masked_fill_(hidden, torch.nan)[0, 0].cpu().numpy()
+
+    def _queries(self, unit: int, rows: slice) -> Layer:
+        """Some queries of one head."""
         place, head = self._places[unit]
         whole = self.layers[place]
         layer = whole.one_head(0, head, torch.arange(rows.start, rows.stop))
-        layer = replace(layer, start=whole.start + rows.start)  # how far a query is from sinks that move along with it
-        everything = slice(0, layer.rows)
-        logits = layer.logits(everything, columns)[0, 0]
-        hidden = is_hidden(logits)
-        weights = layer.probabilities(everything, columns)[0, 0]
-        return logits.masked_fill(hidden, torch.nan).cpu().numpy(), weights.masked_fill(hidden, torch.nan).cpu().numpy()
+        return replace(layer, start=whole.start + rows.start)  # how far a query is from sinks that move along with it
 
 
 class SavedMaps(HeadMaps):
