@@ -166,7 +166,9 @@ def test_hovering_is_answered_with_the_exact_numbers_of_the_cell(app, monkeypatc
 @pytest.mark.parametrize("fields", [dict(dose=0.5), dict(dose=-30.0), dict(window=10**6), dict(kind="sinks", sinks=30)])
 def test_a_setting_that_no_control_has_does_not_stop_the_controls(app, fields):
     app.controller.change(**fields)
-    assert app.wait(60)
+    assert app.wait(60) and app.problem.value == ""
+    if "dose" in fields:
+        assert app.controls.fields["dose"].value == fields["dose"]
     set_field(app, "kind", "window")
     set_field(app, "window", 12)
     assert app.controller.name == "window 12" and belongs_to(app, "window 12")

@@ -23,7 +23,8 @@ from tests.zoo import build
 WAIT = 60
 UNIT = 6  # layer 1, head 2
 NAMES = ["view.pdf", "view.svg", "view.png", "view.nc", "view.py"]
-ASKED = {name: setting for name, (setting, _) in SETTINGS.items() if name != "no sinks"} | {
+ALIKE = ("no sinks", "softmax", "clipped", "stronger sinks", "chosen in a layer")  # to others that are here
+ASKED = {name: setting for name, (setting, _) in SETTINGS.items() if name not in ALIKE} | {
     "recompute": Setting(kind="recompute", window=12),
     "recompute of a short text": Setting(kind="recompute", window=50),
     "sinks gone under ReLU": Setting(dose=GONE, sinks=2, normaliser="ReLU", layers=(1, 1)),
