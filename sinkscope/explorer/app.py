@@ -233,17 +233,20 @@ class Explorer(w.VBox):
 
     def _draw_reading(self) -> None:
         self.pictures.draw_head()
-        self.pictures.draw_losses()
         self._draw_words()
         self.pictures.dim()
         self.saving.button.disabled = False
         if self.controller.now.overview is not None:
             self._draw_overview()
+        if self.pictures.chart is not None:
+            self.pictures.draw_losses()
 
     def _draw_overview(self) -> None:
         if self.controller.now.overview is not None:
             self.pictures.draw_overview(self.controller.now.overview.units)
             self.pictures.dim()
+            if self.pictures.chart is None:  # last: the page stands still while it loads what draws charts
+                self.pictures.draw_losses()
 
     def _draw_unit(self) -> None:
         self.pictures.draw_head()

@@ -44,6 +44,9 @@ class Setting:
         positions: "cache" or "original", as in `SinkWindow`.
         normaliser: one of `NORMALISERS`.
         layers: the first and the last layer that policy and normaliser act in; all when None.
+
+    Raises:
+        SinkscopeError: a kind or a normaliser that there is not.
     """
 
     kind: str = "dense"
@@ -55,6 +58,11 @@ class Setting:
     positions: str = "cache"
     normaliser: str = OWN
     layers: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for field, value, known in (("kind", self.kind, KINDS), ("normaliser", self.normaliser, NORMALISERS)):
+            if value not in known:
+                raise SinkscopeError(f"{field}={value!r} is unknown; give one of {', '.join(known)}.")
 
     @classmethod
     def of_text(cls, length: int) -> Setting:

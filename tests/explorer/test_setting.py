@@ -129,3 +129,9 @@ def test_what_no_text_can_be_read_under_is_one_sentence(setting, message):
 
 def test_every_token_but_one_can_be_evicted():
     Setting(kind="chosen", evicted=tuple(range(19)), since=10).check(20)
+
+
+@pytest.mark.parametrize("field", ["kind", "normaliser"])
+def test_a_word_that_is_none_of_the_choices_is_refused_with_the_choices(field):
+    with pytest.raises(SinkscopeError, match=f"{field}='sink' is unknown; give one of .*(dense|softmax1)"):
+        Setting(**{field: "sink"})
