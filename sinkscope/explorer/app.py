@@ -20,6 +20,7 @@ from sinkscope.explorer.interrupts import Interrupts
 from sinkscope.explorer.looks import Looks
 from sinkscope.explorer.mailbox import Mailbox
 from sinkscope.explorer.overview import saved_overview
+from sinkscope.explorer.parts import parts_of
 from sinkscope.explorer.pictures import Pictures
 from sinkscope.explorer.save_bar import SaveBar
 from sinkscope.explorer.saving import save_view, view_record
@@ -98,7 +99,7 @@ class Explorer(w.VBox):
         self.controller.close()
         if self.streaming is not None:
             self.streaming.close()
-        for part in _parts_of(self):
+        for part in parts_of(self):
             part.close()
         super().close()
 
@@ -295,14 +296,3 @@ class Explorer(w.VBox):
         "price": _draw_price, "continuation": _draw_continuation, "view": _draw_view, "unit": _draw_unit,
         "query": _draw_query, "problem": _draw_problem,
     }  # fmt: skip
-
-
-def _parts_of(widget: w.Widget) -> list[w.Widget]:
-    """All widgets that a widget is made of: those inside it, and the layouts and styles of all of them."""
-    found = []
-    for name in widget.keys:
-        value = getattr(widget, name)
-        for part in value if isinstance(value, tuple) else (value,):
-            if isinstance(part, w.Widget):
-                found += [part, *_parts_of(part)]
-    return found

@@ -9,6 +9,7 @@ import numpy as np
 
 SIDE = 512  # cells along each side at most
 FAINTEST = -5.0  # log10 of the smallest probability that is told from none
+ROUNDING = 1e-4  # what a probability may be above 1 for no reason
 SCALES = {"log": "log10 probability", "linear": "probability", "logit": "logit"}
 
 
@@ -64,14 +65,16 @@ def limits(values: np.ndarray, scale: str, stretched: bool = False) -> Limits:
     Args:
         values: [query, key], NaN where hidden.
         scale: one of `SCALES`.
-        stretched: whether a linear scale ends at the largest value rather than at 1.
+        stretched: whether a linear scale ends at the largest value even where that is below 1. Weights above 1, which
+            ReLU can give, stretch every scale.
     """
     if scale == "log":
-        return Limits(FAINTEST, 0.0, SCALES[scale])
+        highest = float(np.nanmax(values, initial=FAINTEST))
+        return Limits(FAINTEST, highest if highest > ROUNDING else 0.0, SCALES[scale])
     largest = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
     if scale == "logit":
         return Limits(-largest, largest, SCALES[scale], diverging=True)
-    return Limits(0.0, largest if stretched else 1.0, SCALES[scale])
+    return Limits(0.0, largest if stretched or largest > 1 + ROUNDING else 1.0, SCALES[scale])
 
 
 def encoded(values: np.ndarray, ends: Limits) -> np.ndarray:

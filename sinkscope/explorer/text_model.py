@@ -176,7 +176,7 @@ class TextModel:
     def _recomputed(self, setting: Setting, query: int) -> Iterator[Result]:
         policy = setting.policy
         assert policy.window is not None
-        limit_notes(self.model, policy, len(self.ids))
+        notes = limit_notes(self.model, policy, len(self.ids))
         first = max(0, query - policy.window + 1)
         logits, maps, record = self._measured(setting, self.ids[first : query + 1], None, first)
         guesses = self._guesses_at(query, logits[-1:])
@@ -186,7 +186,7 @@ class TextModel:
             "re-computation has maps of its own for every query: these are of the window of tokens "
             f"{first} to {query}; its losses are those of the first window and of a sample behind it"
         )
-        reading = Reading(setting, maps, losses, guesses, record, note)
+        reading = Reading(setting, maps, losses, guesses, record, ". ".join([*notes, note]))
         yield reading
         yield self._overview(setting, maps, record)
         yield self._price(setting)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -81,7 +83,7 @@ def test_the_logarithmic_scale_ends_at_the_faintest_probability_that_is_told_fro
 )
 def test_the_ends_of_a_scale(scale, stretched, low, high, diverging):
     values = np.array([[np.nan, 0.5], [0.25, 0.125]]) if scale != "logit" else np.array([[np.nan, -2.0], [1.5, 0.0]])
-    ends = limits(values, scale, stretched)
+    ends = limits(scaled(values, scale), scale, stretched)
     assert (ends.low, ends.high, ends.diverging) == (low, high, diverging)
 
 
@@ -90,3 +92,13 @@ def test_a_scale_of_nothing_has_two_ends(scale):
     for values in (np.full((2, 2), np.nan), np.zeros((2, 2))):
         ends = limits(values, scale, stretched=True)
         assert ends.low < ends.high
+
+
+def test_weights_above_one_are_not_cut_off_and_rounding_does_not_move_a_scale():
+    weights = np.array([[np.nan, 2.5], [0.1, 1.0]])
+    for scale, highest in (("linear", 2.5), ("log", math.log10(2.5))):
+        ends = limits(scaled(weights, scale), scale)
+        assert ends.high == pytest.approx(highest)
+        assert encoded(scaled(weights, scale), ends)[0, 1] == 255 > encoded(scaled(weights, scale), ends)[1, 1]
+    rounded = np.array([[1.0000002, 0.5]], dtype=np.float32)
+    assert [limits(scaled(rounded, scale), scale).high for scale in ("linear", "log")] == [1.0, 0.0]
