@@ -170,10 +170,9 @@ def record_of(model: nn.Module, texts: list[Tensor], policies: list[Policy], fin
     losses = np.stack([run.losses.numpy() for run in finished])
     natives = cached_windows(model)
     mixed = None in natives.values()
+    known = [policy.coordinates for policy in policies]
     per_policy = {
-        "cache_size": [-1 if policy.cache_size is None else policy.cache_size for policy in policies],
-        "sinks": [policy.sinks for policy in policies],
-        "recomputed": [int(policy.recomputed) for policy in policies],
+        **{name: [each[name] for each in known] for name in known[0]},
         "seconds": [run.seconds for run in finished],
         "scored": np.isfinite(losses).sum((1, 2)),
     }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from sinkscope.core.placed import Placed
@@ -73,6 +74,32 @@ class Policy(Placed):
         """Whether keeping tokens, or rebuilding them, is all it does: what any cache can."""
         changed = self.recent or self.bias or self.values != "kept"
         return self.keys is None and not changed and not self.is_partial
+
+    @property
+    def coordinates(self) -> dict[str, str | int | float]:
+        """What a record keeps of it beside its name, so that whoever reads the record decides by data.
+
+        policy_kind        name of its class
+        policy_settings    every field, as JSON; what JSON cannot hold as its repr
+        cache_size, sinks  tokens; a cache_size of -1 has no bound
+        recomputed         1 where keys and values are rebuilt for every new token, else 0
+        sink_values        "kept", "zeroed", "mean" or "added", as in `SinkWindow`
+        sink_bias          added to the logits of the sinks, or of the chosen keys
+        positions          "cache" or "original"
+        placement          the layers and heads it acts in, in words; empty for all
+        """
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            "policy_kind": type(self).__name__,
+            "policy_settings": json.dumps(settings, default=repr, sort_keys=True),
+            "cache_size": -1 if self.cache_size is None else self.cache_size,
+            "sinks": self.sinks,
+            "recomputed": int(self.recomputed),
+            "sink_values": self.values,
+            "sink_bias": float(self.bias),
+            "positions": self.positions,
+            "placement": self.place,
+        }
 
     @property
     def name(self) -> str:
