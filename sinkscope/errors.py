@@ -8,3 +8,9 @@ class SinkscopeError(ValueError):
 
     The command line prints the message as one line and exits with code 2.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, without its full stop; its class where it has none."""
+    lines = str(error).strip().splitlines()
+    return (lines[0].strip().rstrip(".:") if lines else "") or type(error).__name__

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf.attention import has_interface
+from sinkscope.hf.models import is_encoder_decoder, is_pretrained
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,7 @@ def find_anatomy(model: nn.Module) -> Anatomy:
         raise SinkscopeError(
             f"expected a loaded model (a torch module), got {type(model).__name__}; sinkscope.load() makes one."
         )
-    config = getattr(model, "config", None)
-    if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
+    if is_encoder_decoder(model):
         raise SinkscopeError(
             f"{type(model).__name__} has cross attention (encoder-decoder), which sinkscope does not measure; "
             "pass its encoder, or a decoder-only model."
@@ -75,13 +74,12 @@ def find_anatomy(model: nn.Module) -> Anatomy:
             "sinkscope measures models with softmax attention."
         )
     base = _base_around(model, list(innermost))
-    can_set: Any = getattr(base, "_can_set_attn_implementation", None)
-    return Anatomy(base, _parts(model, innermost), interface=bool(can_set and can_set()))
+    return Anatomy(base, _parts(model, innermost), interface=has_interface(base))
 
 
 def _base_around(model: nn.Module, names: list[str]) -> nn.Module:
     """The innermost transformers model around the attention modules; the model itself where there is none."""
-    models = {name: module for name, module in model.named_modules() if isinstance(module, PreTrainedModel)}
+    models = {name: module for name, module in model.named_modules() if is_pretrained(module)}
     around = {
         max((name for name in models if attention.startswith(f"{name}." if name else "")), key=len, default="")
         for attention in names

@@ -11,11 +11,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import Cache
 
 from sinkscope.core.collect import Text
 from sinkscope.core.layer import Layer
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf.caches import Cache, given_cache, held_states, returned_cache
+from sinkscope.hf.models import input_embeddings
 
 
 @dataclass
@@ -83,7 +84,7 @@ class Forward:
                 ids = self.ids[batch] if self.real is None else self.ids[batch, self.real[batch, new]]
             text.token_ids.append(ids.cpu().numpy().astype(np.int64))
             text.tokens += count
-        cache = self.cache if self.cache is not None else getattr(output, "past_key_values", None)
+        cache = self.cache if self.cache is not None else returned_cache(output)
         if isinstance(cache, Cache):
             caches[cache] = Filled(self.texts, self.past + self.tokens, _last_key(cache))
 
@@ -98,7 +99,7 @@ def read_forward(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
     signature: Any = base.forward
     given = dict(inspect.signature(signature).bind_partial(*args, **kwargs).arguments)
     given |= given.pop("kwargs", {})
-    ids, cache, mask = given.get("input_ids"), given.get("past_key_values"), given.get("attention_mask")
+    ids, cache, mask = given.get("input_ids"), given_cache(given), given.get("attention_mask")
     cache = cache if isinstance(cache, Cache) else None
     past = 0 if cache is None else int(cache.get_seq_length())
     check_vocabulary(base, ids)
@@ -125,8 +126,7 @@ def check_vocabulary(base: nn.Module, ids: Tensor | None) -> None:
     """Raise SinkscopeError when a token id is none of the model's."""
     if ids is None or ids.numel() == 0:
         return
-    embeddings: Any = getattr(base, "get_input_embeddings", lambda: None)
-    size = getattr(embeddings(), "num_embeddings", None)
+    size = getattr(input_embeddings(base), "num_embeddings", None)
     if size is None:
         return
     low, high = int(ids.min()), int(ids.max())
@@ -162,5 +162,5 @@ def _check_cache(cache: Cache, filled: Filled, past: int, batch: int) -> None:
 
 def _last_key(cache: Cache) -> Tensor | None:
     """The key [batch, dim] that a cache's first layer appended last, a fingerprint of its rows."""
-    keys = getattr(cache.layers[0], "keys", None) if cache.layers else None
-    return keys[:, 0, -1].clone() if isinstance(keys, Tensor) and keys.dim() == 4 and keys.shape[2] else None
+    keys = held_states(cache, 0).get("keys")
+    return None if keys is None or not keys.shape[2] else keys[:, 0, -1].clone()

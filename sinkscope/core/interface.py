@@ -1,20 +1,17 @@
 """The attention and mask functions that transformers calls while a scope is attached.
 
-Both are registered under the name "sinkscope" in the two registries that transformers offers for this. The attention
-function returns, in the slot where eager attention returns its maps, the `FusedLayer` that probes look at; a forward
-hook of the scope picks it up there.
+Both are registered under the name "sinkscope". The attention function returns, in the slot where eager attention
+returns its maps, the `FusedLayer` that probes look at; a forward hook of the scope picks it up there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
 
 from sinkscope.core.attend_layer import Block, attend_layer
 from sinkscope.core.eviction import Eviction
@@ -23,9 +20,9 @@ from sinkscope.core.masks import CausalMask, FullMask, IndexedMask, Mask, Tensor
 from sinkscope.core.normalisers import Normaliser
 from sinkscope.core.weighing import PLAIN, Weighing, weighing_of
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf.attention import AttentionCall, MaskRequest, register
 
 NAME = "sinkscope"
-CHANGES_ATTENTION = ("indices", "block_indices", "sinks")  # sparse attention chosen by the model, of some families
 
 NORMALISERS: WeakKeyDictionary[nn.Module, Normaliser] = WeakKeyDictionary()
 """Attention modules whose softmax a scope has replaced."""
@@ -67,79 +64,44 @@ class MaskNeeded(SinkscopeError, AttributeError):
         )
 
 
-def lazy_mask(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: int | Tensor = 0,
-    kv_offset: int = 0,
-    mask_function: Callable[..., Tensor] | None = None,
-    attention_mask: Tensor | None = None,
-    local_size: int | None = None,
-    allow_is_causal_skip: bool = True,
-    allow_is_bidirectional_skip: bool = False,
-    use_vmap: bool = False,
-    device: torch.device | str = "cpu",
-    **_: Any,
-) -> Sight:
-    """The model's own mask as an object that answers block by block; the arguments are those of transformers."""
-    start, key_start = int(q_offset), int(kv_offset)
-    padding = attention_mask
-    if padding is not None and (missing := kv_length + key_start - padding.shape[-1]) > 0:
+def lazy_mask(asked: MaskRequest) -> Sight:
+    """The model's own mask as an object that answers block by block."""
+    start, key_start, keys, padding = asked.start, asked.key_start, asked.keys, asked.padding
+    if padding is not None and (missing := keys + key_start - padding.shape[-1]) > 0:
         padding = torch.nn.functional.pad(padding, (0, missing))
-    filled = start + q_length - key_start
-    unpadded = padding is None or bool(padding[:, key_start : key_start + min(kv_length, filled)].all())
-    plain = unpadded and (local_size is None or kv_length < local_size)
-    if plain and allow_is_causal_skip:
+    filled = start + asked.queries - key_start
+    unpadded = padding is None or bool(padding[:, key_start : key_start + min(keys, filled)].all())
+    plain = unpadded and (asked.window is None or keys < asked.window)
+    if plain and asked.causal:
         return Sight(CausalMask(start - key_start), start, key_start)
-    if plain and allow_is_bidirectional_skip:
+    if plain and asked.bidirectional:
         return Sight(FullMask(), start, key_start)
 
     def function(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        assert mask_function is not None
-        seen = mask_function(batch, head, query, key)
+        assert asked.function is not None
+        seen = asked.function(batch, head, query, key)
         return seen if padding is None else seen & padding[batch, key]
 
-    batch = torch.arange(batch_size, device=device)
-    rows = torch.arange(start, start + q_length, device=device)
-    columns = torch.arange(key_start, key_start + kv_length, device=device)
-    mask = IndexedMask(function, batch, rows, columns, vectorised=not use_vmap)
+    batch = torch.arange(asked.batch, device=asked.device)
+    rows = torch.arange(start, start + asked.queries, device=asked.device)
+    columns = torch.arange(key_start, key_start + keys, device=asked.device)
+    mask = IndexedMask(function, batch, rows, columns, vectorised=not asked.scalar)
     return Sight(mask, start, key_start, padded=not unpadded)
 
 
-def scoped_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Sight | Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    is_causal: bool | None = None,
-    position_bias: Tensor | None = None,
-    **given: Any,
-) -> tuple[Tensor, FusedLayer]:
-    """Attention of one layer, as transformers' attention interface wants it.
-
-    Returns:
-        The output [batch, query, head, dim], and the layer for the probes.
-    """
-    unknown = {"position_bias": position_bias} | {name: given.get(name) for name in CHANGES_ATTENTION}
-    for name, value_given in unknown.items():
-        if value_given is not None:
-            raise SinkscopeError(
-                f"{type(module).__name__} changes its attention by `{name}`, which sinkscope cannot follow; "
-                "measure its maps elsewhere and use sinkscope.from_maps."
-            )
-    check_dropout(dropout)
-    query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves rotated ones in float32
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    sight = _sight(attention_mask, query, key, causal)
-    weighing = weighing_of(NORMALISERS.get(module), s_aux, query.shape[1], query.device)
-    output, layer = observed_layer(query, key, value, sight, scaling, softcap, weighing, EVICTIONS.get(module))
-    return output.transpose(1, 2).contiguous(), layer
+def scoped_attention(call: AttentionCall) -> tuple[Tensor, FusedLayer]:
+    """Attention of one layer: the output [batch, head, query, dim], and the layer for the probes."""
+    module, value = call.module, call.value
+    if call.foreign:
+        raise SinkscopeError(
+            f"{type(module).__name__} changes its attention by `{call.foreign[0]}`, which sinkscope cannot follow; "
+            "measure its maps elsewhere and use sinkscope.from_maps."
+        )
+    check_dropout(call.dropout)
+    query, key = call.query.to(value.dtype), call.key.to(value.dtype)  # autocast leaves rotated ones in float32
+    sight = _sight(call.mask, query, key, call.causal)
+    weighing = weighing_of(NORMALISERS.get(module), call.learned_sinks, query.shape[1], query.device)
+    return observed_layer(query, key, value, sight, call.scale, call.softcap, weighing, EVICTIONS.get(module))
 
 
 def observed_layer(
@@ -199,5 +161,4 @@ def _sight(attention_mask: Sight | Tensor | None, query: Tensor, key: Tensor, ca
     return Sight(CausalMask(past) if causal else FullMask(), past, 0)
 
 
-AttentionInterface.register(NAME, scoped_attention)
-AttentionMaskInterface.register(NAME, lazy_mask)
+register(NAME, scoped_attention, lazy_mask)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import DynamicCache
-from transformers.cache_utils import DummyLayer
 
 from sinkscope.core.anatomy import Anatomy
 from sinkscope.core.eviction import Eviction, KeyEviction, ReadKeyEviction, RecentEviction, WindowEviction
@@ -15,6 +13,8 @@ from sinkscope.core.readiness import check_unchunked
 from sinkscope.core.rotary import find_rotations
 from sinkscope.core.rotation import Rotation
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf.caches import native_windows as cached_windows
+from sinkscope.hf.models import query_heads
 
 
 def layer_evictions(policy: Policy, model: nn.Module, anatomy: Anatomy) -> list[Eviction | None]:
@@ -88,13 +88,6 @@ def _key_eviction(policy: Policy, rotation: Rotation | None, heads: Tensor | Non
     return KeyEviction(keys=keys, since=policy.start, heads=heads, bias=policy.bias, values=policy.values)
 
 
-def query_heads(model: Any) -> int | None:
-    """How many query heads each attention layer has; None where layers differ or the configuration does not say."""
-    config = getattr(model, "config", None)  # a module of one's own has none
-    heads = None if config is None else getattr(config.get_text_config(decoder=True), "num_attention_heads", None)
-    return heads if isinstance(heads, int) else None
-
-
 def native_windows(model: Any, layers: int) -> list[int | None]:
     """The model's own sliding window in each attention layer, in tokens, that being read included; None for full ones.
 
@@ -113,13 +106,3 @@ def native_windows(model: Any, layers: int) -> list[int | None]:
             "policy needs one for each; it cannot be streamed."
         )
     return windows
-
-
-def cached_windows(model: Any) -> dict[int, int | None]:
-    """The same by number of the layer, for those in the cache, which need not be one for each attention layer."""
-    layers: list[Any] = DynamicCache(config=model.config).layers
-    return {
-        number: getattr(layer, "sliding_window", None) if getattr(layer, "is_sliding", False) else None
-        for number, layer in enumerate(layers)
-        if not isinstance(layer, DummyLayer)
-    }

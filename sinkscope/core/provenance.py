@@ -15,16 +15,16 @@ import xarray as xr
 from torch import nn
 
 import sinkscope
+from sinkscope.hf.models import begin_token, model_type, name_or_path, revision
 
 
 def model_attributes(model: nn.Module) -> dict[str, Any]:
     """Name, family, revision, dtype and device of a model, and the versions of what ran it."""
-    config = getattr(model, "config", None)
     parameter = next(model.parameters(), torch.empty(0))
     return {
-        "model": _public_name(getattr(config, "_name_or_path", "")) or type(model).__name__,
-        "model_type": getattr(config, "model_type", type(model).__name__),
-        "revision": getattr(config, "_commit_hash", None) or "unknown",
+        "model": _public_name(name_or_path(model)) or type(model).__name__,
+        "model_type": model_type(model),
+        "revision": revision(model),
         "dtype": str(parameter.dtype).removeprefix("torch."),
         "device": str(parameter.device),
         "sinkscope": sinkscope.__version__,
@@ -45,7 +45,7 @@ def token_attributes(record: xr.Dataset, model: nn.Module) -> dict[str, Any]:
     if "token_id" not in record.coords:
         return {"sequences": record.sizes["sequence"], "tokens": int(record.length.sum()), "bos": "unknown"}
     ids = record.token_id.values
-    bos = getattr(getattr(model, "config", None), "bos_token_id", None)
+    bos = begin_token(model)
     starts = "unknown"
     if bos is not None and bool((ids[:, 0] >= 0).all()):
         starts = "yes" if np.isin(ids[:, 0], bos).all() else "no"

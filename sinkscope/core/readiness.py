@@ -5,13 +5,10 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
-
 from sinkscope.core.anatomy import find_anatomy
 from sinkscope.errors import SinkscopeError
-
-KEYS_AND_VALUES = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)  # a dummy layer shares those of another
+from sinkscope.hf.caches import has_only_keys_and_values, takes_cache
+from sinkscope.hf.models import attends_in_chunks, has_config, is_head_present
 
 
 def check_decoder(model: Any, predicts: bool = False) -> None:
@@ -27,14 +24,13 @@ def check_decoder(model: Any, predicts: bool = False) -> None:
     """
     anatomy, name = find_anatomy(model), type(model).__name__
     accepted = inspect.signature(anatomy.base.forward).parameters
-    config = getattr(model, "config", None)
-    if not isinstance(config, PreTrainedConfig) or not {"input_ids", "past_key_values"} <= set(accepted):
+    if not has_config(model) or "input_ids" not in accepted or not takes_cache(anatomy.base.forward):
         raise not_a_decoder(name, "keeps no keys in a cache")
     if any(getattr(part.attention, "is_causal", True) is False for part in anatomy.parts):
         raise not_a_decoder(name, "has attention that is not causal")
-    if not all(type(layer) in KEYS_AND_VALUES for layer in DynamicCache(config=config).layers):
+    if not has_only_keys_and_values(model):
         raise not_a_decoder(name, "caches other states than keys and values in some layers")
-    if predicts and getattr(model, "get_output_embeddings", lambda: None)() is None:
+    if predicts and not is_head_present(model):
         raise SinkscopeError(
             f"{name} has no language head, so it predicts no next token; load the model with one, as sinkscope.load() "
             "and AutoModelForCausalLM do."
@@ -70,7 +66,7 @@ def check_unscoped(base: Any) -> None:
 
 def check_unchunked(model: Any) -> None:
     """Raise SinkscopeError for attention in chunks (llama4): what a token sees depends on its place in the text."""
-    if "chunked_attention" in (getattr(model.config.get_text_config(decoder=True), "layer_types", None) or []):
+    if attends_in_chunks(model):
         raise SinkscopeError(
             f"{type(model).__name__} attends in chunks, whose borders are places in the text; it cannot be streamed."
         )

@@ -21,6 +21,8 @@ from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.readiness import check_decoder, check_eval, check_unscoped, not_a_decoder
 from sinkscope.core.rotation import Rotation
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf.caches import growing_cache, with_cache
+from sinkscope.hf.models import position_limits, rope_parameters, vocabulary_size
 
 TOKENS = 6  # tokens looked at, each alone
 FARTHEST = 1 << 8  # position probed; frequencies are right to float precision over it
@@ -50,19 +52,15 @@ def find_rotations(model: nn.Module) -> list[Rotation | None]:
 
 def position_limit(model: Any) -> int | None:
     """Positions the model was made for, or None; where its rotation changes with length, those before the change."""
-    config = model.config.get_text_config(decoder=True)
-    scaling = getattr(config, "rope_parameters", None) or {}
-    names = ("max_position_embeddings", "n_positions", "max_seq_len")
-    limits = [getattr(config, name, None) for name in names]
-    if changes_with_length(model):
-        limits.append(scaling.get("original_max_position_embeddings"))
-    return min((limit for limit in limits if limit), default=None)
+    limits = position_limits(model)
+    if changes_with_length(model) and (limit := rope_parameters(model).get("original_max_position_embeddings")):
+        limits.append(limit)
+    return min(limits, default=None)
 
 
 def changes_with_length(model: Any) -> bool:
     """Whether the frequencies themselves depend on how long the text is (dynamic and longrope scaling)."""
-    scaling = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None) or {}
-    return scaling.get("rope_type") in ("dynamic", "longrope")
+    return rope_parameters(model).get("rope_type") in ("dynamic", "longrope")
 
 
 @torch.no_grad()
@@ -70,7 +68,7 @@ def _look(base: Any, name: str) -> list[Rotation | None]:
     limit = position_limit(base) or 2 * FARTHEST
     positions = [0] + [1 << power for power in range(int(math.log2(min(FARTHEST, max(2, limit // 2)))) + 1)]
     generator = torch.Generator().manual_seed(0)
-    vocabulary = base.config.get_text_config(decoder=True).vocab_size
+    vocabulary = vocabulary_size(base)
     tokens = torch.randint(min(3, vocabulary - 1), vocabulary, (TOKENS, 1), generator=generator).to(base.device)
     cached = {position: _cached(base, tokens, position, name) for position in positions}
     rotations: list[Rotation | None] = []
@@ -84,13 +82,11 @@ def _look(base: Any, name: str) -> list[Rotation | None]:
 
 def _cached(base: Any, tokens: Tensor, position: int, name: str) -> list[dict[str, Tensor]]:
     """What each layer caches of tokens that stand alone at a position: keys and values [token, head, 1, dim]."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache()
+    cache = growing_cache()
     if "position_ids" in inspect.signature(base.forward).parameters:
-        base(tokens, past_key_values=cache, use_cache=True, position_ids=torch.full_like(tokens, position))
+        base(tokens, **with_cache(base, cache), position_ids=torch.full_like(tokens, position))
         return _states(cache, name)
-    base(tokens.expand(-1, 2), past_key_values=cache, use_cache=True)  # no positions to choose: compare 0 and 1
+    base(tokens.expand(-1, 2), **with_cache(base, cache))  # no positions to choose: compare 0 and 1
     first = _states(cache, name)
     if position and not torch.equal(first[0]["keys"][:, :, 0], first[0]["keys"][:, :, 1]):
         raise _absolute(name)

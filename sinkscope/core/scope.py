@@ -26,17 +26,18 @@ from sinkscope.core.anatomy import Anatomy, Part, find_anatomy
 from sinkscope.core.collect import Collector
 from sinkscope.core.finite import not_finite
 from sinkscope.core.forward import Caches, Forward, read_forward
-from sinkscope.core.implementation import use_implementation
-from sinkscope.core.interface import EVICTIONS, NORMALISERS
+from sinkscope.core.interface import EVICTIONS, NAME, NORMALISERS
 from sinkscope.core.layer import Layer
 from sinkscope.core.normalisers import Normaliser, Pointwise
 from sinkscope.core.policies import Dense, Policy
-from sinkscope.core.policy_on_layers import layer_evictions, query_heads
+from sinkscope.core.policy_on_layers import layer_evictions
 from sinkscope.core.probes import FREE, HiddenProbe, LayerProbe, Probe, TileProbe
 from sinkscope.core.probing import checked_probes, measure_layer
 from sinkscope.core.provenance import model_attributes, token_attributes
 from sinkscope.core.watch import AttentionWatch, cached_states
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf.attention import use_implementation
+from sinkscope.hf.models import query_heads
 
 _WATCHED: WeakSet[nn.Module] = WeakSet()  # attention modules that carry a scope now
 
@@ -173,7 +174,7 @@ class Scope:
                 EVICTIONS[part.attention] = eviction
                 undo.callback(EVICTIONS.pop, part.attention, None)
         if interface:
-            use_implementation(base, undo)
+            use_implementation(base, NAME, undo)
         hang(base.register_forward_pre_hook(self._before_forward, with_kwargs=True))
         hang(base.register_forward_hook(self._after_forward))
         undo.callback(self._stop_watching)  # an interrupt inside a module skips the hook behind it

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from sinkscope.core.interface import Sight, check_dropout, observed_layer
 from sinkscope.core.layer import FusedLayer, Layer, ScoredLayer
 from sinkscope.core.masks import CausalMask, FullMask, Mask, TensorMask
+from sinkscope.hf.caches import cache_among, held_states
 
 SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
 
@@ -60,14 +61,9 @@ class AttentionWatch(TorchFunctionMode):
 
 def cached_states(index: int, arguments: Iterable[Any]) -> dict[str, Tensor]:
     """Keys and values [batch, kv_head, key, dim] of a layer from the cache among its arguments, if there is one."""
-    from transformers import Cache
-
-    for argument in arguments:
-        if isinstance(argument, Cache):
-            layer: Any = argument.layers[index]
-            if isinstance(layer.keys, Tensor):
-                return {"key": layer.keys.detach(), "value": layer.values.detach()}
-    return {}
+    cache = cache_among(arguments)
+    states = {} if cache is None else held_states(cache, index)
+    return {"key": states["keys"].detach(), "value": states["values"].detach()} if len(states) == 2 else {}
 
 
 def _fused(

@@ -8,8 +8,8 @@ Importing this package imports neither torch nor transformers.
 
 from __future__ import annotations
 
-from sinkscope.data.models import load
 from sinkscope.data.sources import read_text
 from sinkscope.data.tokens import read_tokens, sequences
+from sinkscope.hf.loading import load
 
 __all__ = ["load", "read_text", "read_tokens", "sequences"]

@@ -27,8 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sinkscope.data.quiet import first_line, quiet_transformers
-from sinkscope.errors import SinkscopeError
+from sinkscope.errors import SinkscopeError, first_line
 
 MANIFEST = "sinkscope.json"
 PARTIAL = ".partial"
@@ -80,7 +79,7 @@ def _convert(gguf: Path, dtype: Any, directory: Path) -> None:
     from tqdm.auto import tqdm
     from transformers import AutoConfig, AutoTokenizer, GgufConfig
 
-    from sinkscope.data.classes import auto_class
+    from sinkscope.hf.auto import auto_class, quiet_transformers
 
     where: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     bar = tqdm(total=3, desc=f"Converting {gguf.name} once", disable=None, leave=False)

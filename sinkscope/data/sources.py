@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sinkscope.data.demo import demo_chapters
-from sinkscope.data.quiet import first_line
-from sinkscope.errors import SinkscopeError
+from sinkscope.errors import SinkscopeError, first_line
 
 BETWEEN = "\n\n"
 TEXT_COLUMNS = ("text", "content", "document", "article", "story", "sentence")

@@ -6,9 +6,8 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from sinkscope.data.quiet import first_line
 from sinkscope.data.sources import not_blank, text_pieces
-from sinkscope.errors import SinkscopeError
+from sinkscope.errors import SinkscopeError, first_line
 
 if TYPE_CHECKING:
     import torch

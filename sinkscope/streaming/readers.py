@@ -20,6 +20,7 @@ from sinkscope.core.finite import not_finite
 from sinkscope.core.normalisers import Normaliser
 from sinkscope.core.policies import Policy
 from sinkscope.core.scope import attached
+from sinkscope.hf.caches import with_cache
 from sinkscope.streaming.rolling import RollingCache
 
 
@@ -79,9 +80,7 @@ class BlockReader(Reader):
             while self.done < last:
                 start, stop = self.done, min(self.done + self.block, last)
                 positions = self.cache.positions(stop - start, self.ids.device)
-                logits = self.model(
-                    self.ids[:, start:stop], past_key_values=self.cache, use_cache=True, **positions
-                ).logits
+                logits = self.model(self.ids[:, start:stop], **with_cache(self.model, self.cache), **positions).logits
                 self.done = stop
                 yield scored(self.model, logits, self.ids, torch.arange(start, stop), stop)
 
@@ -158,7 +157,7 @@ class TokenReader(Reader):
         with self.cache:
             for at in range(self.ids.shape[1] - 1):
                 token = self.ids[:, at : at + 1]
-                logits = self.model(token, past_key_values=self.cache, use_cache=True).logits
+                logits = self.model(token, **with_cache(self.model, self.cache)).logits
                 yield scored(self.model, logits, self.ids, torch.tensor([at]), at + 1)
 
     def resume(self, done: int, state: dict[str, Tensor]) -> None:

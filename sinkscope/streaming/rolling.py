@@ -8,17 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin
 
 from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.policies import Policy
 from sinkscope.core.policy_on_layers import cached_windows, native_windows
 from sinkscope.core.rotary import find_rotations
 from sinkscope.core.rotation import Rotation
+from sinkscope.hf.caches import Cache, CacheLayer
 
 
-class RollingLayer(CacheLayerMixin):
+class RollingLayer(CacheLayer):
     """One layer's sinks and last tokens.
 
     Attention gets ``[sinks | neighbours | new block]``, where the neighbours reach back as far as the first new token
@@ -29,9 +28,6 @@ class RollingLayer(CacheLayerMixin):
         rotation: the layer's rotary geometry, or None.
         is_sliding: whether this is a layer with a native sliding window.
     """
-
-    is_compileable = False
-    is_croppable = False
 
     def __init__(self, sinks: int, window: int | None, rotation: Rotation | None, is_sliding: bool = False) -> None:
         super().__init__()
@@ -82,9 +78,6 @@ class RollingLayer(CacheLayerMixin):
 
     def get_seq_length(self) -> int:
         return self.seen
-
-    def get_max_length(self) -> int:
-        return -1
 
 
 class RollingCache(Cache):

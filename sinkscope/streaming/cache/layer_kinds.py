@@ -14,6 +14,7 @@ from sinkscope.core.policy_on_layers import native_windows
 from sinkscope.core.readiness import check_unscoped
 from sinkscope.core.rotary import find_rotations
 from sinkscope.core.rotation import Rotation
+from sinkscope.hf.caches import growing_cache, held_states, with_cache
 
 SAME_ANGLE = 1e-8  # radians per position: frequencies fitted in two layers differ by less when they are meant to be one
 
@@ -54,27 +55,21 @@ def layer_kinds(model: nn.Module, policy: SinkWindow) -> list[LayerKind]:
     Raises:
         SinkscopeError: the model cannot be streamed.
     """
-    from transformers import DynamicCache
-
     base: Any = find_anatomy(model).base
     check_unscoped(base)
     rotations = find_rotations(model)
     windows = native_windows(model, len(rotations))
     mixed = None in windows
-    cache = DynamicCache()
-    base(torch.zeros(1, 1, dtype=torch.long, device=base.device), past_key_values=cache, use_cache=True)
-    layers: list[Any] = cache.layers
+    cache = growing_cache()
+    base(torch.zeros(1, 1, dtype=torch.long, device=base.device), **with_cache(base, cache))
     kinds = []
-    for rotation, native, held in zip(rotations, windows, layers, strict=True):
-        slides = mixed and native is not None
-        shapes = {slot: (states.shape[1], states.shape[3]) for slot, states in _states(held).items()}
+    for layer, (rotation, native) in enumerate(zip(rotations, windows, strict=True)):
+        slides, held = mixed and native is not None, held_states(cache, layer)
+        shapes = {slot: (states.shape[1], states.shape[3]) for slot, states in held.items()}
         sinks, window = (0, native - 1) if slides and native is not None else (policy.sinks, policy.window)
-        kinds.append(LayerKind(sinks, window, slides, rotation, shapes, held.keys.dtype, held.keys.device))
+        keys = held["keys"]
+        kinds.append(LayerKind(sinks, window, slides, rotation, shapes, keys.dtype, keys.device))
     return kinds
-
-
-def _states(held: Any) -> dict[str, torch.Tensor]:
-    return {"keys": held.keys, "values": held.values}
 
 
 def _turn_alike(one: Rotation | None, other: Rotation | None) -> bool:

@@ -12,6 +12,8 @@ from sinkscope.core.policies import SinkWindow
 from sinkscope.core.policy_on_layers import native_windows
 from sinkscope.core.rotary import changes_with_length, position_limit
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf.attention import implementation
+from sinkscope.hf.models import alibi_limit
 
 
 def position_table(model: Any, base: nn.Module, policy: SinkWindow) -> int | None:
@@ -21,7 +23,7 @@ def position_table(model: Any, base: nn.Module, policy: SinkWindow) -> int | Non
         SinkscopeError: the cache itself is longer than the model can look back.
     """
     needed = policy.sinks + policy.window + 1
-    biases = getattr(model.config.get_text_config(decoder=True), "max_seq_len", None)
+    biases = alibi_limit(model)
     limit = position_limit(model) if changes_with_length(model) else None
     for most, what in ((biases, "has ALiBi distances"), (limit, "keeps its rotary frequencies")):
         if most and needed > most:
@@ -41,6 +43,4 @@ def hides_sinks(model: nn.Module, layers: int, policy: SinkWindow) -> bool:
 
 def has_policy(base: Any) -> bool:
     """Whether a scope has the model's attention evict tokens by itself."""
-    return base.config._attn_implementation == NAME and any(
-        part.attention in EVICTIONS for part in find_anatomy(base).parts
-    )
+    return implementation(base) == NAME and any(part.attention in EVICTIONS for part in find_anatomy(base).parts)

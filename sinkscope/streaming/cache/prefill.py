@@ -15,6 +15,8 @@ from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.interface import NAME
 from sinkscope.core.policies import SinkWindow
 from sinkscope.core.scope import attached
+from sinkscope.hf.attention import implementation
+from sinkscope.hf.caches import with_cache
 from sinkscope.streaming.cache.store import Store
 from sinkscope.streaming.limits import block_within_limits
 from sinkscope.streaming.rolling import RollingCache
@@ -31,7 +33,7 @@ def part_of(given: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
 def can_read_blocks(base: Any, store: Store) -> bool:
     """Whether attention can follow a policy in blocks: through transformers' interface, free of scopes, unpadded."""
     one_device = len({kind.device for kind in store.kinds}) == 1
-    free = base.config._attn_implementation != NAME
+    free = implementation(base) != NAME
     return store.pads is None and one_device and free and find_anatomy(base).interface
 
 
@@ -49,7 +51,7 @@ def read_blocks(base: nn.Module, store: Store, given: dict[str, Any], count: int
         for start in range(0, count, block):
             tokens = part_of(given, start, min(count, start + block))
             size = min(count, start + block) - start
-            base(**tokens, past_key_values=rolling, use_cache=True, **rolling.positions(size, device))
+            base(**tokens, **with_cache(base, rolling), **rolling.positions(size, device))
     store.load_tensors(rolling.tensors(), seen + count)
     assert store.memory is not None
     store.memory.note(seen, count, None if ids is None else ids[:, :count])
@@ -61,7 +63,7 @@ def read_one_by_one(base: nn.Module, cache: Any, given: dict[str, Any], count: i
     mask, seen = given.get("attention_mask"), cache.seen
     for at in range(count):
         masked = {} if mask is None else {"attention_mask": mask[:, : seen + at + 1]}
-        base(**part_of(given, at, at + 1), **masked, past_key_values=cache, use_cache=True)
+        base(**part_of(given, at, at + 1), **masked, **with_cache(base, cache))
 
 
 def _without_sinks(store: Store) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """The sink + window cache for `generate()`: a conversation without end in a bounded memory.
 
     cache = SinkCache(model, sinks=4, window=1020)
-    model.generate(**inputs, past_key_values=cache)
+    model.generate(**inputs, cache=cache)  # past_key_values=cache before transformers 5.24
 
 It keeps the first tokens and the last ones (StreamingLLM; Xiao et al. 2023) with positions counted in the cache, in any
 rotary or ALiBi decoder and under any attention implementation: the sinks' keys move along with the text, so queries
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import Cache
 
 from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.policies import SinkWindow
@@ -27,6 +26,7 @@ from sinkscope.core.provenance import weights_hash
 from sinkscope.core.readiness import check_decoder
 from sinkscope.core.rotary import position_limit
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf.caches import Cache, argument_name
 from sinkscope.streaming.cache.cache_files import read_cache, write_cache
 from sinkscope.streaming.cache.layer_kinds import layer_kinds
 from sinkscope.streaming.cache.model_bounds import has_policy, hides_sinks, position_table
@@ -72,8 +72,10 @@ class SinkCache(Cache, Tied):
         soft = position_limit(model)
         limits = [limit for limit in (self._limit, soft) if limit]
         self._store = Store(layer_kinds(model, policy), sinks, window, min(limits, default=None))
-        names = tuple(inspect.signature(anatomy.base.forward).parameters)
-        self._view = View(self._store, names, hides_sinks(model, len(anatomy.parts), policy), anatomy.interface)
+        forward = anatomy.base.forward
+        names, cache_name = tuple(inspect.signature(forward).parameters), argument_name(forward) or ""
+        hidden = hides_sinks(model, len(anatomy.parts), policy)
+        self._view = View(self._store, names, cache_name, hidden, anatomy.interface)
         super().__init__(layers=[ArenaLayer(self._store, layer) for layer in range(len(self._store.kinds))])
         self._model, self._base = weakref.ref(model), weakref.ref(anatomy.base)
         self._dtype = next(anatomy.base.parameters()).dtype

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin
 
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf.caches import CacheLayer
 from sinkscope.streaming.cache.arena import SLOTS, Arena
 from sinkscope.streaming.cache.layer_kinds import LayerKind
 from sinkscope.streaming.cache.recent_ids import RecentIds
@@ -220,12 +220,8 @@ class Store:
         self.batch = batch
 
 
-class ArenaLayer(CacheLayerMixin):
+class ArenaLayer(CacheLayer):
     """One layer of a sink cache, as transformers sees it; what it holds is in the store."""
-
-    is_compileable = False
-    is_croppable = False
-    supports_early_init = False
 
     def __init__(self, store: Store, layer: int) -> None:
         super().__init__()
@@ -246,9 +242,6 @@ class ArenaLayer(CacheLayerMixin):
 
     def get_seq_length(self) -> int:
         return self.store.seen
-
-    def get_max_length(self) -> int:
-        return -1
 
 
 def _groups(kinds: list[LayerKind]) -> list[list[int]]:

@@ -1,14 +1,12 @@
 """What ties a cache to its model: two functions on the model while a cache of it is open, and nothing after.
 
-A forward pre-hook on the base model hands every forward pass with such a cache to the cache. A function around the
-model's ``prepare_inputs_for_generation`` shows it the whole prompt that ``generate()`` was given, of which the forward
-pass gets only what is new. Neither holds on to a cache, so a cache that is forgotten is collected, and unties itself.
+A forward pre-hook on the base model hands every forward pass with such a cache to the cache. A function on the model
+shows it the whole prompt that ``generate()`` was given, of which the forward pass gets only what is new. Neither holds
+on to a cache, so a cache that is forgotten is collected, and unties itself.
 """
 
 from __future__ import annotations
 
-import functools
-import types
 import weakref
 from abc import ABC, abstractmethod
 from typing import Any
@@ -16,7 +14,8 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-PREPARE = "prepare_inputs_for_generation"
+from sinkscope.hf.caches import given_cache
+from sinkscope.hf.generation import hide_prompts, show_prompts
 
 
 class Tied(ABC):
@@ -42,8 +41,7 @@ def tie(cache: Tied, model: nn.Module, base: nn.Module) -> weakref.finalize:
     if base not in _HOOKED:
         _HOOKED[base] = (0, base.register_forward_pre_hook(_hand_over, prepend=True, with_kwargs=True))
     _HOOKED[base] = (_HOOKED[base][0] + 1, _HOOKED[base][1])
-    if model not in _PREPARED and hasattr(type(model), PREPARE) and PREPARE not in vars(model):
-        setattr(model, PREPARE, types.MethodType(_shown(getattr(type(model), PREPARE)), model))
+    if model not in _PREPARED and show_prompts(model, _is_tied, _show):
         _PREPARED[model] = 0
     if model in _PREPARED:
         _PREPARED[model] += 1
@@ -61,33 +59,20 @@ def _untie(model: weakref.ref[nn.Module], base: weakref.ref[nn.Module]) -> None:
     if prepared is not None and prepared in _PREPARED:
         _PREPARED[prepared] -= 1
         if _PREPARED[prepared] == 0:
-            vars(prepared).pop(PREPARE, None)
+            hide_prompts(prepared)
             del _PREPARED[prepared]
 
 
 def _hand_over(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    cache = kwargs.get("past_key_values")
+    cache = given_cache(kwargs)
     if cache is None:
         cache = next((given for given in args if isinstance(given, Tied)), None)
     return cache.before_forward(module, args, kwargs) if isinstance(cache, Tied) else None
 
 
-def _shown(original: Any) -> Any:
-    @functools.wraps(original)
-    def prepare_inputs_for_generation(self: Any, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
-        from transformers import GenerationMixin
+def _is_tied(cache: Any) -> bool:
+    return isinstance(cache, Tied)
 
-        generic: Any = GenerationMixin
-        cache = kwargs.get("past_key_values")
-        if not isinstance(cache, Tied):
-            return original(self, input_ids, *args, **kwargs)
-        if kwargs.get("is_first_iteration"):
-            cache.before_generation(input_ids, kwargs.get("next_sequence_length"))
-        elif kwargs.get("use_cache") is False:  # the default of MPT, with which every step would read all tokens again
-            kwargs["next_sequence_length"] = 1
-        inputs = original(self, input_ids, *args, **kwargs)
-        if inputs.get("past_key_values") is not cache:  # longrope models drop it where their frequencies would change
-            inputs = generic.prepare_inputs_for_generation(self, input_ids, *args, **kwargs)
-        return inputs
 
-    return prepare_inputs_for_generation
+def _show(cache: Tied, ids: Tensor, new: int | None) -> None:
+    cache.before_generation(ids, new)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
 
+from sinkscope.hf.caches import Cache, without_cache
 from sinkscope.streaming.cache.store import Store
 
 
@@ -18,24 +18,25 @@ class View:
 
     Attributes:
         store: what is kept.
-        names: arguments of the forward pass, in order.
+        names: arguments of the forward pass, in order; `cache_name` is that of the cache.
         overrides_windows: whether a mask takes the place of the model's own, whose native windows would hide the sinks.
         has_interface: whether attention goes through transformers' interface.
     """
 
     store: Store
     names: tuple[str, ...]
+    cache_name: str
     overrides_windows: bool
     has_interface: bool
 
     def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of a forward pass by name."""
-        return dict(zip(self.names, args, strict=False)) | kwargs
+        """The arguments of a forward pass by name, but the cache."""
+        return without_cache(dict(zip(self.names, args, strict=False)) | kwargs)
 
     def arguments(self, cache: Cache, count: int) -> dict[str, Any]:
         """Those with which the model reads `count` new tokens behind what is kept."""
         store = self.store
-        view: dict[str, Any] = {"past_key_values": cache, "attention_mask": None, "use_cache": True}
+        view: dict[str, Any] = {self.cache_name: cache, "attention_mask": None, "use_cache": True}
         if "position_ids" in self.names:
             view["position_ids"] = store.positions(count)
         visible = store.visible(count)

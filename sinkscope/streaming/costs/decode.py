@@ -19,6 +19,7 @@ from sinkscope.core.measure import PATIENCE, texts_of
 from sinkscope.core.policies import Dense, Policy, Recompute, SinkWindow, Window
 from sinkscope.core.provenance import model_attributes
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf.attention import implementation
 from sinkscope.streaming.costs.cost import cost_table
 from sinkscope.streaming.costs.decoders import Decoder, decoder_of
 from sinkscope.streaming.limits import check_limits
@@ -93,7 +94,7 @@ def time_per_token(
     table = pd.DataFrame(rows)
     origin = {
         "kind": "decode",
-        "attention": str(getattr(getattr(model, "config", None), "_attn_implementation", "unknown")),
+        "attention": implementation(model),
         "tokens": text.shape[1],
         "sinks": sinks,
         "repeats": repeats,

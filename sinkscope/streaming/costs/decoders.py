@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sinkscope.core.policies import Policy
+from sinkscope.hf.caches import growing_cache, with_cache
 from sinkscope.streaming.cache.sink_cache import SinkCache
 from sinkscope.streaming.readers import only_last
 
@@ -41,7 +42,7 @@ class Decoder(ABC):
         self.open.close()
 
     def _logits(self, ids: Tensor, cache: Any) -> Tensor:
-        logits: Tensor = self.model(ids, past_key_values=cache, use_cache=True, **self.last).logits
+        logits: Tensor = self.model(ids, **with_cache(self.model, cache), **self.last).logits
         return logits[0, -1]
 
 
@@ -67,7 +68,7 @@ class DenseDecoder(Decoder):
 
     def __init__(self, model: nn.Module, ids: Tensor) -> None:
         super().__init__(model, ids)
-        self.cache = _growing_cache(model)
+        self.cache = growing_cache(model)
         self._logits(ids, self.cache)
 
     def step(self, token: Tensor) -> Tensor:
@@ -89,7 +90,7 @@ class RecomputingDecoder(Decoder):
 
     def step(self, token: Tensor) -> Tensor:
         self.ids = torch.cat([self.ids[:, 1:], token], 1)
-        cache = _growing_cache(self.model)
+        cache = growing_cache(self.model)
         logits = self._logits(self.ids, cache)
         self._held = _bytes(cache)
         return logits
@@ -109,12 +110,6 @@ def decoder_of(model: nn.Module, ids: Tensor, policy: Policy) -> Decoder:
     if policy.window is None:
         return DenseDecoder(model, ids)
     return RecomputingDecoder(model, ids) if policy.recomputed else EvictingDecoder(model, ids, policy)
-
-
-def _growing_cache(model: Any) -> Any:
-    from transformers import DynamicCache
-
-    return DynamicCache(config=model.config.get_text_config(decoder=True))
 
 
 def _bytes(cache: Any) -> int:

@@ -24,6 +24,9 @@ from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.policy_on_layers import native_windows
 from sinkscope.core.readiness import check_decoder, check_unscoped, not_a_decoder
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf.attention import implementation
+from sinkscope.hf.caches import growing_cache, held_states, with_cache
+from sinkscope.hf.models import query_heads
 
 Flops = dict[str, int]  # by path of the module; "" is the model
 
@@ -92,14 +95,11 @@ def shapes_of(model: Any) -> Shapes:
         SinkscopeError: a model without a cache of keys and values (encoders, vision), attention in chunks, a scope
             attached, or an attention kernel whose operations torch cannot count.
     """
-    from transformers import DynamicCache
-
     anatomy = find_anatomy(model)
     check_decoder(model)
     check_unscoped(anatomy.base)
     windows = native_windows(model, len(anatomy.parts))
-    config = model.config.get_text_config(decoder=True)
-    cache, fresh = DynamicCache(config=config), DynamicCache(config=config)
+    cache, fresh = growing_cache(model), growing_cache(model)
     first, second = _count(model, 1, cache), _count(model, 1, cache)
     both = _count(model, 2, fresh)
     layers = []
@@ -116,7 +116,7 @@ def _count(model: nn.Module, tokens: int, cache: Any) -> Flops:
     """Floating-point operations of a forward pass over `tokens` new tokens, by path of the module."""
     ids = torch.zeros(1, tokens, dtype=torch.long, device=next(model.parameters()).device)
     with FlopCounterMode(display=False, custom_mapping=_formulas()) as counter:
-        model(input_ids=ids, past_key_values=cache, use_cache=True)
+        model(input_ids=ids, **with_cache(model, cache))
     root = type(model).__name__
     counts = counter.get_flop_counts().items()
     return {path.removeprefix(root).removeprefix("."): sum(each.values()) for path, each in counts}
@@ -125,21 +125,18 @@ def _count(model: nn.Module, tokens: int, cache: Any) -> Flops:
 def _layer_shape(model: Any, cache: Any, number: int, window: int | None, flops: tuple[int, int]) -> LayerShape:
     """What a layer cached, beside the operations per pair and per key counted in it."""
     name = type(model).__name__
-    held = cache.layers[number] if number < len(cache.layers) else None
-    keys, values = getattr(held, "keys", None), getattr(held, "values", None)
-    if keys is None or values is None or keys.dim() != 4:
+    held = held_states(cache, number)
+    if len(held) < 2:
         raise not_a_decoder(name, "keeps no keys in its cache in some layers")
     pair, key = flops
     if pair <= 0:
         raise SinkscopeError(
-            f"{name} computes attention with {model.config._attn_implementation!r}, whose operations torch does not "
+            f"{name} computes attention with {implementation(model)!r}, whose operations torch does not "
             'count; call model.set_attn_implementation("sdpa") first.'
         )
+    keys, value_dim = held["keys"], held["values"].shape[-1]
     _, kv_heads, _, key_dim = keys.shape
-    value_dim = values.shape[-1]
-    heads = (
-        model.config.get_text_config(decoder=True).num_attention_heads if key else pair // 2 // (key_dim + value_dim)
-    )
+    heads = (query_heads(model) or 0) if key else pair // 2 // (key_dim + value_dim)
     return LayerShape(heads, kv_heads, key_dim, value_dim, keys.element_size(), window, pair, key)
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from sinkscope.analysis.variables import finite_number, whole_number
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf.generation import sampling_rules
 
 
 class Sampler:
@@ -39,19 +37,12 @@ class Sampler:
         share = finite_number(top_p, "top_p", 0.0)
         if share > 1.0:
             raise SinkscopeError(f"top_p={top_p!r} is no probability above 0 and up to 1: give one, such as top_p=0.9.")
-        self._rules = LogitsProcessorList()
-        if self.temperature:
-            self._rules.append(TemperatureLogitsWarper(self.temperature))
-        if likeliest is not None:
-            self._rules.append(TopKLogitsWarper(likeliest))
-        if share < 1.0:
-            self._rules.append(TopPLogitsWarper(share))
+        self._rules = sampling_rules(self.temperature, likeliest, share) if self.temperature else None
         self._generator = torch.Generator(device).manual_seed(whole_number(seed, "seed", 0))
 
     def __call__(self, logits: Tensor) -> int:
         """The token chosen by logits [1, token of the vocabulary]."""
-        if not self.temperature:
+        if self._rules is None:
             return int(logits.argmax())
-        nothing: Any = torch.empty(1, 0, dtype=torch.long, device=logits.device)  # these rules do not look at the text
-        weights = self._rules(nothing, logits.float()).softmax(-1)
+        weights = self._rules(logits.float()).softmax(-1)
         return int(torch.multinomial(weights, 1, generator=self._generator))

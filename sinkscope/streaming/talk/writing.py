@@ -19,6 +19,7 @@ from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.forward import check_vocabulary
 from sinkscope.core.readiness import check_decoder, check_eval
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf.caches import with_cache
 from sinkscope.streaming.cache.sink_cache import SinkCache
 from sinkscope.streaming.talk.sampling import Sampler
 
@@ -64,7 +65,7 @@ class Reader:
         self.unread: list[int] = []
         self._model, self._base = model, find_anatomy(model).base
         takes_count = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._options: dict[str, Any] = {"use_cache": True} | ({"logits_to_keep": 1} if takes_count else {})
+        self._options: dict[str, Any] = {"logits_to_keep": 1} if takes_count else {}
 
     def read(self, ids: list[int]) -> Tensor:
         """Read what is unread and `ids`; logits [1, token of the vocabulary] behind the last.
@@ -83,7 +84,7 @@ class Reader:
         tokens = torch.tensor([ids])
         check_vocabulary(self._base, tokens)
         tokens = tokens.to(next(self._model.parameters()).device)
-        return self._model(tokens, past_key_values=self.cache, **self._options).logits[:, -1]
+        return self._model(tokens, **with_cache(self._model, self.cache), **self._options).logits[:, -1]
 
 
 def write(

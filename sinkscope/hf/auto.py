@@ -1,7 +1,9 @@
-"""Which of transformers' automatic classes a configuration belongs to."""
+"""Loading through transformers' automatic classes, without its chatter."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -30,3 +32,19 @@ def auto_class(config: Any) -> Any:
         kind = config.model_type
         is_causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return AutoModelForCausalLM if is_causal else AutoModel
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No log lines below errors and no progress bars from transformers inside the block."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

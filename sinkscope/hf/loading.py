@@ -9,11 +9,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from sinkscope.data.classes import auto_class
 from sinkscope.data.converted import converted
 from sinkscope.data.demo import demo_model_file
-from sinkscope.data.quiet import first_line, quiet_transformers
-from sinkscope.errors import SinkscopeError
+from sinkscope.errors import SinkscopeError, first_line
+from sinkscope.hf.auto import auto_class, quiet_transformers
 
 HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab.*", "vocab*.json", "merges.txt", "tekken.json")

@@ -1,0 +1,179 @@
+"""Attention and mask functions registered with transformers, and the implementation that a model uses.
+
+transformers calls both functions with arguments of its own naming; what is registered here hands them on as a
+`MaskRequest` and an `AttentionCall`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from sinkscope.errors import SinkscopeError
+
+CHANGES_ATTENTION = ("position_bias", "indices", "block_indices", "sinks")
+"""Arguments by which some families change attention in a way of their own: a bias, or a sparse choice of keys."""
+
+
+class MaskRequest(NamedTuple):
+    """Which mask a model asks for.
+
+    Attributes:
+        batch: texts.
+        queries, keys: how many there are in this forward pass.
+        start, key_start: places of the first of each.
+        function: (batch, head, query, key) indices -> whether the key is seen; None for plain causal attention.
+        padding: booleans or numbers [batch, key] that are 0 for padding; None without any.
+        window: keys of a native sliding window, or of a chunk; None for full attention.
+        causal, bidirectional: whether `function` is just that.
+        scalar: whether `function` takes one index at a time.
+        device: where the mask is wanted.
+    """
+
+    batch: int
+    queries: int
+    keys: int
+    start: int
+    key_start: int
+    function: Callable[..., Tensor] | None
+    padding: Tensor | None
+    window: int | None
+    causal: bool
+    bidirectional: bool
+    scalar: bool
+    device: torch.device | str
+
+
+class AttentionCall(NamedTuple):
+    """A call of one layer's attention.
+
+    Attributes:
+        module: the attention module.
+        query: [batch, head, query, dim].
+        key, value: [batch, kv_head, key, dim].
+        mask: what the mask function gave, a tensor, or None.
+        scale: factor on the scores; None for dim ** -0.5.
+        dropout: of the weights.
+        softcap: of the scores, or None.
+        learned_sinks: [head] logits that join the softmax, or None.
+        causal: whether attention is causal where there is no mask.
+        foreign: arguments that change attention and are not known here.
+    """
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Any
+    scale: float | None
+    dropout: float
+    softcap: float | None
+    learned_sinks: Tensor | None
+    causal: bool
+    foreign: tuple[str, ...]
+
+
+def register(
+    name: str, attention: Callable[[AttentionCall], tuple[Tensor, Any]], mask: Callable[[MaskRequest], Any]
+) -> None:
+    """Make an attention implementation known to transformers.
+
+    Args:
+        name: what models call it.
+        attention: gives the output [batch, head, query, dim], and what takes the place of the attention map.
+        mask: gives what `attention` gets as its mask.
+    """
+
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        softcap: float | None = None,
+        s_aux: Tensor | None = None,
+        is_causal: bool | None = None,
+        **given: Any,
+    ) -> tuple[Tensor, Any]:
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        foreign = tuple(argument for argument in CHANGES_ATTENTION if given.get(argument) is not None)
+        call = AttentionCall(
+            module, query, key, value, attention_mask, scaling, dropout, softcap, s_aux, causal, foreign
+        )
+        output, shown = attention(call)
+        return output.transpose(1, 2).contiguous(), shown
+
+    def make_mask(
+        batch_size: int,
+        q_length: int,
+        kv_length: int,
+        q_offset: int | Tensor = 0,
+        kv_offset: int = 0,
+        mask_function: Callable[..., Tensor] | None = None,
+        attention_mask: Tensor | None = None,
+        local_size: int | None = None,
+        allow_is_causal_skip: bool = True,
+        allow_is_bidirectional_skip: bool = False,
+        use_vmap: bool = False,
+        device: torch.device | str = "cpu",
+        **_: Any,
+    ) -> Any:
+        return mask(
+            MaskRequest(
+                batch_size, q_length, kv_length, int(q_offset), int(kv_offset), mask_function, attention_mask,
+                local_size, allow_is_causal_skip, allow_is_bidirectional_skip, use_vmap, device,
+            )
+        )  # fmt: skip
+
+    AttentionInterface.register(name, attend)
+    AttentionMaskInterface.register(name, make_mask)
+
+
+def has_interface(model: Any) -> bool:
+    """Whether a model's attention can be replaced: it goes through transformers' attention interface."""
+    can_set = getattr(model, "_can_set_attn_implementation", None)
+    return bool(can_set and can_set())
+
+
+def implementation(model: Any) -> str:
+    """The attention implementation that a model uses now; "unknown" for a module without a configuration."""
+    return str(getattr(getattr(model, "config", None), "_attn_implementation", "unknown"))
+
+
+def use_implementation(model: Any, name: str, undo: ExitStack) -> None:
+    """Send a model's attention through a registered implementation until `undo` is closed.
+
+    Raises:
+        SinkscopeError: its configuration is shared with a model that uses this implementation now.
+    """
+    before = [(config, config._attn_implementation) for config in _configurations(model)]
+    if any(used == name for _, used in before):
+        raise SinkscopeError(
+            "this model shares its configuration with another one that carries a scope; leave that one first."
+        )
+
+    def restore() -> None:
+        for config, used in before:  # outer ones first: setting one sets those inside it
+            config._attn_implementation = used
+
+    undo.callback(restore)
+    model.set_attn_implementation(name)
+
+
+def _configurations(model: Any) -> list[Any]:
+    """The configurations of a model, its parts and theirs, each once, outer ones first."""
+    found: dict[int, Any] = {}
+    waiting = [module.config for module in model.modules() if hasattr(getattr(module, "config", None), "sub_configs")]
+    while waiting:
+        config = waiting.pop(0)
+        if id(config) not in found:
+            found[id(config)] = config
+            waiting += [part for key in config.sub_configs if (part := getattr(config, key, None)) is not None]
+    return list(found.values())
