@@ -25,6 +25,7 @@ from sinkscope.hf.caches import growing_cache, with_cache
 from sinkscope.hf.models import position_limits, rope_parameters, vocabulary_size
 
 TOKENS = 6  # tokens looked at, each alone
+ROTARY_TABLE = "embed_positions"  # what GPT-J and CodeGen call theirs
 FARTHEST = 1 << 8  # position probed; frequencies are right to float precision over it
 
 _FOUND: WeakKeyDictionary[nn.Module, tuple[torch.dtype, list[Rotation | None]]] = WeakKeyDictionary()
@@ -56,6 +57,17 @@ def position_limit(model: Any) -> int | None:
     if changes_with_length(model) and (limit := rope_parameters(model).get("original_max_position_embeddings")):
         limits.append(limit)
     return min(limits, default=None)
+
+
+def position_ceiling(model: Any) -> int | None:
+    """Positions from which on a model fails or rotates otherwise; None where there is no such limit.
+
+    They end with a table of rotary positions, or where the frequencies change.
+    """
+    base = find_anatomy(model).base
+    ends = [len(table) for name, table in base.named_buffers() if ROTARY_TABLE in name and table.dim() == 2]
+    limit = position_limit(model) if changes_with_length(model) else None
+    return min([*ends, *([limit] if limit else [])], default=None)
 
 
 def changes_with_length(model: Any) -> bool:

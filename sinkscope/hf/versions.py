@@ -9,7 +9,7 @@ from packaging.version import Version
 
 from sinkscope.errors import SinkscopeError
 
-OLDEST = "5.20"
+OLDEST = "5.21"  # 5.20 and older drop the soft cap of gemma2 under their default attention
 NEWEST = "5.24"
 
 

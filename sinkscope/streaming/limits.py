@@ -13,7 +13,7 @@ from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.policies import Policy
 from sinkscope.core.policy_on_layers import native_windows
 from sinkscope.core.readiness import check_unchunked
-from sinkscope.core.rotary import changes_with_length, find_rotations, position_limit
+from sinkscope.core.rotary import changes_with_length, find_rotations, position_ceiling, position_limit
 from sinkscope.errors import SinkscopeError
 
 
@@ -75,11 +75,9 @@ def limit_notes(model: nn.Module, policy: Policy, tokens: int) -> list[str]:
 
 
 def block_within_limits(model: nn.Module, policy: Policy, block: int) -> int:
-    """The size of a block whose positions stay below where a rotation changes with length."""
-    limit = position_limit(model)
-    if not limit or policy.cache_size is None or not changes_with_length(model):
-        return block
-    return max(1, min(block, limit - policy.cache_size))
+    """The size of a block whose positions stay below where they end or a rotation changes with length."""
+    ceiling = position_ceiling(model)
+    return block if ceiling is None or policy.cache_size is None else min(block, ceiling)
 
 
 def _has_table(model: nn.Module) -> bool:

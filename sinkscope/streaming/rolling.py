@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.policies import Policy
 from sinkscope.core.policy_on_layers import cached_windows, native_windows
-from sinkscope.core.rotary import find_rotations
+from sinkscope.core.rotary import find_rotations, position_ceiling
 from sinkscope.core.rotation import Rotation
 from sinkscope.hf.caches import Cache, CacheLayer
 
@@ -109,11 +110,12 @@ class RollingCache(Cache):
         takes_positions = "position_ids" in inspect.signature(anatomy.base.forward).parameters
         self._reach = policy.cache_size if bounded and takes_positions else None
         self._takes_positions = takes_positions
+        self._ceiling = position_ceiling(model) or sys.maxsize
 
     def positions(self, count: int, device: torch.device) -> dict[str, Tensor]:
         """Make room for a block of `count` tokens and say which positions the model should give them."""
         if self._reach is not None:
-            base = max(0, self.seen - self._reach)
+            base = max(0, self.seen - self._reach, self.seen + count - self._ceiling)
             for layer in self.rolling:
                 layer.rebase(base)
         base = self.rolling[0].base

@@ -10,13 +10,13 @@ from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.interface import EVICTIONS, NAME
 from sinkscope.core.policies import SinkWindow
 from sinkscope.core.policy_on_layers import native_windows
-from sinkscope.core.rotary import changes_with_length, position_limit
+from sinkscope.core.rotary import changes_with_length, position_ceiling, position_limit
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import implementation
 from sinkscope.hf.models import alibi_limit
 
 
-def position_table(model: Any, base: nn.Module, policy: SinkWindow) -> int | None:
+def checked_ceiling(model: Any, policy: SinkWindow) -> int | None:
     """Positions from which on the model fails or changes its rotation, or None when there is no such limit.
 
     Raises:
@@ -31,8 +31,7 @@ def position_table(model: Any, base: nn.Module, policy: SinkWindow) -> int | Non
                 f"{type(model).__name__} {what} for {most} tokens, and {needed} are needed by sinks={policy.sinks}, "
                 f"window={policy.window} and the token being read; take a smaller window."
             )
-    tables = [len(table) for name, table in base.named_buffers() if "embed_positions" in name and table.dim() == 2]
-    return min([*tables, *([limit] if limit else [])], default=None)
+    return position_ceiling(model)
 
 
 def hides_sinks(model: nn.Module, layers: int, policy: SinkWindow) -> bool:

@@ -29,7 +29,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import Cache, argument_name
 from sinkscope.streaming.cache.cache_files import read_cache, write_cache
 from sinkscope.streaming.cache.layer_kinds import layer_kinds
-from sinkscope.streaming.cache.model_bounds import has_policy, hides_sinks, position_table
+from sinkscope.streaming.cache.model_bounds import checked_ceiling, has_policy, hides_sinks
 from sinkscope.streaming.cache.padding import read_padding
 from sinkscope.streaming.cache.prefill import can_read_blocks, part_of, read_blocks, read_one_by_one
 from sinkscope.streaming.cache.store import ArenaLayer, Store
@@ -68,7 +68,7 @@ class SinkCache(Cache, Tied):
         check_decoder(model)
         check_limits(model, policy, sys.maxsize)
         self.policy, self._model_name = policy, type(model).__name__
-        self._limit = position_table(model, anatomy.base, policy)
+        self._limit = checked_ceiling(model, policy)
         soft = position_limit(model)
         limits = [limit for limit in (self._limit, soft) if limit]
         self._store = Store(layer_kinds(model, policy), sinks, window, min(limits, default=None))
