@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -49,8 +50,23 @@ class Anatomy:
         return [part.number for part in self.parts]
 
 
+@dataclass(frozen=True)
+class _Names:
+    """An anatomy by the names of its modules, which keeps no model alive; `modules` is how many the model had."""
+
+    modules: int
+    base: str
+    attentions: tuple[str, ...]
+    kinds: tuple[type, ...]
+
+
+_FOUND: WeakKeyDictionary[nn.Module, _Names] = WeakKeyDictionary()
+
+
 def find_anatomy(model: nn.Module) -> Anatomy:
     """Find the attention modules of a model: the innermost modules with "Attention" in the name of their class.
+
+    They are looked for once; a model whose modules were replaced or added to is looked at again.
 
     Raises:
         SinkscopeError: not a torch module, no attention in it, an encoder-decoder, or several models in one.
@@ -59,26 +75,42 @@ def find_anatomy(model: nn.Module) -> Anatomy:
         raise SinkscopeError(
             f"expected a loaded model (a torch module), got {type(model).__name__}; sinkscope.load() makes one."
         )
+    names = _FOUND.get(model)
+    if names is None or not _still_there(model, names):
+        names = _FOUND[model] = _search(model)
+    base = model.get_submodule(names.base)
+    attentions = {name: model.get_submodule(name) for name in names.attentions}
+    return Anatomy(base, _parts(model, attentions), interface=has_interface(base))
+
+
+def _still_there(model: nn.Module, names: _Names) -> bool:
+    try:
+        kinds = tuple(type(model.get_submodule(name)) for name in names.attentions)
+    except AttributeError:
+        return False
+    return kinds == names.kinds and sum(1 for _ in model.modules()) == names.modules
+
+
+def _search(model: nn.Module) -> _Names:
     if is_encoder_decoder(model):
         raise SinkscopeError(
             f"{type(model).__name__} has cross attention (encoder-decoder), which sinkscope does not measure; "
             "pass its encoder, or a decoder-only model."
         )
     named = {name: module for name, module in model.named_modules() if "Attention" in type(module).__name__}
-    innermost = {
-        name: module for name, module in named.items() if not any(other.startswith(f"{name}.") for other in named)
-    }
+    outer = {name[:end] for name in named for end in range(len(name)) if name[end] == "."}
+    innermost = [name for name in named if name not in outer]
     if not innermost:
         raise SinkscopeError(
             f"{type(model).__name__} has no attention modules (no class with Attention in its name); "
             "sinkscope measures models with softmax attention."
         )
-    base = _base_around(model, list(innermost))
-    return Anatomy(base, _parts(model, innermost), interface=has_interface(base))
+    kinds = tuple(type(named[name]) for name in innermost)
+    return _Names(sum(1 for _ in model.modules()), _base_around(model, innermost), tuple(innermost), kinds)
 
 
-def _base_around(model: nn.Module, names: list[str]) -> nn.Module:
-    """The innermost transformers model around the attention modules; the model itself where there is none."""
+def _base_around(model: nn.Module, names: list[str]) -> str:
+    """Name of the innermost transformers model around the attention modules; the model itself where there is none."""
     models = {name: module for name, module in model.named_modules() if is_pretrained(module)}
     around = {
         max((name for name in models if attention.startswith(f"{name}." if name else "")), key=len, default="")
@@ -89,7 +121,7 @@ def _base_around(model: nn.Module, names: list[str]) -> nn.Module:
             f"{type(model).__name__} holds several models with attention ({', '.join(sorted(around))}), whose layers "
             f"would be mixed; pass one of them, such as model.{max(around, key=len)}."
         )
-    return model.get_submodule(around.pop())
+    return around.pop()
 
 
 def _parts(model: nn.Module, attentions: dict[str, nn.Module]) -> list[Part]:

@@ -160,14 +160,18 @@ class Collector:
         coords |= {"sequence": np.arange(sequences), "layer": np.asarray(self.layers)[layers]}
         return xr.DataArray(stacked, dims=("sequence", "layer", *known.dims), coords=coords)
 
+    def check_finished(self) -> None:
+        """Raise SinkscopeError when no forward pass has finished."""
+        if not self.texts:
+            raise SinkscopeError("nothing was measured: no forward pass of the model finished while the scope was on.")
+
     def record(self) -> xr.Dataset:
         """All that was measured, over all layers of the model.
 
         Raises:
             SinkscopeError: nothing was measured.
         """
-        if not self.texts:
-            raise SinkscopeError("nothing was measured: no forward pass of the model finished while the scope was on.")
+        self.check_finished()
         arrays = [self.variable(name).rename(name) for name in self.variables]
         missing = {array.name: np.nan if array.dtype.kind == "f" else -1 for array in arrays}
         record = xr.merge(arrays, join="outer", fill_value=missing, compat="no_conflicts")

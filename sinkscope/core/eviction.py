@@ -1,7 +1,9 @@
 """A policy as one layer carries it out.
 
-What a query sees falls into two disjoint sets of keys: the *anchors* (sinks, or keys chosen one by one), and the rest.
-Every eviction says which they are; what becomes of the anchors' logits and values is the same for all.
+What a query sees falls into two disjoint sets of keys: the *anchors* (sinks, or keys chosen one by one), to which a
+query may have to be turned, and the rest. Every eviction says which they are; what becomes of the anchors' logits and
+values is the same for all. Attention goes over each set and is merged through the log-sum-exp, where a bias on the
+anchors' logits and another value for them are one term each.
 """
 
 from __future__ import annotations
@@ -10,13 +12,19 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any, Protocol
 
 import torch
+from einops import repeat
 from torch import Tensor
 
+from sinkscope.core.attend_layer import Attended, Block, attend_dense
 from sinkscope.core.key_set import KeySet
 from sinkscope.core.masks import BandMask, CausalMask, FullMask, IndexedMask, Mask, PerHeadMask
+from sinkscope.core.merge import merge
 from sinkscope.core.rotation import Rotation
+from sinkscope.core.weighing import Weighing, weighted_sum
+from sinkscope.errors import SinkscopeError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +78,35 @@ class Eviction(ABC):
             mask = IndexedMask(lambda b, h, q, k: (k <= q) & (b >= 0), _batch(query), rows, columns)
         return KeySet(self.toward_anchors(query, start), key, value, mask, self.bias)
 
-    def in_head(self, head: int) -> Eviction:
-        """The eviction as one head carries it out."""
-        return self if self.heads is None else replace(self, heads=self.heads[head : head + 1])
+    def in_head(self, head: int) -> tuple[Eviction, ...]:
+        """The eviction as one head carries it out; none where it does not act."""
+        if self.heads is None:
+            return (self,)
+        return (replace(self, heads=None),) if bool(self.heads[head]) else ()
+
+    def begin(self, cache: Any, start: int) -> None:  # noqa: B027 - most have nothing to remember
+        """A forward pass begins.
+
+        Args:
+            cache: the cache it uses, or None.
+            start: tokens that were read before.
+        """
+
+    def end(self, cache: Any) -> None:  # noqa: B027
+        """A forward pass has ended, and `cache` holds what it read; None where nothing does."""
+
+    def attend(self, block: Block, weighing: Weighing) -> Attended:
+        """Attention of a layer under it, in all heads."""
+        count = block.query.shape[2]
+        early = min(count, max(0, self.since - block.start))
+        parts = []
+        if early:
+            whole = block.rows(0, early)
+            parts.append(attend_dense(whole, CausalMask(whole.key.shape[2] - early), weighing))
+        if early < count:
+            parts.append(_evicted(block.rows(early, count), self, weighing))
+        output, lse = (torch.cat(states, 2) for states in list(zip(*parts, strict=True))[:2])
+        return Attended(output, lse, _joined_shift(parts))
 
     def toward_anchors(self, query: Tensor, start: int) -> Tensor:
         """The queries [batch, head, query, dim] as the anchors see them, the first one at position `start`."""
@@ -87,7 +121,7 @@ class Eviction(ABC):
             return (key <= at) & ((at < self.since) | self.sees(at, key)) & (batch >= 0)
 
         inside = IndexedMask(seen, _batch(query), rows, columns)
-        return inside if self.heads is None else PerHeadMask(self.heads, inside, plain)
+        return in_heads(self.heads, inside, plain)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +250,121 @@ class RecentEviction(Eviction):
 
     def mean_values(self, value: Tensor, start: int, rows: int) -> Tensor:
         raise NotImplementedError("there are no anchors whose values could be replaced")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenEviction(Eviction):
+    """Whatever a policy's `sees` says; attention is given all keys of the text.
+
+    Attributes:
+        policy: the policy, which is asked about places in the text.
+    """
+
+    policy: Seeing
+
+    @property
+    def anchors(self) -> tuple[int, ...]:
+        return ()
+
+    def rest(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> list[KeySet]:
+        columns = torch.arange(key.shape[2], device=key.device)
+        rows = torch.arange(start, start + query.shape[2], device=key.device)
+        blind = ~self.sees(rows, rows)
+        if bool(blind.any()):
+            raise SinkscopeError(
+                f"query {int(rows[blind][0])} does not see its own key under {self.policy!r}; a query has to see "
+                "itself, or it could be left with nothing to attend to."
+            )
+        mask = IndexedMask(lambda b, h, q, k: (k <= q) & self.sees(q, k) & (b >= 0), _batch(query), rows, columns)
+        return [KeySet(query, key, value, mask)]
+
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        shape = torch.broadcast_shapes(query.shape, key.shape)
+        seen = self.policy.sees(query, key)
+        if not isinstance(seen, Tensor) or seen.dtype != torch.bool:
+            given = f"{seen.dtype} numbers" if isinstance(seen, Tensor) else f"a {type(seen).__name__}"
+            raise SinkscopeError(f"`sees` of {self.policy!r} gave {given}; it has to give a tensor of booleans.")
+        try:
+            return seen.expand(shape)
+        except RuntimeError as problem:
+            raise SinkscopeError(
+                f"`sees` of {self.policy!r} gave booleans of shape {tuple(seen.shape)} for queries of shape "
+                f"{tuple(query.shape)} and keys of shape {tuple(key.shape)}; expected {tuple(shape)}."
+            ) from problem
+
+    def mean_values(self, value: Tensor, start: int, rows: int) -> Tensor:
+        raise NotImplementedError("there are no anchors whose values could be replaced")
+
+
+class Seeing(Protocol):
+    """What answers whether queries see keys."""
+
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        """Booleans that broadcast over places in the text."""
+
+
+def in_heads(heads: Tensor | None, inside: Mask, outside: Mask) -> Mask:
+    """One mask in some heads, another one in the rest; the first in all when `heads` is None."""
+    return inside if heads is None else PerHeadMask(heads, inside, outside)
+
+
+def _evicted(block: Block, eviction: Eviction, weighing: Weighing) -> Attended:
+    """Attention of queries that notice the eviction, all of them."""
+    rest = eviction.rest(block.query, block.key, block.value, block.start)
+    anchored = eviction.anchored(block.query, block.key, block.value, block.start)
+    parts = [part.attended(block.scale, block.softcap) for part in rest]
+    if anchored is not None:
+        parts.append(anchored.attended(block.scale, block.softcap))
+    if anchored is None or eviction.values == "kept":
+        output, lse = weighing.normalised(*merge(*parts))
+        shift = torch.full_like(lse, eviction.bias) if anchored is not None and eviction.bias else None
+        attended = Attended(output, lse, shift)
+    else:
+        attended = _with_other_values(block, eviction, weighing, merge(*parts[: len(rest)]), parts[-1])
+    if not weighing.replaces_softmax:
+        return attended
+    sets = [*rest, *([] if anchored is None else [anchored])]
+    sums = weighted_sum(sets, attended.lse, weighing, block.scale, block.softcap)
+    if anchored is not None and eviction.values != "kept":
+        ones = anchored._replace(value=torch.ones_like(anchored.value[..., :1]))
+        weight = weighted_sum([*rest, ones], attended.lse, weighing, block.scale, block.softcap)[-1]
+        sums[-1] = _replaced(eviction, block, sums[-1], weight)
+    together = torch.stack(sums).sum(0).to(attended.output.dtype)
+    return attended._replace(output=weighing.in_its_heads(together, attended.output))
+
+
+def _with_other_values(
+    block: Block, eviction: Eviction, weighing: Weighing, rest: tuple[Tensor, Tensor], anchors: tuple[Tensor, Tensor]
+) -> Attended:
+    """Softmax attention with the values of the anchors replaced, or with their keys out of the denominator."""
+    total = weighing.denominator(torch.logaddexp(rest[1], anchors[1]))
+    denominator = weighing.denominator(rest[1]) if eviction.values == "added" else total
+    taken = (anchors[1] - total).exp()[..., None]
+    left = rest[0] * (rest[1] - denominator).exp()[..., None]
+    output = left + _replaced(eviction, block, taken * anchors[0], taken)
+    return Attended(output.to(block.query.dtype), denominator, eviction.bias + denominator - total)
+
+
+def _replaced(eviction: Eviction, block: Block, weighed: Tensor, weight: Tensor) -> Tensor:
+    """What the anchors contribute with other values.
+
+    Args:
+        weighed: [batch, head, query, dim] what they contribute with their own.
+        weight: [batch, head, query, 1] the weight they have together.
+    """
+    if eviction.values == "zeroed":
+        return torch.zeros_like(weighed)
+    if eviction.values == "mean":
+        means = eviction.mean_values(block.value, block.start, block.query.shape[2])
+        group = block.query.shape[1] // means.shape[1]
+        return weight * repeat(means, "batch kv_head query dim -> batch (kv_head group) query dim", group=group)
+    return weighed
+
+
+def _joined_shift(parts: list[Attended]) -> Tensor | None:
+    if parts[-1].shift is None:
+        return None
+    return torch.cat([torch.zeros_like(part.lse) if part.shift is None else part.shift for part in parts], 2)
 
 
 def _running_mean(value: Tensor, counted: Tensor, first: Tensor, last: Tensor) -> Tensor:

@@ -74,8 +74,8 @@ class Forward:
             if bool(new.any()):
                 yield [self.texts[batch]], hidden[batch : batch + 1, new]
 
-    def commit(self, caches: Caches, output: Any) -> None:
-        """Count the tokens of a forward pass that finished, and note what its cache holds now."""
+    def commit(self, caches: Caches, output: Any) -> Cache | None:
+        """Count the tokens of a forward pass that finished, and note what its cache holds now; gives the cache."""
         new = slice(self.past, self.past + self.tokens)
         for batch, text in enumerate(self.texts):
             count = self.tokens if self.real is None else int(self.real[batch, new].sum())
@@ -85,8 +85,10 @@ class Forward:
             text.token_ids.append(ids.cpu().numpy().astype(np.int64))
             text.tokens += count
         cache = self.cache if self.cache is not None else returned_cache(output)
-        if isinstance(cache, Cache):
-            caches[cache] = Filled(self.texts, self.past + self.tokens, _last_key(cache))
+        if not isinstance(cache, Cache):
+            return None
+        caches[cache] = Filled(self.texts, self.past + self.tokens, _last_key(cache))
+        return cache
 
 
 def read_forward(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], caches: Caches) -> Forward:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,11 @@ NAME = "sinkscope"
 NORMALISERS: WeakKeyDictionary[nn.Module, Normaliser] = WeakKeyDictionary()
 """Attention modules whose softmax a scope has replaced."""
 
-EVICTIONS: WeakKeyDictionary[nn.Module, Eviction] = WeakKeyDictionary()
+EVICTIONS: WeakKeyDictionary[nn.Module, tuple[Eviction, ...]] = WeakKeyDictionary()
 """Attention modules that carry out a policy."""
+
+SCOPED: WeakSet[nn.Module] = WeakSet()
+"""Attention modules that carry a scope."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def scoped_attention(call: AttentionCall) -> tuple[Tensor, FusedLayer]:
     query, key = call.query.to(value.dtype), call.key.to(value.dtype)  # autocast leaves rotated ones in float32
     sight = _sight(call.mask, query, key, call.causal)
     weighing = weighing_of(NORMALISERS.get(module), call.learned_sinks, query.shape[1], query.device)
-    return observed_layer(query, key, value, sight, call.scale, call.softcap, weighing, EVICTIONS.get(module))
+    return observed_layer(query, key, value, sight, call.scale, call.softcap, weighing, EVICTIONS.get(module, ()))
 
 
 def observed_layer(
@@ -112,17 +115,20 @@ def observed_layer(
     scale: float | None = None,
     softcap: float | None = None,
     weighing: Weighing = PLAIN,
-    eviction: Eviction | None = None,
+    evictions: tuple[Eviction, ...] = (),
 ) -> tuple[Tensor, FusedLayer]:
     """The output [batch, head, query, dim] of one layer's attention, and the layer for the probes."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if eviction is not None:
-        if sight.padded or not isinstance(sight.mask, (CausalMask, IndexedMask)):
-            raise SinkscopeError(
-                "a policy acts on texts without padding under a causal mask; give texts of one length, one by one."
-            )
-        sight = replace(sight, mask=eviction.mask(query, sight.start, CausalMask(sight.start)))
-    attended = attend_layer(Block(query, key, value, sight.start, scale, softcap), sight.mask, eviction, weighing)
+    if evictions and (sight.padded or not isinstance(sight.mask, (CausalMask, IndexedMask))):
+        raise SinkscopeError(
+            "a policy acts on texts without padding under a causal mask; give texts of one length, one by one."
+        )
+    attended = attend_layer(Block(query, key, value, sight.start, scale, softcap), sight.mask, evictions, weighing)
+    if evictions:
+        mask: Mask = CausalMask(sight.start)
+        for eviction in evictions:
+            mask = eviction.mask(query, sight.start, mask)
+        sight = replace(sight, mask=mask)
     filled = min(key.shape[2], sight.start + query.shape[2] - sight.key_start)
     virtual = weighing.virtual_logit
     return attended.output, FusedLayer(
@@ -137,7 +143,7 @@ def observed_layer(
         key_start=sight.key_start,
         virtual_logit=None if virtual is None else virtual.detach(),
         output=attended.output.detach(),
-        eviction=eviction,
+        evictions=evictions,
         shift=None if attended.shift is None else attended.shift.detach(),
         weighing=weighing,
     )

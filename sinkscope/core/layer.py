@@ -131,7 +131,7 @@ class FusedLayer(Layer):
 
     Attributes:
         query, key: as attention saw them; `mask` says which keys each query sees.
-        eviction: the policy on this layer, or None, and the `shift` of its anchors' logits (see `Attended`).
+        evictions: the policy on this layer, in disjoint heads, and the `shift` of its anchors' logits (see `Attended`).
         weighing: the normaliser on this layer.
     """
 
@@ -140,29 +140,43 @@ class FusedLayer(Layer):
     mask: Mask
     scale: float
     softcap: float | None = None
-    eviction: Eviction | None = None
+    evictions: tuple[Eviction, ...] = ()
     shift: Tensor | None = None
     weighing: Weighing = PLAIN
 
     def logits(self, rows: slice, columns: slice) -> Tensor:
         scores = scores_of(self.query, self.key, self.mask, rows, columns, self.scale, self.softcap)
-        keys, places = self._anchors_among(columns)
-        if keys:
+        for eviction, keys, places in self._anchors_among(columns):
             key = self.key[:, :, keys]
             given = (FullMask(), rows, slice(0, len(keys)), self.scale, self.softcap)
-            scores[..., places] = self._shifted(scores_of(self._toward_anchors(), key, *given), ALL, rows)
+            seen = self._shifted(scores_of(self._toward_anchors(eviction), key, *given), ALL, rows)
+            scores[..., places] = _where(eviction.heads, seen, scores[..., places])
+        if self.evictions:
             self.mask.hide(scores, rows, columns)
         return scores
 
+    def probabilities(self, rows: slice, columns: slice) -> Tensor:
+        if self.weighing.whole is None:
+            return super().probabilities(rows, columns)
+        return self.weights(self.logits(rows, slice(0, self.key.shape[2])), rows)[..., columns]
+
     def weights(self, logits: Tensor, rows: slice) -> Tensor:
+        assert self.weighing.whole is None or logits.shape[-1] == self.key.shape[2], "whole rows are needed"
         return self._logs(logits, ALL, rows).exp_()
 
     def tiles(self) -> Iterator[Tile]:
         sequences, kv_heads, keys, _ = self.key.shape
+        if self.weighing.whole is not None:
+            for rows in ranges(0, self.rows, max(1, TILE_ENTRIES // (sequences * self.heads * keys))):
+                columns = slice(0, keys)
+                yield Tile.from_logs(
+                    slice(0, self.heads), rows, columns, self._logs(self.logits(rows, columns), ALL, rows)
+                )
+            return
         group = self.heads // kv_heads
         width = min(keys, TILE_COLUMNS)
         height = max(1, TILE_ENTRIES // (sequences * group * width))
-        turned = self._toward_anchors()
+        turned = {eviction: self._toward_anchors(eviction) for eviction in self.evictions}
         for kv_head in range(kv_heads):
             heads = slice(kv_head * group, (kv_head + 1) * group)
             query = self.query[:, heads].float() * self.scale
@@ -172,11 +186,11 @@ class FusedLayer(Layer):
                 seen = self.mask.columns(rows, keys)
                 for columns in ranges(seen.start, seen.stop, width):
                     scores = self._capped((stacked @ key[..., columns]).unflatten(1, (group, -1)))
-                    anchors, places = self._anchors_among(columns)
-                    if anchors:
-                        turned_rows = turned[:, heads, rows].float().flatten(1, 2) * self.scale
+                    for eviction, anchors, places in self._anchors_among(columns):
+                        turned_rows = turned[eviction][:, heads, rows].float().flatten(1, 2) * self.scale
                         part = self._capped((turned_rows @ key[..., anchors]).unflatten(1, (group, -1)))
-                        scores[..., places] = self._shifted(part, heads, rows)
+                        acting = None if eviction.heads is None else eviction.heads[heads]
+                        scores[..., places] = _where(acting, self._shifted(part, heads, rows), scores[..., places])
                     self.mask.hide(scores, rows, columns, heads)
                     yield Tile.from_logs(heads, rows, columns, self._logs(scores, heads, rows))
 
@@ -199,7 +213,7 @@ class FusedLayer(Layer):
         columns = torch.arange(self.key.shape[2], device=rows.device)
         return replace(
             self,
-            eviction=None if self.eviction is None else self.eviction.in_head(head),
+            evictions=tuple(part for eviction in self.evictions for part in eviction.in_head(head)),
             weighing=self.weighing.in_head(head),
             shift=None if self.shift is None else self.shift[batch : batch + 1, head : head + 1, rows],
             lse=self.lse[batch : batch + 1, head : head + 1, rows],
@@ -218,20 +232,17 @@ class FusedLayer(Layer):
     def _capped(self, scores: Tensor) -> Tensor:
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
-    def _anchors_among(self, columns: slice) -> tuple[list[int], list[int]]:
-        """The keys of some columns that see the queries in another way, and their places among the columns."""
-        if self.eviction is None or not (self.eviction.turns or self.shift is not None):
-            return [], []
-        keys = [key for key in self.eviction.anchors if columns.start <= key < columns.stop]
-        return keys, [key - columns.start for key in keys]
+    def _anchors_among(self, columns: slice) -> Iterator[tuple[Eviction, list[int], list[int]]]:
+        """By eviction: keys of some columns that see the queries in another way, and their places among the columns."""
+        for eviction in self.evictions:
+            if eviction.turns or self.shift is not None:
+                keys = [key for key in eviction.anchors if columns.start <= key < columns.stop]
+                if keys:
+                    yield eviction, keys, [key - columns.start for key in keys]
 
-    def _toward_anchors(self) -> Tensor:
-        """The queries as the anchors see them."""
-        if self.eviction is None or not self.eviction.turns:
-            return self.query
-        turned = self.eviction.toward_anchors(self.query, self.start)
-        heads = self.eviction.heads
-        return turned if heads is None else torch.where(heads[:, None, None], turned, self.query)
+    def _toward_anchors(self, eviction: Eviction) -> Tensor:
+        """The queries as the anchors of an eviction see them."""
+        return eviction.toward_anchors(self.query, self.start) if eviction.turns else self.query
 
     def _shifted(self, scores: Tensor, heads: slice, rows: slice) -> Tensor:
         return scores if self.shift is None else scores + self.shift[:, heads, rows, None]
@@ -275,6 +286,11 @@ class ScoredLayer(Layer):
             key=None,
             value=None,
         )
+
+
+def _where(heads: Tensor | None, inside: Tensor, outside: Tensor) -> Tensor:
+    """Scores [sequence, head, query, key] of one kind in some heads, of another one in the rest."""
+    return inside if heads is None else torch.where(heads[:, None, None], inside, outside)
 
 
 def _picked(states: Tensor | None, batch: int, columns: Tensor) -> Tensor | None:

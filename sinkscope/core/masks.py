@@ -200,6 +200,38 @@ class TensorMask:
         return TensorMask(self.tensor[sequence : sequence + 1, heads][:, :, rows][..., columns])
 
 
+class LastSeenMask:
+    """Query `i` sees a key up to its own column that has not been dropped before.
+
+    Args:
+        last_seen: [batch, head, key] the last query that sees each key.
+        rows: places of the queries.
+    """
+
+    def __init__(self, last_seen: Tensor, rows: Tensor, columns: Tensor | None = None) -> None:
+        self.last_seen, self.rows = last_seen, rows
+        self.column_indices = torch.arange(last_seen.shape[2], device=rows.device) if columns is None else columns
+
+    def visible(self, rows: slice, columns: slice, heads: slice = ALL) -> Tensor:
+        """Booleans [batch, heads, rows, columns]."""
+        query, key = self.rows[rows, None], self.column_indices[columns]
+        return (key <= query) & (query <= self.last_seen[:, heads, None, columns])
+
+    def columns(self, rows: slice, key_length: int) -> slice:
+        return slice(0, min(key_length, len(self.column_indices)))
+
+    def hide(self, scores: Tensor, rows: slice, columns: slice, heads: slice = ALL) -> None:
+        scores.masked_fill_(~self.visible(rows, columns, heads), torch.finfo(scores.dtype).min)
+
+    def seen(self, rows: slice, key_length: int) -> Tensor:
+        return self.visible(rows, slice(0, key_length)).sum(-1)
+
+    def restricted(self, batch: int, rows: Tensor, columns: Tensor, head: int | None = None) -> Mask:
+        heads = ALL if head is None else slice(head, head + 1)
+        last_seen = self.last_seen[batch : batch + 1, heads][..., columns]
+        return LastSeenMask(last_seen, self.rows[rows], self.column_indices[columns])
+
+
 class PerHeadMask:
     """One mask in some heads, another one in the rest.
 
@@ -216,16 +248,14 @@ class PerHeadMask:
         return slice(min(part.start for part in both), max(part.stop for part in both))
 
     def hide(self, scores: Tensor, rows: slice, columns: slice, heads: slice = ALL) -> None:
-        chosen = self.chosen[heads]
-        for acting, mask in ((chosen, self.inside), (~chosen, self.outside)):
-            if bool(acting.any()):
-                part = scores[:, acting]
-                mask.hide(part, rows, columns)
-                scores[:, acting] = part
+        chosen, inside = self.chosen[heads].to(scores.device), scores.clone()
+        self.inside.hide(inside, rows, columns, heads)
+        self.outside.hide(scores, rows, columns, heads)
+        scores[:, chosen] = inside[:, chosen]
 
     def seen(self, rows: slice, key_length: int) -> Tensor:
         inside, outside = (mask.seen(rows, key_length) for mask in (self.inside, self.outside))
-        return torch.where(self.chosen[:, None], inside, outside)
+        return torch.where(self.chosen[:, None].to(inside.device), inside, outside)
 
     def restricted(self, batch: int, rows: Tensor, columns: Tensor, head: int | None = None) -> Mask:
         if head is not None:

@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 from sinkscope.core.anatomy import find_anatomy
+from sinkscope.core.interface import SCOPED
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import has_only_keys_and_values, takes_cache
 from sinkscope.hf.models import attends_in_chunks, has_config, is_head_present
@@ -55,9 +56,7 @@ def check_eval(model: Any, what: str) -> None:
 
 def check_unscoped(base: Any) -> None:
     """Raise SinkscopeError for a model that carries a scope, which would measure the tokens it is tried on."""
-    from sinkscope.core.scope import Scope  # asks this file itself
-
-    if any(isinstance(getattr(hook, "__self__", None), Scope) for hook in base._forward_pre_hooks.values()):
+    if any(module in SCOPED for module in base.modules()):
         raise SinkscopeError(
             f"{type(base).__name__} carries a scope, which would record the tokens it is tried on; leave the scope, or "
             "do this before it."

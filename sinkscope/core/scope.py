@@ -13,10 +13,10 @@ modules, its layers and its base; on leaving, also after an exception or an inte
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 import xarray as xr
@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from sinkscope.core.anatomy import Anatomy, Part, find_anatomy
 from sinkscope.core.collect import Collector
+from sinkscope.core.eviction import Eviction
 from sinkscope.core.finite import not_finite
 from sinkscope.core.forward import Caches, Forward, read_forward
-from sinkscope.core.interface import EVICTIONS, NAME, NORMALISERS
+from sinkscope.core.interface import EVICTIONS, NAME, NORMALISERS, SCOPED
 from sinkscope.core.layer import Layer
-from sinkscope.core.normalisers import Normaliser, Pointwise
+from sinkscope.core.normalisers import Normaliser, VirtualKey
 from sinkscope.core.policies import Dense, Policy
 from sinkscope.core.policy_on_layers import layer_evictions
 from sinkscope.core.probes import FREE, HiddenProbe, LayerProbe, Probe, TileProbe
@@ -38,8 +39,6 @@ from sinkscope.core.watch import AttentionWatch, cached_states
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import use_implementation
 from sinkscope.hf.models import query_heads
-
-_WATCHED: WeakSet[nn.Module] = WeakSet()  # attention modules that carry a scope now
 
 
 def capture(model: nn.Module, probes: Iterable[Probe] | None = None) -> Scope:
@@ -104,7 +103,7 @@ class Scope:
         self.evictions = layer_evictions(self.policy, model, self.anatomy)
         self.causal = True
         if normaliser is not None:
-            _check_normaliser(normaliser, model, self.anatomy, self.policy)
+            _check_normaliser(normaliser, model, self.anatomy, self.evictions)
         self._collector = Collector(self.anatomy.numbers)
         self._caches: Caches = WeakKeyDictionary()
         self._forward: Forward | None = None
@@ -114,7 +113,7 @@ class Scope:
         self._undo = ExitStack()
 
     def __enter__(self) -> Scope:
-        taken = [part.name for part in self.anatomy.parts if part.attention in _WATCHED]
+        taken = [part.name for part in self.anatomy.parts if part.attention in SCOPED]
         if taken:
             raise SinkscopeError(
                 f"this model carries a scope already (at {taken[0]}); leave that one first, or give it all the probes."
@@ -135,12 +134,13 @@ class Scope:
         Raises:
             SinkscopeError: nothing was measured yet.
         """
-        record = self._collector.record()
+        self._collector.check_finished()
         if not self._saw_attention and any(isinstance(probe, (LayerProbe, TileProbe)) for probe in self.probes):
             raise SinkscopeError(
                 f"the attention modules of {type(self.model).__name__} ran, but no softmax or scaled dot product "
                 "attention was seen in them; measure its maps elsewhere and use sinkscope.from_maps."
             )
+        record = self._collector.record()
         path = "attention interface" if self.anatomy.interface else "watched softmax"
         record.attrs = {
             **model_attributes(self.model),
@@ -164,14 +164,14 @@ class Scope:
             undo.callback(hook.remove)
 
         base, parts, interface = self.anatomy.base, self.anatomy.parts, self.anatomy.interface
-        for part, eviction in zip(parts, self.evictions, strict=True):
-            _WATCHED.add(part.attention)
-            undo.callback(_WATCHED.discard, part.attention)
+        for part, evictions in zip(parts, self.evictions, strict=True):
+            SCOPED.add(part.attention)
+            undo.callback(SCOPED.discard, part.attention)
             if self.normaliser is not None and self.normaliser.acts_in(part.number):
                 NORMALISERS[part.attention] = self.normaliser
                 undo.callback(NORMALISERS.pop, part.attention, None)
-            if eviction is not None:
-                EVICTIONS[part.attention] = eviction
+            if evictions:
+                EVICTIONS[part.attention] = evictions
                 undo.callback(EVICTIONS.pop, part.attention, None)
         if interface:
             use_implementation(base, NAME, undo)
@@ -212,14 +212,21 @@ class Scope:
             )
         self._collector.discard()
         self._forward = read_forward(module, args, kwargs, self._caches)
+        for eviction in self._all_evictions():
+            eviction.begin(self._forward.cache, self._forward.past)
         self._thread = threading.get_ident()
 
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._forward is not None:
             self._collector.check()
-            self._forward.commit(self._caches, output)
+            cache = self._forward.commit(self._caches, output)
+            for eviction in self._all_evictions():
+                eviction.end(cache)
             self._collector.commit(self._forward.texts)
         self._end_forward()
+
+    def _all_evictions(self) -> Iterator[Eviction]:
+        return (eviction for evictions in self.evictions for eviction in evictions)
 
     def _end_forward(self) -> None:
         self._collector.discard()
@@ -232,7 +239,7 @@ class Scope:
             raise not_finite(f"the attention scores of layer {part.number} ({part.name})", self.model)
         if self._forward is None:
             return
-        if self.probes and self.evictions[index] is not None and layer.start:
+        if self.probes and self.evictions[index] and layer.start:
             raise SinkscopeError("probes follow a policy over one forward pass from the first token; give no cache.")
         self._saw_attention = True
         with torch.autocast(layer.lse.device.type, enabled=False):
@@ -256,7 +263,9 @@ class Scope:
                     self._collector.add(index, texts, probe.observe_hidden(real))
 
 
-def _check_normaliser(normaliser: Any, model: nn.Module, anatomy: Anatomy, policy: Policy) -> None:
+def _check_normaliser(
+    normaliser: Any, model: nn.Module, anatomy: Anatomy, evictions: list[tuple[Eviction, ...]]
+) -> None:
     if not isinstance(normaliser, Normaliser):
         raise SinkscopeError(f"{normaliser!r} is not a normaliser; give an instance such as sinkscope.Softmax1().")
     if not anatomy.interface:
@@ -264,8 +273,11 @@ def _check_normaliser(normaliser: Any, model: nn.Module, anatomy: Anatomy, polic
             f"{type(model).__name__} does not use transformers' attention interface, so its normaliser cannot be "
             "replaced; it can only be measured."
         )
-    normaliser.check_place(anatomy.numbers, query_heads(model))
-    if isinstance(normaliser, Pointwise) and policy.values == "added":
+    heads = query_heads(model)
+    normaliser.check_place(anatomy.numbers, heads)
+    normaliser.check_weights(heads or 1)
+    shares = isinstance(normaliser, VirtualKey) and not normaliser.needs_whole_rows
+    if not shares and any(eviction.values == "added" for each in evictions for eviction in each):
         raise SinkscopeError(
             f'values="added" takes keys out of a denominator, and the weights of {normaliser!r} are not shares of one; '
             "give a normaliser with a denominator, or other values."

@@ -147,6 +147,11 @@ def implementation(model: Any) -> str:
     return str(getattr(getattr(model, "config", None), "_attn_implementation", "unknown"))
 
 
+def expert_implementation(model: Any) -> str:
+    """The implementation of experts that a model uses now; "unknown" where it says none."""
+    return str(getattr(getattr(model, "config", None), "_experts_implementation", "unknown"))
+
+
 def use_implementation(model: Any, name: str, undo: ExitStack) -> None:
     """Send a model's attention through a registered implementation until `undo` is closed.
 

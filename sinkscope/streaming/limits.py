@@ -41,9 +41,9 @@ def limit_notes(model: nn.Module, policy: Policy, tokens: int) -> list[str]:
             f"{name} does not use transformers' attention interface, so it can be read token by token under a window, "
             f"sinks and all, but not under `{policy.name}`."
         )
-    if policy.window is None:
+    if policy.kept is None:
         check_unchunked(model)
-    if policy.window is None or policy.recomputed:
+    if policy.kept is None or policy.recomputed:
         if limit and reach > limit and _has_table(model):
             raise SinkscopeError(
                 f"{name} has a table of {limit} positions, and `{policy.name}` needs {reach}; give fewer tokens."
@@ -51,7 +51,7 @@ def limit_notes(model: nn.Module, policy: Policy, tokens: int) -> list[str]:
     else:
         native_windows(model, len(anatomy.parts))
         find_rotations(model)
-        if policy.sinks and policy.positions == "original" and not anatomy.interface:
+        if policy.kept.first and policy.coordinates["positions"] == "original" and not anatomy.interface:
             raise SinkscopeError(
                 f"{name} does not use transformers' attention interface, so sinks are counted only by their place in "
                 'the cache; give positions="cache".'

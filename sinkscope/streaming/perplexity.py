@@ -142,10 +142,10 @@ def read_texts(
 
 
 def _reader(model: nn.Module, ids: Tensor, policy: Policy, run: Run) -> Reader:
-    if policy.recomputed and policy.window is not None:
-        rows = max(1, BATCH_TOKENS // (policy.window * len(ids)))
+    if policy.recomputed and policy.kept is not None:
+        rows = max(1, BATCH_TOKENS // (policy.kept.last * len(ids)))
         return WindowReader(model, ids, policy, _queries(ids, policy, run), rows, run.normaliser)
-    if policy.window is not None and not find_anatomy(model).interface:
+    if policy.kept is not None and not find_anatomy(model).interface:
         return TokenReader(model, ids, policy)
     return BlockReader(model, ids, policy, block_within_limits(model, policy, run.block), run.normaliser)
 
@@ -153,9 +153,9 @@ def _reader(model: nn.Module, ids: Tensor, policy: Policy, run: Run) -> Reader:
 def _queries(ids: Tensor, policy: Policy, run: Run) -> Tensor:
     """Places of the tokens that predict: all but the last, or a sample of them for re-computation."""
     every = torch.arange(ids.shape[1] - 1)
-    if not policy.recomputed or policy.window is None or run.samples is None:
+    if not policy.recomputed or policy.kept is None or run.samples is None:
         return every
-    early, late = every[: policy.window], every[policy.window :]
+    early, late = every[: policy.kept.last], every[policy.kept.last :]
     if len(late) <= run.samples:
         return every
     picked = np.random.default_rng(run.seed).choice(len(late), run.samples, replace=False)

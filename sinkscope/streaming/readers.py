@@ -117,8 +117,8 @@ class WindowReader(Reader):
         normaliser: Normaliser | None = None,
     ) -> None:
         super().__init__(model, ids, policy)
-        assert policy.window is not None
-        self.queries, self.rows, self.size, self.normaliser = queries, rows, policy.window, normaliser
+        assert policy.kept is not None
+        self.queries, self.rows, self.size, self.normaliser = queries, rows, policy.kept.last, normaliser
 
     @torch.no_grad()
     def steps(self) -> Iterator[Step]:
@@ -149,8 +149,8 @@ class TokenReader(Reader):
         from sinkscope.streaming.cache.sink_cache import SinkCache
 
         super().__init__(model, ids, policy)
-        assert policy.window is not None
-        self.cache = SinkCache(model, sinks=policy.sinks, window=policy.window)
+        assert policy.kept is not None
+        self.cache = SinkCache(model, *policy.kept)
 
     @torch.no_grad()
     def steps(self) -> Iterator[Step]:

@@ -94,15 +94,15 @@ class RollingCache(Cache):
 
     def __init__(self, model: nn.Module, policy: Policy) -> None:
         anatomy = find_anatomy(model)
-        window = None if policy.is_partial else policy.window  # where some layers or heads are dense, all is kept
-        bounded = window is not None
+        kept = None if policy.is_partial else policy.kept  # where some layers or heads are dense, all is kept
+        bounded = kept is not None
         natives = native_windows(model, len(anatomy.parts)) if bounded else [*cached_windows(model).values()]
         rotations = find_rotations(model) if bounded else [None] * len(natives)
         mixed = None in natives
         self.rolling = [
             RollingLayer(0, native - 1, rotation, is_sliding=True)
             if native and (mixed or not bounded)
-            else RollingLayer(policy.sinks, window, rotation)
+            else RollingLayer(*(kept or (0, None)), rotation)
             for native, rotation in zip(natives, rotations, strict=True)
         ]
         super().__init__(layers=[*self.rolling])

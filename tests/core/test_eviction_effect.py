@@ -46,7 +46,7 @@ def test_the_change_is_that_of_evicting_in_that_layer(name, keys):
     record, dense, start = scope.record, outputs(model, ids, normaliser=normaliser), max(keys) + 1
     for layer in record.layer.values:
         policy = Evict(keys, layers=[int(layer)])
-        if attached(model, policy=policy).evictions[layer] is None:
+        if not attached(model, policy=policy).evictions[layer]:
             continue  # a sliding layer
         evicted = outputs(model, ids, policy, normaliser).sel(layer=layer)
         here, seen = dense.sel(layer=layer), record.sel(layer=layer).isel(query=slice(start, None))

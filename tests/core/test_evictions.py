@@ -147,7 +147,7 @@ def test_a_key_policy_works_with_learned_positions_and_native_windows_are_left_a
         with torch.no_grad(), attached(model, policy=Evict([0]), probes=[Maps(resolution=None)]) as scope:
             model(ids)
         maps = scope.record.attention_map.values
-        full = [eviction is not None for eviction in scope.evictions]
+        full = [bool(evictions) for evictions in scope.evictions]
         assert (maps[:, full][..., 1:, 0] == 0).all() and (maps[:, full][..., 0, 0] > 0.99).all()
         assert sum(full) == (1 if name == "gemma3" else len(full))
         for layer in np.flatnonzero(np.logical_not(full)):

@@ -46,7 +46,7 @@ def test_a_band_equals_plain_softmax_over_the_window(rows, past, window, triangl
 @pytest.mark.parametrize("name", naive_eviction.FAMILIES)
 def test_logits_and_probes_under_a_policy_equal_the_definition(name, policy):
     model, ids = build(name), inputs(name, tokens=90)["input_ids"]
-    expected = naive_eviction.run(model, ids, policy.sinks, policy.window, policy.positions)
+    expected = naive_eviction.run(model, ids, *policy.kept, policy.coordinates["positions"])
     record = naive_slots.check(model, ids, expected, policy=policy)
     assert record.attrs["policy"] == repr(policy)
 
@@ -66,10 +66,10 @@ def test_with_nothing_evicted_every_policy_is_dense(name):
 
 def test_a_policy_acts_on_the_full_layers_of_a_model_that_also_slides():
     model = build("gemma3")
-    acting = [eviction is not None for eviction in attached(model, policy=Window(20)).evictions]
+    acting = [bool(evictions) for evictions in attached(model, policy=Window(20)).evictions]
     assert acting == [False] * 5 + [True]
     every = attached(build("mistral_sliding"), policy=Window(20)).evictions
-    assert [eviction.window for eviction in every] == [20, 20]
+    assert [eviction.window for (eviction,) in every] == [20, 20]
 
 
 def test_positions_in_the_cache_and_in_the_text_differ():

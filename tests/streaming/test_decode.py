@@ -48,7 +48,7 @@ def test_bytes_and_operations_are_those_of_cost(name):
 
 def allocated(model, ids, policy) -> int:
     """What the cache says of itself."""
-    with SinkCache(model, policy.sinks, policy.window) as cache, torch.no_grad():
+    with SinkCache(model, *policy.kept) as cache, torch.no_grad():
         model(ids[:, : policy.cache_size + 1], past_key_values=cache)
         return cache.nbytes
 

@@ -49,7 +49,7 @@ def test_losses_equal_the_definition_in_float64(name):
     model, ids = build(name), inputs(name, tokens=110)["input_ids"]
     record = perplexity(model, ids, POLICIES[1:], block=32)
     for policy in POLICIES[1:]:
-        logits, _ = naive_eviction.run(model, ids, policy.sinks, policy.window, policy.positions)
+        logits, _ = naive_eviction.run(model, ids, *policy.kept, policy.coordinates["positions"])
         np.testing.assert_allclose(nll(record, policy), losses_of(logits, ids), atol=1e-4)
     assert record.nll.isnull().sum("token").values.tolist() == [[1, 1]] * 4  # the first token of each text only
 

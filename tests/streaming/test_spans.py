@@ -29,7 +29,7 @@ def seen_keys(policy: Policy, window: int | None, mixed: bool, t: int) -> list[i
         return [sum(1 for j in texts if j <= i and (window is None or i - j < window)) for i in texts]
     if isinstance(policy, Dense) or (mixed and window is not None):
         return [sum(1 for j in range(t + 1) if window is None or t - j < window)]
-    sinks, size = policy.sinks, policy.window
+    sinks, size = policy.kept
     return [sum(1 for j in range(t) if t - j <= size or j < sinks) + 1]
 
 

@@ -1,9 +1,9 @@
 """What a normaliser is: how the scores of a query become weights.
 
-There are two kinds, by what their weights follow from. A `VirtualKey` adds one term to the denominator of softmax, so
-softmax attention and its log-sum-exp give it without a second pass. In a `Pointwise` normaliser a key's weight is a
-function of its own score, of the query's log-sum-exp and of how many keys the query sees: one more pass over the
-scores, block by block.
+A class with `weights` alone works everywhere, run block by block on whole rows of scores. Two kinds are quicker, by what
+their weights follow from. A `VirtualKey` adds one term to the denominator of softmax, so softmax attention and its
+log-sum-exp give it without a second pass. In a `Pointwise` normaliser a key's weight is a function of its own score, of
+the query's log-sum-exp and of how many keys the query sees: one more pass over the scores, in tiles of any shape.
 """
 
 from __future__ import annotations
@@ -15,23 +15,108 @@ import torch
 from torch import Tensor
 
 from sinkscope.core.masks import is_hidden
-from sinkscope.core.placed import Placed
+from sinkscope.core.placed import Placed, overrides
+from sinkscope.errors import SinkscopeError
+
+ALIKE = 1e-4  # weights of the same row may differ by so much when they are made among others
+LEAK = 1e-6  # weight on a hidden key that is no more than rounding
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Normaliser(Placed, ABC):
-    """How scores become weights, in all or in chosen layers and heads."""
+    """How scores become weights, in all or in chosen layers and heads.
+
+    For a normaliser of one's own, `weights` is all there is to write:
+
+        class Sparsemax(sinkscope.Normaliser):
+            def weights(self, scores):
+                ...
+
+    Weights of a query follow from that query's own scores in one head; they need not sum to one.
+    """
 
     @abstractmethod
     def weights(self, scores: Tensor) -> Tensor:
         """The definition.
 
         Args:
-            scores: [batch, head, query, key], minus infinity or the lowest float where a key is hidden.
+            scores: [batch, head, query, key], minus infinity where a key is hidden. Each row holds all keys that its
+                query sees, and any number of hidden ones.
 
         Returns:
             Weights of the same shape, 0 where a key is hidden.
         """
+
+    @property
+    def needs_whole_rows(self) -> bool:
+        """Whether `weights` itself has to be run: there is no quicker form, or it was redefined below that form."""
+        return not isinstance(self, (VirtualKey, Pointwise)) or overrides(
+            type(self), "weights", ("virtual_logit", "weigh")
+        )
+
+    def check_weights(self, heads: int, device: torch.device | str = "cpu") -> None:
+        """Try a normaliser of one's own on small scores.
+
+        Args:
+            heads: query heads of a layer.
+
+        Raises:
+            SinkscopeError: weights of another shape or that are not finite, weight on hidden keys, or weights that
+                follow from anything but the scores that a query sees in one head.
+        """
+        if not self.needs_whole_rows:
+            return
+        generator = torch.Generator().manual_seed(0)
+        scores = torch.randn(2, heads, 5, 7, generator=generator)
+        hidden = torch.ones(5, 7, dtype=torch.bool).triu(3)
+        scores = scores.masked_fill(hidden, -torch.inf).to(device)
+        found = whole_rows(self, scores)
+        mixed = scores.clone()
+        mixed[:, 1:] = (
+            mixed[:, 1:].flip(2).roll(1, -1).nan_to_num(neginf=0.5).masked_fill(hidden.to(device), -torch.inf)
+        )
+        wider = torch.nn.functional.pad(scores, (0, 3), value=-torch.inf)
+        trials = {
+            "on the other queries": (whole_rows(self, scores[:, :, 2:3]), found[:, :, 2:3]),
+            "on the other texts of the batch": (whole_rows(self, scores[1:]), found[1:]),
+            "on the other heads": (whole_rows(self, mixed)[:, :1], found[:, :1]),
+            "on how many keys are hidden": (whole_rows(self, wider)[..., :7], found),
+        }
+        for reason, (weights, expected) in trials.items():
+            if not torch.allclose(weights, expected, rtol=ALIKE, atol=ALIKE):
+                raise SinkscopeError(
+                    f"the weights of {self!r} for a query depend {reason}, so they cannot be made block by block or "
+                    "token by token; let them follow from the scores that the query sees in one head."
+                )
+
+
+def whole_rows(normaliser: Normaliser, scores: Tensor) -> Tensor:
+    """Weights of whole rows by a normaliser's own definition, checked; rows that see nothing get none.
+
+    Raises:
+        SinkscopeError: another shape than that of the scores, NaN or infinity, weight on hidden keys.
+    """
+    hidden = is_hidden(scores)
+    nothing = hidden.all(-1, keepdim=True)
+    given = scores.masked_fill(hidden, -torch.inf).masked_fill(nothing, 0.0)
+    weights = normaliser.weights(given)
+    if not isinstance(weights, Tensor) or weights.shape != scores.shape:
+        shape = f"the shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else f"a {type(weights).__name__}"
+        raise SinkscopeError(
+            f"{normaliser!r} gave {shape} for scores of shape {tuple(scores.shape)}; weights have that shape."
+        )
+    weights = weights.masked_fill(nothing, 0.0)
+    if not bool(weights.isfinite().all()):
+        raise SinkscopeError(
+            f"{normaliser!r} gave weights that are NaN or infinite; scores of hidden keys are minus infinity, and their "
+            "weight is 0."
+        )
+    if bool((weights.masked_fill(~hidden, 0.0).abs() > LEAK).any()):
+        raise SinkscopeError(
+            f"{normaliser!r} gives weight to hidden keys, which lie in a query's future or were taken away; their "
+            "scores are minus infinity, and their weight is 0."
+        )
+    return weights.to(scores.dtype)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -1,7 +1,6 @@
 """The policy slot: which keys a query may see, and at what distance.
 
-A policy is data; the attention function and the streaming engine read its fields. Sizes count the tokens a cache keeps
-between two steps. The token being read sees them, and itself.
+Sizes count the tokens a cache keeps between two steps. The token being read sees them, and itself.
 
     dense        all tokens                 k k k k k k k k k q
     window       the last 4                 . . . . . k k k k q
@@ -10,6 +9,9 @@ between two steps. The token being read sees them, and itself.
     evict        all but chosen keys        k k . k . k k k k q
     evict recent all but the last 3         k k k k k k . . . q
     dose         all, some strengthened     K k k k k k k k k q     K: a bias is added to the logits of this key
+    every nth    each 3rd, and the last 2   k . . k . . k k k q
+    H2O, TOVA    those attended to most     k . k . . . k . k q     chosen by the model's own attention
+    per head     one of these in each head
 
 Window and re-computation are often mixed up. A *window* keeps the keys and values as they were computed, with the whole
 text before them in view; it drops the oldest, and perplexity collapses when the first token goes. *Re-computation*
@@ -19,22 +21,30 @@ sink again, so it works, at a cost of window squared per token (Xiao et al. 2023
 
 from __future__ import annotations
 
-from sinkscope.core.policies.base import POSITIONS, VALUES, Policy
+from sinkscope.core.policies.base import POSITIONS, VALUES, Kept, Policy, StaticPolicy
+from sinkscope.core.policies.chosen_keys import Dose, Evict, EvictRecent
 from sinkscope.core.policies.dense import Dense
-from sinkscope.core.policies.keys import Dose, Evict
-from sinkscope.core.policies.last_tokens import Recompute, Window
-from sinkscope.core.policies.recent import EvictRecent
-from sinkscope.core.policies.sink_window import SinkWindow
+from sinkscope.core.policies.every_nth import EveryNth
+from sinkscope.core.policies.per_head import PerHead
+from sinkscope.core.policies.scored import TOVA, HeavyHitters, ScoredPolicy
+from sinkscope.core.policies.windows import Recompute, SinkWindow, Window
 
 __all__ = [
     "POSITIONS",
+    "TOVA",
     "VALUES",
     "Dense",
     "Dose",
     "Evict",
     "EvictRecent",
+    "EveryNth",
+    "HeavyHitters",
+    "Kept",
+    "PerHead",
     "Policy",
     "Recompute",
+    "ScoredPolicy",
     "SinkWindow",
+    "StaticPolicy",
     "Window",
 ]

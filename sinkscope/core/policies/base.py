@@ -1,68 +1,86 @@
-"""What a policy is."""
+"""What a policy is: which keys a query may see, and at what distance.
+
+Three kinds are open to classes of one's own. Each has one method that carries the idea, and everything else a default:
+
+    StaticPolicy   ``sees(query, key)``: a function of places in the text, exact in blocks of any size
+    ScoredPolicy   ``score(held)``: the keys with the highest scores are kept; scores follow from the attention itself
+    Policy         ``bind(layer)``: anything else, as evictions of the engine's own
+
+A policy binds itself to each layer of a model: `bind` gives the evictions that the layer carries out.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
-from sinkscope.core.placed import Placed
+from torch import Tensor
+
+from sinkscope.core.eviction import Eviction, SeenEviction
+from sinkscope.core.placed import Placed, overrides
 from sinkscope.errors import SinkscopeError
+
+if TYPE_CHECKING:
+    from sinkscope.core.policy_on_layers import BoundLayer
 
 POSITIONS = ("cache", "original")
 VALUES = ("kept", "zeroed", "mean", "added")
+
+
+class Kept(NamedTuple):
+    """The tokens that a cache has to hold: the first ones of the text, and the last ones."""
+
+    first: int
+    last: int
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Policy(Placed):
     """Which keys a query may see, in all or in chosen layers and heads; the rest of the model is dense.
 
-    Its *anchors* are keys apart from the others: the sinks of a window, or keys chosen one by one.
-
     Args:
         label: the name it has in figures and records; one that tells its numbers when None.
 
     Attributes:
-        sinks: first tokens that are never evicted.
-        window: last tokens that are kept beside them; all when None.
-        positions: "cache", where distances are counted among the tokens kept (StreamingLLM), or "original", where they
-            are those of the text.
         recomputed: whether keys and values are rebuilt from the tokens kept, for every new token.
-        keys: anchors chosen by their places in the text, where there is no window; None where there are none.
-        recent: how many of the last tokens are evicted.
-        bias: added to the logits of the anchors; minus infinity evicts them.
-        values: what an anchor's value is: "kept", "zeroed" or replaced by the "mean" of the values of the other keys
-            that the query sees, while its key stays in the denominator; or "added" with the weight it would have, while
-            its key is out of the denominator of the others.
-        start: the first query that notices; everything before it is dense. None where a window says when.
-        once_read: whether chosen keys are evicted one by one, each behind its own query.
     """
 
     label: str | None = None
 
-    # in this order they are arguments of the policies that have them as fields
-    sinks: ClassVar[int] = 0
-    window: ClassVar[int | None] = None
-    positions: ClassVar[str] = "cache"
-    recomputed: ClassVar[bool] = False
-    bias: ClassVar[float] = 0.0
-    keys: ClassVar[Sequence[int] | None] = None
-    recent: ClassVar[int] = 0
-    values: ClassVar[str] = "kept"
-    start: ClassVar[int | None] = None
-    once_read: ClassVar[bool] = False
+    recomputed = False
+
+    def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
+        """How one attention layer carries it out: evictions in different heads; none for dense attention.
+
+        Args:
+            layer: the layer's number, heads and rotary geometry.
+
+        Raises:
+            SinkscopeError: the class does not say.
+        """
+        raise SinkscopeError(
+            f"{type(self).__name__} is a policy that does not say which keys a query sees; derive it from "
+            "sinkscope.StaticPolicy and give it `sees`, or from sinkscope.ScoredPolicy and give it `score`."
+        )
+
+    @property
+    def kept(self) -> Kept | None:
+        """The tokens that a cache has to hold for it; None where it may need any."""
+        return None
 
     @property
     def cache_size(self) -> int | None:
-        """Tokens kept at most; None when all are."""
-        return None if self.window is None else self.sinks + self.window
+        """Tokens kept between two steps at most; None when all are."""
+        return None if self.kept is None else sum(self.kept)
 
     @property
     def is_dense(self) -> bool:
         """Whether it leaves attention as it is."""
-        return self.window is None and self.keys is None and not self.recent
+        return False
 
     @property
     def is_partial(self) -> bool:
@@ -71,9 +89,8 @@ class Policy(Placed):
 
     @property
     def is_plain(self) -> bool:
-        """Whether keeping tokens, or rebuilding them, is all it does: what any cache can."""
-        changed = self.recent or self.bias or self.values != "kept"
-        return self.keys is None and not changed and not self.is_partial
+        """Whether keeping tokens, or rebuilding them, is all it does: what any cache can, on any model."""
+        return False
 
     @property
     def coordinates(self) -> dict[str, str | int | float]:
@@ -88,16 +105,15 @@ class Policy(Placed):
         positions          "cache" or "original"
         placement          the layers and heads it acts in, in words; empty for all
         """
-        settings = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
             "policy_kind": type(self).__name__,
-            "policy_settings": json.dumps(settings, default=repr, sort_keys=True),
+            "policy_settings": json.dumps(self.settings, default=repr, sort_keys=True),
             "cache_size": -1 if self.cache_size is None else self.cache_size,
-            "sinks": self.sinks,
+            "sinks": 0 if self.kept is None else self.kept.first,
             "recomputed": int(self.recomputed),
-            "sink_values": self.values,
-            "sink_bias": float(self.bias),
-            "positions": self.positions,
+            "sink_values": getattr(self, "values", "kept"),
+            "sink_bias": float(getattr(self, "bias", 0.0)),
+            "positions": getattr(self, "positions", "cache" if self.recomputed or self.kept else "original"),
             "placement": self.place,
         }
 
@@ -111,7 +127,48 @@ class Policy(Placed):
     @property
     def description(self) -> str:
         """What it does, in a few words."""
-        raise NotImplementedError
+        own = {name: value for name, value in self.settings.items() if name not in ("layers", "heads", "label")}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in own.items())})"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class StaticPolicy(Policy, ABC):
+    """Visibility that follows from places in the text alone, so that blocks of any size give the same.
+
+    For a policy of one's own, `sees` is all there is to write. Queries and keys stay at their positions in the text:
+
+        @dataclass(frozen=True)
+        class EveryNth(sinkscope.StaticPolicy):
+            step: int = 64
+            window: int = 256
+
+            def sees(self, query, key):
+                return (query - key <= self.window) | (key % self.step == 0)
+
+    It works wherever the built-in ones do. A cache holds all keys for it, since any may be seen later.
+    """
+
+    @abstractmethod
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        """Whether queries see keys; keys behind a query are hidden from it in any case.
+
+        Args:
+            query, key: places in the text, 0 for its first token; int64, of shapes that broadcast.
+
+        Returns:
+            Booleans of the broadcast shape. Every query has to see its own key.
+        """
+
+    def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
+        return (SeenEviction(since=0, heads=self.acting_heads(layer.heads), policy=self),)
+
+    def check_sees(self) -> None:
+        """Raise SinkscopeError when `sees` was redefined below a class that binds, or keeps, by other means."""
+        if overrides(type(self), "sees", ("bind", "kept")) and type(self).bind is not StaticPolicy.bind:
+            raise SinkscopeError(
+                f"{type(self).__name__} gives a `sees` of its own to a policy that does not ask it; derive it from "
+                "sinkscope.StaticPolicy itself."
+            )
 
 
 def check_count(policy: Policy, name: str, least: int) -> None:
@@ -123,10 +180,10 @@ def check_count(policy: Policy, name: str, least: int) -> None:
         )
 
 
-def check_bias(policy: Policy) -> None:
-    """Raise SinkscopeError when the bias is no number, or one that leaves nothing but the anchors."""
-    if not isinstance(policy.bias, (int, float)) or math.isnan(policy.bias) or policy.bias == math.inf:
-        raise SinkscopeError(f"bias={policy.bias!r} is no dose; give a number, or -math.inf to evict.")
+def check_bias(bias: float) -> None:
+    """Raise SinkscopeError when a bias is no number, or one that leaves nothing but the keys it is added to."""
+    if not isinstance(bias, (int, float)) or math.isnan(bias) or bias == math.inf:
+        raise SinkscopeError(f"bias={bias!r} is no dose; give a number, or -math.inf to evict.")
 
 
 def check_choice(policy: Policy, name: str, known: Sequence[str]) -> None:

@@ -124,10 +124,10 @@ def _attended_anew(
 
 
 def _check(layer: Layer) -> None:
-    if isinstance(layer, FusedLayer) and layer.eviction is not None:
+    if isinstance(layer, FusedLayer) and layer.evictions:
         raise SinkscopeError("EvictionEffect reads a dense pass; leave out the policy, or its layer.")
-    if isinstance(layer, FusedLayer) and layer.weighing.pointwise is not None:
+    if isinstance(layer, FusedLayer) and layer.weighing.replaces_softmax:
         raise SinkscopeError(
-            f"under {layer.weighing.pointwise!r} weights do not compete, so evicting some changes no other; "
+            f"under {layer.weighing.pointwise or layer.weighing.whole!r} weights do not compete, so evicting some changes no other; "
             "EvictionEffect is for normalisers with a denominator."
         )

@@ -109,11 +109,12 @@ def cost(model: Any, policy: Policy, tokens: int) -> Cost:
 
     Args:
         model: a loaded transformers decoder; most also work on torch's meta device, without weights.
-        policy: Dense(), Window(L), Recompute(L) or SinkWindow(S, W).
+        policy: any that acts alike in all layers and heads.
         tokens: T, the length of the text, at least 1.
 
     Raises:
-        SinkscopeError: not a policy, less than one token, or a model that keeps no cache.
+        SinkscopeError: not a policy, or one that acts in some layers or heads only; less than one token; a model that
+            keeps no cache.
     """
     _check(policy, tokens)
     shapes = shapes_of(model)
@@ -147,7 +148,7 @@ def _cost(model: str, shapes: Shapes, policy: Policy, tokens: int) -> Cost:
         model=model,
         policy=policy,
         tokens=tokens,
-        attention_size=max(at_most(tokens, span.seen) for span in full or found),
+        attention_size=max(span.last(tokens) for span in full or found),
         attention_flops_per_token=attention - attention_before,
         rest_flops_per_token=rest - rest_before,
         attention_flops=attention,
@@ -169,7 +170,7 @@ def _flops(shapes: Shapes, found: list[Span], policy: Policy, tokens: int) -> tu
     attention = 0
     for layer, span in zip(shapes.layers, found, strict=True):
         if size is None:
-            seen = remade = pairs(tokens, span.seen)
+            seen, remade = span.pairs(tokens), pairs(tokens, span.seen)
         else:
             seen, remade = rerun_pairs(tokens, size, span.seen), runs
         attention += layer.flops_per_pair * seen + layer.flops_per_key * remade

@@ -51,8 +51,8 @@ class EvictingDecoder(Decoder):
 
     def __init__(self, model: nn.Module, ids: Tensor, policy: Policy) -> None:
         super().__init__(model, ids)
-        assert policy.window is not None
-        self.cache = self.open.enter_context(SinkCache(model, sinks=policy.sinks, window=policy.window))
+        assert policy.kept is not None
+        self.cache = self.open.enter_context(SinkCache(model, *policy.kept))
         self._logits(ids, self.cache)
 
     def step(self, token: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def decoder_of(model: nn.Module, ids: Tensor, policy: Policy) -> Decoder:
     Raises:
         SinkscopeError: a model that cannot be streamed under it.
     """
-    if policy.window is None:
+    if policy.kept is None:
         return DenseDecoder(model, ids)
     return RecomputingDecoder(model, ids) if policy.recomputed else EvictingDecoder(model, ids, policy)
 

@@ -6,25 +6,30 @@ One forward of q tokens over k cached and new keys does, in an attention layer,
 
 floating-point operations: the products of every query with every key and value, and, where latents are cached
 (multi-head latent attention), the making of all keys and values from them. F(1, 1), F(1, 2) and F(2, 2) give the three.
-They are counted by torch's `FlopCounterMode`: two for each multiply-add of a matrix product, nothing for the rest. So
+They are counted by torch's own formulas: two for each multiply-add of a matrix product, nothing for the rest. So
 experts count when they are active, and only then.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from sinkscope.core.anatomy import find_anatomy
+from sinkscope.core.anatomy import Anatomy, find_anatomy
 from sinkscope.core.policy_on_layers import native_windows
 from sinkscope.core.readiness import check_decoder, check_unscoped, not_a_decoder
 from sinkscope.errors import SinkscopeError
-from sinkscope.hf.attention import implementation
+from sinkscope.hf.attention import expert_implementation, implementation
 from sinkscope.hf.caches import growing_cache, held_states, with_cache
 from sinkscope.hf.models import query_heads
 
@@ -87,9 +92,13 @@ class Shapes:
     head_flops: int
 
 
-@torch.no_grad()
+_FOUND: WeakKeyDictionary[nn.Module, tuple[Any, Shapes]] = WeakKeyDictionary()
+
+
 def shapes_of(model: Any) -> Shapes:
     """The shapes of a loaded decoder, as it is now: dtype, attention implementation, expert implementation.
+
+    They are found once for a model, and again when it has changed.
 
     Raises:
         SinkscopeError: a model without a cache of keys and values (encoders, vision), attention in chunks, a scope
@@ -98,28 +107,85 @@ def shapes_of(model: Any) -> Shapes:
     anatomy = find_anatomy(model)
     check_decoder(model)
     check_unscoped(anatomy.base)
+    state = (
+        implementation(model),
+        expert_implementation(model),
+        tuple(type(module) for module in model.modules()),
+        tuple((parameter.shape, parameter.dtype) for parameter in model.parameters()),
+    )
+    if model not in _FOUND or _FOUND[model][0] != state:
+        _FOUND[model] = (state, _find(model, anatomy))
+    return _FOUND[model][1]
+
+
+@torch.no_grad()
+def _find(model: Any, anatomy: Anatomy) -> Shapes:
     windows = native_windows(model, len(anatomy.parts))
+    base = next(name for name, module in model.named_modules() if module is anatomy.base)
+    names = ["", base, *(part.name for part in anatomy.parts)]
     cache, fresh = growing_cache(model), growing_cache(model)
-    first, second = _count(model, 1, cache), _count(model, 1, cache)
-    both = _count(model, 2, fresh)
+    first, second = _count(model, names, 1, cache), _count(model, names, 1, cache)
+    both = _count(model, names, 2, fresh)
     layers = []
     for part, window in zip(anatomy.parts, windows, strict=True):
-        pair = (both.get(part.name, 0) - 2 * first.get(part.name, 0)) // 2
-        key = second.get(part.name, 0) - first.get(part.name, 0) - pair
+        pair = (both[part.name] - 2 * first[part.name]) // 2
+        key = second[part.name] - first[part.name] - pair
         layers.append(_layer_shape(model, cache, part.number, window, (pair, key)))
-    base = next(name for name, module in model.named_modules() if module is anatomy.base)
     growing = sum(layer.flops_per_pair + layer.flops_per_key for layer in layers)
     return Shapes(tuple(layers), body_flops=first[base] - growing, head_flops=first[""] - first[base])
 
 
-def _count(model: nn.Module, tokens: int, cache: Any) -> Flops:
+class _FlopCounter(TorchDispatchMode):
+    """Counts the operations of this thread, by the modules they happen in.
+
+    torch's own `FlopCounterMode` hangs hooks on the modules of the whole process, and so counts other threads' too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+        self.inside: Flops = {}
+        self._formulas = flop_registry | _formulas()
+        self._thread = threading.get_ident()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, formula = kwargs or {}, self._formulas.get(func._overloadpacket)
+        if formula is None:
+            with self:  # an operation made of others is counted by those
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        result = func(*args, **kwargs)
+        if formula is not None:
+            self.total += formula(*args, **kwargs, out_val=result)
+        return result
+
+    def watch(self, module: nn.Module, name: str, undo: ExitStack) -> None:
+        """Count what happens inside a module under a name, until `undo` is closed."""
+        begun: list[int] = []
+
+        def before(*_: Any) -> None:
+            if threading.get_ident() == self._thread:
+                begun.append(self.total)
+
+        def after(*_: Any) -> None:
+            if threading.get_ident() == self._thread:
+                self.inside[name] = self.inside.get(name, 0) + self.total - begun.pop()
+
+        undo.callback(module.register_forward_pre_hook(before, prepend=True).remove)
+        undo.callback(module.register_forward_hook(after).remove)
+
+
+def _count(model: nn.Module, names: list[str], tokens: int, cache: Any) -> Flops:
     """Floating-point operations of a forward pass over `tokens` new tokens, by path of the module."""
     ids = torch.zeros(1, tokens, dtype=torch.long, device=next(model.parameters()).device)
-    with FlopCounterMode(display=False, custom_mapping=_formulas()) as counter:
-        model(input_ids=ids, **with_cache(model, cache))
-    root = type(model).__name__
-    counts = counter.get_flop_counts().items()
-    return {path.removeprefix(root).removeprefix("."): sum(each.values()) for path, each in counts}
+    with ExitStack() as undo:
+        counter = _FlopCounter()
+        for name in dict.fromkeys(names):
+            counter.watch(model.get_submodule(name), name, undo)
+        with counter:
+            model(input_ids=ids, **with_cache(model, cache))
+    return dict.fromkeys(names, 0) | counter.inside
 
 
 def _layer_shape(model: Any, cache: Any, number: int, window: int | None, flops: tuple[int, int]) -> LayerShape:
@@ -148,13 +214,23 @@ def _formulas() -> dict[Any, Callable[..., int]]:
         (torch.ops.aten, "_grouped_mm", _grouped_flops),
         (torch.ops.transformers, "grouped_mm_fallback", _grouped_flops),
     ]
-    return {getattr(library, name): formula for library, name, formula in known if hasattr(library, name)}
+    return {getattr(library, name): _of_shapes(formula) for library, name, formula in known if hasattr(library, name)}
 
 
-def _attention_flops(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+def _of_shapes(formula: Callable[..., int]) -> Callable[..., int]:
+    """A formula of shapes as one of tensors, which is what torch's own registry holds."""
+
+    def of_tensors(*args: Any, out_val: Any, **kwargs: Any) -> int:
+        shapes = tree_map(lambda given: given.shape if isinstance(given, torch.Tensor) else given, args)
+        return formula(*shapes)
+
+    return of_tensors
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *args: Any) -> int:
     return int(sdpa_flop_count(query, key, value))
 
 
-def _grouped_flops(rows: Any, weight: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+def _grouped_flops(rows: Any, weight: Any, *args: Any) -> int:
     """Rows [row, dim] times the weight [expert, dim, out] of the expert each belongs to."""
     return int(2 * rows[0] * rows[1] * weight[-1])
