@@ -125,6 +125,8 @@ def _measured(maps: list[np.ndarray], length: int, first: int, causal: bool) -> 
         },
     )
     record["mean_probability"] = (("layer", "head", "corner_query", "corner_key"), mean.astype(np.float32))
+    for held in record.data_vars.values():
+        held.attrs["dims"] = " ".join(map(str, held.dims))
     record["attention_map"].attrs["pool"] = "mass"
     return record
 

@@ -10,58 +10,56 @@ import xarray as xr
 
 from sinkscope.errors import SinkscopeError
 
-MADE_BY = {
-    "sink_mass": "SinkMass(first=4)",
-    "log_sum_exp": "LogSumExp()",
-    "virtual_sink_mass": "LogSumExp() on a model with a learned sink logit",
-    "received": "Received()",
-    "entropy": "Entropy()",
-    "distance_mass": "DistanceProfile()",
-    "attention_map": "Maps()",
-    "mean_logit": "MeanLogits(tokens=16)",
-    "mean_probability": "MeanLogits(tokens=16)",
-    "key_norm": "Norms()",
-    "value_norm": "Norms()",
-    "output_norm": "OutputNorm()",
-    **dict.fromkeys(
-        ("log_amplification", "change_norm", "lost_denominator", "lost_value"), "EvictionEffect(keys=(0, 1, 2, 3))"
-    ),
-    "activation_max": "HiddenExtremes()",
-    "activation_median": "HiddenExtremes()",
-    "activation_dimension": "HiddenExtremes()",
-}
-"""The probe that makes each variable, for errors."""
-
 PER_QUERY = ("sink_mass", "log_sum_exp", "entropy")
 PER_SEQUENCE = ("length", "token_id", "token_text", "next_loss", "next_entropy")
-PER_KV_HEAD = ("key_norm", "value_norm")
-CARRIED_BY = {
-    "head": [name for name in MADE_BY if name not in PER_KV_HEAD and not name.startswith("activation_")],
-    "layer": list(MADE_BY),
-    "sequence": [*(name for name in MADE_BY if not name.startswith("mean_")), *PER_SEQUENCE],
-}
-"""Which variables have each dimension that may be selected away."""
+"""Coordinates of the texts, and losses beside them."""
 
 
 def variable(record: xr.Dataset, name: str) -> xr.DataArray:
     """`record[name]`. Raises SinkscopeError naming the probe that makes it, if it is not there."""
     if name not in record:
-        raise SinkscopeError(f"the record has no {name}: measure with the probe {MADE_BY[name]}.")
+        raise SinkscopeError(f"the record has no {name}: {advice(name)}.")
     return record[name]
+
+
+def advice(name: str) -> str:
+    """What to do to have a variable."""
+    makers = [each.__name__ for each in _probe_classes() if name in each.makes]
+    return f"measure with the probe {'() or '.join(makers)}()" if makers else "it was not measured"
+
+
+def _probe_classes() -> list[Any]:
+    """The probes known now. They are looked through when they are asked for, since they need torch, which a reader of
+    records may do without."""
+    try:
+        from sinkscope.core.probes import probe_classes
+    except ImportError:
+        return []
+    return list(probe_classes())
+
+
+def _dims(variable: xr.DataArray) -> list[str]:
+    """The dimensions that a variable was recorded with; those that its probe declares where the record does not say."""
+    if "dims" in variable.attrs:
+        return str(variable.attrs["dims"]).split()
+    declared = [each.makes[variable.name] for each in _probe_classes() if variable.name in each.makes]
+    dims = [dim for each in declared[:1] for dim in each.dims if not (each.averaged and dim == "sequence")]
+    return ["layer", *dims] if declared else []
 
 
 def whole(record: xr.Dataset) -> xr.Dataset:
     """The record with sequence, layer and head as dimensions, also where one was selected away:
     record.sel(layer=12)."""
-    for dim, names in CARRIED_BY.items():
+    for dim in ("head", "layer", "sequence"):
         if dim in record.coords and dim not in record.dims:
             chosen = record[dim].item()
             record = record.drop_vars(dim)
-            for name in names:
+            for name in record.data_vars:
+                if dim in _dims(record[name]) or (dim == "sequence" and name in PER_SEQUENCE):
+                    record[name] = record[name].expand_dims({dim: [chosen]}).assign_attrs(record[name].attrs)
+            for name in PER_SEQUENCE if dim == "sequence" else ():
                 if name in record.coords:
                     record = record.assign_coords({name: record[name].expand_dims({dim: [chosen]})})
-                elif name in record:
-                    record[name] = record[name].expand_dims({dim: [chosen]})
     return record.transpose("sequence", "layer", "head", ..., missing_dims="ignore")
 
 

@@ -7,6 +7,7 @@ cache, token by token) are joined to the earlier ones; a forward pass that raise
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from sinkscope.core.probes.base import Measurements
+from sinkscope.core.probing import Declared
 from sinkscope.errors import SinkscopeError
 
 FOLLOWING = ("query", "token", "map_query")  # dimensions along which a later forward pass continues
@@ -40,8 +41,8 @@ class Text:
 
 
 @dataclass
-class Variable:
-    """What all pieces of one variable share."""
+class Pieces:
+    """What all pieces of one variable share; dims are those behind "sequence"."""
 
     dims: tuple[str, ...]
     coords: dict[str, np.ndarray]
@@ -58,7 +59,7 @@ class Staged(NamedTuple):
             layer by layer and stays pins a hole in the heap that the next layer's activations no longer fit into.
     """
 
-    variable: Variable
+    variable: Pieces
     texts: list[Text]
     layers: list[int]
     values: np.ndarray | list[np.ndarray | None]
@@ -74,16 +75,16 @@ class Collector:
     def __init__(self, layers: list[int]) -> None:
         self.layers = layers
         self.texts: list[Text] = []
-        self.variables: dict[str, Variable] = {}
+        self.variables: dict[str, Pieces] = {}
         self.pieces: dict[tuple[str, int, int], list[np.ndarray]] = defaultdict(list)  # by name, layer, text
         self.sums: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
         self._staged: dict[tuple[Any, ...], Staged] = {}
 
-    def add(self, layer: int, texts: list[Text], measurements: Measurements) -> None:
+    def add(self, layer: int, texts: list[Text], measurements: Mapping[str, Declared]) -> None:
         """Stage what was measured in one layer (counted from 0) for some texts."""
         for name, measured in measurements.items():
             values = _numpy(measured.values)
-            variable = Variable(measured.dims[1:], dict(measured.coords), measured.averaged)
+            variable = Pieces(measured.variable.dims[1:], measured.coords, measured.variable.averaged)
             key = (name, id(texts[0]), values.shape)
             if key not in self._staged:
                 count = len(self.layers)
@@ -141,7 +142,7 @@ class Collector:
         }
         return self._stack(known, joined, sequences=len(self.texts))
 
-    def _stack(self, known: Variable, arrays: dict[tuple[int, int], np.ndarray], sequences: int) -> xr.DataArray:
+    def _stack(self, known: Pieces, arrays: dict[tuple[int, int], np.ndarray], sequences: int) -> xr.DataArray:
         layers = sorted({layer for _, layer in arrays})
         offset = {dim: [row.start if dim in FOLLOWING else 0 for row in self.texts] or [0] for dim in known.dims}
         sizes = [
@@ -188,7 +189,7 @@ class Collector:
         )
 
 
-def _check_same(name: str, known: Variable, new: Variable) -> None:
+def _check_same(name: str, known: Pieces, new: Pieces) -> None:
     if any(not np.array_equal(known.coords[dim], at) for dim, at in new.coords.items()):
         raise SinkscopeError(f"`{name}` has other cells or heads than before; pooled maps need texts of one length.")
 

@@ -33,7 +33,7 @@ from sinkscope.core.normalisers import Normaliser, VirtualKey
 from sinkscope.core.policies import Dense, Policy
 from sinkscope.core.policy_on_layers import layer_evictions
 from sinkscope.core.probes import FREE, HiddenProbe, LayerProbe, Probe, TileProbe
-from sinkscope.core.probing import checked_probes, measure_layer
+from sinkscope.core.probing import checked_probes, declared, measure_layer
 from sinkscope.core.provenance import model_attributes, token_attributes
 from sinkscope.core.watch import AttentionWatch, cached_states
 from sinkscope.errors import SinkscopeError
@@ -141,6 +141,15 @@ class Scope:
                 "attention was seen in them; measure its maps elsewhere and use sinkscope.from_maps."
             )
         record = self._collector.record()
+        for probe in self.probes:
+            for name in probe.makes.keys() & set(record.data_vars):
+                about = probe.makes[name]
+                record[name].attrs |= {
+                    "units": about.units,
+                    "long_name": about.description,
+                    "probe": repr(probe),
+                    "dims": " ".join(map(str, record[name].dims)),
+                }
         path = "attention interface" if self.anatomy.interface else "watched softmax"
         record.attrs = {
             **model_attributes(self.model),
@@ -260,7 +269,7 @@ class Scope:
                 raise not_finite(f"the hidden states after layer {part.number} ({part.name})", self.model)
             for probe in self.probes:
                 if isinstance(probe, HiddenProbe):
-                    self._collector.add(index, texts, probe.observe_hidden(real))
+                    self._collector.add(index, texts, declared(probe, probe.observe_hidden(real)))
 
 
 def _check_normaliser(

@@ -65,11 +65,13 @@ class Memory:
 
     Attributes:
         places, scores: [sequence, kv_head, key].
+        pending: [sequence, head, query, key] weights of the queries read so far of a chunk that has not ended; or None.
         holds_all: whether the cache keeps every key of the text, or only these.
     """
 
     places: Tensor | None = None
     scores: Tensor | None = None
+    pending: Tensor | None = None
     holds_all: bool = True
 
 
@@ -141,9 +143,9 @@ class ScoredEviction(Eviction):
         run.last_seen = torch.full((batch, kv_heads, block.start + new), block.start + new, device=block.key.device)
         run.last_seen[:, :, : block.start] = -1
         run.last_seen.scatter_(2, memory.places, block.start + new)
-        outputs = []
-        for first in range(0, new, self.policy.chunk):
-            last = min(new, first + self.policy.chunk)
+        outputs, first = [], 0
+        while first < new:
+            last = min(new, first + self.policy.chunk - (block.start + first) % self.policy.chunk)
             key, value = (
                 torch.cat([held, states[:, :, past + first : past + last]], 2)
                 for held, states in ((key, block.key), (value, block.value))
@@ -153,6 +155,13 @@ class ScoredEviction(Eviction):
             part = block._replace(query=block.query[:, :, first:last], key=key, value=value, start=block.start + first)
             attended, weights = _with_weights(part, weighing)
             outputs.append(attended)
+            if memory.pending is not None:
+                earlier = torch.nn.functional.pad(memory.pending, (0, last - first))
+                weights = torch.cat([earlier, weights], 2)
+            memory.places, memory.scores, memory.pending = places, previous, weights
+            first = last
+            if (block.start + last) % self.policy.chunk:
+                continue
             scores = self._scores(HeldKeys(weights, previous, places, key, value))
             if places.shape[2] > self.policy.budget:
                 kept = self._kept(scores)
@@ -161,7 +170,7 @@ class ScoredEviction(Eviction):
                 run.last_seen.scatter_(2, gone, block.start + last - 1)
                 places, scores = places.gather(2, kept), scores.gather(2, kept)
                 key, value = _at(key, kept), _at(value, kept)
-            memory.places, memory.scores = places, scores
+            memory.places, memory.scores, memory.pending = places, scores, None
         if run.cache is not None:
             run.cache.keep(self.layer, key, value)
         return Attended(*(torch.cat(states, 2) for states in list(zip(*outputs, strict=True))[:2]))
@@ -188,7 +197,7 @@ class ScoredEviction(Eviction):
         """Which keys are kept [sequence, kv_head, budget], oldest first; of equal scores, the older key."""
         recent, count = self.policy.recent, scores.shape[2]
         older = scores[:, :, : count - recent]
-        best = older.sort(-1, descending=True, stable=True).indices[..., : self.policy.budget - recent]
+        best = older.sort(dim=-1, descending=True, stable=True).indices[..., : self.policy.budget - recent]
         last = torch.arange(count - recent, count, device=scores.device).expand(*scores.shape[:2], recent)
         return torch.cat([best.sort(-1).values, last], 2)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from sinkscope.analysis.variables import MADE_BY
+from sinkscope.analysis.variables import advice
 from sinkscope.errors import SinkscopeError
 
 
@@ -17,10 +17,7 @@ def need(record: xr.Dataset, figure: str, *variables: str) -> None:
     """Raise SinkscopeError unless the record holds every one of `variables`."""
     for variable in variables:
         if variable not in record:
-            raise SinkscopeError(
-                f"{figure} needs {variable}, which this record does not hold: "
-                f"measure with the probe {MADE_BY[variable]}."
-            )
+            raise SinkscopeError(f"{figure} needs {variable}, which this record does not hold: {advice(variable)}.")
 
 
 def first_keys(record: xr.Dataset, first: int) -> int:

@@ -35,7 +35,7 @@ def limit_notes(model: nn.Module, policy: Policy, tokens: int) -> list[str]:
             with length is read past that change; attention in chunks, or layers that share keys, where they cannot be.
     """
     limit, name, anatomy = position_limit(model), type(model).__name__, find_anatomy(model)
-    reach = tokens if policy.cache_size is None or policy.is_partial else min(tokens, policy.cache_size)
+    reach = tokens if policy.kept is None or policy.is_partial else min(tokens, sum(policy.kept))
     if not policy.is_plain and not anatomy.interface:
         raise SinkscopeError(
             f"{name} does not use transformers' attention interface, so it can be read token by token under a window, "

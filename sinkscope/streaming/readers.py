@@ -21,7 +21,7 @@ from sinkscope.core.normalisers import Normaliser
 from sinkscope.core.policies import Policy
 from sinkscope.core.scope import attached
 from sinkscope.hf.caches import with_cache
-from sinkscope.streaming.rolling import RollingCache
+from sinkscope.streaming.scored_cache import KeptKeys, reading_cache
 
 
 class Step(NamedTuple):
@@ -71,7 +71,8 @@ class BlockReader(Reader):
     ) -> None:
         super().__init__(model, ids, policy)
         self.block, self.normaliser = block, normaliser
-        self.cache = RollingCache(model, policy)
+        self.cache = reading_cache(model, policy)
+        self._resumes = not policy.remembers or isinstance(self.cache, KeptKeys)
 
     @torch.no_grad()  # not inside: a generator that stops there would leave its caller, or another thread, without
     def steps(self) -> Iterator[Step]:
@@ -91,11 +92,12 @@ class BlockReader(Reader):
         return attached(self.model, policy=self.policy, normaliser=self.normaliser)
 
     def state(self) -> dict[str, Tensor]:
-        return self.cache.tensors()
+        return self.cache.tensors() if self._resumes else {}
 
     def resume(self, done: int, state: dict[str, Tensor]) -> None:
-        super().resume(done, state)
-        self.cache.load_tensors(state, done, self.ids.device)
+        if self._resumes:  # else from the start: what some heads remember of their attention is not in the cache
+            super().resume(done, state)
+            self.cache.load_tensors(state, done, self.ids.device)
 
 
 class WindowReader(Reader):

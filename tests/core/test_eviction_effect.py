@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from sinkscope import Evict, EvictionEffect, ReLU, SinkscopeError, Softmax1, attached, capture
 from sinkscope.core.interface import Sight, observed_layer
 from sinkscope.core.masks import CausalMask
-from sinkscope.core.probes.base import LayerProbe, Measured
+from sinkscope.core.probes.base import LayerProbe, Variable
 from sinkscope.core.probes.eviction_effect import eviction_effect
 from tests.zoo import build, inputs
 
@@ -22,9 +23,13 @@ TOKENS = 40
 class HeadOutputs(LayerProbe):
     """Every number of every head's output, and the log-sum-exp."""
 
+    makes: ClassVar = {
+        "output": Variable(("sequence", "head", "query", "dim")),
+        "lse": Variable(("sequence", "head", "query")),
+    }
+
     def observe(self, layer):
-        dims = ("sequence", "head", "query")
-        return {"output": Measured((*dims, "dim"), layer.output), "lse": Measured(dims, layer.lse)}
+        return {"output": layer.output, "lse": layer.lse}
 
 
 def outputs(model, ids, policy=None, normaliser=None):

@@ -87,13 +87,13 @@ def test_a_planted_sink_takes_everything_and_uniform_keys_share_evenly():
     ):
         _, lse = attend(query, key, key, scale=1.0)
         layer = FusedLayer(lse=lse, query=query, key=key, value=key, mask=CausalMask(), scale=1.0)
-        mass = SinkMass(first=1).observe(layer)["sink_mass"].values[0, 0, :, 0].numpy()
+        mass = SinkMass(first=1).observe(layer)["sink_mass"][0, 0, :, 0].numpy()
         totals = {}
         for probe in (Received(), Entropy(), DistanceProfile()):
             total = probe.start(layer)
             for tile in layer.tiles():
                 probe.add(total, layer, tile)
-            totals |= {name: array.values[0, 0].numpy() for name, array in probe.finish(total, layer).items()}
+            totals |= {name: array[0, 0].numpy() for name, array in probe.finish(total, layer).items()}
         seen = np.arange(1, tokens + 1)
         if planted:
             np.testing.assert_allclose(mass, 1, atol=1e-6)

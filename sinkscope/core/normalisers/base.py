@@ -1,7 +1,7 @@
 """What a normaliser is: how the scores of a query become weights.
 
-A class with `weights` alone works everywhere, run block by block on whole rows of scores. Two kinds are quicker, by what
-their weights follow from. A `VirtualKey` adds one term to the denominator of softmax, so softmax attention and its
+A class with `weights` alone works everywhere, run block by block on whole rows of scores. Two kinds are quicker, by
+what their weights follow from. A `VirtualKey` adds one term to the denominator of softmax, so softmax attention and its
 log-sum-exp give it without a second pass. In a `Pointwise` normaliser a key's weight is a function of its own score, of
 the query's log-sum-exp and of how many keys the query sees: one more pass over the scores, in tiles of any shape.
 """
@@ -108,8 +108,8 @@ def whole_rows(normaliser: Normaliser, scores: Tensor) -> Tensor:
     weights = weights.masked_fill(nothing, 0.0)
     if not bool(weights.isfinite().all()):
         raise SinkscopeError(
-            f"{normaliser!r} gave weights that are NaN or infinite; scores of hidden keys are minus infinity, and their "
-            "weight is 0."
+            f"{normaliser!r} gave weights that are NaN or infinite; scores of hidden keys are minus infinity, and "
+            "their weight is 0."
         )
     if bool((weights.masked_fill(~hidden, 0.0).abs() > LEAK).any()):
         raise SinkscopeError(

@@ -12,11 +12,12 @@ from sinkscope.core.normalisers.base import Normaliser
 
 @dataclass(frozen=True, repr=False)
 class Sparsemax(Normaliser):
-    """The point of the probability simplex nearest to the scores (Martins and Astudillo 2016, "From softmax to sparsemax").
+    """The point of the probability simplex nearest to the scores (Martins and Astudillo 2016, "From softmax to
+    sparsemax").
 
-    ``max(0, x_i - tau)`` with ``tau`` such that weights sum to one: over the k largest scores ``z_1 >= ... >= z_k``, the
-    most for which ``1 + k z_k > sum_{j <= k} z_j``, it is ``(sum_{j <= k} z_j - 1) / k``. Low scores get exactly nothing,
-    and the unit still has to be handed out.
+    ``max(0, x_i - tau)`` with ``tau`` such that weights sum to one: over the k largest scores ``z_1 >= ... >= z_k``,
+    the most for which ``1 + k z_k > sum_{j <= k} z_j``, it is ``(sum_{j <= k} z_j - 1) / k``. Low scores get exactly
+    nothing, and the unit still has to be handed out.
     """
 
     def weights(self, scores: Tensor) -> Tensor:

@@ -47,11 +47,13 @@ class Policy(Placed):
 
     Attributes:
         recomputed: whether keys and values are rebuilt from the tokens kept, for every new token.
+        remembers: whether which keys a query sees follows from the attention of earlier ones.
     """
 
     label: str | None = None
 
     recomputed = False
+    remembers = False
 
     def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
         """How one attention layer carries it out: evictions in different heads; none for dense attention.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -65,8 +66,8 @@ class PerHead(Policy):
         """The policy of a table of gates, as DuoAttention publishes its patterns.
 
         Args:
-            table: numbers [layer, kv_head] in [0, 1], or a file of them with tabs between columns: how much a head needs
-                the whole text.
+            table: numbers [layer, kv_head] in [0, 1], or a file of them with tabs between columns: how much a head
+                needs the whole text.
             full: the policy of heads above the threshold; `Dense()` when None.
             streaming: the policy of the others; ``SinkWindow(128, 256)``, as in DuoAttention, when None.
             threshold: above it a head is given `full`.
@@ -75,11 +76,8 @@ class PerHead(Policy):
         from sinkscope.core.policies.windows import SinkWindow
 
         try:
-            gates = np.atleast_2d(
-                np.loadtxt(table, delimiter="\t")
-                if isinstance(table, (str, bytes)) or hasattr(table, "__fspath__")
-                else np.asarray(table, dtype=float)
-            )
+            is_file = isinstance(table, (str, os.PathLike))
+            gates = np.loadtxt(table, delimiter="\t", ndmin=2) if is_file else np.asarray(table, dtype=float)
         except (OSError, ValueError) as problem:
             raise SinkscopeError(f"{table!r} is no table of gates [layer, kv_head] ({problem}).") from problem
         numbers = range(len(gates)) if layers is None else layers
@@ -114,8 +112,8 @@ class PerHead(Policy):
             if layer not in layers or head < 0 or (most is not None and head >= most):
                 kind = "key-value head" if self.shared else "head"
                 raise SinkscopeError(
-                    f"PerHead names {kind} {head} of layer {layer}, which the model does not have; its attention layers "
-                    f"are {min(layers)} to {max(layers)}" + (f", with {most} {kind}s each." if most else ".")
+                    f"PerHead names {kind} {head} of layer {layer}, which the model does not have; its attention "
+                    f"layers are {min(layers)} to {max(layers)}" + (f", with {most} {kind}s each." if most else ".")
                 )
 
     @property
@@ -125,6 +123,10 @@ class PerHead(Policy):
     @property
     def is_partial(self) -> bool:
         return True
+
+    @property
+    def remembers(self) -> bool:  # type: ignore[override]
+        return any(policy.remembers for policy in (self.default, *(policy for _, policy in self._entries)))
 
     @property
     def place(self) -> str:

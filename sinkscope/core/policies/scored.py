@@ -44,13 +44,15 @@ class ScoredPolicy(Policy, ABC):
     recent: int = 0
     chunk: int = field(default=1, kw_only=True)
 
+    remembers = True
+
     def __post_init__(self) -> None:
         for name, least in (("budget", 1), ("recent", 0), ("chunk", 1)):
             check_count(self, name, least)
         if self.budget < self.recent:
             raise SinkscopeError(
-                f"{type(self).__name__} keeps a budget of {self.budget} keys, which cannot hold the last {self.recent}; "
-                "give a budget of at least `recent`."
+                f"{type(self).__name__} keeps a budget of {self.budget} keys, which cannot hold the last "
+                f"{self.recent}; give a budget of at least `recent`."
             )
 
     @abstractmethod

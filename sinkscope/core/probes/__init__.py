@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from sinkscope.core.probes.base import HiddenProbe, LayerProbe, Measured, Measurements, Probe, TileProbe
+from sinkscope.core.probes.base import (
+    HiddenProbe,
+    LayerProbe,
+    Measured,
+    Measurements,
+    Probe,
+    TileProbe,
+    Variable,
+    probe_classes,
+)
 from sinkscope.core.probes.distance import DistanceProfile
 from sinkscope.core.probes.entropy import Entropy
 from sinkscope.core.probes.eviction_effect import EvictionEffect
@@ -41,4 +50,6 @@ __all__ = [
     "Received",
     "SinkMass",
     "TileProbe",
+    "Variable",
+    "probe_classes",
 ]

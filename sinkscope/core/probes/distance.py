@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from sinkscope.core.layer import Layer, Tile
-from sinkscope.core.probes.base import Measured, Measurements, TileProbe
+from sinkscope.core.probes.base import Measurements, TileProbe, Variable
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,12 @@ class DistanceProfile(TileProbe):
     Makes ``distance_mass`` [sequence, layer, head, distance], in queries. Where attention also looks ahead (encoders)
     the distance is absolute.
     """
+
+    makes: ClassVar = {
+        "distance_mass": Variable(
+            ("sequence", "head", "distance"), "queries", "attention by distance, over all queries"
+        )
+    }
 
     def start(self, layer: Layer) -> Tensor:
         return layer.lse.new_zeros(*layer.lse.shape[:2], layer.length)
@@ -31,4 +38,4 @@ class DistanceProfile(TileProbe):
         total[:, tile.heads].index_add_(-1, distance[reached].abs(), diagonals[..., reached])
 
     def finish(self, total: Tensor, layer: Layer) -> Measurements:
-        return {"distance_mass": Measured(("sequence", "head", "distance"), total)}
+        return {"distance_mass": total}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from sinkscope.core.layer import Layer, Tile
-from sinkscope.core.probes.base import Measured, Measurements, TileProbe
+from sinkscope.core.probes.base import Measurements, TileProbe, Variable
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,10 @@ class Entropy(TileProbe):
     Makes ``entropy`` [sequence, layer, head, query]; between 0 (one key) and ``log(i + 1)`` (uniform).
     """
 
+    makes: ClassVar = {
+        "entropy": Variable(("sequence", "head", "query"), "nats", "Shannon entropy of each query's attention")
+    }
+
     def start(self, layer: Layer) -> Tensor:
         return torch.zeros_like(layer.lse)
 
@@ -25,4 +30,4 @@ class Entropy(TileProbe):
         total[:, tile.heads, tile.rows] -= torch.linalg.vecdot(tile.probabilities, tile.log_probabilities)
 
     def finish(self, total: Tensor, layer: Layer) -> Measurements:
-        return {"entropy": Measured(("sequence", "head", "query"), total)}
+        return {"entropy": total}

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
 from sinkscope.core.layer import FusedLayer, Layer
-from sinkscope.core.probes.base import LayerProbe, Measured, Measurements
+from sinkscope.core.probes.base import LayerProbe, Measurements, Variable
 from sinkscope.errors import SinkscopeError
 
+PER_QUERY = ("sequence", "head", "query")
 THIN = 1 / 16  # with less mass than this left, the rest is attended anew: a difference would have too few digits
 
 
@@ -42,6 +43,14 @@ class EvictionEffect(LayerProbe):
 
     keys: Sequence[int] = (0, 1, 2, 3)
 
+    makes: ClassVar = {
+        "log_amplification": Variable(PER_QUERY, "nats", "logarithm of what the other weights are multiplied by"),
+        "output_norm": Variable(PER_QUERY, "1", "Euclidean norm of what a head hands on"),
+        "change_norm": Variable(PER_QUERY, "1", "norm of the change of a head's output"),
+        "lost_denominator": Variable(PER_QUERY, "1", "norm of the part of it that other keys' weights make"),
+        "lost_value": Variable(PER_QUERY, "1", "norm of the part of it that the evicted values make"),
+    }
+
     def __post_init__(self) -> None:
         keys = self.keys
         if isinstance(keys, (int, str)) or not len(keys) or len(set(keys)) < len(keys) or min(keys) < 0:
@@ -49,7 +58,7 @@ class EvictionEffect(LayerProbe):
 
     def observe(self, layer: Layer) -> Measurements:
         effect = eviction_effect(layer, self.keys)
-        dims, early = ("sequence", "head", "query"), max(0, max(self.keys) + 1 - layer.start)
+        early = max(0, max(self.keys) + 1 - layer.start)
         found = {"log_amplification": effect.log_amplification}
         if effect.change is not None and effect.value is not None and layer.output is not None:
             vectors = {
@@ -61,7 +70,7 @@ class EvictionEffect(LayerProbe):
             found |= {name: vector.float().norm(dim=-1) for name, vector in vectors.items()}
         for norm in found.values():
             norm[..., :early] = torch.nan
-        return {name: Measured(dims, norm) for name, norm in found.items()}
+        return found
 
 
 class Effect(NamedTuple):
@@ -128,6 +137,6 @@ def _check(layer: Layer) -> None:
         raise SinkscopeError("EvictionEffect reads a dense pass; leave out the policy, or its layer.")
     if isinstance(layer, FusedLayer) and layer.weighing.replaces_softmax:
         raise SinkscopeError(
-            f"under {layer.weighing.pointwise or layer.weighing.whole!r} weights do not compete, so evicting some changes no other; "
-            "EvictionEffect is for normalisers with a denominator."
+            f"under {layer.weighing.pointwise or layer.weighing.whole!r} the weights are not shares of a denominator, "
+            "which is all that this closed form knows; EvictionEffect is for normalisers that have one."
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sinkscope.core.probes.base import HiddenProbe, Measured, Measurements
+from sinkscope.core.probes.base import HiddenProbe, Measurements, Variable
 
 
 @dataclass(frozen=True)
@@ -20,16 +21,17 @@ class HiddenExtremes(HiddenProbe):
     [sequence, layer, token], after each decoder layer.
     """
 
+    makes: ClassVar = {
+        "activation_max": Variable(("sequence", "token"), "1", "largest magnitude in a token's hidden state"),
+        "activation_dimension": Variable(("sequence", "token"), "1", "dimension of that magnitude"),
+        "activation_median": Variable(("sequence", "token"), "1", "median magnitude of a layer's hidden states"),
+    }
+
     def observe_hidden(self, hidden: Tensor) -> Measurements:
         magnitude = hidden.detach().abs()
         largest, dimension = magnitude.max(-1)
         median = _median(magnitude.flatten(1))[:, None].expand_as(largest)
-        dims = ("sequence", "token")
-        return {
-            "activation_max": Measured(dims, largest),
-            "activation_dimension": Measured(dims, dimension),
-            "activation_median": Measured(dims, median),
-        }
+        return {"activation_max": largest, "activation_dimension": dimension, "activation_median": median}
 
 
 def _median(values: Tensor) -> Tensor:

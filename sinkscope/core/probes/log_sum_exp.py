@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sinkscope.core.layer import Layer
-from sinkscope.core.probes.base import LayerProbe, Measured, Measurements
+from sinkscope.core.probes.base import LayerProbe, Measurements, Variable
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,13 @@ class LogSumExp(LayerProbe):
     ``exp(s - lse)`` is recorded as ``virtual_sink_mass``.
     """
 
+    makes: ClassVar = {
+        "log_sum_exp": Variable(("sequence", "head", "query"), "nats", "logarithm of the softmax denominator"),
+        "virtual_sink_mass": Variable(("sequence", "head", "query"), "1", "mass on a learned sink, or a virtual key"),
+    }
+
     def observe(self, layer: Layer) -> Measurements:
-        dims = ("sequence", "head", "query")
-        measured = {"log_sum_exp": Measured(dims, layer.lse)}
-        if layer.virtual_logit is not None:
-            mass = (layer.virtual_logit[None, :, None] - layer.lse).exp()
-            measured["virtual_sink_mass"] = Measured(dims, mass)
-        return measured
+        if layer.virtual_logit is None:
+            return {"log_sum_exp": layer.lse}
+        mass = (layer.virtual_logit[None, :, None] - layer.lse).exp()
+        return {"log_sum_exp": layer.lse, "virtual_sink_mass": mass}

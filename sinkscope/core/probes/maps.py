@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sinkscope.core.layer import Layer, Tile
-from sinkscope.core.probes.base import Measured, Measurements, TileProbe
+from sinkscope.core.probes.base import Measured, Measurements, TileProbe, Variable
 from sinkscope.errors import SinkscopeError
 
 
@@ -31,6 +31,10 @@ class Maps(TileProbe):
         resolution: cells along each side at most; None keeps every token, a T x T tensor per head.
         pool: "mass" or "max".
     """
+
+    makes: ClassVar = {
+        "attention_map": Variable(("sequence", "head", "map_query", "map_key"), "1", "attention, pooled into cells")
+    }
 
     layers: Sequence[int] | None = None
     heads: Sequence[int] | None = None
@@ -96,7 +100,7 @@ class Maps(TileProbe):
                 total /= sizes[:, None]
             starts = np.cumsum([0, *sizes[:-1].tolist()])
             coords |= {"map_query": starts, "map_key": starts}
-        return {"attention_map": Measured(("sequence", "head", "map_query", "map_key"), total, coords)}
+        return {"attention_map": Measured(total, coords)}
 
     def _pick(self, layer: Layer, tile: Tile) -> tuple[list[int], Tensor]:
         """Where the wanted heads of a tile go, and their probabilities."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from sinkscope.core.layer import Layer
 from sinkscope.core.masks import is_hidden
-from sinkscope.core.probes.base import LayerProbe, Measured, Measurements
+from sinkscope.core.probes.base import LayerProbe, Measurements, Variable
 from sinkscope.errors import SinkscopeError
+
+CORNER = ("sequence", "head", "corner_query", "corner_key")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,11 @@ class MeanLogits(LayerProbe):
 
     tokens: int = 16
 
+    makes: ClassVar = {
+        "mean_logit": Variable(CORNER, "1", "mean attention logit among the first tokens", averaged=True),
+        "mean_probability": Variable(CORNER, "1", "mean attention among the first tokens", averaged=True),
+    }
+
     def __post_init__(self) -> None:
         if not isinstance(self.tokens, int) or self.tokens < 1:
             raise SinkscopeError(f"MeanLogits(tokens={self.tokens!r}) measures nothing; give a whole tokens >= 1.")
@@ -43,8 +51,4 @@ class MeanLogits(LayerProbe):
             logit[:, :, layer.start : stop, :stop] = corner.masked_fill(hidden, torch.nan)
             weights = layer.probabilities(queries, keys).masked_fill(hidden, torch.nan)
             probability[:, :, layer.start : stop, :stop] = weights
-        dims = ("sequence", "head", "corner_query", "corner_key")
-        return {
-            "mean_logit": Measured(dims, logit, averaged=True),
-            "mean_probability": Measured(dims, probability, averaged=True),
-        }
+        return {"mean_logit": logit, "mean_probability": probability}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sinkscope.core.layer import Layer
-from sinkscope.core.probes.base import LayerProbe, Measured, Measurements
+from sinkscope.core.probes.base import LayerProbe, Measurements, Variable
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,13 @@ class Norms(LayerProbe):
     keys and values in the cache only: run it with ``use_cache=True`` (the default) or the two are left out.
     """
 
+    makes: ClassVar = {
+        "key_norm": Variable(("sequence", "kv_head", "token"), "1", "Euclidean norm of each key"),
+        "value_norm": Variable(("sequence", "kv_head", "token"), "1", "Euclidean norm of each value"),
+    }
+
     def observe(self, layer: Layer) -> Measurements:
         states = {"key_norm": layer.key, "value_norm": layer.value}
         return {
-            name: Measured(("sequence", "kv_head", "token"), state[:, :, -layer.rows :].float().norm(dim=-1))
-            for name, state in states.items()
-            if state is not None
+            name: state[:, :, -layer.rows :].float().norm(dim=-1) for name, state in states.items() if state is not None
         }

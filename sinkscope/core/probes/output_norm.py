@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sinkscope.core.layer import Layer
-from sinkscope.core.probes.base import LayerProbe, Measured, Measurements
+from sinkscope.core.probes.base import LayerProbe, Measurements, Variable
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,11 @@ class OutputNorm(LayerProbe):
     Makes ``output_norm`` [sequence, layer, head, query]; a model outside the attention interface does not show it.
     """
 
+    makes: ClassVar = {
+        "output_norm": Variable(("sequence", "head", "query"), "1", "Euclidean norm of what a head hands on")
+    }
+
     def observe(self, layer: Layer) -> Measurements:
         if layer.output is None:
             return {}
-        return {"output_norm": Measured(("sequence", "head", "query"), layer.output.float().norm(dim=-1))}
+        return {"output_norm": layer.output.float().norm(dim=-1)}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from sinkscope.core.layer import Layer, Tile
-from sinkscope.core.probes.base import Measured, Measurements, TileProbe
+from sinkscope.core.probes.base import Measurements, TileProbe, Variable
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,12 @@ class Received(TileProbe):
     Makes ``received`` [sequence, layer, head, key], in queries: the sum over keys is the number of queries.
     """
 
+    makes: ClassVar = {
+        "received": Variable(
+            ("sequence", "head", "key"), "queries", "attention that each key receives from all queries"
+        )
+    }
+
     def start(self, layer: Layer) -> Tensor:
         return layer.lse.new_zeros(*layer.lse.shape[:2], layer.length)
 
@@ -26,4 +33,4 @@ class Received(TileProbe):
         total[:, tile.heads, first:last] += tile.probabilities.sum(-2)
 
     def finish(self, total: Tensor, layer: Layer) -> Measurements:
-        return {"received": Measured(("sequence", "head", "key"), total)}
+        return {"received": total}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sinkscope.core.layer import Layer
-from sinkscope.core.probes.base import LayerProbe, Measured, Measurements
+from sinkscope.core.probes.base import LayerProbe, Measurements, Variable
 from sinkscope.errors import SinkscopeError
 
 
@@ -22,6 +23,10 @@ class SinkMass(LayerProbe):
 
     first: int = 4
 
+    makes: ClassVar = {
+        "sink_mass": Variable(("sequence", "head", "query", "sink"), "1", "attention on each of the first keys")
+    }
+
     def __post_init__(self) -> None:
         if not isinstance(self.first, int) or self.first < 1:
             raise SinkscopeError(f"SinkMass(first={self.first!r}) measures nothing; give a whole first >= 1.")
@@ -32,4 +37,4 @@ class SinkMass(LayerProbe):
         if visible > 0:
             seen = layer.probabilities(slice(0, layer.rows), slice(0, visible))
             mass[..., layer.key_start : layer.key_start + visible] = seen
-        return {"sink_mass": Measured(("sequence", "head", "query", "sink"), mass)}
+        return {"sink_mass": mass}

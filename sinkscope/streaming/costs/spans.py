@@ -67,7 +67,8 @@ def spans(policy: Policy, windows: Sequence[int | None]) -> list[Span]:
     """
     if policy.is_partial:
         raise SinkscopeError(
-            f"`{policy.name}` acts in some layers or heads only, and a cost is counted for policies that act alike in all."
+            f"`{policy.name}` acts in some layers or heads only, and a cost is counted for policies that act alike in "
+            "all of them."
         )
     return [_span(policy, window, mixed=None in windows) for window in windows]
 
