@@ -20,11 +20,17 @@ _HOMES = {
     "sinkscope.core.split": ["attend_split"],
     "sinkscope.core.scope": ["attached", "capture"],
     "sinkscope.core.measure": ["attention_maps", "measure"],
-    "sinkscope.core.normalisers": ["ClippedSoftmax", "LearnedSink", "ReLU", "Sigmoid", "Softmax", "Softmax1"],
-    "sinkscope.core.policies": ["Dense", "Dose", "Evict", "EvictRecent", "Recompute", "SinkWindow", "Window"],
+    "sinkscope.core.normalisers": [
+        "ClippedSoftmax", "LearnedSink", "Normaliser", "ReLU", "Sigmoid", "Softmax", "Softmax1", "Sparsemax",
+    ],
+    "sinkscope.core.policies": [
+        "Dense", "Dose", "Evict", "EvictRecent", "EveryNth", "HeavyHitters", "PerHead", "Policy", "Recompute",
+        "ScoredPolicy", "SinkWindow", "StaticPolicy", "TOVA", "Window",
+    ],
     "sinkscope.core.probes": [
-        "ALL", "FREE", "DistanceProfile", "Entropy", "EvictionEffect", "HiddenExtremes", "LogSumExp", "Maps",
-        "MeanLogits", "Norms", "OutputNorm", "Received", "SinkMass",
+        "ALL", "FREE", "DistanceProfile", "Entropy", "EvictionEffect", "HiddenExtremes", "HiddenProbe", "LayerProbe",
+        "LogSumExp", "Maps", "Measured", "MeanLogits", "Norms", "OutputNorm", "Received", "SinkMass", "TileProbe",
+        "Variable",
     ],
     "sinkscope.analysis": [
         "amplification", "discover", "dose_table", "eviction_by_layer", "first_evicted", "from_maps", "importance",
@@ -39,6 +45,7 @@ _HOMES = {
     "sinkscope.streaming.costs.cost": ["Cost", "cost", "cost_table"],
     "sinkscope.streaming.costs.decode": ["time_per_token"],
     "sinkscope.streaming.cache.sink_cache": ["SinkCache"],
+    "sinkscope.streaming.scored_cache": ["ScoredCache"],
     "sinkscope.streaming.talk.conversation": ["Conversation", "stream"],
     "sinkscope.interventions.changed_texts": ["Repeat", "ReplaceTokens", "Shift"],
     "sinkscope.interventions.evict_keys": ["EvictKeys"],
@@ -50,7 +57,7 @@ _HOMES = {
     "sinkscope.reporting": ["Report", "report"],
     "sinkscope.explorer": ["explore"],
 }  # fmt: skip
-_PACKAGES = ("lab",)  # whose own names are public too
+_PACKAGES = ("figures", "lab")  # whose own names are public too
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = ["__version__", *_PACKAGES, *_HOME_OF]
