@@ -6,13 +6,18 @@ from typing import Any
 
 import ipywidgets as w
 import numpy as np
+import plotly.graph_objects as go
 
 from sinkscope.explorer.canvases import Atlas, HeadMap, TokenText
 from sinkscope.explorer.controller import Controller
-from sinkscope.explorer.losses import HEIGHT, WIDTH, draw_losses, loss_figure
-from sinkscope.explorer.overview import RANKINGS
+from sinkscope.explorer.pixels import RANKINGS
+from sinkscope.figures.style import BLUE, VERMILION
 
 WIDEST_ROW = 12  # heads in a row of the overview, where rows are layers
+SMOOTH = 16  # tokens in a running mean
+DENSE, CHANGED = BLUE, VERMILION
+GREY = "#808080"  # legible on light and dark pages
+WIDTH, HEIGHT = 560, 230  # pixels; left to itself plotly measures a box that is not laid out yet
 
 
 class Pictures(w.Box):
@@ -54,16 +59,16 @@ class Pictures(w.Box):
 
     def draw_row(self) -> None:
         """The chosen query's row; empty where the map has no such query."""
-        controller, found = self._controller, self._controller.row()
+        controller, row = self._controller, self._controller.row()
         if controller.maps is None:
             return
         values, low, high = np.full(len(controller.tokens), np.nan), 0.0, 1.0
-        if found is not None:
-            values, low, high = found[0], found[1].low, found[1].high
+        if row is not None:
+            values, low, high = row[0], row[1].low, row[1].high
         frame = {
             "query": controller.query,
-            "scale": "log" if controller.view.scale == "log" else "linear",
-            "unit": "logit" if controller.view.scale == "logit" else "probability",
+            "scale": "log" if controller.map_options.scale == "log" else "linear",
+            "unit": "logit" if controller.map_options.scale == "logit" else "probability",
             "low": low,
             "high": high,
             "request": self._next_request(),
@@ -88,16 +93,16 @@ class Pictures(w.Box):
 
     def draw_order(self) -> None:
         """Heads in the order of the ranking, with what they are ranked by; by layer, with their sink mass."""
-        scores, named = self._controller.scores(self.ranking), self.ranking
+        scores, ranking = self._controller.scores(self.ranking), self.ranking
         if scores is None:
-            scores, named = self._controller.scores("mass"), "mass"
+            scores, ranking = self._controller.scores("mass"), "mass"
         with self.atlas.hold_sync():
             self.atlas.order = self._controller.ranked(self.ranking)
             self.atlas.scores = [] if scores is None else scores.tolist()
-            self.atlas.score_name = RANKINGS[named]
+            self.atlas.score_name = RANKINGS[ranking]
 
     def draw_losses(self) -> None:
-        """The losses of the setting shown beside those of the model as it is."""
+        """The losses of the configuration shown beside those of the model as it is."""
         controller = self._controller
         dense, now = controller.dense.reading, controller.now.reading
         if dense is None or now is None:
@@ -108,18 +113,18 @@ class Pictures(w.Box):
         draw_losses(self.chart, dense.losses, None if now is dense else now.losses, controller.name, controller.query)
 
     def dim(self) -> None:
-        """Mark what belongs to another setting than the one that is being read."""
+        """Mark what belongs to another configuration than the one that is being read."""
         controller = self._controller
         reading, overview = controller.now.reading, controller.now.overview
-        wanted, busy = controller.setting, bool(controller.busy)
-        self.map.dimmed = self.text.dimmed = busy and (reading is None or reading.setting != wanted)
-        self.atlas.dimmed = busy and (overview is None or overview.setting != wanted)
+        asked, is_busy = controller.configuration, bool(controller.busy)
+        self.map.dimmed = self.text.dimmed = is_busy and (reading is None or reading.configuration != asked)
+        self.atlas.dimmed = is_busy and (overview is None or overview.configuration != asked)
 
     def _draw_map(self) -> None:
-        tile, view = self._controller.tile(), self._controller.view
+        tile, options = self._controller.tile(), self._controller.map_options
         if tile is None:
             return
-        preview = f"{view.preview} · {tile.left:.1%} of the attention is left" if view.preview else ""
+        preview = f"{options.preview} · {tile.left:.1%} of the attention is left" if options.preview else ""
         frame: dict[str, Any] = {
             "rows": tile.pixels.shape[0],
             "cols": tile.pixels.shape[1],
@@ -128,14 +133,14 @@ class Pictures(w.Box):
             "length": len(self._controller.tokens),
             "low": tile.limits.low,
             "high": tile.limits.high,
-            "scale": view.scale,
+            "scale": options.scale,
             "unit": tile.limits.unit,
             "diverging": tile.limits.diverging,
             "request": self._next_request(),
             "caption": self._controller.caption,
             "preview": preview,
         }
-        if view.window is None:
+        if options.region is None:
             self.map.view = []
         with self.map.hold_sync():
             self.map.pixels, self.map.frame = tile.pixels.tobytes(), frame
@@ -143,3 +148,69 @@ class Pictures(w.Box):
     def _next_request(self) -> int:
         self._request += 1
         return self._request
+
+
+# --- the chart of the losses ------------------------------------------------------------------------------------------
+
+
+def loss_figure() -> go.FigureWidget:
+    """An empty chart: losses of single tokens as points, running means as lines."""
+    figure = go.FigureWidget()
+    for name, colour, symbol, dash in (("dense", DENSE, "circle", "solid"), ("policy", CHANGED, "diamond", "dash")):
+        points = {"color": colour, "size": 3, "opacity": 0.45, "symbol": symbol}
+        figure.add_scatter(x=[], y=[], mode="markers", marker=points, name=f"{name}: each token", showlegend=False)
+        figure.add_scatter(x=[], y=[], mode="lines", line={"color": colour, "width": 2, "dash": dash}, name=name)
+    lay_out(figure, WIDTH, HEIGHT, {"l": 50, "r": 10, "t": 26, "b": 36})
+    figure.update_layout(hovermode="x")
+    figure.update_xaxes(title="token")
+    figure.update_yaxes(title="loss (nats)", rangemode="tozero")
+    return figure
+
+
+def lay_out(figure: go.FigureWidget, width: int, height: int, margin: dict[str, int]) -> None:
+    """Give a chart its size in pixels, and the colours that suit light and dark pages."""
+    figure.update_layout(
+        width=width,
+        height=height,
+        margin=margin,
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"size": 11, "color": GREY},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+    )
+    axis = {"gridcolor": "rgba(128,128,128,0.25)", "zeroline": False}
+    figure.update_xaxes(**axis)
+    figure.update_yaxes(**axis)
+
+
+def vertical_line(place: float, **line: Any) -> dict[str, Any]:
+    """A line across the whole height of a chart, as plotly has shapes."""
+    across = {"yref": "paper", "y0": 0, "y1": 1}
+    return {"type": "line", "x0": place, "x1": place, **across, "line": {"color": GREY, "width": 1, **line}}
+
+
+def draw_losses(figure: Any, dense: np.ndarray, changed: np.ndarray | None, name: str, query: int) -> None:
+    """Show losses [token]; `changed` is None where nothing but the model as it is was read.
+
+    Args:
+        name: of the configuration.
+        query: the chosen token, marked by a line.
+    """
+    pairs = [(dense, "dense"), (np.full(0, np.nan) if changed is None else changed, name)]
+    with figure.batch_update():
+        for place, (losses, label) in enumerate(pairs):
+            points, line = figure.data[2 * place], figure.data[2 * place + 1]
+            seen = np.flatnonzero(np.isfinite(losses))
+            points.x, points.y = seen.tolist(), losses[seen].tolist()
+            means = running_mean(losses[seen])
+            line.x, line.y, line.name = seen.tolist(), means.tolist(), label
+            line.showlegend = bool(len(seen))
+        figure.layout.shapes = [vertical_line(query)]
+
+
+def running_mean(values: np.ndarray, width: int = SMOOTH) -> np.ndarray:
+    """The mean of each value and up to `width - 1` before it."""
+    sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    last = np.arange(1, len(values) + 1)
+    first = np.maximum(0, last - width)
+    return (sums[last] - sums[first]) / (last - first)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sinkscope.explorer.controller import Controller
-from tests.explorer.given import TEXTS, WAIT, Reader
+from tests.explorer.fakes import TEXTS, WAIT, Reader
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sinkscope.explorer.encoding import FAINTEST, Limits, edges, encoded, limits, pooled, scaled
+from sinkscope.explorer.pixels import FAINTEST, Limits, edges, encoded, limits, pooled, scaled
 
 
 def cells_of(length: int, side: int) -> list[list[int]]:

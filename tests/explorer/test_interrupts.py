@@ -10,8 +10,8 @@ import weakref
 
 import pytest
 
-from sinkscope.explorer import interrupts
-from sinkscope.explorer.interrupts import Interrupts
+from sinkscope.explorer import background
+from sinkscope.explorer.background import Interrupts
 
 
 class App:
@@ -26,7 +26,7 @@ class App:
 @pytest.fixture(autouse=True)
 def idle_kernel(monkeypatch):
     """Interrupts are ignored, as between the cells of a notebook."""
-    monkeypatch.setattr(interrupts, "LATER", 0.001)
+    monkeypatch.setattr(background, "LATER", 0.001)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     yield
     signal.signal(signal.SIGINT, before)
@@ -51,12 +51,12 @@ def test_while_watching_an_interrupt_calls_the_method_and_at_rest_it_is_ignored_
         app = App()
         await interrupt()
         assert app.count == 0
-        app.interrupts.watch()
-        app.interrupts.watch()
+        app.interrupts.start()
+        app.interrupts.start()
         await settled()
         await interrupt()
         assert app.count == 1
-        app.interrupts.rest()
+        app.interrupts.stop()
         assert is_ignored()
         await interrupt()
         assert app.count == 1
@@ -67,8 +67,8 @@ def test_while_watching_an_interrupt_calls_the_method_and_at_rest_it_is_ignored_
 def test_an_app_at_rest_before_the_kernel_is_idle_installs_nothing():
     async def main():
         app = App()
-        app.interrupts.watch()
-        app.interrupts.rest()
+        app.interrupts.start()
+        app.interrupts.stop()
         await settled()
         assert is_ignored()
 
@@ -79,14 +79,14 @@ def test_while_a_cell_runs_its_own_handler_stays():
     async def main():
         app = App()
         signal.signal(signal.SIGINT, signal.default_int_handler)  # as a kernel does for a cell
-        app.interrupts.watch()
+        app.interrupts.start()
         await settled()
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the cell is over
         await settled()
         await interrupt()
         assert app.count == 1
-        app.interrupts.rest()
+        app.interrupts.stop()
 
     asyncio.run(main())
 
@@ -94,36 +94,36 @@ def test_while_a_cell_runs_its_own_handler_stays():
 def test_a_handler_that_a_cell_put_back_after_the_app_came_to_rest_is_in_nobodys_way():
     async def main():
         old, new = App(), App()
-        old.interrupts.watch()
+        old.interrupts.start()
         await settled()
         saved = signal.signal(signal.SIGINT, signal.default_int_handler)  # a cell begins
-        old.interrupts.rest()  # what ran ends while the cell does
+        old.interrupts.stop()  # what ran ends while the cell does
         signal.signal(signal.SIGINT, saved)  # the cell ends
         await interrupt()
         assert old.count == 0
-        new.interrupts.watch()
+        new.interrupts.start()
         await settled()
         await interrupt()
         assert (old.count, new.count) == (0, 1)
-        new.interrupts.rest()
+        new.interrupts.stop()
         assert is_ignored()
 
     asyncio.run(main())
 
 
-def test_of_two_apps_that_watch_the_second_waits_for_the_first():
+def test_one_interrupt_stops_all_apps_that_are_at_work_and_the_last_to_end_puts_the_handler_back():
     async def main():
         one, two = App(), App()
-        one.interrupts.watch()
-        two.interrupts.watch()
-        await settled()
-        await interrupt()
-        assert (one.count, two.count) == (1, 0)
-        one.interrupts.rest()
+        one.interrupts.start()
+        two.interrupts.start()
         await settled()
         await interrupt()
         assert (one.count, two.count) == (1, 1)
-        two.interrupts.rest()
+        one.interrupts.stop()
+        await settled()
+        await interrupt()
+        assert (one.count, two.count) == (1, 2)
+        two.interrupts.stop()
         assert is_ignored()
 
     asyncio.run(main())
@@ -131,15 +131,15 @@ def test_of_two_apps_that_watch_the_second_waits_for_the_first():
 
 def test_outside_a_kernel_nothing_is_watched():
     app = App()
-    app.interrupts.watch()
+    app.interrupts.start()
     assert is_ignored()
-    app.interrupts.rest()
+    app.interrupts.stop()
 
 
 def test_an_app_that_is_gone_is_not_kept_by_its_handler():
     async def main():
         app = App()
-        app.interrupts.watch()
+        app.interrupts.start()
         await settled()
         gone = weakref.ref(app)
         del app

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from sinkscope import explore
-from sinkscope.explorer import open_explorers
+from sinkscope.explorer import launch
 from sinkscope.explorer.app import Explorer
 from sinkscope.explorer.text_model import TextModel
 from tests.core.model_state import state_of
-from tests.explorer.reading import text
+from tests.explorer.references import text
 from tests.zoo import build
 
 REGISTRY = w.widgets.widget._instances
@@ -23,7 +23,7 @@ REGISTRY = w.widgets.widget._instances
 
 def use(app: Explorer) -> None:
     app.wait(60)
-    app.controller.change(kind="window", window=8)
+    app.controller.change(policy="window", window=8)
     app.wait(60)
 
 
@@ -63,7 +63,7 @@ def test_an_explorer_that_was_closed_keeps_no_model_alive():
 
 def test_running_a_cell_again_takes_the_place_of_the_explorer_it_made_before(monkeypatch):
     cell = ["a"]
-    monkeypatch.setattr(open_explorers, "_cell", lambda: cell[0])
+    monkeypatch.setattr(launch, "_cell", lambda: cell[0])
     model, widgets = build("llama"), set(REGISTRY)
     first = explore(model, text=text(16))
     count = len(set(REGISTRY) - widgets)
@@ -91,7 +91,7 @@ def test_closing_while_something_is_read_waits_for_the_layer_and_no_longer():
         assert go.wait(30)
 
     app.controller.model.model.model.layers[0].register_forward_hook(wait)
-    app.controller.change(kind="window", window=12)
+    app.controller.change(policy="window", window=12)
     assert inside.wait(30)
     threading.Timer(0.05, go.set).start()
     app.close()
@@ -105,7 +105,7 @@ def shell(monkeypatch):
     from IPython.utils.capture import capture_output
 
     made = InteractiveShell.instance()
-    monkeypatch.setattr("sinkscope.explorer.opening._in_notebook", lambda: True)
+    monkeypatch.setattr("sinkscope.explorer.launch._in_notebook", lambda: True)
     made.user_ns |= {"explore": explore, "model": build("llama"), "ids": text(16), "get": lambda app: app}
 
     def run(cell):

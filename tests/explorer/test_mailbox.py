@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from sinkscope.explorer.mailbox import Mailbox
+from sinkscope.explorer.background import Mailbox
 
 
 def from_a_thread(mailbox, *calls):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sinkscope.explorer import open_explorers
+from sinkscope.explorer import launch
 
 
 class App:
@@ -20,7 +20,7 @@ class App:
 
 @pytest.fixture(autouse=True)
 def none_open(monkeypatch):
-    monkeypatch.setattr(open_explorers, "_OPEN", type(open_explorers._OPEN)())
+    monkeypatch.setattr(launch, "_OPEN", type(launch._OPEN)())
 
 
 def cell(monkeypatch, metadata) -> None:
@@ -34,7 +34,7 @@ def test_a_cell_that_runs_again_closes_its_own_explorer_and_no_other(monkeypatch
     for place in ("one", "two", "one", "two", "three"):
         cell(monkeypatch, {name: place})
         apps.append(App())
-        open_explorers.take_the_place(apps[-1])
+        launch.replace_earlier(apps[-1])
     assert [app.closed for app in apps] == [1, 1, 0, 0, 0]
 
 
@@ -43,18 +43,18 @@ def test_where_cells_have_no_names_the_last_one_of_all_is_closed(monkeypatch, me
     cell(monkeypatch, metadata)
     apps = [App() for _ in range(3)]
     for app in apps:
-        open_explorers.take_the_place(app)
+        launch.replace_earlier(app)
     assert [app.closed for app in apps] == [1, 1, 0]
 
 
 def test_outside_a_notebook_too(monkeypatch):
     for shell in (None, SimpleNamespace()):
         monkeypatch.setattr("IPython.get_ipython", lambda shell=shell: shell)
-        assert open_explorers._cell() is None
+        assert launch._cell() is None
     monkeypatch.setitem(sys.modules, "IPython", None)
-    assert open_explorers._cell() is None
+    assert launch._cell() is None
 
 
 def test_an_explorer_that_nobody_has_any_more_is_not_kept():
-    open_explorers.take_the_place(App())
-    assert len(open_explorers._OPEN) == 0
+    launch.replace_earlier(App())
+    assert len(launch._OPEN) == 0

@@ -7,22 +7,21 @@ import pytest
 import torch
 
 from sinkscope import Maps, capture
-from sinkscope.explorer.encoding import FAINTEST
+from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.head_maps import SavedMaps
-from sinkscope.explorer.overview import RANKINGS, SIDE, saved_overview, thumbnails
-from sinkscope.explorer.setting import Setting
+from sinkscope.explorer.pixels import FAINTEST, RANKINGS, THUMBNAIL, saved_overview, thumbnails
 from tests.core.eager import eager_maps, entropy
-from tests.explorer.reading import FAMILIES, SETTINGS, defined, everything, first, reader, text
+from tests.explorer.references import FAMILIES, SETTINGS, defined, everything, first, reader, text
 from tests.zoo import build, inputs
 
 
-def overview(name: str = "llama", setting: Setting | None = None, tokens: int = 60):
-    return everything(reader(name, tokens), setting or Setting())["Overview"][0]
+def overview(name: str = "llama", configuration: Configuration | None = None, tokens: int = 60):
+    return everything(reader(name, tokens), configuration or Configuration())["overview"][0]
 
 
 def check_thumbnails(units: np.ndarray, maps: np.ndarray) -> None:
     """Bytes [unit, row, column] against maps [unit, query, key] with 0 where a key is not seen."""
-    length, side = maps.shape[-1], min(SIDE, maps.shape[-1])
+    length, side = maps.shape[-1], min(THUMBNAIL, maps.shape[-1])
     cell = np.arange(length) * side // length
     largest = np.zeros((len(maps), side, side))
     for query in range(length):
@@ -54,11 +53,11 @@ def test_thumbnails_and_scores_of_the_model_as_it_is_equal_eager_attention(name)
 
 @pytest.mark.parametrize("case", ["sinks", "chosen in a layer", "sinks gone from a window", "softmax1"])
 def test_thumbnails_and_scores_under_a_setting_equal_the_definition(case):
-    setting, definition = SETTINGS[case]
-    found, maps = overview("llama", setting), np.nan_to_num(defined("llama", definition)[1].reshape(8, 60, 60))
+    configuration, definition = SETTINGS[case]
+    found, maps = overview("llama", configuration), np.nan_to_num(defined("llama", definition)[1].reshape(8, 60, 60))
     check_thumbnails(found.units, maps)
     check_scores(found.scores, maps)
-    assert found.setting == setting
+    assert found.configuration == configuration
 
 
 def test_longer_texts_are_pooled_by_the_largest_value():
@@ -87,14 +86,14 @@ def test_every_ranking_but_that_by_layer_has_scores():
 
 def test_a_newer_request_is_asked_for_before_every_layer():
     asked = []
-    thumbnails(first(reader(), Setting()).maps.layers, lambda: asked.append(1))
+    thumbnails(first(reader(), Configuration()).maps.layers, lambda: asked.append(1))
     assert len(asked) == 2
 
     def stop():
         raise RuntimeError("enough")
 
     with pytest.raises(RuntimeError, match="enough"):
-        thumbnails(first(reader(), Setting()).maps.layers, stop)
+        thumbnails(first(reader(), Configuration()).maps.layers, stop)
 
 
 def record(tokens: int, **options):

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from sinkscope import Dense, Recompute, SinkscopeError, SinkWindow, Window, perplexity
-from sinkscope.explorer import player
-from sinkscope.explorer.player import BLOCK, Player
+from sinkscope.explorer import streaming
+from sinkscope.explorer.streaming import BLOCK, Player
 from tests.core.model_state import state_of
-from tests.explorer.reading import text
+from tests.explorer.references import text
 from tests.zoo import build
 
 POLICIES = [Window(60), SinkWindow(4, 56)]
@@ -113,7 +113,7 @@ def test_the_running_perplexity_is_over_the_last_tokens_before_each_end_of_a_blo
 
 def test_the_rate_counts_the_tokens_of_the_time_a_policy_had_the_machine(monkeypatch):
     clock = iter(np.arange(0, 100, 0.5))
-    monkeypatch.setattr(player.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(streaming.time, "perf_counter", lambda: next(clock))
     one = Player(build("llama"), text(TOKENS), POLICIES)
     play(one)
     assert one.seconds == [1.5, 1.5]  # half a second for each of three blocks
@@ -123,13 +123,13 @@ def test_the_rate_counts_the_tokens_of_the_time_a_policy_had_the_machine(monkeyp
 
 def test_a_pace_is_kept_by_resting_and_left_at_once_when_stopped(monkeypatch):
     now, rests = [0.0], []
-    monkeypatch.setattr(player.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(streaming.time, "perf_counter", lambda: now[0])
 
     def sleep(seconds):
         rests.append(seconds)
         now[0] += seconds
 
-    monkeypatch.setattr(player.time, "sleep", sleep)
+    monkeypatch.setattr(streaming.time, "sleep", sleep)
     one = Player(build("llama"), text(TOKENS), POLICIES)
     times = []
     for _ in one.play(lambda: len(times) == 2, lambda: 128.0):

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from sinkscope import Recompute, Softmax1, perplexity
-from sinkscope.explorer.setting import Setting
+from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.text_model import SAMPLED
 from tests.core.eager import eager_maps
-from tests.explorer.reading import FAMILIES, everything, first, reader, text
+from tests.explorer.references import FAMILIES, everything, first, reader, text
 from tests.zoo import build
 
 WINDOW = 12
-SETTING = Setting(kind="recompute", window=WINDOW)
+SETTING = Configuration(policy="recompute", window=WINDOW)
 
 
 def whole_map(reading, unit):
@@ -26,7 +26,7 @@ def whole_map(reading, unit):
 
 @pytest.mark.parametrize("name", [*FAMILIES, "gpt2", "mpt"])
 def test_losses_equal_those_of_perplexity_at_the_first_window_and_a_sample_behind_it(name):
-    losses = everything(reader(name), SETTING)["Reading"][-1].losses
+    losses = everything(reader(name), SETTING)["reading"][-1].losses
     curve = perplexity(build(name), text()[None], [Recompute(WINDOW)], samples=None).nll.values[0, 0]
     scored = np.isfinite(losses)
     np.testing.assert_allclose(losses[scored], curve[scored], atol=3e-4)
@@ -37,14 +37,14 @@ def test_losses_equal_those_of_perplexity_at_the_first_window_and_a_sample_behin
 @pytest.mark.filterwarnings("ignore:.*nothing is evicted")
 @pytest.mark.parametrize("tokens", [2, 5, 12, 13, 14, 20])
 def test_texts_shorter_than_the_window_or_little_longer_are_scored_at_every_token(tokens):
-    losses = everything(reader(tokens=tokens), SETTING)["Reading"][-1].losses
+    losses = everything(reader(tokens=tokens), SETTING)["reading"][-1].losses
     curve = perplexity(build("llama"), text(tokens)[None], [Recompute(WINDOW)], samples=None)
     np.testing.assert_allclose(losses, curve.nll.values[0, 0], atol=1e-4)
 
 
 def test_losses_under_a_normaliser_equal_those_of_perplexity():
-    setting = Setting(kind="recompute", window=WINDOW, normaliser="softmax1")
-    losses = everything(reader(), setting)["Reading"][-1].losses
+    configuration = Configuration(policy="recompute", window=WINDOW, normaliser="softmax1")
+    losses = everything(reader(), configuration)["reading"][-1].losses
     curve = perplexity(build("llama"), text()[None], [Recompute(WINDOW)], samples=None, normaliser=Softmax1())
     scored = np.isfinite(losses)
     np.testing.assert_allclose(losses[scored], curve.nll.values[0, 0][scored], atol=1e-4)
@@ -75,17 +75,17 @@ def test_the_guesses_of_the_chosen_query_are_those_of_its_window_and_no_others_a
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt_oss", "gpt2"])
-def test_it_goes_on_from_windows_run_afresh(name):
+def test_it_continuation_from_windows_run_afresh(name):
     model, ids = build(name), text()[None]
     with torch.no_grad():
         for _ in range(8):
             ids = torch.cat([ids, model(ids[:, -WINDOW:]).logits[:, -1:].argmax(-1)], 1)
-    assert ast.literal_eval(everything(reader(name), SETTING)["Continuation"][-1].text) == ids[0, 60:].tolist()
+    assert ast.literal_eval(everything(reader(name), SETTING)["continuation"][-1].text) == ids[0, 60:].tolist()
 
 
 def test_losses_come_bit_by_bit_and_what_was_given_stays_as_it_was():
     readings = []
-    for result in reader(tokens=200).read(Setting(kind="recompute", window=64), 199, lambda: False):
+    for result in reader(tokens=200).read(Configuration(policy="recompute", window=64), 199, lambda: False):
         if type(result).__name__ == "Reading":
             readings.append((result, result.losses.copy()))
     counts = [int(np.isfinite(each.losses).sum()) for each, _ in readings]
@@ -96,15 +96,15 @@ def test_losses_come_bit_by_bit_and_what_was_given_stays_as_it_was():
 
 def test_the_losses_are_not_measured_again_for_another_query():
     model = reader()
-    before = everything(model, SETTING)["Reading"][-1].losses
+    before = everything(model, SETTING)["reading"][-1].losses
     again = everything(model, SETTING, 30)
-    assert len(again["Reading"]) == 1
-    np.testing.assert_array_equal(again["Reading"][0].losses, before)
-    other = everything(model, Setting(kind="recompute", window=WINDOW + 1))["Reading"]
+    assert len(again["reading"]) == 1
+    np.testing.assert_array_equal(again["reading"][0].losses, before)
+    other = everything(model, Configuration(policy="recompute", window=WINDOW + 1))["reading"]
     assert np.isnan(other[0].losses).all() and len(other) > 1
 
 
 def test_a_window_of_one_token_is_read():
-    results = everything(reader(), Setting(kind="recompute", window=1), 7)
-    assert whole_map(results["Reading"][0], 0).tolist() == [[1.0]]
-    assert results["Overview"][0].units.shape == (8, 1, 1) and "value" not in results["Overview"][0].scores
+    results = everything(reader(), Configuration(policy="recompute", window=1), 7)
+    assert whole_map(results["reading"][0], 0).tolist() == [[1.0]]
+    assert results["overview"][0].units.shape == (8, 1, 1) and "value" not in results["overview"][0].scores

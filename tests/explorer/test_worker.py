@@ -7,8 +7,7 @@ from functools import partial
 
 import pytest
 
-from sinkscope.explorer.mailbox import Mailbox
-from sinkscope.explorer.worker import Worker, stop_all
+from sinkscope.explorer.background import Mailbox, Worker, stop_all
 
 WAIT = 30  # seconds until a test gives up
 

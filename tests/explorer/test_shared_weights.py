@@ -10,15 +10,14 @@ import pytest
 import torch
 
 from sinkscope import SinkscopeError, capture
-from sinkscope.explorer.setting import Setting
-from sinkscope.explorer.text_model import TextModel
-from sinkscope.explorer.twin import twin_of
+from sinkscope.explorer.configuration import Configuration
+from sinkscope.explorer.text_model import TextModel, copy_sharing_weights
 from tests.core.model_state import hooks_of, state_of
-from tests.explorer.reading import FAMILIES, SETTINGS, everything, first, text
+from tests.explorer.references import FAMILIES, SETTINGS, everything, first, text
 from tests.zoo import build
 
 CASES = ("dense", "sinks", "chosen in a layer", "sigmoid over sinks")
-RECOMPUTED = Setting(kind="recompute", window=20)
+RECOMPUTED = Configuration(policy="recompute", window=20)
 
 
 def bits(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -34,7 +33,7 @@ def is_as_it_was(model: torch.nn.Module, state, weights) -> bool:
 @pytest.mark.parametrize("name", [*FAMILIES, "mpt", "gpt2"])
 def test_a_twin_shares_every_weight_and_buffer_and_gives_the_same_logits(name):
     model = build(name)
-    twin = twin_of(model)
+    twin = copy_sharing_weights(model)
     for part in ("named_parameters", "named_buffers"):
         own, shared = (dict(getattr(each, part)(remove_duplicate=False)) for each in (model, twin))
         assert own.keys() == shared.keys() and all(own[path] is shared[path] for path in own)
@@ -50,8 +49,8 @@ def test_the_model_is_as_it_was_before_every_result_and_after(name):
     state, weights = state_of(model), bits(model)
     reader = TextModel(model, text())
     own = state_of(reader.model)
-    for setting in [*(SETTINGS[case][0] for case in (CASES if name == "llama" else ["sinks"])), RECOMPUTED]:
-        for result in reader.read(setting, 40, lambda: False):
+    for configuration in [*(SETTINGS[case][0] for case in (CASES if name == "llama" else ["sinks"])), RECOMPUTED]:
+        for result in reader.read(configuration, 40, lambda: False):
             assert hooks_of(model) == state[0]  # while the scope is on the twin
             assert type(result).__name__ == "Continuation" or state_of(model) == state
         assert is_as_it_was(model, state, weights) and state_of(reader.model) == own
@@ -62,46 +61,48 @@ def test_the_model_is_as_it_was_before_every_result_and_after(name):
 def test_the_model_and_the_twin_are_as_they_were_after_an_exception_in_the_midst_of_a_layer():
     model = build("llama")
     reader = TextModel(model, text())
-    expected, state, weights = first(reader, Setting()).losses, state_of(model), bits(model)
+    expected, state, weights = first(reader, Configuration()).losses, state_of(model), bits(model)
     own = state_of(reader.model)
 
     def fail(*_):
         raise RuntimeError("in the midst")
 
     hook = reader.model.model.layers[1].mlp.register_forward_hook(fail)
-    for setting in (Setting(), SETTINGS["sinks"][0], RECOMPUTED):
+    for configuration in (Configuration(), SETTINGS["sinks"][0], RECOMPUTED):
         with pytest.raises(RuntimeError, match="in the midst"):
-            everything(reader, setting)
+            everything(reader, configuration)
     hook.remove()
     assert is_as_it_was(model, state, weights) and state_of(reader.model) == own
-    np.testing.assert_array_equal(first(reader, Setting()).losses, expected)
+    np.testing.assert_array_equal(first(reader, Configuration()).losses, expected)
 
 
-@pytest.mark.parametrize("setting", [Setting(), SETTINGS["sinks"][0], RECOMPUTED], ids=lambda each: each.kind)
-def test_a_reading_overtaken_before_any_layer_gives_nothing_more_and_changes_nothing(setting):
+@pytest.mark.parametrize(
+    "configuration", [Configuration(), SETTINGS["sinks"][0], RECOMPUTED], ids=lambda each: each.policy
+)
+def test_a_reading_overtaken_before_any_layer_gives_nothing_more_and_changes_nothing(configuration):
     model = build("llama")
     reader = TextModel(model, text())
-    whole = everything(reader, setting)
+    whole = everything(reader, configuration)
     asked: list[int] = []
-    total = len(list(reader.read(setting, 59, lambda: bool(asked.append(1)))))
+    total = len(list(reader.read(configuration, 59, lambda: bool(asked.append(1)))))
     state, weights, own = state_of(model), bits(model), state_of(reader.model)
     counts = []
     for patience in (0, 1, 2, 3, len(asked) // 2, len(asked) - 1, len(asked)):
         left = iter(range(patience))
-        counts.append(len(list(reader.read(setting, 59, lambda left=left: next(left, None) is None))))
+        counts.append(len(list(reader.read(configuration, 59, lambda left=left: next(left, None) is None))))
         assert is_as_it_was(model, state, weights) and state_of(reader.model) == own
     assert counts[0] == 0 and counts == sorted(counts) and counts[-2] < counts[-1] == total
-    again = everything(reader, setting)
-    np.testing.assert_array_equal(again["Reading"][-1].losses, whole["Reading"][-1].losses)
-    assert again["Continuation"][-1] == whole["Continuation"][-1]
+    again = everything(reader, configuration)
+    np.testing.assert_array_equal(again["reading"][-1].losses, whole["reading"][-1].losses)
+    assert again["continuation"][-1] == whole["continuation"][-1]
 
 
-@pytest.mark.parametrize("setting", [Setting(), RECOMPUTED], ids=lambda each: each.kind)
+@pytest.mark.parametrize("configuration", [Configuration(), RECOMPUTED], ids=lambda each: each.policy)
 @pytest.mark.parametrize("taken", [1, 3, 5])
-def test_results_that_nobody_goes_on_to_take_leave_gradients_and_hooks_as_they_were(setting, taken):
+def test_results_that_nobody_continuation_to_take_leave_gradients_and_hooks_as_they_were(configuration, taken):
     model = build("llama")
     reader = TextModel(model, text())
-    own, results = state_of(reader.model), reader.read(setting, 59, lambda: False)
+    own, results = state_of(reader.model), reader.read(configuration, 59, lambda: False)
     for _, _ in zip(range(taken), results, strict=False):
         assert torch.is_grad_enabled()
     results.close()
@@ -138,19 +139,19 @@ def test_the_model_can_be_used_and_measured_while_its_twin_is_read_in_another_th
 def test_weights_that_change_are_read_as_they_are_now():
     model = build("llama")
     reader = TextModel(model, text())
-    before = first(reader, Setting()).losses
+    before = first(reader, Configuration()).losses
     with torch.no_grad():
         model.lm_head.weight.mul_(0.5)
-    after = first(reader, Setting()).losses
+    after = first(reader, Configuration()).losses
     assert abs(after[1:] - before[1:]).max() > 0.1
-    np.testing.assert_array_equal(after, first(TextModel(model, text()), Setting()).losses)
+    np.testing.assert_array_equal(after, first(TextModel(model, text()), Configuration()).losses)
 
 
 def test_twenty_readers_of_a_model_leave_no_hook_on_it():
     model = build("llama")
     hooks = hooks_of(model)
     for _ in range(20):
-        first(TextModel(model, text(8)), Setting())
+        first(TextModel(model, text(8)), Configuration())
     assert hooks_of(model) == hooks
 
 

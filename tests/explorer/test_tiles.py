@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sinkscope import Maps, SinkscopeError, capture
-from sinkscope.explorer.encoding import encoded, pooled
+from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.head_maps import HeadMaps, SavedMaps
-from sinkscope.explorer.setting import Setting
-from sinkscope.explorer.view import View, numbers_at, row_of, tile_of
-from tests.explorer.given import random_maps
-from tests.explorer.reading import SETTINGS, TOKENS, first, reader
+from sinkscope.explorer.pixels import MapOptions, encoded, numbers_at, pooled, row_of, tile_of
+from tests.explorer.fakes import random_maps
+from tests.explorer.references import SETTINGS, TOKENS, first, reader
 from tests.zoo import build, inputs
 
 CASES = ("dense", "sinks", "sigmoid over sinks", "ReLU", "learned sink")
@@ -31,7 +30,7 @@ def whole(maps: HeadMaps, unit: int = 0, kind: str = "probabilities") -> np.ndar
     return getattr(maps, kind)(unit, slice(0, maps.cells), slice(0, maps.cells)).astype(float)
 
 
-def brute(maps: HeadMaps, unit: int, view: View) -> np.ndarray:
+def brute(maps: HeadMaps, unit: int, view: MapOptions) -> np.ndarray:
     """Values of the whole map as the view shows them, before they are scaled."""
     values = whole(maps, unit, "logits" if view.scale == "logit" else "probabilities")
     if view.hiding != "nothing":
@@ -43,7 +42,7 @@ def brute(maps: HeadMaps, unit: int, view: View) -> np.ndarray:
 
 
 VIEWS = [
-    View(scale, hiding, hidden)
+    MapOptions(scale, hiding, hidden)
     for scale in ("log", "linear", "logit")
     for hiding, hidden in (("nothing", 1), ("hidden", 1), ("hidden", 4), ("renormalised", 1), ("renormalised", 4))
 ]
@@ -63,9 +62,9 @@ def test_tiles_and_rows_equal_brute_force_on_the_whole_map(case, view):
     assert np.abs(shown - expected)[inside].max() <= step * 0.51
     for query in (0, 3, 30, 59):
         row, ends = row_of(maps, unit, query, view, TOKENS)
-        given = brute(maps, unit, View("linear" if view.scale == "log" else view.scale, view.hiding, view.hidden))[
-            query
-        ]
+        given = brute(
+            maps, unit, MapOptions("linear" if view.scale == "log" else view.scale, view.hiding, view.hidden)
+        )[query]
         np.testing.assert_allclose(row, given, atol=1e-4)
         if view.scale != "log":
             assert ends.high >= np.nanmax(np.append(row, 0)) - 1e-6
@@ -77,9 +76,9 @@ def test_what_is_left_is_the_mean_share_of_the_attention_of_a_row_on_keys_not_hi
     maps = maps_of(case)
     weights = np.nan_to_num(whole(maps, 2))
     share = weights[:, hidden:].sum(1)[weights.sum(1) > 0] / weights.sum(1)[weights.sum(1) > 0]
-    assert tile_of(maps, 2, View("linear", "hidden", hidden)).left == pytest.approx(share.mean(), abs=1e-5)
+    assert tile_of(maps, 2, MapOptions("linear", "hidden", hidden)).left == pytest.approx(share.mean(), abs=1e-5)
     assert share.min() >= 0 and share.max() <= 1
-    assert tile_of(maps, 2, View("linear", "nothing", hidden)).left == 1.0
+    assert tile_of(maps, 2, MapOptions("linear", "nothing", hidden)).left == 1.0
 
 
 def test_renormalised_rows_sum_to_one_also_where_almost_everything_was_hidden():
@@ -87,22 +86,22 @@ def test_renormalised_rows_sum_to_one_also_where_almost_everything_was_hidden():
     maps.weights[40] *= np.float32(1e-9)
     maps.weights[40, 0] = 1.0
     for query in range(1, TOKENS):
-        row, _ = row_of(maps, 0, query, View("linear", "renormalised", 1), TOKENS)
+        row, _ = row_of(maps, 0, query, MapOptions("linear", "renormalised", 1), TOKENS)
         assert np.nansum(row, dtype=float) == pytest.approx(1, abs=1e-5)
-    row, _ = row_of(maps, 0, 0, View("linear", "renormalised", 1), TOKENS)
+    row, _ = row_of(maps, 0, 0, MapOptions("linear", "renormalised", 1), TOKENS)
     assert np.isnan(row).all()
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    window=st.tuples(*[st.integers(0, 70)] * 4), scale=st.sampled_from(["log", "linear", "logit"]),
+    region=st.tuples(*[st.integers(0, 70)] * 4), scale=st.sampled_from(["log", "linear", "logit"]),
     hiding=st.sampled_from(["nothing", "hidden", "renormalised"]), hidden=st.integers(1, 16),
 )  # fmt: skip
-def test_the_tile_of_a_part_is_cut_from_the_whole(window, scale, hiding, hidden):
-    low, high, left, right = window
+def test_the_tile_of_a_part_is_cut_from_the_whole(region, scale, hiding, hidden):
+    low, high, left, right = region
     query, key = sorted((low, high)), sorted((left, right))
-    maps, view = random_maps(), View(scale, hiding, hidden)
-    tile = tile_of(maps, 0, View(scale, hiding, hidden, (*query, *key)))
+    maps, view = random_maps(), MapOptions(scale, hiding, hidden)
+    tile = tile_of(maps, 0, MapOptions(scale, hiding, hidden, (*query, *key)))
     assert 0 <= tile.query[0] < tile.query[1] <= TOKENS and 0 <= tile.key[0] < tile.key[1] <= TOKENS
     for asked, (begin, end) in ((query, tile.query), (key, tile.key)):
         if asked[0] < asked[1] <= TOKENS:
@@ -116,11 +115,11 @@ def test_the_tile_of_a_part_is_cut_from_the_whole(window, scale, hiding, hidden)
 @pytest.mark.parametrize("scale", ["log", "linear", "logit"])
 def test_larger_maps_are_pooled_and_every_cell_keeps_its_largest_value(scale):
     maps = random_maps(700)
-    tile = tile_of(maps, 0, View(scale))
-    expected = brute(maps, 0, View(scale))
+    tile = tile_of(maps, 0, MapOptions(scale))
+    expected = brute(maps, 0, MapOptions(scale))
     assert tile.pixels.shape == (512, 512) and tile.query == tile.key == (0, 700)
     np.testing.assert_array_equal(tile.pixels, encoded(pooled(expected.astype(np.float32), 512), tile.limits))
-    part = tile_of(maps, 0, View(scale, window=(100, 200, 0, 700)))
+    part = tile_of(maps, 0, MapOptions(scale, region=(100, 200, 0, 700)))
     assert part.pixels.shape == (100, 512) and part.query == (100, 200)
     np.testing.assert_array_equal(part.pixels, encoded(pooled(expected[100:200].astype(np.float32), 512), part.limits))
 
@@ -147,13 +146,13 @@ def test_numbers_do_not_depend_on_what_is_hidden_and_outside_there_are_none():
 
 def test_a_map_that_begins_later_in_the_text_stands_there():
     maps = random_maps(20, first=30)
-    tile = tile_of(maps, 0, View("linear", window=(35, 40, 30, 33)))
+    tile = tile_of(maps, 0, MapOptions("linear", region=(35, 40, 30, 33)))
     assert (tile.query, tile.key) == ((35, 40), (30, 33))
-    row, _ = row_of(maps, 0, 49, View("linear"), 60)
+    row, _ = row_of(maps, 0, 49, MapOptions("linear"), 60)
     np.testing.assert_array_equal(row[30:50], maps.weights[19])
     assert np.isnan(row[:30]).all() and np.isnan(row[50:]).all()
-    assert row_of(maps, 0, 29, View(), 60) is None and row_of(maps, 0, 50, View(), 60) is None
-    hidden = tile_of(maps, 0, View("linear", "hidden", 32))  # of the text's first 32 keys two are here
+    assert row_of(maps, 0, 29, MapOptions(), 60) is None and row_of(maps, 0, 50, MapOptions(), 60) is None
+    hidden = tile_of(maps, 0, MapOptions("linear", "hidden", 32))  # of the text's first 32 keys two are here
     assert (hidden.pixels[:, :2] == 0).all() and (hidden.pixels[2:, 2] > 0).all()
 
 
@@ -170,12 +169,12 @@ def pooled_record():
 
 def test_a_pooled_record_is_shown_cell_by_cell_at_its_tokens(pooled_record):
     maps = SavedMaps(pooled_record)
-    tile = tile_of(maps, 6, View("linear"))
+    tile = tile_of(maps, 6, MapOptions("linear"))
     expected = pooled_record.attention_map.values[0, 1, 2]
     seen = np.tri(16, dtype=bool)
     assert tile.query == tile.key == (0, 50) and tile.pixels.shape == (16, 16)
     np.testing.assert_array_equal(tile.pixels[seen], encoded(expected[seen], tile.limits))
-    part = tile_of(maps, 6, View("linear", window=(20, 30, 0, 50)))
+    part = tile_of(maps, 6, MapOptions("linear", region=(20, 30, 0, 50)))
     assert part.query == (19, 32)  # whole cells
     np.testing.assert_array_equal(part.pixels, tile.pixels[6:10])
 
@@ -183,7 +182,7 @@ def test_a_pooled_record_is_shown_cell_by_cell_at_its_tokens(pooled_record):
 def test_numbers_and_rows_of_a_pooled_record_are_those_of_the_cell(pooled_record):
     maps, expected = SavedMaps(pooled_record), pooled_record.attention_map.values[0, 1, 2]
     assert numbers_at(maps, 6, 24, 5) == (pytest.approx(expected[7, 1]), None)
-    row, _ = row_of(maps, 6, 24, View("linear"), 50)
+    row, _ = row_of(maps, 6, 24, MapOptions("linear"), 50)
     np.testing.assert_array_equal(row[maps.starts[:8]], expected[7, :8])
     assert np.isfinite(row).sum() == 8
 
@@ -191,8 +190,8 @@ def test_numbers_and_rows_of_a_pooled_record_are_those_of_the_cell(pooled_record
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: View(scale="cubic"), "'cubic' is no way to show a map"),
-        (lambda: View(hiding="all"), "'all' is no way"),
+        (lambda: MapOptions(scale="cubic"), "'cubic' is no way to show a map"),
+        (lambda: MapOptions(hiding="all"), "'all' is no way"),
     ],
 )
 def test_an_unknown_way_to_show_a_map_is_refused(make, message):
@@ -203,9 +202,12 @@ def test_an_unknown_way_to_show_a_map_is_refused(make, message):
 @pytest.mark.parametrize(
     ("view", "said"),
     [
-        (View(), ""),
-        (View(hiding="hidden"), "preview: first key hidden; not causal"),
-        (View(hiding="renormalised", hidden=4), "preview: first 4 keys hidden, the rest renormalised; not causal"),
+        (MapOptions(), ""),
+        (MapOptions(hiding="hidden"), "preview: first key hidden; not causal"),
+        (
+            MapOptions(hiding="renormalised", hidden=4),
+            "preview: first 4 keys hidden, the rest renormalised; not causal",
+        ),
     ],
 )
 def test_a_preview_says_that_it_is_one(view, said):
@@ -213,6 +215,6 @@ def test_a_preview_says_that_it_is_one(view, said):
 
 
 def test_a_window_run_afresh_is_looked_at_like_any_other():
-    maps = first(reader(), Setting(kind="recompute", window=12), 40).maps
-    tile = tile_of(maps, 0, View("linear"))
+    maps = first(reader(), Configuration(policy="recompute", window=12), 40).maps
+    tile = tile_of(maps, 0, MapOptions("linear"))
     assert tile.query == tile.key == (29, 41) and tile.pixels.shape == (12, 12)

@@ -14,11 +14,11 @@ from torch import nn
 import sinkscope
 import sinkscope.figures
 from sinkscope import Maps, SinkMass, SinkscopeError, capture, explore, from_maps, measure, perplexity, save_record
-from sinkscope.explorer import opening
+from sinkscope.explorer import launch
 from sinkscope.explorer.app import Explorer
-from sinkscope.explorer.setting import Setting
+from sinkscope.explorer.configuration import Configuration
 from tests.explorer.hostile import Tokenizer
-from tests.explorer.reading import first, reader, text
+from tests.explorer.references import first, reader, text
 from tests.streaming import talking
 from tests.zoo import build, inputs
 
@@ -76,11 +76,11 @@ def test_a_text_from_a_file_is_read(opened, tmp_path):
 def test_of_a_text_longer_than_the_limit_the_first_tokens_are_shown_and_that_is_said_and_stays_said(
     opened, monkeypatch, length, shown
 ):
-    monkeypatch.setattr(opening, "MOST", 2048)
+    monkeypatch.setattr(launch, "MOST", 2048)
     app = opened(build("llama") if length else small_and_long(), text=text(2100), length=length)
     assert is_read(app) and len(app.controller.tokens) == shown
     assert f"its first {shown:,} tokens" in app.problem.value
-    app.controller.change(kind="window", window=12)
+    app.controller.change(policy="window", window=12)
     assert app.wait(60) and f"its first {shown:,} tokens" in app.problem.value
     assert f"{2100:,} tokens to read" in app.streaming.status.value
 
@@ -100,12 +100,12 @@ def test_two_tokens_are_enough_for_everything(opened):
     app = opened(build("llama"), text=text(2))
     assert is_read(app)
     for fields in (
-        dict(kind="window"), dict(kind="sinks"), dict(kind="recompute"), dict(kind="chosen", evicted=(0,)),
-        dict(kind="dense", dose=-2.0), dict(normaliser="sigmoid"),
+        dict(policy="window"), dict(policy="sinks"), dict(policy="recompute"), dict(policy="chosen", evicted=(0,)),
+        dict(policy="dense", dose=-2.0), dict(normaliser="sigmoid"),
     ):  # fmt: skip
         app.controller.change(**fields)
         assert app.wait(60) and app.controller.problem == "", app.controller.problem
-        assert app.controller.name == app.controller.setting.name
+        assert app.controller.name == app.controller.configuration.name
 
 
 @pytest.mark.parametrize(
@@ -183,11 +183,11 @@ def test_a_model_inside_a_scope_is_refused_and_stays_in_its_scope():
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("gpt2", dict(kind="sinks", window=12), "learned absolute positions"),
-        ("gptj", dict(kind="window", window=12), "attention interface"),
+        ("gpt2", dict(policy="sinks", window=12), "learned absolute positions"),
+        ("gptj", dict(policy="window", window=12), "attention interface"),
         ("mpt", dict(normaliser="ReLU"), "attention interface"),
-        ("llama", dict(kind="sinks", sinks=16, window=12), "smaller than the 16 sinks"),
-        ("llama", dict(kind="chosen", evicted=tuple(range(60))), "all 60 tokens are evicted"),
+        ("llama", dict(policy="sinks", sinks=16, window=12), "smaller than the 16 sinks"),
+        ("llama", dict(policy="chosen", evicted=tuple(range(60))), "all 60 tokens are evicted"),
     ],
 )
 def test_a_setting_that_cannot_be_is_said_in_place_and_nothing_is_stuck(opened, name, fields, message):
@@ -259,14 +259,14 @@ def test_records_of_every_kind_can_be_looked_at(opened, make):
     assert "opened without its model" in app.problem.value
 
 
-@pytest.mark.parametrize("fields", [dict(kind="sinks", window=12), dict(kind="recompute", window=6)])
+@pytest.mark.parametrize("fields", [dict(policy="sinks", window=12), dict(policy="recompute", window=6)])
 def test_a_saved_view_opens_and_shows_the_same_map(opened, tmp_path, monkeypatch, fields):
     monkeypatch.setattr(sinkscope.figures, "explored", lambda record: Figure())  # which takes seconds
     app = opened(build("llama"), talking.tokenizer(), SENTENCE)
     app.controller.choose(5)
     app.controller.choose_query(15)
     app.controller.change(**fields)
-    assert app.wait(60) and app.controller.name == app.controller.setting.name != "dense"
+    assert app.wait(60) and app.controller.name == app.controller.configuration.name != "dense"
     app.saving.folder.value = str(tmp_path)
     app.saving.button.click()
     tokens, tile, (row, _) = app.controller.tokens, app.controller.tile(), app.controller.row()
@@ -298,4 +298,4 @@ def test_a_file_that_is_no_record_is_one_sentence(tmp_path):
 
 def test_what_is_read_is_what_the_reader_alone_reads(opened):
     app = opened(build("llama"), text=text())
-    np.testing.assert_array_equal(app.controller.now.reading.losses, first(reader(), Setting()).losses)
+    np.testing.assert_array_equal(app.controller.now.reading.losses, first(reader(), Configuration()).losses)

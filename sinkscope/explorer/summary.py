@@ -1,4 +1,4 @@
-"""What the explorer says in words, as HTML in which every token is escaped."""
+"""The numbers in words, as HTML in which every token is escaped."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from html import escape
 from typing import Any
 
 from sinkscope.explorer.controller import Controller
-from sinkscope.explorer.losses import CHANGED, DENSE
-from sinkscope.explorer.readings import Price
+from sinkscope.explorer.pictures import CHANGED, DENSE
+from sinkscope.explorer.results import Continuation, Price
 
 STYLE = """<style>
 .sinkscope-app table.sinkscope-next td, .sinkscope-app table.sinkscope-next th {padding: 0 6px; text-align: left;}
 .sinkscope-app table.sinkscope-next caption {text-align: left; font-weight: bold;}
-.sinkscope-app .sinkscope-goes-on p {margin: 2px 0 0 12px; text-indent: -12px;}
+.sinkscope-app .sinkscope-continuation p {margin: 2px 0 0 12px; text-indent: -12px;}
 .sinkscope-app .widget-html-content {line-height: 1.35; overflow-wrap: anywhere;}
 </style>"""
 VISIBLE = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"})
@@ -25,23 +25,22 @@ def token_text(controller: Controller, token: int) -> str:
 
 
 def headline(controller: Controller) -> str:
-    """Under which setting the model was, and what that does to perplexity."""
+    """The configuration shown, and what it does to perplexity."""
     name, loss = escape(controller.name), controller.loss
     if controller.now.reading is None:
         return f"<b>{name}</b>" if controller.saved is not None else "<b>reading the text …</b>"
-    note = controller.now.reading.note
-    said = f"<br><i>{escape(note)}.</i>" if note else ""
+    note = f"<br><i>{escape(controller.now.reading.note)}.</i>" if controller.now.reading.note else ""
     if loss is None or controller.now is controller.dense:
         only = "" if loss is None else f": perplexity {loss.dense:.2f} over {loss.tokens:,} tokens"
-        return f"Shown: <b>{name}</b>{only}{said}"
+        return f"Shown: <b>{name}</b>{only}{note}"
     return (
         f"Shown: <b>{name}</b>: perplexity <b>{loss.changed:.2f}</b> against {loss.dense:.2f} dense "
-        f"(× {loss.changed / loss.dense:.2f}), over the same {loss.tokens:,} tokens from {loss.first:,} on{said}"
+        f"(× {loss.changed / loss.dense:.2f}), over the same {loss.tokens:,} tokens from {loss.first:,} on{note}"
     )
 
 
 def next_tokens(controller: Controller) -> str:
-    """The likeliest next tokens at the chosen query as a table, dense beside the setting."""
+    """The likeliest next tokens at the chosen query as a table, dense beside the configuration."""
     rows = controller.guesses()
     at = f"next token after token {controller.query}"
     if not rows:
@@ -59,19 +58,22 @@ def next_tokens(controller: Controller) -> str:
 
 
 def continuations(controller: Controller) -> str:
-    """How the model goes on, dense beside the setting."""
+    """The greedy continuations of the text, dense beside the configuration."""
     pairs = [("dense", controller.dense.continuation)]
     if controller.now is not controller.dense:
         pairs.append((controller.name, controller.now.continuation))
-    said = "".join(
-        f"<p><i>{escape(name)}:</i> {'…' if found is None else escape(found.text) + ('' if found.done else ' …')}</p>"
-        for name, found in pairs
-    )
-    return f"<div class='sinkscope-goes-on'><b>how the text goes on, greedily</b>{said}</div>"
+    lines = "".join(f"<p><i>{escape(name)}:</i> {_so_far(each)}</p>" for name, each in pairs)
+    return f"<div class='sinkscope-continuation'><b>greedy continuation</b>{lines}</div>"
+
+
+def _so_far(continuation: Continuation | None) -> str:
+    if continuation is None:
+        return "…"
+    return escape(continuation.text) + ("" if continuation.done else " …")
 
 
 def prices(controller: Controller) -> str:
-    """Bytes and operations of the setting, beside the model as it is."""
+    """Bytes and operations of the configuration, beside the model as it is."""
     now, dense = controller.now.price, controller.dense.price
     if now is None:
         return ""

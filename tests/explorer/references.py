@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sinkscope.explorer.setting import GONE, Setting
+from sinkscope.explorer.configuration import GONE, Configuration
+from sinkscope.explorer.results import Change
 from sinkscope.explorer.text_model import TextModel
 from tests.core import naive_slots
 from tests.core.test_evictions import windowed
@@ -24,48 +25,48 @@ def without_since(keys, since):
 
 
 SINKS = dict(kept=windowed(3, 20), in_cache=True)
-SETTINGS: dict[str, tuple[Setting, dict[str, Any]]] = {
-    "dense": (Setting(), {}),
-    "window": (Setting(kind="window", window=20), dict(kept=windowed(0, 20), in_cache=True)),
-    "sinks": (Setting(kind="sinks", sinks=3, window=20), SINKS),
-    "no sinks": (Setting(kind="sinks", sinks=0, window=20), dict(kept=windowed(0, 20), in_cache=True)),
+SETTINGS: dict[str, tuple[Configuration, dict[str, Any]]] = {
+    "dense": (Configuration(), {}),
+    "window": (Configuration(policy="window", window=20), dict(kept=windowed(0, 20), in_cache=True)),
+    "sinks": (Configuration(policy="sinks", sinks=3, window=20), SINKS),
+    "no sinks": (Configuration(policy="sinks", sinks=0, window=20), dict(kept=windowed(0, 20), in_cache=True)),
     "sinks in the text": (
-        Setting(kind="sinks", sinks=3, window=20, positions="original"),
+        Configuration(policy="sinks", sinks=3, window=20, positions="original"),
         dict(kept=windowed(3, 20)),
     ),
     "weaker sinks of a window": (
-        Setting(kind="sinks", sinks=3, window=20, dose=-2.0),
+        Configuration(policy="sinks", sinks=3, window=20, dose=-2.0),
         dict(SINKS, anchors=range(3), since=24, bias=-2.0),
     ),
     "sinks gone from a window": (
-        Setting(kind="sinks", sinks=3, window=20, dose=GONE),
+        Configuration(policy="sinks", sinks=3, window=20, dose=GONE),
         dict(SINKS, anchors=range(3), since=24, bias=GONE),
     ),
-    "stronger sinks": (Setting(sinks=2, dose=1.0), dict(anchors=range(2), since=2, bias=1.0)),
-    "sinks gone": (Setting(sinks=2, dose=GONE), dict(anchors=range(2), since=2, bias=GONE)),
+    "stronger sinks": (Configuration(sinks=2, dose=1.0), dict(anchors=range(2), since=2, bias=1.0)),
+    "sinks gone": (Configuration(sinks=2, dose=GONE), dict(anchors=range(2), since=2, bias=GONE)),
     "chosen": (
-        Setting(kind="chosen", evicted=(0, 7, 45), since=30),
+        Configuration(policy="chosen", evicted=(0, 7, 45), since=30),
         dict(kept=without_since({0, 7, 45}, 30)),
     ),
     "chosen in a layer": (
-        Setting(kind="chosen", evicted=(0,), since=30, layers=(1, 1)),
+        Configuration(policy="chosen", evicted=(0,), since=30, layers=(1, 1)),
         dict(kept=without_since({0}, 30), layers=[1]),
     ),
-    "softmax": (Setting(normaliser="softmax"), {}),
-    "softmax1": (Setting(normaliser="softmax1"), dict(weights=naive_slots.softmax1)),
+    "softmax": (Configuration(normaliser="softmax"), {}),
+    "softmax1": (Configuration(normaliser="softmax1"), dict(weights=naive_slots.softmax1)),
     "learned sink": (
-        Setting(normaliser="learned sink, logit 0"),
+        Configuration(normaliser="learned sink, logit 0"),
         dict(weights=naive_slots.learned_sink(torch.zeros(4))),
     ),
-    "clipped": (Setting(normaliser="clipped softmax"), dict(weights=naive_slots.clipped(-0.03, 1.0))),
-    "sigmoid": (Setting(normaliser="sigmoid"), dict(weights=naive_slots.sigmoid(None))),
-    "ReLU": (Setting(normaliser="ReLU"), dict(weights=naive_slots.relu)),
+    "clipped": (Configuration(normaliser="clipped softmax"), dict(weights=naive_slots.clipped(-0.03, 1.0))),
+    "sigmoid": (Configuration(normaliser="sigmoid"), dict(weights=naive_slots.sigmoid(None))),
+    "ReLU": (Configuration(normaliser="ReLU"), dict(weights=naive_slots.relu)),
     "sigmoid over sinks": (
-        Setting(kind="sinks", sinks=3, window=20, normaliser="sigmoid"),
+        Configuration(policy="sinks", sinks=3, window=20, normaliser="sigmoid"),
         dict(SINKS, weights=naive_slots.sigmoid(None)),
     ),
     "softmax1 in a layer": (
-        Setting(normaliser="softmax1", layers=(0, 0)),
+        Configuration(normaliser="softmax1", layers=(0, 0)),
         dict(weights=naive_slots.softmax1, layers=[0]),
     ),
 }
@@ -84,16 +85,16 @@ def never() -> bool:
     return False
 
 
-def first(model: TextModel, setting: Setting, query: int | None = None) -> Any:
-    """The first `Reading` under a setting, and no more work than that."""
-    return next(model.read(setting, len(model.ids) - 1 if query is None else query, never))
+def first(model: TextModel, configuration: Configuration, query: int | None = None) -> Any:
+    """The first `Reading` under a configuration, and no more work than that."""
+    return next(model.read(configuration, len(model.ids) - 1 if query is None else query, never))
 
 
-def everything(model: TextModel, setting: Setting, query: int | None = None) -> dict[str, list[Any]]:
-    """All results under a setting, in order, by their names."""
+def everything(model: TextModel, configuration: Configuration, query: int | None = None) -> dict[Change, list[Any]]:
+    """All results under a configuration, in order, by their names."""
     found = defaultdict(list)
-    for result in model.read(setting, len(model.ids) - 1 if query is None else query, never):
-        found[type(result).__name__].append(result)
+    for result in model.read(configuration, len(model.ids) - 1 if query is None else query, never):
+        found[result.kind].append(result)
     return found
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from sinkscope import Dense, perplexity
-from sinkscope.explorer.comparison import compared, first_changed, guesses_at, loss_of
-from sinkscope.explorer.setting import Setting
-from tests.explorer.reading import SETTINGS, defined, everything, first, reader, text, without_since
+from sinkscope.explorer.configuration import Configuration
+from sinkscope.explorer.results import compared, guesses_at, loss_of
+from tests.explorer.references import SETTINGS, TOKENS, defined, everything, first, reader, text, without_since
 from tests.zoo import build
 
 SAME = ("dense", "softmax", "clipped")  # as the model is, or at the first query, whose one key keeps its weight
@@ -17,30 +17,32 @@ SAME = ("dense", "softmax", "clipped")  # as the model is, or at the first query
 
 @pytest.mark.parametrize("case", [case for case in SETTINGS if case not in SAME])
 def test_the_first_query_that_notices_is_the_first_whose_logits_differ(case):
-    setting, definition = SETTINGS[case]
+    configuration, definition = SETTINGS[case]
     dense, changed = (defined("llama", each)[0] for each in ({}, definition))
-    assert first_changed(setting) == int(((dense - changed).abs().amax(-1) > 1e-9).nonzero()[0])
+    assert configuration.first_affected(TOKENS) == int(((dense - changed).abs().amax(-1) > 1e-9).nonzero()[0])
 
 
 @pytest.mark.parametrize(("evicted", "since", "query"), [((7, 45), 30, 30), ((45, 50), 30, 46), ((30,), 30, 31)])
 def test_a_token_evicted_before_it_is_read_is_missed_behind_its_own_query(evicted, since, query):
-    assert first_changed(Setting(kind="chosen", evicted=evicted, since=since)) == query
+    assert Configuration(policy="chosen", evicted=evicted, since=since).first_affected(TOKENS) == query
     dense, changed = (defined("llama", each)[0] for each in ({}, {"kept": without_since(evicted, since)}))
     assert query == int(((dense - changed).abs().amax(-1) > 1e-9).nonzero()[0])
 
 
 def test_the_first_query_that_notices_a_shorter_window_run_afresh_has_lost_the_first_token():
     for window in (1, 7):
-        query = first_changed(Setting(kind="recompute", window=window))
+        query = Configuration(policy="recompute", window=window).first_affected(TOKENS)
         assert max(0, query - window + 1) == 1 and max(0, query - window) == 0
 
 
 @pytest.mark.parametrize("case", ["window", "sinks", "chosen", "sigmoid", "stronger sinks"])
 def test_perplexities_are_over_the_tokens_that_the_setting_acts_on(case):
-    setting, model = SETTINGS[case][0], reader()
-    loss = loss_of(first(model, Setting()), first(model, setting))
+    configuration, model = SETTINGS[case][0], reader()
+    loss = loss_of(first(model, Configuration()), first(model, configuration))
     dense = perplexity(build("llama"), text()[None], [Dense()]).nll.values[0, 0]
-    changed = perplexity(build("llama"), text()[None], [setting.policy], normaliser=setting.weights).nll.values[0, 0]
+    changed = perplexity(
+        build("llama"), text()[None], [configuration.policy_slot], normaliser=configuration.normaliser_slot
+    ).nll.values[0, 0]
     assert loss.tokens == 60 - loss.first
     np.testing.assert_allclose(loss.dense, np.exp(dense[loss.first :].mean()), rtol=1e-5)
     np.testing.assert_allclose(loss.changed, np.exp(changed[loss.first :].mean()), rtol=1e-5)
@@ -49,8 +51,8 @@ def test_perplexities_are_over_the_tokens_that_the_setting_acts_on(case):
 
 def test_re_computation_is_compared_at_the_tokens_it_scored_behind_its_first_window():
     model = reader(tokens=100)
-    changed = everything(model, Setting(kind="recompute", window=12))["Reading"][-1]
-    dense = first(model, Setting())
+    changed = everything(model, Configuration(policy="recompute", window=12))["reading"][-1]
+    dense = first(model, Configuration())
     scored = np.flatnonzero(np.isfinite(changed.losses))
     assert compared(dense, changed).tolist() == [token for token in scored if token > 12]
     loss = loss_of(dense, changed)
@@ -59,14 +61,14 @@ def test_re_computation_is_compared_at_the_tokens_it_scored_behind_its_first_win
 
 def test_where_nothing_was_evicted_there_is_nothing_to_compare():
     model = reader()
-    assert loss_of(first(model, Setting()), first(model, Setting(kind="window", window=60))) is None
+    assert loss_of(first(model, Configuration()), first(model, Configuration(policy="window", window=60))) is None
 
 
 @pytest.mark.parametrize("query", [0, 30, 59])
 def test_guesses_are_the_likeliest_under_either_with_both_probabilities(query):
-    setting, definition = SETTINGS["sinks"]
+    configuration, definition = SETTINGS["sinks"]
     model = reader()
-    guesses = guesses_at(query, first(model, Setting()), first(model, setting), 6)
+    guesses = guesses_at(query, first(model, Configuration()), first(model, configuration), 6)
     shares = [defined("llama", each)[0][query].softmax(-1) for each in ({}, definition)]
     best = torch.stack(shares).amax(0)
     candidates = set(shares[0].topk(6).indices.tolist()) | set(shares[1].topk(6).indices.tolist())
@@ -82,6 +84,6 @@ def test_guesses_are_the_likeliest_under_either_with_both_probabilities(query):
 
 def test_a_query_that_was_not_read_has_no_guesses():
     model = reader()
-    changed = first(model, Setting(kind="recompute", window=12), 40)
-    assert guesses_at(41, first(model, Setting()), changed, 6) == []
-    assert len(guesses_at(40, first(model, Setting()), changed, 6)) == 6
+    changed = first(model, Configuration(policy="recompute", window=12), 40)
+    assert guesses_at(41, first(model, Configuration()), changed, 6) == []
+    assert len(guesses_at(40, first(model, Configuration()), changed, 6)) == 6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from numbers import Integral
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import xarray as xr
@@ -14,12 +15,13 @@ from sinkscope.core.readiness import check_decoder
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.app import Explorer
 from sinkscope.explorer.head_maps import SavedMaps
-from sinkscope.explorer.open_explorers import take_the_place
 from sinkscope.explorer.text_model import TextModel
 
 LENGTH = 512  # tokens shown of the demo text
 MOST = 2048  # tokens a map may have
 LONG = 16384  # tokens the streaming tab plays
+
+_OPEN: WeakValueDictionary[Any, Any] = WeakValueDictionary()  # explorers by the cell that made them
 
 
 def explore(
@@ -32,7 +34,7 @@ def explore(
 ) -> Explorer:
     """Take hold of a model's attention in a notebook: pick heads, evict tokens, turn the policy, and see what happens.
 
-    The model itself is not touched: a twin that shares its weights is run, off the main thread.
+    The model itself is not touched: a copy that shares its weights is run, off the main thread.
 
     Args:
         model: a loaded decoder with a language head, a name on the Hub, a directory, a .gguf file; None for the demo
@@ -51,19 +53,19 @@ def explore(
     """
     record = _record(model)
     app = _of_record(record) if record is not None else _of_model(model, tokenizer, text, length, load_options)
-    take_the_place(app)
+    replace_earlier(app)
     if _in_notebook():
         app.show()
     return app
 
 
-def _record(given: Any) -> xr.Dataset | None:
-    if isinstance(given, xr.Dataset):
-        return given
-    if isinstance(given, (str, os.PathLike)) and os.fspath(given).endswith(".nc"):
+def _record(model: Any) -> xr.Dataset | None:
+    if isinstance(model, xr.Dataset):
+        return model
+    if isinstance(model, (str, os.PathLike)) and os.fspath(model).endswith(".nc"):
         from sinkscope.record import open_record
 
-        return open_record(given)
+        return open_record(model)
     return None
 
 
@@ -71,10 +73,10 @@ def _of_record(record: xr.Dataset) -> Explorer:
     maps = SavedMaps(record)
     length = int(np.ravel(record["length"])[0]) if "length" in record.coords else maps.first + maps.length
     texts = [""] * length
-    for name, said in (("token_id", "#{}"), ("token_text", "{}")):
+    for name, form in (("token_id", "#{}"), ("token_text", "{}")):
         if name in record.coords:
             first = record[name].isel(sequence=0) if "sequence" in record[name].dims else record[name]
-            texts = [said.format(each) for each in first.values[:length]]
+            texts = [form.format(each) for each in first.values[:length]]
     return Explorer(None, texts, saved=maps)
 
 
@@ -122,6 +124,27 @@ def _long_ids(tokenizer: Any, text: Any) -> Tensor:
             raise SinkscopeError("the text is empty; give a text of two tokens at least, or None for the demo text.")
         return read_tokens(tokenizer, text=text, limit=LONG)[0]
     return read_tokens(tokenizer, text, limit=LONG)[0]
+
+
+def replace_earlier(app: Any) -> None:
+    """Close the explorer that the same cell made before; outside cells that have names, the last one of all."""
+    place = _cell()
+    before = _OPEN.pop(place, None)
+    if before is not None:
+        before.close()
+    _OPEN[place] = app
+
+
+def _cell() -> Any:
+    """The name of the cell that runs, as JupyterLab, Notebook and VS Code give it; None where there is none."""
+    try:
+        from IPython import get_ipython
+
+        metadata = get_ipython().kernel.get_parent()["metadata"]
+    except (ImportError, AttributeError, KeyError, TypeError):
+        return None
+    cell = metadata.get("cellId") or metadata.get("cell_id")
+    return cell if isinstance(cell, str) else None
 
 
 def _in_notebook() -> bool:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 import xarray as xr
 
+from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.head_maps import HeadMaps, Unit
-from sinkscope.explorer.readings import Continuation, Guesses, Overview, Price, Reading
-from sinkscope.explorer.setting import Setting
+from sinkscope.explorer.results import Continuation, Guesses, Overview, Price, Reading
 
 WAIT = 30  # seconds until a test gives up
 LENGTH = 24
@@ -53,9 +53,9 @@ class Reader:
     """What the controller asks of a `TextModel`.
 
     Attributes:
-        gates: by the name of a setting, where its reading waits.
-        errors: by the name of a setting, what its reading ends with, behind its first result if there is an overview.
-        asked: what was read so far: name of the setting, and query.
+        gates: by the name of a configuration, where its reading waits.
+        errors: by the name of a configuration, what its reading ends with.
+        asked: what was read so far: name of the configuration, and query.
     """
 
     tokenizer = None
@@ -66,28 +66,28 @@ class Reader:
         self.errors: dict[str, Exception] = {}
         self.asked: list[tuple[str, int]] = []
 
-    def read(self, setting: Setting, query: int, is_overtaken: Callable[[], bool]) -> Iterator[object]:
-        self.asked.append((setting.name, query))
-        if setting.name in self.gates:
-            self.gates[setting.name].begun.set()
-            assert self.gates[setting.name].go.wait(WAIT)
+    def read(self, configuration: Configuration, query: int, is_overtaken: Callable[[], bool]) -> Iterator[object]:
+        self.asked.append((configuration.name, query))
+        if configuration.name in self.gates:
+            self.gates[configuration.name].begun.set()
+            assert self.gates[configuration.name].go.wait(WAIT)
         if is_overtaken():
             return
-        if setting.name in self.errors:
-            raise self.errors[setting.name]
-        length, seed = len(self.ids), sum(map(ord, setting.name))
-        first = max(0, query - setting.window + 1) if setting.kind == "recompute" else 0
-        stop = query + 1 if setting.kind == "recompute" else length
+        if configuration.name in self.errors:
+            raise self.errors[configuration.name]
+        length, seed = len(self.ids), sum(map(ord, configuration.name))
+        first = max(0, query - configuration.window + 1) if configuration.is_recomputed else 0
+        stop = query + 1 if configuration.is_recomputed else length
         losses = np.random.default_rng(seed).random(length).astype(np.float32)
         losses[0] = np.nan
         guesses = Guesses(np.tile(np.arange(16), (length, 1)), np.full((length, 16), 1 / 16, dtype=np.float32))
-        yield Reading(setting, random_maps(stop - first, first, seed), losses, guesses, xr.Dataset())
-        yield Overview(setting, np.zeros((1, 8, 8), np.uint8), {"mass": np.array([0.5])})
-        yield Price(setting, 1000, 2000)
+        yield Reading(configuration, random_maps(stop - first, first, seed), losses, guesses, xr.Dataset())
+        yield Overview(configuration, np.zeros((1, 8, 8), np.uint8), {"mass": np.array([0.5])})
+        yield Price(configuration, 1000, 2000)
         for done in (False, True):
             if is_overtaken():
                 return
-            yield Continuation(setting, "on and on", done)
+            yield Continuation(configuration, "on and on", done)
 
 
 def ask(controller: Controller, **fields: object) -> None:
@@ -96,7 +96,7 @@ def ask(controller: Controller, **fields: object) -> None:
 
 
 def is_whole(controller: Controller, name: str) -> bool:
-    """Whether what is shown is there in full, all of it of one setting."""
+    """Whether what is shown is there in full, all of it of one configuration."""
     now = controller.now
-    of = {each.setting.name for each in (now.reading, now.overview, now.price, now.continuation)}
+    of = {each.configuration.name for each in (now.reading, now.overview, now.price, now.continuation)}
     return controller.name == name and of == {name} and now.continuation.done
