@@ -12,13 +12,12 @@ import ipywidgets as w
 import xarray as xr
 from torch import Tensor
 
-from sinkscope.explorer import summary
 from sinkscope.explorer.background import Interrupts, Mailbox
 from sinkscope.explorer.canvases import Message
 from sinkscope.explorer.controller import NEEDS_MODEL, Controller, sentence
 from sinkscope.explorer.controls import Controls, MapControls
+from sinkscope.explorer.display import STYLE, Pictures, continuations, headline, next_tokens, prices
 from sinkscope.explorer.head_maps import HeadMaps
-from sinkscope.explorer.pictures import Pictures
 from sinkscope.explorer.pixels import saved_overview
 from sinkscope.explorer.results import Change
 from sinkscope.explorer.saving import NEEDS_KERNEL, SaveBar, save_view, static_picture, view_record
@@ -144,7 +143,7 @@ class Explorer(w.VBox):
             tabs = w.Tab([heads, self.streaming], titles=["heads", "streaming"])
             tabs.observe(self._tab_chosen, "selected_index")
         top = w.HBox([self.headline, self.busy], layout={"justify_content": "space-between"})
-        return [w.HTML(summary.STYLE), top, self.problem, self.controls, tabs]
+        return [w.HTML(STYLE), top, self.problem, self.controls, tabs]
 
     def _wire(self) -> None:
         controller, pictures = self.controller, self.pictures
@@ -255,23 +254,23 @@ class Explorer(w.VBox):
         self.pictures.dim()
 
     def _draw_continuation(self) -> None:
-        self.continuation.value = summary.continuations(self.controller)
+        self.continuation.value = continuations(self.controller)
         newest = self.controller.now.continuation
         if self._picture is not None and newest is not None and newest.done and not self._has_picture:
             self._draw_picture()
 
     def _draw_price(self) -> None:
-        self.price.value = summary.prices(self.controller)
+        self.price.value = prices(self.controller)
 
     def _say(self, problem: str) -> None:
         self.problem.value = f"<b role='alert'>{escape(problem)}</b>" if problem else self._note
 
     def _draw_words(self) -> None:
-        self.headline.value = summary.headline(self.controller)
-        self.price.value = summary.prices(self.controller)
+        self.headline.value = headline(self.controller)
+        self.price.value = prices(self.controller)
         if self.controller.model is not None:
-            self.next_tokens.value = summary.next_tokens(self.controller)
-            self.continuation.value = summary.continuations(self.controller)
+            self.next_tokens.value = next_tokens(self.controller)
+            self.continuation.value = continuations(self.controller)
 
     def _draw_picture(self) -> None:
         from IPython.display import HTML

@@ -8,9 +8,10 @@ or a normaliser may also be an object of any class, which then runs as it stands
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, get_origin, get_type_hints
 
 import torch
 
@@ -69,8 +70,9 @@ Control = Choice | Number | LayerRange
 
 
 def controls_of(kind: type) -> dict[str, Control]:
-    """The controls of a dataclass, by field: each is in its metadata, as ``{"control": ...}``."""
-    return {each.name: each.metadata["control"] for each in fields(kind) if "control" in each.metadata}
+    """The controls of a dataclass, by field: the annotation of a field holds its entry."""
+    hints = get_type_hints(kind, vars(sys.modules[kind.__module__]), include_extras=True)
+    return {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}
 
 
 # --- what can be chosen -----------------------------------------------------------------------------------------------
@@ -132,6 +134,7 @@ POLICIES: dict[str, PolicyEntry] = {
         lambda asked: max(asked.since, min(asked.evicted) + 1),  # each token stays until it has been read
     ),
 }
+POLICY_NAMES = {entry.label: name for name, entry in POLICIES.items()}
 OWN = "the model's own"
 NORMALISERS: dict[str, Normaliser | None] = {
     OWN: None,
@@ -174,46 +177,22 @@ class Configuration:
         SinkscopeError: a name that there is not, an object that is no policy or no normaliser, layers that are no pair.
     """
 
-    policy: str | Policy = field(
-        default="dense",
-        metadata={
-            "control": Choice(
-                "policy",
-                "which keys a query may see",
-                {entry.label: name for name, entry in POLICIES.items()},
-                lambda policy: policy.name,
-            )
-        },
-    )
-    sinks: int = field(
-        default=4,
-        metadata={
-            "control": Number("sinks", "first tokens kept, or dosed", lambda length: (0, min(MOST_SINKS, length)))
-        },
-    )
-    window: int = field(
-        default=128, metadata={"control": Number("window", "last tokens kept", lambda length: (1, length))}
-    )
-    dose: float = field(
-        default=0.0,
-        metadata={
-            "control": Choice("sink dose", "added to the logits of the sinks", DOSES, "{:+g}".format, is_ordered=True)
-        },
-    )
-    positions: str = field(default="cache", metadata={"control": Choice("positions", "where sinks stand", POSITIONS)})
-    since: int = field(
-        default=64,
-        metadata={"control": Number("evict from", "first query without them", lambda length: (1, length - 1))},
-    )
-    normaliser: str | Normaliser = field(
-        default=OWN,
-        metadata={
-            "control": Choice("normaliser", "how scores become weights", {name: name for name in NORMALISERS}, repr)
-        },
-    )
-    layers: tuple[int, int] | None = field(
-        default=None, metadata={"control": LayerRange("in layers", "where policy and normaliser act")}
-    )
+    policy: Annotated[
+        str | Policy, Choice("policy", "which keys a query may see", POLICY_NAMES, lambda policy: policy.name)
+    ] = "dense"
+    sinks: Annotated[
+        int, Number("sinks", "first tokens kept, or dosed", lambda length: (0, min(MOST_SINKS, length)))
+    ] = 4
+    window: Annotated[int, Number("window", "last tokens kept", lambda length: (1, length))] = 128
+    dose: Annotated[
+        float, Choice("sink dose", "added to the logits of the sinks", DOSES, "{:+g}".format, is_ordered=True)
+    ] = 0.0
+    positions: Annotated[str, Choice("positions", "where sinks stand", POSITIONS)] = "cache"
+    since: Annotated[int, Number("evict from", "first query without them", lambda length: (1, length - 1))] = 64
+    normaliser: Annotated[
+        str | Normaliser, Choice("normaliser", "how scores become weights", {name: name for name in NORMALISERS}, repr)
+    ] = OWN
+    layers: Annotated[tuple[int, int] | None, LayerRange("in layers", "where policy and normaliser act")] = None
     evicted: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:

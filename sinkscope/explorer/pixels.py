@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -23,6 +24,12 @@ THUMBNAIL = 64  # cells of a thumbnail along each side
 FAINTEST = -5.0  # log10 of the smallest probability that is told from none
 ROUNDING = 1e-4  # what a probability may be above 1 for no reason
 SCALES = {"log": "log10 probability", "linear": "probability", "logit": "logit"}  # with the units on them
+SCALE_NAMES = {"log probability": "log", "probability": "linear", "logit": "logit"}
+HIDING_NAMES = {
+    "all keys": "nothing",
+    "first keys hidden": "hidden",
+    "first keys hidden, the rest renormalised": "renormalised",
+}
 FIRST = 4  # keys whose mass ranks the heads
 RANKINGS = {
     "layer": "layer",
@@ -122,38 +129,15 @@ class MapOptions:
         SinkscopeError: a scale or a hiding that there is not.
     """
 
-    scale: str = field(
-        default="log",
-        metadata={
-            "control": Choice(
-                "scale",
-                "what the colours stand for",
-                {"log probability": "log", "probability": "linear", "logit": "logit"},
-            )
-        },
-    )
-    hiding: str = field(
-        default="nothing",
-        metadata={
-            "control": Choice(
-                "preview",
-                "hide the sink columns at once, without running the model",
-                {
-                    "all keys": "nothing",
-                    "first keys hidden": "hidden",
-                    "first keys hidden, the rest renormalised": "renormalised",
-                },
-            )
-        },
-    )
-    hidden: int = field(
-        default=1, metadata={"control": Number("keys", "how many first keys are hidden", lambda length: (1, 16))}
-    )
+    scale: Annotated[str, Choice("scale", "what the colours stand for", SCALE_NAMES)] = "log"
+    hiding: Annotated[
+        str, Choice("preview", "hide the sink columns at once, without running the model", HIDING_NAMES)
+    ] = "nothing"
+    hidden: Annotated[int, Number("keys", "how many first keys are hidden", lambda length: (1, 16))] = 1
     region: tuple[int, int, int, int] | None = None
 
     def __post_init__(self) -> None:
-        for value, control in ((self.scale, MAP_CONTROLS["scale"]), (self.hiding, MAP_CONTROLS["hiding"])):
-            known = control.values.values() if isinstance(control, Choice) else ()
+        for value, known in ((self.scale, SCALE_NAMES.values()), (self.hiding, HIDING_NAMES.values())):
             if value not in known:
                 raise SinkscopeError(f"{value!r} is no way to show a map; give one of {', '.join(known)}.")
 

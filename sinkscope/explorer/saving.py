@@ -58,10 +58,8 @@ def view_record(controller: Controller) -> xr.Dataset:
         losses = np.stack([each.losses[None] for _, each in shown])
         record["nll"] = (("policy", "sequence", "token"), losses, {"units": "nats"})
         known = [each.configuration.policy_slot.coordinates for _, each in shown]
-        record = record.assign_coords(
-            policy=[name for name, _ in shown],
-            **{name: ("policy", [each[name] for each in known]) for name in known[0]},
-        )
+        per_policy = {name: ("policy", [each[name] for each in known]) for name in known[0]}
+        record = record.assign_coords({"policy": [name for name, _ in shown], **per_policy})
     return record.assign_attrs(kind="explored", setting=controller.name, **_provenance(controller, record))
 
 

@@ -19,7 +19,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.background import Worker
 from sinkscope.explorer.configuration import MOST_SINKS, POLICIES, Configuration
 from sinkscope.explorer.controller import sentence
-from sinkscope.explorer.pictures import CHANGED, DENSE, lay_out, vertical_line
+from sinkscope.explorer.display import CHANGED, DENSE, lay_out, vertical_line
 from sinkscope.explorer.text_model import TextModel, copy_sharing_weights
 from sinkscope.streaming.limits import block_within_limits, limit_notes
 from sinkscope.streaming.perplexity import Run, check_run

@@ -225,7 +225,7 @@ class TextModel:
         assert window is not None
         with attached(self.model, normaliser=configuration.normaliser_slot):
             while True:
-                given = self.model(ids[None, -window:], use_cache=False, **only_last(self.model))  # type: ignore[operator]
+                given = self.model(ids[None, -window:], use_cache=False, **only_last(self.model))
                 token = given.logits[0, -1].argmax()
                 yield int(token)
                 ids = torch.cat([ids, token[None]])

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sinkscope.explorer.pictures import draw_losses, loss_figure, running_mean
+from sinkscope.explorer.display import draw_losses, loss_figure, running_mean
 
 
 @given(st.lists(st.floats(0, 20), max_size=60), st.integers(1, 20))

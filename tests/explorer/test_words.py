@@ -9,7 +9,7 @@ from html import unescape
 import numpy as np
 import pytest
 
-from sinkscope.explorer import summary
+from sinkscope.explorer import display
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.saving import static_picture
 from tests.explorer.fakes import random_maps
@@ -45,7 +45,7 @@ def text_of(page: str) -> str:
 @pytest.mark.parametrize("fields", [{}, {"policy": "window", "window": 12}, {"policy": "recompute", "window": 12}])
 def test_tokens_appear_only_escaped(said, fields):
     controller = controller_of(said, **fields)
-    pages = [summary.next_tokens(controller), summary.continuations(controller), summary.headline(controller)]
+    pages = [display.next_tokens(controller), display.continuations(controller), display.headline(controller)]
     assert all(map(is_harmless, pages)) and said not in "".join(pages)
     assert said in text_of(pages[1])
     if said == HOSTILE:
@@ -61,19 +61,19 @@ def test_a_picture_for_readers_without_a_kernel_holds_no_token_as_markup():
 def test_a_note_with_markup_appears_only_escaped():
     controller = controller_of(policy="window", window=15)
     object.__setattr__(controller.now.reading, "note", HOSTILE)
-    assert ESCAPED in summary.headline(controller) and is_harmless(summary.headline(controller))
+    assert ESCAPED in display.headline(controller) and is_harmless(display.headline(controller))
 
 
 def test_the_headline_says_which_setting_is_shown_and_what_it_does_to_perplexity():
     controller = controller_of()
     loss = np.exp(controller.now.reading.losses[1:].mean(dtype=float))
     assert (
-        text_of(summary.headline(controller)).split() == f"Shown: dense : perplexity {loss:.2f} over 59 tokens".split()
+        text_of(display.headline(controller)).split() == f"Shown: dense : perplexity {loss:.2f} over 59 tokens".split()
     )
     controller.change(policy="window", window=12)
     assert controller.wait(60)
     dense, now = (each.losses[14:].mean(dtype=float) for each in (controller.dense.reading, controller.now.reading))
-    said = text_of(summary.headline(controller))
+    said = text_of(display.headline(controller))
     assert said.split()[:6] == f"Shown: window 12 : perplexity {np.exp(now):.2f}".split()
     assert (
         f"against {np.exp(dense):.2f} dense (× {np.exp(now - dense):.2f}), over the same 46 tokens from 14 on" in said
@@ -81,18 +81,18 @@ def test_the_headline_says_which_setting_is_shown_and_what_it_does_to_perplexity
 
 
 def test_the_headline_of_a_window_that_evicts_nothing_says_so_and_compares_nothing():
-    said = text_of(summary.headline(controller_of(policy="window", window=60)))
+    said = text_of(display.headline(controller_of(policy="window", window=60)))
     assert "window 60" in said and "nothing is evicted" in said and "perplexity" not in said
 
 
 def test_before_anything_is_read_and_of_a_saved_record_the_headline_says_that():
-    assert "reading the text" in summary.headline(Controller(reader(), [""] * TOKENS))
-    assert summary.headline(Controller(None, [""] * 20, saved=random_maps(20))) == "<b>saved record</b>"
+    assert "reading the text" in display.headline(Controller(reader(), [""] * TOKENS))
+    assert display.headline(Controller(None, [""] * 20, saved=random_maps(20))) == "<b>saved record</b>"
 
 
 def test_next_tokens_stand_with_both_probabilities_dense_first():
     controller = controller_of(policy="window", window=12)
-    page = summary.next_tokens(controller)
+    page = display.next_tokens(controller)
     assert re.findall("<th>(.*?)</th>", page) == ["token", "dense", "window 12"]
     rows = re.findall("<tr><td><code>(.*?)</code></td>(.*?)</tr>", page)
     assert len(rows) == 6
@@ -105,25 +105,25 @@ def test_next_tokens_stand_with_both_probabilities_dense_first():
 def test_a_query_that_was_not_read_under_a_window_run_afresh_says_so():
     controller = controller_of(policy="recompute", window=12)
     controller.query = 20  # its own reading is not there yet
-    assert "not read under recompute 12" in summary.next_tokens(controller)
+    assert "not read under recompute 12" in display.next_tokens(controller)
 
 
 def test_continuations_name_their_setting_and_say_whether_they_go_on():
     controller = controller_of(policy="window", window=12)
     now = controller.now.continuation.text
-    assert f"<i>window 12:</i> {now}</p>" in summary.continuations(controller)
-    assert f"<i>dense:</i> {controller.dense.continuation.text}</p>" in summary.continuations(controller)
+    assert f"<i>window 12:</i> {now}</p>" in display.continuations(controller)
+    assert f"<i>dense:</i> {controller.dense.continuation.text}</p>" in display.continuations(controller)
     controller.now.continuation = None
-    assert "<i>window 12:</i> …</p>" in summary.continuations(controller)
+    assert "<i>window 12:</i> …</p>" in display.continuations(controller)
 
 
 def test_prices_are_said_beside_the_dense_one():
     controller = controller_of(policy="window", window=12)
     kept = 2 * 2 * 2 * 16 * 4  # bytes a token: keys and values, layers, heads, dimensions, float32
-    said = summary.prices(controller)
+    said = display.prices(controller)
     assert f"{12 * kept / 1e6:.2f} MB" in said and f"(dense: {60 * kept / 1e6:.2f} MB" in said
-    assert "dense" not in summary.prices(controller_of()) and summary.prices(Controller(None, ["", ""])) == ""
+    assert "dense" not in display.prices(controller_of()) and display.prices(Controller(None, ["", ""])) == ""
 
 
 def test_white_space_of_a_token_is_visible():
-    assert summary.token_text(controller_of(" a\n\t\r"), 5) == "␣a↵⇥␍"
+    assert display.token_text(controller_of(" a\n\t\r"), 5) == "␣a↵⇥␍"
