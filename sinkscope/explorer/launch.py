@@ -21,7 +21,7 @@ LENGTH = 512  # tokens shown of the demo text
 MOST = 2048  # tokens a map may have
 LONG = 16384  # tokens the streaming tab plays
 
-_OPEN: WeakValueDictionary[Any, Any] = WeakValueDictionary()  # explorers by the cell that made them
+_OPEN: WeakValueDictionary[Any, Any] = WeakValueDictionary()  # explorers by cell, number of its execution, and identity
 
 
 def explore(
@@ -127,15 +127,16 @@ def _long_ids(tokenizer: Any, text: Any) -> Tensor:
 
 
 def replace_earlier(app: Any) -> None:
-    """Close the explorer that the same cell made before; outside cells that have names, the last one of all."""
-    place = _cell()
-    before = _OPEN.pop(place, None)
-    if before is not None:
-        before.close()
-    _OPEN[place] = app
+    """Close the explorers that an earlier run of the same cell made; outside cells that have names, the last one."""
+    cell, execution = _cell(), _execution()
+    for key, other in list(_OPEN.items()):
+        if key[0] == cell and (execution is None or key[1] != execution):
+            del _OPEN[key]
+            other.close()
+    _OPEN[cell, execution, id(app)] = app
 
 
-def _cell() -> Any:
+def _cell() -> str | None:
     """The name of the cell that runs, as JupyterLab, Notebook and VS Code give it; None where there is none."""
     try:
         from IPython import get_ipython
@@ -145,6 +146,15 @@ def _cell() -> Any:
         return None
     cell = metadata.get("cellId") or metadata.get("cell_id")
     return cell if isinstance(cell, str) else None
+
+
+def _execution() -> int | None:
+    """The number of the execution under way; None outside IPython."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return None
+    return getattr(get_ipython(), "execution_count", None)
 
 
 def _in_notebook() -> bool:

@@ -16,6 +16,7 @@ from sinkscope.explorer.app import Explorer
 from sinkscope.explorer.configuration import GONE
 from sinkscope.explorer.controller import NEEDS_MODEL
 from sinkscope.explorer.pixels import RANKINGS, MapOptions
+from sinkscope.explorer.results import Change
 from sinkscope.explorer.saving import view_record
 from tests.explorer.hostile import ESCAPED, HOSTILE, QUOTED, Tokenizer, is_harmless, pages
 from tests.explorer.references import text
@@ -215,6 +216,10 @@ def test_an_exception_inside_is_one_sentence_and_the_rest_works(app):
     hook.remove()
     set_field(app, "window", 13)
     assert belongs_to(app, "window 13") and app.problem.value == ""
+
+
+def test_every_change_of_the_controller_is_drawn():
+    assert set(Explorer._draw) == set(Change)
 
 
 def test_a_picture_that_fails_does_not_take_the_rest_with_it(app, monkeypatch):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
+from types import SimpleNamespace
 
 import ipywidgets as w
+import numpy as np
 import pytest
 import torch
 
 from sinkscope import explore
-from sinkscope.explorer import launch
+from sinkscope.explorer import launch, text_model
 from sinkscope.explorer.app import Explorer
+from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.text_model import TextModel
 from tests.core.model_state import state_of
 from tests.explorer.references import text
@@ -124,3 +127,25 @@ def test_a_cell_displays_the_explorer_once_also_where_it_is_its_last_line(shell)
     assert shell("app = explore(model, text=ids)\napp") == 1
     assert shell("app.wait()") == 0
     assert shell("(app := explore(model, text=ids))") == 1
+
+
+@pytest.mark.parametrize("fields", [{}, dict(policy="sinks", window=20), dict(policy="recompute", window=12)])
+def test_explorers_started_at_the_same_time_read_what_each_reads_alone(fields, monkeypatch):
+    monkeypatch.setattr(text_model, "cost", lambda *_: SimpleNamespace(kv_bytes=1, flops_per_token=2))
+
+    def started() -> Controller:
+        made = Controller(TextModel(build("llama"), text(60)), [""] * 60)
+        made.begin()
+        made.change(**fields)
+        return made
+
+    alone = started()
+    assert alone.wait(60)
+    together = [started() for _ in range(4)]
+    assert all(each.wait(60) for each in together)
+    for each in together:
+        assert each.problem == alone.problem == "" and each.name == alone.name
+        np.testing.assert_array_equal(each.now.reading.losses, alone.now.reading.losses)
+        np.testing.assert_array_equal(each.now.overview.units, alone.now.overview.units)
+        assert each.now.continuation == alone.now.continuation
+        each.close()

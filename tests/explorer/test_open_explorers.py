@@ -23,9 +23,10 @@ def none_open(monkeypatch):
     monkeypatch.setattr(launch, "_OPEN", type(launch._OPEN)())
 
 
-def cell(monkeypatch, metadata) -> None:
+def cell(monkeypatch, metadata, execution: int | None = None) -> None:
     kernel = SimpleNamespace(get_parent=lambda: {"metadata": metadata} if metadata is not None else {})
-    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(kernel=kernel))
+    shell = SimpleNamespace(kernel=kernel, execution_count=execution)
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
 
 
 @pytest.mark.parametrize("name", ["cellId", "cell_id"])
@@ -36,6 +37,15 @@ def test_a_cell_that_runs_again_closes_its_own_explorer_and_no_other(monkeypatch
         apps.append(App())
         launch.replace_earlier(apps[-1])
     assert [app.closed for app in apps] == [1, 1, 0, 0, 0]
+
+
+def test_two_explorers_of_one_run_of_a_cell_stay_open_and_the_next_run_closes_both(monkeypatch):
+    apps = []
+    for execution in (1, 1, 2, 2):
+        cell(monkeypatch, {"cellId": "one"}, execution)
+        apps.append(App())
+        launch.replace_earlier(apps[-1])
+    assert [app.closed for app in apps] == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"cellId": None}, {"cell_id": 7}])

@@ -8,11 +8,19 @@ import torch
 
 from sinkscope import Dense, perplexity
 from sinkscope.explorer.configuration import Configuration
-from sinkscope.explorer.results import compared, guesses_at, loss_of
+from sinkscope.explorer.results import Change, Results, compared, guesses_at, loss_of
 from tests.explorer.references import SETTINGS, TOKENS, defined, everything, first, reader, text, without_since
 from tests.zoo import build
 
 SAME = ("dense", "softmax", "clipped")  # as the model is, or at the first query, whose one key keeps its weight
+
+
+def test_every_result_says_its_kind_and_is_kept_under_it():
+    results, given = Results(), everything(reader(), SETTINGS["window"][0])
+    for kind, (*_, result) in given.items():
+        results.take(result)
+        assert getattr(results, kind.value) is result
+    assert [Change(name) for name in vars(results)] == [*given]
 
 
 @pytest.mark.parametrize("case", [case for case in SETTINGS if case not in SAME])
