@@ -51,11 +51,13 @@ class Number:
     Attributes:
         label, tooltip: as those of a `Choice`.
         limits: the lowest and the highest number in a text of so many tokens.
+        is_typed: whether it is typed, and not a slider.
     """
 
     label: str
     tooltip: str
     limits: Callable[[int], tuple[int, int]]
+    is_typed: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,8 @@ def _sink_window(asked: Configuration) -> Policy:
 
 
 def _dosed(asked: Configuration) -> Policy:
-    if not asked.dose or not asked.sinks:
-        return Dense()
-    return Dose(asked.dose, range(asked.sinks), layers=asked.chosen_layers)
+    is_dosed = asked.dose and asked.sinks
+    return Dose(asked.dose, range(asked.sinks), layers=asked.chosen_layers) if is_dosed else Dense()
 
 
 def _chosen(asked: Configuration) -> Policy:
@@ -271,7 +272,7 @@ class Configuration:
     @property
     def chosen_tokens(self) -> tuple[int, ...]:
         """The tokens taken away one by one; none under a policy that does not use them."""
-        return self.evicted if "evicted" in self.uses else ()
+        return tuple(self.evicted) if "evicted" in self.uses else ()
 
     def first_affected(self, length: int) -> int:
         """The first query in a text of `length` tokens that differs from the model as it is; 0 when all may."""

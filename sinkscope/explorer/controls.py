@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import ipywidgets as w
@@ -31,6 +30,8 @@ def widget_of(control: Control, value: Any, length: int, layers: list[int], **lo
     if isinstance(control, Number):
         low, high = control.limits(length)
         high = max(low, high)
+        if control.is_typed:
+            return w.BoundedIntText(value, low, high, **look | {"layout": {"width": "90px"}})
         return w.IntSlider(min(max(value, low), high), low, high, **look)
     low, high = min(layers, default=0), max(layers, default=0)
     return w.IntRangeSlider(value=(low, high), min=low, max=high, **look)
@@ -67,16 +68,12 @@ class Controls(w.Box):
     def __init__(self, controller: Controller) -> None:
         self._controller, self._is_silent = controller, False
         layers = [] if controller.model is None else controller.model.anatomy.numbers
-        style, layout = {"description_width": "76px"}, {"width": WIDTH}
+        values, look = (
+            vars(controller.configuration),
+            {"style": {"description_width": "76px"}, "layout": {"width": WIDTH}},
+        )
         self.fields: dict[str, w.ValueWidget] = {
-            name: widget_of(
-                control,
-                getattr(controller.configuration, name),
-                len(controller.tokens),
-                layers,
-                style=style,
-                layout=layout,
-            )
+            name: widget_of(control, values[name], len(controller.tokens), layers, **look)
             for name, control in CONTROLS.items()
         }
         self.reset = w.Button(description="reset", tooltip="back to the model as it is", layout={"width": "60px"})
@@ -117,15 +114,16 @@ class MapControls(w.Box):
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
-        style, layout = {"description_width": "initial"}, {"width": "auto", "max_width": "330px"}
-        rankings = {label: name for name, label in RANKINGS.items()}
-        self.ranking = widget_of(
-            Choice("heads by", "the order of the heads", rankings), "layer", 0, [], style=style, layout=layout
-        )
+        look = {"style": {"description_width": "initial"}, "layout": {"width": "auto", "max_width": "330px"}}
+        rankings = Choice("heads by", "the order of the heads", {label: name for name, label in RANKINGS.items()})
+        self.ranking = widget_of(rankings, "layer", 0, [], **look)
         self.fields: dict[str, w.ValueWidget] = {
-            name: self._widget_of(control, getattr(controller.map_options, name), style, layout)
+            name: widget_of(control, getattr(controller.map_options, name), len(controller.tokens), [], **look)
             for name, control in MAP_CONTROLS.items()
         }
+        if controller.model is None:
+            scale = self.fields["scale"]
+            scale.options = [(label, value) for label, value in scale.options if value != "logit"]
         for name, widget in self.fields.items():
             widget.observe(lambda change, name=name: controller.show(**{name: change["new"]}), "value")
         super().__init__([self.ranking, *self.fields.values()], layout={"flex_flow": "row wrap"})
@@ -136,20 +134,3 @@ class MapControls(w.Box):
         for name, widget in self.fields.items():
             show_value(widget, MAP_CONTROLS[name], getattr(self._controller.map_options, name))
             widget.disabled = name not in self._controller.map_options.uses
-
-    def _widget_of(self, control: Control, value: Any, style: Any, layout: Any) -> w.ValueWidget:
-        length = len(self._controller.tokens)
-        if isinstance(control, Number):  # few of them, so that typing is quicker than sliding
-            low, high = control.limits(length)
-            return w.BoundedIntText(
-                value,
-                low,
-                high,
-                description=control.label,
-                tooltip=control.tooltip,
-                style=style,
-                layout={"width": "90px"},
-            )
-        if isinstance(control, Choice) and self._controller.model is None:
-            control = replace(control, values={name: each for name, each in control.values.items() if each != "logit"})
-        return widget_of(control, value, length, [], style=style, layout=layout)

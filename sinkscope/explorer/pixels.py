@@ -133,7 +133,7 @@ class MapOptions:
     hiding: Annotated[
         str, Choice("preview", "hide the sink columns at once, without running the model", HIDING_NAMES)
     ] = "nothing"
-    hidden: Annotated[int, Number("keys", "how many first keys are hidden", lambda length: (1, 16))] = 1
+    hidden: Annotated[int, Number("keys", "how many first keys are hidden", lambda length: (1, 16), is_typed=True)] = 1
     region: tuple[int, int, int, int] | None = None
 
     def __post_init__(self) -> None:

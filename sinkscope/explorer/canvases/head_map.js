@@ -47,7 +47,7 @@ function buildMap(root) {
   };
   const zoomIn = button("+", "zoom in");
   const zoomOut = button("−", "zoom out");
-  const zoomAll = button("all", "show the whole map");
+  const zoomAll = button("reset zoom", "show the whole map");
   const stage = element("div", "sinkscope-stage", root);
   const canvas = element("canvas", "sinkscope-canvas", stage);
   const ribbon = element("div", "sinkscope-ribbon", stage);
