@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from numbers import Integral
 from typing import Any
 from weakref import WeakValueDictionary
@@ -12,10 +13,12 @@ import xarray as xr
 from torch import Tensor, nn
 
 from sinkscope.core.readiness import check_decoder
+from sinkscope.data import load, read_tokens
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.app import Explorer
 from sinkscope.explorer.head_maps import SavedMaps
 from sinkscope.explorer.text_model import TextModel
+from sinkscope.record import open_record
 
 LENGTH = 512  # tokens shown of the demo text
 MOST = 2048  # tokens a map may have
@@ -63,8 +66,6 @@ def _record(model: Any) -> xr.Dataset | None:
     if isinstance(model, xr.Dataset):
         return model
     if isinstance(model, (str, os.PathLike)) and os.fspath(model).endswith(".nc"):
-        from sinkscope.record import open_record
-
         return open_record(model)
     return None
 
@@ -81,8 +82,6 @@ def _of_record(record: xr.Dataset) -> Explorer:
 
 
 def _of_model(model: Any, tokenizer: Any, text: Any, length: int | None, load_options: dict[str, Any]) -> Explorer:
-    from sinkscope.data import load
-
     if length is not None and not (isinstance(length, Integral) and 2 <= length <= MOST):
         raise SinkscopeError(f"length is {length!r}; give 2 to {MOST:,} tokens, which is what a map may have.")
     loaded, found = load(model, **load_options)
@@ -104,8 +103,6 @@ def _of_model(model: Any, tokenizer: Any, text: Any, length: int | None, load_op
 
 def _long_ids(tokenizer: Any, text: Any) -> Tensor:
     """Token ids [token], as many as the streaming tab plays."""
-    from sinkscope.data import read_tokens
-
     if isinstance(text, Tensor):
         ids = text.reshape(-1)
         if text.dim() > 2 or (text.dim() == 2 and len(text) != 1) or text.is_floating_point():
@@ -128,7 +125,7 @@ def _long_ids(tokenizer: Any, text: Any) -> Tensor:
 
 def replace_earlier(app: Any) -> None:
     """Close the explorers that an earlier run of the same cell made; outside cells that have names, the last one."""
-    cell, execution = _cell(), _execution()
+    cell, execution = _cell(), getattr(_shell(), "execution_count", None)
     for key, other in list(_OPEN.items()):
         if key[0] == cell and (execution is None or key[1] != execution):
             del _OPEN[key]
@@ -136,38 +133,29 @@ def replace_earlier(app: Any) -> None:
     _OPEN[cell, execution, id(app)] = app
 
 
+def _shell() -> Any:
+    """The IPython shell; None outside IPython."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return None
+    return get_ipython()
+
+
 def _cell() -> str | None:
     """The name of the cell that runs, as JupyterLab, Notebook and VS Code give it; None where there is none."""
     try:
-        from IPython import get_ipython
-
-        metadata = get_ipython().kernel.get_parent()["metadata"]
-    except (ImportError, AttributeError, KeyError, TypeError):
+        metadata = _shell().kernel.get_parent()["metadata"]
+    except (AttributeError, KeyError, TypeError):
         return None
     cell = metadata.get("cellId") or metadata.get("cell_id")
     return cell if isinstance(cell, str) else None
 
 
-def _execution() -> int | None:
-    """The number of the execution under way; None outside IPython."""
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return None
-    return getattr(get_ipython(), "execution_count", None)
-
-
 def _in_notebook() -> bool:
     """Whether there is a kernel whose front end can show widgets; Colab is asked to let them in."""
-    try:
-        from IPython import get_ipython
-    except ImportError:
+    if getattr(_shell(), "kernel", None) is None:
         return False
-    shell = get_ipython()
-    if shell is None or getattr(shell, "kernel", None) is None:
-        return False
-    import sys
-
     if "google.colab" in sys.modules:
         from google.colab import output  # type: ignore[import-not-found]
 
