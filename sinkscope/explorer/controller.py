@@ -237,8 +237,8 @@ class Controller:
         def read(is_overtaken: Callable[[], bool]) -> Iterator[tuple[Results, Result]]:
             assert model is not None
             if known.reading is None:
-                for given in as_it_is(is_overtaken):
-                    yield given
+                for message in as_it_is(is_overtaken):
+                    yield message
                     if not configuration.is_baseline:  # its reading is what comes first, and enough to compare with
                         break
             elif configuration.is_baseline:
@@ -252,8 +252,8 @@ class Controller:
 
         return read
 
-    def _take(self, given: tuple[Results, Result]) -> None:
-        results, result = given
+    def _take(self, message: tuple[Results, Result]) -> None:
+        results, result = message
         results.take(result)
         is_wanted = (results is self.dense) == self.configuration.is_baseline
         if isinstance(result, Reading) and (is_wanted or self.now.reading is None):

@@ -130,11 +130,11 @@ class TextModel:
         """Logits [token, vocabulary], the maps and the record of one forward pass."""
         recorder, policy = LayerRecorder(), None if cache is None else configuration.policy_slot
         probes = [recorder, SinkMass(first=min(FIRST, len(ids))), Norms()]
-        given: dict[str, Any] = {"use_cache": False}
+        arguments: dict[str, Any] = {"use_cache": False}
         if cache is not None:
-            given = {"past_key_values": cache, "use_cache": True, **cache.positions(len(ids), ids.device)}
+            arguments = {"past_key_values": cache, "use_cache": True, **cache.positions(len(ids), ids.device)}
         with attached(self.model, policy=policy, normaliser=configuration.normaliser_slot, probes=probes) as scope:
-            logits = self.model(ids[None], **given).logits[0]
+            logits = self.model(ids[None], **arguments).logits[0]
             record = scope.record
         return logits, LiveMaps(recorder.layers, self.anatomy.numbers, first), record
 
@@ -171,8 +171,8 @@ class TextModel:
             while True:
                 token = last.argmax()
                 yield int(token)
-                given = cache.positions(1, token.device)
-                last = self.model(token[None, None], past_key_values=cache, use_cache=True, **given).logits[0, -1]
+                positions = cache.positions(1, token.device)
+                last = self.model(token[None, None], past_key_values=cache, use_cache=True, **positions).logits[0, -1]
 
     # --- re-computation -----------------------------------------------------------------------------------------------
 
@@ -225,8 +225,8 @@ class TextModel:
         assert window is not None
         with attached(self.model, normaliser=configuration.normaliser_slot):
             while True:
-                given = self.model(ids[None, -window:], use_cache=False, **only_last(self.model))
-                token = given.logits[0, -1].argmax()
+                outputs = self.model(ids[None, -window:], use_cache=False, **only_last(self.model))
+                token = outputs.logits[0, -1].argmax()
                 yield int(token)
                 ids = torch.cat([ids, token[None]])
 

@@ -19,7 +19,7 @@ LENGTH = 24
 TEXTS = [f"token {place}" for place in range(LENGTH)]
 
 
-class Given(HeadMaps):
+class FixedMaps(HeadMaps):
     """Maps of one head, given as they are."""
 
     def __init__(self, weights: np.ndarray, first: int = 0) -> None:
@@ -35,11 +35,11 @@ class Given(HeadMaps):
         return self.weights[rows, columns].copy()
 
 
-def random_maps(tokens: int = 60, first: int = 0, seed: int = 0) -> Given:
+def random_maps(tokens: int = 60, first: int = 0, seed: int = 0) -> FixedMaps:
     scores = np.random.default_rng(seed).normal(0, 3, (tokens, tokens))
     scores[:, 0] += 3
     weights = np.where(np.tri(tokens, dtype=bool), np.exp(scores), np.nan)
-    return Given(weights / np.nansum(weights, 1, keepdims=True), first)
+    return FixedMaps(weights / np.nansum(weights, 1, keepdims=True), first)
 
 
 class Gate:
@@ -49,7 +49,7 @@ class Gate:
         self.begun, self.go = threading.Event(), threading.Event()
 
 
-class Reader:
+class FakeTextModel:
     """What the controller asks of a `TextModel`.
 
     Attributes:

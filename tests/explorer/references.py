@@ -1,4 +1,4 @@
-"""Texts read by a `TextModel`, the settings they are read under, and what those settings mean by definition."""
+"""Texts read by a `TextModel`, the configurations they are read under, and what those mean by definition."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def without_since(keys, since):
 
 
 SINKS = dict(kept=windowed(3, 20), in_cache=True)
-SETTINGS: dict[str, tuple[Configuration, dict[str, Any]]] = {
+CONFIGURATIONS: dict[str, tuple[Configuration, dict[str, Any]]] = {
     "dense": (Configuration(), {}),
     "window": (Configuration(policy="window", window=20), dict(kept=windowed(0, 20), in_cache=True)),
     "sinks": (Configuration(policy="sinks", sinks=3, window=20), SINKS),

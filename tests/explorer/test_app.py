@@ -166,7 +166,7 @@ def test_hovering_is_answered_with_the_exact_numbers_of_the_cell(app, monkeypatc
 @pytest.mark.parametrize(
     "fields", [dict(dose=0.5), dict(dose=-30.0), dict(window=10**6), dict(policy="sinks", sinks=30)]
 )
-def test_a_setting_that_no_control_has_does_not_stop_the_controls(app, fields):
+def test_a_configuration_that_no_control_has_does_not_stop_the_controls(app, fields):
     app.controller.change(**fields)
     assert app.wait(60) and app.problem.value == ""
     if "dose" in fields:

@@ -68,7 +68,7 @@ def test_every_kind_is_a_policy_with_its_name(configuration, policy, name):
         )
     ],
 )
-def test_every_normaliser_is_named_and_acts_in_the_layers_of_the_setting(name, normaliser):
+def test_every_normaliser_is_named_and_acts_in_the_layers_of_the_configuration(name, normaliser):
     configuration = Configuration(normaliser=name, layers=(0, 1))
     if normaliser is None:
         assert (
@@ -116,7 +116,7 @@ def test_the_fields_that_matter_are_those_that_change_the_policy(policy):
 
 
 @pytest.mark.parametrize(("length", "window", "since", "sinks"), [(2, 2, 1, 2), (20, 20, 13, 4), (512, 128, 64, 4)])
-def test_the_setting_of_a_text_fits_into_it(length, window, since, sinks):
+def test_the_configuration_of_a_text_fits_into_it(length, window, since, sinks):
     configuration = Configuration.of_text(length)
     assert (configuration.window, configuration.since, configuration.sinks) == (
         window,

@@ -29,7 +29,7 @@ def test_a_text_is_read_with_the_model_as_it_is_and_everything_is_announced_as_i
     assert controller.caption == "layer 0, head 0 · dense"
 
 
-def test_another_setting_is_read_and_shown_beside_the_model_as_it_is_which_is_not_read_again(controller, reader):
+def test_another_configuration_is_read_and_shown_beside_the_model_as_it_is_which_is_not_read_again(controller, reader):
     ask(controller, policy="window", window=6)
     assert is_whole(controller, "window 6") and controller.dense.reading.configuration.name == "dense"
     assert reader.asked == [("dense", LENGTH - 1), ("window 6", LENGTH - 1)]
@@ -48,7 +48,7 @@ def test_the_model_as_it_is_comes_back_at_once_and_without_being_read(controller
     assert controller.configuration == controller.baseline
 
 
-def test_a_setting_asked_for_before_anything_was_read_comes_before_the_rest_of_the_model_as_it_is(reader):
+def test_a_configuration_asked_for_before_anything_was_read_comes_before_the_rest_of_the_model_as_it_is(reader):
     controller, shown = Controller(reader, TEXTS), []
     controller.listen = lambda what: shown.append((what, controller.name))
     ask(controller, policy="window", window=6)
@@ -76,14 +76,14 @@ def test_a_listener_that_takes_its_results_late_has_nothing_read_twice(reader, f
     assert set(heard) <= {"busy", "configuration", "reading", "overview", "price", "continuation"}
 
 
-def test_a_setting_that_is_shown_is_not_read_again(controller, reader):
+def test_a_configuration_that_is_shown_is_not_read_again(controller, reader):
     ask(controller, policy="window", window=6)
     count = len(reader.asked)
     ask(controller, policy="window", window=6)
     assert len(reader.asked) == count
 
 
-def test_settings_that_leave_the_model_as_it_is_are_not_read(controller, reader):
+def test_configurations_that_leave_the_model_as_it_is_are_not_read(controller, reader):
     ask(controller, sinks=2)
     ask(controller, policy="chosen")
     assert reader.asked == [("dense", LENGTH - 1)] and is_whole(controller, "dense")
@@ -216,6 +216,6 @@ def test_a_saved_record_is_looked_at_and_what_needs_the_model_says_so():
     controller.close()
 
 
-def test_the_setting_at_first_fits_the_text():
+def test_the_configuration_at_first_fits_the_text():
     controller = Controller(None, TEXTS)
     assert controller.configuration == Configuration.of_text(LENGTH) and controller.configuration.normaliser == OWN

@@ -22,7 +22,7 @@ from sinkscope import (
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.head_maps import HeadMaps, SavedMaps, Unit
 from tests.core.eager import eager_maps
-from tests.explorer.references import FAMILIES, SETTINGS, TOKENS, defined, first, reader, text
+from tests.explorer.references import CONFIGURATIONS, FAMILIES, TOKENS, defined, first, reader, text
 from tests.zoo import build, inputs
 
 
@@ -39,9 +39,9 @@ def stacked(maps: HeadMaps, kind: str = "probabilities") -> np.ndarray:
 # --- live -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", SETTINGS)
+@pytest.mark.parametrize("case", CONFIGURATIONS)
 def test_maps_of_every_head_equal_the_definition_and_are_nan_exactly_where_a_key_is_not_seen(case):
-    configuration, definition = SETTINGS[case]
+    configuration, definition = CONFIGURATIONS[case]
     _, weights, scores = defined("llama", definition)
     maps = first(reader(), configuration).maps
     assert maps.units == [Unit(layer, head) for layer in range(2) for head in range(4)]
@@ -49,7 +49,7 @@ def test_maps_of_every_head_equal_the_definition_and_are_nan_exactly_where_a_key
     np.testing.assert_array_equal(np.isnan(stacked(maps)), np.isnan(expected))
     np.testing.assert_allclose(stacked(maps), expected, atol=2e-5)
     logits, expected = stacked(maps, "logits"), scores.reshape(8, TOKENS, TOKENS)
-    acting = np.isfinite(expected).any((1, 2))  # the reference notes scores where the setting acts
+    acting = np.isfinite(expected).any((1, 2))  # the reference notes scores where the configuration acts
     np.testing.assert_allclose(logits[acting], expected[acting], atol=1e-4)
     np.testing.assert_array_equal(np.isnan(logits), np.isnan(stacked(maps)))
 
@@ -68,7 +68,7 @@ def test_dense_maps_equal_eager_attention(name):
 @pytest.mark.parametrize("case", ["weaker sinks of a window", "sigmoid over sinks"])
 @pytest.mark.parametrize("name", FAMILIES[1:])
 def test_maps_of_every_family_equal_what_the_maps_probe_measures(name, case):
-    configuration, model = SETTINGS[case][0], build(name)
+    configuration, model = CONFIGURATIONS[case][0], build(name)
     maps = stacked(first(reader(name), configuration).maps)
     slots = dict(
         policy=configuration.policy_slot, normaliser=configuration.normaliser_slot, probes=[Maps(resolution=None)]
@@ -92,10 +92,10 @@ def test_probabilities_are_what_softmax_makes_of_the_logits_with_a_learned_sink(
 @pytest.mark.parametrize(
     ("name", "case"),
     [("mpt", "dense"), *((name, "sinks") for name in FAMILIES)]
-    + [("llama", case) for case in SETTINGS if case not in ("sinks", "softmax")],
+    + [("llama", case) for case in CONFIGURATIONS if case not in ("sinks", "softmax")],
 )
 def test_a_part_of_a_map_is_cut_from_the_whole(name, case):
-    maps = first(reader(name), SETTINGS[case][0]).maps
+    maps = first(reader(name), CONFIGURATIONS[case][0]).maps
     for kind in ("probabilities", "logits"):
         complete = whole(maps, 5, kind)
         for rows, columns in ((slice(7, 8), slice(0, 60)), (slice(30, 47), slice(2, 31)), (slice(59, 60), slice(3, 4))):

@@ -190,7 +190,7 @@ def test_a_model_inside_a_scope_is_refused_and_stays_in_its_scope():
         ("llama", dict(policy="chosen", evicted=tuple(range(60))), "all 60 tokens are evicted"),
     ],
 )
-def test_a_setting_that_cannot_be_is_said_in_place_and_nothing_is_stuck(opened, name, fields, message):
+def test_a_configuration_that_cannot_be_is_said_in_place_and_nothing_is_stuck(opened, name, fields, message):
     app = opened(build(name), text=text())
     app.controller.change(**fields)
     assert app.wait(60) and message in app.problem.value and is_shown_dense(app)

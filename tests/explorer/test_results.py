@@ -9,23 +9,23 @@ import torch
 from sinkscope import Dense, perplexity
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.results import Change, Results, compared, guesses_at, loss_of
-from tests.explorer.references import SETTINGS, TOKENS, defined, everything, first, reader, text, without_since
+from tests.explorer.references import CONFIGURATIONS, TOKENS, defined, everything, first, reader, text, without_since
 from tests.zoo import build
 
 SAME = ("dense", "softmax", "clipped")  # as the model is, or at the first query, whose one key keeps its weight
 
 
 def test_every_result_says_its_kind_and_is_kept_under_it():
-    results, given = Results(), everything(reader(), SETTINGS["window"][0])
+    results, given = Results(), everything(reader(), CONFIGURATIONS["window"][0])
     for kind, (*_, result) in given.items():
         results.take(result)
         assert getattr(results, kind.value) is result
     assert [Change(name) for name in vars(results)] == [*given]
 
 
-@pytest.mark.parametrize("case", [case for case in SETTINGS if case not in SAME])
+@pytest.mark.parametrize("case", [case for case in CONFIGURATIONS if case not in SAME])
 def test_the_first_query_that_notices_is_the_first_whose_logits_differ(case):
-    configuration, definition = SETTINGS[case]
+    configuration, definition = CONFIGURATIONS[case]
     dense, changed = (defined("llama", each)[0] for each in ({}, definition))
     assert configuration.first_affected(TOKENS) == int(((dense - changed).abs().amax(-1) > 1e-9).nonzero()[0])
 
@@ -44,8 +44,8 @@ def test_the_first_query_that_notices_a_shorter_window_run_afresh_has_lost_the_f
 
 
 @pytest.mark.parametrize("case", ["window", "sinks", "chosen", "sigmoid", "stronger sinks"])
-def test_perplexities_are_over_the_tokens_that_the_setting_acts_on(case):
-    configuration, model = SETTINGS[case][0], reader()
+def test_perplexities_are_over_the_tokens_that_the_configuration_acts_on(case):
+    configuration, model = CONFIGURATIONS[case][0], reader()
     loss = loss_of(first(model, Configuration()), first(model, configuration))
     dense = perplexity(build("llama"), text()[None], [Dense()]).nll.values[0, 0]
     changed = perplexity(
@@ -74,7 +74,7 @@ def test_where_nothing_was_evicted_there_is_nothing_to_compare():
 
 @pytest.mark.parametrize("query", [0, 30, 59])
 def test_guesses_are_the_likeliest_under_either_with_both_probabilities(query):
-    configuration, definition = SETTINGS["sinks"]
+    configuration, definition = CONFIGURATIONS["sinks"]
     model = reader()
     guesses = guesses_at(query, first(model, Configuration()), first(model, configuration), 6)
     shares = [defined("llama", each)[0][query].softmax(-1) for each in ({}, definition)]

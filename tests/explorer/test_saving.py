@@ -17,14 +17,14 @@ from sinkscope.explorer.head_maps import SavedMaps
 from sinkscope.explorer.saving import code_of, save_view, view_record
 from tests.core.eager import eager_maps
 from tests.explorer.fakes import random_maps
-from tests.explorer.references import SETTINGS, TOKENS, reader, text
+from tests.explorer.references import CONFIGURATIONS, TOKENS, reader, text
 from tests.zoo import build
 
 WAIT = 60
 UNIT = 6  # layer 1, head 2
 NAMES = ["view.pdf", "view.svg", "view.png", "view.nc", "view.py"]
 ALIKE = ("no sinks", "softmax", "clipped", "stronger sinks", "chosen in a layer")  # to others that are here
-ASKED = {name: configuration for name, (configuration, _) in SETTINGS.items() if name not in ALIKE} | {
+ASKED = {name: configuration for name, (configuration, _) in CONFIGURATIONS.items() if name not in ALIKE} | {
     "recompute": Configuration(policy="recompute", window=12),
     "recompute of a short text": Configuration(policy="recompute", window=50),
     "sinks gone under ReLU": Configuration(dose=GONE, sinks=2, normaliser="ReLU", layers=(1, 1)),
@@ -95,14 +95,14 @@ def test_the_code_measures_the_map_and_the_perplexities_that_were_shown(case, lo
 @pytest.mark.parametrize("name", ["gemma2", "gpt_oss", "mpt"])
 def test_the_code_is_right_for_other_families(name, loads_the_tiny_model):
     loads_the_tiny_model(name)
-    controller = controller_of(Configuration() if name == "mpt" else SETTINGS["sinks"][0], name)
+    controller = controller_of(Configuration() if name == "mpt" else CONFIGURATIONS["sinks"][0], name)
     fresh: dict = {}
     exec(code_of(controller), fresh)
     np.testing.assert_allclose(fresh["attention_map"], np.nan_to_num(shown_map(controller)), atol=2e-5)
 
 
 def test_the_code_prints_what_it_measured_and_reads_the_text_as_it_was_given(loads_the_tiny_model, capsys):
-    controller = controller_of(SETTINGS["window"][0])
+    controller = controller_of(CONFIGURATIONS["window"][0])
     code = code_of(controller, "torch.tensor([list(range(3, 63))])")
     assert "\nids = torch.tensor([list(range(3, 63))])\n" in code and code.startswith("# layer 1, head 2 of ")
     exec(code_of(controller), {})
@@ -136,7 +136,7 @@ def test_the_dense_map_of_the_record_is_that_of_eager_attention():
 
 
 def test_saving_writes_a_figure_in_three_formats_the_record_and_the_code(tmp_path):
-    controller = controller_of(SETTINGS["window"][0])
+    controller = controller_of(CONFIGURATIONS["window"][0])
     files = save_view(controller, tmp_path / "new" / "folder", "sinkscope.read_tokens(tokenizer, limit=60)")
     assert [file.name for file in files] == NAMES and sorted(files) == sorted((tmp_path / "new/folder").iterdir())
     starts = [b"%PDF", b"<?xml", b"\x89PNG", b"\x89HDF"]

@@ -12,7 +12,7 @@ import torch
 from sinkscope import Dense, SinkCache, SinkscopeError, attached, cost, perplexity
 from sinkscope.explorer.configuration import GONE, Configuration
 from sinkscope.explorer.text_model import WRITTEN, TextModel
-from tests.explorer.references import FAMILIES, SETTINGS, defined, everything, first, reader, text
+from tests.explorer.references import CONFIGURATIONS, FAMILIES, defined, everything, first, reader, text
 from tests.zoo import build
 
 OUTSIDE = ("mpt", "bloom", "gptj")  # the attention interface
@@ -26,10 +26,10 @@ def written(results) -> list[int]:
 
 @pytest.mark.parametrize(
     ("name", "case"),
-    [("llama", case) for case in SETTINGS] + [(name, case) for name in FAMILIES[1:] for case in EVERYWHERE],
+    [("llama", case) for case in CONFIGURATIONS] + [(name, case) for name in FAMILIES[1:] for case in EVERYWHERE],
 )
 def test_losses_equal_those_of_perplexity(name, case):
-    configuration, model = SETTINGS[case][0], reader(name)
+    configuration, model = CONFIGURATIONS[case][0], reader(name)
     curve = perplexity(
         build(name), text()[None], [configuration.policy_slot], block=17, normaliser=configuration.normaliser_slot
     )
@@ -40,9 +40,9 @@ def test_losses_equal_those_of_perplexity(name, case):
     assert reading.configuration == configuration
 
 
-@pytest.mark.parametrize("case", SETTINGS)
+@pytest.mark.parametrize("case", CONFIGURATIONS)
 def test_losses_and_guesses_equal_the_definition_in_float64(case):
-    configuration, definition = SETTINGS[case]
+    configuration, definition = CONFIGURATIONS[case]
     logits, _, _ = defined("llama", definition)
     reading, shares = first(reader(), configuration), logits.softmax(-1).numpy()
     expected = -np.log(shares[np.arange(59), text()[1:]])
@@ -82,7 +82,7 @@ def test_a_continuation_under_sinks_is_that_of_generate_with_a_sink_cache(name, 
     "case", ["sinks in the text", "sinks gone from a window", "stronger sinks", "chosen", "softmax1 in a layer", "ReLU"]
 )
 def test_a_continuation_is_that_of_whole_forward_passes_without_a_cache(case):
-    configuration, model, ids = SETTINGS[case][0], build("llama"), text()[None]
+    configuration, model, ids = CONFIGURATIONS[case][0], build("llama"), text()[None]
     with torch.no_grad(), attached(model, policy=configuration.policy_slot, normaliser=configuration.normaliser_slot):
         for _ in range(8):
             ids = torch.cat([ids, model(ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
@@ -122,13 +122,13 @@ def test_no_token_is_computed_that_nobody_asked_for():
         (Configuration(normaliser="sigmoid"), Configuration()),
     ],
 )
-def test_the_price_is_that_of_the_cache_the_setting_needs(configuration, like):
+def test_the_price_is_that_of_the_cache_the_configuration_needs(configuration, like):
     price, expected = everything(reader(), configuration)["price"][0], cost(build("llama"), like.policy_slot, 60)
     assert (price.kv_bytes, price.flops) == (expected.kv_bytes, expected.flops_per_token)
 
 
 def test_half_precision_is_read_as_perplexity_reads_it_and_its_maps_are_made_in_full():
-    configuration = SETTINGS["sinks"][0]
+    configuration = CONFIGURATIONS["sinks"][0]
     reading = first(TextModel(build("llama", dtype=torch.bfloat16), text()), configuration)
     curve = perplexity(build("llama", dtype=torch.bfloat16), text()[None], [configuration.policy_slot])
     np.testing.assert_allclose(reading.losses, curve.nll.values[0, 0], atol=0.05)
@@ -193,7 +193,7 @@ def test_a_model_that_carries_a_scope_is_refused():
         ("llama", Configuration(policy="window", window=20, layers=(1, 4)), "layer 2"),
     ],
 )
-def test_a_setting_that_a_model_cannot_follow_is_one_sentence_and_the_next_one_is_read(name, configuration, message):
+def test_a_configuration_that_a_model_cannot_follow_is_one_sentence_and_the_next_is_read(name, configuration, message):
     model = reader(name)
     with pytest.raises(SinkscopeError, match=message) as caught:
         everything(model, configuration)

@@ -13,7 +13,7 @@ from sinkscope import SinkscopeError, capture
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.text_model import TextModel, copy_sharing_weights
 from tests.core.model_state import hooks_of, state_of
-from tests.explorer.references import FAMILIES, SETTINGS, everything, first, text
+from tests.explorer.references import CONFIGURATIONS, FAMILIES, everything, first, text
 from tests.zoo import build
 
 CASES = ("dense", "sinks", "chosen in a layer", "sigmoid over sinks")
@@ -49,7 +49,7 @@ def test_the_model_is_as_it_was_before_every_result_and_after(name):
     state, weights = state_of(model), bits(model)
     reader = TextModel(model, text())
     own = state_of(reader.model)
-    for configuration in [*(SETTINGS[case][0] for case in (CASES if name == "llama" else ["sinks"])), RECOMPUTED]:
+    for configuration in [*(CONFIGURATIONS[case][0] for case in (CASES if name == "llama" else ["sinks"])), RECOMPUTED]:
         for result in reader.read(configuration, 40, lambda: False):
             assert hooks_of(model) == state[0]  # while the scope is on the twin
             assert type(result).__name__ == "Continuation" or state_of(model) == state
@@ -68,7 +68,7 @@ def test_the_model_and_the_twin_are_as_they_were_after_an_exception_in_the_midst
         raise RuntimeError("in the midst")
 
     hook = reader.model.model.layers[1].mlp.register_forward_hook(fail)
-    for configuration in (Configuration(), SETTINGS["sinks"][0], RECOMPUTED):
+    for configuration in (Configuration(), CONFIGURATIONS["sinks"][0], RECOMPUTED):
         with pytest.raises(RuntimeError, match="in the midst"):
             everything(reader, configuration)
     hook.remove()
@@ -77,7 +77,7 @@ def test_the_model_and_the_twin_are_as_they_were_after_an_exception_in_the_midst
 
 
 @pytest.mark.parametrize(
-    "configuration", [Configuration(), SETTINGS["sinks"][0], RECOMPUTED], ids=lambda each: each.policy
+    "configuration", [Configuration(), CONFIGURATIONS["sinks"][0], RECOMPUTED], ids=lambda each: each.policy
 )
 def test_a_reading_overtaken_before_any_layer_gives_nothing_more_and_changes_nothing(configuration):
     model = build("llama")
@@ -124,7 +124,7 @@ def test_the_model_can_be_used_and_measured_while_its_twin_is_read_in_another_th
 
     reader.model.model.layers[0].mlp.register_forward_hook(wait)
     found: list[np.ndarray] = []
-    thread = threading.Thread(target=lambda: found.append(first(reader, SETTINGS["sinks"][0]).losses))
+    thread = threading.Thread(target=lambda: found.append(first(reader, CONFIGURATIONS["sinks"][0]).losses))
     thread.start()
     assert inside.wait(30)
     with torch.no_grad(), capture(model) as scope:
@@ -132,7 +132,7 @@ def test_the_model_can_be_used_and_measured_while_its_twin_is_read_in_another_th
     done.set()
     thread.join(30)
     np.testing.assert_array_equal(scope.record.sink_mass, alone.record.sink_mass)
-    other = first(TextModel(copy.deepcopy(model), ids), SETTINGS["sinks"][0])
+    other = first(TextModel(copy.deepcopy(model), ids), CONFIGURATIONS["sinks"][0])
     np.testing.assert_array_equal(found[0], other.losses)
 
 
@@ -155,9 +155,9 @@ def test_twenty_readers_of_a_model_leave_no_hook_on_it():
     assert hooks_of(model) == hooks
 
 
-def test_a_refused_setting_leaves_the_twin_as_it_was():
+def test_a_refused_configuration_leaves_the_twin_as_it_was():
     reader = TextModel(build("gpt2"), text())
     own = state_of(reader.model)
     with pytest.raises(SinkscopeError):
-        everything(reader, SETTINGS["sinks"][0])
+        everything(reader, CONFIGURATIONS["sinks"][0])
     assert state_of(reader.model) == own

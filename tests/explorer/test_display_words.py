@@ -64,7 +64,7 @@ def test_a_note_with_markup_appears_only_escaped():
     assert ESCAPED in display.headline(controller) and is_harmless(display.headline(controller))
 
 
-def test_the_headline_says_which_setting_is_shown_and_what_it_does_to_perplexity():
+def test_the_headline_says_which_configuration_is_shown_and_what_it_does_to_perplexity():
     controller = controller_of()
     loss = np.exp(controller.now.reading.losses[1:].mean(dtype=float))
     assert (
@@ -108,7 +108,7 @@ def test_a_query_that_was_not_read_under_a_window_run_afresh_says_so():
     assert "not read under recompute 12" in display.next_tokens(controller)
 
 
-def test_continuations_name_their_setting_and_say_whether_they_go_on():
+def test_continuations_name_their_configuration_and_say_whether_they_go_on():
     controller = controller_of(policy="window", window=12)
     now = controller.now.continuation.text
     assert f"<i>window 12:</i> {now}</p>" in display.continuations(controller)

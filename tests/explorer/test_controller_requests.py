@@ -37,7 +37,7 @@ def test_the_latest_request_wins_and_nothing_of_the_others_is_shown(controller, 
     assert reader.asked[-1] == ("window 9", LENGTH - 1) and ("window 8", LENGTH - 1) not in reader.asked
 
 
-def test_results_that_are_on_their_way_when_another_setting_is_asked_for_are_dropped(reader):
+def test_results_that_are_on_their_way_when_another_configuration_is_asked_for_are_dropped(reader):
     mailbox = Mailbox()
     controller = Controller(reader, TEXTS, deliver=mailbox.deliver)
     controller.begin()
@@ -63,7 +63,7 @@ def test_a_newer_request_overtakes_also_the_first_reading(reader):
     controller.close()
 
 
-def test_stopping_leaves_what_is_shown_and_the_same_setting_can_be_asked_for_again(controller, reader):
+def test_stopping_leaves_what_is_shown_and_the_same_configuration_can_be_asked_for_again(controller, reader):
     gate = reader.gates["window 6"] = Gate()
     controller.change(policy="window", window=6)
     assert gate.begun.wait(WAIT)
@@ -111,7 +111,7 @@ def test_an_exception_inside_becomes_one_sentence_and_the_next_request_works(con
     assert is_whole(controller, "window 6")
 
 
-def test_a_setting_that_failed_can_be_tried_again_as_it_is(controller, reader):
+def test_a_configuration_that_failed_can_be_tried_again_as_it_is(controller, reader):
     reader.errors["window 6"] = ValueError("not now")
     ask(controller, policy="window", window=6)
     del reader.errors["window 6"]
@@ -120,7 +120,7 @@ def test_a_setting_that_failed_can_be_tried_again_as_it_is(controller, reader):
 
 
 @pytest.mark.parametrize(("fields", "message"), INVALID)
-def test_a_setting_that_cannot_be_leaves_what_is_shown_with_its_own_name(controller, reader, fields, message):
+def test_a_configuration_that_cannot_be_leaves_what_is_shown_with_its_own_name(controller, reader, fields, message):
     ask(controller, policy="window", window=6)
     count = len(reader.asked)
     ask(controller, **fields)
@@ -132,7 +132,7 @@ def test_a_setting_that_cannot_be_leaves_what_is_shown_with_its_own_name(control
     assert controller.problem == "" and is_whole(controller, "window 5")
 
 
-def test_a_setting_that_cannot_be_stops_what_is_under_way(controller, reader):
+def test_a_configuration_that_cannot_be_stops_what_is_under_way(controller, reader):
     gate = reader.gates["window 6"] = Gate()
     controller.change(policy="window", window=6)
     assert gate.begun.wait(WAIT)
@@ -142,7 +142,7 @@ def test_a_setting_that_cannot_be_stops_what_is_under_way(controller, reader):
     assert controller.wait(WAIT) and is_whole(controller, "dense") and "smaller" in controller.problem
 
 
-def test_reset_leads_out_of_a_setting_that_cannot_be(controller):
+def test_reset_leads_out_of_a_configuration_that_cannot_be(controller):
     ask(controller, policy="sinks", sinks=9, window=8)
     controller.reset()
     assert controller.wait(WAIT) and controller.problem == "" and is_whole(controller, "dense")

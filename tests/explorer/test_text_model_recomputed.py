@@ -16,7 +16,7 @@ from tests.explorer.references import FAMILIES, everything, first, reader, text
 from tests.zoo import build
 
 WINDOW = 12
-SETTING = Configuration(policy="recompute", window=WINDOW)
+CONFIGURATION = Configuration(policy="recompute", window=WINDOW)
 
 
 def whole_map(reading, unit):
@@ -26,7 +26,7 @@ def whole_map(reading, unit):
 
 @pytest.mark.parametrize("name", [*FAMILIES, "gpt2", "mpt"])
 def test_losses_equal_those_of_perplexity_at_the_first_window_and_a_sample_behind_it(name):
-    losses = everything(reader(name), SETTING)["reading"][-1].losses
+    losses = everything(reader(name), CONFIGURATION)["reading"][-1].losses
     curve = perplexity(build(name), text()[None], [Recompute(WINDOW)], samples=None).nll.values[0, 0]
     scored = np.isfinite(losses)
     np.testing.assert_allclose(losses[scored], curve[scored], atol=3e-4)
@@ -37,7 +37,7 @@ def test_losses_equal_those_of_perplexity_at_the_first_window_and_a_sample_behin
 @pytest.mark.filterwarnings("ignore:.*nothing is evicted")
 @pytest.mark.parametrize("tokens", [2, 5, 12, 13, 14, 20])
 def test_texts_shorter_than_the_window_or_little_longer_are_scored_at_every_token(tokens):
-    losses = everything(reader(tokens=tokens), SETTING)["reading"][-1].losses
+    losses = everything(reader(tokens=tokens), CONFIGURATION)["reading"][-1].losses
     curve = perplexity(build("llama"), text(tokens)[None], [Recompute(WINDOW)], samples=None)
     np.testing.assert_allclose(losses, curve.nll.values[0, 0], atol=1e-4)
 
@@ -53,7 +53,7 @@ def test_losses_under_a_normaliser_equal_those_of_perplexity():
 @pytest.mark.parametrize("query", [0, 5, 11, 12, 40, 59])
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss"])
 def test_its_maps_are_the_dense_maps_of_the_window_alone(name, query):
-    reading, begin = first(reader(name), SETTING, query), max(0, query - WINDOW + 1)
+    reading, begin = first(reader(name), CONFIGURATION, query), max(0, query - WINDOW + 1)
     expected = eager_maps(name, {"input_ids": text()[None, begin : query + 1]})[0]
     expected = expected.reshape(-1, *expected.shape[-2:])
     assert (reading.maps.first, reading.maps.length) == (begin, query + 1 - begin)
@@ -64,7 +64,7 @@ def test_its_maps_are_the_dense_maps_of_the_window_alone(name, query):
 
 @pytest.mark.parametrize("query", [0, 30, 59])
 def test_the_guesses_of_the_chosen_query_are_those_of_its_window_and_no_others_are_known(query):
-    guesses = first(reader(), SETTING, query).guesses
+    guesses = first(reader(), CONFIGURATION, query).guesses
     with torch.no_grad():
         window = text()[None, max(0, query - WINDOW + 1) : query + 1]
         shares = build("llama")(window).logits[0, -1].softmax(-1).numpy()
@@ -80,7 +80,7 @@ def test_it_continuation_from_windows_run_afresh(name):
     with torch.no_grad():
         for _ in range(8):
             ids = torch.cat([ids, model(ids[:, -WINDOW:]).logits[:, -1:].argmax(-1)], 1)
-    assert ast.literal_eval(everything(reader(name), SETTING)["continuation"][-1].text) == ids[0, 60:].tolist()
+    assert ast.literal_eval(everything(reader(name), CONFIGURATION)["continuation"][-1].text) == ids[0, 60:].tolist()
 
 
 def test_losses_come_bit_by_bit_and_what_was_given_stays_as_it_was():
@@ -96,8 +96,8 @@ def test_losses_come_bit_by_bit_and_what_was_given_stays_as_it_was():
 
 def test_the_losses_are_not_measured_again_for_another_query():
     model = reader()
-    before = everything(model, SETTING)["reading"][-1].losses
-    again = everything(model, SETTING, 30)
+    before = everything(model, CONFIGURATION)["reading"][-1].losses
+    again = everything(model, CONFIGURATION, 30)
     assert len(again["reading"]) == 1
     np.testing.assert_array_equal(again["reading"][0].losses, before)
     other = everything(model, Configuration(policy="recompute", window=WINDOW + 1))["reading"]

@@ -11,7 +11,7 @@ from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.head_maps import SavedMaps
 from sinkscope.explorer.pixels import FAINTEST, RANKINGS, THUMBNAIL, saved_overview, thumbnails
 from tests.core.eager import eager_maps, entropy
-from tests.explorer.references import FAMILIES, SETTINGS, defined, everything, first, reader, text
+from tests.explorer.references import CONFIGURATIONS, FAMILIES, defined, everything, first, reader, text
 from tests.zoo import build, inputs
 
 
@@ -52,8 +52,8 @@ def test_thumbnails_and_scores_of_the_model_as_it_is_equal_eager_attention(name)
 
 
 @pytest.mark.parametrize("case", ["sinks", "chosen in a layer", "sinks gone from a window", "softmax1"])
-def test_thumbnails_and_scores_under_a_setting_equal_the_definition(case):
-    configuration, definition = SETTINGS[case]
+def test_thumbnails_and_scores_under_a_configuration_equal_the_definition(case):
+    configuration, definition = CONFIGURATIONS[case]
     found, maps = overview("llama", configuration), np.nan_to_num(defined("llama", definition)[1].reshape(8, 60, 60))
     check_thumbnails(found.units, maps)
     check_scores(found.scores, maps)

@@ -15,7 +15,7 @@ from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.head_maps import HeadMaps, SavedMaps
 from sinkscope.explorer.pixels import MapOptions, encoded, numbers_at, pooled, row_of, tile_of
 from tests.explorer.fakes import random_maps
-from tests.explorer.references import SETTINGS, TOKENS, first, reader
+from tests.explorer.references import CONFIGURATIONS, TOKENS, first, reader
 from tests.zoo import build, inputs
 
 CASES = ("dense", "sinks", "sigmoid over sinks", "ReLU", "learned sink")
@@ -23,7 +23,7 @@ CASES = ("dense", "sinks", "sigmoid over sinks", "ReLU", "learned sink")
 
 @cache
 def maps_of(case: str) -> HeadMaps:
-    return first(reader(), SETTINGS[case][0]).maps
+    return first(reader(), CONFIGURATIONS[case][0]).maps
 
 
 def whole(maps: HeadMaps, unit: int = 0, kind: str = "probabilities") -> np.ndarray:
