@@ -8,10 +8,10 @@ import torch
 
 import sinkscope
 from sinkscope import Evict, LearnedSink, Recompute, SinkscopeError, SinkWindow, Softmax1, Window, explore, perplexity
-from sinkscope.explorer.configuration import CONTROLS, Configuration
+from sinkscope.explorer.configuration import CONTROLS, POLICIES, POLICY_NAMES, Configuration, PolicyEntry
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.saving import code_of, view_record
-from tests.explorer.fakes import LENGTH, ask, is_whole
+from tests.explorer.fakes import LENGTH, Gate, ask, is_whole
 from tests.explorer.own_slots import OddKeys, Plain, Squares, TwoSinks
 from tests.explorer.references import TOKENS, defined, everything, first, reader, text
 from tests.zoo import build
@@ -81,6 +81,18 @@ def test_two_policies_of_one_name_are_two(controller, reader):
     assert [name for name, _ in reader.asked] == ["dense", "mine", "mine"]
     ask(controller, policy=Window(6, label="dense"))
     assert len(reader.asked) == 4 and controller.now is not controller.dense
+
+
+def test_a_policy_that_was_stopped_is_read_though_one_of_its_name_is_shown(controller, reader):
+    ask(controller, policy=Window(5, label="mine"))
+    gate = reader.gates["mine"] = Gate()
+    controller.change(policy=Window(6, label="mine"))
+    assert gate.begun.wait(60)
+    controller.cancel()
+    gate.go.set()
+    assert controller.wait(60) and controller.now.reading.configuration.policy == Window(5, label="mine")
+    ask(controller, policy=Window(6, label="mine"))
+    assert controller.now.reading.configuration.policy == Window(6, label="mine")
 
 
 def test_objects_of_tensors_which_cannot_be_compared_are_asked_for_like_any_other(controller, reader):
@@ -192,3 +204,18 @@ def test_re_computation_of_some_layers_which_nothing_does_is_refused_by_name(con
 def test_every_field_has_a_control_and_one_whose_control_is_the_text():
     assert {*CONTROLS} | {"evicted"} == {*vars(Configuration())}
     assert all(control.label and control.tooltip for control in CONTROLS.values())
+
+
+def test_an_entry_in_the_table_is_all_that_a_policy_of_the_list_needs(monkeypatch):
+    entry = PolicyEntry("two sinks", ("window",), lambda asked: TwoSinks(window=asked.window))
+    monkeypatch.setitem(POLICIES, "two", entry)
+    monkeypatch.setitem(POLICY_NAMES, entry.label, "two")  # which follows from the table when it is loaded
+    app = explore(build("llama"), text=text(40))
+    assert app.wait(60)
+    app.controls.fields["window"].value = 9
+    app.controls.fields["policy"].value = "two"
+    assert app.wait(60) and app.controller.name == "two sinks and 9" and app.problem.value == ""
+    assert app.controller.loss.first == 13  # the query behind 2 + 9 tokens, and the token it predicts
+    used = {name for name, widget in app.controls.fields.items() if not widget.disabled}
+    assert used == {"policy", "window", "normaliser"}
+    app.close()
