@@ -18,7 +18,7 @@ from tests.browser.open_notebook import OpenNotebook, opened
 HERE = Path(__file__).parent
 CELLS = ["import sinkscope\nmodel, tokenizer = sinkscope.load()", "app = sinkscope.explore(model, tokenizer)"]
 THE_SINK_GONE = """
-app.looks.ranking.value = "mass"
+app.map_controls.ranking.value = "mass"
 app.controller.choose(app.controller.units.index(next(u for u in app.controller.units if (u.layer, u.head) == (18, 8))))
 app.controller.choose_query(300)
 app.controller.change(kind="window", window=128)

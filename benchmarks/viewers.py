@@ -256,7 +256,7 @@ def explorer(lab: Lab, browser: Browser, tokens: int, limit: float) -> list[str]
             page.wait_for_function(part, timeout=1000 * limit)
             seconds.append(time.perf_counter() - begun)
         received = page.evaluate("bytesSoFar()") - before
-        notebook.wait_for("not app.controller.busy and app._has_still", seconds=limit)
+        notebook.wait_for("not app.controller.busy and app._has_picture", seconds=limit)
         then = within(limit, partial(switched, page, ARROW_DOWN, OTHER_CAPTION))
         page.evaluate("() => jupyterapp.commands.execute('docmanager:save')")
         saved = len(json.dumps(nbformat.read(notebook.path, as_version=4).cells[1].outputs))

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sinkscope.cli import options as given
+from sinkscope.cli import options
 from sinkscope.errors import SinkscopeError
 
 if TYPE_CHECKING:
     import nbformat
 
-WORDS = """# The attention of {name}
+INTRODUCTION = """# The attention of {name}
 
 Run the cell below (Shift+Enter). Pick a head, throw its sink out, and watch the loss climb; give it back and watch it
 recover. `app.close()` ends the explorer, and so does running the cell again."""
 
 
-@given.loads_model
+@options.loads_model
 def explore(
-    model: given.Model = None,
-    text: given.Text = None,
+    model: options.Model = None,
+    text: options.Text = None,
     length: Annotated[
         int | None, typer.Option("--length", min=2, max=2048, help="Tokens shown; 512 of the demo text if left out.")
     ] = None,
@@ -34,7 +34,7 @@ def explore(
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser, or only start.")] = True,
     port: Annotated[int, typer.Option("--port", help="Where JupyterLab listens.")] = 8888,
     *,
-    loading: given.Loading,
+    loading: options.Loading,
 ) -> None:
     """Open JupyterLab on a notebook with the explorer: evict sinks and window tokens live."""
     write_notebook(notebook, code(model, text, length, loading), model or "the demo model")
@@ -44,14 +44,14 @@ def explore(
 
 def code(model: str | None, text: str | None, length: int | None, loading: dict[str, Any]) -> str:
     """The cell that opens the explorer on this model and text."""
-    said = [] if model is None else [repr(model)]
+    arguments = [] if model is None else [repr(model)]
     reads_file = text is not None and not text.startswith("hf:")
     if text is not None:
-        said.append(f"text=Path({text!r})" if reads_file else f"text={text!r}")
-    said += [f"length={length}"] if length is not None else []
-    said += [f"{name}={value!r}" for name, value in loading.items()]
+        arguments.append(f"text=Path({text!r})" if reads_file else f"text={text!r}")
+    arguments += [f"length={length}"] if length is not None else []
+    arguments += [f"{name}={value!r}" for name, value in loading.items()]
     imports = "from pathlib import Path\n\nimport sinkscope\n" if reads_file else "import sinkscope\n"
-    return f"{imports}\napp = sinkscope.explore({', '.join(said)})"
+    return f"{imports}\napp = sinkscope.explore({', '.join(arguments)})"
 
 
 def write_notebook(path: Path, cell: str, name: str) -> None:
@@ -69,11 +69,11 @@ def write_notebook(path: Path, cell: str, name: str) -> None:
             raise SinkscopeError(f"{path} is there already and opens something else; give --notebook another name.")
         return
     new = nbformat.v4
-    made = new.new_notebook(cells=[new.new_markdown_cell(WORDS.format(name=name)), new.new_code_cell(cell)])
-    made.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = new.new_notebook(cells=[new.new_markdown_cell(INTRODUCTION.format(name=name)), new.new_code_cell(cell)])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     with replacing(path, "the notebook") as partial:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(nbformat.writes(made), encoding="utf-8")
+        partial.write_text(nbformat.writes(notebook), encoding="utf-8")
 
 
 def _read(path: Path) -> nbformat.NotebookNode:

@@ -1,14 +1,17 @@
 """The explorer: attention of one text in a notebook, and what becomes of it when keys are taken away.
 
-explore        resolves its arguments and shows an `Explorer`
-app            the widgets; `controls`, `looks`, `canvases`, `losses`, `words` and `streaming_tab` are its parts
-controller     what is asked for, shown and compared, without widgets; it works alone
-text_model     reads the text under a `setting`, and gives `readings`; `worker` does it off the main thread
+launch          `explore`: from a model and a text, or a saved record, to an `Explorer`
+app             the widgets together: `controls` that ask, a `display` with `canvases`, a tab for `streaming`
+controller      what is asked for, shown and compared, without widgets; it works alone
+configuration   what can be asked for, one entry for each control and each policy
+text_model      reads the text under a configuration and gives `results`; `background` does it off the main thread
+head_maps       attention of single heads; `pixels` makes tiles and thumbnails of it
+saving          what is kept: figure, record, code, and a picture in the notebook
 """
 
 from __future__ import annotations
 
 from sinkscope.explorer.app import Explorer
-from sinkscope.explorer.opening import explore
+from sinkscope.explorer.launch import explore
 
 __all__ = ["Explorer", "explore"]

@@ -12,20 +12,16 @@ import ipywidgets as w
 import xarray as xr
 from torch import Tensor
 
-from sinkscope.explorer import words
+from sinkscope.explorer.background import Interrupts, Mailbox
+from sinkscope.explorer.canvases import Message
 from sinkscope.explorer.controller import NEEDS_MODEL, Controller, sentence
-from sinkscope.explorer.controls import Controls
+from sinkscope.explorer.controls import Controls, MapControls
+from sinkscope.explorer.display import STYLE, Pictures, continuations, headline, next_tokens, prices
 from sinkscope.explorer.head_maps import HeadMaps
-from sinkscope.explorer.interrupts import Interrupts
-from sinkscope.explorer.looks import Looks
-from sinkscope.explorer.mailbox import Mailbox
-from sinkscope.explorer.overview import saved_overview
-from sinkscope.explorer.parts import parts_of
-from sinkscope.explorer.pictures import Pictures
-from sinkscope.explorer.save_bar import SaveBar
-from sinkscope.explorer.saving import save_view, view_record
-from sinkscope.explorer.still import NEEDS_KERNEL, still_picture
-from sinkscope.explorer.streaming_tab import StreamingTab
+from sinkscope.explorer.pixels import saved_overview
+from sinkscope.explorer.results import Change
+from sinkscope.explorer.saving import NEEDS_KERNEL, SaveBar, save_view, static_picture, view_record
+from sinkscope.explorer.streaming import StreamingTab
 from sinkscope.explorer.text_model import TextModel
 
 
@@ -55,16 +51,16 @@ class Explorer(w.VBox):
     ) -> None:
         self.streaming: StreamingTab | None = None
         self._mailbox = Mailbox()
-        self._code_text, self._still, self._has_still = code_text, None, False
+        self._code_text, self._picture, self._has_picture = code_text, None, False
         self._shown_in: int | None = None  # number of the cell that displayed it last
         self._interrupts = Interrupts(self._interrupted)
         self.controller = Controller(model, tokens, saved, self._mailbox.deliver, self._changed)
-        self.controls, self.looks = Controls(self.controller), Looks(self.controller)
+        self.controls, self.map_controls = Controls(self.controller), MapControls(self.controller)
         self.pictures = Pictures(self.controller)
         self.headline, self.busy = w.HTML(), w.HTML()
         self._note = f"<i>{escape(note)}</i>" if note else ""
         self.problem = w.HTML(self._note)
-        self.next_tokens, self.goes_on, self.price = w.HTML(), w.HTML(), w.HTML()
+        self.next_tokens, self.continuation, self.price = w.HTML(), w.HTML(), w.HTML()
         self.saving = SaveBar(self.save_to)
         self.streaming = self._streaming_tab(model, long_ids)
         super().__init__(self._laid_out())
@@ -95,12 +91,12 @@ class Explorer(w.VBox):
 
     def close(self) -> None:
         """Stop, and leave nothing behind: no thread, no hook, no model."""
-        self._interrupts.rest()
+        self._interrupts.stop()
         self.controller.close()
         if self.streaming is not None:
             self.streaming.close()
-        for part in parts_of(self):
-            part.close()
+        for widget in descendants(self):
+            widget.close()
         super().close()
 
     def show(self) -> Explorer:
@@ -108,7 +104,7 @@ class Explorer(w.VBox):
         from IPython.display import HTML, display
 
         self._ipython_display_()
-        self._still = display(HTML(""), display_id=True)
+        self._picture = display(HTML(""), display_id=True)
         return self
 
     def _ipython_display_(self) -> None:
@@ -138,16 +134,16 @@ class Explorer(w.VBox):
 
     def _laid_out(self) -> list[w.Widget]:
         wrap = {"flex_flow": "row wrap", "align_items": "flex-start"}
-        said = w.VBox([self.next_tokens, self.goes_on], layout={"flex": "1 1 300px", "min_width": "260px"})
-        consequences = w.Box([self.pictures.losses, said], layout=wrap)
-        heads = w.VBox([self.looks, self.pictures, consequences, self.price, self.saving])
+        predictions = w.VBox([self.next_tokens, self.continuation], layout={"flex": "1 1 300px", "min_width": "260px"})
+        consequences = w.Box([self.pictures.losses, predictions], layout=wrap)
+        heads = w.VBox([self.map_controls, self.pictures, consequences, self.price, self.saving])
         if self.streaming is None:
             tabs = w.Tab([heads], titles=["heads"])
         else:
             tabs = w.Tab([heads, self.streaming], titles=["heads", "streaming"])
             tabs.observe(self._tab_chosen, "selected_index")
         top = w.HBox([self.headline, self.busy], layout={"justify_content": "space-between"})
-        return [w.HTML(words.STYLE), top, self.problem, self.controls, tabs]
+        return [w.HTML(STYLE), top, self.problem, self.controls, tabs]
 
     def _wire(self) -> None:
         controller, pictures = self.controller, self.pictures
@@ -157,12 +153,11 @@ class Explorer(w.VBox):
         pictures.map.on_msg(self._hovered)
         pictures.text.observe(lambda change: controller.choose_query(change["new"]), "query")
         pictures.text.observe(self._tokens_evicted, "evicted")
-        self.looks.ranking.observe(self._ranked, "value")
-        self.saving.button.on_click(lambda _: self._draw_still())
+        self.map_controls.ranking.observe(self._ranked, "value")
+        self.saving.button.on_click(lambda _: self._draw_picture())
         pictures.text.can_evict = controller.model is not None
         pictures.text.why_not = "" if controller.model is not None else NEEDS_MODEL
         self.saving.button.disabled = controller.maps is None
-        self.looks.rest()
 
     def _show_saved(self, maps: HeadMaps) -> None:
         self.controller.now.overview = saved_overview(maps)
@@ -174,26 +169,20 @@ class Explorer(w.VBox):
 
     # --- what the widgets ask ---------------------------------------------------------------------------------------
 
-    def _look_at(self, window: list[int]) -> None:
-        self.controller.show(window=tuple(window) if window else None)
+    def _look_at(self, region: list[int]) -> None:
+        self.controller.show(region=tuple(region) if region else None)
 
     def _tokens_evicted(self, change: dict[str, Any]) -> None:
-        evicted = sorted(change["new"])
-        if evicted != self._struck_out:
-            self.controller.change(kind="chosen", evicted=tuple(evicted))
-
-    @property
-    def _struck_out(self) -> list[int]:
-        """The tokens that the setting evicts one by one."""
-        setting = self.controller.setting
-        return list(setting.evicted) if setting.kind == "chosen" else []
+        evicted = tuple(sorted(change["new"]))
+        if evicted != self.controller.configuration.chosen_tokens:
+            self.controller.change(policy="chosen", evicted=evicted)
 
     def _ranked(self, change: dict[str, Any]) -> None:
         self.pictures.ranking = change["new"]
         self.pictures.draw_order()
 
     def _hovered(self, _: Any, content: dict[str, Any], __: Any) -> None:
-        if content.get("kind") == "hover":
+        if content.get("kind") == Message.HOVER:
             self.pictures.map.answer(content, *self.controller.numbers(int(content["query"]), int(content["key"])))
 
     def _tab_chosen(self, change: dict[str, Any]) -> None:
@@ -205,9 +194,9 @@ class Explorer(w.VBox):
 
     # --- what the controller says -------------------------------------------------------------------------------------
 
-    def _changed(self, what: str) -> None:
+    def _changed(self, change: Change) -> None:
         try:
-            self._draw[what](self)
+            self._draw[change](self)
         except Exception as error:  # a picture that fails must not take the rest with it
             self._say(sentence(error))
 
@@ -219,18 +208,18 @@ class Explorer(w.VBox):
             else "<span role='status'>ready</span>"
         )
         if busy:
-            self._interrupts.watch()
+            self._interrupts.start()
             self._say("")
             if self.streaming is not None and self.streaming.is_playing:
                 self.streaming.pause()
         else:
-            self._interrupts.rest()
+            self._interrupts.stop()
         self.controls.show()
         self.pictures.dim()
 
-    def _draw_setting(self) -> None:
+    def _draw_configuration(self) -> None:
         self.controls.show()
-        self.pictures.text.evicted = self._struck_out
+        self.pictures.text.evicted = list(self.controller.configuration.chosen_tokens)
 
     def _draw_reading(self) -> None:
         self.pictures.draw_head()
@@ -256,9 +245,8 @@ class Explorer(w.VBox):
         self.pictures.draw_query()
         self._draw_words()
 
-    def _draw_view(self) -> None:
-        self.looks.show()
-        self.looks.rest()
+    def _draw_map_options(self) -> None:
+        self.map_controls.show()
         self.pictures.draw_head()
 
     def _draw_problem(self) -> None:
@@ -266,33 +254,45 @@ class Explorer(w.VBox):
         self.pictures.dim()
 
     def _draw_continuation(self) -> None:
-        self.goes_on.value = words.continuations(self.controller)
+        self.continuation.value = continuations(self.controller)
         newest = self.controller.now.continuation
-        if self._still is not None and newest is not None and newest.done and not self._has_still:
-            self._draw_still()
+        if self._picture is not None and newest is not None and newest.done and not self._has_picture:
+            self._draw_picture()
 
     def _draw_price(self) -> None:
-        self.price.value = words.prices(self.controller)
+        self.price.value = prices(self.controller)
 
     def _say(self, problem: str) -> None:
         self.problem.value = f"<b role='alert'>{escape(problem)}</b>" if problem else self._note
 
     def _draw_words(self) -> None:
-        self.headline.value = words.headline(self.controller)
-        self.price.value = words.prices(self.controller)
+        self.headline.value = headline(self.controller)
+        self.price.value = prices(self.controller)
         if self.controller.model is not None:
-            self.next_tokens.value = words.next_tokens(self.controller)
-            self.goes_on.value = words.continuations(self.controller)
+            self.next_tokens.value = next_tokens(self.controller)
+            self.continuation.value = continuations(self.controller)
 
-    def _draw_still(self) -> None:
+    def _draw_picture(self) -> None:
         from IPython.display import HTML
 
-        if self._still is not None:
-            self._has_still = True
-            self._still.update(HTML(still_picture(self.controller)))
+        if self._picture is not None:
+            self._has_picture = True
+            self._picture.update(HTML(static_picture(self.controller)))
 
-    _draw: ClassVar[dict[str, Callable[[Explorer], None]]] = {
-        "busy": _draw_busy, "setting": _draw_setting, "reading": _draw_reading, "overview": _draw_overview,
-        "price": _draw_price, "continuation": _draw_continuation, "view": _draw_view, "unit": _draw_unit,
-        "query": _draw_query, "problem": _draw_problem,
+    _draw: ClassVar[dict[Change, Callable[[Explorer], None]]] = {
+        Change.BUSY: _draw_busy, Change.CONFIGURATION: _draw_configuration, Change.READING: _draw_reading,
+        Change.OVERVIEW: _draw_overview, Change.PRICE: _draw_price, Change.CONTINUATION: _draw_continuation,
+        Change.MAP_OPTIONS: _draw_map_options, Change.UNIT: _draw_unit, Change.QUERY: _draw_query,
+        Change.PROBLEM: _draw_problem,
     }  # fmt: skip
+
+
+def descendants(widget: w.Widget) -> list[w.Widget]:
+    """All widgets that a widget is made of: those inside it, and the layouts and styles of all of them."""
+    found = []
+    for name in widget.keys:
+        value = getattr(widget, name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, w.Widget):
+                found += [part, *descendants(part)]
+    return found

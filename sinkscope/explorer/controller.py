@@ -3,62 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.explorer.comparison import Loss, guesses_at, loss_of
+from sinkscope.explorer.background import Worker
+from sinkscope.explorer.configuration import Configuration, is_same
 from sinkscope.explorer.head_maps import HeadMaps, Unit
-from sinkscope.explorer.overview import RANKINGS
-from sinkscope.explorer.readings import Continuation, Overview, Price, Reading
-from sinkscope.explorer.setting import Setting
+from sinkscope.explorer.pixels import RANKINGS, MapOptions, Tile, numbers_at, row_of, tile_of
+from sinkscope.explorer.results import Change, Loss, Reading, Result, Results, guesses_at, loss_of
 from sinkscope.explorer.text_model import TextModel
-from sinkscope.explorer.view import Tile, View, numbers_at, row_of, tile_of
-from sinkscope.explorer.worker import Worker
 
 NEEDS_MODEL = "this needs the model; a saved record was opened without one"
 SHARPEST_FIRST = ("entropy", "value")  # rankings in which small comes first
 
 
-@dataclass
-class Shown:
-    """All there is of one setting so far.
-
-    Attributes:
-        reading, overview, price, continuation: None until they are there.
-    """
-
-    reading: Reading | None = None
-    overview: Overview | None = None
-    price: Price | None = None
-    continuation: Continuation | None = None
-
-    def take(self, result: Any) -> str:
-        """Keep a result; its name."""
-        name = type(result).__name__.lower()
-        setattr(self, name, result)
-        return name
-
-
 class Controller:
-    """One text, one model, one setting at a time, and what it is compared with: the model as it is.
+    """One text, one model, one configuration at a time, and what it is compared with: the model as it is.
 
     Args:
         model: reads the text; None when only saved maps are looked at.
         tokens: [token] their texts.
         saved: the maps to look at without a model.
         deliver: takes functions to be called where the listener may be called; calls them at once by default.
-        listen: called with the name of what changed: "busy", "setting", "reading", "overview", "price",
-            "continuation", "view", "unit", "query" or "problem".
+        listen: called with what changed.
 
     Attributes:
-        plain: the model as it is.
-        setting: what was asked for last.
-        now: what is there under the setting shown; it may be that of an earlier setting while a new one is read.
+        baseline: the model as it is.
+        configuration: what was asked for last.
+        now: what is there under the configuration shown; it may be an earlier one while a new one is read.
         dense: the same of the model as it is.
-        unit, query, view: what is looked at.
+        unit, query, map_options: what is looked at, and how.
         busy: what is under way, or empty.
         problem: one sentence on what went wrong last, or empty.
     """
@@ -69,12 +46,12 @@ class Controller:
         tokens: list[str],
         saved: HeadMaps | None = None,
         deliver: Callable[[Callable[[], None]], None] = lambda call: call(),
-        listen: Callable[[str], None] = lambda what: None,
+        listen: Callable[[Change], None] = lambda change: None,
     ) -> None:
         self.model, self.tokens, self.saved, self.listen = model, tokens, saved, listen
-        self.plain = self.setting = Setting.of_text(len(tokens))
-        self.now, self.dense = Shown(), Shown()
-        self.unit, self.query, self.view = 0, len(tokens) - 1, View()
+        self.baseline = self.configuration = Configuration.of_text(len(tokens))
+        self.now, self.dense = Results(), Results()
+        self.unit, self.query, self.map_options = 0, len(tokens) - 1, MapOptions()
         self.busy = self.problem = ""
         self._worker = Worker(deliver)
 
@@ -86,25 +63,37 @@ class Controller:
             self._read()
 
     def change(self, **fields: Any) -> None:
-        """Ask for another setting; a sentence in `problem` says why it cannot be, and what is shown stays."""
+        """Ask for another configuration; a sentence in `problem` says why it cannot be, and what is shown stays.
+
+        Args:
+            fields: those of `Configuration` that change. `policy` may be a policy of any class, `normaliser` a
+                normaliser of any class; `kind` is another word for `policy`.
+
+        Raises:
+            SinkscopeError: a field, or a name, that there is not; an object that is no policy or no normaliser.
+        """
         if self.model is None:
             self._tell(NEEDS_MODEL)
             return
-        setting = replace(self.setting, **fields)
-        if setting == self.setting and not self.problem and (self.busy or self._is_shown):
+        if "kind" in fields:
+            fields = {"policy": fields["kind"], **{name: fields[name] for name in fields if name != "kind"}}
+        unknown = fields.keys() - vars(self.baseline).keys()
+        if unknown:
+            raise SinkscopeError(f"{min(unknown)!r} is no control; give some of {', '.join(vars(self.baseline))}.")
+        configuration = replace(self.configuration, **fields)
+        if configuration == self.configuration and not self.problem and (self.busy or self._is_shown):
             return
-        self.setting = setting
-        self.listen("setting")
+        self.configuration = configuration
+        self.listen(Change.CONFIGURATION)
         self._read()
 
     def toggle(self, token: int) -> None:
         """Evict a token, or give it back."""
-        gone = set(self.setting.evicted if self.setting.kind == "chosen" else ()) ^ {token}
-        self.change(kind="chosen", evicted=tuple(sorted(gone)))
+        self.change(policy="chosen", evicted=tuple(sorted({*self.configuration.chosen_tokens} ^ {token})))
 
     def reset(self) -> None:
         """Back to the model as it is."""
-        self.change(**vars(self.plain))
+        self.change(**vars(self.baseline))
 
     def cancel(self) -> None:
         """Stop what is under way; what is shown stays."""
@@ -114,10 +103,10 @@ class Controller:
 
     def close(self) -> None:
         """Stop, and let go of everything that was read."""
-        self.listen = lambda what: None
+        self.listen = lambda change: None
         self.cancel()
         self._worker.join(timeout=10)
-        self.model, self.now, self.dense = None, Shown(), Shown()
+        self.model, self.now, self.dense = None, Results(), Results()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until nothing is under way, where results are delivered at once; False after `timeout` seconds."""
@@ -129,7 +118,7 @@ class Controller:
         """Look at another head."""
         if 0 <= unit < len(self.units) and unit != self.unit:
             self.unit = unit
-            self.listen("unit")
+            self.listen(Change.UNIT)
 
     def choose_query(self, query: int) -> None:
         """Look at another query's row; under re-computation its window is mapped."""
@@ -137,19 +126,19 @@ class Controller:
         if query == self.query:
             return
         self.query = query
-        self.listen("query")
-        if self.setting.kind == "recompute" and self.model is not None:
+        self.listen(Change.QUERY)
+        if self.configuration.is_recomputed and self.model is not None:
             self._read()
 
     def show(self, **fields: Any) -> None:
-        """Show maps in another way (fields of `View`)."""
+        """Show maps in another way (fields of `MapOptions`)."""
         if self.model is None and fields.get("scale") == "logit":
             self._tell("logits need the model; a saved map holds probabilities only")
             return
-        view = replace(self.view, **fields)
-        if view != self.view:
-            self.view = view
-            self.listen("view")
+        options = replace(self.map_options, **fields)
+        if options != self.map_options:
+            self.map_options = options
+            self.listen(Change.MAP_OPTIONS)
 
     @property
     def maps(self) -> HeadMaps | None:
@@ -163,23 +152,25 @@ class Controller:
 
     @property
     def name(self) -> str:
-        """Under which setting the model was that is shown; empty before anything was read."""
+        """The name of the configuration that is shown; empty before anything was read."""
         if self.now.reading is None:
             return "" if self.saved is None else "saved record"
-        return self.now.reading.setting.name
+        return self.now.reading.configuration.name
 
     @property
     def caption(self) -> str:
-        """Which head, and which setting."""
+        """Which head, and which configuration."""
         return f"{self.units[self.unit]} · {self.name}" if self.units else ""
 
     def tile(self) -> Tile | None:
-        """What the view shows of the head."""
-        return None if self.maps is None else tile_of(self.maps, self.unit, self.view)
+        """What the map options show of the head."""
+        return None if self.maps is None else tile_of(self.maps, self.unit, self.map_options)
 
     def row(self) -> Any:
         """The chosen query's row [token], and the ends of its scale; None where there is none."""
-        return None if self.maps is None else row_of(self.maps, self.unit, self.query, self.view, len(self.tokens))
+        if self.maps is None:
+            return None
+        return row_of(self.maps, self.unit, self.query, self.map_options, len(self.tokens))
 
     def numbers(self, query: int, key: int) -> tuple[float | None, float | None]:
         """Exact probability and logit of a cell of the head shown."""
@@ -200,7 +191,7 @@ class Controller:
 
     @property
     def loss(self) -> Loss | None:
-        """What the setting does to perplexity; None where no token was scored under both."""
+        """What the configuration does to perplexity; None where no token was scored under both."""
         dense, now = self.dense.reading, self.now.reading
         return None if dense is None or now is None else loss_of(dense, now)
 
@@ -213,63 +204,69 @@ class Controller:
 
     @property
     def _is_shown(self) -> bool:
-        """Whether what is shown was read under the setting, which is one that can be."""
-        return self.now.reading is not None and self.name == self.setting.name
+        """Whether what is shown was read under the policy and the normaliser that were asked for."""
+        if self.now.reading is None:
+            return False
+        shown, asked = self.now.reading.configuration, self.configuration
+        return all(
+            is_same(*pair)
+            for pair in ((shown.policy_slot, asked.policy_slot), (shown.normaliser_slot, asked.normaliser_slot))
+        )
 
     def _read(self) -> None:
         try:
-            self.setting.check(len(self.tokens))
+            self.configuration.check(len(self.tokens))
         except SinkscopeError as error:
             self.cancel()
             self._tell(str(error))
             return
         self.problem = ""
-        self._worker.submit(self._job(self.setting, self.query), self._take, self._end)
-        self._set_busy(self.setting.name)
+        self._worker.submit(self._job(self.configuration, self.query), self._take, self._end)
+        self._set_busy(self.configuration.name)
 
-    def _job(self, setting: Setting, query: int) -> Any:
-        model, dense, plain = self.model, self.dense, self.plain
+    def _job(self, configuration: Configuration, query: int) -> Any:
+        model, dense, baseline = self.model, self.dense, self.baseline
         known = replace(dense)  # what is there for the job itself: the listener may take what it yields much later
 
-        def as_it_is(is_overtaken: Callable[[], bool]) -> Iterator[tuple[Shown, Any]]:
+        def as_it_is(is_overtaken: Callable[[], bool]) -> Iterator[tuple[Results, Result]]:
             assert model is not None
-            for result in model.read(plain, query, is_overtaken):
+            for result in model.read(baseline, query, is_overtaken):
                 known.take(result)
                 yield dense, result
 
-        def read(is_overtaken: Callable[[], bool]) -> Iterator[tuple[Shown, Any]]:
+        def read(is_overtaken: Callable[[], bool]) -> Iterator[tuple[Results, Result]]:
             assert model is not None
             if known.reading is None:
-                for given in as_it_is(is_overtaken):
-                    yield given
-                    if not setting.is_baseline:  # its reading is what comes first, and enough to compare with
+                for message in as_it_is(is_overtaken):
+                    yield message
+                    if not configuration.is_baseline:  # its reading is what comes first, and enough to compare with
                         break
-            elif setting.is_baseline:
+            elif configuration.is_baseline:
                 yield dense, known.reading
-            if not setting.is_baseline:
-                fresh = Shown()
-                for result in model.read(setting, query, is_overtaken):
+            if not configuration.is_baseline:
+                fresh = Results()
+                for result in model.read(configuration, query, is_overtaken):
                     yield fresh, result
             if known.continuation is None or not known.continuation.done:
                 yield from as_it_is(is_overtaken)
 
         return read
 
-    def _take(self, given: tuple[Shown, Any]) -> None:
-        shown, result = given
-        what = shown.take(result)
-        wanted = shown is self.dense if self.setting.is_baseline else shown is not self.dense
-        if (wanted or self.now.reading is None) and what == "reading":
-            self.now = shown
+    def _take(self, message: tuple[Results, Result]) -> None:
+        results, result = message
+        results.take(result)
+        is_wanted = (results is self.dense) == self.configuration.is_baseline
+        if isinstance(result, Reading) and (is_wanted or self.now.reading is None):
+            self.now = results
             self._fit(result.maps)
-        self.listen(what)
+        self.listen(result.kind)
 
     def _fit(self, maps: HeadMaps) -> None:
         """Look at something that is there."""
         self.unit = min(self.unit, len(maps.units) - 1)
-        window = self.view.window
-        if window and (window[0] < maps.first or max(window[1], window[3]) > maps.first + maps.length):
-            self.view = replace(self.view, window=None)
+        region = self.map_options.region
+        if region and (region[0] < maps.first or max(region[1], region[3]) > maps.first + maps.length):
+            self.map_options = replace(self.map_options, region=None)
 
     def _end(self, problem: BaseException | None) -> None:
         self._set_busy("")
@@ -278,11 +275,11 @@ class Controller:
 
     def _set_busy(self, what: str) -> None:
         self.busy = what
-        self.listen("busy")
+        self.listen(Change.BUSY)
 
     def _tell(self, problem: str) -> None:
         self.problem = problem
-        self.listen("problem")
+        self.listen(Change.PROBLEM)
 
 
 def sentence(problem: BaseException) -> str:

@@ -27,7 +27,7 @@ class Unit:
 
 
 class HeadMaps(ABC):
-    """The maps of one text under one setting.
+    """The maps of one text under one configuration.
 
     Attributes:
         units: all heads, layer by layer.

@@ -1,25 +1,35 @@
-"""The view as a record, a figure, and the lines of code that make it again."""
+"""What is kept of the explorer: its view as a record, a figure and lines of code, and a picture in the notebook."""
 
 from __future__ import annotations
 
+import base64
+import io
 import os
+from collections.abc import Callable, Iterable
+from html import escape
 from pathlib import Path
 from typing import Any
 
+import ipywidgets as w
 import numpy as np
 import xarray as xr
+from matplotlib.figure import Figure
 
 from sinkscope.core.provenance import model_attributes, token_attributes
 from sinkscope.errors import SinkscopeError
-from sinkscope.explorer.comparison import compared
+from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.controller import Controller
-from sinkscope.explorer.setting import Setting
+from sinkscope.explorer.results import compared
 from sinkscope.record import save_record
 from sinkscope.replacing import replacing
 
+NEEDS_KERNEL = "The explorer of sinkscope is here while a kernel runs: run this cell to have it."
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
 
 def view_record(controller: Controller) -> xr.Dataset:
-    """The map of the head shown, one cell a token, with the losses of the setting and of the model as it is.
+    """The map of the head shown, one cell a token, with the losses of the configuration and of the model as it is.
 
     Raises:
         SinkscopeError: nothing was read yet.
@@ -47,7 +57,9 @@ def view_record(controller: Controller) -> xr.Dataset:
         shown = [("dense", dense)] + ([] if reading is dense else [(controller.name, reading)])
         losses = np.stack([each.losses[None] for _, each in shown])
         record["nll"] = (("policy", "sequence", "token"), losses, {"units": "nats"})
-        record = record.assign_coords(policy=[name for name, _ in shown])
+        known = [each.configuration.policy_slot.coordinates for _, each in shown]
+        per_policy = {name: ("policy", [each[name] for each in known]) for name in known[0]}
+        record = record.assign_coords({"policy": [name for name, _ in shown], **per_policy})
     return record.assign_attrs(kind="explored", setting=controller.name, **_provenance(controller, record))
 
 
@@ -59,53 +71,53 @@ def code_of(controller: Controller, text: str | None = None) -> str:
     """
     if controller.model is None or controller.now.reading is None:
         raise SinkscopeError("a saved record was opened without its model, so there is no code that measures it again.")
-    setting, unit = controller.now.reading.setting, controller.units[controller.unit]
+    configuration, unit = controller.now.reading.configuration, controller.units[controller.unit]
     name = model_attributes(controller.model.model)["model"]
     ids = text or f"torch.tensor([{controller.model.ids.tolist()}])"
-    weights = "None" if setting.weights is None else _expression(setting.weights)
+    slots = {"policy": configuration.policy_slot, "normaliser": configuration.normaliser_slot}
     probe = f"sinkscope.Maps(layers=[{unit.layer}], heads=[{unit.head}], resolution=None)"
     lines = [
-        f"# {unit} of {name}, under {setting.name}",
+        f"# {unit} of {name}, under {configuration.name}",
         "import torch",
         "import sinkscope",
+        *_imports(slots.values()),
         "",
         f"model, tokenizer = sinkscope.load()  # or the model that was explored: {name}",
         f"ids = {ids}",
-        f"policy = {_expression(setting.policy)}",
-        f"normaliser = {weights}",
+        *(f"{name} = {_expression(slot)}" for name, slot in slots.items()),
         "",
     ]
-    if setting.kind == "recompute":
+    if configuration.is_recomputed:
         first, stop = controller.now.reading.maps.first, controller.now.reading.maps.first
         stop += controller.now.reading.maps.length
-        slots, seen = "normaliser=normaliser", f"ids[:, {first}:{stop}]"
+        arguments, seen = "normaliser=normaliser", f"ids[:, {first}:{stop}]"
         lines.append(f"# re-computation runs the window of token {stop - 1} as a text of its own")
     else:
-        slots, seen = "policy=policy, normaliser=normaliser", "ids"
+        arguments, seen = "policy=policy, normaliser=normaliser", "ids"
     lines += [
         f"probe = {probe}",
-        f"with torch.no_grad(), sinkscope.attached(model, {slots}, probes=[probe]) as scope:",
+        f"with torch.no_grad(), sinkscope.attached(model, {arguments}, probes=[probe]) as scope:",
         f"    model({seen})",
         'attention_map = scope.array("attention_map")[0, 0, 0]  # [query, key]',
         "",
-        *_perplexities(controller, setting),
+        *_perplexities(controller, configuration),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _perplexities(controller: Controller, setting: Setting) -> list[str]:
-    """Lines that measure the perplexities of the model as it is and under the setting, over the tokens compared."""
+def _perplexities(controller: Controller, configuration: Configuration) -> list[str]:
+    """Lines that measure the perplexities, dense and under the configuration, over the tokens compared."""
     dense, now = controller.dense.reading, controller.now.reading
     assert dense is not None and now is not None
     places = compared(dense, now)
-    is_sample = setting.kind == "recompute" and len(places)
+    is_sample = configuration.is_recomputed and len(places)
     tokens = places.tolist() if is_sample else f"slice({places[0] if len(places) else 1}, None)"
     measured = {"dense": "[sinkscope.Dense()]"}
-    if not setting.is_baseline:
-        measured["changed"] = "[policy], normaliser=normaliser" + ", samples=None" * (setting.kind == "recompute")
+    if not configuration.is_baseline:
+        measured["changed"] = "[policy], normaliser=normaliser" + ", samples=None" * (configuration.is_recomputed)
     lines = [f"tokens = {tokens}  # whose losses are compared"]
-    for name, given in measured.items():
-        lines.append(f"{name} = sinkscope.perplexity(model, ids, {given}).sel(token=tokens)")
+    for name, arguments in measured.items():
+        lines.append(f"{name} = sinkscope.perplexity(model, ids, {arguments}).sel(token=tokens)")
         lines.append(f'print("{name}", float(sinkscope.ppl({name})[0]))')
     return lines
 
@@ -139,8 +151,25 @@ def save_view(controller: Controller, folder: str | os.PathLike[str], text: str 
     return files
 
 
+def _is_ours(slot: Any) -> bool:
+    return type(slot).__module__.split(".")[0] == "sinkscope"
+
+
+def _imports(slots: Iterable[Any]) -> list[str]:
+    """Lines for classes from outside the package: imports, or a comment for those that only a notebook has."""
+    foreign = [type(slot) for slot in slots if slot is not None and not _is_ours(slot)]
+    return [
+        f"# here goes the definition of your class {each.__qualname__}"
+        if each.__module__ == "__main__" or "." in each.__qualname__
+        else f"from {each.__module__} import {each.__name__}"
+        for each in foreign
+    ]
+
+
 def _expression(slot: Any) -> str:
-    return "sinkscope." + repr(slot).replace("-inf", 'float("-inf")')
+    if slot is None:
+        return "None"
+    return ("sinkscope." if _is_ours(slot) else "") + repr(slot).replace("-inf", 'float("-inf")')
 
 
 def _provenance(controller: Controller, record: xr.Dataset) -> dict[str, Any]:
@@ -148,3 +177,53 @@ def _provenance(controller: Controller, record: xr.Dataset) -> dict[str, Any]:
         return {}
     record = record.assign_coords(token_id=(("sequence", "token"), controller.model.ids.cpu().numpy()[None]))
     return {**model_attributes(controller.model.model), **token_attributes(record, controller.model.model)}
+
+
+# --- in the notebook --------------------------------------------------------------------------------------------------
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG file."""
+    target = io.BytesIO()
+    figure.savefig(target, format="png", dpi=110)
+    return target.getvalue()
+
+
+def static_picture(controller: Controller) -> str:
+    """HTML: the view as it is now, in a fold, with its configuration; a sentence where there is none yet."""
+    from sinkscope.figures import explored
+
+    try:
+        picture = png(explored(view_record(controller)))
+    except SinkscopeError as error:
+        return f"<p>{escape(NEEDS_KERNEL)} ({escape(str(error))})</p>"
+    caption, data = escape(controller.caption), base64.b64encode(picture).decode("ascii")
+    return (
+        f"<details><summary>A still picture of the explorer, for reading without a kernel: {caption}</summary>"
+        f'<img alt="attention map and losses: {caption}" style="max-width:100%" src="data:image/png;base64,{data}">'
+        "</details>"
+    )
+
+
+class SaveBar(w.HBox):
+    """Where to save, the button, and what came of it.
+
+    Args:
+        save: writes the view into a folder and gives the files.
+    """
+
+    def __init__(self, save: Callable[[str | os.PathLike[str]], list[Path]]) -> None:
+        self._save = save
+        self.folder = w.Text(value="explored", description="folder", layout={"width": "220px"})
+        self.button = w.Button(description="save view", tooltip="figure, record and code", layout={"width": "100px"})
+        self.status = w.HTML()
+        self.button.on_click(self._clicked)
+        super().__init__([self.folder, self.button, self.status])
+
+    def _clicked(self, _: w.Button) -> None:
+        try:
+            files = self._save(self.folder.value or ".")
+        except SinkscopeError as error:
+            self.status.value = f"<b role='alert'>{escape(str(error))}</b>"
+            return
+        self.status.value = "saved " + ", ".join(escape(str(file)) for file in files)

@@ -1,9 +1,11 @@
-"""A model with a text, read under one setting after the other."""
+"""A model with a text, read under one configuration after the other."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,11 +22,10 @@ from sinkscope.core.probes.base import LayerProbe, Measurements
 from sinkscope.core.readiness import check_decoder, check_unscoped
 from sinkscope.core.scope import attached
 from sinkscope.errors import SinkscopeError
+from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.head_maps import LiveMaps
-from sinkscope.explorer.overview import FIRST, free_scores, thumbnails
-from sinkscope.explorer.readings import Continuation, Guesses, Overview, Price, Reading
-from sinkscope.explorer.setting import Setting
-from sinkscope.explorer.twin import twin_of
+from sinkscope.explorer.pixels import FIRST, free_scores, thumbnails
+from sinkscope.explorer.results import Continuation, Guesses, Overview, Price, Reading, Result
 from sinkscope.streaming.costs.cost import cost
 from sinkscope.streaming.limits import limit_notes
 from sinkscope.streaming.readers import WindowReader, only_last
@@ -37,14 +38,12 @@ WRITTEN_AFRESH = 8  # where every token costs a whole window
 SAMPLED = 32  # tokens scored under re-computation behind the first window
 WINDOW_TOKENS = 1024  # tokens of windows run together
 
-Result = Reading | Overview | Price | Continuation
-
 
 class Overtaken(Exception):
     """Nobody wants the result any more."""
 
 
-class KeepLayers(LayerProbe):
+class LayerRecorder(LayerProbe):
     """Keeps what a map of any head can be made from; measures nothing."""
 
     def __init__(self) -> None:
@@ -56,7 +55,7 @@ class KeepLayers(LayerProbe):
 
 
 class TextModel:
-    """A twin of a model, with a text.
+    """A copy of a model that shares its weights, with a text.
 
     Args:
         model: a decoder with a language head; it is neither changed nor run itself.
@@ -65,7 +64,7 @@ class TextModel:
 
     Attributes:
         original: the model as it was given.
-        model: its twin, the one that is run.
+        model: the copy, which is run in its place.
 
     Raises:
         SinkscopeError: a model that predicts no next token or carries a scope, ids outside its vocabulary, fewer than
@@ -78,18 +77,18 @@ class TextModel:
         if len(ids) < 2:
             raise SinkscopeError("a text of one token has no map and nothing to predict; give two tokens at least.")
         self.original = model
-        self.model = twin_of(model).eval()
+        self.model = copy_sharing_weights(model).eval()
         self.anatomy = find_anatomy(self.model)
         check_vocabulary(self.anatomy.base, ids)
         self.ids = ids.to(next(self.model.parameters()).device)
         self.tokenizer = tokenizer
         self._is_overtaken: Callable[[], bool] = lambda: False
-        self._losses_afresh: tuple[Setting, np.ndarray] | None = None
+        self._losses_afresh: tuple[Configuration, np.ndarray] | None = None
         for part in self.anatomy.parts:
             (part.layer or part.attention).register_forward_pre_hook(self._check)
 
     @torch.no_grad()
-    def read(self, setting: Setting, query: int, is_overtaken: Callable[[], bool]) -> Iterator[Result]:
+    def read(self, configuration: Configuration, query: int, is_overtaken: Callable[[], bool]) -> Iterator[Result]:
         """Read the text: first the `Reading`, then the `Overview`, the `Price`, and more and more `Continuation`.
 
         Args:
@@ -97,12 +96,15 @@ class TextModel:
             is_overtaken: asked before every layer; once it says True nothing more comes.
 
         Raises:
-            SinkscopeError: a setting that this model, or this text, cannot be read under.
+            SinkscopeError: a configuration that this model, or this text, cannot be read under.
         """
         self._is_overtaken = is_overtaken
         try:
-            setting.check(len(self.ids))
-            yield from self._recomputed(setting, query) if setting.kind == "recompute" else self._whole(setting)
+            configuration.check(len(self.ids))
+            if configuration.is_recomputed:
+                yield from self._recomputed(configuration, query)
+            else:
+                yield from self._whole(configuration)
         except Overtaken:
             return
 
@@ -112,29 +114,29 @@ class TextModel:
 
     # --- dense, window, sinks, chosen tokens --------------------------------------------------------------------------
 
-    def _whole(self, setting: Setting) -> Iterator[Result]:
-        notes = limit_notes(self.model, setting.policy, len(self.ids))
-        cache = RollingCache(self.model, setting.policy)
-        logits, maps, record = self._measured(setting, self.ids, cache)
+    def _whole(self, configuration: Configuration) -> Iterator[Result]:
+        notes = limit_notes(self.model, configuration.policy_slot, len(self.ids))
+        cache = RollingCache(self.model, configuration.policy_slot)
+        logits, maps, record = self._measured(configuration, self.ids, cache)
         losses, guesses = self._scored(logits)
-        yield Reading(setting, maps, losses, guesses, record, " ".join(notes))
-        yield self._overview(setting, maps, record)
-        yield self._price(setting)
+        yield Reading(configuration, maps, losses, guesses, record, " ".join(notes))
+        yield self._overview(configuration, maps, record)
+        yield self._price(configuration)
         last = logits[-1].clone()  # alone: a view would keep the logits of the whole text
         del logits
-        yield from self._continuation(setting, self._cached_steps(setting, cache, last), WRITTEN)
+        yield from self._continuation(configuration, self._cached_steps(configuration, cache, last), WRITTEN)
 
-    def _measured(self, setting: Setting, ids: Tensor, cache: RollingCache | None, first: int = 0) -> Any:
+    def _measured(self, configuration: Configuration, ids: Tensor, cache: RollingCache | None, first: int = 0) -> Any:
         """Logits [token, vocabulary], the maps and the record of one forward pass."""
-        keep, policy = KeepLayers(), None if cache is None else setting.policy
-        probes = [keep, SinkMass(first=min(FIRST, len(ids))), Norms()]
-        given: dict[str, Any] = {"use_cache": False}
+        recorder, policy = LayerRecorder(), None if cache is None else configuration.policy_slot
+        probes = [recorder, SinkMass(first=min(FIRST, len(ids))), Norms()]
+        arguments: dict[str, Any] = {"use_cache": False}
         if cache is not None:
-            given = {"past_key_values": cache, "use_cache": True, **cache.positions(len(ids), ids.device)}
-        with attached(self.model, policy=policy, normaliser=setting.weights, probes=probes) as scope:
-            logits = self.model(ids[None], **given).logits[0]
+            arguments = {"past_key_values": cache, "use_cache": True, **cache.positions(len(ids), ids.device)}
+        with attached(self.model, policy=policy, normaliser=configuration.normaliser_slot, probes=probes) as scope:
+            logits = self.model(ids[None], **arguments).logits[0]
             record = scope.record
-        return logits, LiveMaps(keep.layers, self.anatomy.numbers, first), record
+        return logits, LiveMaps(recorder.layers, self.anatomy.numbers, first), record
 
     def _scored(self, logits: Tensor) -> tuple[np.ndarray, Guesses]:
         """Losses [token] of predicting each from those before it, and the guesses at each query."""
@@ -154,47 +156,48 @@ class TextModel:
             shares.append((best.values - total[:, None]).exp().cpu().numpy())
         return losses, Guesses(np.concatenate(ids), np.concatenate(shares))
 
-    def _overview(self, setting: Setting, maps: LiveMaps, record: Any) -> Overview:
+    def _overview(self, configuration: Configuration, maps: LiveMaps, record: Any) -> Overview:
         units, scores = thumbnails(maps.layers, self._check)
-        return Overview(setting, units, scores | free_scores(record))
+        return Overview(configuration, units, scores | free_scores(record))
 
-    def _price(self, setting: Setting) -> Price:
-        undosed = replace(setting, dose=0.0).policy  # a dose leaves the cache as long as it was, and so does a key less
-        found = cost(self.model, undosed if undosed.is_plain else Dense(), len(self.ids))
-        return Price(setting, found.kv_bytes, found.flops_per_token)
+    def _price(self, configuration: Configuration) -> Price:
+        policy = configuration.policy_slot
+        kept = Dense() if policy.coordinates["placement"] else policy  # beside dense layers the cache holds all tokens
+        found = cost(self.model, kept, len(self.ids))
+        return Price(configuration, found.kv_bytes, found.flops_per_token)
 
-    def _cached_steps(self, setting: Setting, cache: RollingCache, last: Tensor) -> Iterator[int]:
-        with attached(self.model, policy=setting.policy, normaliser=setting.weights):
+    def _cached_steps(self, configuration: Configuration, cache: RollingCache, last: Tensor) -> Iterator[int]:
+        with attached(self.model, policy=configuration.policy_slot, normaliser=configuration.normaliser_slot):
             while True:
                 token = last.argmax()
                 yield int(token)
-                given = cache.positions(1, token.device)
-                last = self.model(token[None, None], past_key_values=cache, use_cache=True, **given).logits[0, -1]
+                positions = cache.positions(1, token.device)
+                last = self.model(token[None, None], past_key_values=cache, use_cache=True, **positions).logits[0, -1]
 
     # --- re-computation -----------------------------------------------------------------------------------------------
 
-    def _recomputed(self, setting: Setting, query: int) -> Iterator[Result]:
-        policy = setting.policy
-        assert policy.window is not None
+    def _recomputed(self, configuration: Configuration, query: int) -> Iterator[Result]:
+        policy = configuration.policy_slot
+        assert policy.cache_size is not None
         notes = limit_notes(self.model, policy, len(self.ids))
-        first = max(0, query - policy.window + 1)
-        logits, maps, record = self._measured(setting, self.ids[first : query + 1], None, first)
+        first = max(0, query - policy.cache_size + 1)
+        logits, maps, record = self._measured(configuration, self.ids[first : query + 1], None, first)
         guesses = self._guesses_at(query, logits[-1:])
         known = self._losses_afresh
-        losses = known[1] if known and known[0] == setting else np.full(len(self.ids), np.nan, dtype=np.float32)
+        losses = known[1] if known and known[0] == configuration else np.full(len(self.ids), np.nan, dtype=np.float32)
         note = (
             "re-computation has maps of its own for every query: these are of the window of tokens "
             f"{first} to {query}; its losses are those of the first window and of a sample behind it"
         )
-        reading = Reading(setting, maps, losses, guesses, record, ". ".join([*notes, note]))
+        reading = Reading(configuration, maps, losses, guesses, record, ". ".join([*notes, note]))
         yield reading
-        yield self._overview(setting, maps, record)
-        yield self._price(setting)
-        if known is None or known[0] != setting:
-            for losses in self._losses_recomputed(setting):
+        yield self._overview(configuration, maps, record)
+        yield self._price(configuration)
+        if known is None or known[0] != configuration:
+            for losses in self._losses_recomputed(configuration):
                 yield replace(reading, losses=losses)
-            self._losses_afresh = (setting, losses)
-        yield from self._continuation(setting, self._steps_afresh(setting), WRITTEN_AFRESH)
+            self._losses_afresh = (configuration, losses)
+        yield from self._continuation(configuration, self._steps_afresh(configuration), WRITTEN_AFRESH)
 
     def _guesses_at(self, query: int, logits: Tensor) -> Guesses:
         shape = (len(self.ids), min(RANKS, logits.shape[-1]))
@@ -203,34 +206,46 @@ class TextModel:
         guesses.ids[query], guesses.probabilities[query] = best.indices[0].cpu().numpy(), best.values[0].cpu().numpy()
         return guesses
 
-    def _losses_recomputed(self, setting: Setting) -> Iterator[np.ndarray]:
-        policy, last = setting.policy, len(self.ids) - 1
-        assert policy.window is not None
-        early = np.arange(min(policy.window, last))
-        late = np.linspace(policy.window, last - 1, SAMPLED).astype(int) if policy.window < last else early[:0]
+    def _losses_recomputed(self, configuration: Configuration) -> Iterator[np.ndarray]:
+        policy, last = configuration.policy_slot, len(self.ids) - 1
+        size, normaliser = policy.cache_size, configuration.normaliser_slot
+        assert size is not None
+        early = np.arange(min(size, last))
+        late = np.linspace(size, last - 1, SAMPLED).astype(int) if size < last else early[:0]
         queries = torch.from_numpy(np.union1d(early, late))
-        rows = max(1, WINDOW_TOKENS // policy.window)
+        rows = max(1, WINDOW_TOKENS // size)
         losses = np.full(len(self.ids), np.nan, dtype=np.float32)
-        for step in WindowReader(self.model, self.ids[None], policy, queries, rows, setting.weights).steps():
+        for step in WindowReader(self.model, self.ids[None], policy, queries, rows, normaliser).steps():
             losses = losses.copy()  # what was handed over stays as it was
             losses[step.tokens.numpy()] = step.losses[0].numpy()
             yield losses
 
-    def _steps_afresh(self, setting: Setting) -> Iterator[int]:
-        window, ids = setting.policy.window, self.ids
-        with attached(self.model, normaliser=setting.weights):
+    def _steps_afresh(self, configuration: Configuration) -> Iterator[int]:
+        window, ids = configuration.policy_slot.cache_size, self.ids
+        assert window is not None
+        with attached(self.model, normaliser=configuration.normaliser_slot):
             while True:
-                given = self.model(ids[None, -window:], use_cache=False, **only_last(self.model))  # type: ignore[operator]
-                token = given.logits[0, -1].argmax()
+                outputs = self.model(ids[None, -window:], use_cache=False, **only_last(self.model))
+                token = outputs.logits[0, -1].argmax()
                 yield int(token)
                 ids = torch.cat([ids, token[None]])
 
     # --- continuations ------------------------------------------------------------------------------------------------
 
-    def _continuation(self, setting: Setting, steps: Iterator[int], count: int) -> Iterator[Continuation]:
+    def _continuation(self, configuration: Configuration, steps: Iterator[int], count: int) -> Iterator[Continuation]:
         written: list[int] = []
         for _, token in zip(range(count), steps, strict=False):  # in this order no step is taken that nobody wants
             written.append(token)
             text = str(written) if self.tokenizer is None else self.tokenizer.decode(written)
-            yield Continuation(setting, text, len(written) == count)
+            yield Continuation(configuration, text, len(written) == count)
         steps.close()  # type: ignore[attr-defined]
+
+
+def copy_sharing_weights(model: nn.Module) -> nn.Module:
+    """A copy of a model's modules and configuration that shares its parameters and buffers.
+
+    What is hung on the copy, or set in it, does not touch the model, which another thread may be using; its weights
+    cost nothing again. Training the model trains the copy.
+    """
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    return copy.deepcopy(model, shared)

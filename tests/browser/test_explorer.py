@@ -54,7 +54,7 @@ def notebook(page_of_this_module):
     """The page of all tests here: the model as it is, layer 0, head 0, the last query."""
     page_of_this_module.execute(
         "app.controller.reset(); app.controller.choose(0); app.controller.choose_query(95)\n"
-        "app.controller.show(scale='log', hiding='nothing', window=None); app.pictures.map.view = []"
+        "app.controller.show(scale='log', hiding='nothing', region=None); app.pictures.map.view = []"
     )
     page_of_this_module.wait_for(READY)
     yield page_of_this_module
@@ -79,12 +79,12 @@ def drag(notebook, label, steps, field):
     """Drag the handle of a slider until its field has moved by so many steps, or as far as it goes."""
     box = handle(notebook, label).bounding_box()
     middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    goal = notebook.python(f"app.controller.setting.{field}") + steps
+    goal = notebook.python(f"app.controller.configuration.{field}") + steps
     notebook.page.mouse.move(*middle)
     notebook.page.mouse.down()
     for step in range(1, 80):
         notebook.page.mouse.move(middle[0] + step * (1 if steps > 0 else -1), middle[1])
-        if step % 4 == 0 and notebook.python(f"app.controller.setting.{field}") == goal:
+        if step % 4 == 0 and notebook.python(f"app.controller.configuration.{field}") == goal:
             break
     notebook.page.mouse.up()
     notebook.wait_for(READY)
@@ -124,7 +124,7 @@ def test_dragging_the_sinks_to_none_shows_the_losses_and_the_map_that_the_record
     check_shown(notebook, f"sinkscope.SinkWindow({SINKS}, {WINDOW})", f"sinks {SINKS}+{WINDOW}")
     with_sinks = curves(notebook)["policy"]
     drag(notebook, "sinks", -SINKS, "sinks")
-    assert notebook.python("app.controller.setting.sinks") == 0
+    assert notebook.python("app.controller.configuration.sinks") == 0
     check_shown(notebook, f"sinkscope.SinkWindow(0, {WINDOW})", f"sinks 0+{WINDOW}")
     assert curves(notebook)["named"] == f"sinks 0+{WINDOW}"
     assert np.abs(np.array(curves(notebook)["policy"]) - with_sinks).max() > 1e-3
@@ -136,11 +136,11 @@ def test_a_token_clicked_away_is_evicted_and_given_back(notebook):
     notebook.page.get_by_text("evict / restore").click()
     first = notebook.page.locator(".sinkscope-token").first
     first.click()
-    notebook.wait_for("app.controller.setting.evicted == (0,)")
+    notebook.wait_for("app.controller.configuration.evicted == (0,)")
     notebook.wait_for(READY)
     check_shown(notebook, "sinkscope.Evict([0], start=64, once_read=True)", "evict key 0 from query 64")
     first.click()
-    notebook.wait_for("app.controller.setting.evicted == ()")
+    notebook.wait_for("app.controller.configuration.evicted == ()")
     notebook.wait_for(READY)
     assert notebook.python("app.controller.name") == "dense"
 
@@ -148,7 +148,7 @@ def test_a_token_clicked_away_is_evicted_and_given_back(notebook):
 def test_hiding_the_sink_is_labelled_a_preview_and_leaves_the_model_alone(notebook):
     before = notebook.python("id(app.controller.now.reading)")
     choose(notebook, "preview", "first keys hidden, the rest renormalised")
-    notebook.wait_for("app.controller.view.hiding == 'renormalised'")
+    notebook.wait_for("app.controller.map_options.hiding == 'renormalised'")
     request = notebook.python("app.pictures.map.frame['request']")
     drawn = notebook.drawn(canvas(notebook, "map"), request=request)
     assert "not causal" in drawn.frame["preview"] and (drawn.pixels[:, 0] == 0).all()
@@ -186,7 +186,7 @@ def test_the_keyboard_moves_sliders_and_heads(notebook):
     notebook.wait_for(READY)
     handle(notebook, "sinks").focus()
     notebook.page.keyboard.press("ArrowRight")
-    notebook.wait_for("app.controller.setting.sinks == 5")
+    notebook.wait_for("app.controller.configuration.sinks == 5")
     canvas(notebook, "atlas").focus()
     notebook.page.keyboard.press("ArrowDown")
     notebook.wait_for("app.controller.unit == 4")
@@ -213,12 +213,12 @@ def test_streaming_plays_pauses_and_shows_the_losses_of_both_policies(notebook):
 
 def test_a_view_is_saved_and_opens_again_without_the_model(notebook):
     notebook.page.get_by_role("button", name="save view").click()
-    notebook.wait_for("'view.pdf' in app.saving.said.value")
+    notebook.wait_for("'view.pdf' in app.saving.status.value")
     notebook.execute("saved = sinkscope.explore('explored/view.nc')")
     assert notebook.python("saved.controller.tile().pixels.tolist()") == notebook.python(
         "app.controller.tile().pixels.tolist()"
     )
-    assert notebook.python("'saved record' in saved.problem.value and saved.controls.fields['kind'].disabled")
+    assert notebook.python("'saved record' in saved.problem.value and saved.controls.fields['policy'].disabled")
     notebook.execute("saved.close()")
 
 
@@ -253,7 +253,7 @@ def test_interrupting_the_kernel_stops_the_work_and_the_next_request_is_served(n
 
 
 def test_a_saved_notebook_has_a_picture_for_readers_without_a_kernel(notebook):
-    notebook.wait_for("app._has_still")
+    notebook.wait_for("app._has_picture")
     notebook.save_and_reload()
     import nbformat
 

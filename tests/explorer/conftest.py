@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from sinkscope.explorer.controller import Controller
-from tests.explorer.given import TEXTS, WAIT, Reader
+from tests.explorer.fakes import TEXTS, WAIT, FakeTextModel
 
 
 @pytest.fixture
 def reader():
-    return Reader()
+    return FakeTextModel()
 
 
 @pytest.fixture

@@ -11,15 +11,15 @@ import pytest
 from matplotlib.figure import Figure
 
 from sinkscope import explore, figures, open_record
-from sinkscope.explorer import open_explorers
+from sinkscope.explorer import launch
 from sinkscope.explorer.app import Explorer
+from sinkscope.explorer.configuration import GONE
 from sinkscope.explorer.controller import NEEDS_MODEL
-from sinkscope.explorer.overview import RANKINGS
+from sinkscope.explorer.pixels import RANKINGS, MapOptions
+from sinkscope.explorer.results import Change
 from sinkscope.explorer.saving import view_record
-from sinkscope.explorer.setting import GONE
-from sinkscope.explorer.view import View
 from tests.explorer.hostile import ESCAPED, HOSTILE, QUOTED, Tokenizer, is_harmless, pages
-from tests.explorer.reading import text
+from tests.explorer.references import text
 from tests.zoo import build
 
 REGISTRY = w.widgets.widget._instances
@@ -30,7 +30,7 @@ TOKENS = 60
 def app_of_this_module():
     made = explore(build("llama"), text=text(), tokenizer=Tokenizer("word "))
     assert made.wait(60)
-    open_explorers._OPEN.clear()  # so that no other explorer takes its place
+    launch._OPEN.clear()  # so that no other explorer takes its place
     yield made
     made.close()
 
@@ -43,8 +43,8 @@ def app(app_of_this_module):
     assert made.wait(60)
     made.controller.choose(0)
     made.controller.choose_query(TOKENS - 1)
-    made.controller.show(**vars(View()))
-    made.looks.ranking.value = "layer"
+    made.controller.show(**vars(MapOptions()))
+    made.map_controls.ranking.value = "layer"
     made._say("")
     return made
 
@@ -74,11 +74,11 @@ def set_field(app: Explorer, name: str, value) -> None:
 @pytest.mark.parametrize(
     ("fields", "name"),
     [
-        ([("kind", "window"), ("window", 12)], "window 12"),
-        ([("window", 12), ("kind", "sinks"), ("sinks", 2)], "sinks 2+12"),
-        ([("kind", "sinks"), ("window", 12), ("dose", GONE)], "sinks 4+12, dose -inf"),
-        ([("kind", "sinks"), ("window", 12), ("positions", "original")], "sinks 4+12, original positions"),
-        ([("kind", "recompute"), ("window", 12)], "recompute 12"),
+        ([("policy", "window"), ("window", 12)], "window 12"),
+        ([("window", 12), ("policy", "sinks"), ("sinks", 2)], "sinks 2+12"),
+        ([("policy", "sinks"), ("window", 12), ("dose", GONE)], "sinks 4+12, dose -inf"),
+        ([("policy", "sinks"), ("window", 12), ("positions", "original")], "sinks 4+12, original positions"),
+        ([("policy", "recompute"), ("window", 12)], "recompute 12"),
         ([("dose", -2.0)], "dose -2 on keys 0-3"),
         ([("normaliser", "sigmoid"), ("layers", (1, 1))], "dense; sigmoid, layer 1"),
     ],
@@ -90,18 +90,18 @@ def test_what_the_controls_ask_for_is_shown_everywhere_under_its_name(app, field
     assert belongs_to(app, name) and app.problem.value == ""
     app.controls.reset.click()
     assert app.wait(60) and belongs_to(app, "dense")
-    assert app.controls.fields["kind"].value == "dense" and app.controls.fields["dose"].value == 0.0
+    assert app.controls.fields["policy"].value == "dense" and app.controls.fields["dose"].value == 0.0
 
 
 def test_tokens_are_evicted_in_the_text_and_another_policy_gives_them_back(app):
-    since = app.controller.setting.since
+    since = app.controller.configuration.since
     app.pictures.text.evicted = [5]
     assert app.wait(60) and belongs_to(app, f"evict key 5 from query {since}")
-    assert app.controls.fields["kind"].value == "chosen"
+    assert app.controls.fields["policy"].value == "chosen"
     app.pictures.text.evicted = [5, 9]
     assert app.wait(60) and belongs_to(app, f"evict keys 5 9 from query {since}")
     set_field(app, "window", 12)
-    set_field(app, "kind", "window")
+    set_field(app, "policy", "window")
     assert belongs_to(app, "window 12") and app.pictures.text.evicted == []
     app.pictures.text.evicted = [5, 9]  # the same ones once more
     assert app.wait(60) and belongs_to(app, f"evict keys 5 9 from query {since}")
@@ -112,10 +112,10 @@ def test_tokens_are_evicted_in_the_text_and_another_policy_gives_them_back(app):
 def test_the_pictures_are_those_of_the_controller(app):
     app.pictures.atlas.selected = 5
     app.pictures.map.query = 30
-    app.looks.fields["scale"].value = "linear"
-    app.looks.fields["hiding"].value = "renormalised"
+    app.map_controls.fields["scale"].value = "linear"
+    app.map_controls.fields["hiding"].value = "renormalised"
     controller, frame = app.controller, app.pictures.map.frame
-    assert (controller.unit, controller.query, controller.view.scale) == (5, 30, "linear")
+    assert (controller.unit, controller.query, controller.map_options.scale) == (5, 30, "linear")
     assert app.pictures.text.query == 30
     assert app.pictures.map.pixels == controller.tile().pixels.tobytes() and "not causal" in frame["preview"]
     assert frame["caption"] == "layer 1, head 1 · dense"
@@ -123,19 +123,19 @@ def test_the_pictures_are_those_of_the_controller(app):
     np.testing.assert_array_equal(row, controller.row()[0])
     app.pictures.map.view = [10, 30, 0, 20]
     assert app.pictures.map.frame["query"] == [10, 30] and app.pictures.map.frame["key"] == [0, 20]
-    assert app.looks.fields["hidden"].disabled is False
+    assert app.map_controls.fields["hidden"].disabled is False
 
 
 def test_a_map_that_does_not_cover_the_part_looked_at_is_shown_whole(app):
     app.pictures.map.view = [0, 20, 0, 20]
     set_field(app, "window", 12)
-    set_field(app, "kind", "recompute")
+    set_field(app, "policy", "recompute")
     assert app.pictures.map.view == [] and app.pictures.map.frame["query"] == [48, 60]
 
 
 def test_the_losses_drawn_are_those_of_the_readings(app):
     set_field(app, "window", 12)
-    set_field(app, "kind", "window")
+    set_field(app, "policy", "window")
     dense, now = app.controller.dense.reading.losses, app.controller.now.reading.losses
     for points, losses in zip(app.pictures.chart.data[::2], (dense, now), strict=True):
         np.testing.assert_array_equal(points.x, np.arange(1, TOKENS))
@@ -146,7 +146,7 @@ def test_the_losses_drawn_are_those_of_the_readings(app):
 
 @pytest.mark.parametrize("ranking", RANKINGS)
 def test_heads_stand_in_the_order_of_the_ranking_with_what_they_are_ranked_by(app, ranking):
-    app.looks.ranking.value = ranking
+    app.map_controls.ranking.value = ranking
     scores = app.controller.now.overview.scores["mass" if ranking == "layer" else ranking]
     order = app.pictures.atlas.order
     np.testing.assert_allclose(app.pictures.atlas.scores, scores, rtol=1e-6)
@@ -163,13 +163,15 @@ def test_hovering_is_answered_with_the_exact_numbers_of_the_cell(app, monkeypatc
     assert (sent[0]["probability"], sent[0]["logit"]) == (probability, logit) and sent[1]["hidden"]
 
 
-@pytest.mark.parametrize("fields", [dict(dose=0.5), dict(dose=-30.0), dict(window=10**6), dict(kind="sinks", sinks=30)])
-def test_a_setting_that_no_control_has_does_not_stop_the_controls(app, fields):
+@pytest.mark.parametrize(
+    "fields", [dict(dose=0.5), dict(dose=-30.0), dict(window=10**6), dict(policy="sinks", sinks=30)]
+)
+def test_a_configuration_that_no_control_has_does_not_stop_the_controls(app, fields):
     app.controller.change(**fields)
     assert app.wait(60) and app.problem.value == ""
     if "dose" in fields:
         assert app.controls.fields["dose"].value == fields["dose"]
-    set_field(app, "kind", "window")
+    set_field(app, "policy", "window")
     set_field(app, "window", 12)
     assert app.controller.name == "window 12" and belongs_to(app, "window 12")
 
@@ -184,7 +186,7 @@ def test_while_something_is_read_the_mark_says_what_and_what_is_shown_is_dimmed(
     app.controls.fields["window"].value = 12
     assert app.wait(60)
     hook = app.controller.model.model.model.layers[0].register_forward_hook(wait)
-    app.controls.fields["kind"].value = "window"
+    app.controls.fields["policy"].value = "window"
     assert inside.wait(30)
     assert "window 12" in app.busy.value and "status" in app.busy.value and not app.controls.stop.disabled
     assert app.pictures.map.dimmed and app.pictures.atlas.dimmed and shown(app) == ("dense",) * 3
@@ -198,7 +200,7 @@ def test_while_something_is_read_the_mark_says_what_and_what_is_shown_is_dimmed(
 
 
 def test_an_interrupt_stops_what_is_under_way_and_says_so(app):
-    app.controller.change(kind="window", window=12)
+    app.controller.change(policy="window", window=12)
     app._interrupted()
     assert app.wait(60) and "interrupted" in app.problem.value and shown(app) == ("dense",) * 3
 
@@ -208,7 +210,7 @@ def test_an_exception_inside_is_one_sentence_and_the_rest_works(app):
         raise ValueError(HOSTILE + "\nand more")
 
     hook = app.controller.model.model.model.layers[0].register_forward_hook(fail)
-    app.controller.change(kind="window", window=12)
+    app.controller.change(policy="window", window=12)
     assert app.wait(60) and ESCAPED in app.problem.value and "and more" not in app.problem.value
     assert is_harmless(app.problem.value) and shown(app) == ("dense",) * 3
     hook.remove()
@@ -216,9 +218,13 @@ def test_an_exception_inside_is_one_sentence_and_the_rest_works(app):
     assert belongs_to(app, "window 13") and app.problem.value == ""
 
 
+def test_every_change_of_the_controller_is_drawn():
+    assert set(Explorer._draw) == set(Change)
+
+
 def test_a_picture_that_fails_does_not_take_the_rest_with_it(app, monkeypatch):
     monkeypatch.setattr(app.pictures, "draw_losses", lambda: 1 / 0)
-    app.controller.change(kind="window", window=12)
+    app.controller.change(policy="window", window=12)
     assert app.wait(60) and "ZeroDivisionError" in app.problem.value and "ready" in app.busy.value
 
 
@@ -226,14 +232,14 @@ def test_a_picture_that_fails_does_not_take_the_rest_with_it(app, monkeypatch):
 def test_a_hostile_token_is_only_ever_text(said, tmp_path):
     app = explore(build("llama"), text=text(300), tokenizer=Tokenizer(said), length=40)
     assert app.wait(60)
-    app.controller.change(kind="window", window=12)
+    app.controller.change(policy="window", window=12)
     assert app.wait(60)
     app.streaming.toggle()
     assert app._mailbox.pump(lambda: not app.streaming.is_playing, 60)
     app.saving.folder.value = str(tmp_path / "file" / said)
     (tmp_path / "file").write_text("in the way")
     app.saving.button.click()
-    assert "cannot write" in app.saving.said.value
+    assert "cannot write" in app.saving.status.value
     found = pages(app)
     assert len(found) > 6 and all(map(is_harmless, found)) and said not in "".join(found)
     assert app.pictures.map.tokens == app.pictures.text.tokens == [said] * 40
@@ -247,23 +253,23 @@ def test_saving_says_which_files_were_written_and_a_folder_that_cannot_be_is_one
     monkeypatch.setattr(figures, "explored", lambda record: Figure())  # which takes seconds
     app.saving.folder.value = str(tmp_path / "view")
     app.saving.button.click()
-    assert app.saving.said.value.startswith("saved ") and app.saving.said.value.count(str(tmp_path)) == 5
+    assert app.saving.status.value.startswith("saved ") and app.saving.status.value.count(str(tmp_path)) == 5
     record = open_record(tmp_path / "view" / "view.nc")
     np.testing.assert_array_equal(record.attention_map, view_record(app.controller).attention_map)
     app.saving.folder.value = str(tmp_path / "view" / "view.nc")
     app.saving.button.click()
-    assert "cannot write to" in app.saving.said.value and "alert" in app.saving.said.value
+    assert "cannot write to" in app.saving.status.value and "alert" in app.saving.status.value
 
 
-def test_a_still_picture_is_left_in_the_notebook_once_the_text_was_read_and_with_what_is_saved(
+def test_a_static_picture_is_left_in_the_notebook_once_the_text_was_read_and_with_what_is_saved(
     app, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(figures, "explored", lambda record: Figure())
-    monkeypatch.setattr(app, "_still", SimpleNamespace(update=lambda page: left.append(page.data)))
-    monkeypatch.setattr(app, "_has_still", False)
+    monkeypatch.setattr(app, "_picture", SimpleNamespace(update=lambda page: left.append(page.data)))
+    monkeypatch.setattr(app, "_has_picture", False)
     left: list[str] = []
     for window in (12, 13):
-        app.controller.change(kind="window", window=window)
+        app.controller.change(policy="window", window=window)
         assert app.wait(60)
     app.saving.folder.value = str(tmp_path)
     app.saving.button.click()
@@ -285,7 +291,7 @@ def test_without_a_model_what_needs_one_is_at_rest_and_says_so(app):
     assert all(widget.disabled for widget in saved.controls.fields.values())
     assert saved.controls.reset.disabled and saved.controls.stop.disabled and not saved.saving.button.disabled
     assert not saved.pictures.text.can_evict and saved.pictures.text.why_not == NEEDS_MODEL
-    assert saved.streaming is None and "logit" not in dict(saved.looks.fields["scale"].options).values()
-    saved.controller.change(kind="window")
+    assert saved.streaming is None and "logit" not in dict(saved.map_controls.fields["scale"].options).values()
+    saved.controller.change(policy="window")
     assert NEEDS_MODEL in saved.problem.value
     saved.close()

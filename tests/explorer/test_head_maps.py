@@ -19,10 +19,10 @@ from sinkscope import (
     perplexity,
     save_record,
 )
+from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.head_maps import HeadMaps, SavedMaps, Unit
-from sinkscope.explorer.setting import Setting
 from tests.core.eager import eager_maps
-from tests.explorer.reading import FAMILIES, SETTINGS, TOKENS, defined, first, reader, text
+from tests.explorer.references import CONFIGURATIONS, FAMILIES, TOKENS, defined, first, reader, text
 from tests.zoo import build, inputs
 
 
@@ -39,17 +39,17 @@ def stacked(maps: HeadMaps, kind: str = "probabilities") -> np.ndarray:
 # --- live -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", SETTINGS)
+@pytest.mark.parametrize("case", CONFIGURATIONS)
 def test_maps_of_every_head_equal_the_definition_and_are_nan_exactly_where_a_key_is_not_seen(case):
-    setting, definition = SETTINGS[case]
+    configuration, definition = CONFIGURATIONS[case]
     _, weights, scores = defined("llama", definition)
-    maps = first(reader(), setting).maps
+    maps = first(reader(), configuration).maps
     assert maps.units == [Unit(layer, head) for layer in range(2) for head in range(4)]
     expected = weights.reshape(8, TOKENS, TOKENS)
     np.testing.assert_array_equal(np.isnan(stacked(maps)), np.isnan(expected))
     np.testing.assert_allclose(stacked(maps), expected, atol=2e-5)
     logits, expected = stacked(maps, "logits"), scores.reshape(8, TOKENS, TOKENS)
-    acting = np.isfinite(expected).any((1, 2))  # the reference notes scores where the setting acts
+    acting = np.isfinite(expected).any((1, 2))  # the reference notes scores where the configuration acts
     np.testing.assert_allclose(logits[acting], expected[acting], atol=1e-4)
     np.testing.assert_array_equal(np.isnan(logits), np.isnan(stacked(maps)))
 
@@ -57,7 +57,7 @@ def test_maps_of_every_head_equal_the_definition_and_are_nan_exactly_where_a_key
 @pytest.mark.parametrize("name", [*FAMILIES, "mpt", "bloom", "gptj", "gpt2"])
 def test_dense_maps_equal_eager_attention(name):
     model = reader(name)
-    maps = stacked(first(model, Setting()).maps)
+    maps = stacked(first(model, Configuration()).maps)
     expected = eager_maps(name, {"input_ids": text()[None]})[0].reshape(maps.shape)
     np.testing.assert_allclose(np.nan_to_num(maps), expected, atol=2e-5)
     seen = np.isfinite(maps)
@@ -68,9 +68,11 @@ def test_dense_maps_equal_eager_attention(name):
 @pytest.mark.parametrize("case", ["weaker sinks of a window", "sigmoid over sinks"])
 @pytest.mark.parametrize("name", FAMILIES[1:])
 def test_maps_of_every_family_equal_what_the_maps_probe_measures(name, case):
-    setting, model = SETTINGS[case][0], build(name)
-    maps = stacked(first(reader(name), setting).maps)
-    slots = dict(policy=setting.policy, normaliser=setting.weights, probes=[Maps(resolution=None)])
+    configuration, model = CONFIGURATIONS[case][0], build(name)
+    maps = stacked(first(reader(name), configuration).maps)
+    slots = dict(
+        policy=configuration.policy_slot, normaliser=configuration.normaliser_slot, probes=[Maps(resolution=None)]
+    )
     with torch.no_grad(), attached(model, **slots) as scope:
         model(text()[None])
     expected = scope.record.attention_map.values[0].reshape(maps.shape)
@@ -78,7 +80,7 @@ def test_maps_of_every_family_equal_what_the_maps_probe_measures(name, case):
 
 
 def test_probabilities_are_what_softmax_makes_of_the_logits_with_a_learned_sink():
-    maps, sinks = first(reader("gpt_oss"), Setting()).maps, []
+    maps, sinks = first(reader("gpt_oss"), Configuration()).maps, []
     for layer in build("gpt_oss").model.layers:
         sinks += layer.self_attn.sinks.tolist()
     logits = stacked(maps, "logits")
@@ -90,10 +92,10 @@ def test_probabilities_are_what_softmax_makes_of_the_logits_with_a_learned_sink(
 @pytest.mark.parametrize(
     ("name", "case"),
     [("mpt", "dense"), *((name, "sinks") for name in FAMILIES)]
-    + [("llama", case) for case in SETTINGS if case not in ("sinks", "softmax")],
+    + [("llama", case) for case in CONFIGURATIONS if case not in ("sinks", "softmax")],
 )
 def test_a_part_of_a_map_is_cut_from_the_whole(name, case):
-    maps = first(reader(name), SETTINGS[case][0]).maps
+    maps = first(reader(name), CONFIGURATIONS[case][0]).maps
     for kind in ("probabilities", "logits"):
         complete = whole(maps, 5, kind)
         for rows, columns in ((slice(7, 8), slice(0, 60)), (slice(30, 47), slice(2, 31)), (slice(59, 60), slice(3, 4))):
@@ -158,7 +160,7 @@ def test_pooled_maps_know_the_tokens_of_their_cells(tokens):
 
 @pytest.mark.parametrize(("query", "begin"), [(40, 29), (5, 0)])
 def test_the_saved_map_of_a_window_stands_where_it_stood(query, begin):
-    reading = first(reader(), Setting(kind="recompute", window=12), query)
+    reading = first(reader(), Configuration(policy="recompute", window=12), query)
     record = from_maps(np.nan_to_num(stacked(reading.maps)).reshape(2, 4, query + 1 - begin, -1))
     places = np.arange(begin, query + 1)
     record = record[["attention_map"]].assign_coords(map_query=places, map_key=places, length=("sequence", [60]))

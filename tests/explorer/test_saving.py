@@ -11,25 +11,25 @@ from matplotlib.figure import Figure
 import sinkscope
 import sinkscope.figures
 from sinkscope import SinkscopeError, open_record, save_record
+from sinkscope.explorer.configuration import GONE, Configuration
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.head_maps import SavedMaps
 from sinkscope.explorer.saving import code_of, save_view, view_record
-from sinkscope.explorer.setting import GONE, Setting
 from tests.core.eager import eager_maps
-from tests.explorer.given import random_maps
-from tests.explorer.reading import SETTINGS, TOKENS, reader, text
+from tests.explorer.fakes import random_maps
+from tests.explorer.references import CONFIGURATIONS, TOKENS, reader, text
 from tests.zoo import build
 
 WAIT = 60
 UNIT = 6  # layer 1, head 2
 NAMES = ["view.pdf", "view.svg", "view.png", "view.nc", "view.py"]
 ALIKE = ("no sinks", "softmax", "clipped", "stronger sinks", "chosen in a layer")  # to others that are here
-ASKED = {name: setting for name, (setting, _) in SETTINGS.items() if name not in ALIKE} | {
-    "recompute": Setting(kind="recompute", window=12),
-    "recompute of a short text": Setting(kind="recompute", window=50),
-    "sinks gone under ReLU": Setting(dose=GONE, sinks=2, normaliser="ReLU", layers=(1, 1)),
-    "recompute under softmax1": Setting(kind="recompute", window=12, normaliser="softmax1"),
-    "nothing evicted": Setting(kind="window", window=60),
+ASKED = {name: configuration for name, (configuration, _) in CONFIGURATIONS.items() if name not in ALIKE} | {
+    "recompute": Configuration(policy="recompute", window=12),
+    "recompute of a short text": Configuration(policy="recompute", window=50),
+    "sinks gone under ReLU": Configuration(dose=GONE, sinks=2, normaliser="ReLU", layers=(1, 1)),
+    "recompute under softmax1": Configuration(policy="recompute", window=12, normaliser="softmax1"),
+    "nothing evicted": Configuration(policy="window", window=60),
 }
 
 
@@ -43,13 +43,13 @@ def begun(name: str) -> Controller:
     return made
 
 
-def controller_of(setting: Setting, name: str = "llama", query: int = TOKENS - 1) -> Controller:
-    """One that shows a head under a setting."""
+def controller_of(configuration: Configuration, name: str = "llama", query: int = TOKENS - 1) -> Controller:
+    """One that shows a head under a configuration."""
     made = begun(name)
     made.choose_query(query)
     assert made.wait(WAIT)
-    made.change(**vars(setting))
-    assert made.wait(WAIT) and made.problem == "" and made.name == setting.name
+    made.change(**vars(configuration))
+    assert made.wait(WAIT) and made.problem == "" and made.name == configuration.name
     return made
 
 
@@ -95,14 +95,14 @@ def test_the_code_measures_the_map_and_the_perplexities_that_were_shown(case, lo
 @pytest.mark.parametrize("name", ["gemma2", "gpt_oss", "mpt"])
 def test_the_code_is_right_for_other_families(name, loads_the_tiny_model):
     loads_the_tiny_model(name)
-    controller = controller_of(Setting() if name == "mpt" else SETTINGS["sinks"][0], name)
+    controller = controller_of(Configuration() if name == "mpt" else CONFIGURATIONS["sinks"][0], name)
     fresh: dict = {}
     exec(code_of(controller), fresh)
     np.testing.assert_allclose(fresh["attention_map"], np.nan_to_num(shown_map(controller)), atol=2e-5)
 
 
 def test_the_code_prints_what_it_measured_and_reads_the_text_as_it_was_given(loads_the_tiny_model, capsys):
-    controller = controller_of(SETTINGS["window"][0])
+    controller = controller_of(CONFIGURATIONS["window"][0])
     code = code_of(controller, "torch.tensor([list(range(3, 63))])")
     assert "\nids = torch.tensor([list(range(3, 63))])\n" in code and code.startswith("# layer 1, head 2 of ")
     exec(code_of(controller), {})
@@ -130,13 +130,13 @@ def test_the_record_holds_the_map_and_both_losses_and_opens_again(case, tmp_path
 
 
 def test_the_dense_map_of_the_record_is_that_of_eager_attention():
-    record = view_record(controller_of(Setting()))
+    record = view_record(controller_of(Configuration()))
     expected = eager_maps("llama", {"input_ids": text()[None]})[0, 1, 2]
     np.testing.assert_allclose(record.attention_map.values[0, 0, 0], np.where(np.tri(60), expected, np.nan), atol=1e-5)
 
 
 def test_saving_writes_a_figure_in_three_formats_the_record_and_the_code(tmp_path):
-    controller = controller_of(SETTINGS["window"][0])
+    controller = controller_of(CONFIGURATIONS["window"][0])
     files = save_view(controller, tmp_path / "new" / "folder", "sinkscope.read_tokens(tokenizer, limit=60)")
     assert [file.name for file in files] == NAMES and sorted(files) == sorted((tmp_path / "new/folder").iterdir())
     starts = [b"%PDF", b"<?xml", b"\x89PNG", b"\x89HDF"]
@@ -146,7 +146,7 @@ def test_saving_writes_a_figure_in_three_formats_the_record_and_the_code(tmp_pat
 
 def test_a_home_folder_may_be_named_by_its_sign(tmp_path, monkeypatch, an_empty_figure):
     monkeypatch.setenv("HOME", str(tmp_path))
-    controller = controller_of(Setting())
+    controller = controller_of(Configuration())
     assert save_view(controller, "~/explored")[0] == tmp_path / "explored" / "view.pdf"
     assert len(save_view(controller, "~/explored")) == len(list((tmp_path / "explored").iterdir())) == 5  # and again
 
@@ -155,7 +155,7 @@ def test_a_home_folder_may_be_named_by_its_sign(tmp_path, monkeypatch, an_empty_
 def test_where_no_folder_can_be_nothing_is_written(place, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(SinkscopeError, match="cannot write to"):
-        save_view(controller_of(Setting()), tmp_path / place)
+        save_view(controller_of(Configuration()), tmp_path / place)
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "in the way"
 
@@ -164,7 +164,7 @@ def test_where_no_folder_can_be_nothing_is_written(place, tmp_path):
 def test_a_file_that_cannot_be_written_leaves_no_half_of_itself_behind(name, tmp_path, an_empty_figure):
     (tmp_path / name).mkdir()  # in the way of the file
     with pytest.raises(SinkscopeError, match="cannot write"):
-        save_view(controller_of(Setting()), tmp_path)
+        save_view(controller_of(Configuration()), tmp_path)
     assert {each.name for each in tmp_path.iterdir()} <= set(NAMES)
     before = NAMES[: NAMES.index(name)]
     assert all((tmp_path / each).stat().st_size > 0 for each in before)

@@ -8,9 +8,9 @@ import torch
 
 from sinkscope import Dense, SinkWindow, Window, explore, perplexity
 from sinkscope.explorer.app import Explorer
-from sinkscope.explorer.streaming_tab import SPEEDS
+from sinkscope.explorer.streaming import SPEEDS
 from tests.explorer.hostile import ESCAPED, HOSTILE, is_harmless
-from tests.explorer.reading import text
+from tests.explorer.references import text
 from tests.zoo import build
 
 TOKENS = 300
@@ -145,7 +145,7 @@ def test_reading_and_playing_take_turns(app):
     tab.speed.value = SLOW
     tab.toggle()
     until(app, 128)
-    app.controller.change(kind="window", window=12)
+    app.controller.change(policy="window", window=12)
     assert not tab.is_playing and tab.player.done == [128, 128]
     tab.toggle()
     assert app.controller.busy == "" and tab.is_playing and app.controller.name == "dense"

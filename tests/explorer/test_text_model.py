@@ -1,4 +1,4 @@
-"""A text read under every setting, against what perplexity, generate and the definition in float64 say."""
+"""A text read under every configuration, against what perplexity, generate and the definition in float64 say."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from sinkscope import Dense, SinkCache, SinkscopeError, attached, cost, perplexity
-from sinkscope.explorer.setting import GONE, Setting
+from sinkscope.explorer.configuration import GONE, Configuration
 from sinkscope.explorer.text_model import WRITTEN, TextModel
-from tests.explorer.reading import FAMILIES, SETTINGS, defined, everything, first, reader, text
+from tests.explorer.references import CONFIGURATIONS, FAMILIES, defined, everything, first, reader, text
 from tests.zoo import build
 
 OUTSIDE = ("mpt", "bloom", "gptj")  # the attention interface
@@ -21,28 +21,30 @@ EVERYWHERE = ("window", "weaker sinks of a window", "chosen in a layer", "clippe
 
 def written(results) -> list[int]:
     """The ids of a continuation, which are its text where there is no tokenizer."""
-    return ast.literal_eval(results["Continuation"][-1].text)
+    return ast.literal_eval(results["continuation"][-1].text)
 
 
 @pytest.mark.parametrize(
     ("name", "case"),
-    [("llama", case) for case in SETTINGS] + [(name, case) for name in FAMILIES[1:] for case in EVERYWHERE],
+    [("llama", case) for case in CONFIGURATIONS] + [(name, case) for name in FAMILIES[1:] for case in EVERYWHERE],
 )
 def test_losses_equal_those_of_perplexity(name, case):
-    setting, model = SETTINGS[case][0], reader(name)
-    curve = perplexity(build(name), text()[None], [setting.policy], block=17, normaliser=setting.weights)
-    reading = first(model, setting)
+    configuration, model = CONFIGURATIONS[case][0], reader(name)
+    curve = perplexity(
+        build(name), text()[None], [configuration.policy_slot], block=17, normaliser=configuration.normaliser_slot
+    )
+    reading = first(model, configuration)
     # float32, in blocks of other sizes
     np.testing.assert_allclose(reading.losses, curve.nll.values[0, 0], atol=3e-4)
     assert np.isnan(reading.losses[0]) and np.isfinite(reading.losses[1:]).all()
-    assert reading.setting == setting
+    assert reading.configuration == configuration
 
 
-@pytest.mark.parametrize("case", SETTINGS)
+@pytest.mark.parametrize("case", CONFIGURATIONS)
 def test_losses_and_guesses_equal_the_definition_in_float64(case):
-    setting, definition = SETTINGS[case]
+    configuration, definition = CONFIGURATIONS[case]
     logits, _, _ = defined("llama", definition)
-    reading, shares = first(reader(), setting), logits.softmax(-1).numpy()
+    reading, shares = first(reader(), configuration), logits.softmax(-1).numpy()
     expected = -np.log(shares[np.arange(59), text()[1:]])
     np.testing.assert_allclose(reading.losses[1:], expected, atol=1e-4)
     guesses = reading.guesses
@@ -52,9 +54,9 @@ def test_losses_and_guesses_equal_the_definition_in_float64(case):
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_families_outside_the_attention_interface_are_read_densely(name):
-    results = everything(reader(name), Setting())
+    results = everything(reader(name), Configuration())
     curve = perplexity(build(name), text()[None], [Dense()])
-    np.testing.assert_allclose(results["Reading"][0].losses, curve.nll.values[0, 0], atol=1e-4)
+    np.testing.assert_allclose(results["reading"][0].losses, curve.nll.values[0, 0], atol=1e-4)
     assert list(map(len, results.values())) == [1, 1, 1, WRITTEN]
 
 
@@ -62,7 +64,7 @@ def test_families_outside_the_attention_interface_are_read_densely(name):
 def test_a_dense_continuation_is_that_of_generate(name):
     model, ids = build(name), text()[None]
     expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=WRITTEN, do_sample=False)
-    assert written(everything(reader(name), Setting())) == expected[0, 60:].tolist()
+    assert written(everything(reader(name), Configuration())) == expected[0, 60:].tolist()
 
 
 @pytest.mark.parametrize(("name", "sinks", "window"), [("llama", 0, 20), *((name, 4, 16) for name in FAMILIES)])
@@ -71,8 +73,8 @@ def test_a_continuation_under_sinks_is_that_of_generate_with_a_sink_cache(name, 
     with SinkCache(model, sinks, window) as cache:
         mask = torch.ones_like(ids)
         expected = model.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=24, do_sample=False)
-    kind = "sinks" if sinks else "window"
-    results = everything(reader(name), Setting(kind=kind, sinks=sinks, window=window))
+    policy = "sinks" if sinks else "window"
+    results = everything(reader(name), Configuration(policy=policy, sinks=sinks, window=window))
     assert written(results) == expected[0, 60:].tolist()
 
 
@@ -80,11 +82,11 @@ def test_a_continuation_under_sinks_is_that_of_generate_with_a_sink_cache(name, 
     "case", ["sinks in the text", "sinks gone from a window", "stronger sinks", "chosen", "softmax1 in a layer", "ReLU"]
 )
 def test_a_continuation_is_that_of_whole_forward_passes_without_a_cache(case):
-    setting, model, ids = SETTINGS[case][0], build("llama"), text()[None]
-    with torch.no_grad(), attached(model, policy=setting.policy, normaliser=setting.weights):
+    configuration, model, ids = CONFIGURATIONS[case][0], build("llama"), text()[None]
+    with torch.no_grad(), attached(model, policy=configuration.policy_slot, normaliser=configuration.normaliser_slot):
         for _ in range(8):
             ids = torch.cat([ids, model(ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
-    assert written(everything(reader(), setting))[:8] == ids[0, 60:].tolist()
+    assert written(everything(reader(), configuration))[:8] == ids[0, 60:].tolist()
 
 
 def test_a_continuation_grows_by_a_token_and_only_the_last_is_done():
@@ -92,8 +94,8 @@ def test_a_continuation_grows_by_a_token_and_only_the_last_is_done():
         def decode(self, ids):
             return "".join(chr(97 + each % 26) for each in ids)
 
-    results = everything(reader(tokenizer=Letters()), Setting())["Continuation"]
-    ids = written(everything(reader(), Setting()))
+    results = everything(reader(tokenizer=Letters()), Configuration())["continuation"]
+    ids = written(everything(reader(), Configuration()))
     assert [each.text for each in results] == [Letters().decode(ids[: count + 1]) for count in range(WRITTEN)]
     assert [each.done for each in results] == [False] * (WRITTEN - 1) + [True]
 
@@ -101,31 +103,34 @@ def test_a_continuation_grows_by_a_token_and_only_the_last_is_done():
 def test_no_token_is_computed_that_nobody_asked_for():
     model, passes = reader(), []
     model.model.register_forward_pre_hook(lambda _, args: passes.append(args[0].shape[1]) if args else None)
-    everything(model, Setting())
+    everything(model, Configuration())
     assert passes == [60] + [1] * (WRITTEN - 1)  # the text, and every written token but the last
 
 
 @pytest.mark.parametrize(
-    ("setting", "like"),
+    ("configuration", "like"),
     [
-        (Setting(kind="sinks", sinks=4, window=16), Setting(kind="sinks", sinks=4, window=16)),
-        (Setting(kind="sinks", sinks=4, window=16, dose=-2.0), Setting(kind="sinks", sinks=4, window=16)),
-        (Setting(kind="window", window=20), Setting(kind="window", window=20)),
-        (Setting(kind="window", window=20, layers=(0, 0)), Setting()),  # the other layer keeps all
-        (Setting(kind="chosen", evicted=(3,), since=30), Setting()),
-        (Setting(dose=GONE), Setting()),
-        (Setting(normaliser="sigmoid"), Setting()),
+        (Configuration(policy="sinks", sinks=4, window=16), Configuration(policy="sinks", sinks=4, window=16)),
+        (
+            Configuration(policy="sinks", sinks=4, window=16, dose=-2.0),
+            Configuration(policy="sinks", sinks=4, window=16),
+        ),
+        (Configuration(policy="window", window=20), Configuration(policy="window", window=20)),
+        (Configuration(policy="window", window=20, layers=(0, 0)), Configuration()),  # the other layer keeps all
+        (Configuration(policy="chosen", evicted=(3,), since=30), Configuration()),
+        (Configuration(dose=GONE), Configuration()),
+        (Configuration(normaliser="sigmoid"), Configuration()),
     ],
 )
-def test_the_price_is_that_of_the_cache_the_setting_needs(setting, like):
-    price, expected = everything(reader(), setting)["Price"][0], cost(build("llama"), like.policy, 60)
+def test_the_price_is_that_of_the_cache_the_configuration_needs(configuration, like):
+    price, expected = everything(reader(), configuration)["price"][0], cost(build("llama"), like.policy_slot, 60)
     assert (price.kv_bytes, price.flops) == (expected.kv_bytes, expected.flops_per_token)
 
 
 def test_half_precision_is_read_as_perplexity_reads_it_and_its_maps_are_made_in_full():
-    setting = SETTINGS["sinks"][0]
-    reading = first(TextModel(build("llama", dtype=torch.bfloat16), text()), setting)
-    curve = perplexity(build("llama", dtype=torch.bfloat16), text()[None], [setting.policy])
+    configuration = CONFIGURATIONS["sinks"][0]
+    reading = first(TextModel(build("llama", dtype=torch.bfloat16), text()), configuration)
+    curve = perplexity(build("llama", dtype=torch.bfloat16), text()[None], [configuration.policy_slot])
     np.testing.assert_allclose(reading.losses, curve.nll.values[0, 0], atol=0.05)
     weights = reading.maps.probabilities(3, slice(0, 60), slice(0, 60))
     assert weights.dtype == np.float32
@@ -133,12 +138,12 @@ def test_half_precision_is_read_as_perplexity_reads_it_and_its_maps_are_made_in_
 
 
 def test_a_cache_larger_than_the_text_is_noted():
-    assert "nothing is evicted" in first(reader(), Setting(kind="window", window=60)).note
-    assert first(reader(), Setting(kind="window", window=20)).note == ""
+    assert "nothing is evicted" in first(reader(), Configuration(policy="window", window=60)).note
+    assert first(reader(), Configuration(policy="window", window=20)).note == ""
 
 
-def test_while_a_text_goes_on_the_logits_of_the_whole_are_gone():
-    results = reader(tokens=97).read(Setting(), 96, lambda: False)
+def test_while_a_text_continuation_the_logits_of_the_whole_are_gone():
+    results = reader(tokens=97).read(Configuration(), 96, lambda: False)
     while type(next(results)).__name__ != "Continuation":
         pass
     gc.collect()
@@ -172,40 +177,42 @@ def test_a_model_that_carries_a_scope_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("name", "setting", "message"),
+    ("name", "configuration", "message"),
     [
-        ("gpt2", Setting(kind="sinks", sinks=4, window=16), "learned absolute positions"),
-        ("gpt2", Setting(kind="window", window=16), "learned absolute positions"),
-        ("mpt", Setting(kind="sinks", sinks=4, window=16), "attention interface"),
-        ("bloom", Setting(kind="chosen", evicted=(0,), since=20), "attention interface"),
-        ("gptj", Setting(normaliser="softmax1"), "attention interface"),
-        ("llama4", Setting(), "attends in chunks"),
-        ("llama", Setting(kind="sinks", sinks=8, window=6), "smaller than the 8 sinks"),
-        ("llama", Setting(kind="window", window=0), "cannot be kept"),
-        ("llama", Setting(kind="chosen", evicted=tuple(range(60)), since=20), "all 60 tokens are evicted"),
-        ("llama", Setting(kind="chosen", evicted=(60,), since=20), "token 60 cannot be evicted"),
-        ("llama", Setting(kind="chosen", evicted=(6,), since=60), "the last query is 59"),
-        ("llama", Setting(kind="window", window=20, layers=(1, 4)), "layer 2"),
+        ("gpt2", Configuration(policy="sinks", sinks=4, window=16), "learned absolute positions"),
+        ("gpt2", Configuration(policy="window", window=16), "learned absolute positions"),
+        ("mpt", Configuration(policy="sinks", sinks=4, window=16), "attention interface"),
+        ("bloom", Configuration(policy="chosen", evicted=(0,), since=20), "attention interface"),
+        ("gptj", Configuration(normaliser="softmax1"), "attention interface"),
+        ("llama4", Configuration(), "attends in chunks"),
+        ("llama", Configuration(policy="sinks", sinks=8, window=6), "smaller than the 8 sinks"),
+        ("llama", Configuration(policy="window", window=0), "cannot be kept"),
+        ("llama", Configuration(policy="chosen", evicted=tuple(range(60)), since=20), "all 60 tokens are evicted"),
+        ("llama", Configuration(policy="chosen", evicted=(60,), since=20), "token 60 cannot be evicted"),
+        ("llama", Configuration(policy="chosen", evicted=(6,), since=60), "the last query is 59"),
+        ("llama", Configuration(policy="window", window=20, layers=(1, 4)), "layer 2"),
     ],
 )
-def test_a_setting_that_a_model_cannot_follow_is_one_sentence_and_the_next_one_is_read(name, setting, message):
+def test_a_configuration_that_a_model_cannot_follow_is_one_sentence_and_the_next_is_read(name, configuration, message):
     model = reader(name)
     with pytest.raises(SinkscopeError, match=message) as caught:
-        everything(model, setting)
+        everything(model, configuration)
     assert "\n" not in str(caught.value)
     if name != "llama4":
-        assert np.isfinite(first(model, Setting()).losses[1:]).all()
+        assert np.isfinite(first(model, Configuration()).losses[1:]).all()
 
 
 def test_learned_positions_go_as_far_as_their_table():
     with pytest.raises(SinkscopeError, match="a table of 512 positions"):
-        first(reader("gpt2", 520), Setting())
+        first(reader("gpt2", 520), Configuration())
 
 
-@pytest.mark.parametrize("setting", [Setting(), Setting(kind="recompute", window=20)], ids=lambda each: each.kind)
-def test_weights_that_are_no_numbers_are_named(setting):
+@pytest.mark.parametrize(
+    "configuration", [Configuration(), Configuration(policy="recompute", window=20)], ids=lambda each: each.policy
+)
+def test_weights_that_are_no_numbers_are_named(configuration):
     broken = build("llama")
     with torch.no_grad():
         broken.lm_head.weight[3, 3] = torch.nan
     with pytest.raises(SinkscopeError, match=r"NaN or infinity.*lm_head\.weight"):
-        everything(TextModel(broken, text()), setting)
+        everything(TextModel(broken, text()), configuration)

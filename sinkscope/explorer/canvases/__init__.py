@@ -1,7 +1,144 @@
-"""What the explorer draws in the browser: three widgets whose colours, limits and zoom live in JavaScript."""
+"""What the explorer draws in the browser: three widgets whose colours, limits and zoom live in JavaScript.
 
-from sinkscope.explorer.canvases.atlas import Atlas
-from sinkscope.explorer.canvases.head_map import HeadMap
-from sinkscope.explorer.canvases.token_text import TokenText
+anywidget takes one module per widget as a text, and such a module cannot import a file beside it. So the files that the
+widgets share are joined in front of the widget's own: all of them live in one scope, and no name is used twice. The
+kinds of messages are declared here, and for JavaScript as the object `MESSAGES` in front of each module.
+"""
 
-__all__ = ["Atlas", "HeadMap", "TokenText"]
+from __future__ import annotations
+
+import json
+import math
+from enum import Enum
+from importlib import resources
+from typing import Any
+
+import anywidget
+import traitlets
+
+__all__ = ["Atlas", "HeadMap", "Message", "TokenText"]
+
+SHARED = ["colours.js", "stage.js", "texts.js"]
+STYLE = (resources.files(__package__) / "canvases.css").read_text(encoding="utf-8")
+
+
+class Message(str, Enum):
+    """The kinds of message between a canvas and Python, each a dictionary whose ``kind`` it is."""
+
+    HOVER = "hover"  # query, key, request: the browser asks for the numbers of a cell, and is answered
+
+
+def module(*names: str) -> str:
+    """One ES module: the kinds of messages, the shared files, then the files ``names`` in this order."""
+    kinds = json.dumps({each.name: each.value for each in Message})
+    files = [(resources.files(__package__) / name).read_text(encoding="utf-8") for name in [*SHARED, *names]]
+    return "\n".join([f"const MESSAGES = Object.freeze({kinds});", *files])
+
+
+def finite(value: float | None) -> float | None:
+    """``value`` as a float, or None where it is infinite or not a number: JSON has neither."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+class Atlas(anywidget.AnyWidget):
+    """Thumbnails of the attention of all heads; click, arrow keys, Home and End select one.
+
+    Set ``pixels`` and ``frame`` together inside ``with atlas.hold_sync():``.
+
+    pixels: uint8 [unit, side, side] as bytes; a unit is a head's place in the labels; rows are queries, the first on
+        top; 1 to 255 run along the colour scale, 0 is not seen.
+    frame: ``side``, ``labels`` (one per unit), ``columns`` (heads per row), ``request`` (rising integer), ``caption``.
+    order: the units in the order shown, row by row.
+    scores: one number per unit, called ``score_name``, shown on hover and read out with the label; – if not finite.
+    selected: the unit selected.
+    dimmed: what is shown is stale, a new run is under way.
+    """
+
+    _esm = module("atlas.js")
+    _css = STYLE
+
+    pixels = traitlets.Bytes(b"").tag(sync=True)
+    frame = traitlets.Dict().tag(sync=True)
+    order = traitlets.List(traitlets.CInt()).tag(sync=True)
+    scores = traitlets.List(traitlets.CFloat(allow_none=True)).tag(sync=True)
+    score_name = traitlets.Unicode("").tag(sync=True)
+    selected = traitlets.Int(0).tag(sync=True)
+    dimmed = traitlets.Bool(False).tag(sync=True)
+
+    @traitlets.validate("scores")
+    def _only_what_json_carries(self, proposal: Any) -> list[float | None]:
+        return [finite(score) for score in proposal.value]
+
+
+class HeadMap(anywidget.AnyWidget):
+    """Queries downwards, keys to the right. The browser holds one tile; another one is asked for through ``view``.
+
+    Set ``pixels`` and ``frame`` together inside ``with head_map.hold_sync():``.
+
+    pixels: uint8 [rows, cols] as bytes, the tile: 1 to 255 from ``low`` to ``high``, 0 where the key is not seen.
+    frame: ``rows``, ``cols``; ``query`` [q0, q1] and ``key`` [k0, k1], the half-open token ranges the tile covers;
+        ``length`` of the text in tokens; ``low`` and ``high``, the values of 1 and 255 on the shown scale, in ``unit``;
+        ``scale`` ("log", "linear" or "logit"), ``unit`` ("probability", "logit" or "log10 probability"); ``diverging``
+        (colours centred on zero); ``request`` (rising integer), ``caption``; ``preview``, shown over the map if not "".
+    tokens: the text of every token, "" where unknown.
+    view: [q0, q1, k0, k1], the part shown; empty is everything. The browser sets it after zoom and pan and shows the
+        old tile until one that covers it comes; Python sets it to [] to show everything. It empties itself when
+        a frame of another length is set.
+    query: the chosen query.
+    dimmed: what is shown is stale, a new run is under way.
+
+    Messages: the browser sends ``{"kind": Message.HOVER, "query", "key", "request"}`` and is answered by ``answer``.
+    """
+
+    _esm = module("map_view.js", "map_drawing.js", "head_map.js")
+    _css = STYLE
+
+    pixels = traitlets.Bytes(b"").tag(sync=True)
+    frame = traitlets.Dict().tag(sync=True)
+    tokens = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    view = traitlets.List(traitlets.Int()).tag(sync=True)
+    query = traitlets.Int(0).tag(sync=True)
+    dimmed = traitlets.Bool(False).tag(sync=True)
+
+    @traitlets.observe("frame")
+    def _forget_the_view_of_another_text(self, change: Any) -> None:
+        if change.old and change.old.get("length") != change.new.get("length"):
+            self.view = []
+
+    def answer(self, question: dict[str, Any], probability: float | None, logit: float | None) -> None:
+        """Answer a hover question, as it came, with its cell's exact numbers; None twice says the key is not seen."""
+        if probability is None and logit is None:
+            self.send({**question, "hidden": True})
+        else:
+            self.send({**question, "probability": finite(probability), "logit": finite(logit)})
+
+
+class TokenText(anywidget.AnyWidget):
+    """Every token can be chosen as the query or evicted, by a click or from the keyboard.
+
+    Set ``values`` and ``frame`` together inside ``with token_text.hold_sync():``.
+
+    tokens: the text of every token, "" where unknown.
+    values: float32 [token], little-endian, as bytes: what the chosen query gives each key, in ``unit`` before the
+        scale, so a probability stays one when the scale is "log"; NaN where the key is not seen.
+    frame: ``query``; ``scale`` ("log" or "linear"); ``unit`` ("probability" or "logit"; "log10 " in front is ignored);
+        ``low`` and ``high`` on the shown scale, so log10 of the value when it is "log"; ``request``, ``caption``.
+    query: the chosen query.
+    evicted: the tokens evicted, rising.
+    mode: "query" or "evict", what a click does; with Alt it does the other one.
+    can_evict: whether tokens can be evicted; if not, ``why_not`` says why.
+    dimmed: what is shown is stale, a new run is under way.
+    """
+
+    _esm = module("text_bars.js", "token_text.js")
+    _css = STYLE
+
+    tokens = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    values = traitlets.Bytes(b"").tag(sync=True)
+    frame = traitlets.Dict().tag(sync=True)
+    query = traitlets.Int(0).tag(sync=True)
+    evicted = traitlets.List(traitlets.Int()).tag(sync=True)
+    mode = traitlets.Enum(["query", "evict"], "query").tag(sync=True)
+    can_evict = traitlets.Bool(True).tag(sync=True)
+    why_not = traitlets.Unicode("").tag(sync=True)
+    dimmed = traitlets.Bool(False).tag(sync=True)

@@ -47,7 +47,7 @@ function buildMap(root) {
   };
   const zoomIn = button("+", "zoom in");
   const zoomOut = button("−", "zoom out");
-  const zoomAll = button("all", "show the whole map");
+  const zoomAll = button("reset zoom", "show the whole map");
   const stage = element("div", "sinkscope-stage", root);
   const canvas = element("canvas", "sinkscope-canvas", stage);
   const ribbon = element("div", "sinkscope-ribbon", stage);
@@ -118,12 +118,12 @@ function askNumbers(map) {
     map.pause = 0;
     if (!map.hovered) return;
     const [query, key] = map.hovered;
-    map.model.send({ kind: "hover", query, key, request: map.model.get("frame").request });
+    map.model.send({ kind: MESSAGES.HOVER, query, key, request: map.model.get("frame").request });
   }, HOVER_PAUSE);
 }
 
 function takeNumbers(map, message) {
-  if (message?.kind !== "hover" || !map.hovered) return;
+  if (message?.kind !== MESSAGES.HOVER || !map.hovered) return;
   const elsewhere = message.query !== map.hovered[0] || message.key !== map.hovered[1];
   const earlier = message.request !== undefined && message.request !== map.model.get("frame").request;
   if (elsewhere || earlier) return;

@@ -8,7 +8,7 @@ from importlib import resources
 
 import pytest
 
-from sinkscope.explorer.canvases import Atlas, HeadMap, TokenText
+from sinkscope.explorer.canvases import Atlas, HeadMap, Message, TokenText
 
 FILES = [path for path in resources.files("sinkscope.explorer.canvases").iterdir() if path.name.endswith(".js")]
 
@@ -19,6 +19,13 @@ def test_no_name_is_declared_twice_in_a_module_that_is_joined(widget):
     assert {"lifetime", "visible", "frameTable"} <= set(declared)
     assert [name for name, count in Counter(declared).items() if count > 1] == []
     assert str(widget._esm).count("export default") == 1
+
+
+def test_the_kinds_of_messages_are_declared_in_python_and_javascript_names_no_others():
+    sources = "".join(path.read_text(encoding="utf-8") for path in FILES)
+    assert set(re.findall(r"MESSAGES\.(\w+)", sources)) == {each.name for each in Message}
+    assert not re.search(r"""kind\W+["']""", sources)
+    assert 'const MESSAGES = Object.freeze({"HOVER": "hover"});\n' in str(HeadMap._esm)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

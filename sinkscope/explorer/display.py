@@ -1,0 +1,306 @@
+"""What is shown of a controller: the canvases, the chart of the losses, and the numbers in words.
+
+Words are HTML in which every token and every name is escaped.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+import ipywidgets as w
+import numpy as np
+import plotly.graph_objects as go
+
+from sinkscope.explorer.canvases import Atlas, HeadMap, TokenText
+from sinkscope.explorer.controller import Controller
+from sinkscope.explorer.pixels import RANKINGS
+from sinkscope.explorer.results import Continuation, Price
+from sinkscope.figures.style import BLUE, VERMILION
+
+WIDEST_ROW = 12  # heads in a row of the overview, where rows are layers
+SMOOTH = 16  # tokens in a running mean
+DENSE, CHANGED = BLUE, VERMILION
+GREY = "#808080"  # legible on light and dark pages
+WIDTH, HEIGHT = 560, 230  # pixels; left to itself plotly measures a box that is not laid out yet
+STYLE = """<style>
+.sinkscope-app table.sinkscope-next td, .sinkscope-app table.sinkscope-next th {padding: 0 6px; text-align: left;}
+.sinkscope-app table.sinkscope-next caption {text-align: left; font-weight: bold;}
+.sinkscope-app .sinkscope-continuation p {margin: 2px 0 0 12px; text-indent: -12px;}
+.sinkscope-app .widget-html-content {line-height: 1.35; overflow-wrap: anywhere;}
+</style>"""
+VISIBLE = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"})
+
+
+class Pictures(w.Box):
+    """Overview, map and text of one head, side by side where there is room.
+
+    Args:
+        controller: what is drawn.
+
+    Attributes:
+        atlas, map, text: the canvases.
+        losses: where the chart of the losses stands; it is made with the first losses, as it takes a browser seconds.
+        ranking: by what heads are ordered.
+    """
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller, self._request = controller, 0
+        self.ranking, self.chart = "layer", None
+        self.atlas = Atlas(layout={"flex": "0 0 auto", "width": "210px"})
+        self.map = HeadMap(tokens=controller.tokens, layout={"flex": "0 1 440px", "min_width": "340px"})
+        self.text = TokenText(tokens=controller.tokens, layout={"flex": "1 1 300px", "min_width": "280px"})
+        self.losses = w.Box([], layout={"width": f"{WIDTH}px", "height": f"{HEIGHT + 6}px", "flex": "0 0 auto"})
+        self.map.query = self.text.query = controller.query
+        children = [self.atlas, self.map, self.text]
+        super().__init__(children, layout={"flex_flow": "row wrap", "align_items": "flex-start"})
+
+    def draw_head(self) -> None:
+        """The map and the row of the head shown."""
+        self.atlas.selected = self._controller.unit
+        self._draw_map()
+        self.draw_row()
+
+    def draw_query(self) -> None:
+        """The chosen query, everywhere."""
+        query = self._controller.query
+        self.map.query = self.text.query = query
+        self.draw_row()
+        if self.chart is not None and self.chart.layout.shapes:
+            self.chart.layout.shapes[0].update(x0=query, x1=query)
+
+    def draw_row(self) -> None:
+        """The chosen query's row; empty where the map has no such query."""
+        controller, row = self._controller, self._controller.row()
+        if controller.maps is None:
+            return
+        values, low, high = np.full(len(controller.tokens), np.nan), 0.0, 1.0
+        if row is not None:
+            values, low, high = row[0], row[1].low, row[1].high
+        frame = {
+            "query": controller.query,
+            "scale": "log" if controller.map_options.scale == "log" else "linear",
+            "unit": "logit" if controller.map_options.scale == "logit" else "probability",
+            "low": low,
+            "high": high,
+            "request": self._next_request(),
+            "caption": f"{controller.caption} · query {controller.query}",
+        }
+        with self.text.hold_sync():
+            self.text.values, self.text.frame = values.astype("<f4").tobytes(), frame
+
+    def draw_overview(self, units: np.ndarray) -> None:
+        """All heads: bytes [unit, side, side]."""
+        heads = len({unit.head for unit in self._controller.units})
+        frame = {
+            "side": units.shape[-1],
+            "labels": [str(unit) for unit in self._controller.units],
+            "columns": heads if heads <= WIDEST_ROW else 2 * WIDEST_ROW,
+            "request": self._next_request(),
+            "caption": self._controller.name,
+        }
+        with self.atlas.hold_sync():
+            self.atlas.pixels, self.atlas.frame = units.tobytes(), frame
+        self.draw_order()
+
+    def draw_order(self) -> None:
+        """Heads in the order of the ranking, with what they are ranked by; by layer, with their sink mass."""
+        scores, ranking = self._controller.scores(self.ranking), self.ranking
+        if scores is None:
+            scores, ranking = self._controller.scores("mass"), "mass"
+        with self.atlas.hold_sync():
+            self.atlas.order = self._controller.ranked(self.ranking)
+            self.atlas.scores = [] if scores is None else scores.tolist()
+            self.atlas.score_name = RANKINGS[ranking]
+
+    def draw_losses(self) -> None:
+        """The losses of the configuration shown beside those of the model as it is."""
+        controller = self._controller
+        dense, now = controller.dense.reading, controller.now.reading
+        if dense is None or now is None:
+            return
+        if self.chart is None:
+            self.chart = loss_figure()
+            self.losses.children = [self.chart]
+        draw_losses(self.chart, dense.losses, None if now is dense else now.losses, controller.name, controller.query)
+
+    def dim(self) -> None:
+        """Mark what belongs to another configuration than the one that is being read."""
+        controller = self._controller
+        reading, overview = controller.now.reading, controller.now.overview
+        asked, is_busy = controller.configuration, bool(controller.busy)
+        self.map.dimmed = self.text.dimmed = is_busy and (reading is None or reading.configuration != asked)
+        self.atlas.dimmed = is_busy and (overview is None or overview.configuration != asked)
+
+    def _draw_map(self) -> None:
+        tile, options = self._controller.tile(), self._controller.map_options
+        if tile is None:
+            return
+        preview = f"{options.preview} · {tile.left:.1%} of the attention is left" if options.preview else ""
+        frame: dict[str, Any] = {
+            "rows": tile.pixels.shape[0],
+            "cols": tile.pixels.shape[1],
+            "query": list(tile.query),
+            "key": list(tile.key),
+            "length": len(self._controller.tokens),
+            "low": tile.limits.low,
+            "high": tile.limits.high,
+            "scale": options.scale,
+            "unit": tile.limits.unit,
+            "diverging": tile.limits.diverging,
+            "request": self._next_request(),
+            "caption": self._controller.caption,
+            "preview": preview,
+        }
+        if options.region is None:
+            self.map.view = []
+        with self.map.hold_sync():
+            self.map.pixels, self.map.frame = tile.pixels.tobytes(), frame
+
+    def _next_request(self) -> int:
+        self._request += 1
+        return self._request
+
+
+# --- the chart of the losses ------------------------------------------------------------------------------------------
+
+
+def loss_figure() -> go.FigureWidget:
+    """An empty chart: losses of single tokens as points, running means as lines."""
+    figure = go.FigureWidget()
+    for name, colour, symbol, dash in (("dense", DENSE, "circle", "solid"), ("policy", CHANGED, "diamond", "dash")):
+        points = {"color": colour, "size": 3, "opacity": 0.45, "symbol": symbol}
+        figure.add_scatter(x=[], y=[], mode="markers", marker=points, name=f"{name}: each token", showlegend=False)
+        figure.add_scatter(x=[], y=[], mode="lines", line={"color": colour, "width": 2, "dash": dash}, name=name)
+    lay_out(figure, WIDTH, HEIGHT, {"l": 50, "r": 10, "t": 26, "b": 36})
+    figure.update_layout(hovermode="x")
+    figure.update_xaxes(title="token")
+    figure.update_yaxes(title="loss (nats)", rangemode="tozero")
+    return figure
+
+
+def lay_out(figure: go.FigureWidget, width: int, height: int, margin: dict[str, int]) -> None:
+    """Give a chart its size in pixels, and the colours that suit light and dark pages."""
+    figure.update_layout(
+        width=width,
+        height=height,
+        margin=margin,
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"size": 11, "color": GREY},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+    )
+    axis = {"gridcolor": "rgba(128,128,128,0.25)", "zeroline": False}
+    figure.update_xaxes(**axis)
+    figure.update_yaxes(**axis)
+
+
+def vertical_line(place: float, **line: Any) -> dict[str, Any]:
+    """A line across the whole height of a chart, as plotly has shapes."""
+    across = {"yref": "paper", "y0": 0, "y1": 1}
+    return {"type": "line", "x0": place, "x1": place, **across, "line": {"color": GREY, "width": 1, **line}}
+
+
+def draw_losses(figure: Any, dense: np.ndarray, changed: np.ndarray | None, name: str, query: int) -> None:
+    """Show losses [token]; `changed` is None where nothing but the model as it is was read.
+
+    Args:
+        name: of the configuration.
+        query: the chosen token, marked by a line.
+    """
+    pairs = [(dense, "dense"), (np.full(0, np.nan) if changed is None else changed, name)]
+    with figure.batch_update():
+        for place, (losses, label) in enumerate(pairs):
+            points, line = figure.data[2 * place], figure.data[2 * place + 1]
+            seen = np.flatnonzero(np.isfinite(losses))
+            points.x, points.y = seen.tolist(), losses[seen].tolist()
+            means = running_mean(losses[seen])
+            line.x, line.y, line.name = seen.tolist(), means.tolist(), label
+            line.showlegend = bool(len(seen))
+        figure.layout.shapes = [vertical_line(query)]
+
+
+def running_mean(values: np.ndarray, width: int = SMOOTH) -> np.ndarray:
+    """The mean of each value and up to `width - 1` before it."""
+    sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    last = np.arange(1, len(values) + 1)
+    first = np.maximum(0, last - width)
+    return (sums[last] - sums[first]) / (last - first)
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def token_text(controller: Controller, token: int) -> str:
+    """The text of a token of the vocabulary, its white space made visible; not escaped."""
+    tokenizer = None if controller.model is None else controller.model.tokenizer
+    return f"#{token}" if tokenizer is None else tokenizer.decode([token]).translate(VISIBLE)
+
+
+def headline(controller: Controller) -> str:
+    """The configuration shown, and what it does to perplexity."""
+    name, loss = escape(controller.name), controller.loss
+    if controller.now.reading is None:
+        return f"<b>{name}</b>" if controller.saved is not None else "<b>reading the text …</b>"
+    note = f"<br><i>{escape(controller.now.reading.note)}.</i>" if controller.now.reading.note else ""
+    if loss is None or controller.now is controller.dense:
+        only = "" if loss is None else f": perplexity {loss.dense:.2f} over {loss.tokens:,} tokens"
+        return f"Shown: <b>{name}</b>{only}{note}"
+    return (
+        f"Shown: <b>{name}</b>: perplexity <b>{loss.changed:.2f}</b> against {loss.dense:.2f} dense "
+        f"(× {loss.changed / loss.dense:.2f}), over the same {loss.tokens:,} tokens from {loss.first:,} on{note}"
+    )
+
+
+def next_tokens(controller: Controller) -> str:
+    """The likeliest next tokens at the chosen query as a table, dense beside the configuration."""
+    rows = controller.guesses()
+    at = f"next token after token {controller.query}"
+    if not rows:
+        return f"<b>{at}</b><br>not read under {escape(controller.name)}"
+    same = controller.now is controller.dense
+    columns = [("dense", DENSE, 1)] + ([] if same else [(controller.name, CHANGED, 2)])
+    head = "".join(f"<th>{escape(name)}</th>" for name, _, _ in columns)
+    body = "".join(
+        f"<tr><td><code>{escape(token_text(controller, row[0]))}</code></td>"
+        + "".join(f"<td>{_bar(row[place], colour)}</td>" for _, colour, place in columns)
+        + "</tr>"
+        for row in rows
+    )
+    return f"<table class='sinkscope-next'><caption>{at}</caption><tr><th>token</th>{head}</tr>{body}</table>"
+
+
+def continuations(controller: Controller) -> str:
+    """The greedy continuations of the text, dense beside the configuration."""
+    pairs = [("dense", controller.dense.continuation)]
+    if controller.now is not controller.dense:
+        pairs.append((controller.name, controller.now.continuation))
+    lines = "".join(f"<p><i>{escape(name)}:</i> {_so_far(each)}</p>" for name, each in pairs)
+    return f"<div class='sinkscope-continuation'><b>greedy continuation</b>{lines}</div>"
+
+
+def _so_far(continuation: Continuation | None) -> str:
+    if continuation is None:
+        return "…"
+    return escape(continuation.text) + ("" if continuation.done else " …")
+
+
+def prices(controller: Controller) -> str:
+    """Bytes and operations of the configuration, beside the model as it is."""
+    now, dense = controller.now.price, controller.dense.price
+    if now is None:
+        return ""
+    other = "" if dense is None or now is dense else f" (dense: {_price(dense)})"
+    return f"cache and cost at the last token: {_price(now)}{other}"
+
+
+def _price(price: Price) -> str:
+    return f"{price.kv_bytes / 1e6:,.2f} MB of keys and values, {price.flops / 1e9:,.3g} GFLOP"
+
+
+def _bar(probability: Any, colour: str) -> str:
+    if probability is None:
+        return "<i>below those kept</i>"
+    width = 60 * probability
+    bar = f"<span style='display:inline-block;height:0.7em;width:{width:.1f}px;background:{colour}'></span>"
+    return f"{bar} {probability:.3f}"

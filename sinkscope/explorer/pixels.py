@@ -1,0 +1,319 @@
+"""Attention maps as a browser gets them, in bytes: a tile or a row of one head, and thumbnails of all heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Annotated
+
+import numpy as np
+import torch
+import xarray as xr
+
+from sinkscope.core.layer import Layer
+from sinkscope.core.probes import Entropy, Maps, Received
+from sinkscope.core.probing import measure_layer
+from sinkscope.errors import SinkscopeError
+from sinkscope.explorer.configuration import Choice, Configuration, Number, controls_of
+from sinkscope.explorer.head_maps import HeadMaps
+from sinkscope.explorer.results import Overview
+
+SIDE = 512  # cells of a tile along each side at most
+THUMBNAIL = 64  # cells of a thumbnail along each side
+FAINTEST = -5.0  # log10 of the smallest probability that is told from none
+ROUNDING = 1e-4  # what a probability may be above 1 for no reason
+SCALES = {"log": "log10 probability", "linear": "probability", "logit": "logit"}  # with the units on them
+SCALE_NAMES = {"log probability": "log", "probability": "linear", "logit": "logit"}
+HIDING_NAMES = {
+    "all keys": "nothing",
+    "first keys hidden": "hidden",
+    "first keys hidden, the rest renormalised": "renormalised",
+}
+FIRST = 4  # keys whose mass ranks the heads
+RANKINGS = {
+    "layer": "layer",
+    "mass": f"attention on the first {FIRST} tokens",
+    "entropy": "entropy (nats)",
+    "peak": "largest importance of a token",
+    "value": "value norm of the first token over the others'",
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the ends of the colour scale mean.
+
+    Attributes:
+        low, high: values, on the scale, of bytes 1 and 255.
+        unit: of those values.
+        diverging: whether zero is the middle of the scale.
+    """
+
+    low: float
+    high: float
+    unit: str
+    diverging: bool = False
+
+
+def edges(length: int, cells: int) -> np.ndarray:
+    """Where `cells` cells begin, as even as whole tokens allow: [cell]."""
+    return -(-np.arange(cells) * length // cells)
+
+
+def pooled(values: np.ndarray, side: int = SIDE) -> np.ndarray:
+    """The largest value in each cell, so that a sink one column wide survives; NaN where nothing is seen.
+
+    Args:
+        values: [query, key] with NaN for hidden keys.
+        side: cells along each side at most.
+    """
+    for axis in (0, 1):
+        length = values.shape[axis]
+        if length > side and length % side == 0:  # the same as below, many times faster
+            step = length // side
+            values = reduce(np.fmax, [values[i::step] if axis == 0 else values[:, i::step] for i in range(step)])
+        elif length > side:
+            values = np.fmax.reduceat(values, edges(length, side), axis=axis)
+    return values
+
+
+def scaled(probabilities: np.ndarray, scale: str) -> np.ndarray:
+    """Probabilities on a scale of `SCALES`; no probability at all is at the foot of the logarithmic one."""
+    if scale != "log":
+        return probabilities
+    with np.errstate(divide="ignore"):
+        return np.maximum(np.log10(probabilities), FAINTEST)
+
+
+def limits(values: np.ndarray, scale: str, stretched: bool = False) -> Limits:
+    """The ends of the colour scale for values that are on it.
+
+    Args:
+        values: [query, key], NaN where hidden.
+        scale: one of `SCALES`.
+        stretched: whether a linear scale ends at the largest value even where that is below 1. Weights above 1, which
+            ReLU can give, stretch every scale.
+    """
+    if scale == "log":
+        highest = float(np.nanmax(values, initial=FAINTEST))
+        return Limits(FAINTEST, highest if highest > ROUNDING else 0.0, SCALES[scale])
+    largest = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+    if scale == "logit":
+        return Limits(-largest, largest, SCALES[scale], diverging=True)
+    return Limits(0.0, largest if stretched or largest > 1 + ROUNDING else 1.0, SCALES[scale])
+
+
+def encoded(values: np.ndarray, ends: Limits) -> np.ndarray:
+    """Bytes: 0 for NaN, and 1 to 255 from `low` to `high`."""
+    share = (values - np.float32(ends.low)) / np.float32(ends.high - ends.low)
+    steps = np.rint(np.clip(share, 0, 1) * np.float32(254)) + 1
+    return np.where(np.isnan(values), 0, steps).astype(np.uint8)
+
+
+# --- one head ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """How maps are shown; none of it runs the model.
+
+    Attributes:
+        scale: one of `SCALES`.
+        hiding: "nothing", or first keys of the text "hidden", the rest of a row as it is or "renormalised".
+        hidden: how many first keys those are.
+        region: half-open ranges of tokens (first query, last query, first key, last key); everything when None. Its
+            control is the map itself, where it is zoomed and dragged.
+
+    Raises:
+        SinkscopeError: a scale or a hiding that there is not.
+    """
+
+    scale: Annotated[str, Choice("scale", "what the colours stand for", SCALE_NAMES)] = "log"
+    hiding: Annotated[
+        str, Choice("preview", "hide the sink columns at once, without running the model", HIDING_NAMES)
+    ] = "nothing"
+    hidden: Annotated[int, Number("keys", "how many first keys are hidden", lambda length: (1, 16), is_typed=True)] = 1
+    region: tuple[int, int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for value, known in ((self.scale, SCALE_NAMES.values()), (self.hiding, HIDING_NAMES.values())):
+            if value not in known:
+                raise SinkscopeError(f"{value!r} is no way to show a map; give one of {', '.join(known)}.")
+
+    @property
+    def uses(self) -> set[str]:
+        """The fields that matter; the controls of all others are at rest."""
+        return {"scale", "hiding"} | (set() if self.hiding == "nothing" else {"hidden"})
+
+    @property
+    def preview(self) -> str:
+        """What has to be said of a map whose first keys are hidden; empty where none are."""
+        if self.hiding == "nothing":
+            return ""
+        what = f"first {self.hidden} keys hidden" if self.hidden > 1 else "first key hidden"
+        rest = ", the rest renormalised" if self.hiding == "renormalised" else ""
+        return f"preview: {what}{rest}; not causal, the model did not run without them"
+
+
+MAP_CONTROLS = controls_of(MapOptions)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of a map, ready for a browser.
+
+    Attributes:
+        pixels: [row, column] bytes.
+        query, key: half-open ranges of tokens.
+        limits: what the bytes mean.
+        left: mean share of the attention of a row that is on keys which are not hidden; 1 when none are.
+    """
+
+    pixels: np.ndarray
+    query: tuple[int, int]
+    key: tuple[int, int]
+    limits: Limits
+    left: float
+
+
+def tile_of(maps: HeadMaps, unit: int, options: MapOptions) -> Tile:
+    """What map options show of one head."""
+    rows, columns = _cells(maps, options.region, 0), _cells(maps, options.region, 2)
+    values, left = _shown(maps, unit, rows, columns, options)
+    small = pooled(values, SIDE)
+    ends = limits(small, options.scale, stretched=options.hiding != "nothing")
+    return Tile(encoded(small, ends), _tokens(maps, rows), _tokens(maps, columns), ends, left)
+
+
+def row_of(maps: HeadMaps, unit: int, query: int, options: MapOptions, length: int) -> tuple[np.ndarray, Limits] | None:
+    """One query's row [token] as probabilities or logits, NaN where a key is not seen, and the ends of its scale.
+
+    None when the map has no such query. Where a saved map was pooled a cell's value stands at its first token.
+    """
+    cell = _cell(maps, query)
+    if cell is None:
+        return None
+    values, _ = _shown(maps, unit, slice(cell, cell + 1), slice(0, maps.cells), options, raw=True)
+    row = np.full(length, np.nan, dtype=np.float32)
+    row[maps.first + maps.starts] = values[0]
+    ends = limits(values if options.scale != "log" else np.zeros((1, 1)), options.scale, stretched=True)
+    return row, ends
+
+
+def numbers_at(maps: HeadMaps, unit: int, query: int, key: int) -> tuple[float | None, float | None]:
+    """Exact probability and logit of one cell; None for what is not seen, or not known."""
+    row, column = _cell(maps, query), _cell(maps, key)
+    if row is None or column is None:
+        return None, None
+    cell = slice(row, row + 1), slice(column, column + 1)
+    probability = maps.probabilities(unit, *cell)[0, 0]
+    try:
+        logit = maps.logits(unit, *cell)[0, 0]
+    except SinkscopeError:
+        logit = np.float32(np.nan)
+    return None if np.isnan(probability) else float(probability), None if np.isnan(logit) else float(logit)
+
+
+def _shown(
+    maps: HeadMaps, unit: int, rows: slice, columns: slice, options: MapOptions, raw: bool = False
+) -> tuple[np.ndarray, float]:
+    """Values of a part of a map on their scale, or before it when `raw`, and what is left beside hidden keys."""
+    hidden = 0 if options.hiding == "nothing" else int(np.searchsorted(maps.starts + maps.first, options.hidden))
+    if hidden:
+        values, left = _without(hidden, maps, unit, rows, columns, options)
+    else:
+        values, left = (maps.logits if options.scale == "logit" else maps.probabilities)(unit, rows, columns), 1.0
+    return values if raw else scaled(values, options.scale), left
+
+
+def _without(
+    hidden: int, maps: HeadMaps, unit: int, rows: slice, columns: slice, options: MapOptions
+) -> tuple[np.ndarray, float]:
+    """Values of a part of a map with its first cells hidden, and the mean share of attention on the others.
+
+    Logits stay as they are where the rest is renormalised: softmax does not care for what is taken off all.
+    """
+    weights = maps.probabilities(unit, rows, slice(0, maps.cells))
+    total = np.nansum(weights, axis=1, keepdims=True)  # which is 1 under softmax only
+    weights = np.where(np.arange(maps.cells) < hidden, np.nan, weights)
+    kept = np.nansum(weights, axis=1, keepdims=True)
+    left = float(np.mean(kept[total > 0] / total[total > 0])) if (total > 0).any() else 0.0
+    if options.scale == "logit":
+        logits = maps.logits(unit, rows, columns)
+        return np.where(np.arange(columns.start, columns.stop) < hidden, np.nan, logits), left
+    if options.hiding == "renormalised":
+        weights = np.divide(weights, kept, out=np.full_like(weights, np.nan), where=kept > 0)
+    return weights[:, columns], left
+
+
+def _cells(maps: HeadMaps, region: tuple[int, int, int, int] | None, side: int) -> slice:
+    if region is None:
+        return slice(0, maps.cells)
+    first, stop = (max(0, at - maps.first) for at in region[side : side + 2])
+    low = int(np.searchsorted(maps.starts, first, side="right")) - 1
+    high = int(np.searchsorted(maps.starts, stop))
+    low = min(max(low, 0), maps.cells - 1)
+    return slice(low, max(high, low + 1))
+
+
+def _cell(maps: HeadMaps, token: int) -> int | None:
+    if not maps.first <= token < maps.first + maps.length:
+        return None
+    return int(np.searchsorted(maps.starts, token - maps.first, side="right")) - 1
+
+
+def _tokens(maps: HeadMaps, cells: slice) -> tuple[int, int]:
+    stop = maps.starts[cells.stop] if cells.stop < maps.cells else maps.length
+    return int(maps.first + maps.starts[cells.start]), int(maps.first + stop)
+
+
+# --- all heads --------------------------------------------------------------------------------------------------------
+
+
+def thumbnails(layers: Iterable[Layer], check: Callable[[], None]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Bytes [unit, side, side] of all heads, and their mean entropy and largest importance, both [unit].
+
+    Args:
+        layers: the attention layers of one sequence.
+        check: called before each layer; may raise.
+    """
+    maps, entropies, peaks = [], [], []
+    for layer in layers:
+        check()
+        found = measure_layer((Maps(resolution=THUMBNAIL, pool="max"), Entropy(), Received()), 0, layer)
+        maps.append(found["attention_map"].values[0])
+        entropies.append(found["entropy"].values[0].mean(-1))
+        readers = layer.rows - torch.arange(layer.rows, device=layer.lse.device)
+        peaks.append((found["received"].values[0, :, : layer.rows] / readers).amax(-1))
+    scores = {"entropy": torch.cat(entropies).cpu().numpy(), "peak": torch.cat(peaks).cpu().numpy()}
+    return in_bytes(torch.cat(maps).cpu().numpy()), scores
+
+
+def saved_overview(maps: HeadMaps) -> Overview:
+    """The overview of saved maps; they can be ranked by the mass on the first tokens where those have cells."""
+    whole = slice(0, maps.cells)
+    each = [maps.probabilities(unit, whole, whole) for unit in range(len(maps.units))]
+    units = in_bytes(np.nan_to_num(np.stack([pooled(one, THUMBNAIL) for one in each])))
+    scores = {}
+    if maps.first == 0 and 1 < maps.cells == maps.length:
+        scores["mass"] = np.array([np.nansum(one[1:, :FIRST], axis=-1).mean() for one in each])
+    return Overview(Configuration(), units, scores)
+
+
+def in_bytes(probabilities: np.ndarray) -> np.ndarray:
+    """Bytes of max-pooled probabilities [unit, row, column]; 0 where there is none at all."""
+    values = np.where(probabilities > 0, scaled(probabilities, "log"), np.nan)
+    return encoded(values, limits(np.array([[FAINTEST]]), "log"))
+
+
+def free_scores(record: xr.Dataset) -> dict[str, np.ndarray]:
+    """What the free probes say of each head: [unit]."""
+    one = record.isel(sequence=0)
+    mass = one["sink_mass"].isel(query=slice(1, None)).sum("sink").mean("query").values
+    scores = {"mass": mass.reshape(-1)}
+    if "value_norm" in one and one.sizes["token"] > 1:
+        norms = one["value_norm"].values
+        ratio = norms[..., 0] / norms[..., 1:].mean(-1)
+        scores["value"] = np.repeat(ratio, mass.size // ratio.size, axis=-1).reshape(-1)
+    return scores

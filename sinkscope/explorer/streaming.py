@@ -1,0 +1,265 @@
+"""A long text played through two policies at once: the player, and the tab that shows it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from html import escape
+from typing import Any
+
+import ipywidgets as w
+import numpy as np
+import plotly.graph_objects as go
+import torch
+from torch import Tensor, nn
+
+from sinkscope.core.anatomy import find_anatomy
+from sinkscope.core.policies import Policy
+from sinkscope.errors import SinkscopeError
+from sinkscope.explorer.background import Worker
+from sinkscope.explorer.configuration import MOST_SINKS, POLICIES, Configuration
+from sinkscope.explorer.controller import sentence
+from sinkscope.explorer.display import CHANGED, DENSE, lay_out, vertical_line
+from sinkscope.explorer.text_model import TextModel, copy_sharing_weights
+from sinkscope.streaming.limits import block_within_limits, limit_notes
+from sinkscope.streaming.perplexity import Run, check_run
+from sinkscope.streaming.readers import BlockReader, Reader, TokenReader
+
+BLOCK = 128  # tokens read at once, and drawn at once
+SPEEDS = {"as fast as it goes": None, "150 tokens/s": 150.0, "50 tokens/s": 50.0}
+PLAYED = {POLICIES[name].label: name for name in ("window", "sinks", "dense")}  # policies that keep a cache
+
+
+class Player:
+    """Reads block by block, each policy in turn, and goes on from where it stopped.
+
+    Args:
+        model: a decoder with a language head; copies of it that share its weights are run.
+        ids: [token].
+        policies: which keys a query may see; none that is recomputed.
+
+    Attributes:
+        losses: [policy, token] nats, NaN where not yet read.
+        done: [policy] tokens read.
+        seconds: [policy] the model took for them.
+
+    Raises:
+        SinkscopeError: a text of fewer than two tokens, a policy that is recomputed or that the model cannot carry out.
+    """
+
+    def __init__(self, model: nn.Module, ids: Tensor, policies: Sequence[Policy]) -> None:
+        self.ids, self.policies = ids, list(policies)
+        self.losses = np.full((len(self.policies), len(ids)), np.nan, dtype=np.float32)
+        self.done, self.seconds = [0] * len(self.policies), [0.0] * len(self.policies)
+        self.notes = []
+        for policy in self.policies:
+            if policy.coordinates["recomputed"]:
+                raise SinkscopeError(f"`{policy.name}` keeps nothing to play on from; give policies that keep a cache.")
+            self.notes += limit_notes(model, policy, len(ids))
+        # begun once and kept while paused: the scopes they hold open are on copies that nobody else has
+        self._steps = [self._reader(copy_sharing_weights(model).eval(), policy).steps() for policy in self.policies]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the text has ended."""
+        return min(self.done) >= len(self.ids) - 1
+
+    @torch.no_grad()
+    def play(
+        self, is_stopped: Callable[[], bool], pace: Callable[[], float | None] = lambda: None
+    ) -> Iterator[list[int]]:
+        """Read on until the text ends or `is_stopped()`; gives `done` after each round of all policies.
+
+        Args:
+            pace: tokens per second and policy that it should not go beyond; None for as fast as it goes.
+        """
+        while not self.is_over and not is_stopped():
+            began, before = time.perf_counter(), min(self.done)
+            for place in range(len(self.policies)):
+                self._read_on(place)
+            yield list(self.done)
+            self._rest(began, min(self.done) - before, pace, is_stopped)
+
+    def close(self) -> None:
+        """Let go of what was read."""
+        for steps in self._steps:
+            steps.close()  # type: ignore[attr-defined]
+
+    def running(self, place: int, width: int = 256) -> tuple[np.ndarray, np.ndarray]:
+        """Perplexity of a policy over the `width` tokens before each end of a block, with those ends: [block] each."""
+        ends = np.arange(BLOCK, self.done[place] + BLOCK, BLOCK).clip(max=self.done[place])
+        losses = self.losses[place]
+        values = [np.exp(np.nanmean(losses[max(1, end + 1 - width) : end + 1])) for end in ends]
+        return ends, np.asarray(values)
+
+    def rate(self, place: int) -> float:
+        """Tokens per second of one policy, while it has the machine."""
+        return self.done[place] / self.seconds[place] if self.seconds[place] else 0.0
+
+    def _reader(self, model: nn.Module, policy: Policy) -> Reader:
+        rows = self.ids[None]
+        check_run(model, [self.ids], Run(BLOCK, None, 0))
+        if policy.cache_size is not None and not find_anatomy(model).interface:
+            return TokenReader(model, rows, policy)
+        return BlockReader(model, rows, policy, block_within_limits(model, policy, BLOCK))
+
+    def _read_on(self, place: int) -> None:
+        """Read until a block is whole; families that go token by token take many steps for one."""
+        goal = min(self.done[place] + BLOCK, len(self.ids) - 1)
+        began = time.perf_counter()
+        while self.done[place] < goal:
+            step = next(self._steps[place])
+            self.losses[place, step.tokens.numpy()] = step.losses[0].numpy()
+            self.done[place] = step.done
+        self.seconds[place] += time.perf_counter() - began
+
+    def _rest(
+        self, began: float, tokens: int, pace: Callable[[], float | None], is_stopped: Callable[[], bool]
+    ) -> None:
+        while (limit := pace()) and time.perf_counter() - began < tokens / limit and not is_stopped():
+            time.sleep(0.02)
+
+
+class StreamingTab(w.VBox):
+    """Play, pause, and the perplexity of both policies along the text, as it comes.
+
+    Args:
+        model: reads the text.
+        ids: [token] of the long text.
+        deliver: as for `Worker`.
+        begin: called before playing, so that nothing else uses the machine.
+    """
+
+    def __init__(
+        self, model: TextModel, ids: Tensor, deliver: Callable[[Callable[[], None]], None], begin: Callable[[], None]
+    ) -> None:
+        self._original: nn.Module | None = model.original
+        self._ids, self._begin = ids, begin
+        self._worker = Worker(deliver)
+        self.player: Player | None = None
+        self.chart: go.FigureWidget | None = None
+        style, layout = {"description_width": "initial"}, {"width": "230px"}
+        policies = list(PLAYED.items())
+        self.left = w.Dropdown(options=policies, value="window", description="one", style=style, layout=layout)
+        self.right = w.Dropdown(options=policies, value="sinks", description="other", style=style, layout=layout)
+        self.cache = w.BoundedIntText(
+            252, 2, len(ids), description="cache (tokens)", style=style, layout={"width": "170px"}
+        )
+        self.sinks = w.BoundedIntText(4, 1, MOST_SINKS, description="sinks", style=style, layout={"width": "110px"})
+        self.speed = w.Dropdown(options=list(SPEEDS.items()), description="speed", style=style, layout=layout)
+        self.play = w.Button(description="play", tooltip="read on", button_style="primary", layout={"width": "80px"})
+        self.again = w.Button(description="from the start", tooltip="begin again", layout={"width": "120px"})
+        self.status = w.HTML(f"{len(ids):,} tokens to read, {BLOCK} at a time; both keep as many tokens.")
+        self.place = w.Box([], layout={"width": "100%"})
+        self.play.on_click(lambda _: self.toggle())
+        self.again.on_click(lambda _: self.restart())
+        for widget in (self.left, self.right, self.cache, self.sinks):
+            widget.observe(lambda _: self._forget(), "value")
+        row = w.Box(
+            [self.left, self.right, self.cache, self.sinks, self.speed, self.play, self.again],
+            layout={"flex_flow": "row wrap"},
+        )
+        super().__init__([row, self.status, self.place])
+
+    @property
+    def is_playing(self) -> bool:
+        """Whether a text is being read."""
+        return self.play.description == "pause"
+
+    def toggle(self) -> None:
+        """Play, or pause."""
+        if self.is_playing:
+            self.pause()
+            return
+        self.make_chart()
+        self._begin()
+        self.play.description = "pause"
+
+        def job(is_overtaken: Callable[[], bool]) -> Iterator[Any]:
+            if self.player is None:
+                assert self._original is not None
+                self.player = Player(self._original, self._ids, self._policies())
+            yield from self.player.play(is_overtaken, lambda: SPEEDS.get(self.speed.label))
+
+        self._worker.submit(job, lambda _: self._draw(), self._ended)
+
+    def pause(self) -> None:
+        """Stop where it is, after the block under way."""
+        self._worker.cancel()
+        self._worker.join(timeout=10)
+        self.play.description = "play"
+        if self.player is not None:
+            self._draw()
+
+    def restart(self) -> None:
+        """Back to the start of the text."""
+        self._forget()
+        self.toggle()
+
+    def make_chart(self) -> None:
+        """Make the chart, once; it takes the browser a moment to load."""
+        if self.chart is None:
+            self.chart = _chart()
+            self.place.children = [self.chart]
+
+    def close(self) -> None:
+        """Stop, and let go of everything."""
+        self._forget()
+        self._original = None
+        super().close()
+
+    def _policies(self) -> list[Policy]:
+        cache, sinks = self.cache.value, self.sinks.value
+        made = []
+        for name in (self.left.value, self.right.value):
+            beside = sinks if name == "sinks" else 0
+            made.append(Configuration(policy=name, sinks=beside, window=cache - beside).policy_slot)
+        if made[0] == made[1]:
+            raise SinkscopeError("both policies are the same; choose two to compare.")
+        return made
+
+    def _forget(self) -> None:
+        self._worker.cancel()
+        self._worker.join(timeout=10)
+        self.play.description = "play"
+        if self.player is not None:
+            self.player.close()
+            self.player = None
+
+    def _ended(self, problem: BaseException | None) -> None:
+        self.play.description = "play"
+        if problem is not None:
+            self._forget()  # what failed cannot be gone on with
+            self._say(sentence(problem))
+
+    def _say(self, problem: str) -> None:
+        self.status.value = f"<b role='alert'>{escape(problem)}</b>"
+
+    def _draw(self) -> None:
+        player, chart = self.player, self.chart
+        if player is None or chart is None:
+            return
+        lines = []
+        with chart.batch_update():
+            for place, policy in enumerate(player.policies):
+                ends, values = player.running(place)
+                chart.data[place].x, chart.data[place].y = ends.tolist(), values.tolist()
+                chart.data[place].name = policy.name
+                now = f", perplexity {values[-1]:.2f}" if len(values) else ""
+                rate = f"{player.rate(place):.0f} tokens/s"
+                lines.append(f"<b>{escape(policy.name)}</b>: {player.done[place]:,} tokens{now}, {rate}")
+            sizes = {policy.cache_size for policy in player.policies if policy.cache_size is not None}
+            chart.layout.shapes = [vertical_line(size, dash="dot") for size in sizes]
+        over = " · the text has ended" if player.is_over else ""
+        self.status.value = " · ".join(lines) + over
+
+
+def _chart() -> go.FigureWidget:
+    figure = go.FigureWidget()
+    for colour, dash in ((CHANGED, "dash"), (DENSE, "solid")):
+        figure.add_scatter(x=[], y=[], mode="lines", line={"color": colour, "width": 2, "dash": dash})
+    lay_out(figure, 840, 300, {"l": 60, "r": 10, "t": 26, "b": 40})
+    figure.update_layout(showlegend=True)
+    figure.update_xaxes(title="tokens read; dotted: the cache is full")
+    figure.update_yaxes(title="perplexity, last 256 tokens", type="log")
+    return figure
