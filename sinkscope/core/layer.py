@@ -118,10 +118,10 @@ class Layer(ABC):
 
     def probabilities(self, rows: slice, columns: slice) -> Tensor:
         """Probabilities [sequence, head, rows, columns] in float32: ``exp(logit - lse)``."""
-        return self.weights(self.logits(rows, columns), rows)
+        return self.weights(self.logits(rows, columns), rows, columns)
 
-    def weights(self, logits: Tensor, rows: slice) -> Tensor:
-        """The probabilities of some queries' logits, made in their place."""
+    def weights(self, logits: Tensor, rows: slice, columns: slice) -> Tensor:
+        """The probabilities of some logits, made in their place where that can be."""
         return logits.sub_(self.lse[:, :, rows, None]).exp_()
 
 
@@ -155,14 +155,11 @@ class FusedLayer(Layer):
             self.mask.hide(scores, rows, columns)
         return scores
 
-    def probabilities(self, rows: slice, columns: slice) -> Tensor:
+    def weights(self, logits: Tensor, rows: slice, columns: slice) -> Tensor:
         if self.weighing.whole is None:
-            return super().probabilities(rows, columns)
-        return self.weights(self.logits(rows, slice(0, self.key.shape[2])), rows)[..., columns]
-
-    def weights(self, logits: Tensor, rows: slice) -> Tensor:
-        assert self.weighing.whole is None or logits.shape[-1] == self.key.shape[2], "whole rows are needed"
-        return self._logs(logits, ALL, rows).exp_()
+            return self._logs(logits, ALL, rows).exp_()
+        every = self.logits(rows, slice(0, self.key.shape[2]))  # such a normaliser needs whole rows
+        return self._logs(every, ALL, rows).exp_()[..., columns]
 
     def tiles(self) -> Iterator[Tile]:
         sequences, kv_heads, keys, _ = self.key.shape

@@ -15,8 +15,28 @@ from typing import Annotated, Any, get_origin, get_type_hints
 
 import torch
 
-from sinkscope.core.normalisers import ClippedSoftmax, LearnedSink, Normaliser, ReLU, Sigmoid, Softmax, Softmax1
-from sinkscope.core.policies import Dense, Dose, Evict, Policy, Recompute, SinkWindow, Window
+from sinkscope.core.normalisers import (
+    ClippedSoftmax,
+    LearnedSink,
+    Normaliser,
+    ReLU,
+    Sigmoid,
+    Softmax,
+    Softmax1,
+    Sparsemax,
+)
+from sinkscope.core.policies import (
+    TOVA,
+    Dense,
+    Dose,
+    Evict,
+    HeavyHitters,
+    Policy,
+    Recompute,
+    SinkWindow,
+    StaticPolicy,
+    Window,
+)
 from sinkscope.errors import SinkscopeError
 
 GONE = -math.inf
@@ -128,6 +148,8 @@ POLICIES: dict[str, PolicyEntry] = {
     ),
     "recompute": PolicyEntry("re-computed", ("window",), lambda asked: Recompute(asked.window)),
     "sinks": PolicyEntry("sinks + window", ("sinks", "window", "dose", "positions", "layers"), _sink_window),
+    "h2o": PolicyEntry("H2O", ("window",), lambda asked: HeavyHitters(asked.window, asked.window // 2)),
+    "tova": PolicyEntry("TOVA", ("window",), lambda asked: TOVA(asked.window)),
     "chosen": PolicyEntry(
         "chosen tokens",
         ("evicted", "since", "layers"),
@@ -143,6 +165,7 @@ NORMALISERS: dict[str, Normaliser | None] = {
     "softmax1": Softmax1(),
     "learned sink, logit 0": LearnedSink(0.0),
     "clipped softmax": ClippedSoftmax(),
+    "sparsemax": Sparsemax(),
     "sigmoid": Sigmoid(),
     "ReLU": ReLU(),
 }
@@ -165,7 +188,7 @@ class Configuration:
     Attributes:
         policy: a name in `POLICIES`, or a policy of any class.
         sinks: first tokens that are kept beside a window, or that the dose acts on.
-        window: last tokens that are kept.
+        window: last tokens that are kept; under H2O and TOVA how many tokens.
         dose: added to the logits of the sinks; minus infinity evicts them.
         positions: "cache" or "original", as in `SinkWindow`.
         since: the first query that does not see evicted tokens. From the start on another token would grow into the
@@ -184,7 +207,9 @@ class Configuration:
     sinks: Annotated[
         int, Number("sinks", "first tokens kept, or dosed", lambda length: (0, min(MOST_SINKS, length)))
     ] = 4
-    window: Annotated[int, Number("window", "last tokens kept", lambda length: (1, length))] = 128
+    window: Annotated[
+        int, Number("window", "last tokens kept; all, under H2O and TOVA", lambda length: (1, length))
+    ] = 128
     dose: Annotated[
         float, Choice("sink dose", "added to the logits of the sinks", DOSES, "{:+g}".format, is_ordered=True)
     ] = 0.0
@@ -279,7 +304,7 @@ class Configuration:
         policy = self.policy_slot
         if self.is_baseline or self.normaliser_slot is not None:
             return 0
-        if hasattr(policy, "sees"):
+        if isinstance(policy, StaticPolicy):
             query, key = torch.arange(length)[:, None], torch.arange(length)[None]
             hidden = (~policy.sees(query, key) & (key <= query)).any(-1).nonzero()
             if len(hidden):

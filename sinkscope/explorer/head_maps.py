@@ -83,7 +83,8 @@ class LiveMaps(HeadMaps):
         everything = slice(0, layer.rows)
         logits = layer.logits(everything, columns)
         hidden = is_hidden(logits)
-        return layer.weights(logits, everything).masked_fill_(hidden, torch.nan)[0, 0].cpu().numpy()
+        weights = layer.weights(logits, everything, columns)
+        return weights.masked_fill_(hidden, torch.nan)[0, 0].cpu().numpy()
 
     def _queries(self, unit: int, rows: slice) -> Layer:
         """Some queries of one head."""

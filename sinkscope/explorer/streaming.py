@@ -13,7 +13,6 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor, nn
 
-from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.policies import Policy
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.background import Worker
@@ -21,9 +20,9 @@ from sinkscope.explorer.configuration import MOST_SINKS, POLICIES, Configuration
 from sinkscope.explorer.controller import sentence
 from sinkscope.explorer.display import CHANGED, DENSE, lay_out, vertical_line
 from sinkscope.explorer.text_model import TextModel, copy_sharing_weights
-from sinkscope.streaming.limits import block_within_limits, limit_notes
-from sinkscope.streaming.perplexity import Run, check_run
-from sinkscope.streaming.readers import BlockReader, Reader, TokenReader
+from sinkscope.streaming.limits import limit_notes
+from sinkscope.streaming.perplexity import Run, check_run, reader_of
+from sinkscope.streaming.readers import Reader
 
 BLOCK = 128  # tokens read at once, and drawn at once
 SPEEDS = {"as fast as it goes": None, "150 tokens/s": 150.0, "50 tokens/s": 50.0}
@@ -97,11 +96,9 @@ class Player:
         return self.done[place] / self.seconds[place] if self.seconds[place] else 0.0
 
     def _reader(self, model: nn.Module, policy: Policy) -> Reader:
-        rows = self.ids[None]
-        check_run(model, [self.ids], Run(BLOCK, None, 0))
-        if policy.cache_size is not None and not find_anatomy(model).interface:
-            return TokenReader(model, rows, policy)
-        return BlockReader(model, rows, policy, block_within_limits(model, policy, BLOCK))
+        run = Run(BLOCK, None, 0)
+        check_run(model, [self.ids], run)
+        return reader_of(model, self.ids[None], policy, run)
 
     def _read_on(self, place: int) -> None:
         """Read until a block is whole; families that go token by token take many steps for one."""

@@ -26,10 +26,11 @@ from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.head_maps import LiveMaps
 from sinkscope.explorer.pixels import FIRST, free_scores, thumbnails
 from sinkscope.explorer.results import Continuation, Guesses, Overview, Price, Reading, Result
+from sinkscope.hf.caches import with_cache
 from sinkscope.streaming.costs.cost import cost
 from sinkscope.streaming.limits import limit_notes
 from sinkscope.streaming.readers import WindowReader, only_last
-from sinkscope.streaming.rolling import RollingCache
+from sinkscope.streaming.scored_cache import ReadingCache, reading_cache
 
 RANKS = 16  # next tokens kept for each query
 CHUNK = 256  # rows of logits looked at together
@@ -116,7 +117,7 @@ class TextModel:
 
     def _whole(self, configuration: Configuration) -> Iterator[Result]:
         notes = limit_notes(self.model, configuration.policy_slot, len(self.ids))
-        cache = RollingCache(self.model, configuration.policy_slot)
+        cache = reading_cache(self.model, configuration.policy_slot)
         logits, maps, record = self._measured(configuration, self.ids, cache)
         losses, guesses = self._scored(logits)
         yield Reading(configuration, maps, losses, guesses, record, " ".join(notes))
@@ -126,13 +127,13 @@ class TextModel:
         del logits
         yield from self._continuation(configuration, self._cached_steps(configuration, cache, last), WRITTEN)
 
-    def _measured(self, configuration: Configuration, ids: Tensor, cache: RollingCache | None, first: int = 0) -> Any:
+    def _measured(self, configuration: Configuration, ids: Tensor, cache: ReadingCache | None, first: int = 0) -> Any:
         """Logits [token, vocabulary], the maps and the record of one forward pass."""
         recorder, policy = LayerRecorder(), None if cache is None else configuration.policy_slot
         probes = [recorder, SinkMass(first=min(FIRST, len(ids))), Norms()]
         arguments: dict[str, Any] = {"use_cache": False}
         if cache is not None:
-            arguments = {"past_key_values": cache, "use_cache": True, **cache.positions(len(ids), ids.device)}
+            arguments = {**with_cache(self.model, cache), **cache.positions(len(ids), ids.device)}
         with attached(self.model, policy=policy, normaliser=configuration.normaliser_slot, probes=probes) as scope:
             logits = self.model(ids[None], **arguments).logits[0]
             record = scope.record
@@ -162,17 +163,17 @@ class TextModel:
 
     def _price(self, configuration: Configuration) -> Price:
         policy = configuration.policy_slot
-        kept = Dense() if policy.coordinates["placement"] else policy  # beside dense layers the cache holds all tokens
+        kept = Dense() if policy.is_partial else policy  # beside dense layers the cache holds all tokens
         found = cost(self.model, kept, len(self.ids))
         return Price(configuration, found.kv_bytes, found.flops_per_token)
 
-    def _cached_steps(self, configuration: Configuration, cache: RollingCache, last: Tensor) -> Iterator[int]:
+    def _cached_steps(self, configuration: Configuration, cache: ReadingCache, last: Tensor) -> Iterator[int]:
         with attached(self.model, policy=configuration.policy_slot, normaliser=configuration.normaliser_slot):
             while True:
                 token = last.argmax()
                 yield int(token)
                 positions = cache.positions(1, token.device)
-                last = self.model(token[None, None], past_key_values=cache, use_cache=True, **positions).logits[0, -1]
+                last = self.model(token[None, None], **with_cache(self.model, cache), **positions).logits[0, -1]
 
     # --- re-computation -----------------------------------------------------------------------------------------------
 

@@ -123,7 +123,7 @@ def read_texts(
     with bar:
         bar.update(int(now.losses.isfinite().sum()))
         for number in range(now.batch, len(batches)):
-            reader = _reader(model, batches[number], policy, run)
+            reader = reader_of(model, batches[number], policy, run)
             if now.done:
                 reader.resume(now.done, now.state)
             for step in reader.steps():
@@ -141,7 +141,8 @@ def read_texts(
     return now
 
 
-def _reader(model: nn.Module, ids: Tensor, policy: Policy, run: Run) -> Reader:
+def reader_of(model: nn.Module, ids: Tensor, policy: Policy, run: Run) -> Reader:
+    """How a batch of texts [sequence, token] is read under a policy."""
     if policy.recomputed and policy.kept is not None:
         rows = max(1, BATCH_TOKENS // (policy.kept.last * len(ids)))
         return WindowReader(model, ids, policy, _queries(ids, policy, run), rows, run.normaliser)

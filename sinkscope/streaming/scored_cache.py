@@ -205,7 +205,11 @@ class ScoredCache(KeptKeys):
         return f"ScoredCache({self.policy!r}; {held} of {self.policy.budget} keys held, {self.seen} seen)"
 
 
-def reading_cache(model: nn.Module, policy: Policy) -> RollingCache | KeptKeys:
+ReadingCache = RollingCache | KeptKeys
+"""What a policy keeps of a text that is read in blocks."""
+
+
+def reading_cache(model: nn.Module, policy: Policy) -> ReadingCache:
     """The cache with which a text is read in blocks under a policy, by a model that carries it."""
     scored = isinstance(policy, ScoredPolicy) and not policy.is_partial
     return KeptKeys(model) if scored else RollingCache(model, policy)

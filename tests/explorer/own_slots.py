@@ -8,7 +8,7 @@ import torch
 
 from sinkscope import SinkWindow
 from sinkscope.core.normalisers import Normaliser, Pointwise
-from sinkscope.core.policies import Policy
+from sinkscope.core.policies import StaticPolicy
 
 
 @dataclass(frozen=True, repr=False)
@@ -24,7 +24,7 @@ class TwoSinks(SinkWindow):
 
 
 @dataclass(frozen=True, repr=False)
-class OddKeys(Policy):
+class OddKeys(StaticPolicy):
     """Itself, and odd keys once they are three tokens away."""
 
     distance: int = 3

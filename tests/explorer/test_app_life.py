@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from types import SimpleNamespace
 
 import ipywidgets as w
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 import torch
 
 from sinkscope import explore
-from sinkscope.explorer import launch, text_model
+from sinkscope.explorer import launch
 from sinkscope.explorer.app import Explorer
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.text_model import TextModel
@@ -131,7 +130,6 @@ def test_a_cell_displays_the_explorer_once_also_where_it_is_its_last_line(shell)
 
 @pytest.mark.parametrize("fields", [{}, dict(policy="sinks", window=20), dict(policy="recompute", window=12)])
 def test_explorers_started_at_the_same_time_read_what_each_reads_alone(fields, monkeypatch):
-    monkeypatch.setattr(text_model, "cost", lambda *_: SimpleNamespace(kv_bytes=1, flops_per_token=2))
 
     def started() -> Controller:
         made = Controller(TextModel(build("llama"), text(60)), [""] * 60)

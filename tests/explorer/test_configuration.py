@@ -7,10 +7,12 @@ import math
 import pytest
 
 from sinkscope import (
+    TOVA,
     ClippedSoftmax,
     Dense,
     Dose,
     Evict,
+    HeavyHitters,
     LearnedSink,
     Recompute,
     ReLU,
@@ -19,6 +21,7 @@ from sinkscope import (
     SinkWindow,
     Softmax,
     Softmax1,
+    Sparsemax,
     Window,
 )
 from sinkscope.explorer.configuration import GONE, NORMALISERS, OWN, POLICIES, Configuration
@@ -37,6 +40,8 @@ from sinkscope.explorer.configuration import GONE, NORMALISERS, OWN, POLICIES, C
             SinkWindow(4, 20, "original", bias=-2.0),
             "sinks 4+20, original positions, dose -2",
         ),
+        (Configuration(policy="h2o", window=20), HeavyHitters(20, 10), "H2O 10+10"),
+        (Configuration(policy="tova", window=20), TOVA(20), "TOVA 20"),
         (Configuration(dose=-2.0), Dose(-2.0, range(4)), "dose -2 on keys 0-3"),
         (Configuration(dose=GONE, sinks=1), Dose(-math.inf, range(1)), "dose -inf on key 0"),
         (Configuration(dose=-2.0, sinks=0), Dense(), "dense"),
@@ -63,7 +68,7 @@ def test_every_kind_is_a_policy_with_its_name(configuration, policy, name):
     [
         *zip(
             NORMALISERS,
-            [None, Softmax(), Softmax1(), LearnedSink(0.0), ClippedSoftmax(), Sigmoid(), ReLU()],
+            [None, Softmax(), Softmax1(), LearnedSink(0.0), ClippedSoftmax(), Sparsemax(), Sigmoid(), ReLU()],
             strict=True,
         )
     ],

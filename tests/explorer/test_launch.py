@@ -184,7 +184,7 @@ def test_a_model_inside_a_scope_is_refused_and_stays_in_its_scope():
     ("name", "fields", "message"),
     [
         ("gpt2", dict(policy="sinks", window=12), "learned absolute positions"),
-        ("gptj", dict(policy="window", window=12), "attention interface"),
+        ("falcon_rotary", dict(policy="window", window=12), "attention interface"),
         ("mpt", dict(normaliser="ReLU"), "attention interface"),
         ("llama", dict(policy="sinks", sinks=16, window=12), "smaller than the 16 sinks"),
         ("llama", dict(policy="chosen", evicted=tuple(range(60))), "all 60 tokens are evicted"),

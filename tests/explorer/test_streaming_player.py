@@ -41,9 +41,9 @@ def test_losses_of_both_policies_are_those_of_perplexity(name):
 
 
 def test_a_family_read_token_by_token_is_played_in_the_same_blocks():
-    one = Player(build("gptj"), text(150), POLICIES)
+    one = Player(build("falcon_rotary"), text(150), POLICIES)
     assert play(one) == [[128, 128], [149, 149]]
-    np.testing.assert_allclose(one.losses, expected("gptj", 150, POLICIES), atol=3e-4)
+    np.testing.assert_allclose(one.losses, expected("falcon_rotary", 150, POLICIES), atol=3e-4)
     one.close()
 
 

@@ -15,7 +15,7 @@ from sinkscope.explorer.text_model import WRITTEN, TextModel
 from tests.explorer.references import CONFIGURATIONS, FAMILIES, defined, everything, first, reader, text
 from tests.zoo import build
 
-OUTSIDE = ("mpt", "bloom", "gptj")  # the attention interface
+OUTSIDE = ("mpt", "bloom", "falcon_rotary")  # the attention interface
 EVERYWHERE = ("window", "weaker sinks of a window", "chosen in a layer", "clipped")
 
 
@@ -117,14 +117,21 @@ def test_no_token_is_computed_that_nobody_asked_for():
         ),
         (Configuration(policy="window", window=20), Configuration(policy="window", window=20)),
         (Configuration(policy="window", window=20, layers=(0, 0)), Configuration()),  # the other layer keeps all
-        (Configuration(policy="chosen", evicted=(3,), since=30), Configuration()),
-        (Configuration(dose=GONE), Configuration()),
+        (Configuration(policy="h2o", window=20), Configuration(policy="h2o", window=20)),
         (Configuration(normaliser="sigmoid"), Configuration()),
     ],
 )
 def test_the_price_is_that_of_the_cache_the_configuration_needs(configuration, like):
     price, expected = everything(reader(), configuration)["price"][0], cost(build("llama"), like.policy_slot, 60)
     assert (price.kv_bytes, price.flops) == (expected.kv_bytes, expected.flops_per_token)
+
+
+@pytest.mark.parametrize(
+    "configuration", [Configuration(policy="chosen", evicted=(3,), since=30), Configuration(dose=GONE)]
+)
+def test_keys_that_are_evicted_stay_in_the_cache_and_cost_no_attention(configuration):
+    price, dense = everything(reader(), configuration)["price"][0], cost(build("llama"), Configuration().policy_slot, 60)
+    assert price.kv_bytes == dense.kv_bytes and price.flops < dense.flops_per_token
 
 
 def test_half_precision_is_read_as_perplexity_reads_it_and_its_maps_are_made_in_full():
@@ -183,7 +190,7 @@ def test_a_model_that_carries_a_scope_is_refused():
         ("gpt2", Configuration(policy="window", window=16), "learned absolute positions"),
         ("mpt", Configuration(policy="sinks", sinks=4, window=16), "attention interface"),
         ("bloom", Configuration(policy="chosen", evicted=(0,), since=20), "attention interface"),
-        ("gptj", Configuration(normaliser="softmax1"), "attention interface"),
+        ("falcon_rotary", Configuration(normaliser="softmax1"), "attention interface"),
         ("llama4", Configuration(), "attends in chunks"),
         ("llama", Configuration(policy="sinks", sinks=8, window=6), "smaller than the 8 sinks"),
         ("llama", Configuration(policy="window", window=0), "cannot be kept"),
