@@ -130,7 +130,10 @@ def test_the_price_is_that_of_the_cache_the_configuration_needs(configuration, l
     "configuration", [Configuration(policy="chosen", evicted=(3,), since=30), Configuration(dose=GONE)]
 )
 def test_keys_that_are_evicted_stay_in_the_cache_and_cost_no_attention(configuration):
-    price, dense = everything(reader(), configuration)["price"][0], cost(build("llama"), Configuration().policy_slot, 60)
+    price, dense = (
+        everything(reader(), configuration)["price"][0],
+        cost(build("llama"), Configuration().policy_slot, 60),
+    )
     assert price.kv_bytes == dense.kv_bytes and price.flops < dense.flops_per_token
 
 
