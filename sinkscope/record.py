@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.replacing import replacing
+from sinkscope.files import replacing
 
 STREAMED = ("perplexity", "ablation", "decode")
 """Kinds of streaming records, as their attrs["kind"] says."""

@@ -7,7 +7,8 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis.token_texts import text_of
-from sinkscope.analysis.variables import finite_number, variable, whole
+from sinkscope.analysis.variables import variable, whole
+from sinkscope.arguments import finite_number
 
 COLUMNS = ("sequence", "layer", "position", "token_text", "dimension", "magnitude", "times_median")
 

@@ -7,7 +7,8 @@ import xarray as xr
 
 from sinkscope.analysis.block_bootstrap import resampled_means
 from sinkscope.analysis.predictability import predictability_bins
-from sinkscope.analysis.variables import whole, whole_number
+from sinkscope.analysis.variables import whole
+from sinkscope.arguments import whole_number
 
 
 def mean_mass_by_bin(

@@ -15,7 +15,8 @@ from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.mass import sink_mass
 from sinkscope.analysis.perplexities import first_evicted, losses, losses_from, ppl_table
 from sinkscope.analysis.rate import sink_rate, sink_rate_curve
-from sinkscope.analysis.variables import sequence_lengths, variable, whole, whole_number
+from sinkscope.analysis.variables import sequence_lengths, variable, whole
+from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 
 Saved = str | os.PathLike[str] | Sequence[Any]

@@ -8,7 +8,8 @@ import xarray as xr
 
 from sinkscope.analysis.importance import importance
 from sinkscope.analysis.token_texts import is_delimiter, text_of
-from sinkscope.analysis.variables import finite_number, is_causal, open_unit, sequence_lengths, whole, whole_number
+from sinkscope.analysis.variables import is_causal, sequence_lengths, whole
+from sinkscope.arguments import finite_number, open_unit, whole_number
 
 COLUMNS = ("sequence", "position", "token_text", "kind", "heads", "importance", "null", "times_null")
 FEWEST_QUERIES = 16

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import xarray as xr
 
-from sinkscope.analysis.variables import sequence_lengths, text_length, variable, whole, whole_number
+from sinkscope.analysis.variables import sequence_lengths, text_length, variable, whole
+from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from sinkscope.analysis.variables import open_unit, whole_number
+from sinkscope.arguments import open_unit, whole_number
 from sinkscope.errors import SinkscopeError
 
 BATCH_VALUES = 4_000_000

@@ -6,7 +6,8 @@ import xarray as xr
 
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.null import even_share
-from sinkscope.analysis.variables import text_length, variable, whole, whole_number
+from sinkscope.analysis.variables import text_length, variable, whole
+from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 
 

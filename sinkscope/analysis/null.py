@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from sinkscope.analysis.variables import is_causal, measured_queries, sequence_lengths, whole_number
+from sinkscope.analysis.variables import is_causal, measured_queries, sequence_lengths
+from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis.block_bootstrap import block_length, resampled_means
-from sinkscope.analysis.variables import whole_number
+from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 
 CONFIDENCE = 0.95

@@ -9,7 +9,8 @@ from scipy.stats import rankdata
 
 from sinkscope.analysis.block_bootstrap import resampled_means
 from sinkscope.analysis.null import even_share
-from sinkscope.analysis.variables import variable, whole, whole_number
+from sinkscope.analysis.variables import variable, whole
+from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 
 MEASURES = ("next_loss", "next_entropy")

@@ -11,15 +11,8 @@ import xarray as xr
 from sinkscope.analysis.importance import importance
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.null import even_share
-from sinkscope.analysis.variables import (
-    is_causal,
-    open_unit,
-    sequence_lengths,
-    text_length,
-    variable,
-    whole,
-    whole_number,
-)
+from sinkscope.analysis.variables import is_causal, sequence_lengths, text_length, variable, whole
+from sinkscope.arguments import open_unit, whole_number
 from sinkscope.errors import SinkscopeError
 
 EPSILONS = tuple(round(0.05 * step, 2) for step in range(1, 20))

@@ -79,8 +79,8 @@ def _language(out: Path, options: dict[str, Any]) -> list[str]:
     """Train, write, and say what came out."""
     from sinkscope import save_record
     from sinkscope.figures import language_emergence
+    from sinkscope.files import replacing
     from sinkscope.lab import head_masses, language_model, language_table, language_verdict
-    from sinkscope.replacing import replacing
 
     record: xr.Dataset = language_model(**options)
     save_record(record, out / "language.nc")

@@ -14,7 +14,7 @@ FORMATS = ("pdf", "svg", "png")
 
 def write_table(table: pd.DataFrame, path: Path, caption: str, attributes: Any) -> None:
     """The table as path.csv and path.tex, each with its source."""
-    from sinkscope.replacing import replacing
+    from sinkscope.files import replacing
     from sinkscope.reporting.table_files import csv_text, latex_text
 
     named = {str(name): value for name, value in attributes.items()}
@@ -27,7 +27,7 @@ def write_table(table: pd.DataFrame, path: Path, caption: str, attributes: Any) 
 
 def draw(figure: Figure, path: Path) -> None:
     """The figure in every format, path.pdf first."""
-    from sinkscope.replacing import replacing
+    from sinkscope.files import replacing
 
     for kind in FORMATS:
         with replacing(path.with_suffix(f".{kind}"), "the figure") as partial:

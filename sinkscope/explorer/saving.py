@@ -14,8 +14,8 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.comparison import compared
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.setting import Setting
+from sinkscope.files import replacing
 from sinkscope.record import save_record
-from sinkscope.replacing import replacing
 
 
 def view_record(controller: Controller) -> xr.Dataset:

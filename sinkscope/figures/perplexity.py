@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from sinkscope.analysis.block_bootstrap import resampled_means
 from sinkscope.analysis.perplexities import losses
-from sinkscope.analysis.variables import whole_number
+from sinkscope.arguments import whole_number
 from sinkscope.figures.style import COLOURS, DASHES, MARKERS, PAGE, QUIET, paper_figure, plain_ticks
 from sinkscope.figures.ticks import logarithmic_heights
 

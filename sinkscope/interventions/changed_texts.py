@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sinkscope.analysis.variables import whole_number
+from sinkscope.arguments import whole_number
 from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.forward import check_vocabulary
 from sinkscope.errors import SinkscopeError

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from torch import Tensor, nn
 
-from sinkscope.analysis.variables import whole_number
+from sinkscope.arguments import whole_number
 from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.policies import Dense, Policy, SinkWindow, Window
 from sinkscope.errors import SinkscopeError

@@ -9,7 +9,7 @@ from typing import Any
 import xarray as xr
 from torch import Tensor, nn
 
-from sinkscope.analysis.variables import whole_number
+from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.interventions.evict_keys import EvictKeys
 from sinkscope.interventions.intervene import run_interventions

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sinkscope.analysis.variables import whole_number
+from sinkscope.arguments import whole_number
 from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.policies import Dose, Evict, EvictRecent, Policy
 from sinkscope.core.policy_on_layers import layer_evictions, query_heads

@@ -11,7 +11,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from sinkscope.analysis.intervention_table import intervention_table
-from sinkscope.analysis.variables import whole_number
+from sinkscope.arguments import whole_number
 from sinkscope.core.measure import texts_of
 from sinkscope.core.policies import Dense
 from sinkscope.errors import SinkscopeError

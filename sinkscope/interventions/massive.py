@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sinkscope.analysis.variables import finite_number
+from sinkscope.arguments import finite_number
 from sinkscope.core.anatomy import Part, find_anatomy
 from sinkscope.core.scope import attached
 from sinkscope.errors import SinkscopeError

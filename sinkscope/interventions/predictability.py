@@ -12,7 +12,7 @@ import xarray as xr
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sinkscope.analysis.variables import whole_number
+from sinkscope.arguments import whole_number
 from sinkscope.core.finite import not_finite
 from sinkscope.core.measure import PATIENCE, texts_of
 from sinkscope.core.policies import Dense

@@ -14,7 +14,7 @@ import xarray as xr
 from torch import Tensor
 
 import sinkscope
-from sinkscope.analysis.variables import finite_number, whole_number
+from sinkscope.arguments import finite_number, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.lab.arms import NAMES, Arm, arms_of
 from sinkscope.lab.backcopy import Backcopy

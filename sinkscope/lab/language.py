@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from sinkscope.analysis.null import uniform_mass
 from sinkscope.analysis.perplexities import first_evicted
-from sinkscope.analysis.variables import finite_number, whole_number
+from sinkscope.arguments import finite_number, whole_number
 from sinkscope.core.measure import PATIENCE
 from sinkscope.core.policies import Policy
 from sinkscope.errors import SinkscopeError

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from sinkscope.core.measure import PATIENCE
 from sinkscope.data.converted import cache_directory
 from sinkscope.errors import SinkscopeError
-from sinkscope.replacing import replacing
+from sinkscope.files import replacing
 from sinkscope.streaming.tensor_files import read_tensors, write_tensors
 
 Advance = Callable[[int], Any]

@@ -12,7 +12,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from sinkscope.analysis.perplexities import first_evicted
-from sinkscope.analysis.variables import whole_number
+from sinkscope.arguments import whole_number
 from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.forward import check_vocabulary
 from sinkscope.core.measure import texts_of

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
-from sinkscope.analysis.variables import whole_number
+from sinkscope.arguments import whole_number
 from sinkscope.core.policies import POSITIONS, SinkWindow
 from sinkscope.errors import SinkscopeError
 from sinkscope.streaming.ablation.sink_tokens import KINDS

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from sinkscope.analysis.variables import finite_number, whole_number
+from sinkscope.arguments import finite_number, whole_number
 from sinkscope.errors import SinkscopeError
 
 
