@@ -1,6 +1,9 @@
-"""The one error a user can cause."""
+"""The one error a user can cause, and warnings that point to the user's own line."""
 
 from __future__ import annotations
+
+import sys
+import warnings
 
 
 class SinkscopeError(ValueError):
@@ -8,3 +11,11 @@ class SinkscopeError(ValueError):
 
     The command line prints the message as one line and exits with code 2.
     """
+
+
+def warn(message: str) -> None:
+    """Warn at the line that called sinkscope, however deep in it the reason was found."""
+    level, frame = 1, sys._getframe(1)
+    while frame is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] == __package__:
+        level, frame = level + 1, frame.f_back  # type: ignore[assignment]
+    warnings.warn(message, stacklevel=level + 1)

@@ -13,8 +13,7 @@ import xarray as xr
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sinkscope.analysis.null import uniform_mass
-from sinkscope.analysis.perplexities import first_evicted
+from sinkscope.analysis.mass import uniform_mass
 from sinkscope.arguments import finite_number, whole_number
 from sinkscope.core.measure import PATIENCE
 from sinkscope.core.policies import Policy
@@ -27,6 +26,7 @@ from sinkscope.lab.language_evaluation import policies_of
 from sinkscope.lab.language_run import BETAS, LanguageRun, LanguageSchedule
 from sinkscope.lab.runs import run_all
 from sinkscope.lab.texts import Text
+from sinkscope.record import first_evicted
 
 MOST_CHARACTERS = 255
 HELD_OUT = 0.05  # of the text, its end: nothing there is learned from

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sinkscope.analysis.emergence import t_interval
+from sinkscope.analysis.lab import t_interval
 from sinkscope.errors import SinkscopeError
 from sinkscope.lab import emergence_summary, emergence_table
 from tests.lab.records import emergence_record, language_record

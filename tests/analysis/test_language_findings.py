@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sinkscope.analysis.perplexities import ppl_table
+from sinkscope.analysis.perplexity import ppl_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.lab import head_masses, language_table, language_verdict
 from tests.lab.records import emergence_record, language_record

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sinkscope.analysis import ppl, ppl_table
-from sinkscope.analysis.block_bootstrap import block_length, resampled_means
+from sinkscope.analysis.intervals import block_length, resampled_means
 from sinkscope.errors import SinkscopeError
 from tests.analysis.losses import autoregressive, collapsing, loss_record
 
@@ -64,7 +64,7 @@ def test_every_resample_is_a_mean_of_whole_blocks_that_stay_in_their_sequence():
 def test_the_batches_bound_the_memory_and_not_the_result(monkeypatch):
     parts = [autoregressive((3, 200), 0.5, seed=0).T]
     whole = resampled_means(parts, 7, 100, np.random.default_rng(0))
-    monkeypatch.setattr("sinkscope.analysis.block_bootstrap.BATCH_VALUES", 300)
+    monkeypatch.setattr("sinkscope.analysis.intervals.BATCH_VALUES", 300)
     np.testing.assert_array_equal(resampled_means(parts, 7, 100, np.random.default_rng(0)), whole)
 
 
