@@ -15,7 +15,11 @@ from sinkscope.record import first_evicted
 
 CONFIDENCE = 0.95
 FEWEST_SEEDS = 3
-BASELINE = "softmax"
+RESAMPLES = 10_000
+SINK = 0.3  # of a head's attention (Gu et al. 2024)
+COLLAPSE = 1.5  # times the perplexity with sinks; 1.54 in the vanilla model of Xiao et al. 2023, Table 3
+ARMS = ("normaliser_kind", "has_sink_logit", "has_sink_token")
+"""Coordinates that say what each arm is."""
 
 
 def emergence_quantities(record: xr.Dataset) -> dict[str, xr.DataArray]:
@@ -24,8 +28,7 @@ def emergence_quantities(record: xr.Dataset) -> dict[str, xr.DataArray]:
     Raises:
         SinkscopeError: a record of something else.
     """
-    if record.attrs.get("kind") != "emergence":
-        raise SinkscopeError("this is not a record of emergence: make one with sinkscope.lab.bigram_backcopy.")
+    _check(record, "emergence", "of emergence", "bigram_backcopy")
     heads = record.mean("head", keep_attrs=True)
     trigger, other = heads.sel(tokens="trigger", drop=True), heads.sel(tokens="non-trigger", drop=True)
     # a mean of norms over heads would let the largest head speak for all: ratios first
@@ -70,7 +73,8 @@ def emergence_table(record: xr.Dataset, step: int | None = None) -> pd.DataFrame
     if step not in measured:
         raise SinkscopeError(f"step={step!r} was not measured: give one of {', '.join(map(str, measured))}.")
     arms = [str(arm) for arm in record["arm"].values]
-    baseline = BASELINE if BASELINE in arms else arms[0]
+    plain = (record["normaliser_kind"] == "Softmax") & (record["has_sink_logit"] + record["has_sink_token"] == 0)
+    baseline = arms[int(plain.values.argmax())]  # the first where none is
     rows = []
     for name, quantity in quantities.items():
         for layer, values in _by_layer(quantity.sel(step=step)):
@@ -143,12 +147,6 @@ def _cell(mean: float, low: float, high: float) -> str:
     return f"{mean:.3f}" if np.isnan(low) else f"{mean:.3f} ({low:.3f} to {high:.3f})"
 
 
-SINK = 0.3  # of a head's attention (Gu et al. 2024)
-COLLAPSE = 1.5  # times the perplexity with sinks; 1.54 in the vanilla model of Xiao et al. 2023, Table 3
-CONFIDENCE = 0.95
-RESAMPLES = 10_000
-
-
 def language_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Perplexity of each arm under each policy, over the tokens from which every cache has evicted some.
 
@@ -168,7 +166,7 @@ def language_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> 
     Raises:
         SinkscopeError: a record of something else.
     """
-    _check(record)
+    _check(record, "language", "of language models", "language_model")
     tables = []
     for arm, number, own in _runs(record):
         table = ppl_table(own, _most_sinks(record), None, resamples, seed)
@@ -198,7 +196,7 @@ def head_masses(record: xr.Dataset) -> pd.DataFrame:
     Raises:
         SinkscopeError: a record of something else.
     """
-    _check(record)
+    _check(record, "language", "of language models", "language_model")
     heads = record.sizes["layer"] * record.sizes["head"]
     rows = []
     for arm in record["arm"].values:
@@ -230,7 +228,7 @@ def language_verdict(record: xr.Dataset) -> list[str]:
     for _, row in window.iterrows():
         own = masses[(masses["arm"] == row["arm"]) & (masses["seed"] == row["seed"])]
         name = f"{row['arm']}, seed {row['seed']}" if several else str(row["arm"])
-        first = "the sink token" if row["arm"] == "sink token" else "the first token"
+        first = "the sink token" if int(record["has_sink_token"].sel(arm=row["arm"])) else "the first token"
         sentences.append(f"{name}: {_sinks_said(own, first)}; {_collapse_said(row, table.attrs['baseline'])}.")
     return [*sentences, _limits_said(record)]
 
@@ -296,6 +294,13 @@ def _most_sinks(record: xr.Dataset) -> str:
     return str(record["policy"].values[record["sinks"].values.argmax()])
 
 
-def _check(record: xr.Dataset) -> None:
-    if record.attrs.get("kind") != "language":
-        raise SinkscopeError("this is not a record of language models: make one with sinkscope.lab.language_model.")
+def _check(record: xr.Dataset, kind: str, words: str, maker: str) -> None:
+    """Raise SinkscopeError for a record of another kind, or of an older version that does not say what its arms are."""
+    if record.attrs.get("kind") != kind:
+        raise SinkscopeError(f"this is not a record {words}: make one with sinkscope.lab.{maker}.")
+    missing = [name for name in ARMS if name not in record.coords]
+    if missing:
+        raise SinkscopeError(
+            f"the record does not say what its arms are: {missing[0]} is missing, as in records of older versions; "
+            f"make it again with sinkscope.lab.{maker}."
+        )

@@ -16,7 +16,11 @@ _HOMES = {
     "sinkscope.lab.bigram": ["bigram_backcopy"],
     "sinkscope.lab.language": ["language_model"],
     "sinkscope.analysis.lab": [
-        "emergence_summary", "emergence_table", "head_masses", "language_table", "language_verdict",
+        "emergence_summary",
+        "emergence_table",
+        "head_masses",
+        "language_table",
+        "language_verdict",
     ],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sinkscope.core.normalisers import ClippedSoftmax, Normaliser, ReLU, Sigmoid, Softmax, Softmax1
 from sinkscope.errors import SinkscopeError
@@ -36,6 +37,16 @@ ARMS = (
     Arm("sink token", has_sink_token=True),
 )
 NAMES = tuple(arm.name for arm in ARMS)
+
+
+def arm_coordinates(arms: Sequence[Arm]) -> dict[str, Any]:
+    """What a record says of its arms beside their names: the class of the normaliser, and what is trained with it."""
+    return {
+        "arm": [arm.name for arm in arms],
+        "normaliser_kind": ("arm", [type(arm.normaliser).__name__ for arm in arms]),
+        "has_sink_logit": ("arm", [int(arm.has_sink_logit) for arm in arms]),
+        "has_sink_token": ("arm", [int(arm.has_sink_token) for arm in arms]),
+    }
 
 
 def arms_of(given: str | Arm | Iterable[str | Arm]) -> list[Arm]:

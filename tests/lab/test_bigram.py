@@ -13,8 +13,7 @@ import xarray as xr
 from sinkscope import lab, open_record, save_record
 from sinkscope.core.normalisers import Softmax1
 from sinkscope.errors import SinkscopeError
-from sinkscope.lab.backcopy import Backcopy
-from sinkscope.lab.backcopy_run import BackcopyRun
+from sinkscope.lab.backcopy import Backcopy, BackcopyRun
 from sinkscope.lab.texts import Text
 from tests.lab.records import SMALL, TEXT
 
