@@ -1,4 +1,4 @@
-"""`sinkscope perplexity`, `sinkscope ablate` and `sinkscope cost`."""
+"""`sinkscope perplexity`, `ablate`, `cost` and `lab`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sinkscope.cli import options as given
-from sinkscope.cli.results import draw, write_table
+from sinkscope.cli.results import draw, say, write_table
 from sinkscope.errors import SinkscopeError
+from sinkscope.files import write_text
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import xarray as xr
 
     from sinkscope.core.policies import Policy
 
 HALVES = {"phantom": "zeroed", "mean-values": "mean", "values-only": "added"}  # what is left of the sinks' values
 WAYS = ("dense", "window", "recompute", "sinks", *HALVES)
 FOUR_WAYS, SINKS, CACHES, POSITIONS, KINDS = list(WAYS[:4]), [0, 1, 2, 4, 8], [512], ["cache"], ["first"]  # defaults
+
+TASKS = ("bigram", "language")
+ALL: list[Any] = []  # as many as the task has by itself
+
+LabArms = Annotated[
+    list[str],
+    typer.Option(
+        "--arms",
+        help="Any of: softmax softmax1 'learned sink' 'clipped softmax' sigmoid relu 'sink token'; all if left out (of "
+        "the task language: softmax softmax1 'sink token').",
+    ),
+]
 
 Policies = Annotated[list[str], typer.Option("--policies", help=f"Any of: {' '.join(WAYS)}.")]
 Cache = Annotated[int, typer.Option("--cache", help="Tokens that every policy but dense keeps.")]
@@ -60,7 +73,7 @@ def perplexity(
     table = ppl_table(record)
     write_table(table, out / "perplexity", "Perplexity over the tokens that every policy scored.", record.attrs)
     draw(log_perplexity(record), out / "log_perplexity")
-    _say(quiet, table, out, f"{int(record.length.sum()):,} tokens; perplexity over those that every policy scored:")
+    say(quiet, table, f"{int(record.length.sum()):,} tokens; perplexity over those that every policy scored:", out)
 
 
 @given.loads_model
@@ -95,7 +108,7 @@ def ablate(
     )  # fmt: skip
     write_table(table, out / "ablation", "Perplexity against the number of sink tokens.", table.attrs)
     draw(ablation(table), out / "ablation")
-    _say(quiet, table, out, f"{ids.numel():,} tokens:")
+    say(quiet, table, f"{ids.numel():,} tokens:", out)
 
 
 @given.loads_model
@@ -118,7 +131,7 @@ def cost(
     table = four_policies(cost_table(loaded, ways, tokens))
     if out is not None:
         write_table(table, out / "cost", f"Cost of attending to {tokens:,} tokens.", table.attrs)
-    _say(False, table, out, f"{tokens:,} tokens:")
+    say(False, table, f"{tokens:,} tokens:", out)
 
 
 def _policy(name: str, cache: int, sinks: int) -> Policy:
@@ -138,10 +151,65 @@ def _policy(name: str, cache: int, sinks: int) -> Policy:
     return made[name]()
 
 
-def _say(quiet: bool, table: pd.DataFrame, out: Path | None, title: str) -> None:
-    if quiet:
-        return
-    typer.echo(title)
-    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
-    if out is not None:
-        typer.echo(f"Written to {out}")
+def lab(
+    task: Annotated[str, typer.Option("--task", help="bigram: Bigram-Backcopy; language: the text itself.")] = "bigram",
+    arms: LabArms = ALL,
+    seeds: Annotated[list[int], typer.Option("--seeds", help="One run each; 0 1 2 if left out (language: 0).")] = ALL,
+    steps: Annotated[int | None, typer.Option("--steps", help="Updates; 1000 if left out (language: 3000).")] = None,
+    layers: Annotated[int | None, typer.Option("--layers", help="1 to 3, 1 if left out (language: 4).")] = None,
+    text: given.Text = None,
+    jobs: Annotated[int, typer.Option("--jobs", help="Runs at the same time, each in a process of its own.")] = 1,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1.")] = "cpu",
+    out: given.Out = Path("lab"),
+    quiet: given.Quiet = False,
+) -> None:
+    """Train small models with softmax and with what may replace it. Runs that are finished are not run again."""
+    if task not in TASKS:
+        raise SinkscopeError(f"{task!r} is no task; give one of {', '.join(TASKS)}.")
+    chosen = {"arms": arms or None, "seeds": seeds or None, "steps": steps, "layers": layers}
+    options: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+    options |= {"source": text, "device": device, "folder": out / "runs", "n_jobs": jobs}
+    options["progress"] = False if quiet else None
+    said = _bigram(out, options) if task == "bigram" else _language(out, options)
+    if not quiet:
+        for line in (*said, f"Written to {out}"):
+            typer.echo(line)
+
+
+def _bigram(out: Path, options: dict[str, Any]) -> list[str]:
+    """Train, write, and say what came out."""
+    from sinkscope import save_record
+    from sinkscope.figures import emergence
+    from sinkscope.lab import bigram_backcopy, emergence_summary, emergence_table
+
+    record = bigram_backcopy(**options)
+    save_record(record, out / "emergence.nc")
+    table = emergence_table(record)
+    summary, intervals = emergence_summary(table), table.attrs["intervals"]
+    write_table(table, out / "emergence", f"Emergence on Bigram-Backcopy: {intervals}.", table.attrs)
+    write_table(summary, out / "emergence_summary", f"Emergence on Bigram-Backcopy: mean, {intervals}.", table.attrs)
+    for layer in record["layer"].values:
+        name = f"emergence_layer_{layer}" if record.sizes["layer"] > 1 else "emergence"
+        draw(emergence(record, int(layer)), out / name)
+    null, best = (table.attrs[name] for name in ("bos_null", "best_loss_after_non_triggers"))
+    return [
+        f"Step {table.attrs['step']:,}; mean, {intervals}.",
+        summary.set_index("arm").T.to_string(),
+        f"Uniform BOS mass of non-triggers: {null:.3f}; best possible loss after non-triggers: {best:.3f}.",
+    ]
+
+
+def _language(out: Path, options: dict[str, Any]) -> list[str]:
+    """Train, write, and say what came out."""
+    from sinkscope import save_record
+    from sinkscope.figures import language_emergence
+    from sinkscope.lab import head_masses, language_model, language_table, language_verdict
+
+    record: xr.Dataset = language_model(**options)
+    save_record(record, out / "language.nc")
+    table, heads, verdict = language_table(record), head_masses(record), language_verdict(record)
+    write_table(table, out / "language", "Perplexity of models trained from scratch.", table.attrs)
+    write_table(heads, out / "heads", "Attention of each head on the first token.", heads.attrs)
+    draw(language_emergence(record), out / "language_emergence")
+    write_text(out / "verdict.txt", "\n".join(verdict) + "\n", "the verdict")
+    return [table.to_string(index=False, float_format=lambda value: f"{value:.4g}"), *verdict]
