@@ -95,6 +95,7 @@ def run_interventions(
     prepared = [each.prepare(model, texts, conditions) for each in every]
     record = _record(model, texts, prepared, conditions, first, progress)
     controls = [control.name if (control := each.control()) is not None else "" for each in every]
+    controls = [name if name in record["policy"].values else "" for name in controls]  # none for what is one itself
     return record.assign_coords(control=("policy", controls)).assign_attrs({"kind": "interventions"} | attributes)
 
 
