@@ -180,6 +180,7 @@ def test_a_model_learns_to_copy_what_no_bigram_could_tell(tmp_path):
         ({"arms": ["softmax", "hardmax"]}, "'hardmax' is no arm; give any of softmax, softmax1"),
         ({"arms": []}, "no arm was given"),
         ({"arms": [lab.Arm("softmax"), lab.Arm("softmax", Softmax1())]}, "two of one name"),
+        ({"arms": lab.Arm("own", Softmax1)}, "the normaliser of the arm 'own' is <class"),
         ({"layers": 0}, "layers=0"),
         ({"layers": 4}, "layers=4"),
         ({"heads": 3}, "width=16 cannot be shared among heads=3"),
