@@ -82,15 +82,16 @@ def ablation_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> 
     late, first = first_evicted(int(levels["cache_size"].max())), int(factors["sinks"].max()) + 1
     evicted = ppl_table(losses_from(record, late), resamples=resamples, seed=seed)
     scored, block = losses_from(record, first), None
-    names, tables, baselines = record["policy"].values, {}, {}
-    for size, rows in factors.groupby("cache_size", sort=False):
-        baselines[size] = _baseline(rows)
+    names, rows = record["policy"].values, []
+    tables: dict[int, pd.DataFrame] = {}
+    baselines: dict[int, dict[str, Any]] = {}
+    for size in factors["cache_size"].unique().tolist():
+        baselines[size] = _baseline(factors[factors["cache_size"] == size])
         tables[size] = ppl_table(scored, str(names[baselines[size]["cell"]]), block, resamples, seed)
         block = tables[size].attrs["block"]  # the same for all, and so are then the resamples
-    largest, rows = max(tables), []
     for level in levels.to_dict("records"):
         cell = level["cell"]
-        whole, own = tables.get(level["cache_size"], tables[largest]).iloc[cell], evicted.iloc[cell]
+        whole, own = tables.get(level["cache_size"], tables[max(tables)]).iloc[cell], evicted.iloc[cell]
         rows.append(
             {
                 "cell": cell,
@@ -102,19 +103,19 @@ def ablation_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> 
                 "seconds": float(record["seconds"].values[cell]),
             }
         )
-    table, own = pd.DataFrame(rows), next(iter(tables.values())).attrs
+    table, about = pd.DataFrame(rows), next(iter(tables.values())).attrs
     table.attrs = record.attrs | {
-        "computed": own["computed"],
+        "computed": about["computed"],
         "baseline": "; ".join(
             f"{each['sinks']} sinks of {size} ({each['kind']}, {each['positions']} positions)"
             for size, each in baselines.items()
         ),
         "bootstrap_block": block,
         "resamples": resamples,
-        "confidence": own["confidence"],
+        "confidence": about["confidence"],
         "first_scored": first,
         "first_evicted": late,
-        "tokens_used": own["tokens_used"],
+        "tokens_used": about["tokens_used"],
         "tokens_evicted": evicted.attrs["tokens_used"],
     }
     return table

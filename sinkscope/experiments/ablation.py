@@ -142,7 +142,7 @@ class Reading(Cell[Progress]):
     def settings(self) -> dict[str, Any]:
         return self.about
 
-    def finished(self, path: Path | None) -> Progress | None:
+    def read(self, path: Path | None) -> Progress | None:
         left, every = Checkpoint(path, self.about).read(), sum(len(text) - 1 for text in self.texts)
         return left if left is not None and int(left.losses.isfinite().sum()) == every else None
 
@@ -259,10 +259,11 @@ def _record(
     """The losses as a record, one policy for each cell that was run."""
     record = record_of(model, texts, [cell.policy for _, cell, _ in runs.values()], [finished[key] for key in runs])
     del record.attrs["policies"]  # which the coordinates tell
-    columns: dict[str, list[Any]] = {"cell": [list(runs).index(cell.key) for cell in cells]}
-    columns |= {name: [getattr(level, name) for level in levels] for name in Level._fields if name != "policy"}
-    return record.assign_coords(
-        policy=[name for *_, name in runs.values()],
-        first_tokens=("policy", [level.kind or "first" for level, *_ in runs.values()]),
-        **{f"level_{name}": ("level", values) for name, values in columns.items()},
-    )
+    coordinates: dict[str, Any] = {
+        "policy": [name for *_, name in runs.values()],
+        "first_tokens": ("policy", [level.kind or "first" for level, *_ in runs.values()]),
+        "level_cell": ("level", [list(runs).index(cell.key) for cell in cells]),
+    }
+    for name in ("cache_size", "kind", "positions", "sinks"):
+        coordinates[f"level_{name}"] = ("level", [getattr(level, name) for level in levels])
+    return record.assign_coords(coordinates)

@@ -48,7 +48,7 @@ class Cell(ABC, Generic[Result]):
         """All that the result depends on."""
 
     @abstractmethod
-    def finished(self, path: Path | None) -> Result | None:
+    def read(self, path: Path | None) -> Result | None:
         """The result that an earlier run left whole in its file, or None.
 
         Raises:
@@ -64,14 +64,14 @@ class Cell(ABC, Generic[Result]):
         """Write the result to its file."""
 
     @property
-    def told(self) -> str:
+    def settings_text(self) -> str:
         """The settings as JSON."""
         return json.dumps({name: str(value) for name, value in self.settings.items()}, sort_keys=True)
 
     @property
     def key(self) -> str:
         """A hash of the settings: cells with the same one have the same result."""
-        return hashlib.sha256(self.told.encode()).hexdigest()[:32]
+        return hashlib.sha256(self.settings_text.encode()).hexdigest()[:32]
 
     def path(self, folder: Path | None) -> Path | None:
         """Its file in a folder; None where nothing is kept."""
@@ -99,7 +99,7 @@ def run_cells(
         SinkscopeError: a file of a cell is damaged, which is found before anything runs.
     """
     unique = {cell.key: cell for cell in cells}
-    known = {key: cell.finished(cell.path(folder)) for key, cell in unique.items()}
+    known = {key: cell.read(cell.path(folder)) for key, cell in unique.items()}
     results = {key: result for key, result in known.items() if result is not None}
     waiting = [cell for key, cell in unique.items() if key not in results]
     total, todo = (sum(cell.size for cell in some) for some in (unique.values(), waiting))

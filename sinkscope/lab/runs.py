@@ -45,11 +45,11 @@ class TrainingRun(Cell[dict[str, Tensor]]):
     def size(self) -> int:  # type: ignore[override]
         return int(self.schedule.steps)
 
-    def finished(self, path: Path | None) -> dict[str, Tensor] | None:
+    def read(self, path: Path | None) -> dict[str, Tensor] | None:
         if path is None or not path.exists():
             return None
         tensors, about = read_tensors(path, "the training run", ADVICE)
-        if about.get("settings") != self.told:
+        if about.get("settings") != self.settings_text:
             raise SinkscopeError(f"the training run {path} is of other settings than its name says; {ADVICE}.")
         return tensors
 
@@ -62,7 +62,7 @@ class TrainingRun(Cell[dict[str, Tensor]]):
         return result
 
     def keep(self, result: dict[str, Tensor], path: Path) -> None:
-        write_tensors(path, "the training run", result, {"settings": self.told})
+        write_tensors(path, "the training run", result, {"settings": self.settings_text})
 
     def check_finite(self, loss: Tensor, step: int) -> None:
         """Raise SinkscopeError when training has diverged."""

@@ -24,7 +24,7 @@ class Count(Cell[int]):
     def settings(self):
         return {"number": self.number}
 
-    def finished(self, path):
+    def read(self, path):
         if path is None or not path.exists():
             return None
         if path.read_text() != str(self.number):
