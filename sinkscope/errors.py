@@ -1,6 +1,9 @@
-"""The one error a user can cause."""
+"""The one error a user can cause, and warnings that point to the user's own line."""
 
 from __future__ import annotations
+
+import sys
+import warnings
 
 
 class SinkscopeError(ValueError):
@@ -14,3 +17,11 @@ def first_line(error: BaseException) -> str:
     """The first line of an exception's message, without its full stop; its class where it has none."""
     lines = str(error).strip().splitlines()
     return (lines[0].strip().rstrip(".:") if lines else "") or type(error).__name__
+
+
+def warn(message: str) -> None:
+    """Warn at the line that called sinkscope, however deep in it the reason was found."""
+    level, frame = 1, sys._getframe(1)
+    while frame is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] == __package__:
+        level, frame = level + 1, frame.f_back  # type: ignore[assignment]
+    warnings.warn(message, stacklevel=level + 1)

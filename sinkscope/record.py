@@ -10,10 +10,19 @@ import numpy as np
 import xarray as xr
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.replacing import replacing
+from sinkscope.files import replacing
 
 STREAMED = ("perplexity", "ablation", "decode")
 """Kinds of streaming records, as their attrs["kind"] says."""
+
+
+def first_evicted(cache_size: int) -> int:
+    """The first token whose loss can differ from the dense one.
+
+    Query t sees the last `cache_size` tokens and itself; t = cache_size + 1 is the first not to see them all, and
+    predicts the token after it.
+    """
+    return cache_size + 2
 
 
 def save_record(record: xr.Dataset, path: str | os.PathLike[str]) -> Path:

@@ -1,19 +1,23 @@
 """Metrics over records: they read records and never need the model, nor torch."""
 
-from sinkscope.analysis.activations import massive_activations
-from sinkscope.analysis.discovery import discover
-from sinkscope.analysis.doses import dose_table
-from sinkscope.analysis.drain import value_drain
-from sinkscope.analysis.forced import amplification, eviction_by_layer
-from sinkscope.analysis.importance import importance
+from sinkscope.analysis.discovery import discover, massive_activations
+from sinkscope.analysis.dose import dose_table
+from sinkscope.analysis.importance import importance, sink_rate, sink_rate_curve
 from sinkscope.analysis.intervals import interval
-from sinkscope.analysis.intervention_table import intervention_table
+from sinkscope.analysis.interventions import intervention_table
 from sinkscope.analysis.maps import from_maps
-from sinkscope.analysis.mass import mass_by_layer, sink_mass
-from sinkscope.analysis.null import uniform_importance, uniform_mass
-from sinkscope.analysis.perplexities import first_evicted, losses_from, ppl, ppl_table
+from sinkscope.analysis.mass import (
+    amplification,
+    eviction_by_layer,
+    mass_by_layer,
+    sink_mass,
+    uniform_importance,
+    uniform_mass,
+    value_drain,
+)
+from sinkscope.analysis.perplexity import losses_from, ppl, ppl_table
 from sinkscope.analysis.predictability import predictability_bins, predictability_table
-from sinkscope.analysis.rate import sink_rate, sink_rate_curve
+from sinkscope.record import first_evicted
 
 __all__ = [
     "amplification",

@@ -11,16 +11,20 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from sinkscope.analysis.decomposition import policy_parts
+from sinkscope.analysis.importance import sink_rate, sink_rate_curve
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.mass import sink_mass
-from sinkscope.analysis.perplexities import first_evicted, losses, losses_from, ppl_table
-from sinkscope.analysis.rate import sink_rate, sink_rate_curve
-from sinkscope.analysis.variables import sequence_lengths, variable, whole, whole_number
+from sinkscope.analysis.perplexity import losses, losses_from, ppl_table
+from sinkscope.analysis.variables import sequence_lengths, variable, whole
+from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
+from sinkscope.record import first_evicted, open_record
 
 Saved = str | os.PathLike[str] | Sequence[Any]
 EPSILON = 0.3  # Gu et al. 2024
 FILES = ("text.nc", "perplexity.nc")
+DIFFER = ("cache_size", "sinks", "bos", "sequences", "tokens", "text")
 
 
 def compare(saved: Iterable[Saved], length: int | None = None, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -75,9 +79,6 @@ def compare(saved: Iterable[Saved], length: int | None = None, resamples: int = 
     return table
 
 
-DIFFER = ("cache_size", "sinks", "bos", "sequences", "tokens", "text")
-
-
 def _listed(saved: Iterable[Saved]) -> list[Saved]:
     if isinstance(saved, (str, os.PathLike)) or not isinstance(saved, Iterable):
         raise SinkscopeError(f"compare takes a list of saved reports, not {saved!r}: put it in brackets.")
@@ -104,8 +105,6 @@ def _opened(saved: Saved) -> tuple[xr.Dataset, xr.Dataset, str]:
         where = "a pair"
     if isinstance(saved, xr.Dataset) or not isinstance(saved, Sequence) or len(saved) != 2:
         raise SinkscopeError(f"{type(saved).__name__} is no saved report: give a folder, or a pair of records.")
-    from sinkscope.record import open_record
-
     record, curve = (each if isinstance(each, xr.Dataset) else open_record(each) for each in saved)
     return whole(record), curve, where
 
@@ -146,14 +145,11 @@ def _collapse(curve: xr.Dataset, read: int, resamples: int, seed: int) -> dict[s
     """The window against sinks + window, over the tokens up to `read` after the first eviction."""
     name = _name(curve)
     nll = losses(curve)
-    if not {"cache_size", "sinks", "recomputed"} <= set(nll.coords):
-        raise SinkscopeError(f"the losses of {name} do not say what was kept: make them with sinkscope.perplexity.")
-    size, sinks, again = (nll[each].values for each in ("cache_size", "sinks", "recomputed"))
-    plain = np.array([", " not in str(each) for each in nll["policy"].values]) & (again == 0) & (size > 0)
+    parts, size, sinks = np.array(policy_parts(nll)), nll["cache_size"].values, nll["sinks"].values
     pairs = [
         (int(w), int(s))
-        for w in np.flatnonzero(plain & (sinks == 0))
-        for s in np.flatnonzero(plain & (sinks > 0))
+        for w in np.flatnonzero(parts == "window")
+        for s in np.flatnonzero(parts == "full sinks")
         if size[w] == size[s]
     ]
     if not pairs:

@@ -1,18 +1,33 @@
-"""Sinks at any position: keys that some heads hold on to, and that get more than an even share."""
+"""Tokens that stand out: sinks at any position, and massive activations.
+
+A sink is a key that some heads hold on to and that gets more than an even share. Massive activations are those of Sun
+et al. (2024, "Massive activations in large language models").
+"""
 
 from __future__ import annotations
+
+import re
+import string
+import unicodedata
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis.importance import importance
-from sinkscope.analysis.token_texts import is_delimiter, text_of
-from sinkscope.analysis.variables import finite_number, is_causal, open_unit, sequence_lengths, whole, whole_number
+from sinkscope.analysis.variables import is_causal, sequence_lengths, variable, whole
+from sinkscope.arguments import finite_number, open_unit, whole_number
 
 COLUMNS = ("sequence", "position", "token_text", "kind", "heads", "importance", "null", "times_null")
 FEWEST_QUERIES = 16
 SHARE_OF_QUERIES = 0.25
+
+SPECIAL = re.compile(r"<[^<>\s]+>|\[[A-Z]+\d*\]")
+"""<s>, <|im_start|>, <bos>, [CLS]: how tokenizers write tokens that stand for no text."""
+
+BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+WRITTEN_SPACES = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "\n", "ĉ": "\t", "č": "\r"})
+"""How byte-level and SentencePiece vocabularies write white space."""
 
 
 def discover(
@@ -102,3 +117,78 @@ def _fewest_queries(record: xr.Dataset, queries: int | None) -> np.ndarray:
     if not is_causal(record):
         return np.ones(len(lengths), dtype=int)
     return np.minimum(lengths, np.maximum(FEWEST_QUERIES, np.ceil(SHARE_OF_QUERIES * lengths).astype(int)))
+
+
+def massive_activations(record: xr.Dataset, magnitude: float = 100, ratio: float = 1000) -> pd.DataFrame:
+    """The tokens whose largest hidden-state entry is above `magnitude` and at least `ratio` times the layer's
+    median magnitude.
+
+    One row per (sequence, layer, position): token_text ("" if unknown), dimension (-1 if not measured),
+    magnitude, times_median; ordered by sequence, layer and position. Only each token's largest entry was
+    recorded, so a second massive dimension of a token does not show. attrs hold what was computed and the
+    record's provenance.
+    Raises SinkscopeError if the record has no hidden-state extremes, or a threshold is not above zero.
+    """
+    magnitude, ratio = finite_number(magnitude, "magnitude", 0.0), finite_number(ratio, "ratio", 0.0)
+    record = whole(record)
+    order = ("sequence", "layer", "token")
+    largest = variable(record, "activation_max").transpose(*order)
+    median = variable(record, "activation_median").transpose(*order)
+    values, medians = largest.values.astype(np.float64), median.values.astype(np.float64)
+    massive = (values > magnitude) & (values >= ratio * medians)
+    where = np.argwhere(massive)
+    dimension = (
+        variable(record, "activation_dimension").transpose(*order).values if "activation_dimension" in record else None
+    )
+    with np.errstate(divide="ignore"):
+        times = values[massive] / medians[massive]
+    table = pd.DataFrame(
+        {
+            "sequence": largest["sequence"].values[where[:, 0]].astype(np.int64),
+            "layer": largest["layer"].values[where[:, 1]].astype(np.int64),
+            "position": largest["token"].values[where[:, 2]].astype(np.int64),
+            "token_text": [text_of(record, s, p) for s, p in where[:, [0, 2]]],
+            "dimension": dimension[massive].astype(np.int64) if dimension is not None else np.full(len(where), -1),
+            "magnitude": values[massive],
+            "times_median": times,
+        }
+    )
+    table.attrs = {
+        **record.attrs,
+        "computed": f"largest magnitude above {magnitude:g} and at least {ratio:g} times the layer's median "
+        "(Sun et al. 2024)",
+        "magnitude": magnitude,
+        "ratio": ratio,
+    }
+    return table
+
+
+def text_of(record: xr.Dataset, sequence: int, position: int) -> str:
+    """The text of the token at these indices; "" if the record has no texts."""
+    if "token_text" not in record.coords:
+        return ""
+    return str(record["token_text"].transpose("sequence", "token").values[sequence, position])
+
+
+def is_delimiter(text: str) -> bool:
+    """Whether a token is only punctuation, white space or control characters, or a special token.
+
+    >>> [is_delimiter(text) for text in (".", "\\n", "<s>", "<|im_start|>", "[SEP]", "Ċ", "<0x0A>")]
+    [True, True, True, True, True, True, True]
+    >>> [is_delimiter(text) for text in (" the", "a.", "")]
+    [False, False, False]
+    """
+    if byte := BYTE.fullmatch(text):
+        text = chr(int(byte[1], 16))
+    elif SPECIAL.fullmatch(text):
+        return True
+    text = text.translate(WRITTEN_SPACES)
+    return bool(text) and all(_separates(character) for character in text)
+
+
+def _separates(character: str) -> bool:
+    return (
+        character in string.punctuation
+        or unicodedata.category(character)[0] in "PZ"
+        or unicodedata.category(character) == "Cc"
+    )

@@ -1,10 +1,16 @@
-"""The importance of a key (Gu et al. 2024, "When attention sink emerges")."""
+"""The importance of a key, and the sink rate: in what fraction of heads a key is a sink (Gu et al. 2024, "When
+attention sink emerges")."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import xarray as xr
 
-from sinkscope.analysis.null import even_share
+from sinkscope.analysis.intervals import interval
+from sinkscope.analysis.mass import even_share
 from sinkscope.analysis.variables import (
     PER_QUERY,
     is_causal,
@@ -14,6 +20,10 @@ from sinkscope.analysis.variables import (
     variable,
     whole,
 )
+from sinkscope.arguments import open_unit, whole_number
+from sinkscope.errors import SinkscopeError
+
+EPSILONS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 
 def importance(record: xr.Dataset) -> xr.DataArray:
@@ -77,3 +87,158 @@ def _queries_per_head(record: xr.Dataset, key: xr.DataArray, counts: xr.DataArra
             each = _sum_from_key(found.astype("float64"), key, record)
             return each.where(found.any("query"), counts).where(lambda count: count > 0)
     return counts.where(counts > 0)
+
+
+def sink_rate(record: xr.Dataset, epsilon: float = 0.3, position: int = 0) -> xr.DataArray:
+    """Fraction of heads, over layers and sequences, with an importance alpha of `position` above epsilon.
+
+    No dimensions. A fraction of heads, not a mass; heads a layer lacks are left out, and so are texts that
+    end before the position. It falls as T grows and depends on BOS, so attrs hold epsilon, position, T (of
+    the longest text), T_shortest, bos, sequences, null_alpha (alpha under uniform attention, mean over
+    sequences: H_T / T for position 0) and null_rate (the rate such heads would have). alpha of position 0
+    includes the first query's attention to itself, which is 1.
+
+    Raises SinkscopeError if epsilon is outside (0, 1), the position is in no text, or the record cannot give
+    its alpha.
+    """
+    record, epsilon = whole(record), open_unit(epsilon, "epsilon")
+    alpha = _importance_at(record, _checked_position(record, position))
+    null = alpha["null"]
+    rate = (alpha > epsilon).where(alpha.notnull()).mean(skipna=True)
+    counted = alpha.notnull().any(["layer", "head"])
+    if not bool(counted.any()):
+        raise SinkscopeError(f"the record holds no attention to position {position}: measure with SinkMass().")
+    lengths = sequence_lengths(record).where(counted)
+    rate = rate.drop_vars(list(rate.coords))
+    rate.attrs = {
+        **record.attrs,
+        "computed": f"fraction of heads with importance of position {position} above {epsilon:g} (Gu et al. 2024)",
+        "epsilon": epsilon,
+        "position": int(position),
+        "T": int(lengths.max()),
+        "T_shortest": int(lengths.min()),
+        "bos": record.attrs.get("bos", "unknown"),
+        "sequences": int(counted.sum()),
+        "null_alpha": float(null.where(counted).mean(skipna=True)),
+        "null_rate": float((null > epsilon).where(counted).mean(skipna=True)),
+    }
+    return rate.rename("sink_rate")
+
+
+def sink_rate_curve(
+    record: xr.Dataset,
+    epsilons: Sequence[float] | None = None,
+    lengths: Sequence[int] | None = None,
+    position: int = 0,
+) -> xr.Dataset:
+    """The sink rate against epsilon and the number T of tokens read: rate, lower, upper [length, epsilon].
+
+    A causal query sees no later token, so alpha over the queries below t is exactly that of the text's first
+    t tokens.
+    epsilons  thresholds; default 0.05, 0.10 .. 0.95.
+    lengths   numbers of tokens; default 16, 32, 64 .. and that of the longest text. An encoder has no
+              prefixes: only the length of its texts is allowed.
+    lower and upper are a 95% percentile bootstrap over sequences (NaN with one sequence). null_alpha [length]
+    is the alpha of uniform attention; sequences [length] is how many texts are that long: shorter ones are
+    left out.
+
+    Raises SinkscopeError if an epsilon is outside (0, 1), a length or the position is in no text, or the
+    record keeps too few first keys apart (`sink_mass`).
+    """
+    record = whole(record)
+    position = _checked_position(record, position)
+    chosen = _several(EPSILONS if epsilons is None else epsilons, "epsilons")
+    thresholds = np.array([open_unit(each, "epsilon") for each in chosen])
+    prefixes = _checked_lengths(record, lengths, position)
+    attention = _attention_on(record, position)
+    texts = sequence_lengths(record)
+    rates, nulls, counts = [], [], []
+    for prefix in prefixes:
+        long_enough = (texts >= prefix) if is_causal(record) else (texts == prefix)
+        query = attention["query"]
+        seen = (query < prefix) & (query >= position) if is_causal(record) else query < prefix
+        alpha = attention.where(seen).mean("query", skipna=True).where(long_enough)
+        above = (alpha > xr.DataArray(thresholds, dims="epsilon")).where(alpha.notnull())
+        rates.append(above.mean(["layer", "head"], skipna=True).drop_vars("length", errors="ignore"))
+        nulls.append(float(even_share(record).where(seen).mean("query").where(long_enough).mean(skipna=True)))
+        counts.append(int(alpha.notnull().any(["layer", "head"]).sum()))
+    curve = interval(xr.concat(rates, dim="length")).rename(mean="rate").transpose("length", "epsilon")
+    curve = curve.assign_coords(length=prefixes, epsilon=thresholds)
+    curve["null_alpha"] = ("length", np.array(nulls))
+    curve["sequences"] = ("length", np.array(counts))
+    curve.attrs = {
+        **record.attrs,
+        **curve.attrs,
+        "computed": f"fraction of heads with importance of position {position} above epsilon, over "
+        f"the first `length` tokens (Gu et al. 2024); {curve.attrs['bounds']}",
+        "position": position,
+        "T": text_length(record),
+        "bos": record.attrs.get("bos", "unknown"),
+    }
+    return curve
+
+
+def _importance_at(record: xr.Dataset, position: int) -> xr.DataArray:
+    """[sequence, layer, head] alpha of one key."""
+    if "received" not in record:
+        variable(record, "sink_mass")
+    kept = record.sizes.get("sink", 0) if "sink_mass" in record else 0
+    if position < kept:
+        record = record.drop_vars("received", errors="ignore").isel(sink=[position])
+        return importance(record).isel(key=0, drop=True)
+    if "received" not in record:
+        raise SinkscopeError(
+            f"position={position} is beyond the {kept} first keys the record keeps apart, and it has no "
+            f"received: measure with the probe Received() or SinkMass(first={position + 1})."
+        )
+    return importance(record).isel(key=position, drop=True)
+
+
+def _attention_on(record: xr.Dataset, position: int) -> xr.DataArray:
+    """[sequence, layer, head, query] attention to the key at `position`, in float64."""
+    kept = variable(record, "sink_mass")
+    if position >= kept.sizes["sink"]:
+        raise SinkscopeError(
+            f"position={position} is beyond the {kept.sizes['sink']} first keys the record keeps apart: "
+            f"measure with the probe SinkMass(first={position + 1})."
+        )
+    return kept.isel(sink=position, drop=True).astype("float64")
+
+
+def _checked_position(record: xr.Dataset, position: int) -> int:
+    position = whole_number(position, "position", 0)
+    longest = int(sequence_lengths(record).max())
+    if position >= longest:
+        raise SinkscopeError(
+            f"position={position} is not in a text of {longest} tokens: give one from 0 to {longest - 1}."
+        )
+    return position
+
+
+def _checked_lengths(record: xr.Dataset, lengths: Sequence[int] | None, position: int) -> list[int]:
+    texts = sorted({int(each) for each in sequence_lengths(record).values})
+    longest = texts[-1]
+    if lengths is None:
+        if not is_causal(record):
+            return [each for each in texts if each > position]
+        return [*(2**power for power in range(4, 40) if position < 2**power < longest), longest]
+    chosen = [whole_number(each, "length", 1) for each in _several(lengths, "lengths")]
+    for each in chosen:
+        if not is_causal(record) and each not in texts:
+            raise SinkscopeError(
+                f"length={each} is not that of a whole text, and in an encoder every token sees the whole "
+                f"text: give {' or '.join(map(str, texts[:5]))}."
+            )
+        if not position < each <= longest:
+            raise SinkscopeError(
+                f"length={each} does not fit position {position} in texts of up to {longest} tokens: "
+                f"give one from {position + 1} to {longest}."
+            )
+    return chosen
+
+
+def _several(values: Sequence[float] | np.ndarray, name: str) -> list[Any]:
+    items = [] if isinstance(values, str) else list(np.atleast_1d(np.asarray(values)).ravel().tolist())
+    if not items:
+        raise SinkscopeError(f"{name}={values!r} holds no number: give a list of at least one.")
+    return items

@@ -1,15 +1,25 @@
-"""Percentile bootstrap intervals over sequences (Efron and Tibshirani 1993, chapter 13)."""
+"""Bootstrap intervals: over sequences (Efron and Tibshirani 1993, chapter 13), and over blocks of a text.
+
+Values next to each other in a text rise and fall together, so resampling them one by one gives intervals that are too
+narrow. Whole runs of neighbours are drawn instead (Künsch 1989), from the text closed to a circle, so that every value
+is drawn equally often (Politis and Romano 1992).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
 
-from sinkscope.analysis.variables import open_unit, whole_number
+from sinkscope.arguments import open_unit, whole_number
 from sinkscope.errors import SinkscopeError
 
 BATCH_VALUES = 4_000_000
-"""Values resampled at once: bounds the memory (32 MB) and not the result."""
+"""Values resampled, or block sums gathered, at once: bounds the memory (32 MB) and not the result."""
+
+FEWEST_BLOCKS = 20
+"""With fewer blocks than this, percentile intervals become noticeably too narrow."""
 
 
 def interval(
@@ -84,3 +94,88 @@ def _bounds(sample: np.ndarray, confidence: float, resamples: int, seed: int) ->
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return np.asarray(found.low), np.asarray(found.high)
+
+
+def resampled_means(parts: Sequence[np.ndarray], block: int, resamples: int, random: np.random.Generator) -> np.ndarray:
+    """Means of `resamples` block bootstrap resamples: [resample, column], in float64.
+
+    parts   one array [value, column] per sequence, in reading order. All columns of a resample take the same blocks,
+            so their differences are paired.
+    block   values in a block. A block stays in its sequence: a sequence of no more than `block` values is drawn as a
+            whole. Starts are drawn so that every value has the same chance.
+
+    Costs resamples * values / block, whatever the block holds: its sum is a difference of two cumulative sums.
+    """
+    lengths = np.array([len(part) for part in parts])
+    sizes = np.minimum(block, lengths)
+    shares = lengths / sizes
+    blocks = max(1, round(shares.sum()))
+    sums = np.concatenate([_circular_sums(part, size) for part, size in zip(parts, sizes, strict=True)])
+    counts = np.repeat(sizes, lengths)
+    chance = np.concatenate([[0.0], np.cumsum(shares)]) / shares.sum()
+    first = np.concatenate([[0], np.cumsum(lengths)])
+    means = np.empty((resamples, sums.shape[1]))
+    batch = max(1, BATCH_VALUES // (blocks * sums.shape[1]))
+    for row in range(0, resamples, batch):
+        drawn = random.random((min(batch, resamples - row), blocks))
+        starts = np.minimum(np.interp(drawn, chance, first).astype(np.int64), len(sums) - 1)
+        total = counts[starts].sum(1) if sizes.min() < sizes.max() else blocks * sizes[0]
+        means[row : row + batch] = sums[starts].sum(1) / np.reshape(total, (-1, 1))
+    return means
+
+
+def block_length(parts: Sequence[np.ndarray]) -> int:
+    """A block length for `resampled_means` of these values, each array [value, column].
+
+    The longest, over the columns, of the automatic lengths of Politis and White (2004), as corrected by Patton,
+    Politis and White (2009), but at least n^(1/3) (the rate of the best length, which still guards against dependence
+    too weak to be seen), at most 3 n^(1/2), and short enough for 20 blocks. n: values of all sequences together.
+    """
+    count = sum(len(part) for part in parts)
+    most = max(1, int(min(3 * count**0.5, count / FEWEST_BLOCKS)))
+    if most == 1:
+        return 1
+    found = max(_automatic_length([part[:, column] for part in parts]) for column in range(parts[0].shape[1]))
+    return int(np.clip(np.ceil(max(found, count ** (1 / 3))), 1, most))
+
+
+def _circular_sums(part: np.ndarray, size: int) -> np.ndarray:
+    """Sums of the `size` values from each one on, the first following the last: [value, column]."""
+    closed = np.concatenate([part, part[: size - 1]]).astype(np.float64)
+    cumulative = np.concatenate([np.zeros((1, part.shape[1])), np.cumsum(closed, axis=0)])
+    with np.errstate(invalid="ignore"):  # a column with an infinite loss has no interval
+        return cumulative[size:] - cumulative[:-size]
+
+
+def _automatic_length(parts: Sequence[np.ndarray]) -> float:
+    """b = (2 G^2 / D)^(1/3) n^(1/3), with G = sum of w_k |k| R(k), D = 4/3 (sum of w_k R(k))^2 over all lags k.
+
+    R: autocovariance, within sequences. w: flat-top weights that reach as far as autocorrelation can be seen.
+    """
+    count = sum(len(part) for part in parts)
+    mean = np.concatenate(parts).mean()
+    if not np.isfinite(mean):
+        return 1.0
+    several = max(5, int(np.ceil(np.log10(count) ** 0.5)))
+    longest = min(int(np.ceil(count**0.5)) + several, max(len(part) for part in parts) - 1)
+    centred = [np.asarray(part, dtype=np.float64) - mean for part in parts]
+    covariance = np.array(
+        [sum(part[lag:] @ part[: max(0, len(part) - lag)] for part in centred) for lag in range(longest + 1)]
+    )
+    if covariance[0] <= 0:
+        return 1.0
+    small = np.abs(covariance[1:] / covariance[0]) < 2 * (np.log10(count) / count) ** 0.5
+    reach = min(2 * max(_last_seen(small, several), 1), longest)
+    lag = np.arange(1, reach + 1)
+    weighted = np.minimum(1.0, 2 * (1 - lag / max(reach, 1))) * covariance[1 : reach + 1]
+    slope, spectrum = 2 * (lag * weighted).sum(), covariance[0] + 2 * weighted.sum()
+    return float("inf") if spectrum == 0 else float((1.5 * (slope / spectrum) ** 2 * count) ** (1 / 3))
+
+
+def _last_seen(small: np.ndarray, several: int) -> int:
+    """The lag after which `several` autocorrelations in a row are small; the last that is not, if there is none."""
+    for lag in range(len(small) - several + 1):
+        if small[lag : lag + several].all():
+            return lag
+    seen = np.flatnonzero(~small)
+    return int(seen[-1]) + 1 if len(seen) else 0

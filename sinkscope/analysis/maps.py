@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from scipy.special import entr
 
-from sinkscope.analysis.map_checks import ROUNDING, checked_maps
-from sinkscope.analysis.map_tokens import checked_tokens
 from sinkscope.errors import SinkscopeError
 
 CORNER = 16
 FULL_RESOLUTION = 512
 POOLED_RESOLUTION = 64
 UPPER_IS_ZERO = 1e-6
+ROUNDING = 2.0**-8
+"""How far a row's sum may be from one: the spacing of bfloat16 below one, in which maps often come."""
+
+FORMS = "give a list of texts or of ids, or one such list per sequence"
 
 
 def from_maps(array: Any, tokens: Any = None, first: int = 4, **attributes: Any) -> xr.Dataset:
@@ -199,4 +201,159 @@ def _checked_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-__all__: Sequence[str] = ("from_maps",)
+def checked_maps(array: Any) -> list[np.ndarray]:
+    """One [layer, head, query, key] array per sequence; layers and heads the same for all. Raises
+    SinkscopeError."""
+    maps = _one_per_sequence(array)
+    shapes = {each.shape[:2] for each in maps}
+    if len(shapes) > 1:
+        raise SinkscopeError(
+            f"the sequences' maps have different numbers of layers and heads {sorted(shapes)}: "
+            "give maps of one model, [layer, head, query, key] each."
+        )
+    for each in maps:
+        _check(each)
+    return maps
+
+
+def _one_per_sequence(array: Any) -> list[np.ndarray]:
+    if isinstance(array, tuple) and len(array) > 0 and all(_dimensions(each) == 4 for each in array):
+        layers = [_as_array(each) for each in array]
+        if len({each.shape for each in layers}) > 1:
+            raise SinkscopeError(
+                "the layers' maps have different shapes: a tuple is read as one "
+                "[sequence, head, query, key] array per layer, all of one shape; give a list for one array "
+                "per sequence."
+            )
+        return list(np.stack(layers, axis=1))
+    if isinstance(array, list) and len(array) > 0 and all(_dimensions(each) == 4 for each in array):
+        sequences = [_as_array(each) for each in array]
+        if len(sequences) > 1 and len({each.shape for each in sequences}) == 1 and sequences[0].shape[0] == 1:
+            raise SinkscopeError(
+                f"a list of {len(sequences)} arrays of shape {sequences[0].shape} may hold one array per "
+                "layer or one per sequence: give a tuple for one [sequence, head, query, key] array per "
+                "layer, or stack them yourself."
+            )
+        return sequences
+    whole = _as_array(array)
+    if whole.ndim not in (4, 5):
+        raise SinkscopeError(
+            f"maps of shape {whole.shape} have {whole.ndim} dimensions: "
+            "give [layer, head, query, key] or [sequence, layer, head, query, key]."
+        )
+    if 0 in whole.shape:
+        raise SinkscopeError(f"maps of shape {whole.shape} are empty: give at least one layer, one head and one token.")
+    return [whole] if whole.ndim == 4 else list(whole)
+
+
+def _dimensions(value: Any) -> int:
+    try:
+        return len(value.shape)
+    except (AttributeError, TypeError):
+        return -1
+
+
+def _as_array(value: Any) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SinkscopeError(
+            f"numpy cannot read these maps ({error}): give a rectangular array of numbers on the CPU, "
+            "such as maps.detach().float().cpu() of a torch tensor."
+        ) from error
+    # Extension types such as ml_dtypes' bfloat16 have kind "V" and still turn into float32.
+    if array.dtype.kind in "V" and array.dtype.names is None:
+        with contextlib.suppress(TypeError, ValueError):
+            array = array.astype(np.float32)
+    if array.dtype.kind not in "fiub":
+        raise SinkscopeError(
+            f"maps hold values of type {array.dtype}, not real numbers: give an array of probabilities."
+        )
+    return array
+
+
+def _check(maps: np.ndarray) -> None:
+    if 0 in maps.shape:
+        raise SinkscopeError(f"maps of shape {maps.shape} are empty: give at least one layer, one head and one token.")
+    queries, keys = maps.shape[-2:]
+    if queries != keys:
+        raise SinkscopeError(
+            f"maps have {queries} queries and {keys} keys: give square maps, in which every token is a query and a key."
+        )
+    for layer, values in enumerate(maps):
+        if not np.isfinite(values).all():
+            raise SinkscopeError(
+                f"the maps of layer {layer} hold NaN or infinity: give finite probabilities, with 0 for masked keys."
+            )
+        if values.min() < 0:
+            raise SinkscopeError(
+                f"the maps of layer {layer} hold {float(values.min()):.4g}, below zero: give probabilities "
+                "(after the softmax), not logits."
+            )
+        total = float(values.sum(-1, dtype=np.float64).max())
+        if total > 1 + ROUNDING:
+            raise SinkscopeError(
+                f"a row of the maps of layer {layer} sums to {total:.4g}: give probabilities (after the "
+                "softmax) that sum to at most 1."
+            )
+
+
+def checked_tokens(tokens: Any, lengths: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """(ids, texts) as [sequence, token] arrays, of which one at least is None.
+
+    tokens   None, T texts, T ids, or one such list per sequence.
+    lengths  [sequence] tokens of each sequence. Past the end an id is -1 and a text is empty.
+    Raises SinkscopeError if numbers of tokens and lengths differ, or texts and ids are mixed.
+    """
+    if tokens is None:
+        return None, None
+    if isinstance(tokens, (str, bytes)):
+        raise SinkscopeError(f"tokens is one string, not the tokens of the maps: {FORMS}.")
+    rows = _rows(tokens, len(lengths))
+    for s, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        if len(row) != length:
+            raise SinkscopeError(
+                f"sequence {s} has {len(row)} tokens, but its maps have {length}: give one token per position."
+            )
+    kinds = {_kind(token) for row in rows for token in row}
+    longest = int(lengths.max())
+    if kinds == {"text"}:
+        texts = np.full((len(rows), longest), "", dtype=object)
+        for s, row in enumerate(rows):
+            texts[s, : len(row)] = [str(token) for token in row]
+        return None, texts
+    if kinds == {"id"}:
+        ids = np.full((len(rows), longest), -1, dtype=np.int64)
+        for s, row in enumerate(rows):
+            ids[s, : len(row)] = [int(token) for token in row]
+        if any((ids[s, : len(row)] < 0).any() for s, row in enumerate(rows)):
+            raise SinkscopeError("a token id is negative: give ids of 0 or more, as the tokenizer makes them.")
+        return ids, None
+    raise SinkscopeError(f"tokens mix texts, ids or other things: {FORMS}.")
+
+
+def _rows(tokens: Any, sequences: int) -> list[list[Any]]:
+    try:
+        items = list(tokens.tolist()) if hasattr(tokens, "tolist") else list(tokens)
+    except TypeError as error:
+        raise SinkscopeError(f"tokens is of type {type(tokens).__name__}: {FORMS}.") from error
+    if items and not any(_kind(item) == "other" for item in items):
+        return [items] * sequences
+    try:
+        rows = [list(item.tolist()) if hasattr(item, "tolist") else list(item) for item in items]
+    except TypeError as error:
+        raise SinkscopeError(f"tokens mix texts, ids or other things: {FORMS}.") from error
+    if len(rows) != sequences:
+        raise SinkscopeError(f"tokens has {len(rows)} lists for {sequences} sequences: give one list per sequence.")
+    return rows
+
+
+def _kind(token: Any) -> str:
+    if isinstance(token, str):
+        return "text"
+    if isinstance(token, (int, np.integer)) and not isinstance(token, bool):
+        return "id"
+    # A list of 0-d tensors, as iterating over a tensor of ids gives.
+    if getattr(token, "shape", None) == () and hasattr(token, "item") and isinstance(token.item(), int):
+        return "id"
+    return "other"

@@ -1,13 +1,24 @@
-"""Sink mass: how much attention goes to the first tokens of a text."""
+"""How much attention goes to the first tokens of a text, what of it sum-to-one forces, and what their values pass on.
+
+The null of each measure is what a head that spreads its attention evenly over the keys it sees gives to the keys in
+question. Under uniform causal attention query i (0-based) gives 1/(i+1) to each key it sees, so the null of a metric is
+a mean of 1/(i+1) over its queries (about ln(T)/T for the first key, not 1/T). An encoder's query gives 1/T to each
+key.
+"""
 
 from __future__ import annotations
 
+import numpy as np
+import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis.intervals import interval
-from sinkscope.analysis.null import even_share
-from sinkscope.analysis.variables import text_length, variable, whole, whole_number
+from sinkscope.analysis.variables import is_causal, measured_queries, sequence_lengths, text_length, variable, whole
+from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
+
+NORMS = ("output_norm", "change_norm", "lost_denominator", "lost_value")
+"""What `EvictionEffect` measures of each head: the length of its output, and of what eviction would take from it."""
 
 
 def sink_mass(record: xr.Dataset, first: int = 4) -> xr.DataArray:
@@ -64,3 +75,126 @@ def _per_sequence(record: xr.Dataset, first: int) -> xr.DataArray:
         "null": float(first * share.mean("sequence", skipna=True)),
     }
     return mass
+
+
+def uniform_importance(length: int, position: int = 0, causal: bool = True) -> float:
+    """Importance (Gu et al. 2024) of the key at `position` (0-based) in a text of `length` tokens under
+    uniform attention.
+
+    Causal: the mean of 1/(i+1) over the queries i = position .. length-1; for position 0 the harmonic number
+    H_T / T. Otherwise 1/length. Raises SinkscopeError if the position is not in the text.
+    """
+    length = whole_number(length, "length", 1)
+    position = whole_number(position, "position", 0)
+    if position >= length:
+        raise SinkscopeError(
+            f"position={position} is not in a text of {length} tokens: give one from 0 to {length - 1}."
+        )
+    if not causal:
+        return 1.0 / length
+    return float(np.mean(1.0 / np.arange(position + 1, length + 1)))
+
+
+def uniform_mass(length: int, first: int = 1, causal: bool = True) -> float:
+    """Mass on the `first` keys of a text of `length` tokens under uniform attention.
+
+    Causal: the mean of first/(i+1) over the queries i = first .. length-1. Otherwise first/length.
+    Raises SinkscopeError if no query comes after the first keys.
+    """
+    length = whole_number(length, "length", 1)
+    first = whole_number(first, "first", 1)
+    if first >= length:
+        raise SinkscopeError(
+            f"a text of {length} tokens has no query after its first {first}: give a longer text or a smaller first."
+        )
+    if not causal:
+        return first / length
+    return float(np.mean(first / np.arange(first + 1, length + 1)))
+
+
+def even_share(record: xr.Dataset) -> xr.DataArray:
+    """[sequence, query] what each measured query of the record gives to one key under uniform attention; NaN
+    elsewhere."""
+    measured = measured_queries(record)
+    if is_causal(record):
+        return (1.0 / (measured["query"] + 1.0)).where(measured)
+    return (1.0 / sequence_lengths(record)).where(measured)
+
+
+def amplification(record: xr.Dataset) -> xr.DataArray:
+    """What the weights of all other keys are multiplied by when the keys of `EvictionEffect` go: [layer, head].
+
+    The geometric mean of 1 / (1 - m) over queries and sequences, so that its inverse has the same meaning and a few
+    queries that see little else do not decide it. Raises SinkscopeError if the record has none.
+    """
+    logs = variable(whole(record), "log_amplification").astype("float64")
+    mean = logs.mean(["sequence", "query"], skipna=True)
+    result = mean.copy(data=np.exp(mean.values))
+    result.attrs = {**record.attrs, "computed": "exp of the mean of -log(1 - m) over queries and sequences"}
+    return result.rename("amplification")
+
+
+def eviction_by_layer(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """What evicting the keys of `EvictionEffect` would do in each layer alone.
+
+    layer
+    amplification, .._low, .._high   geometric mean over queries and heads
+    change, lost_denominator, lost_value (each with _low and _high)
+                                     mean norm over the mean norm of the head's output, means over queries and heads
+    Intervals are 95% bootstrap intervals over sequences (NaN with one). Raises SinkscopeError if the record has no
+    norms.
+    """
+    record = whole(record)
+    logs = variable(record, "log_amplification").astype("float64").mean(["head", "query"], skipna=True)
+    if any(name not in record for name in NORMS):
+        raise SinkscopeError("the record has no norms: the model does not show what its heads hand on.")
+    means = {name: record[name].astype("float64").mean(["head", "query"], skipna=True) for name in NORMS}
+    columns = {"amplification": logs} | {
+        name.removesuffix("_norm"): means[name] / means["output_norm"] for name in NORMS[1:]
+    }
+    table = pd.DataFrame({"layer": record["layer"].values})
+    for name, values in columns.items():
+        found = interval(values, resamples=resamples, seed=seed)
+        bounds = [found[bound].values for bound in ("mean", "lower", "upper")]
+        bounds = [np.exp(bound) for bound in bounds] if name == "amplification" else bounds
+        table = table.assign(**dict(zip((name, f"{name}_low", f"{name}_high"), bounds, strict=True)))
+    table.attrs = {**record.attrs, "resamples": resamples, "seed": seed}
+    return table
+
+
+def value_drain(record: xr.Dataset, first: int = 1) -> xr.Dataset:
+    """How long the first tokens' values and keys are beside all others': value_ratio and key_ratio [layer,
+    kv_head].
+
+    For each sequence the mean Euclidean norm at positions < first over the mean norm at the rest, then the
+    mean over sequences (those with no other token left out). Below 1 the value is drained; 1 is the ratio of
+    a first token like any other (attrs["null"]). NaN for heads a layer lacks.
+    Raises SinkscopeError if the record has no norms, `first` is below 1 or leaves no other token.
+    """
+    record, first = whole(record), whole_number(first, "first", 1)
+    if first >= int(sequence_lengths(record).max()):
+        raise SinkscopeError(
+            f"first={first} leaves no other token in a text of {text_length(record)}: give a longer text or "
+            "a smaller first."
+        )
+    ratios = {
+        "value_ratio": _ratio(variable(record, "value_norm"), first),
+        "key_ratio": _ratio(variable(record, "key_norm"), first),
+    }
+    result = xr.Dataset(ratios)
+    result.attrs = {
+        **record.attrs,
+        "computed": f"mean norm of the first {first} tokens' values (keys) over the mean norm of the "
+        "others', mean over sequences",
+        "first": first,
+        "null": 1.0,
+    }
+    return result
+
+
+def _ratio(norm: xr.DataArray, first: int) -> xr.DataArray:
+    is_sink = norm["token"] < first
+    norm = norm.astype("float64")
+    ratio = norm.where(is_sink).mean("token", skipna=True) / norm.where(~is_sink).mean("token", skipna=True)
+    ratio.attrs = {}
+    return ratio.mean("sequence", skipna=True)

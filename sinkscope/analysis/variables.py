@@ -3,8 +3,6 @@ their probe."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import xarray as xr
 
@@ -94,33 +92,3 @@ def measured_queries(record: xr.Dataset) -> xr.DataArray:
             return found.any([dim for dim in found.dims if dim not in ("sequence", "query")])
     query = xr.DataArray(np.arange(text_length(record)), dims="query", coords={"query": np.arange(text_length(record))})
     return (query < sequence_lengths(record)).transpose("sequence", "query")
-
-
-def whole_number(value: Any, name: str, least: int) -> int:
-    """`value` as an int of at least `least`, or SinkscopeError."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or value < least:
-        raise SinkscopeError(f"{name}={value!r} is not a whole number of {least} or more: give one.")
-    return int(value)
-
-
-def open_unit(value: Any, name: str) -> float:
-    """`value` as a float above 0 and below 1, or SinkscopeError."""
-    try:
-        number = float("nan") if isinstance(value, (str, bytes, bool)) else float(value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not 0.0 < number < 1.0:
-        raise SinkscopeError(f"{name}={value!r} is not a number above 0 and below 1: give one, such as {name}=0.3.")
-    return number
-
-
-def finite_number(value: Any, name: str, above: float, inclusive: bool = False) -> float:
-    """`value` as a finite float above (or at) a bound, or SinkscopeError."""
-    try:
-        number = float("nan") if isinstance(value, (str, bytes, bool)) else float(value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not (np.isfinite(number) and (number >= above if inclusive else number > above)):
-        bound = f"of {above:g} or more" if inclusive else f"above {above:g}"
-        raise SinkscopeError(f"{name}={value!r} is not a finite number {bound}: give one.")
-    return number

@@ -9,12 +9,11 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from sinkscope.cli.chat import chat
+from sinkscope.cli.experiments import ablate, cost, lab, perplexity
 from sinkscope.cli.explore import explore
 from sinkscope.cli.intervene import intervene
-from sinkscope.cli.lab import lab
-from sinkscope.cli.lists import spread
+from sinkscope.cli.options import spread
 from sinkscope.cli.report import report
-from sinkscope.cli.streaming import ablate, cost, perplexity
 from sinkscope.errors import SinkscopeError
 
 SEVERAL = {  # options that take several values at once
@@ -56,14 +55,8 @@ def sinkscope(
         typer.echo(context.get_help())
 
 
-app.command()(report)
-app.command()(perplexity)
-app.command()(ablate)
-app.command()(cost)
-app.command()(intervene)
-app.command()(chat)
-app.command()(lab)
-app.command()(explore)
+for command in (report, perplexity, ablate, cost, intervene, chat, lab, explore):
+    app.command()(command)
 
 
 def main() -> None:

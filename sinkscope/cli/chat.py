@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sinkscope.cli import options as given
-from sinkscope.cli.interrupts import noted_interrupts
 
 if TYPE_CHECKING:
     from sinkscope.streaming.talk.conversation import Conversation
@@ -113,3 +113,21 @@ def _take_any_text() -> None:
     if sys.stdin.isatty():
         with suppress(ImportError):
             import readline  # noqa: F401  # lines can be edited and recalled
+
+
+@contextmanager
+def noted_interrupts() -> Iterator[Callable[[], bool]]:
+    """Inside the block a first Ctrl-C is only noted, a second one interrupts; gives a function that tells if it was."""
+    noted = False
+
+    def note(*_: Any) -> None:
+        nonlocal noted
+        if noted:
+            raise KeyboardInterrupt
+        noted = True
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: noted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler if before is None else before)

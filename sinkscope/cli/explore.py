@@ -62,7 +62,7 @@ def write_notebook(path: Path, cell: str, name: str) -> None:
     """
     import nbformat
 
-    from sinkscope.replacing import replacing
+    from sinkscope.files import replacing
 
     if path.exists():
         if cell not in [each.source for each in _read(path).cells]:

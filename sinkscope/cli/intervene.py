@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sinkscope.cli import options as given
-from sinkscope.cli.results import draw, write_table
+from sinkscope.cli.results import draw, say, write_table
 from sinkscope.errors import SinkscopeError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     import xarray as xr
 
-    from sinkscope.interventions.intervention import Intervention
+    from sinkscope.experiments.intervention import Intervention
 
 Words = list[str] | None
 Numbers = list[int] | None
@@ -54,7 +54,7 @@ def intervene(
 ) -> None:
     """Take sinks away, or other keys, and see what happens. With nothing named: the usual interventions."""
     from sinkscope import dose_response, dose_table, figures, intervention_table, load, run_interventions
-    from sinkscope.interventions.dose import checked_doses
+    from sinkscope.experiments.dose import checked_doses
     from sinkscope.reporting.gather import text_name
 
     chosen = _chosen(evict, replace, shift, repeat, massive, layers, heads, count)
@@ -74,13 +74,13 @@ def intervene(
         table = intervention_table(done, seed=seed)
         _keep(done, table, out / "interventions", f"Interventions and their controls: {read}.")
         draw(figures.effects(table), out / "effects")
-        _say(quiet, beside(table), f"{read}. ratio: perplexity over that with nothing done; brackets: 95%.")
+        say(quiet, beside(table), f"{read}. ratio: perplexity over that with nothing done; brackets: 95%.")
     if response is not None:
         table = dose_table(response, seed=seed)
         caption = f"A bias on the logits of the first keys ({count or sinks}), and of as many random ones: {read}."
         _keep(response, table, out / "dose", caption)
         draw(figures.dose_response(table), out / "dose")
-        _say(quiet, table, caption)
+        say(quiet, table, caption)
     if not quiet:
         typer.echo(f"Written to {out}")
 
@@ -167,9 +167,3 @@ def _bounded(row: Any, name: str, bounds: str | None = None) -> str:
     if value != value:
         return ""
     return f"{value:#.4g}" + ("" if low != low or low == high else f" [{low:#.4g}, {high:#.4g}]")
-
-
-def _say(quiet: bool, table: pd.DataFrame, title: str) -> None:
-    if not quiet:
-        typer.echo(title)
-        typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))

@@ -1,10 +1,10 @@
-"""What all commands share: which model and text, and how to load them."""
+"""What all commands share: which model and text, how to load them, and options that take several values at once."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,3 +47,18 @@ def _loading(
     """What was given of these options."""
     given = {"dtype": dtype, "device": device, "revision": revision, "trust_remote_code": trust_remote_code or None}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def spread(words: Sequence[str], several: Iterable[str]) -> list[str]:
+    """The words of a command line with `--sinks 0 1` written as `--sinks=0 --sinks=1`, as the parser wants it."""
+    taking, option, spread_words = set(several), None, []
+    for word in words:
+        if word.startswith("--"):
+            option = word if word in taking else None
+            if option is None:
+                spread_words.append(word)
+        elif option is not None:
+            spread_words.append(f"{option}={word}")
+        else:
+            spread_words.append(word)
+    return spread_words

@@ -11,14 +11,12 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from sinkscope.core.probes import FREE, Maps, Probe, SinkMass
 from sinkscope.core.readiness import check_eval
 from sinkscope.core.scope import Scope
 from sinkscope.errors import SinkscopeError
-
-PATIENCE = 2.0  # seconds before a progress bar shows
+from sinkscope.progress import progress_bar
 
 
 def measure(
@@ -125,7 +123,7 @@ def _read(scope: Scope, texts: list[Tensor], batch_tokens: int, progress: bool |
 def _progress(scope: Scope, total: int, shown: bool | None) -> Iterator[Callable[[int], None]]:
     """A bar that counts tokens and moves with every layer; by default it shows once two seconds have passed."""
     layers, batch, done = [part.attention for part in scope.anatomy.parts], 0, 0.0
-    bar = tqdm(total=total, unit="token", disable=shown is False, delay=PATIENCE if shown is None else 0)
+    bar = progress_bar(total, "token", shown)
 
     def begin(tokens: int) -> None:
         nonlocal batch

@@ -6,9 +6,8 @@ converted it, so an entry never goes stale, and a file that was moved or install
 Hashing costs no more than reading, which the load has to do anyway, and it is the only thing that tells an
 intact entry from a damaged one.
 
-An entry is written under a hidden name beside its place and renamed when it is whole. Two processes that
-convert the same file at once both do the work; the second to finish finds the place taken and uses what
-stands there.
+An entry is written under a hidden name beside its place and renamed when it is whole, by one process at a
+time: a lock on the cache makes others wait, and what a killed process left is cleared away by the next.
 """
 
 from __future__ import annotations
@@ -19,19 +18,18 @@ import io
 import json
 import os
 import shutil
-import socket
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from sinkscope.errors import SinkscopeError, first_line
 
 MANIFEST = "sinkscope.json"
 PARTIAL = ".partial"
-DAY = 24 * 3600
+LOCK = ".lock"
 
 
 def cache_directory() -> Path:
@@ -51,12 +49,10 @@ def converted(gguf: Path, dtype: Any) -> Path:
     cache that cannot be written.
     """
     entry = cache_directory() / _entry_name(gguf, dtype)
-    _remove_stale(entry.parent)
     if not _is_intact(entry):
-        with _beside(entry) as partial:
-            _discard(entry)
-            _convert(gguf, dtype, partial)
-            _publish(partial, entry)
+        with _alone(entry.parent):
+            if not _is_intact(entry):  # else another process converted it meanwhile
+                _convert_to(entry, gguf, dtype)
     return entry
 
 
@@ -138,51 +134,37 @@ def _is_intact(entry: Path) -> bool:
 
 
 @contextmanager
-def _beside(entry: Path) -> Iterator[Path]:
-    """A new hidden directory beside the entry, gone at the end unless renamed; its name says whose it is."""
+def _alone(cache: Path) -> Iterator[None]:
+    """The cache to this process alone; others wait."""
+    lock = FileLock(cache / LOCK)
     try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(PARTIAL, f".{socket.gethostname()}-{os.getpid()}-", entry.parent))
+        cache.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     except OSError as error:
-        raise _unwritable(entry.parent, error) from error
+        raise _unwritable(cache, error) from error
     try:
-        yield partial
+        yield
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        lock.release()
 
 
-def _publish(partial: Path, entry: Path) -> None:
+def _convert_to(entry: Path, gguf: Path, dtype: Any) -> None:
+    """Convert under a hidden name, and put the entry in its place in one step; a damaged one goes."""
+    for left in entry.parent.glob(f".*{PARTIAL}"):  # of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    partial, damaged = (entry.with_name(f".{entry.name}.{part}{PARTIAL}") for part in ("new", "old"))
     try:
+        partial.mkdir()
+        if entry.exists() or entry.is_symlink():
+            damaged.mkdir()
+            entry.rename(damaged / entry.name)
+        _convert(gguf, dtype, partial)
         partial.rename(entry)
     except OSError as error:
-        if not _is_intact(entry):
-            raise _unwritable(entry.parent, error) from error
-
-
-def _discard(entry: Path) -> None:
-    """Take a damaged entry out of its place in one step, then delete it."""
-    if entry.exists() or entry.is_symlink():
-        with _beside(entry) as grave, contextlib.suppress(FileNotFoundError):
-            try:
-                entry.rename(grave / entry.name)
-            except OSError as error:
-                raise _unwritable(entry.parent, error) from error
-
-
-def _remove_stale(directory: Path) -> None:
-    """Delete what killed conversions left: of a process of this machine that is gone, or older than a day."""
-    for partial in directory.glob(f".*{PARTIAL}"):
-        with contextlib.suppress(OSError, ValueError):
-            host, pid, _ = partial.name[1:].rsplit("-", 2)
-            gone = host == socket.gethostname() and not _is_running(int(pid))
-            if gone or time.time() - partial.stat().st_mtime > DAY:
-                shutil.rmtree(partial, ignore_errors=True)
-
-
-def _is_running(pid: int) -> bool:
-    import psutil
-
-    return psutil.pid_exists(pid)
+        raise _unwritable(entry.parent, error) from error
+    finally:
+        for left in (partial, damaged):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _unwritable(directory: Path, error: BaseException) -> SinkscopeError:

@@ -20,8 +20,8 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.results import compared
+from sinkscope.files import replacing
 from sinkscope.record import save_record
-from sinkscope.replacing import replacing
 
 NEEDS_KERNEL = "The explorer of sinkscope is here while a kernel runs: run this cell to have it."
 

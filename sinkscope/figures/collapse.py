@@ -11,7 +11,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sinkscope.analysis.collapse import PARTS, collapse_table
+from sinkscope.analysis.decomposition import PARTS, collapse_table
 from sinkscope.figures.columns import need_columns
 from sinkscope.figures.style import COLOURS, COLUMN, INK, MARKERS, QUIET, paper_figure
 from sinkscope.figures.ticks import plain_marks

@@ -10,7 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sinkscope.analysis.intervention_table import BASELINE, intervention_table
+from sinkscope.analysis.interventions import BASELINE, intervention_table
 from sinkscope.figures.columns import need_columns
 from sinkscope.figures.mass import tokens_named
 from sinkscope.figures.nulls import null_mass_from

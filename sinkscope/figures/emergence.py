@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sinkscope.analysis.emergence import emergence_quantities, intervals_said, t_interval
-from sinkscope.analysis.language_findings import SINK, head_masses, language_table
+from sinkscope.analysis.lab import SINK, emergence_quantities, head_masses, intervals_said, language_table, t_interval
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures.style import COLOURS, DASHES, INK, MARKERS, PAGE, QUIET, number, paper_figure, plain_ticks
 from sinkscope.figures.ticks import logarithmic_heights

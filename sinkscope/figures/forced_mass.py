@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from sinkscope.analysis import amplification as amplifications
 from sinkscope.analysis import eviction_by_layer
-from sinkscope.analysis.forced import NORMS
+from sinkscope.analysis.mass import NORMS
 from sinkscope.figures.need import layer_ticks, need
 from sinkscope.figures.style import (
     BLUE,

@@ -10,9 +10,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sinkscope.analysis.block_bootstrap import resampled_means
-from sinkscope.analysis.perplexities import losses
-from sinkscope.analysis.variables import whole_number
+from sinkscope.analysis.intervals import resampled_means
+from sinkscope.analysis.perplexity import losses
+from sinkscope.arguments import whole_number
 from sinkscope.figures.style import COLOURS, DASHES, MARKERS, PAGE, QUIET, paper_figure, plain_ticks
 from sinkscope.figures.ticks import logarithmic_heights
 

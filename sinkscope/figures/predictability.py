@@ -9,8 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sinkscope.analysis.binned import mean_mass_by_bin
-from sinkscope.analysis.predictability import predictability_table
+from sinkscope.analysis.predictability import mean_mass_by_bin, predictability_table
 from sinkscope.figures.mass import tokens_named
 from sinkscope.figures.style import BLUE, DASHES, FAINT, INK, PAGE, QUIET, VERMILION, number, paper_figure
 

@@ -14,9 +14,14 @@ from typing import Any
 _HOMES = {
     "sinkscope.lab.arms": ["ARMS", "Arm"],
     "sinkscope.lab.bigram": ["bigram_backcopy"],
-    "sinkscope.analysis.emergence": ["emergence_summary", "emergence_table"],
     "sinkscope.lab.language": ["language_model"],
-    "sinkscope.analysis.language_findings": ["head_masses", "language_table", "language_verdict"],
+    "sinkscope.analysis.lab": [
+        "emergence_summary",
+        "emergence_table",
+        "head_masses",
+        "language_table",
+        "language_verdict",
+    ],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

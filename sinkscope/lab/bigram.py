@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import os
-import platform
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,15 +11,21 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-import sinkscope
-from sinkscope.analysis.variables import finite_number, whole_number
+from sinkscope.arguments import finite_number, whole_number
 from sinkscope.errors import SinkscopeError
-from sinkscope.lab.arms import NAMES, Arm, arms_of
-from sinkscope.lab.backcopy import Backcopy
-from sinkscope.lab.backcopy_run import BETAS, BackcopyRun, Schedule, evaluation_ids
+from sinkscope.lab.arms import NAMES, Arm, arm_coordinates, arms_of
+from sinkscope.lab.backcopy import (
+    BETAS,
+    TOKENS,
+    Backcopy,
+    BackcopyRun,
+    Schedule,
+    evaluation_ids,
+    kinds_of,
+    uniform_bos_mass,
+)  # fmt: skip
 from sinkscope.lab.decoder import Sizes
-from sinkscope.lab.observe import TOKENS, kinds_of, uniform_bos_mass
-from sinkscope.lab.runs import run_all
+from sinkscope.lab.runs import device_of, heads_width, run_all, run_attributes, seeds_of
 from sinkscope.lab.texts import Text
 
 MOST_LAYERS = 3
@@ -144,10 +148,6 @@ def bigram_backcopy(
         text_sha256=read.sha256,
         characters=task.characters,
         triggers=task.triggers,
-        dtype="float32",
-        device=place,
-        arms="; ".join(map(repr, ways)),
-        seeds=", ".join(map(str, numbers)),
         optimiser=f"AdamW, betas {BETAS}",
         steps=steps,
         layers=layers,
@@ -158,7 +158,7 @@ def bigram_backcopy(
         weight_decay=schedule.weight_decay,
         every=every,
         evaluated=evaluated,
-        **versions(),
+        **run_attributes(ways, numbers, place),
     ).assign_attrs(attributes)
 
 
@@ -185,7 +185,7 @@ def _record(
             "seconds": (("arm", "seed"), joined("seconds")),
         },
         coords={
-            "arm": [arm.name for arm in arms],
+            **arm_coordinates(arms),
             "seed": list(seeds),
             "step": schedule.measured,
             "layer": np.arange(sizes.layers),
@@ -194,38 +194,3 @@ def _record(
             "length": sizes.length,
         },
     )
-
-
-def seeds_of(given: int | Iterable[int]) -> list[int]:
-    """Seeds, each once, in the order given."""
-    seeds = [given] if isinstance(given, int) else list(given)
-    if not seeds:
-        raise SinkscopeError("no seeds were given; give one or more, three or more for intervals.")
-    return list(dict.fromkeys(whole_number(seed, "seed", 0) for seed in seeds))
-
-
-def device_of(name: str) -> str:
-    """A device that is there."""
-    try:
-        return str(torch.empty(0, device=name).device)
-    except (RuntimeError, AssertionError, TypeError) as problem:
-        raise SinkscopeError(f"device={name!r} cannot be used here ({str(problem).splitlines()[0]}).") from problem
-
-
-def versions() -> dict[str, str]:
-    """Of what ran it, and when."""
-    return {
-        "sinkscope": sinkscope.__version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-    }
-
-
-def heads_width(width: int, heads: int, even: bool = False) -> int:
-    """A width that its heads can share; `even`, in pairs for rotary positions."""
-    if whole_number(width, "width", 1) % (heads * (1 + even)):
-        raise SinkscopeError(
-            f"width={width} cannot be shared among heads={heads}: give a multiple of {heads * (1 + even)}."
-        )
-    return width

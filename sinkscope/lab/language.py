@@ -11,24 +11,24 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from sinkscope.analysis.null import uniform_mass
-from sinkscope.analysis.perplexities import first_evicted
-from sinkscope.analysis.variables import finite_number, whole_number
-from sinkscope.core.measure import PATIENCE
-from sinkscope.core.policies import Policy
+from sinkscope.arguments import finite_number, whole_number
+from sinkscope.core.policies import Dense, Policy, SinkWindow, Window
+from sinkscope.core.probes import LogSumExp, SinkMass
+from sinkscope.core.scope import attached
 from sinkscope.errors import SinkscopeError
-from sinkscope.lab.arms import Arm, arms_of
-from sinkscope.lab.bigram import device_of, heads_width, seeds_of, versions
+from sinkscope.lab.arms import Arm, arm_coordinates, arms_of
 from sinkscope.lab.decoder import Sizes
-from sinkscope.lab.language_evaluation import evaluated as evaluate
-from sinkscope.lab.language_evaluation import policies_of
 from sinkscope.lab.language_run import BETAS, LanguageRun, LanguageSchedule
-from sinkscope.lab.runs import run_all
+from sinkscope.lab.runs import device_of, heads_width, run_all, run_attributes, seeds_of
 from sinkscope.lab.texts import Text
+from sinkscope.progress import progress_bar
+from sinkscope.record import first_evicted
+from sinkscope.streaming.perplexity import perplexity
+from sinkscope.streaming.scoring import text_coordinates
 
 MOST_CHARACTERS = 255
+ROWS = 16  # sequences that run together in evaluation
 HELD_OUT = 0.05  # of the text, its end: nothing there is learned from
 ARMS = ("softmax", "softmax1", "sink token")
 
@@ -132,10 +132,6 @@ def language_model(
         tokens_learned_from=len(learned),
         tokens=int(texts.numel()),
         sequences=len(texts),
-        dtype="float32",
-        device=place,
-        arms="; ".join(map(repr, ways)),
-        seeds=", ".join(map(str, numbers)),
         optimiser=f"AdamW, betas {BETAS}",
         steps=steps,
         layers=layers,
@@ -149,7 +145,7 @@ def language_model(
         cache_size=cache_size,
         policies="; ".join(map(repr, policies)),
         transformers=version("transformers"),
-        **versions(),
+        **run_attributes(ways, numbers, place),
     ).assign_attrs(attributes)
 
 
@@ -163,13 +159,10 @@ def _record(
     shown: bool | None,
 ) -> xr.Dataset:
     """All results, and what the trained models do on the texts, as one record."""
-    bar = tqdm(
-        total=len(runs), unit="model", desc="evaluation", disable=shown is False, delay=PATIENCE * (shown is None)
-    )
     measured = []
-    with bar:
+    with progress_bar(len(runs), "model", shown, desc="evaluation") as bar:
         for run, found in zip(runs, results, strict=True):
-            measured.append(evaluate(run, found, texts, policies))
+            measured.append(_evaluated(run, found, texts, policies))
             bar.update()
 
     def joined(values: Sequence[Any]) -> np.ndarray:
@@ -186,21 +179,18 @@ def _record(
             "sink_mass": (heads, joined([each["sink_mass"] for each in measured])),
             "virtual_mass": (heads, joined([each["virtual_mass"] for each in measured])),
             "nll": (("arm", "seed", "policy", "sequence", "token"), nll, {"units": "nats"}),
-            "sink_null": ("arm", [uniform_mass(texts.shape[1] + arm.has_sink_token) for arm in arms]),
+            "sink_null": ("arm", [_even_mass(texts.shape[1] + arm.has_sink_token) for arm in arms]),
             "seconds": (("arm", "seed"), joined([each["seconds"] for each in results])),
         },
         coords={
-            "arm": [arm.name for arm in arms],
+            **arm_coordinates(arms),
             "seed": list(seeds),
             "step": runs[0].schedule.recorded,
             "policy": [policy.name for policy in policies],
-            "sequence": np.arange(len(texts)),
-            "token": np.arange(texts.shape[1]),
+            **{name: ("policy", [each.coordinates[name] for each in policies]) for name in policies[0].coordinates},
+            **text_coordinates(list(texts)),
             "layer": np.arange(sizes.layers),
             "head": np.arange(sizes.heads),
-            "sinks": ("policy", [policy.sinks for policy in policies]),
-            "cache_size": ("policy", [policy.cache_size or -1 for policy in policies]),
-            "length": ("sequence", np.full(len(texts), texts.shape[1])),
         },
     )
 
@@ -218,7 +208,8 @@ def _policies(cache_size: int, sinks: Iterable[int], length: int) -> list[Policy
             f"texts of length={length} evict nothing from cache_size={cache_size}: give "
             f"{first_evicted(cache_size) + 1} tokens or more, or a smaller cache."
         )
-    return policies_of(cache_size, counts)
+    bounded: list[Policy] = [SinkWindow(each, cache_size - each) if each else Window(cache_size) for each in counts]
+    return [Dense(), *bounded]
 
 
 def _split(ids: np.ndarray, length: int, evaluated: int) -> tuple[np.ndarray, Tensor]:
@@ -233,3 +224,35 @@ def _split(ids: np.ndarray, length: int, evaluated: int) -> tuple[np.ndarray, Te
     count = min(evaluated, len(held) // length)
     starts = np.linspace(0, len(held) - length, count).astype(int)
     return ids[:kept], torch.from_numpy(np.stack([held[start : start + length] for start in starts]))
+
+
+def _evaluated(
+    run: LanguageRun, found: dict[str, Tensor], texts: Tensor, policies: Sequence[Policy]
+) -> dict[str, np.ndarray]:
+    """Measure a trained model on texts [sequence, token].
+
+    Returns:
+        sink_mass [sequence, layer, head]: attention on the first token (the sink token, in its arm), mean over all
+            later queries.
+        virtual_mass [sequence, layer, head]: the same on the virtual key of value 0; NaN where there is none.
+        nll [policy, sequence, token]: nats, for the tokens of the text alone, NaN where not scored.
+    """
+    model, ids, normaliser = run.trained(found), run.with_sink_token(texts), run.arm.normaliser
+    probes = [SinkMass(first=1), LogSumExp()]
+    with torch.no_grad(), attached(model, normaliser=normaliser, probes=probes) as scope:
+        for rows in ids.split(ROWS):
+            model.model(rows.to(run.device), use_cache=False)
+    later = scope.record.sel(query=slice(1, None))
+    mass = later["sink_mass"].isel(sink=0).mean("query").transpose("sequence", "layer", "head")
+    virtual = later.get("virtual_sink_mass", mass.expand_dims(query=1) * np.nan).mean("query")
+    curve = perplexity(model, ids, policies, normaliser=normaliser, progress=False)
+    return {
+        "sink_mass": mass.values.astype(np.float32),
+        "virtual_mass": virtual.transpose("sequence", "layer", "head").values.astype(np.float32),
+        "nll": curve["nll"].values[:, :, ids.shape[1] - texts.shape[1] :],
+    }
+
+
+def _even_mass(length: int) -> float:
+    """Mean of 1/(i+1) over the queries i >= 1 of a text: what uniform attention gives to the first key."""
+    return float(np.mean(1 / np.arange(2, length + 1)))

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM, __version__
+from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM, __version__
 
 import sinkscope
-from sinkscope.errors import SinkscopeError
+from sinkscope.core.normalisers import Normaliser, Softmax
+from sinkscope.experiments.runner import Advance
 from sinkscope.lab.arms import Arm
 from sinkscope.lab.decoder import Sizes
-from sinkscope.lab.runs import Advance, TrainingRun
-from sinkscope.lab.training_attention import training_attention
+from sinkscope.lab.runs import TrainingRun
 
 BETAS, CLIPPED_NORM, LAST_RATE, WARM_STEPS = (0.9, 0.95), 1.0, 0.1, 100
 ROOM = 4  # the model is told of so many times its trained length; nothing is computed from it
 WEIGHTS = "weights."
+ATTENTION = "sinkscope_lab"  # as transformers knows it
+NORMALISERS: WeakKeyDictionary[nn.Module, Normaliser] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -76,14 +80,6 @@ class LanguageRun(TrainingRun):
     device: str
 
     @property
-    def name(self) -> str:
-        return f"{self.arm.name}, seed {self.seed}"
-
-    @property
-    def steps(self) -> int:
-        return self.schedule.steps
-
-    @property
     def settings(self) -> dict[str, Any]:
         return {
             "task": "language",
@@ -121,7 +117,8 @@ class LanguageRun(TrainingRun):
                 optimiser.step()
                 losses.append(loss.detach())
                 if step + 1 in self.schedule.recorded:
-                    means.append(self._finite(torch.stack(losses).mean(), step + 1))
+                    means.append(torch.stack(losses).mean())
+                    self.check_finite(means[-1], step + 1)
                     losses = []
                 advance(1)
         weights = {WEIGHTS + name: tensor for name, tensor in model.state_dict().items()}
@@ -172,14 +169,46 @@ class LanguageRun(TrainingRun):
         generator = torch.Generator().manual_seed(self.seed)
         text = torch.tensor(self.ids)
         last, length = len(text) - self.sizes.length, self.sizes.length
-        for _ in range(self.steps):
+        for _ in range(self.size):
             starts = torch.randint(last + 1, (self.schedule.batch,), generator=generator)
             yield text[starts[:, None] + torch.arange(length)].to(self.device)
 
-    def _finite(self, loss: Tensor, step: int) -> Tensor:
-        if not bool(loss.isfinite()):
-            raise SinkscopeError(
-                f"training the arm {self.arm.name!r} with seed {self.seed} went astray: its loss at step {step} is not "
-                "finite; give a lower learning_rate."
-            )
-        return loss
+
+@contextmanager
+def training_attention(model: LlamaForCausalLM, normaliser: Normaliser) -> Iterator[None]:
+    """Within it the model's attention has this normaliser; softmax is its own, and quicker left alone.
+
+    The same as `attached(model, normaliser=...)`, which keeps no T x T weights and so computes them twice in training:
+    for short passages this is three times quicker.
+    """
+    if normaliser == Softmax():
+        yield
+        return
+    modules, before = [layer.self_attn for layer in model.model.layers], model.config._attn_implementation
+    for module in modules:
+        NORMALISERS[module] = normaliser
+    model.set_attn_implementation(ATTENTION)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+        for module in modules:
+            NORMALISERS.pop(module, None)
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, scaling: float, **_: Any
+) -> tuple[Tensor, None]:
+    """Causal attention, as transformers' attention interface wants it: [batch, query, head, dim]."""
+    scores = query @ key.mT * scaling
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+    weights = NORMALISERS[module].weights(scores.masked_fill(later, -torch.inf))
+    return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """The attention function knows what is later by itself."""
+
+
+AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, _no_mask)

@@ -1,146 +1,131 @@
-"""Training runs: several at a time, each kept on disk once it is finished."""
+"""Training runs as cells: a hash of the settings names the file of each, and one that is finished is not run again."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import datetime
 import os
+import platform
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from joblib import Parallel, delayed, effective_n_jobs
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from sinkscope.core.measure import PATIENCE
+import sinkscope
+from sinkscope.arguments import whole_number
 from sinkscope.data.converted import cache_directory
 from sinkscope.errors import SinkscopeError
-from sinkscope.replacing import replacing
+from sinkscope.experiments.runner import Advance, Cell, run_cells
+from sinkscope.files import writable_folder
+from sinkscope.lab.arms import Arm
 from sinkscope.streaming.tensor_files import read_tensors, write_tensors
-
-Advance = Callable[[int], Any]
-"""Told how many more steps are done."""
 
 ADVICE = "delete it to train this run again"
 
 
-class TrainingRun(ABC):
-    """One model trained once."""
+class TrainingRun(Cell[dict[str, Tensor]]):
+    """One model trained once: one arm and one seed, which decides the first weights and what is trained on."""
 
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """What a progress bar calls it."""
-
-    @property
-    @abstractmethod
-    def steps(self) -> int:
-        """How many it takes."""
-
-    @property
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """All that the result depends on."""
+    arm: Arm
+    seed: int
+    schedule: Any  # has steps
 
     @abstractmethod
     def train(self, advance: Advance) -> dict[str, Tensor]:
         """The result, by name."""
 
     @property
-    def key(self) -> str:
-        """A hash of the settings."""
-        return hashlib.sha256(self._told().encode()).hexdigest()[:32]
+    def name(self) -> str:  # type: ignore[override]
+        return f"{self.arm.name}, seed {self.seed}"
 
-    def path(self, folder: Path) -> Path:
-        """Its file in a folder."""
-        return folder / f"{self.key}.safetensors"
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        return int(self.schedule.steps)
 
-    def finished(self, folder: Path) -> dict[str, Tensor] | None:
-        """What an earlier run left in a folder, or None.
-
-        Raises:
-            SinkscopeError: its file is damaged, or of other settings.
-        """
-        path = self.path(folder)
-        if not path.exists():
+    def read(self, path: Path | None) -> dict[str, Tensor] | None:
+        if path is None or not path.exists():
             return None
         tensors, about = read_tensors(path, "the training run", ADVICE)
-        if about.get("settings") != self._told():
+        if about.get("settings") != self.settings_text:
             raise SinkscopeError(f"the training run {path} is of other settings than its name says; {ADVICE}.")
         return tensors
 
-    def run(self, folder: Path, advance: Advance | None) -> dict[str, Tensor]:
-        """Train, and keep the result."""
+    def run(self, path: Path | None, advance: Advance) -> dict[str, Tensor]:
         begun = time.perf_counter()
-        found = self.train(advance or (lambda _: None))
-        found["seconds"] = torch.tensor(time.perf_counter() - begun, dtype=torch.float64)
-        self.keep(found, folder)
-        return found
+        result = self.train(advance)
+        result["seconds"] = torch.tensor(time.perf_counter() - begun, dtype=torch.float64)
+        if path is not None:
+            self.keep(result, path)
+        return result
 
-    def keep(self, found: dict[str, Tensor], folder: Path) -> None:
-        write_tensors(self.path(folder), "the training run", found, {"settings": self._told()})
+    def keep(self, result: dict[str, Tensor], path: Path) -> None:
+        write_tensors(path, "the training run", result, {"settings": self.settings_text})
 
-    def _told(self) -> str:
-        return json.dumps({name: str(value) for name, value in self.settings.items()}, sort_keys=True)
+    def check_finite(self, loss: Tensor, step: int) -> None:
+        """Raise SinkscopeError when training has diverged."""
+        if not bool(loss.isfinite()):
+            raise SinkscopeError(
+                f"training the arm {self.arm.name!r} with seed {self.seed} went astray: its loss at step {step} is not "
+                "finite; give a lower learning_rate."
+            )
 
 
 def run_all(
-    runs: Sequence[TrainingRun],
-    folder: str | os.PathLike[str] | None,
-    n_jobs: int | None,
-    shown: bool | None,
+    runs: Sequence[TrainingRun], folder: str | os.PathLike[str] | None, n_jobs: int | None, progress: bool | None
 ) -> list[dict[str, Tensor]]:
     """The results of all runs; those finished on disk are not run again.
 
     Args:
         runs: each of its own settings.
         folder: where they are kept; in the user's cache folder when None.
-        n_jobs: runs at the same time; what the surrounding `joblib.parallel_config` says when None.
-        shown: whether to show a progress bar; once two seconds have passed when None.
+        n_jobs, progress: as in `run_cells`.
 
     Raises:
         SinkscopeError: a file of a run is damaged, or the folder cannot be written, which is found before anything
             runs.
     """
-    place = _made(cache_directory() / "lab" if folder is None else Path(folder).expanduser().resolve())
-    found = [run.finished(place) for run in runs]
-    waiting = [number for number, result in enumerate(found) if result is None]
-    total, todo = sum(run.steps for run in runs), sum(runs[number].steps for number in waiting)
-    delay = PATIENCE * (shown is None)
-    with tqdm(total=total, initial=total - todo, unit="step", disable=shown is False, delay=delay) as bar:
-        here = effective_n_jobs(n_jobs) == 1  # a worker cannot move a bar of this process
-
-        def train(number: int) -> dict[str, Tensor]:
-            bar.set_description(runs[number].name)
-            return runs[number].run(place, bar.update)
-
-        if here:
-            results = map(train, waiting)
-        else:
-            results = Parallel(n_jobs=n_jobs, return_as="generator", batch_size=1)(
-                delayed(runs[number].run)(place, None) for number in waiting
-            )
-        for number, result in zip(waiting, results, strict=True):
-            found[number] = result
-            if not here:
-                bar.update(runs[number].steps)
-            if not runs[number].path(place).exists():  # the worker's disk is another
-                runs[number].keep(result, place)
-    return [result for result in found if result is not None]
+    place = writable_folder(cache_directory() / "lab" if folder is None else folder, "training runs")
+    results = run_cells(runs, place, n_jobs, progress, unit="step")
+    return [results[run.key] for run in runs]
 
 
-def _made(folder: Path) -> Path:
-    """The folder, which can be written to before anything has run."""
+def seeds_of(given: int | Iterable[int]) -> list[int]:
+    """Seeds, each once, in the order given."""
+    seeds = [given] if isinstance(given, int) else list(given)
+    if not seeds:
+        raise SinkscopeError("no seeds were given; give one or more, three or more for intervals.")
+    return list(dict.fromkeys(whole_number(seed, "seed", 0) for seed in seeds))
+
+
+def device_of(name: str) -> str:
+    """A device that is there."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise SinkscopeError(f"folder={str(folder)!r} cannot be made: {problem.strerror}; give another.") from problem
-    trial = folder / ".writable"
-    with replacing(trial, "training runs") as partial:  # better refused now than after an hour
-        partial.touch()
-    trial.unlink(missing_ok=True)
-    return folder
+        return str(torch.empty(0, device=name).device)
+    except (RuntimeError, AssertionError, TypeError) as problem:
+        raise SinkscopeError(f"device={name!r} cannot be used here ({str(problem).splitlines()[0]}).") from problem
+
+
+def heads_width(width: int, heads: int, even: bool = False) -> int:
+    """A width that its heads can share; `even`, in pairs for rotary positions."""
+    if whole_number(width, "width", 1) % (heads * (1 + even)):
+        raise SinkscopeError(
+            f"width={width} cannot be shared among heads={heads}: give a multiple of {heads * (1 + even)}."
+        )
+    return width
+
+
+def run_attributes(arms: Sequence[Arm], seeds: Sequence[int], device: str) -> dict[str, Any]:
+    """What was trained, with which versions, and when."""
+    return {
+        "dtype": "float32",
+        "device": device,
+        "arms": "; ".join(map(repr, arms)),
+        "seeds": ", ".join(map(str, seeds)),
+        "sinkscope": sinkscope.__version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    }

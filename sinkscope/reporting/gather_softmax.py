@@ -101,13 +101,13 @@ def _forced(model: Any, texts: torch.Tensor, shown: dict[str, Any]) -> xr.Datase
 
 
 def _collapse(model: Any, one: torch.Tensor, sizes: Sizes, shown: dict[str, Any]) -> xr.Dataset:
-    from sinkscope.interventions.collapse import decompose
+    from sinkscope.experiments.decomposition import decompose
 
     return decompose(model, one[None, : sizes.read], sizes.cache, SINKS, **shown)
 
 
 def _dose(model: Any, texts: torch.Tensor, sizes: Sizes, shown: dict[str, Any]) -> xr.Dataset:
-    from sinkscope.interventions.dose import dose_response
+    from sinkscope.experiments.dose import dose_response
 
     return dose_response(model, texts, DOSES, start=sizes.start, **shown)
 
@@ -116,18 +116,17 @@ def _interventions(
     model: Any, texts: torch.Tensor, tokenizer: Any, sizes: Sizes, shown: dict[str, Any], notes: list[str]
 ) -> xr.Dataset:
     """Those that model and texts can take; what is left out goes to `notes`. Raises SinkscopeError if all are."""
-    from sinkscope.interventions.changed_texts import ReplaceTokens, Shift
-    from sinkscope.interventions.evict_keys import EvictKeys
-    from sinkscope.interventions.intervene import run_interventions
-    from sinkscope.interventions.intervention import Setting
+    from sinkscope.experiments.inside_model import EvictKeys
+    from sinkscope.experiments.intervention import Conditions, ReplaceTokens, Shift
+    from sinkscope.experiments.interventions import run_interventions
 
-    setting, possible = Setting(sizes.start, SINKS, 0, tokenizer), []
+    conditions, possible = Conditions(sizes.start, SINKS, 0, tokenizer), []
     refused: dict[str, list[str]] = {}
     wanted = [EvictKeys("sinks"), EvictKeys("recent"), EvictKeys("delimiters"), ReplaceTokens("line breaks"),
               Shift(sizes.start // 4)]  # fmt: skip
     for each in wanted:
         try:
-            each.check(model, list(texts), setting)
+            each.check(model, list(texts), conditions)
             possible.append(each)
         except SinkscopeError as reason:
             refused.setdefault(str(reason), []).append(each.name)
@@ -139,6 +138,6 @@ def _interventions(
 
 
 def _predictability(model: Any, texts: torch.Tensor, sizes: Sizes, shown: dict[str, Any]) -> xr.Dataset:
-    from sinkscope.interventions.predictability import predictability
+    from sinkscope.experiments.predictability import predictability
 
     return predictability(model, texts, start=sizes.start, **shown)

@@ -95,8 +95,8 @@ def _perplexity(model: Any, ids: torch.Tensor, sizes: Sizes, shown: dict[str, An
 
 
 def _ablation(model: Any, ids: torch.Tensor, sizes: Sizes, shown: dict[str, Any]) -> xr.Dataset:
+    from sinkscope.analysis.ablation import ablate
     from sinkscope.analysis.table_records import record_of_table
-    from sinkscope.streaming.ablation.ablate import ablate
 
     return record_of_table(ablate(model, ids[None, : min(sizes.length, ABLATED)], COUNTS, sizes.cache, **shown))
 

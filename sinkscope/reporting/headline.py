@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis import interval, sink_rate, sink_rate_curve, value_drain
-from sinkscope.analysis.collapse import collapse_table, is_decomposed
+from sinkscope.analysis.decomposition import collapse_table, is_decomposed
 from sinkscope.figures.activations import extremes
 from sinkscope.figures.forced_mass import evicted, uniform_amplification
 from sinkscope.figures.mass import tokens_named

@@ -10,8 +10,8 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis import amplification, interval
-from sinkscope.analysis.binned import mean_mass_by_bin
-from sinkscope.analysis.intervention_table import OVER_CONTROL
+from sinkscope.analysis.interventions import OVER_CONTROL
+from sinkscope.analysis.predictability import mean_mass_by_bin
 from sinkscope.analysis.variables import whole
 from sinkscope.figures.forced_mass import evicted, uniform_amplification
 from sinkscope.figures.mass import tokens_named

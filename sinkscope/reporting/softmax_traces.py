@@ -9,9 +9,9 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis import amplification, dose_table, eviction_by_layer, intervention_table, predictability_table
-from sinkscope.analysis.binned import mean_mass_by_bin
-from sinkscope.analysis.collapse import collapse_table
-from sinkscope.analysis.forced import NORMS
+from sinkscope.analysis.decomposition import collapse_table
+from sinkscope.analysis.mass import NORMS
+from sinkscope.analysis.predictability import mean_mass_by_bin
 from sinkscope.figures.dose_response import places as dose_places
 from sinkscope.figures.effects import places
 from sinkscope.figures.forced_mass import DARKEST, PARTS, uniform_amplification

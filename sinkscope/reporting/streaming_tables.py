@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinkscope.analysis.perplexities import first_evicted, losses, losses_from, ppl_table
+from sinkscope.analysis.perplexity import losses, losses_from, ppl_table
 from sinkscope.analysis.table_records import costs_of, table_of_record
+from sinkscope.record import first_evicted
 from sinkscope.reporting.four_policies import four_policies as joined
 
 Records = Mapping[str, xr.Dataset]

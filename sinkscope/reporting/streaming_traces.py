@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinkscope.analysis.perplexities import losses
+from sinkscope.analysis.perplexity import losses
 from sinkscope.analysis.table_records import table_of_record
 from sinkscope.figures.ablation import WIDEST_BARS
 from sinkscope.figures.decode import MEBIBYTE

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.replacing import replacing
+from sinkscope.files import replacing
 from sinkscope.streaming.tensor_files import read_tensors, write_tensors
 
 SECONDS = 15.0  # between two checkpoints: a run that is killed loses no more

@@ -15,17 +15,17 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from sinkscope.core.anatomy import find_anatomy
 from sinkscope.core.forward import check_vocabulary
-from sinkscope.core.measure import PATIENCE, batches_of, texts_of, with_token_texts
+from sinkscope.core.measure import batches_of, texts_of, with_token_texts
 from sinkscope.core.normalisers import Normaliser
 from sinkscope.core.policies import Dense, Policy, Recompute, SinkWindow, Window
 from sinkscope.core.policy_on_layers import cached_windows
 from sinkscope.core.provenance import model_attributes, token_attributes, weights_hash
 from sinkscope.core.readiness import check_decoder, check_eval
 from sinkscope.errors import SinkscopeError
+from sinkscope.progress import progress_bar
 from sinkscope.streaming.checkpoint import Checkpoint, Progress
 from sinkscope.streaming.limits import block_within_limits, check_limits
 from sinkscope.streaming.readers import BlockReader, Reader, TokenReader, WindowReader
@@ -119,8 +119,7 @@ def read_texts(
     rows = np.cumsum([0, *map(len, batches)])
     total = sum(batch.shape[0] * len(_queries(batch, policy, run)) for batch in batches)
     begun = time.perf_counter() - now.seconds
-    bar = tqdm(total=total, unit="token", desc=policy.name, disable=shown is False, delay=PATIENCE * (shown is None))
-    with bar:
+    with progress_bar(total, "token", shown, desc=policy.name) as bar:
         bar.update(int(now.losses.isfinite().sum()))
         for number in range(now.batch, len(batches)):
             reader = reader_of(model, batches[number], policy, run)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.replacing import replacing
+from sinkscope.files import replacing
 
 
 def write_tensors(path: Path, what: str, tensors: dict[str, Tensor], about: dict[str, str]) -> None:

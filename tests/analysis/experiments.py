@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from tests.analysis.losses import as_perplexity_keeps_them
 from tests.analysis.synthetic import synthetic_maps, synthetic_record
 
 SOURCE = {"model": "evil/<b>model</b>", "sinkscope": "0", "date": "2020-02-02", "text": "a & b"}
 PARTS = ("sinks 4+60", "sinks 4+60, mean values", "sinks 4+60, values zeroed", "sinks 4+60, values only", "window 64")
+KINDS, VALUES = [*["SinkWindow"] * 4, "Window"], ["kept", "mean", "zeroed", "added", "kept"]
 LOST = (0.0, 1.5, 0.5, 1.2, 1.0)  # nats, once the cache is full
 DOSES = (-np.inf, -2.0, 0.0, 2.0)
 ARMS = ("nothing", "evict sinks", "evict random", "start 4 later", "cut 4 behind the sinks", "shuffle all tokens")
@@ -47,6 +49,7 @@ def collapse(sequences: int = 1, tokens: int = 400, lost: tuple[float, ...] = LO
             "cache_size": ("policy", [cache] * len(lost)),
             "sinks": ("policy", [0 if name.startswith("window") else 4 for name in names]),
             "recomputed": ("policy", [0] * len(lost)),
+            **as_perplexity_keeps_them(KINDS[: len(lost)], VALUES[: len(lost)]),
             **_texts(sequences, tokens),
         },
     )

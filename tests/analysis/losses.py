@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+KINDS = {"dense": "Dense", "window 64": "Window", "recompute 64": "Recompute", "sinks 4+60": "SinkWindow"}
 POLICIES = {"dense": (-1, 0, 0), "window 64": (64, 0, 0), "recompute 64": (64, 0, 1), "sinks 4+60": (64, 4, 0)}
 
 
@@ -19,12 +20,24 @@ def loss_record(nll: np.ndarray, names: list[str] | None = None) -> xr.Dataset:
             "cache_size": ("policy", size),
             "sinks": ("policy", sinks),
             "recomputed": ("policy", again),
+            **as_perplexity_keeps_them([KINDS[name] for name in names]),
             "seconds": ("policy", np.ones(len(names))),
             "scored": ("policy", np.isfinite(nll).sum((1, 2))),
             "length": ("sequence", [nll.shape[2]] * nll.shape[1]),
         },
         attrs={"kind": "perplexity", "model": "some/model", "text": "a text", "tokens": nll.shape[1] * nll.shape[2]},
     )
+
+
+def as_perplexity_keeps_them(kinds: list[str], values: list[str] | None = None) -> dict[str, object]:
+    """The other coordinates of policies of these kinds, as `Policy.coordinates` has them."""
+    return {
+        "policy_kind": ("policy", kinds),
+        "sink_values": ("policy", ["kept"] * len(kinds) if values is None else values),
+        "sink_bias": ("policy", [0.0] * len(kinds)),
+        "positions": ("policy", ["cache"] * len(kinds)),
+        "placement": ("policy", [""] * len(kinds)),
+    }
 
 
 def autoregressive(shape: tuple[int, ...], correlation: float, seed: int) -> np.ndarray:

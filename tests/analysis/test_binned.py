@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sinkscope.analysis import predictability_bins
-from sinkscope.analysis.binned import mean_mass_by_bin
+from sinkscope.analysis.predictability import mean_mass_by_bin
 from sinkscope.errors import SinkscopeError
 from tests.analysis import experiments
 

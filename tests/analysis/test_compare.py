@@ -118,7 +118,7 @@ def test_a_folder_without_records_and_a_report_without_losses_are_refused(tmp_pa
         ([(captured().assign_attrs(causal=0), streamed())], "encoder"),
         ([(captured(), streamed().isel(policy=[0, 1]))], "no window and sinks"),
         ([(captured(), streamed(tokens=66))], "no token of model below 66"),
-        ([(captured(), streamed().drop_vars("sinks"))], "do not say what was kept"),
+        ([(captured(), streamed().drop_vars("sinks"))], "does not say what its policies do: sinks is missing"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_a_sentence(saved, words):
@@ -129,7 +129,7 @@ def test_what_cannot_be_compared_is_refused_in_a_sentence(saved, words):
 def test_phantom_sinks_are_not_taken_for_sinks():
     names = ["window 64", "sinks 4+60"]
     curve = loss_record(streamed()["nll"].values[[1, 3]], names).assign_attrs(model="one/model", text="a text")
-    odd = curve.assign_coords(policy=["window 64", "sinks 4+60, values zeroed"])
+    odd = curve.assign_coords(sink_values=("policy", ["kept", "zeroed"]))
     with pytest.raises(SinkscopeError, match="no window and sinks"):
         compare([(captured(), odd)])
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sinkscope.analysis.emergence import t_interval
+from sinkscope.analysis.lab import t_interval
 from sinkscope.errors import SinkscopeError
 from sinkscope.lab import emergence_summary, emergence_table
 from tests.lab.records import emergence_record, language_record
@@ -101,3 +101,19 @@ def test_reading_a_record_needs_no_torch():
         "assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules), 'imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_arm_to_compare_with_is_plain_softmax_whatever_it_is_called():
+    record = emergence_record(("sink token", "sigmoid", "softmax"))
+    expected = emergence_table(record)
+    renamed = record.assign_coords(arm=["softmax", "relu", "as they all do it"])
+    table = emergence_table(renamed)
+    assert expected.attrs["baseline"] == "softmax" and table.attrs["baseline"] == "as they all do it"
+    columns = ["difference", "difference_low", "difference_high"]
+    np.testing.assert_array_equal(table[columns], expected[columns])
+
+
+@pytest.mark.parametrize("coordinate", ["normaliser_kind", "has_sink_logit", "has_sink_token"])
+def test_a_record_that_does_not_say_what_its_arms_are_is_refused(coordinate):
+    with pytest.raises(SinkscopeError, match=f"{coordinate} is missing, as in records of older versions"):
+        emergence_table(emergence_record().drop_vars(coordinate))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sinkscope.analysis.perplexities import ppl_table
+from sinkscope.analysis.perplexity import ppl_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.lab import head_masses, language_table, language_verdict
 from tests.lab.records import emergence_record, language_record
@@ -119,3 +119,16 @@ def test_one_text_says_nothing_of_sinks():
 def test_another_record_is_refused(read):
     with pytest.raises(SinkscopeError, match="not a record of language models"):
         read(emergence_record())
+
+
+def test_a_sink_token_is_one_whatever_its_arm_is_called():
+    record = language_record({"sink token": 0.5, "softmax": 0.5}, {"sink token": 1.0, "softmax": 1.0})
+    first, second, _ = language_verdict(record.assign_coords(arm=["softmax", "sink token"]))
+    assert "of their attention on the sink token" in first and "of their attention on the first token" in second
+
+
+def test_a_record_that_does_not_say_what_its_arms_are_is_refused():
+    older = language_record({"softmax": 0.5}, {"softmax": 1.0}).drop_vars("has_sink_token")
+    for read in (language_table, head_masses, language_verdict):
+        with pytest.raises(SinkscopeError, match="has_sink_token is missing, as in records of older versions"):
+            read(older)

@@ -4,8 +4,8 @@ import doctest
 
 import pytest
 
-from sinkscope.analysis import token_texts
-from sinkscope.analysis.token_texts import is_delimiter
+from sinkscope.analysis import discovery as token_texts
+from sinkscope.analysis.discovery import is_delimiter
 
 PUNCTUATION = [".", ",", " .", "...", '."', "\u2014", "\u3002", "\u3001", "\u061f", "<", "=", "Ġ,", "▁."]
 SPACES = ["\n", "\n\n", "\t", " ", "\u00a0", "\x00", "Ċ", "▁", "<0x0A>"]

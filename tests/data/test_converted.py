@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as Timeout
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from sinkscope.data import converted, load
 from sinkscope.errors import SinkscopeError
@@ -30,11 +32,8 @@ def slow(self, directory):
     if die:
         os.truncate(Path(directory) / "model.safetensors", 1000)
         os.kill(os.getpid(), signal.SIGKILL)
-    me = Path(os.environ["MEETING"]) / str(os.getpid())
-    me.touch()  # both are in the middle of writing before either goes on
-    end = time.time() + 60
-    while len(list(me.parent.iterdir())) < 2 and time.time() < end:
-        time.sleep(0.01)
+    (Path(os.environ["MEETING"]) / str(os.getpid())).touch()
+    time.sleep(3)  # in the middle of writing: long enough for the other to come this far, if it could
 
 
 LlamaForCausalLM.save_pretrained = slow
@@ -46,6 +45,11 @@ print(float(model.get_input_embeddings().weight.double().sum()), len(tokenizer))
 def start_conversion(gguf: Path, how: str = "live") -> subprocess.Popen[str]:
     command = [sys.executable, "-W", "ignore", "-c", CONVERT, str(gguf), how]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def entries(cache: Path) -> list[Path]:
+    """What is in the cache beside its lock."""
+    return [path for path in cache.iterdir() if path.name != converted.LOCK]
 
 
 def embeddings(model) -> np.ndarray:
@@ -70,7 +74,7 @@ def test_another_file_of_the_same_name_and_size_is_another_entry(tiny_gguf, cach
     os.utime(other, (tiny_gguf[0].stat().st_mtime,) * 2)
     load(tiny_gguf[0])
     load(other)
-    assert len(list(cache.iterdir())) == 2
+    assert len(entries(cache)) == 2
 
 
 def flip_one_byte(entry: Path) -> None:
@@ -102,52 +106,52 @@ DAMAGES = {
 def test_a_damaged_entry_is_built_again(tiny_gguf, cache, damage):
     path, tensors = tiny_gguf
     load(path)
-    (entry,) = cache.iterdir()
+    (entry,) = entries(cache)
     damage(entry)
     model, tokenizer = load(path)
     assert np.array_equal(embeddings(model), tensors["token_embd.weight"])
     assert tokenizer is not None
-    assert list(cache.iterdir()) == [entry]
+    assert entries(cache) == [entry]
 
 
-def test_two_processes_that_convert_at_once_both_get_the_model(tiny_gguf, cache, tmp_path, monkeypatch):
+def test_two_processes_at_once_both_get_the_model_and_one_converts(tiny_gguf, cache, tmp_path, monkeypatch):
     (tmp_path / "meeting").mkdir()
     monkeypatch.setenv("MEETING", str(tmp_path / "meeting"))
     processes = [start_conversion(tiny_gguf[0]) for _ in range(2)]
     outputs = [process.communicate(timeout=200)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert len(list((tmp_path / "meeting").iterdir())) == 2
+    assert len(list((tmp_path / "meeting").iterdir())) == 1
     expected = tiny_gguf[1]["token_embd.weight"].astype(np.float64).sum()
     for output in outputs:
         total, words = output.split()
         assert float(total) == pytest.approx(expected, abs=1e-9)
         assert int(words) >= 300
-    assert len(list(cache.iterdir())) == 1
+    assert len(entries(cache)) == 1
 
 
 def test_a_conversion_killed_in_the_middle_leaves_nothing_visible_and_is_cleared_away(tiny_gguf, cache):
     process = start_conversion(tiny_gguf[0], "die")
     process.communicate(timeout=200)
     assert process.returncode == -9
-    (left,) = cache.iterdir()
+    (left,) = entries(cache)
     assert left.name.startswith(".") and (left / "model.safetensors").is_file()
     model, _ = load(tiny_gguf[0])
     assert np.array_equal(embeddings(model), tiny_gguf[1]["token_embd.weight"])
-    assert [path.name[0] == "." for path in cache.iterdir()] == [False]
+    assert [path.name[0] == "." for path in entries(cache)] == [False]
 
 
-def test_what_another_running_conversion_writes_is_left_alone_for_a_day(tiny_gguf, cache):
+def test_while_another_converts_this_one_waits_and_touches_nothing(tiny_gguf, cache):
     cache.mkdir()
-    elsewhere = cache / f".another-machine-1-abcdefgh{converted.PARTIAL}"
-    here = cache / f".{converted.socket.gethostname()}-{os.getpid()}-abcdefgh{converted.PARTIAL}"
-    elsewhere.mkdir()
-    here.mkdir()
-    load(tiny_gguf[0])
-    assert elsewhere.exists() and here.exists()
-    for path in (elsewhere, here):
-        os.utime(path, (time.time() - 2 * converted.DAY,) * 2)
-    load(tiny_gguf[0])
-    assert not elsewhere.exists() and not here.exists()
+    theirs = cache / f".another-file.new{converted.PARTIAL}"
+    theirs.mkdir()
+    with ThreadPoolExecutor() as threads:
+        with FileLock(cache / converted.LOCK):
+            waiting = threads.submit(load, tiny_gguf[0])
+            with pytest.raises(Timeout):
+                waiting.result(timeout=2)
+            assert entries(cache) == [theirs]
+        assert np.array_equal(embeddings(waiting.result()[0]), tiny_gguf[1]["token_embd.weight"])
+    assert not theirs.exists()  # nobody converts any more, so it was left by a process that was killed
 
 
 def test_an_interrupted_conversion_cleans_up_after_itself(tiny_gguf, cache, monkeypatch):
@@ -158,7 +162,7 @@ def test_an_interrupted_conversion_cleans_up_after_itself(tiny_gguf, cache, monk
     monkeypatch.setattr(converted, "_convert", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load(tiny_gguf[0])
-    assert list(cache.iterdir()) == []
+    assert entries(cache) == []
 
 
 def test_a_full_disk_or_a_cache_that_cannot_be_made_is_a_clear_error(tiny_gguf, tmp_path, cache, monkeypatch):
@@ -168,7 +172,7 @@ def test_a_full_disk_or_a_cache_that_cannot_be_made_is_a_clear_error(tiny_gguf, 
     monkeypatch.setattr("transformers.LlamaForCausalLM.save_pretrained", full)
     with pytest.raises(SinkscopeError, match=r"No space left.*SINKSCOPE_CACHE"):
         load(tiny_gguf[0])
-    assert list(cache.iterdir()) == []
+    assert entries(cache) == []
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SINKSCOPE_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(SinkscopeError, match="SINKSCOPE_CACHE"):

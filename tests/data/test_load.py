@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sinkscope.data import load
+from sinkscope.data.converted import LOCK
 from sinkscope.data.demo import demo_model_file
 from sinkscope.errors import SinkscopeError
 
@@ -125,7 +126,7 @@ def test_a_gguf_file_cut_short_is_a_clear_error_and_leaves_nothing(tiny_gguf, ca
     short.write_bytes(tiny_gguf[0].read_bytes()[:cut])
     with pytest.raises(SinkscopeError, match=r"short\.gguf"):
         load(short)
-    assert not cache.exists() or list(cache.iterdir()) == []
+    assert not cache.exists() or [path.name for path in cache.iterdir()] == [LOCK]
 
 
 def test_a_source_that_is_no_model_is_a_clear_error(tmp_path, directories, tiny_gguf, cache):

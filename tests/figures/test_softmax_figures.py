@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 
 from sinkscope import figures
 from sinkscope.analysis import dose_table, intervention_table, predictability_table
-from sinkscope.analysis.collapse import collapse_table
+from sinkscope.analysis.decomposition import collapse_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures.predictability import sides
 from tests.analysis import experiments

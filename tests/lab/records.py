@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import xarray as xr
 
@@ -17,6 +19,19 @@ ATTRIBUTES = {
     "dtype": "float32",
 }
 TOKENS = ["all", "trigger", "non-trigger"]
+
+
+KINDS = {"softmax1": "Softmax1", "clipped softmax": "ClippedSoftmax", "sigmoid": "Sigmoid", "relu": "ReLU"}
+
+
+def coordinates(arms: Iterable[str]) -> dict[str, object]:
+    """As `arm_coordinates` has them of the arms of these names."""
+    return {
+        "arm": list(arms),
+        "normaliser_kind": ("arm", [KINDS.get(arm, "Softmax") for arm in arms]),
+        "has_sink_logit": ("arm", [int(arm == "learned sink") for arm in arms]),
+        "has_sink_token": ("arm", [int(arm == "sink token") for arm in arms]),
+    }
 
 
 def emergence_record(
@@ -41,7 +56,7 @@ def emergence_record(
             "seconds": (("arm", "seed"), np.ones((len(arms), seeds))),
         },
         coords={
-            "arm": list(arms),
+            **coordinates(arms),
             "seed": np.arange(seeds),
             "step": 100 * np.arange(steps),
             "layer": np.arange(layers),
@@ -79,7 +94,7 @@ def language_record(
             "sink_null": ("arm", np.full(len(arms), 0.1)),
         },
         coords={
-            "arm": arms,
+            **coordinates(arms),
             "seed": np.arange(seeds),
             "step": [50, 100],
             "policy": policies,

@@ -13,8 +13,7 @@ import xarray as xr
 from sinkscope import lab, open_record, save_record
 from sinkscope.core.normalisers import Softmax1
 from sinkscope.errors import SinkscopeError
-from sinkscope.lab.backcopy import Backcopy
-from sinkscope.lab.backcopy_run import BackcopyRun
+from sinkscope.lab.backcopy import Backcopy, BackcopyRun
 from sinkscope.lab.texts import Text
 from tests.lab.records import SMALL, TEXT
 
@@ -181,6 +180,7 @@ def test_a_model_learns_to_copy_what_no_bigram_could_tell(tmp_path):
         ({"arms": ["softmax", "hardmax"]}, "'hardmax' is no arm; give any of softmax, softmax1"),
         ({"arms": []}, "no arm was given"),
         ({"arms": [lab.Arm("softmax"), lab.Arm("softmax", Softmax1())]}, "two of one name"),
+        ({"arms": lab.Arm("own", Softmax1)}, "the normaliser of the arm 'own' is <class"),
         ({"layers": 0}, "layers=0"),
         ({"layers": 4}, "layers=4"),
         ({"heads": 3}, "width=16 cannot be shared among heads=3"),

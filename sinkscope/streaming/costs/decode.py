@@ -12,14 +12,15 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
-from sinkscope.analysis.variables import whole_number
-from sinkscope.core.measure import PATIENCE, texts_of
+from sinkscope.arguments import whole_number
+from sinkscope.core.measure import texts_of
 from sinkscope.core.policies import Dense, Policy, Recompute, SinkWindow, Window
 from sinkscope.core.provenance import model_attributes
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import implementation
+from sinkscope.progress import progress_bar
 from sinkscope.streaming.costs.cost import cost_table
 from sinkscope.streaming.costs.decoders import Decoder, decoder_of
 from sinkscope.streaming.limits import check_limits
@@ -81,14 +82,7 @@ def time_per_token(
         for policy in ways.values():
             check_limits(model, policy, size + 1)
     rows: list[dict[str, Any]] = []
-    bar = tqdm(
-        total=len(sizes) * repeats,
-        unit="round",
-        desc="time per token",
-        disable=progress is False,
-        delay=PATIENCE * (progress is None),
-    )
-    with bar:
+    with progress_bar(len(sizes) * repeats, "round", progress, desc="time per token") as bar:
         for size, ways in plan.items():
             rows += _rows(model, text, size, ways, repeats, bar)
     table = pd.DataFrame(rows)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from sinkscope.analysis.variables import whole_number
+from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.streaming.cache.sink_cache import SinkCache
 from sinkscope.streaming.talk.sampling import Sampler

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sinkscope.analysis.variables import finite_number, whole_number
+from sinkscope.arguments import finite_number, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.generation import sampling_rules
 

@@ -1,0 +1,130 @@
+"""From the losses of an ablation to its table: the same tokens in all rows, with paired intervals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import xarray as xr
+
+from sinkscope.analysis.perplexity import losses_from, ppl_table
+from sinkscope.arguments import whole_number
+from sinkscope.errors import SinkscopeError
+from sinkscope.record import first_evicted
+
+LEVELS = ("sinks", "cache_size", "positions", "kind")
+
+
+def ablate(
+    model: Any,
+    ids: Any,
+    sinks: Any = (0, 1, 2, 4, 8),
+    cache_size: Any = 1024,
+    positions: Any = "cache",
+    kinds: Any = "first",
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
+    **options: Any,
+) -> pd.DataFrame:
+    """Perplexity of one text for every combination of sinks, cache size, positions and kind, over the same tokens.
+
+    Args:
+        model, ids: as in `run_ablation`.
+        sinks, cache_size, positions, kinds: the factors, as there; one level or several of each.
+        seed: of random tokens and of the bootstrap.
+        resamples: of the bootstrap.
+        options: policies beside the factors, tokenizer, block, n_jobs, folder, progress, and what to note in attrs.
+
+    Returns:
+        As `ablation_table`.
+
+    Raises:
+        SinkscopeError: as `run_ablation`.
+    """
+    from sinkscope.experiments.ablation import run_ablation  # not above: reading a record needs no torch
+
+    resamples = whole_number(resamples, "resamples", 1)
+    record = run_ablation(model, ids, sinks, cache_size, positions, kinds, seed=seed, **options)
+    return ablation_table(record, resamples, seed)
+
+
+def ablation_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """One row for each combination of the factors, and one for each policy beside them.
+
+    cell                                     number of the run the row shows: without sinks, kind and positions make no
+                                             difference, and one run stands for several rows;
+                                             `table.drop_duplicates("cell")` keeps each once
+    policy, policy_kind                      name and class of its policy
+    sinks, cache_size, positions, kind       the combination; kind is empty for a policy beside the factors, whose
+                                             cache_size is -1 where nothing bounds it
+    ppl, low, high                           perplexity over the tokens scored, and its 95% interval
+    ratio, ratio_low, ratio_high             to the most sinks of the same cache size (the first tokens, positions
+                                             in the cache, where there are such cells), or of the largest where a
+                                             policy beside the factors has another; and its paired interval
+    ppl_evicted, low_evicted, high_evicted   the same over the tokens from which every bounded cache has evicted some
+    seconds                                  that the run took
+
+    The first max(sinks) + 1 tokens count in no row, so that the same tokens of the text are scored in all. Intervals
+    are those of `ppl_table`, the same resamples for all rows.
+
+    Args:
+        record: of `run_ablation`.
+        resamples, seed: of the bootstrap.
+
+    Raises:
+        SinkscopeError: a record of something else.
+    """
+    if record.attrs.get("kind") != "ablation" or "level_cell" not in record.coords:
+        raise SinkscopeError("the record is not one of an ablation: make one with sinkscope.run_ablation.")
+    levels = pd.DataFrame({name: record[f"level_{name}"].values for name in ("cell", *LEVELS)})
+    factors = levels[levels["kind"] != ""]
+    late, first = first_evicted(int(levels["cache_size"].max())), int(factors["sinks"].max()) + 1
+    evicted = ppl_table(losses_from(record, late), resamples=resamples, seed=seed)
+    scored, block = losses_from(record, first), None
+    names, rows = record["policy"].values, []
+    tables: dict[int, pd.DataFrame] = {}
+    baselines: dict[int, dict[str, Any]] = {}
+    for size in factors["cache_size"].unique().tolist():
+        baselines[size] = _baseline(factors[factors["cache_size"] == size])
+        tables[size] = ppl_table(scored, str(names[baselines[size]["cell"]]), block, resamples, seed)
+        block = tables[size].attrs["block"]  # the same for all, and so are then the resamples
+    for level in levels.to_dict("records"):
+        cell = level["cell"]
+        whole, own = tables.get(level["cache_size"], tables[max(tables)]).iloc[cell], evicted.iloc[cell]
+        rows.append(
+            {
+                "cell": cell,
+                "policy": str(names[cell]),
+                "policy_kind": str(record["policy_kind"].values[cell]),
+                **{name: level[name] for name in LEVELS},
+                **{name: whole[name] for name in ("ppl", "low", "high", "ratio", "ratio_low", "ratio_high")},
+                **{f"{name}_evicted": own[name] for name in ("ppl", "low", "high")},
+                "seconds": float(record["seconds"].values[cell]),
+            }
+        )
+    table, about = pd.DataFrame(rows), next(iter(tables.values())).attrs
+    table.attrs = record.attrs | {
+        "computed": about["computed"],
+        "baseline": "; ".join(
+            f"{each['sinks']} sinks of {size} ({each['kind']}, {each['positions']} positions)"
+            for size, each in baselines.items()
+        ),
+        "bootstrap_block": block,
+        "resamples": resamples,
+        "confidence": about["confidence"],
+        "first_scored": first,
+        "first_evicted": late,
+        "tokens_used": about["tokens_used"],
+        "tokens_evicted": evicted.attrs["tokens_used"],
+    }
+    return table
+
+
+def _baseline(rows: pd.DataFrame) -> dict[str, Any]:
+    """The most sinks; the first tokens of the text, at positions in the cache, where these are among the levels."""
+    most = rows[rows["sinks"] == rows["sinks"].max()]
+    for name, preferred in (("kind", "first"), ("positions", "cache")):
+        found = most[most[name] == preferred]
+        most = found if len(found) else most[most[name] == most[name].iloc[0]]
+    return most.iloc[0].to_dict()

@@ -1,0 +1,211 @@
+"""Perplexity of streaming records: the exponential of the mean loss, with paired intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from sinkscope.analysis.intervals import block_length, resampled_means
+from sinkscope.arguments import whole_number
+from sinkscope.errors import SinkscopeError
+
+CONFIDENCE = 0.95
+DIMS = ("policy", "sequence", "token")
+
+
+def ppl(curve: xr.Dataset, common: bool = True) -> xr.DataArray:
+    """Perplexity of each policy: [policy], exp of the mean loss over tokens of all sequences, in float64.
+
+    common  over the tokens that every policy scored, so that the figures can be compared; otherwise over each policy's
+            own (NaN for a policy without any).
+    attrs: `common`, and `tokens_used`, their number (one for each policy if not common).
+    Raises SinkscopeError if `curve` holds no losses, or no token is scored by every policy.
+    """
+    nll = losses(curve)
+    used = nll.where(common_tokens(nll)) if common else nll
+    counts = used.notnull().sum(["sequence", "token"]).values
+    mean = used.mean(["sequence", "token"], skipna=True)
+    result = mean.copy(data=np.exp(mean.values))
+    result.attrs = {
+        **curve.attrs,
+        "computed": f"exp of the mean loss over {'the tokens every policy scored' if common else 'the tokens scored'}",
+        "common": int(common),
+        "tokens_used": int(counts[0]) if common else [int(each) for each in counts],
+    }
+    return result.rename("ppl")
+
+
+def ppl_table(
+    curve: xr.Dataset,
+    baseline: str | None = None,
+    block: int | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Perplexity with 95% intervals, one row per policy, all over the tokens that every policy scored.
+
+    policy, sinks, cache_size       as the record has them (cache_size -1: dense)
+    ppl, low, high, tokens          perplexity, its interval, and the number of tokens
+    ratio, ratio_low, ratio_high    perplexity over that of the baseline, with its paired interval
+
+    The intervals are percentiles of a circular block bootstrap over positions (Künsch 1989; Politis and Romano 1992):
+    neighbouring losses are correlated. Every resample takes the same blocks for all policies, so what makes a passage
+    hard for each of them cancels in the ratio. Tokens read before and after a cache is full are resampled apart, as how
+    many there are is no accident of the text. A policy that scored a sample of positions, as re-computation does,
+    leaves the others that sample too: blocks are then runs of sampled positions. For the others over all tokens,
+    select them first: ppl_table(curve.sel(policy=["dense", "window 512"])).
+
+    baseline  name of a policy; by default the first that re-computes, otherwise the dense one, otherwise the first.
+    block     tokens in a block, which crosses neither sequences nor the point where a cache is full; by default chosen
+              from the autocorrelation of the losses and of their differences to the baseline (see `block_length`).
+    attrs: baseline, block, resamples, seed, confidence. One token has no interval (NaN), nor has an infinite loss.
+    Raises SinkscopeError if `curve` holds no losses or no common tokens, `baseline` is not one of its policies, `block`
+    is below 1 or leaves fewer than two blocks, resamples is below 1 or seed below 0.
+    """
+    nll = losses(curve)
+    strata = common_losses(nll)
+    names = [str(name) for name in nll["policy"].values]
+    reference = _baseline(nll, names, baseline)
+    length = _checked_block(strata, reference, block)
+    resamples, seed = whole_number(resamples, "resamples", 1), whole_number(seed, "seed", 0)
+    count = _count(strata)
+    mean = sum(part.sum(0) for parts in strata for part in parts) / count
+    drawn = _resampled(strata, length, resamples, seed)
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        low, high = np.exp(_bounds(drawn))
+        ratio = np.exp(mean - mean[reference])
+        ratio_low, ratio_high = np.exp(_bounds(drawn - drawn[:, [reference]]))
+    held = {name: nll[name].values for name in ("sinks", "cache_size") if nll.coords.get(name) is not None}
+    table = pd.DataFrame(
+        {
+            "policy": names,
+            **held,
+            "ppl": np.exp(mean),
+            "low": low,
+            "high": high,
+            "tokens": count,
+            "ratio": ratio,
+            "ratio_low": ratio_low,
+            "ratio_high": ratio_high,
+        }
+    )
+    table.attrs = {
+        **curve.attrs,
+        "computed": "exp of the mean loss over the tokens every policy scored; 95% percentile intervals of a circular "
+        "block bootstrap over positions, the same blocks for all policies",
+        "baseline": names[reference],
+        "block": length,
+        "resamples": resamples,
+        "seed": seed,
+        "confidence": CONFIDENCE,
+        "tokens_used": count,
+    }
+    return table
+
+
+def losses(curve: xr.Dataset) -> xr.DataArray:
+    """[policy, sequence, token] losses in float64, in nats; NaN where not scored. One policy or one sequence may be
+    selected away: curve.sel(policy="dense").
+
+    Raises SinkscopeError if `curve` is not a perplexity record.
+    """
+    if not isinstance(curve, xr.Dataset) or "nll" not in curve or not set(curve["nll"].dims) <= set(DIMS):
+        raise SinkscopeError("the record has no nll [policy, sequence, token]: make one with sinkscope.perplexity.")
+    nll = curve["nll"].astype(np.float64)
+    if "policy" not in nll.dims:
+        own = [name for name, coord in nll.coords.items() if not coord.dims and name not in DIMS]
+        nll = nll.expand_dims("policy").assign_coords({name: ("policy", [nll[name].item()]) for name in own})
+    missing = [dim for dim in DIMS if dim not in nll.dims]
+    nll = nll.expand_dims(missing).transpose(*DIMS)
+    return (
+        nll if "policy" in nll.coords else nll.assign_coords(policy=[f"policy {n}" for n in range(nll.sizes["policy"])])
+    )
+
+
+def losses_from(curve: xr.Dataset, token: int) -> xr.Dataset:
+    """The record with the losses of earlier tokens left out."""
+    return curve.assign(nll=curve["nll"].where(curve["token"] >= token))
+
+
+def common_tokens(nll: xr.DataArray) -> xr.DataArray:
+    """[sequence, token] bool: scored by every policy. Raises SinkscopeError if there is none."""
+    common = nll.notnull().all("policy")
+    if not bool(common.any()):
+        counts = nll.notnull().sum(["sequence", "token"]).values
+        scored = ", ".join(f"{name} {count}" for name, count in zip(nll["policy"].values, counts, strict=True))
+        raise SinkscopeError(f"no token is scored by every policy ({scored}): select policies that share positions.")
+    return common
+
+
+def common_losses(nll: xr.DataArray) -> list[list[np.ndarray]]:
+    """Losses [token, policy] at the tokens every policy scored, in order: one array for each sequence, in one list for
+    each stretch of positions between the cache sizes."""
+    common = common_tokens(nll).values
+    sizes = np.unique(nll["cache_size"].values) if "cache_size" in nll.coords else np.array([])
+    stretch = np.digitize(np.arange(nll.sizes["token"]), sizes[sizes > 0], right=True)
+    strata = []
+    for number in np.unique(stretch):
+        parts = [nll.values[:, s, each & (stretch == number)].T for s, each in enumerate(common)]
+        strata.append([part for part in parts if len(part)])
+    return [parts for parts in strata if parts]
+
+
+def _count(strata: Sequence[Sequence[np.ndarray]]) -> int:
+    return sum(len(part) for parts in strata for part in parts)
+
+
+def _resampled(strata: Sequence[Sequence[np.ndarray]], block: int, resamples: int, seed: int) -> np.ndarray:
+    """[resample, policy] mean losses, each stretch with its own share; NaN where there is only one token.
+
+    A stretch too short for two blocks takes shorter ones, rather than be a constant.
+    """
+    count, random = _count(strata), np.random.default_rng(seed)
+    drawn = np.full((resamples, strata[0][0].shape[1]), 0.0 if count > 1 else np.nan)
+    for parts in strata:
+        own = _count([parts])
+        drawn += own / count * resampled_means(parts, min(block, max(1, own // 2)), resamples, random)
+    return drawn
+
+
+def _bounds(drawn: np.ndarray) -> np.ndarray:
+    """[resample, policy] to low and high [2, policy]; NaN where a resample is not finite."""
+    finite = np.isfinite(drawn).all(0)
+    bounds = np.full((2, drawn.shape[1]), np.nan)
+    bounds[:, finite] = np.quantile(drawn[:, finite], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
+    return bounds
+
+
+def _baseline(nll: xr.DataArray, names: Sequence[str], baseline: str | None) -> int:
+    """The number of the baseline policy."""
+    if baseline is not None:
+        if baseline not in names:
+            raise SinkscopeError(
+                f"baseline={baseline!r} is not a policy of this record: give one of {', '.join(names)}."
+            )
+        return names.index(baseline)
+    for coord, value in (("recomputed", 1), ("policy_kind", "Dense"), ("cache_size", -1)):
+        if coord in nll.coords and (nll[coord].values == value).any():
+            return int(np.flatnonzero(nll[coord].values == value)[0])
+    return 0
+
+
+def _checked_block(strata: Sequence[Sequence[np.ndarray]], reference: int, block: int | None) -> int:
+    if block is None:
+        return block_length([centred for parts in strata for centred in _centred(parts, reference)])
+    block, count = whole_number(block, "block", 1), _count(strata)
+    lengths = [len(part) for parts in strata for part in parts]
+    if count > 1 and sum(max(1.0, length / block) for length in lengths) < 2:
+        raise SinkscopeError(
+            f"block={block} leaves fewer than two blocks in {count} tokens: give {count // 2} or less."
+        )
+    return block
+
+
+def _centred(parts: Sequence[np.ndarray], reference: int) -> list[np.ndarray]:
+    """Losses and their differences to the baseline [token, 2 x policy], less their means over the stretch."""
+    with np.errstate(invalid="ignore"):
+        both = [np.hstack([part, part - part[:, [reference]]]) for part in parts]
+        return [part - np.concatenate(both).mean(0) for part in both]

@@ -1,0 +1,269 @@
+"""Losses against what the cache keeps: number of sinks, size, way of counting positions, what the sinks are, and any
+other policy beside them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from sinkscope.arguments import one_of, one_or_several, whole_number
+from sinkscope.core.anatomy import find_anatomy
+from sinkscope.core.forward import check_vocabulary
+from sinkscope.core.measure import texts_of
+from sinkscope.core.policies import POSITIONS, Policy, SinkWindow
+from sinkscope.errors import SinkscopeError, warn
+from sinkscope.experiments.intervention import line_break_token
+from sinkscope.experiments.runner import Advance, Cell, ModelSource, run_cells
+from sinkscope.files import writable_folder
+from sinkscope.record import first_evicted
+from sinkscope.streaming.checkpoint import Checkpoint, Progress
+from sinkscope.streaming.limits import limit_notes
+from sinkscope.streaming.perplexity import Run, check_run, read_texts, record_of, settings_of
+
+KINDS = ("first", "line breaks", "random")
+ONE_AT_A_TIME = threading.Lock()  # threads of a process share its model, which can carry one policy
+
+
+class Level(NamedTuple):
+    """One combination of the factors, or a policy beside them, whose kind is empty."""
+
+    cache_size: int
+    kind: str
+    positions: str
+    sinks: int
+    policy: Policy
+
+
+def run_ablation(
+    model: nn.Module | str | os.PathLike[str] | None,
+    ids: Tensor | Sequence[Tensor],
+    sinks: int | Iterable[int] = (0, 1, 2, 4, 8),
+    cache_size: int | Iterable[int] = 1024,
+    positions: str | Iterable[str] = "cache",
+    kinds: str | Iterable[str] = "first",
+    *,
+    policies: Policy | Iterable[Policy] = (),
+    tokenizer: Any = None,
+    block: int = 1024,
+    seed: int = 0,
+    n_jobs: int | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    progress: bool | None = None,
+    **attributes: Any,
+) -> xr.Dataset:
+    """Losses of one text for every combination of sinks, cache size, positions and kind, and for other policies.
+
+    A cell of this factorial keeps `sinks` first tokens and the last `cache_size - sinks`. What stands in the first
+    `sinks` places, BOS included, is its kind: "first", the tokens of the text; "line breaks" (Xiao et al. 2023,
+    Table 1); or "random", drawn evenly from the model's vocabulary. Without sinks, kind and positions make no
+    difference: that cell is run once for each cache size and stands for several levels.
+
+    Cells run through joblib, inside `joblib.parallel_config(backend="loky" | "dask" | "ray")` on its workers. A loaded
+    model travels with every cell; a name or path travels alone, and each worker loads its own and keeps it.
+
+    Args:
+        model: a decoder in eval mode, or what `load` takes: a hub id, a directory, a .gguf file, None for the demo one.
+        ids: token ids [sequence, token], or a list of 1-D tensors; each text starts with an empty cache.
+        sinks, cache_size: tokens; one number or several.
+        positions: "cache", "original", or both.
+        kinds: "first", "line breaks", "random", or several.
+        policies: of any class, read beside the combinations over the text as it is.
+        tokenizer: finds the line break; the model's own when None, where it is known.
+        block: tokens per forward pass; changes time and memory, not losses.
+        seed: of the random tokens.
+        n_jobs: cells at the same time; as the surrounding `joblib.parallel_config` says, otherwise 1, when None.
+        folder: keeps a file for each cell, named by a hash of all that its losses depend on. The same cell is not run
+            again, one that was interrupted goes on, and a damaged file is refused, as a result that was relied on once
+            should not change unseen.
+        progress: whether to show a progress bar; once two seconds have passed when None.
+        attributes: noted in the record's attrs (the name of the text, for one).
+
+    Returns:
+        A record as that of `perplexity` with the cells along `policy`, `first_tokens` [policy] their kind. Along
+        `level` stand the combinations, and behind them the other policies, whose `level_kind` is empty: `level_cell`,
+        the number of the cell, and `level_cache_size`, `level_kind`, `level_positions`, `level_sinks`.
+
+    Raises:
+        SinkscopeError: sinks below 0 or not below the cache size, a text too short to fill the largest cache, unknown
+            positions or kinds, what is no policy, no tokenizer or no token for line breaks, a model or policy that
+            cannot be streamed, a damaged file of a cell.
+    """
+    levels = _levels(sinks, cache_size, positions, kinds, policies)
+    seed = whole_number(seed, "seed", 0)
+    texts, run = texts_of(ids), Run(block, samples=None, seed=0)
+    _check_lengths(texts, max(level.cache_size for level in levels))
+    source = ModelSource.of(model)
+    try:
+        opened = source.open()
+        check_run(opened, texts, run)
+        for policy in {repr(level.policy): level.policy for level in levels}.values():
+            for note in limit_notes(opened, policy, max(map(len, texts))):
+                warn(note)
+        changed = {
+            (kind, count): with_first_tokens(texts, kind, count, _token_source(kind, opened, source, tokenizer), seed)
+            for kind, count in dict.fromkeys((level.kind, level.sinks) for level in levels if level.kind)
+        }
+        for text in (text for each in changed.values() for text in each):
+            check_vocabulary(find_anatomy(opened).base, text)
+        cells = []
+        for level in levels:
+            read = changed.get((level.kind, level.sinks), texts)
+            cells.append(Reading(source, read, level.policy, run, settings_of(opened, read, level.policy, run)))
+        runs = _runs(levels, cells)
+        place = None if folder is None else writable_folder(folder, "cells")
+        finished = run_cells(cells, place, n_jobs, progress, title="ablation")
+        record = _record(opened, texts, levels, cells, runs, finished)
+    finally:
+        source.forget()
+    return record.assign_attrs({"kind": "ablation", "block": block, "seed": seed} | attributes)
+
+
+@dataclass(frozen=True, eq=False)
+class Reading(Cell[Progress]):
+    """Texts [token] read under one policy; `about` is all that their losses depend on."""
+
+    source: ModelSource
+    texts: list[Tensor]
+    policy: Policy
+    how: Run
+    about: dict[str, Any]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.about
+
+    def read(self, path: Path | None) -> Progress | None:
+        left, every = Checkpoint(path, self.about).read(), sum(len(text) - 1 for text in self.texts)
+        return left if left is not None and int(left.losses.isfinite().sum()) == every else None
+
+    def run(self, path: Path | None, advance: Advance) -> Progress:
+        with ONE_AT_A_TIME:
+            model, stay = self._model(), Checkpoint(path, self.about)
+            return read_texts(model, self.texts, self.policy, self.how, stay, stay.read(), False)
+
+    def keep(self, result: Progress, path: Path) -> None:
+        Checkpoint(path, self.about).write(result)
+
+    def _model(self) -> nn.Module:
+        """The model; loaded again if the one that is held has become another in the meantime."""
+        for _ in range(2):
+            model = self.source.open()
+            found = settings_of(model, self.texts, self.policy, self.how)
+            if all(found[name] == self.about[name] for name in ("dtype", "weights")):
+                return model
+            self.source.forget()
+        raise SinkscopeError(
+            f"a worker found other weights in {self.source.given or 'the demo model'} than this run began with; give "
+            "every machine the same files, or pass a loaded model."
+        )
+
+
+def _levels(sinks: Any, cache_size: Any, positions: Any, kinds: Any, policies: Any) -> list[Level]:
+    """All combinations, and the other policies behind them."""
+    sizes = one_or_several(cache_size, "cache_size", lambda each: whole_number(each, "cache_size", 1))
+    words = one_or_several(kinds, "kinds", lambda each: one_of(each, "kinds", KINDS))
+    ways = one_or_several(positions, "positions", lambda each: one_of(each, "positions", POSITIONS))
+    counts = one_or_several(sinks, "sinks", lambda each: whole_number(each, "sinks", 0))
+    if max(counts) >= min(sizes):
+        raise SinkscopeError(
+            f"sinks={max(counts)} leave no room in cache_size={min(sizes)} for the last tokens; give fewer sinks, or a "
+            "larger cache_size."
+        )
+    levels = [
+        # without sinks there is nothing whose position could be counted in two ways
+        Level(size, kind, way, count, SinkWindow(count, size - count, way if count else "cache"))
+        for size, kind, way, count in product(sizes, words, ways, counts)
+    ]
+    others = [policies] if isinstance(policies, Policy) else list(policies)
+    for policy in others:
+        if not isinstance(policy, Policy):
+            raise SinkscopeError(f"{policy!r} is not a policy; give instances such as sinkscope.SinkWindow(4, 508).")
+    if len({policy.name for policy in others}) < len(others):
+        raise SinkscopeError("two of the policies have one name; give each once, or a label of its own.")
+    for policy in others:
+        about = policy.coordinates
+        levels.append(Level(int(about["cache_size"]), "", str(about["positions"]), int(about["sinks"]), policy))
+    return levels
+
+
+def _check_lengths(texts: list[Tensor], cache_size: int) -> None:
+    """A token is evicted when `cache_size + 1` have been read, and missing from the next one's prediction."""
+    shortest, need = min(map(len, texts)), first_evicted(cache_size) + 1
+    if shortest < need:
+        raise SinkscopeError(
+            f"a text of {shortest} tokens evicts nothing from a cache of {cache_size}; give {need} tokens or more, or "
+            "a smaller cache_size."
+        )
+
+
+def _token_source(kind: str, model: nn.Module, source: ModelSource, tokenizer: Any) -> int:
+    """The token to put first, or how many there are to draw from; 0 for the first tokens of the text."""
+    if kind == "line breaks":
+        return line_break_token(source.tokenizer() if tokenizer is None else tokenizer)
+    embeddings: Any = find_anatomy(model).base.get_input_embeddings()  # type: ignore[operator]
+    return int(embeddings.num_embeddings) if kind == "random" else 0
+
+
+def with_first_tokens(texts: Sequence[Tensor], kind: str, count: int, tokens: int, seed: int) -> list[Tensor]:
+    """The texts [token] with others as their first tokens, BOS included.
+
+    Is it what the first tokens say that makes them sinks, or that they come first? Table 1 of Xiao et al. (2023) puts
+    four line breaks in the place of the first four tokens, and perplexity hardly changes.
+
+    Args:
+        texts: are left as they are.
+        kind: of `KINDS`; random tokens of a smaller count are the first of those of a larger one.
+        count: how many are replaced.
+        tokens: the token to put there, or the size of the vocabulary to draw from.
+        seed: of the draws, which are others for each text.
+    """
+    if kind == "first":
+        return list(texts)
+    first = [torch.full((count,), tokens)] * len(texts)
+    if kind == "random":
+        draws = [np.random.default_rng([seed, row]).integers(tokens, size=count) for row in range(len(texts))]
+        first = [torch.from_numpy(drawn) for drawn in draws]
+    return [torch.cat([new.to(text), text[count:]]) for new, text in zip(first, texts, strict=True)]
+
+
+def _runs(levels: list[Level], cells: list[Reading]) -> dict[str, tuple[Level, Reading, str]]:
+    """By key: the first level that each cell is run for, the cell, and a name of its own."""
+    found: dict[str, tuple[Level, Reading, str]] = {}
+    for level, cell in zip(levels, cells, strict=True):
+        own = level.policy.name if level.kind in ("", "first") else f"{level.policy.name}, {level.kind}"
+        found.setdefault(cell.key, (level, cell, own))
+    names = [name for *_, name in found.values()]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise SinkscopeError(f"two policies that differ are called {min(twice)!r}; give one a label of its own.")
+    return found
+
+
+def _record(
+    model: nn.Module,
+    texts: list[Tensor],
+    levels: list[Level],
+    cells: list[Reading],
+    runs: dict[str, tuple[Level, Reading, str]],
+    finished: dict[str, Progress],
+) -> xr.Dataset:
+    """The losses as a record, one policy for each cell that was run."""
+    record = record_of(model, texts, [cell.policy for _, cell, _ in runs.values()], [finished[key] for key in runs])
+    del record.attrs["policies"]  # which the coordinates tell
+    coordinates: dict[str, Any] = {
+        "policy": [name for *_, name in runs.values()],
+        "first_tokens": ("policy", [level.kind or "first" for level, *_ in runs.values()]),
+        "level_cell": ("level", [list(runs).index(cell.key) for cell in cells]),
+    }
+    for name in ("cache_size", "kind", "positions", "sinks"):
+        coordinates[f"level_{name}"] = ("level", [getattr(level, name) for level in levels])
+    return record.assign_coords(coordinates)

@@ -1,0 +1,282 @@
+"""What happens to a model under interventions: every text run whole under each, all scored at the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from sinkscope.arguments import whole_number
+from sinkscope.core.anatomy import find_anatomy
+from sinkscope.core.finite import not_finite
+from sinkscope.core.forward import check_vocabulary
+from sinkscope.core.measure import texts_of
+from sinkscope.core.normalisers import Normaliser
+from sinkscope.core.policies import Dense, Policy
+from sinkscope.core.probes import OutputNorm, SinkMass
+from sinkscope.core.provenance import model_attributes, token_attributes
+from sinkscope.core.scope import attached
+from sinkscope.errors import SinkscopeError, warn
+from sinkscope.experiments.inside_model import EvictKeys
+from sinkscope.experiments.intervention import (
+    Conditions,
+    Intervention,
+    Nothing,
+    Repeat,
+    ReplaceTokens,
+    Shift,
+    Trial,
+)
+from sinkscope.progress import progress_bar
+from sinkscope.streaming.limits import check_limits
+from sinkscope.streaming.perplexity import Run, check_run
+from sinkscope.streaming.scoring import next_token_losses, text_coordinates
+
+
+def run_interventions(
+    model: nn.Module,
+    ids: Tensor | Sequence[Tensor],
+    interventions: Iterable[Intervention] | None = None,
+    *,
+    tokenizer: Any = None,
+    start: int = 64,
+    sinks: int = 4,
+    first: int = 1,
+    seed: int = 0,
+    progress: bool | None = None,
+    **attributes: Any,
+) -> xr.Dataset:
+    """Losses and sink mass under interventions and their controls.
+
+    Every text is read once, whole, under each intervention. Keys go, and losses are scored, from query `start` on, so
+    that all keys to be evicted have been read by then, as in a cache.
+
+    Args:
+        model: a decoder in eval mode with a language head.
+        ids: token ids [sequence, token], or a list of 1-D tensors; several texts give the sink mass an interval.
+        interventions: instances such as `EvictKeys("sinks")`, or of a class of your own (see `Intervention`); when None
+            those of `usual` that this model and these texts can take.
+        tokenizer: finds delimiters and the line break.
+        start: the first query that notices.
+        sinks: how many first tokens count as sinks.
+        first: of how many first keys the sink mass is shown.
+        seed: of all that is drawn at random.
+        progress: whether to show a progress bar; once two seconds have passed when None.
+        attributes: noted in the record's attrs (the name of the text, for one).
+
+    Returns:
+        A record with the interventions along `policy`, the baseline "nothing" first: `nll` [policy, sequence, token],
+        nats, at the places tokens had in the text as it was, NaN up to the start and where there is none; `sink_mass`
+        and `output_norm` [policy, sequence, layer, head], means over the queries from the start on. `control` [policy]
+        names what to set beside each, or nothing; `same_tokens` [policy] is 0 where the tokens scored are not those of
+        the text.
+
+    Raises:
+        SinkscopeError: texts too short for the start, a model without a language head or in training mode, an
+            intervention that this model or these texts cannot take, one given twice, what is no intervention or gives
+            no trial.
+    """
+    texts, conditions = _checked_run(model, ids, tokenizer, start, sinks, seed)
+    first = whole_number(first, "first", 1)
+    if interventions is None:
+        chosen, refused = _possible(model, texts, usual(tokenizer), conditions)
+        for name, why in refused.items():
+            warn(f"`{name}` is left out: {why}")
+    else:
+        chosen = _checked(interventions)
+        for intervention in chosen:
+            _check(intervention, model, texts, conditions)
+    every = _with_controls(chosen)
+    prepared = [each.prepare(model, texts, conditions) for each in every]
+    record = _record(model, texts, prepared, conditions, first, progress)
+    controls = [control.name if (control := each.control()) is not None else "" for each in every]
+    controls = [name if name in record["policy"].values else "" for name in controls]  # none for what is one itself
+    return record.assign_coords(control=("policy", controls)).assign_attrs({"kind": "interventions"} | attributes)
+
+
+def possible(
+    model: nn.Module,
+    ids: Tensor | Sequence[Tensor],
+    interventions: Iterable[Intervention],
+    *,
+    tokenizer: Any = None,
+    start: int = 64,
+    sinks: int = 4,
+    seed: int = 0,
+) -> tuple[list[Intervention], dict[str, str]]:
+    """The interventions that a model and texts can take, and why not, by name, of the others.
+
+    Raises:
+        SinkscopeError: as `run_interventions`, for what concerns all of them.
+    """
+    texts, conditions = _checked_run(model, ids, tokenizer, start, sinks, seed)
+    return _possible(model, texts, _checked(interventions), conditions)
+
+
+def usual(tokenizer: Any) -> list[Intervention]:
+    """What is done when nothing is asked for."""
+    words: list[Intervention] = [] if tokenizer is None else [EvictKeys("delimiters"), ReplaceTokens("line breaks")]
+    return [EvictKeys("sinks"), EvictKeys("recent"), *words, ReplaceTokens("random"), Shift(), Repeat()]
+
+
+def _checked_run(
+    model: nn.Module, ids: Tensor | Sequence[Tensor], tokenizer: Any, start: int, sinks: int, seed: int
+) -> tuple[list[Tensor], Conditions]:
+    texts = texts_of(ids)
+    check_run(model, texts, Run(1, None, 0))
+    check_limits(model, Dense(), max(map(len, texts)))
+    start, sinks = whole_number(start, "start", 2), whole_number(sinks, "sinks", 1)
+    if min(map(len, texts)) < start + 3:
+        raise SinkscopeError(
+            f"a text of {min(map(len, texts))} tokens leaves nothing to score from query {start} on; give longer "
+            "texts, or an earlier start."
+        )
+    return texts, Conditions(start, sinks, whole_number(seed, "seed", 0), tokenizer)
+
+
+def _checked(interventions: Iterable[Intervention]) -> list[Intervention]:
+    chosen = list(interventions) if isinstance(interventions, Iterable) else [interventions]
+    for intervention in chosen:
+        _check_class(intervention)
+    names = [intervention.name for intervention in chosen]
+    if not chosen or len(set(names)) < len(names):
+        raise SinkscopeError("no intervention was given, or one of them twice; give each one once.")
+    return chosen
+
+
+def _check_class(intervention: Any) -> None:
+    if not isinstance(intervention, Intervention):
+        raise SinkscopeError(
+            f"{intervention!r} is not an intervention; give instances such as "
+            'sinkscope.EvictKeys("sinks") or sinkscope.Shift(16).'
+        )
+    if not isinstance(intervention.name, str) or not intervention.name:
+        raise SinkscopeError(f"the name of {intervention!r} is {intervention.name!r}; give it some words.")
+    if intervention.name == Nothing.name and not isinstance(intervention, Nothing):
+        raise SinkscopeError(f"{intervention!r} is called {Nothing.name!r} as the baseline is; give it another name.")
+
+
+def _check(intervention: Intervention, model: nn.Module, texts: Sequence[Tensor], conditions: Conditions) -> None:
+    """Raise SinkscopeError when it or its control cannot be carried out."""
+    intervention.check(model, texts, conditions)
+    control = intervention.control()
+    if control is not None:
+        _check_class(control)
+        if control.name == intervention.name:
+            raise SinkscopeError(f"`{intervention.name}` has a control of the same name; give it one of its own.")
+        control.check(model, texts, conditions)
+
+
+def _possible(
+    model: nn.Module, texts: Sequence[Tensor], interventions: Sequence[Intervention], conditions: Conditions
+) -> tuple[list[Intervention], dict[str, str]]:
+    chosen, refused = [], {}
+    for intervention in interventions:
+        try:
+            _check(intervention, model, texts, conditions)
+            chosen.append(intervention)
+        except SinkscopeError as problem:
+            refused[intervention.name] = str(problem)
+    return chosen, refused
+
+
+def _with_controls(chosen: list[Intervention]) -> list[Intervention]:
+    """The baseline, each intervention and its control; a control that several share only once."""
+    every: dict[str, Intervention] = {Nothing.name: Nothing()} | {each.name: each for each in chosen}
+    for each in chosen:
+        control = each.control()
+        if control is not None:
+            every.setdefault(control.name, control)
+    return list(every.values())
+
+
+def _record(
+    model: nn.Module,
+    texts: Sequence[Tensor],
+    interventions: Sequence[Intervention],
+    conditions: Conditions,
+    first: int,
+    shown: bool | None,
+) -> xr.Dataset:
+    longest, shape = max(map(len, texts)), (len(interventions), len(texts))
+    losses, same = np.full((*shape, longest), np.nan, dtype=np.float32), np.ones(shape, dtype=bool)
+    means: dict[str, dict[tuple[int, int], xr.DataArray]] = {"sink_mass": {}, "output_norm": {}}
+    with progress_bar(len(interventions) * sum(map(len, texts)), "token", shown, desc="interventions") as bar:
+        for row, intervention in enumerate(interventions):
+            for number, text in enumerate(texts):
+                trial = intervention.apply(text, number, conditions)
+                places = _checked_places(model, intervention, trial, text)
+                nll, measured = _run(model, trial, first)
+                scored = places[1:] > conditions.start
+                at = places[1:][scored]
+                losses[row, number, at] = nll[scored].numpy()
+                same[row, number] = torch.equal(trial.tokens[1:][scored], text[at])
+                late = measured.isel(sequence=0, query=slice(int((places < conditions.start).sum()), None))
+                for name in means.keys() & set(late):
+                    values = late[name].sum("sink") if name == "sink_mass" else late[name]
+                    means[name][row, number] = values.mean("query").transpose("layer", "head")
+                bar.update(len(text))
+    one = means["sink_mass"][0, 0]
+    stacked = {
+        name: np.stack([found[place].values for place in np.ndindex(shape)]).reshape(*shape, *one.shape)
+        for name, found in means.items()
+        if found  # what heads hand on is not shown outside the attention interface
+    }
+    record = xr.Dataset(
+        {
+            "nll": (("policy", "sequence", "token"), losses, {"units": "nats"}),
+            **{name: (("policy", "sequence", "layer", "head"), values) for name, values in stacked.items()},
+        },
+        coords={
+            "policy": [intervention.name for intervention in interventions],
+            "same_tokens": ("policy", same.all(1).astype(int)),
+            "layer": one["layer"].values,
+            "head": one["head"].values,
+            **text_coordinates(texts),
+        },
+    )
+    about = {"start": conditions.start, "sinks": conditions.sinks, "first": first, "seed": conditions.seed}
+    return record.assign_attrs(**model_attributes(model), **token_attributes(record, model), **about)
+
+
+def _checked_places(model: nn.Module, intervention: Intervention, trial: Any, text: Tensor) -> Tensor:
+    """Where each token of a trial stood in the text [token], or SinkscopeError that names the intervention."""
+    name = f"`{intervention.name}`"
+    if not isinstance(trial, Trial):
+        raise SinkscopeError(f"{name} made a {type(trial).__name__} of a text; return a sinkscope.Trial.")
+    tokens: Any = trial.tokens
+    if not isinstance(tokens, Tensor) or tokens.dim() != 1 or len(tokens) < 2 or tokens.dtype != torch.int64:
+        raise SinkscopeError(f"the tokens of {name} are no text; give two or more ids as a 1-D tensor of int64.")
+    check_vocabulary(find_anatomy(model).base, tokens)
+    for slot, kind in (("policy", Policy), ("normaliser", Normaliser)):
+        value = getattr(trial, slot)
+        if value is not None and not isinstance(value, kind):
+            raise SinkscopeError(f"the {slot} of {name} is {value!r}; give an instance of a {slot}.")
+    places = torch.arange(len(tokens)) if trial.places is None else torch.as_tensor(trial.places)
+    if places.shape != tokens.shape or bool((places >= len(text)).any()):
+        raise SinkscopeError(
+            f"the places of {name} do not tell of its {len(tokens)} tokens where they stood in a text of {len(text)}; "
+            "give one for each, -1 for a token that was not there."
+        )
+    return places
+
+
+def _run(model: nn.Module, trial: Trial, first: int) -> tuple[Tensor, xr.Dataset]:
+    """Losses [token - 1] of the second token on, and the record, of one text."""
+    ids = trial.tokens[None].to(next(model.parameters()).device)
+    policy, probes = trial.policy or Dense(), [SinkMass(first), OutputNorm()]
+    with ExitStack() as undo, torch.no_grad():
+        if trial.hooks is not None:
+            trial.hooks(model, undo)
+        scope = undo.enter_context(attached(model, policy=policy, normaliser=trial.normaliser, probes=probes))
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+        record = scope.record
+    nll = next_token_losses(logits, ids[0, 1:]).cpu()
+    if not bool(nll.isfinite().all()):
+        raise not_finite("the logits", model)
+    return nll, record

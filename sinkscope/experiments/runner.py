@@ -1,0 +1,182 @@
+"""Long experiments as cells: run once each, wherever joblib runs them, and kept on disk once they are finished.
+
+A cell is named by a hash of all that its result depends on, so the same cell is never run twice, one that was
+interrupted goes on where its file stops, and a damaged file is refused: a result that was relied on once should not
+change unseen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from joblib import Parallel, delayed
+from torch import nn
+
+from sinkscope.data import load
+from sinkscope.progress import progress_bar
+
+Result = TypeVar("Result")
+Advance = Callable[[int], Any]
+"""Told how many more steps of a cell are done."""
+
+BARS: dict[str, Any] = {}  # of this process, by a ticket that is worth nothing to a worker elsewhere
+
+
+class Cell(ABC, Generic[Result]):
+    """One part of an experiment, which can be run alone and sent to a worker.
+
+    Attributes:
+        name: what a progress bar calls it while it runs; empty where it need not say.
+        size: in steps of the progress bar.
+    """
+
+    name: str = ""
+    size: int = 1
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """All that the result depends on."""
+
+    @abstractmethod
+    def read(self, path: Path | None) -> Result | None:
+        """The result that an earlier run left whole in its file, or None.
+
+        Raises:
+            SinkscopeError: the file is damaged, or of other settings.
+        """
+
+    @abstractmethod
+    def run(self, path: Path | None, advance: Advance) -> Result:
+        """Run it, from where its file stops, and keep the result there."""
+
+    @abstractmethod
+    def keep(self, result: Result, path: Path) -> None:
+        """Write the result to its file."""
+
+    @property
+    def settings_text(self) -> str:
+        """The settings as JSON."""
+        return json.dumps({name: str(value) for name, value in self.settings.items()}, sort_keys=True)
+
+    @property
+    def key(self) -> str:
+        """A hash of the settings: cells with the same one have the same result."""
+        return hashlib.sha256(self.settings_text.encode()).hexdigest()[:32]
+
+    def path(self, folder: Path | None) -> Path | None:
+        """Its file in a folder; None where nothing is kept."""
+        return None if folder is None else folder / f"{self.key}.safetensors"
+
+
+def run_cells(
+    cells: Sequence[Cell[Result]],
+    folder: Path | None,
+    n_jobs: int | None = None,
+    progress: bool | None = None,
+    unit: str = "cell",
+    title: str | None = None,
+) -> dict[str, Result]:
+    """The result of every cell by its key; those of the same key are run once, and those finished on disk not at all.
+
+    Args:
+        cells: what to run.
+        folder: where they are kept; nowhere when None.
+        n_jobs: cells at the same time; what the surrounding `joblib.parallel_config` says when None, otherwise 1.
+        progress: whether to show a progress bar; once two seconds have passed when None.
+        unit, title: what the bar counts, and what it says.
+
+    Raises:
+        SinkscopeError: a file of a cell is damaged, which is found before anything runs.
+    """
+    unique = {cell.key: cell for cell in cells}
+    known = {key: cell.read(cell.path(folder)) for key, cell in unique.items()}
+    results = {key: result for key, result in known.items() if result is not None}
+    waiting = [cell for key, cell in unique.items() if key not in results]
+    total, todo = (sum(cell.size for cell in some) for some in (unique.values(), waiting))
+    ticket = uuid.uuid4().hex
+    with progress_bar(total, unit, progress, initial=total - todo, desc=title) as bar:
+        BARS[ticket] = bar
+        try:
+            jobs = (delayed(_run)(cell, cell.path(folder), ticket) for cell in waiting)
+            for key, result, told in _parallel(n_jobs)(jobs):
+                path = unique[key].path(folder)
+                if path is not None and not path.exists():  # the worker's disk is another
+                    unique[key].keep(result, path)
+                results[key] = result
+                bar.update(unique[key].size - told)
+        finally:
+            del BARS[ticket]
+    return results
+
+
+def _parallel(n_jobs: int | None) -> Parallel:
+    """One that hands over each cell as it finishes, where its backend can."""
+    try:
+        return Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1)
+    except ValueError:  # backends of the kind of multiprocessing, which Ray's is, hand over all at the end
+        return Parallel(n_jobs=n_jobs, batch_size=1)
+
+
+def _run(cell: Cell[Result], path: Path | None, ticket: str) -> tuple[str, Result, int]:
+    """What a worker does: the key of the cell, its result, and how many steps the bar was told of meanwhile."""
+    bar, told = BARS.get(ticket), 0
+
+    def advance(steps: int) -> None:
+        nonlocal told
+        if bar is not None:
+            bar.update(steps)
+            told += steps
+
+    if bar is not None and cell.name:
+        bar.set_description(cell.name)
+    return cell.key, cell.run(path, advance), told
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What travels to a worker in place of a model.
+
+    Attributes:
+        given: a loaded model, which travels with its weights, or what `sinkscope.load` takes, which travels alone.
+    """
+
+    given: nn.Module | str | None
+
+    @classmethod
+    def of(cls, model: Any) -> ModelSource:
+        """The source of a model; a path is made absolute, as workers may stand in another folder."""
+        if not isinstance(model, (str, os.PathLike)):
+            return cls(model)
+        path = Path(model).expanduser()
+        return cls(str(path.resolve()) if path.exists() else os.fspath(model))
+
+    def open(self) -> nn.Module:
+        """The model; one is held per process.
+
+        Raises:
+            SinkscopeError: there is none, or it cannot be loaded.
+        """
+        return self.given if isinstance(self.given, nn.Module) else _held(self.given)[0]
+
+    def tokenizer(self) -> Any:
+        """Its tokenizer; None where it is not to be found."""
+        return load(self.given)[1] if isinstance(self.given, nn.Module) else _held(self.given)[1]
+
+    def forget(self) -> None:
+        """Hold no model in this process any longer."""
+        _held.cache_clear()
+
+
+@lru_cache(maxsize=1)
+def _held(place: str | None) -> tuple[Any, Any]:
+    return load(place)

@@ -1,0 +1,66 @@
+"""Files that are never torn: written beside, and put in place in one step once they are whole."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from sinkscope.errors import SinkscopeError
+
+
+@contextmanager
+def replacing(path: Path, what: str) -> Iterator[Path]:
+    """A path to write to, which takes the place of `path` when the context ends well.
+
+    Args:
+        path: the file; an older one stays as it was until then, and whenever writing fails.
+        what: its name in the error message, such as "the record".
+
+    Raises:
+        SinkscopeError: the folder cannot be written, or the disk is full.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as problem:
+        raise SinkscopeError(f"cannot write {what} to {path}: {problem.strerror or problem}.") from problem
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, what: str) -> None:
+    """Write a text file, making its folder; an older file is replaced in one step.
+
+    Raises:
+        SinkscopeError: as `replacing`.
+    """
+    with replacing(path, what) as partial:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+
+
+def writable_folder(folder: str | os.PathLike[str], what: str) -> Path:
+    """The folder, made where it is not there, as an absolute path: better refused now than after an hour.
+
+    Args:
+        folder: "~" is the user's home.
+        what: that will be written, in the error message, such as "training runs".
+
+    Raises:
+        SinkscopeError: it cannot be made, or nothing can be written to it.
+    """
+    place = Path(folder).expanduser().resolve()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise SinkscopeError(f"folder={str(place)!r} cannot be made: {problem.strerror}; give another.") from problem
+    trial = place / ".writable"
+    with replacing(trial, what) as partial:
+        partial.touch()
+    trial.unlink(missing_ok=True)
+    return place

@@ -1,1 +1,0 @@
-"""Interventions: what happens to a model when its sinks are taken away, and the controls beside them."""

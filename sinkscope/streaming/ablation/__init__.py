@@ -1,1 +1,0 @@
-"""How many sinks a model needs, and what they may be."""

@@ -1,0 +1,78 @@
+"""Cells that are finished are kept and not run again, however often a sweep is interrupted."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+
+from sinkscope import ablate
+from sinkscope.errors import SinkscopeError
+from sinkscope.experiments.ablation import Reading
+from sinkscope.streaming import checkpoint
+from tests.experiments.ablating import EXACT, Interrupted
+
+SIX = dict(sinks=(0, 1, 2, 4, 6, 8), cache_size=16)  # six cells
+
+
+def test_finished_cells_are_not_run_again(model, ids, forwards, tmp_path):
+    first = ablate(model, ids, **SIX, folder=tmp_path, resamples=20)
+    assert forwards.count == 6 and len(list(tmp_path.iterdir())) == 6
+    again = ablate(model, ids, **SIX, folder=tmp_path, resamples=20)
+    assert forwards.count == 6
+    pd.testing.assert_frame_equal(first, again)  # the time they took, too
+    ablate(model, ids, **(SIX | dict(sinks=(0, 8, 10))), folder=tmp_path, seed=9, resamples=20)
+    assert forwards.count == 7 and len(list(tmp_path.iterdir())) == 7
+
+
+def test_other_tokens_weights_or_blocks_make_other_cells(model, ids, forwards, tmp_path):
+    ablate(model, ids, **SIX, folder=tmp_path, resamples=20)
+    ablate(model, ids + 1, **SIX, folder=tmp_path, resamples=20)
+    ablate(model, ids, **SIX, folder=tmp_path, resamples=20, block=89)
+    with torch.no_grad():
+        model.lm_head.weight *= 1.5
+    ablate(model, ids, **SIX, folder=tmp_path, resamples=20)
+    assert forwards.count == 24 == len(list(tmp_path.iterdir()))
+
+
+def test_an_interrupted_sweep_goes_on_where_it_stopped(model, ids, forwards, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
+    blocks = -(-89 // 20)
+    whole = ablate(model, ids, **SIX, block=20, resamples=20)
+    assert forwards.count == 6 * blocks
+    forwards.count, forwards.stop_at = 0, 2 * blocks + 3  # in the middle of the third cell
+    with pytest.raises(Interrupted):
+        ablate(model, ids, **SIX, block=20, folder=tmp_path, resamples=20)
+    assert len(list(tmp_path.iterdir())) == 3
+    done, forwards.count, forwards.stop_at = 2 * blocks + 2, 0, None
+    resumed = ablate(model, ids, **SIX, block=20, folder=tmp_path, resamples=20)
+    assert forwards.count == 6 * blocks - done
+    pd.testing.assert_frame_equal(whole[EXACT], resumed[EXACT])
+
+
+def test_a_damaged_cell_is_refused_by_name_before_anything_runs(model, ids, forwards, tmp_path):
+    ablate(model, ids, **SIX, folder=tmp_path, resamples=20)
+    torn = sorted(tmp_path.iterdir())[2]
+    torn.write_bytes(torn.read_bytes()[:100])
+    with pytest.raises(SinkscopeError, match=f"{torn.name} is damaged .* delete it"):
+        ablate(model, ids, **(SIX | dict(sinks=(0, 1, 2, 4, 6, 8, 10))), folder=tmp_path, resamples=20)
+    assert forwards.count == 6
+    torn.unlink()
+    ablate(model, ids, **SIX, folder=tmp_path, resamples=20)
+    assert forwards.count == 7
+
+
+def test_cells_of_a_worker_with_another_disk_are_kept_here(model, ids, forwards, tmp_path, monkeypatch):
+    run, elsewhere = Reading.run, tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setattr(Reading, "run", lambda cell, path, advance: run(cell, elsewhere / path.name, advance))
+    table = ablate(model, ids, **SIX, folder=tmp_path / "here", resamples=20)
+    assert len(list((tmp_path / "here").iterdir())) == 6
+    pd.testing.assert_frame_equal(table, ablate(model, ids, **SIX, folder=tmp_path / "here", resamples=20))
+    assert forwards.count == 6
+
+
+def test_the_folder_may_be_relative(model, ids, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ablate(model, ids, (0, 1), 16, folder="cells", resamples=20)
+    assert len(list((tmp_path / "cells").iterdir())) == 2

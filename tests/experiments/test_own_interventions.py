@@ -1,0 +1,145 @@
+"""Interventions of a class of one's own: they work in `intervene` unregistered, or are refused by name."""
+
+from __future__ import annotations
+
+import doctest
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+import sinkscope
+from sinkscope import Evict, Intervention, SinkscopeError, Softmax1, Trial, Window, intervene, run_interventions
+from tests.experiments import brute
+from tests.experiments.brute import START
+from tests.zoo import build
+
+
+def run(chosen, **options):
+    return run_interventions(build("llama"), brute.texts(), chosen, start=START, progress=False, **options)
+
+
+def test_the_example_of_the_contract_runs_as_it_stands():
+    names = {"sinkscope": sinkscope, "model": build("llama"), "ids": brute.texts()}
+    (example,) = doctest.DocTestFinder(recurse=False).find(Intervention, "Intervention", globs=names)
+    result = doctest.DocTestRunner().run(example)
+    assert result.attempted == 4 and result.failed == 0
+
+
+class NoFirst(Intervention):
+    """No dataclass, one method, no name: the first key gone."""
+
+    def apply(self, text, number, conditions):
+        return Trial(text, policy=Evict([0], start=conditions.start))
+
+
+@dataclass(frozen=True)
+class Insert(Intervention):
+    """As many tokens put in front of the text, which moves on."""
+
+    token: int
+    count: int = 3
+
+    def apply(self, text, number, conditions):
+        front = text.new_full((self.count,), self.token)
+        return Trial(torch.cat([front, text]), torch.cat([-torch.ones(self.count).long(), torch.arange(len(text))]))
+
+    def control(self):
+        return Insert(self.token + 1, self.count)
+
+
+class Silenced(Intervention):
+    """Hidden states changed by a hook."""
+
+    name = "layer 0 silenced"
+
+    def apply(self, text, number, conditions):
+        def hooks(model, undo):
+            layer = model.model.layers[0]
+            undo.callback(layer.register_forward_hook(lambda module, args, output: output * 0 + 1).remove)
+
+        return Trial(text, hooks=hooks)
+
+
+def test_a_policy_in_a_trial_takes_the_keys_away():
+    record = run([NoFirst()])
+    assert record.policy.values.tolist() == ["nothing", "NoFirst"]
+    for number, text in enumerate(brute.texts()):
+        expected = brute.without("llama", text, [0]).losses[START:]
+        found = record.nll.sel(policy="NoFirst").isel(sequence=number)[START + 1 : len(text)]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_tokens_that_move_are_scored_where_they_stood_and_those_put_in_nowhere():
+    record = run([Insert(5)])  # whose control would have a control too
+    assert sinkscope.intervention_table(record)["role"].tolist() == ["baseline", "effect", "control"]
+    assert record.control.values.tolist() == ["", "Insert(token=6, count=3)", ""]
+    for number, text in enumerate(brute.texts()):
+        longer = torch.cat([torch.full((3,), 5), text])
+        expected = brute.losses(brute.plain(build("llama"), longer), longer)[3 + START :]
+        found = record.nll.sel(policy="Insert(token=5, count=3)").isel(sequence=number)
+        np.testing.assert_allclose(found[START + 1 : len(text)], expected, rtol=1e-4, atol=1e-4)
+        assert int(found.notnull().sum()) == len(text) - START - 1
+    assert record.same_tokens.values.tolist() == [1, 1, 1]
+
+
+def test_whether_losses_compare_is_read_off_the_tokens_scored_and_not_promised():
+    @dataclass(frozen=True)
+    class Overwrite(Intervention):
+        place: int
+
+        def apply(self, text, number, conditions):
+            changed = text.clone()
+            changed[self.place] = (changed[self.place] + 1) % 100
+            return Trial(changed)
+
+    table = intervene(build("llama"), brute.texts(), [Overwrite(3), Overwrite(START + 5)], start=START, progress=False)
+    assert table["ratio"].isna().tolist() == [False, False, True]
+
+
+def test_a_normaliser_and_hooks_reach_the_model():
+    class WithSoftmax1(Intervention):
+        def apply(self, text, number, conditions):
+            return Trial(text, normaliser=Softmax1())
+
+    record = run([WithSoftmax1(), Silenced()])
+    nll = record.nll.isel(sequence=0)
+    assert float(abs(nll.sel(policy="WithSoftmax1") - nll.sel(policy="nothing")).max()) > 1e-4
+    assert float(nll.sel(policy="layer 0 silenced").std()) > 0
+    assert float(abs(nll.sel(policy="layer 0 silenced") - nll.sel(policy="nothing")).max()) > 1e-3
+
+
+def giving(trial, **more):
+    """An intervention that makes this of every text."""
+    return type("Giving", (Intervention,), {"apply": lambda self, text, number, conditions: trial(text)} | more)()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        (giving(lambda text: text), "`Giving` made a Tensor of a text; return a sinkscope.Trial"),
+        (giving(lambda text: Window(8)), "`Giving` made a Window of a text"),
+        (giving(lambda text: Trial(text[None])), "the tokens of `Giving` are no text"),
+        (giving(lambda text: Trial(text.float())), "the tokens of `Giving` are no text"),
+        (giving(lambda text: Trial(text[:1])), "the tokens of `Giving` are no text"),
+        (giving(lambda text: Trial(text + 1000)), "outside the vocabulary"),
+        (giving(lambda text: Trial(text, policy="dense")), "the policy of `Giving` is 'dense'"),
+        (giving(lambda text: Trial(text, normaliser=Softmax1)), "the normaliser of `Giving` is <class"),
+        (giving(lambda text: Trial(text, torch.arange(3))), "the places of `Giving` do not tell"),
+        (giving(lambda text: Trial(text, torch.arange(len(text)) + 1)), "the places of `Giving` do not tell"),
+        (giving(Trial, name="nothing"), "is called 'nothing' as the baseline is"),
+        (giving(Trial, name=""), "give it some words"),
+        (giving(Trial, control=lambda self: "none"), "'none' is not an intervention"),
+        (giving(Trial, control=lambda self: giving(Trial)), "`Giving` has a control of the same name"),
+    ],
+)
+def test_what_the_engine_cannot_carry_out_is_refused_by_name(chosen, words):
+    with pytest.raises(SinkscopeError, match=words) as refused:
+        run([chosen])
+    assert "\n" not in str(refused.value)
+
+
+def test_a_class_without_the_method_is_refused_by_python_itself():
+    with pytest.raises(TypeError, match="abstract"):
+        type("Empty", (Intervention,), {})()
