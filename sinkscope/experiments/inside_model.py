@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from sinkscope.arguments import check_places, finite_number, one_of, whole_number
 from sinkscope.core.anatomy import Part, find_anatomy
 from sinkscope.core.policies import Dose, Evict, EvictRecent, Policy
-from sinkscope.core.policy_on_layers import layer_evictions, query_heads
+from sinkscope.core.policy_on_layers import layer_evictions
 from sinkscope.core.scope import attached
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.intervention import Conditions, Intervention, Trial
+from sinkscope.hf.models import query_heads
 
 WHICH = ("sinks", "random", "recent", "delimiters")
 DELIMITERS = frozenset(".,;:!?\n。，、；：！？")
@@ -132,7 +133,7 @@ class EvictKeys(Intervention):
         heads = query_heads(model)
         _check_among(self.name, "head", self.heads, None if heads is None else range(heads))
         evictions = layer_evictions(EvictRecent(1, label=self.name), model, anatomy)
-        able = [number for number, one in zip(anatomy.numbers, evictions, strict=True) if one is not None]
+        able = [number for number, one in zip(anatomy.numbers, evictions, strict=True) if one]
         sliding = sorted(set(self.layers or ()) - set(able))
         if sliding:
             raise SinkscopeError(

@@ -9,10 +9,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from sinkscope.data.converted import converted
 from sinkscope.data.demo import demo_model_file
 from sinkscope.errors import SinkscopeError, first_line
 from sinkscope.hf.auto import auto_class, quiet_transformers
+from sinkscope.hf.gguf import converted
 
 HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab.*", "vocab*.json", "merges.txt", "tekken.json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 
 CHUNKED = "chunked_attention"
 
@@ -99,3 +99,26 @@ def model_type(model: Any) -> str:
 def revision(model: Any) -> str:
     """The commit on the hub that a model was loaded from, or "unknown"."""
     return getattr(getattr(model, "config", None), "_commit_hash", None) or "unknown"
+
+
+def new_llama(*, vocabulary: int, width: int, layers: int, heads: int, positions: int, begin_token: int) -> Any:
+    """A small Llama-style language model with random weights, its embeddings tied to its head.
+
+    Args:
+        vocabulary, positions: how many tokens it knows, and places it is told of.
+        width, layers, heads: its shape.
+        begin_token: the id of its BOS token.
+    """
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=8 * (width // 3),
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=positions,
+        tie_word_embeddings=True,
+        bos_token_id=begin_token,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    return LlamaForCausalLM(config)

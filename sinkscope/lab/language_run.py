@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM, __version__
 
 import sinkscope
 from sinkscope.core.normalisers import Normaliser, Softmax
 from sinkscope.experiments.runner import Advance
+from sinkscope.hf.attention import AttentionCall, MaskRequest, register, use_implementation
+from sinkscope.hf.models import new_llama
 from sinkscope.lab.arms import Arm
 from sinkscope.lab.decoder import Sizes
 from sinkscope.lab.runs import TrainingRun
@@ -91,7 +93,7 @@ class LanguageRun(TrainingRun):
             "seed": self.seed,
             "device": self.device.partition(":")[0],
             "torch": torch.__version__,
-            "transformers": __version__,
+            "transformers": version("transformers"),
             "sinkscope": sinkscope.__version__,
         }
 
@@ -124,25 +126,21 @@ class LanguageRun(TrainingRun):
         weights = {WEIGHTS + name: tensor for name, tensor in model.state_dict().items()}
         return {"train_loss": torch.stack(means).cpu()} | weights
 
-    def untrained(self) -> LlamaForCausalLM:
+    def untrained(self) -> Any:
         """The model as its training begins."""
-        config = LlamaConfig(
-            vocab_size=self.sizes.vocabulary,
-            hidden_size=self.sizes.width,
-            intermediate_size=8 * (self.sizes.width // 3),
-            num_hidden_layers=self.sizes.layers,
-            num_attention_heads=self.sizes.heads,
-            max_position_embeddings=ROOM * self.sizes.length,
-            tie_word_embeddings=True,
-            bos_token_id=self.sink_token,
-            eos_token_id=None,
-            pad_token_id=None,
-        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return LlamaForCausalLM(config).eval()  # there is no dropout, so training and evaluation are the same
+            model = new_llama(
+                vocabulary=self.sizes.vocabulary,
+                width=self.sizes.width,
+                layers=self.sizes.layers,
+                heads=self.sizes.heads,
+                positions=ROOM * self.sizes.length,
+                begin_token=self.sink_token,
+            )
+        return model.eval()  # there is no dropout, so training and evaluation are the same
 
-    def trained(self, found: dict[str, Tensor]) -> LlamaForCausalLM:
+    def trained(self, found: dict[str, Tensor]) -> Any:
         """The model with the weights that `train` found."""
         model: Any = self.untrained()
         weights = {name.removeprefix(WEIGHTS): each for name, each in found.items() if name.startswith(WEIGHTS)}
@@ -175,7 +173,7 @@ class LanguageRun(TrainingRun):
 
 
 @contextmanager
-def training_attention(model: LlamaForCausalLM, normaliser: Normaliser) -> Iterator[None]:
+def training_attention(model: Any, normaliser: Normaliser) -> Iterator[None]:
     """Within it the model's attention has this normaliser; softmax is its own, and quicker left alone.
 
     The same as `attached(model, normaliser=...)`, which keeps no T x T weights and so computes them twice in training:
@@ -184,31 +182,25 @@ def training_attention(model: LlamaForCausalLM, normaliser: Normaliser) -> Itera
     if normaliser == Softmax():
         yield
         return
-    modules, before = [layer.self_attn for layer in model.model.layers], model.config._attn_implementation
-    for module in modules:
-        NORMALISERS[module] = normaliser
-    model.set_attn_implementation(ATTENTION)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
+    modules = [layer.self_attn for layer in model.model.layers]
+    with ExitStack() as undo:
         for module in modules:
-            NORMALISERS.pop(module, None)
+            NORMALISERS[module] = normaliser
+            undo.callback(NORMALISERS.pop, module, None)
+        use_implementation(model, ATTENTION, undo)
+        yield
 
 
-def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, scaling: float, **_: Any
-) -> tuple[Tensor, None]:
-    """Causal attention, as transformers' attention interface wants it: [batch, query, head, dim]."""
-    scores = query @ key.mT * scaling
+def _attention(call: AttentionCall) -> tuple[Tensor, None]:
+    """Causal attention [batch, head, query, dim]."""
+    scores = call.query @ call.key.mT * call.scale
     later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-    weights = NORMALISERS[module].weights(scores.masked_fill(later, -torch.inf))
-    return (weights @ value).transpose(1, 2).contiguous(), None
+    weights = NORMALISERS[call.module].weights(scores.masked_fill(later, -torch.inf))
+    return weights @ call.value, None
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
+def _no_mask(asked: MaskRequest) -> None:
     """The attention function knows what is later by itself."""
 
 
-AttentionInterface.register(ATTENTION, _attention)
-AttentionMaskInterface.register(ATTENTION, _no_mask)
+register(ATTENTION, _attention, _no_mask)

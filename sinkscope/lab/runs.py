@@ -16,10 +16,10 @@ from torch import Tensor
 
 import sinkscope
 from sinkscope.arguments import whole_number
-from sinkscope.data.converted import cache_directory
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.runner import Advance, Cell, run_cells
 from sinkscope.files import writable_folder
+from sinkscope.hf.gguf import cache_directory
 from sinkscope.lab.arms import Arm
 from sinkscope.streaming.tensor_files import read_tensors, write_tensors
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from sinkscope.core.policies import Policy
 from sinkscope.core.policy_on_layers import native_windows
 from sinkscope.core.readiness import check_unchunked
 from sinkscope.core.rotary import changes_with_length, find_rotations, position_ceiling, position_limit
-from sinkscope.errors import SinkscopeError
+from sinkscope.errors import SinkscopeError, warn
 
 
 def check_limits(model: nn.Module, policy: Policy, tokens: int) -> None:
@@ -24,7 +23,7 @@ def check_limits(model: nn.Module, policy: Policy, tokens: int) -> None:
         SinkscopeError: as `limit_notes`.
     """
     for note in limit_notes(model, policy, tokens):
-        warnings.warn(note, stacklevel=3)
+        warn(note)
 
 
 def limit_notes(model: nn.Module, policy: Policy, tokens: int) -> list[str]:

@@ -29,6 +29,7 @@ from sinkscope.progress import progress_bar
 from sinkscope.streaming.checkpoint import Checkpoint, Progress
 from sinkscope.streaming.limits import block_within_limits, check_limits
 from sinkscope.streaming.readers import BlockReader, Reader, TokenReader, WindowReader
+from sinkscope.streaming.scoring import text_coordinates
 
 FOUR_WAYS = (Dense(), Window(512), Recompute(512), SinkWindow(4, 508))
 BATCH_TOKENS = 4096  # texts of one length, or windows to recompute, that run together
@@ -163,10 +164,6 @@ def _queries(ids: Tensor, policy: Policy, run: Run) -> Tensor:
 
 
 def record_of(model: nn.Module, texts: list[Tensor], policies: list[Policy], finished: list[Progress]) -> xr.Dataset:
-    longest = max(map(len, texts))
-    tokens = np.full((len(texts), longest), -1, dtype=np.int64)
-    for line, text in zip(tokens, texts, strict=True):
-        line[: len(text)] = text.numpy()
     losses = np.stack([run.losses.numpy() for run in finished])
     natives = cached_windows(model)
     mixed = None in natives.values()
@@ -180,10 +177,7 @@ def record_of(model: nn.Module, texts: list[Tensor], policies: list[Policy], fin
         {"nll": (("policy", "sequence", "token"), losses, {"units": "nats"})},
         coords={
             "policy": [policy.name for policy in policies],
-            "sequence": np.arange(len(texts)),
-            "token": np.arange(longest),
-            "length": ("sequence", [len(text) for text in texts]),
-            "token_id": (("sequence", "token"), tokens),
+            **text_coordinates(texts),
             **{name: ("policy", values) for name, values in per_policy.items()},
         },
     )

@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sinkscope.core.anatomy import find_anatomy
@@ -22,6 +21,7 @@ from sinkscope.core.policies import Policy
 from sinkscope.core.scope import attached
 from sinkscope.hf.caches import with_cache
 from sinkscope.streaming.scored_cache import KeptKeys, reading_cache
+from sinkscope.streaming.scoring import next_token_losses
 
 
 class Step(NamedTuple):
@@ -170,10 +170,10 @@ def scored(model: nn.Module, logits: Tensor, ids: Tensor, queries: Tensor, done:
     """Losses of the tokens after the queries, from their logits [sequence, query, vocabulary]."""
     tokens = queries + 1
     targets = ids[:, tokens.to(ids.device)]
-    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+    losses = next_token_losses(logits, targets)
     if not bool(losses.isfinite().all()):
         raise not_finite(f"the logits at tokens {int(queries[0])} to {int(queries[-1])}", model)
-    return Step(tokens, losses.unflatten(0, targets.shape).cpu(), done)
+    return Step(tokens, losses.cpu(), done)
 
 
 def only_last(model: nn.Module) -> dict[str, Any]:

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from sinkscope.data import converted, load
+from sinkscope import load
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf import gguf as converted
 
 CONVERT = """
 import os, signal, sys, time

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from sinkscope.data import load
-from sinkscope.data.converted import LOCK
 from sinkscope.data.demo import demo_model_file
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf.gguf import LOCK
 
 
 @pytest.fixture(scope="module")

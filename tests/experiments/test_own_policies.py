@@ -9,23 +9,31 @@ import pandas as pd
 import pytest
 
 import sinkscope
-from sinkscope import Dense, SinkscopeError, SinkWindow, Window, ablate, ablation_table, perplexity, run_ablation
-from sinkscope.core.policies import Policy
+from sinkscope import (
+    Dense,
+    HeavyHitters,
+    SinkscopeError,
+    SinkWindow,
+    StaticPolicy,
+    Window,
+    ablate,
+    ablation_table,
+    perplexity,
+    run_ablation,
+)
 from tests.experiments.ablating import COMBINATION, EXACT
 
 FACTORS = dict(sinks=(0, 4), cache_size=(16, 24), resamples=50, progress=False)
 
 
 @dataclass(frozen=True, repr=False)
-class OneSink(Policy):
+class OneSink(StaticPolicy):
     """Written outside the package, registered nowhere."""
 
     size: int = 12
-    sinks = 1
 
-    @property
-    def window(self):
-        return self.size - 1
+    def sees(self, query, key):
+        return (query - key < self.size) | (key == 0)
 
     @property
     def description(self):
@@ -33,12 +41,12 @@ class OneSink(Policy):
 
 
 PHANTOM = SinkWindow(4, 12, values="zeroed", label="full sinks")
-OTHERS = [OneSink(), PHANTOM, Dense()]
+OTHERS = [OneSink(), PHANTOM, Dense(), HeavyHitters(16, 8)]
 
 
 def test_their_losses_are_those_of_perplexity_over_the_tokens_of_all_rows(model, ids):
     table = ablate(model, ids, policies=OTHERS, **FACTORS)
-    assert len(table) == 2 * 2 + 3
+    assert len(table) == 2 * 2 + 4
     nll = perplexity(model, ids, OTHERS, progress=False)["nll"].values[:, :, 5:].astype(float)
     beside = table[table["kind"] == ""]
     np.testing.assert_allclose(beside["ppl"], np.exp(nll.mean((1, 2))), rtol=1e-12)
@@ -46,20 +54,21 @@ def test_their_losses_are_those_of_perplexity_over_the_tokens_of_all_rows(model,
 
 
 def test_rows_carry_name_kind_and_what_is_kept(model, ids):
-    beside = ablate(model, ids, policies=OTHERS, **FACTORS).tail(3)
+    beside = ablate(model, ids, policies=OTHERS, **FACTORS).tail(4)
     columns = ["policy", "policy_kind", "sinks", "cache_size", "positions", "kind"]
     assert beside[columns].values.tolist() == [
-        ["one sink of 12", "OneSink", 1, 12, "cache", ""],
+        ["one sink of 12", "OneSink", 0, -1, "original", ""],
         ["full sinks", "SinkWindow", 4, 16, "cache", ""],
-        ["dense", "Dense", 0, -1, "cache", ""],
+        ["dense", "Dense", 0, -1, "original", ""],
+        ["H2O 8+8", "HeavyHitters", 0, 16, "original", ""],
     ]
 
 
 def test_ratios_are_to_the_most_sinks_of_the_same_cache_or_of_the_largest(model, ids):
     table = ablate(model, ids, policies=OTHERS, **FACTORS)
     most = table[(table["sinks"] == 4) & (table["kind"] == "first")].set_index("cache_size")["ppl"]
-    expected = table["ppl"].tail(3).to_numpy() / most.loc[[24, 16, 24]].to_numpy()
-    np.testing.assert_allclose(table["ratio"].tail(3), expected, rtol=1e-12)
+    expected = table["ppl"].tail(4).to_numpy() / most.loc[[24, 16, 24]].to_numpy()
+    np.testing.assert_allclose(table["ratio"].tail(4), expected, rtol=1e-12)
 
 
 def test_the_factorial_is_the_same_beside_others(model, ids):
