@@ -15,7 +15,7 @@ from sinkscope import figures
 from sinkscope.analysis import dose_table, intervention_table, predictability_table
 from sinkscope.analysis.collapse import collapse_table
 from sinkscope.errors import SinkscopeError
-from sinkscope.figures.predictability import sides
+from sinkscope.figures.interventions import sides
 from tests.analysis import experiments
 from tests.figures.streamed import EXPERIMENTS
 

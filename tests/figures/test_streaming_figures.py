@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from sinkscope import figures
 from sinkscope.errors import SinkscopeError
-from sinkscope.figures.perplexity import estimated
+from sinkscope.figures.streaming import estimated
 from tests.analysis.losses import autoregressive, collapsing, loss_record
 from tests.figures.streamed import STREAMED
 

@@ -11,10 +11,10 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
+from sinkscope.figures.plotly_renderer import page_text, thinned
 from sinkscope.reporting import Report
 from sinkscope.reporting.interactive import INTERACTIVE
 from sinkscope.reporting.page import _script_json, page
-from sinkscope.reporting.traces import hover_text, thinned
 from tests.reporting import naive, naive_softmax, naive_streaming
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -85,7 +85,7 @@ def test_the_data_in_the_page_cannot_end_its_script(html):
 
 
 def test_hover_texts_are_text_to_plotly():
-    assert hover_text("<b>bold</b>&lt;") == "&lt;b&gt;bold&lt;/b&gt;&amp;lt;"
+    assert page_text("<b>bold</b>&lt;") == "&lt;b&gt;bold&lt;/b&gt;&amp;lt;"
 
 
 @pytest.mark.parametrize("name", INTERACTIVE)
@@ -146,8 +146,8 @@ def test_every_streaming_caption_says_which_policy_is_which(report, html):
 def test_long_texts_keep_their_beginning_and_their_peaks():
     values = np.random.default_rng(0).random(50_000)
     values[[700, 30_000]] = 5
-    place = thinned(values, [700])
-    assert len(place) <= 4100 and {700, 30_000} <= set(place) and list(place[:512]) == list(range(512))
+    place = thinned(values)
+    assert len(place) <= 4096 and {700, 30_000} <= set(place) and list(place[:512]) == list(range(512))
 
 
 def test_the_page_states_the_headline_the_definitions_and_the_files(report, html):

@@ -13,7 +13,7 @@ import pytest
 
 from sinkscope.analysis import dose_table, intervention_table, predictability_table
 from sinkscope.analysis.collapse import collapse_table
-from sinkscope.figures.predictability import sides
+from sinkscope.figures.interventions import sides
 from sinkscope.figures.style import number
 from sinkscope.reporting import Report
 from sinkscope.reporting.interactive import INTERACTIVE
