@@ -175,7 +175,7 @@ def effects(given: xr.Dataset | pd.DataFrame) -> Drawing:
     room = np.exp(0.05 * np.log(high / low))
     loss.insert(0, Reference(x=1.0, id="none"))
     unscored = y[~np.isfinite(rows["ratio"].to_numpy(np.float64))]
-    loss += [Text(1, row, "no ratio: other tokens", size=6, colour="quiet") for row in unscored]
+    loss += [Text(1, row, "no ratio: other tokens", size=6, colour="quiet", id="unscored") for row in unscored]
     base = table[table["intervention"] == BASELINE]["sink_mass"]
     mass += [Reference(x=float(each), id="none") for each in base[:1] if np.isfinite(each)]
     mass += [Reference(x=null, look=NULL, id="null")] if np.isfinite(null) else []

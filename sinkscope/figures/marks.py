@@ -24,7 +24,7 @@ A figure of your own is one function, from a record (or a table) to a `Drawing`,
 >>> kurtosis.describe(record).panels[0].marks[0].y
 array([5., 5., 5.])
 >>> plotly_figure(kurtosis.describe(record), themed=False)["data"][0]["y"]  # plotly.graph_objects.Figure takes it
-[5.0, 5.0, 5.0]
+[5, 5, 5]
 
 `sinkscope.report` puts both where they belong. A plain function that returns a matplotlib Figure does as well: it has
 no `describe`, and the page shows its picture.

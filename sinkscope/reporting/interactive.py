@@ -10,7 +10,7 @@ import xarray as xr
 from sinkscope import figures
 
 _NAMES = (
-    "sink_mass_heatmap", "mass_by_layer", "mean_maps", "sink_rate_curve", "received_by_position", "norms",
+    "sink_mass_heatmap", "mass_by_layer", "sink_rate_curve", "received_by_position", "norms",
     "massive_activations", "entropy_by_layer", "distance_profile", "log_perplexity", "ablation", "decode_cost",
     "forced_mass", "collapse", "dose_response", "effects", "predictability",
 )  # fmt: skip

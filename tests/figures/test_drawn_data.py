@@ -13,7 +13,7 @@ from sinkscope import figures
 from sinkscope.analysis import from_maps
 from sinkscope.errors import SinkscopeError
 from tests.analysis.synthetic import synthetic_maps, synthetic_record
-from tests.figures.streamed import CAPTURED
+from tests.figures.records import CAPTURED
 
 
 @pytest.fixture(scope="module")
