@@ -11,7 +11,7 @@ import xarray as xr
 
 from sinkscope.analysis import dose_table
 from sinkscope.analysis.binned import mean_mass_by_bin
-from sinkscope.analysis.intervention_table import BASELINE, intervention_table
+from sinkscope.analysis.intervention_table import intervention_table
 from sinkscope.analysis.predictability import predictability_table
 from sinkscope.figures.marks import (
     DASHES,
@@ -176,7 +176,7 @@ def effects(given: xr.Dataset | pd.DataFrame) -> Drawing:
     loss.insert(0, Reference(x=1.0, id="none"))
     unscored = y[~np.isfinite(rows["ratio"].to_numpy(np.float64))]
     loss += [Text(1, row, "no ratio: other tokens", size=6, colour="quiet", id="unscored") for row in unscored]
-    base = table[table["intervention"] == BASELINE]["sink_mass"]
+    base = table[table["role"] == "baseline"]["sink_mass"]
     mass += [Reference(x=float(each), id="none") for each in base[:1] if np.isfinite(each)]
     mass += [Reference(x=null, look=NULL, id="null")] if np.isfinite(null) else []
     most = float(np.nan_to_num(extent(mass, "x")[1], nan=1.0))
@@ -287,9 +287,9 @@ def _correlations(table: pd.DataFrame) -> Panel:
         group = values[(kinds == kind).to_numpy()]
         counts, _ = np.histogram(np.clip(group, -1, 1), edges)  # rounding may leave them a little beyond
         middles, width = (edges[:-1] + edges[1:]) / 2, float(edges[1] - edges[0])
-        hover = f"{name}\ncorrelation near {{x:.2f}}: {{y}} heads"
-        marks.append(Bars(middles, counts, look, f"{name}: {len(group):,}", kind, hover=hover, width=width,
-                          base=base.copy(), hatch=hatch, edge="#ffffff"))  # fmt: skip
+        hover, texts = f"{name}\ncorrelation near {{x:.2f}}: {{text}} heads", [str(count) for count in counts]
+        marks.append(Bars(middles, counts, look, f"{name}: {len(group):,}", kind, hover=hover, texts=texts,
+                          width=width, base=base.copy(), hatch=hatch, edge="#ffffff"))  # fmt: skip
         base += counts
     null = float(table["null"].iloc[0])
     marks.append(Reference(x=0.0, look=Look("ink", width=0.6), id="zero"))

@@ -57,10 +57,8 @@ class Look:
 
     Args:
         colour: one of the named colours, or "#rrggbb".
-        dash: one of `DASHES`, or "dotted" (for what is only a level).
-        width: of the line [pt].
-        marker: one of `MARKERS`, "point" (a small one), or "" for none.
-        size: of the marker [pt].
+        dash, width: of the line: one of `DASHES`, or "dotted" (for what is only a level) [pt].
+        marker, size: one of `MARKERS`, "point" (a small one), or "" for none [pt].
         hollow: markers and bars in outline.
         opacity: from 0 to 1.
     """
@@ -101,9 +99,9 @@ class Series:
         name: in the legend; marks of one name share one entry.
         id: of the artist in matplotlib (its gid, so that a figure can be read back).
         low, high: bounds of an interval of y; NaN where there is none.
-        hover: what the page says of a point, with {x}, {y} and {text} in it, as "layer {x}: {y:.3f}" (formats are those
-            of d3). By default the name, x and y under the labels of their axes.
-        texts: for each point, what {text} stands for.
+        hover: what the page says of a point, as "layer {x}: {y:.3f}" (formats are those of d3). By default the name, x
+            and y under the labels of their axes.
+        texts: for each point, what {text} stands for in `hover`.
     """
 
     x: Numbers
@@ -121,7 +119,7 @@ class Series:
 
     @property
     def has_interval(self) -> bool:
-        """Whether there is an interval at any point."""
+        """Whether there is an interval of y at any point."""
         return self.low is not None and bool(np.isfinite(self.low).any())
 
 
@@ -136,6 +134,11 @@ class Line(Series):
 
     band: float = 0.2
     whiskers: bool = False
+
+    @property
+    def has_band(self) -> bool:
+        """Whether there is an interval, and it is a band."""
+        return self.has_interval and not self.whiskers
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +156,11 @@ class Points(Series):
 
     def __post_init__(self) -> None:
         _numbers(self, "x", "y", "low", "high", "left", "right")
+
+    @property
+    def has_interval_across(self) -> bool:
+        """Whether there is an interval of x at any point."""
+        return self.left is not None and bool(np.isfinite(self.left).any())
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,14 +189,11 @@ class ColourBar:
 
     Args:
         label: with its unit.
-        map: "probability", "logit", "factor" (each has colours of its own: they must not be taken for each other), or
-            "depth" (layers).
-        low, high: its ends; None for those of the data.
-        log: whether it is logarithmic.
-        open_end: "", "low" or "high": values beyond this end share its colour.
-        mark: a value marked on it, as the null; None for none.
-        mark_colour: of that mark.
-        place: "right" or "below".
+        map: what is shown; each has colours of its own, for they must not be taken for each other ("depth": layers).
+        low, high, log: its ends, None for those of the data, and whether it is logarithmic.
+        open_end: values beyond this end share its colour.
+        mark, mark_colour: a value marked on it, as the null; None for none.
+        place: of its panel.
         small: in smaller letters, beside many others.
     """
 
@@ -232,12 +237,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Reference:
-    """A line across the whole panel, at one x or at one y.
-
-    Args:
-        x, y: one of them.
-        look, name, id: as of `Series`.
-    """
+    """A line across the whole panel, at one x or at one y; look, name and id as of `Series`."""
 
     x: float | None = None
     y: float | None = None
@@ -248,17 +248,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Text:
-    """Words beside a point.
-
-    Args:
-        x, y: the point.
-        text: the words.
-        side: of the point they are on.
-        rotation: on paper [degrees].
-        size: of the letters [pt].
-        colour: of the letters.
-        id: as of `Series`.
-    """
+    """Words on one side of a point, in letters of this size [pt]; on paper they may be turned [degrees]."""
 
     x: float
     y: float
@@ -335,10 +325,7 @@ class Panel:
     """Two axes and the marks between them, those below first.
 
     Args:
-        marks: what is drawn.
-        x, y: the axes.
-        title: above it.
-        note: whether the title is a remark, small and to the left, and not a name.
+        title, note: above it, and whether that is a remark, small and to the left, and not a name.
         has_frame: a line all around.
         legend: of this panel alone.
         above: another scale of x.

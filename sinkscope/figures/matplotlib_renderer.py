@@ -132,15 +132,13 @@ def matplotlib_figure(drawing: Drawing) -> PaperFigure:
         named = [_marks(axes, panel) for axes, panel in drawn]
         for axes, panel in drawn:
             _axes(axes, panel)
+        together: dict[str, Any] = {}
         for (axes, panel), handles in zip(drawn, named, strict=True):
-            if panel.legend is not None:
+            if panel.legend is None:
+                together |= handles
+            else:
                 _legend(axes, panel.legend, handles)
         if drawing.legend is not None:
-            together: dict[str, Any] = {}
-            for (_, panel), handles in zip(drawn, named, strict=True):
-                together |= (
-                    {} if panel.legend else {name: each for name, each in handles.items() if name not in together}
-                )
             _legend(made, drawing.legend, together)
         _source(made)
         made.draw_without_rendering()  # ticks are made late: make them while the style is on
@@ -155,10 +153,7 @@ def _source(made: PaperFigure) -> None:
 
 def _marks(axes: Axes, panel: Panel) -> dict[str, Any]:
     """Draw all marks of a panel; by name, the artists for its legend."""
-    if panel.x.scale == "log":
-        axes.set_xscale("log")
-    if panel.y.scale == "log":
-        axes.set_yscale("log")
+    axes.set(xscale=panel.x.scale, yscale=panel.y.scale)
     named: dict[str, Any] = {}
     for mark in panel.marks:
         artist = None
@@ -187,26 +182,19 @@ def _colour(name: str) -> str:
 
 
 def _line(look: Look) -> dict[str, Any]:
-    return {
-        "color": _colour(look.colour),
-        "linestyle": _DASHES[look.dash],
-        "linewidth": look.width,
-        "alpha": look.opacity if look.opacity < 1 else None,
-    }
+    alpha = look.opacity if look.opacity < 1 else None
+    return {"color": _colour(look.colour), "linestyle": _DASHES[look.dash], "linewidth": look.width, "alpha": alpha}
 
 
 def _series(axes: Axes, mark: Series) -> Any:
-    look, points = mark.look, isinstance(mark, Points)
-    order = 3 if points else 2
-    if isinstance(mark, Points) and mark.behind:
-        order = 1
-    if isinstance(mark, Line) and mark.has_interval and not mark.whiskers:
+    look, points, colour = mark.look, isinstance(mark, Points), _colour(mark.look.colour)
+    order = 1 if isinstance(mark, Points) and mark.behind else 3 if points else 2
+    if isinstance(mark, Line) and mark.has_band:
         axes.fill_between(
-            mark.x, mark.low, mark.high, color=_colour(look.colour), alpha=mark.band, linewidth=0,
-            gid=f"band-{mark.id}",
-        )  # fmt: skip
+            mark.x, mark.low, mark.high, color=colour, alpha=mark.band, linewidth=0, gid=f"band-{mark.id}"
+        )
     else:
-        _whiskers(axes, mark, _colour(look.colour))
+        _whiskers(axes, mark, colour)
     style = _line(look) | ({"linestyle": "none"} if points else {})
     (drawn,) = axes.plot(
         mark.x, mark.y, marker=_MARKERS[look.marker], markersize=look.size, zorder=order, clip_on=not points,
@@ -219,7 +207,7 @@ def _series(axes: Axes, mark: Series) -> Any:
 def _whiskers(axes: Axes, mark: Series, colour: str) -> None:
     if mark.has_interval:
         axes.vlines(mark.x, mark.low, mark.high, color=colour, linewidth=0.9, gid=f"interval-{mark.id}", zorder=2.5)
-    if isinstance(mark, Points) and mark.left is not None and np.isfinite(mark.left).any():
+    if isinstance(mark, Points) and mark.has_interval_across:
         axes.hlines(mark.y, mark.left, mark.right, color=colour, linewidth=0.9, gid=f"across-{mark.id}", zorder=2.5)
 
 
@@ -253,14 +241,11 @@ def _image(axes: Axes, mark: Image) -> None:
 
 
 def _colour_bar(axes: Axes, mappable: ScalarMappable, bar: ColourBar) -> None:
-    figure, below = axes.get_figure(), bar.place == "below"
-    assert figure is not None
+    below, extend = bar.place == "below", {"": "neither", "low": "min", "high": "max"}[bar.open_end]
     size: dict[str, Any] = {"fraction": 0.06, "aspect": 30}
     if below:
-        size = {"location": "bottom", **({"fraction": 0.07, "pad": 0.04, "aspect": 18} if bar.small else
-                                         {"fraction": 0.05, "pad": 0.02})}  # fmt: skip
-    extend = {"": "neither", "low": "min", "high": "max"}[bar.open_end]
-    drawn = figure.colorbar(mappable, ax=axes, extend=extend, **size)
+        size = {"fraction": 0.07, "pad": 0.04, "aspect": 18} if bar.small else {"fraction": 0.05, "pad": 0.02}
+    drawn = axes.figure.colorbar(mappable, ax=axes, extend=extend, location="bottom" if below else "right", **size)
     drawn.set_label(bar.label, fontsize=6.5 if bar.small else 8)
     side = drawn.ax.xaxis if below else drawn.ax.yaxis
     low, high = drawn.vmin, drawn.vmax
@@ -295,24 +280,21 @@ def _axes(axes: Axes, panel: Panel) -> None:
         low, high = axis.limits
         getattr(axes, f"set_{name}lim")(low, high)
         if axis.ticks is not None:
-            ticks = (
-                axis.ticks if not isinstance(axis.ticks, str) else log_ticks(*sorted(getattr(axes, f"get_{name}lim")()))
-            )
-            _fix(side, ticks, axis.names, plain=axis.plain or isinstance(axis.ticks, str))
+            is_round = isinstance(axis.ticks, str)
+            ticks = log_ticks(*sorted(getattr(axes, f"get_{name}lim")())) if is_round else axis.ticks
+            _fix(side, ticks, axis.names, plain=axis.plain or is_round)
         elif axis.plain:
             side.set_major_formatter(plain_number)
         side.set_label_text(axis.label)
         _named(axes, side, name, axis)
-    axes.set_title(
-        panel.title, **({"fontsize": 6.5, "color": QUIET, "loc": "left"} if panel.note else {}), parse_math=False
-    )
+    remark: dict[str, Any] = {"fontsize": 6.5, "color": QUIET, "loc": "left"} if panel.note else {}
+    axes.set_title(panel.title, parse_math=False, **remark)
     if panel.has_frame:
         axes.spines[["top", "right"]].set_visible(True)
     if panel.above is not None:
         factor = panel.above.factor
-        above = axes.secondary_xaxis(
-            "top", functions=(lambda x: np.asarray(x) * factor, lambda x: np.asarray(x) / factor)
-        )
+        both_ways = (lambda x: np.asarray(x) * factor, lambda x: np.asarray(x) / factor)
+        above = axes.secondary_xaxis("top", functions=both_ways)
         above.set_xlabel(panel.above.label, fontsize=7)
         _fix(above.xaxis, panel.above.ticks, plain=True)
 

@@ -97,13 +97,16 @@ def _places(drawing: Drawing) -> list[Place]:
     height = drawing.page_height - 2 * _TICKS  # about what the page's margins leave
     panels = [drawing.panels[row * columns : (row + 1) * columns] for row in range(rows)]
     over = [_TITLE * max(1 + panel.title.count("\n") if panel.title else 0 for panel in row) / height for row in panels]
-    under = [max(_below(panel, row < rows - 1) for panel in each) / height for row, each in enumerate(panels)]
+    under = [
+        (_TICKS + _BAR if any(_has_bar(panel, "below") for panel in several) else _TICKS * (row < rows - 1)) / height
+        for row, several in enumerate(panels)
+    ]
     each = (1 - sum(over) - sum(under)) / rows
     found, top = [], 1.0
     for row, several in enumerate(panels):
         top -= over[row]
         for column, panel in enumerate(several):
-            beside = _BAR_WIDTH if columns > 1 and _bar(panel, "right") else 0.0
+            beside = _BAR_WIDTH if columns > 1 and _has_bar(panel, "right") else 0.0
             number = len(found) + 1
             right = lefts[column] + widths[column] - beside
             found.append(Place(lefts[column], right, top - each, top, str(number) if number > 1 else ""))
@@ -111,14 +114,9 @@ def _places(drawing: Drawing) -> list[Place]:
     return found
 
 
-def _bar(panel: Panel, place: str) -> bool:
+def _has_bar(panel: Panel, place: str) -> bool:
     bars = [mark if isinstance(mark, ColourBar) else getattr(mark, "bar", None) for mark in panel.marks]
     return any(bar is not None and bar.place == place for bar in bars)
-
-
-def _below(panel: Panel, has_more: bool) -> int:
-    """Pixels under the axes of a panel that are not the page's own margin."""
-    return _TICKS + _BAR if _bar(panel, "below") else _TICKS if has_more else 0
 
 
 class _Page:
@@ -179,7 +177,7 @@ class _Page:
         look, points = mark.look, isinstance(mark, Points)
         kept = thinned(mark.y, self.most) if isinstance(mark, Line) else np.arange(len(mark.y))
         x = rounded(mark.x[kept], 7)
-        if isinstance(mark, Line) and mark.has_interval and not mark.whiskers:
+        if isinstance(mark, Line) and mark.has_band:
             edge = {"type": "scatter", "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False,
                     "legendgroup": page_text(mark.name), **self.where}  # fmt: skip
             fill = {"fill": "tonexty", "fillcolor": self._colour(look.colour, is_band=True)}
@@ -189,16 +187,12 @@ class _Page:
         symbol = "circle" if look.marker == "point" else look.marker
         trace: dict[str, Any] = {
             "type": "scatter", "mode": mode, "x": x, "y": rounded(mark.y[kept]),
-            "line": self._line(look),
-            "cliponaxis": not points,
+            "line": self._line(look), "cliponaxis": not points,
         }  # fmt: skip
         if look.marker:
             size = 4.0 if look.marker == "point" else round(1.4 * look.size + 1.5, 1)
-            trace["marker"] = {
-                "size": size,
-                "color": self._colour(look.colour),
-                "symbol": symbol + "-open" * look.hollow,
-            }
+            symbol += "-open" * look.hollow
+            trace["marker"] = {"size": size, "color": self._colour(look.colour), "symbol": symbol}
         if look.opacity < 1:
             trace["opacity"] = look.opacity
         self._whiskers(trace, mark, self._colour(look.colour))
@@ -207,12 +201,11 @@ class _Page:
     def _bars(self, mark: Bars) -> None:
         colour, edge = self._colour(mark.look.colour), mark.edge or mark.look.colour
         trace: dict[str, Any] = {
-            "type": "bar", "x": rounded(mark.x, 7), "y": rounded(mark.y), "base": rounded(mark.base),
-            "width": mark.width,
+            "type": "bar", "x": rounded(mark.x, 7), "y": rounded(mark.y), "width": mark.width,
             "marker": {"color": colour, "line": {"color": self._colour(edge), "width": 0.0 if mark.edge else 1.0}},
         }  # fmt: skip
-        if len(mark.base) == 1:
-            trace["base"] = trace["base"][0]
+        if mark.base.any():
+            trace["base"] = rounded(np.broadcast_to(mark.base, mark.y.shape))
         if mark.hatch:
             trace["marker"]["pattern"] = {"shape": mark.hatch, **({"fillmode": "replace"} if mark.look.hollow else {})}
         self._whiskers(trace, mark, self._colour("ink"))
@@ -220,9 +213,9 @@ class _Page:
 
     def _whiskers(self, trace: dict[str, Any], mark: Series, colour: str) -> None:
         """Bars from the one bound to the other, as plotly counts them: from the point."""
-        if mark.has_interval and not (isinstance(mark, Line) and not mark.whiskers):
+        if mark.has_interval and not (isinstance(mark, Line) and mark.has_band):
             trace["error_y"] = _around(mark.y, mark.low, mark.high, colour)
-        if isinstance(mark, Points) and mark.left is not None and np.isfinite(mark.left).any():
+        if isinstance(mark, Points) and mark.has_interval_across:
             trace["error_x"] = _around(mark.x, mark.left, mark.right, colour)
 
     def _trace(self, trace: dict[str, Any], mark: Series, kept: np.ndarray) -> None:
@@ -238,7 +231,7 @@ class _Page:
         """The name and both numbers, each under its label."""
         lines = [mark.name.replace("{", "(").replace("}", ")")] if mark.name else []
         for axis, shown in ((self.panel.x, "{x}"), (self.panel.y, "{y:.4~g}")):
-            lines += [f"{' '.join(axis.label.split())}: {shown}"] if axis.names is None else []
+            lines += [f"{_line_of(axis.label)}: {shown}"] if axis.names is None else []
         return "\n".join(lines)
 
     def _image(self, mark: Image) -> None:
@@ -256,10 +249,9 @@ class _Page:
             trace["customdata"] = rounded(cells)
         if mark.digits is not None:
             trace |= {"texttemplate": f"%{{z:.{mark.digits}f}}", "textfont": {"size": 11}}
-        labels = (" ".join(axis.label.split()) for axis in (self.panel.y, self.panel.x))
-        usual = "{}: {{y}}\n{}: {{x}}\n{}: {{z:.4~g}}".format(*labels, " ".join(bar.label.split()))
+        usual = f"{_line_of(self.panel.y.label)}: {{y}}\n{_line_of(self.panel.x.label)}: {{x}}\n"
         number = "%{customdata}" if bar.log else "%{z}"
-        trace["hovertemplate"] = _hover(mark.hover or usual, "%{text}", number)
+        trace["hovertemplate"] = _hover(mark.hover or f"{usual}{_line_of(bar.label)}: {{z:.4~g}}", "%{text}", number)
         self.data.append({name: value for name, value in trace.items() if value is not None})
 
     def _lone_bar(self, bar: ColourBar) -> None:
@@ -285,9 +277,7 @@ class _Page:
             made |= {"title": made["title"] | {"font": {"size": 10}}, "tickfont": {"size": 9}}
         if bar.log and bar.low is not None and bar.high is not None:
             ticks = log_ticks(bar.low, bar.high)
-            names = [plain_number(tick) for tick in ticks]
-            if bar.open_end == "high" and names:
-                names[-1] += " +" if ticks[-1] == bar.high else ""
+            names = [plain_number(tick) + " +" * (bar.open_end == "high" and tick == bar.high) for tick in ticks]
             made |= {"tickvals": [round(log10(tick), 6) for tick in ticks], "ticktext": names}
         elif bar.map == "depth" and bar.high is not None:
             made["tickvals"] = layer_ticks(int(bar.high) + 1, 7)
@@ -308,11 +298,10 @@ class _Page:
         ends: dict[str, Any] = {"x0": mark.x, "x1": mark.x, "y0": 0, "y1": 1, "xref": x, "yref": f"{y} domain"}
         if mark.x is None:
             ends = {"y0": mark.y, "y1": mark.y, "x0": 0, "x1": 1, "yref": y, "xref": f"{x} domain"}
-        look = self._line(mark.look)
-        name = page_text(mark.name)
+        look, name = self._line(mark.look), page_text(mark.name)
         named = {"name": name, "showlegend": True, "legendgroup": name} if name and name not in self.named else {}
         self.named.add(name)
-        layer = "above" if any(isinstance(each, Bars) for each in self.panel.marks) else "below"
+        layer = "above" if any(isinstance(each, Bars) for each in self.panel.marks) else "between"  # grid and traces
         self.layout["shapes"].append({"type": "line", **ends, "line": look, "layer": layer, **named})
 
     def _text(self, mark: Text) -> None:
@@ -340,14 +329,13 @@ class _Page:
         made |= self._ticks(axis, *sorted((low, high)))
         if self.drawing.shared == name and place.mark:
             made["matches"] = name
-        image = next((mark for mark in self.panel.marks if isinstance(mark, Image)), None)
-        if image is not None:
+        images = [mark for mark in self.panel.marks if isinstance(mark, Image)]
+        if images or axis.names is not None:
             made["showgrid"] = False
-            made |= {"autorange": "reversed"} if name == "y" else {}
-            made |= {"constrain": "domain"} if image.square else {}
-            made |= {"scaleanchor": f"x{place.mark}"} if image.square and name == "y" else {}
-        if axis.names is not None:
-            made["showgrid"] = False
+        if images and name == "y":
+            made["autorange"] = "reversed"
+        if any(image.square for image in images):
+            made |= {"constrain": "domain"} | ({"scaleanchor": f"x{place.mark}"} if name == "y" else {})
         return made
 
     def _limits(self, name: str, axis: Axis) -> tuple[float, float]:
@@ -383,6 +371,10 @@ class _Page:
 def _around(middle: Any, low: Any, high: Any, colour: str) -> dict[str, Any]:
     return {"type": "data", "symmetric": False, "array": rounded(high - middle), "arrayminus": rounded(middle - low),
             "color": colour, "width": 3, "thickness": 1.2}  # fmt: skip
+
+
+def _line_of(label: str) -> str:
+    return " ".join(label.split())
 
 
 def _scaled(bar: ColourBar, value: float) -> float:

@@ -24,49 +24,19 @@ MAPS = {
     "factor": "YlGnBu",  # a factor is neither: how many times as much, light is once
 }
 
-_NOT_STYLE = (
-    "backend",
-    "interactive",
-    "toolbar",
-    "timezone",
-    "webagg",
-    "tk.",
-    "savefig.directory",
-    "date.epoch",
-)
+_NOT_STYLE = ("backend", "interactive", "toolbar", "timezone", "webagg", "tk.", "savefig.directory", "date.epoch")
 STYLE: dict[str, Any] = {
     **{key: value for key, value in mpl.rcParamsDefault.items() if not key.startswith(_NOT_STYLE)},
     "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same drawing on every machine
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "legend.frameon": False,
-    "legend.handlelength": 2.2,
-    "axes.linewidth": 0.6,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.minor.width": 0.4,
-    "ytick.minor.width": 0.4,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 3,
-    "image.interpolation": "nearest",
-    "pdf.fonttype": 42,
-    "ps.fonttype": 42,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "sinkscope",
-    "savefig.dpi": 300,
-    "figure.dpi": 150,
-}
+    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
+    "legend.fontsize": 7, "legend.frameon": False, "legend.handlelength": 2.2,
+    "axes.linewidth": 0.6, "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK,
+    "xtick.color": INK, "ytick.color": INK, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4, "ytick.minor.width": 0.4, "axes.spines.top": False, "axes.spines.right": False,
+    "lines.linewidth": 1.2, "lines.markersize": 3, "image.interpolation": "nearest",
+    "pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "sinkscope",
+    "savefig.dpi": 300, "figure.dpi": 150,
+}  # fmt: skip
 
 
 def colour_map(name: str) -> Colormap:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinkscope.analysis.emergence import emergence_quantities, intervals_said, t_interval
+from sinkscope.analysis.emergence import FEWEST_SEEDS, emergence_quantities, intervals_said, t_interval
 from sinkscope.analysis.language_findings import SINK, head_masses, language_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures.marks import (
@@ -117,8 +117,8 @@ def _place(record: xr.Dataset, layer: int) -> str:
 
 
 def _bands(record: xr.Dataset) -> str:
-    words = intervals_said(record.sizes["seed"])
-    return words if words.startswith("no") else f"bands, and whiskers for the last step: {words}"
+    seeds = record.sizes["seed"]
+    return f"{'bands, and whiskers for the last step: ' * (seeds >= FEWEST_SEEDS)}{intervals_said(seeds)}"
 
 
 @figure
@@ -144,13 +144,14 @@ def language_emergence(record: xr.Dataset) -> Drawing:
 def _perplexities(table: pd.DataFrame, looks: dict[str, Look]) -> Panel:
     """One group of points for each number of sinks, and one for dense attention."""
     bounded = table[table["cache_size"] > 0]
-    places = {name: place for place, name in enumerate([*dict.fromkeys(bounded["policy"]), "dense"])}
+    counts = list(dict.fromkeys(bounded["sinks"]))
     columns = [(arm, seed) for arm in looks for seed in dict.fromkeys(table["seed"])]
-    names = [*(f"{sinks:,}" for sinks in dict.fromkeys(bounded["sinks"])), "dense"]
+    names = [*(f"{sinks:,}" for sinks in counts), "dense"]
     marks: list[Mark] = [Reference(x=edge + 0.5, look=Look("grid", width=0.5)) for edge in range(len(names) - 1)]
     for column, (arm, seed) in enumerate(columns):
         own = table[(table["arm"] == arm) & (table["seed"] == seed)]
-        place = own["policy"].map(places).to_numpy(float) + 0.7 * ((column + 0.5) / len(columns) - 0.5)
+        groups = [counts.index(row.sinks) if row.cache_size > 0 else len(counts) for row in own.itertuples()]
+        place = np.array(groups) + 0.7 * ((column + 0.5) / len(columns) - 0.5)
         look = Look(looks[arm].colour, marker=looks[arm].marker, size=3.5)
         texts = [str(each) for each in own["policy"]]
         hover = f"{arm}, {{text}}\nperplexity {{y:.4~g}}"

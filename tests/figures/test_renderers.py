@@ -80,7 +80,7 @@ def test_page_and_paper_show_the_same_numbers_in_the_same_order(name):
                 np.testing.assert_allclose(floats(trace["y"]), np.asarray(line.get_ydata(), float), **LOSSLESS)
             elif isinstance(mark, Bars):
                 drawn, trace = next(bars), next(traces)
-                base = np.broadcast_to(trace["base"], len(trace["y"]))
+                base = trace.get("base", [0] * len(trace["y"]))
                 for bar, x, y, low in zip(drawn, trace["x"], floats(trace["y"]), base, strict=True):
                     assert bar.get_x() + bar.get_width() / 2 == pytest.approx(x, abs=1e-6)
                     assert (bar.get_y(), bar.get_height(), bar.get_width()) == pytest.approx((low, y, trace["width"]))

@@ -261,21 +261,33 @@ def test_every_label_lies_inside_the_figure_and_no_legend_on_the_data(name):
 
 
 @pytest.mark.parametrize(
-    "draw",
+    ("name", "record", "over_texts", "over_positions"),
     [
-        lambda: figures.forced_mass(experiments.forced(1, 1, 1, 12)),
-        lambda: figures.collapse(experiments.collapse(tokens=80)),
-        lambda: figures.dose_response(experiments.dose(1, 30, 1, 1, count=3)),
-        lambda: figures.effects(experiments.interventions(1, 30, 1, 1)),
-        lambda: figures.predictability(experiments.predictability(1, 1, 1, 40)),
-        lambda: figures.comparison(comparison_table(1)),
+        ("forced_mass", lambda: experiments.forced(1, 1, 1, 12), "change lost_denominator lost_value", ""),
+        ("collapse", lambda: experiments.collapse(tokens=80), "", "window"),
+        (
+            "dose_response",
+            lambda: experiments.dose(1, 30, 1, 1, count=3),
+            "sink_mass-sinks output-sinks",
+            "ratio-sinks",
+        ),
+        ("effects", lambda: experiments.interventions(1, 30, 1, 1), "sink_mass-effect", "ratio-effect"),
+        ("predictability", lambda: experiments.predictability(1, 1, 1, 40), "", "mean"),
+        ("comparison", lambda: comparison_table(1), "", "model-0"),
     ],
-    ids=["forced_mass", "collapse", "dose_response", "effects", "predictability", "comparison"],
 )
-def test_one_text_and_small_models_are_drawn_without_a_warning_or_intervals_over_texts(draw):
+def test_one_text_and_small_models_are_drawn_without_a_warning_or_intervals_over_texts(
+    name, record, over_texts, over_positions
+):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        draw().savefig(io.BytesIO(), format="png")
+        figure = getattr(figures, name)(record())
+        figure.savefig(io.BytesIO(), format="png")
+    drawn_here = {gid for axes in figure.axes for gid in artists(axes)}
+    for own, there in ((over_texts, False), (over_positions, True)):
+        for gid in own.split():
+            assert gid in drawn_here
+            assert any(f"{kind}-{gid}" in drawn_here for kind in ("band", "interval", "across")) == there
 
 
 @pytest.mark.parametrize(

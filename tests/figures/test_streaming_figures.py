@@ -142,7 +142,13 @@ def test_a_perplexity_that_is_not_finite_leaves_a_gap():
     table.loc[table["sinks"] == 0, ["ppl", "low", "high"]] = [np.inf, np.nan, np.nan]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figures.ablation(table).savefig(io.BytesIO(), format="png")
+        figure = figures.ablation(table)
+        figure.savefig(io.BytesIO(), format="png")
+    bars = {each.get_label(): [bar.get_height() for bar in each] for each in figure.axes[0].containers}
+    assert np.isnan(bars["first, cache"][0]) and np.isfinite(bars["first, cache"][1:]).all()
+    drawn_whiskers = artists(figure.axes[0])["interval-first-cache"].get_segments()
+    assert sum(len(piece) > 0 for piece in drawn_whiskers) == len(bars["first, cache"]) - 1
+    assert figures.plotly_figure(figures.ablation.describe(table))["data"][0]["y"][0] is None
 
 
 def test_decode_cost_shows_milliseconds_and_mebibytes_against_cache_size():
