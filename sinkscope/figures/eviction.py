@@ -194,7 +194,7 @@ def comparison(table: pd.DataFrame) -> Drawing:
     bounds = [f"{name}_{end}" for name in ("rate", "mass") for end in ("low", "high", "null")]
     need_columns(table, "comparison", "model", *STRENGTHS, *bounds, "collapse", "collapse_low", "collapse_high",
                  "cache_size", "T")  # fmt: skip
-    panels = []
+    panels: list[Panel] = []
     for column, (name, label) in STRENGTHS.items():
         marks: list[Mark] = [Reference(y=1.0, id="none")]
         marks += [Reference(x=null, look=NULL, id=f"null-{column}") for null in table[f"{name}_null"].unique()]

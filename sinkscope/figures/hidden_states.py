@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.figures.marks import COLUMN, PAGE, Axis, Drawing, Legend, Line, Look, Panel, Reference
+from sinkscope.figures.marks import COLUMN, PAGE, Axis, Drawing, Legend, Line, Look, Mark, Panel, Reference
 from sinkscope.figures.matplotlib_renderer import figure
 from sinkscope.figures.requirements import layer_axis, need, numbers_of, over, tokens_named
 
@@ -53,7 +53,7 @@ def massive_activations(record: xr.Dataset, magnitude: float = 100.0, ratio: flo
     record = need(record, "massive_activations", "activation_max", "activation_median")
     first, rest, median = extremes(record)
     layers = numbers_of(record, "layer")
-    marks = [
+    marks: list[Mark] = [
         Line(layers, first, Look("vermilion", marker="circle"), "largest, first token", "first"),
         Line(layers, rest, Look("blue", "dash", marker="square"), "largest, other tokens", "rest"),
         Line(layers, median, Look("ink", width=0.8), "median", "median"),

@@ -42,7 +42,7 @@ COLUMN = 3.25  # inches: one column of a paper
 PAGE = 6.75  # inches: the full width
 
 Numbers: TypeAlias = Any
-"""One number for each point: an array, a sequence or a pandas column."""
+"""One number for each point: an array, a sequence or a pandas column; where it may be left out, None."""
 COLOURS = ("blue", "vermilion", "green", "purple", "orange", "sky")
 """In the order in which series take them; told apart with any colour vision, and with the dashes also in grey.
 
@@ -109,8 +109,8 @@ class Series:
     look: Look = Look()
     name: str = ""
     id: str = ""
-    low: Numbers | None = None
-    high: Numbers | None = None
+    low: Numbers = None
+    high: Numbers = None
     hover: str = ""
     texts: Sequence[str] | None = None
 
@@ -150,8 +150,8 @@ class Points(Series):
         behind: below all lines.
     """
 
-    left: Numbers | None = None
-    right: Numbers | None = None
+    left: Numbers = None
+    right: Numbers = None
     behind: bool = False
 
     def __post_init__(self) -> None:

@@ -235,7 +235,7 @@ def _image(axes: Axes, mark: Image) -> None:
     )  # fmt: skip
     for (row, column), value in np.ndenumerate(mark.cells) if mark.digits is not None else ():
         if np.isfinite(value):
-            ink = "white" if drawn.norm(value) > 0.55 else PALETTE["ink"]
+            ink = "white" if float(cast(Any, drawn.norm(value))) > 0.55 else PALETTE["ink"]
             axes.text(column, row, f"{value:.{mark.digits}f}", ha="center", va="center", color=ink, fontsize=7)
     _colour_bar(axes, drawn, bar)
 
@@ -245,7 +245,7 @@ def _colour_bar(axes: Axes, mappable: ScalarMappable, bar: ColourBar) -> None:
     size: dict[str, Any] = {"fraction": 0.06, "aspect": 30}
     if below:
         size = {"fraction": 0.07, "pad": 0.04, "aspect": 18} if bar.small else {"fraction": 0.05, "pad": 0.02}
-    drawn = axes.figure.colorbar(mappable, ax=axes, extend=extend, location="bottom" if below else "right", **size)
+    drawn: Any = axes.figure.colorbar(mappable, ax=axes, extend=extend, location="bottom" if below else "right", **size)
     drawn.set_label(bar.label, fontsize=6.5 if bar.small else 8)
     side = drawn.ax.xaxis if below else drawn.ax.yaxis
     low, high = drawn.vmin, drawn.vmax
@@ -276,7 +276,7 @@ def _axes(axes: Axes, panel: Panel) -> None:
     for name, axis in (("x", panel.x), ("y", panel.y)):
         side: Side = getattr(axes, f"{name}axis")
         if axis.margin is not None:
-            axes.margins(**{name: axis.margin})
+            axes.margins(**cast(Any, {name: axis.margin}))
         low, high = axis.limits
         getattr(axes, f"set_{name}lim")(low, high)
         if axis.ticks is not None:

@@ -102,7 +102,8 @@ def _places(drawing: Drawing) -> list[Place]:
         for row, several in enumerate(panels)
     ]
     each = (1 - sum(over) - sum(under)) / rows
-    found, top = [], 1.0
+    found: list[Place] = []
+    top = 1.0
     for row, several in enumerate(panels):
         top -= over[row]
         for column, panel in enumerate(several):
@@ -181,8 +182,8 @@ class _Page:
             edge = {"type": "scatter", "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False,
                     "legendgroup": page_text(mark.name), **self.where}  # fmt: skip
             fill = {"fill": "tonexty", "fillcolor": self._colour(look.colour, is_band=True)}
-            self.data.append({**edge, "x": x, "y": rounded(mark.low[kept])})  # type: ignore[index]
-            self.data.append({**edge, "x": x, "y": rounded(mark.high[kept]), **fill})  # type: ignore[index]
+            self.data.append({**edge, "x": x, "y": rounded(mark.low[kept])})
+            self.data.append({**edge, "x": x, "y": rounded(mark.high[kept]), **fill})
         mode = "markers" if points else "lines+markers" if look.marker else "lines"
         symbol = "circle" if look.marker == "point" else look.marker
         trace: dict[str, Any] = {

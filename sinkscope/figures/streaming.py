@@ -93,7 +93,7 @@ def log_perplexity(curve: xr.Dataset, width: int | None = None) -> Drawing:
             look = Look.of(row, width=1.1)
             marks.append(Line(centre, mean, look, name, f"mean-{name}", low, high, hover, band=0.12))
     tokens = nll.sizes["token"]
-    sizes = np.unique(nll["cache_size"].values) if "cache_size" in nll.coords else []
+    sizes = np.unique(nll["cache_size"].values if "cache_size" in nll.coords else [])
     marks += [Reference(x=float(size), id=f"full-{size}") for size in sizes if 0 < size < tokens]
     sampled = np.array([each.is_sampled for each in drawn])
     levels = nll[~sampled].mean(["sequence", "token"]).values
@@ -278,12 +278,12 @@ def decode_cost(given: xr.Dataset | pd.DataFrame) -> Drawing:
                 words = "" if bounded.any() else f"{name} (whole text)"
                 marks.append(Reference(y=float(level), look=Look.of(row), name=words, id=f"level-{name}"))
             if bounded.any():
-                bounds = (own["low"][bounded], own["high"][bounded]) if unit == "ms" else (None, None)
-                hover = f"{name}, cache of {{x:,}}\n{{y:.4~g}} {unit}"
-                line = (own["cache_size"][bounded], value[bounded], look, str(name), f"{column}-{name}")
-                marks.append(Line(*line, *bounds, hover, whiskers=True))
-        x = Axis("cache size (tokens)", "log", ticks=list(shown), names=[f"{each:,}" for each in shown])
-        panels.append(Panel(marks, x=x, y=Axis(label, "log", ticks="round")))
+                low, high = (own[end][bounded] if unit == "ms" else None for end in ("low", "high"))
+                hover, x = f"{name}, cache of {{x:,}}\n{{y:.4~g}} {unit}", own["cache_size"][bounded]
+                gid = f"{column}-{name}"
+                marks.append(Line(x, value[bounded], look, str(name), gid, low, high, hover, whiskers=True))
+        across = Axis("cache size (tokens)", "log", ticks=list(shown), names=[f"{each:,}" for each in shown])
+        panels.append(Panel(marks, x=across, y=Axis(label, "log", ticks="round")))
     return Drawing(panels, table.attrs, PAGE, 2.7, columns=2, legend=Legend(columns=4, size=7, handle=3.2))
 
 
