@@ -41,10 +41,12 @@ NULL = Look("vermilion", "dash")
 def mean_maps(record: xr.Dataset, heads: Sequence[tuple[int, int]] | None = None) -> Drawing:
     """Mean logits (top) and mean probabilities (bottom) among the first tokens, one column per (layer, head).
 
-    heads: pairs (layer, head), at most six; by default those of `default_heads`.
-
     StreamingLLM's Figure 2 shows mean *logits* over 256 sentences of 16 tokens, its Figure 12 *probabilities*: readers
     took one for the other. Here every panel carries its own scale and unit, and the two units have different colours.
+
+    Args:
+        record: with what `MeanLogits` makes.
+        heads: pairs (layer, head), at most six; by default those of `default_heads`.
     """
     record = need(record, "mean_maps", "mean_logit", "mean_probability")
     pairs = default_heads(record) if heads is None else [(int(layer), int(head)) for layer, head in heads]

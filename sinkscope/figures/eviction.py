@@ -63,13 +63,17 @@ NULL = Look("vermilion", "dash", 0.8)
 def forced_mass(record: xr.Dataset) -> Drawing:
     """Amplification 1 / (1 - m) of each head, and beside it the change of a head's output by layer, in its two parts.
 
-    record  with what `EvictionEffect` makes.
-
     Left: geometric mean over queries and texts, on a logarithmic scale that ends at 100; the mark on it is that of
     uniform attention.
     Right: mean norm over the mean norm of the head's output, with 95% intervals over texts: the change, and the two
     vectors that add up to it. Norms of two vectors add up to no less than that of their sum. A record without norms has
-    the left panel only. Raises SinkscopeError if the record has no amplification.
+    the left panel only.
+
+    Args:
+        record: with what `EvictionEffect` makes.
+
+    Raises:
+        SinkscopeError: the record has no amplification.
     """
     record = need(record, "forced_mass", "log_amplification")
     heads = amplifications(record).transpose("layer", "head").values
@@ -140,16 +144,19 @@ def _measured(record: xr.Dataset) -> np.ndarray:
 
 
 @figure
-def collapse(given: xr.Dataset | pd.DataFrame) -> Drawing:
+def collapse(record: xr.Dataset | pd.DataFrame) -> Drawing:
     """Perplexity over that with full sinks, for what is left of the sinks, with paired 95% intervals.
 
-    given  a record of `sinkscope.decompose`, or its `collapse_table`.
-
     Logarithmic axis, so that distances are losses in nats: below as ratios, above as the perplexities themselves.
-    Beside each point, its perplexity and the share of the gap between window and full sinks that it closes. Raises
-    SinkscopeError as `collapse_table` does, or if a column of the table is missing.
+    Beside each point, its perplexity and the share of the gap between window and full sinks that it closes.
+
+    Args:
+        record: of `sinkscope.decompose`, or its `collapse_table`.
+
+    Raises:
+        SinkscopeError: as `collapse_table`, or a column of the table is missing.
     """
-    table = collapse_table(given) if isinstance(given, xr.Dataset) else given
+    table = collapse_table(record) if isinstance(record, xr.Dataset) else record
     need_columns(table, "collapse", "part", "ppl", "ratio", "ratio_low", "ratio_high", "recovered")
     values = table[["ratio", "ratio_low", "ratio_high"]].to_numpy(np.float64)
     right = float(np.nanmax(values[:, [0, 2]]))
@@ -184,12 +191,15 @@ def collapse(given: xr.Dataset | pd.DataFrame) -> Drawing:
 def comparison(table: pd.DataFrame) -> Drawing:
     """Collapse, as perplexity of the window over that of sinks + window, against sink rate and mass.
 
-    table  of `sinkscope.compare`.
-
     Whiskers are 95% intervals, of the collapse a paired block bootstrap over positions, of the strengths over texts
     (none with one text). Hollow points differ from the first model in more than the model, and the legend says in what.
-    Dashed lines: strength under uniform attention. Dotted: no collapse. Raises SinkscopeError if a column is missing or
-    the table is empty.
+    Dashed lines: strength under uniform attention. Dotted: no collapse.
+
+    Args:
+        table: of `sinkscope.compare`.
+
+    Raises:
+        SinkscopeError: a column is missing, or the table is empty.
     """
     bounds = [f"{name}_{end}" for name in ("rate", "mass") for end in ("low", "high", "null")]
     need_columns(table, "comparison", "model", *STRENGTHS, *bounds, "collapse", "collapse_low", "collapse_high",

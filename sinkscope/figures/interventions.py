@@ -67,17 +67,20 @@ def null_mass_from(attributes: Mapping[Any, Any]) -> float:
 
 
 @figure
-def dose_response(given: xr.Dataset | pd.DataFrame) -> Drawing:
+def dose_response(record: xr.Dataset | pd.DataFrame) -> Drawing:
     """Loss, sink mass and head output against the dose, the first keys beside as many random ones.
-
-    given  a record of `sinkscope.dose_response`, or its `dose_table`.
 
     Perplexity and output are over those at the dose nearest to 0; bands are 95% intervals, of the perplexity a paired
     block bootstrap over positions, of the others over texts (none with one text). Minus infinity, the keys gone, stands
-    apart at the left end. The dotted lines: no effect, and for the mass uniform attention. Raises SinkscopeError as
-    `dose_table` does, or if a column of the table is missing.
+    apart at the left end. The dotted lines: no effect, and for the mass uniform attention.
+
+    Args:
+        record: of `sinkscope.dose_response`, or its `dose_table`.
+
+    Raises:
+        SinkscopeError: as `dose_table`, or a column of the table is missing.
     """
-    table = dose_table(given) if isinstance(given, xr.Dataset) else given
+    table = dose_table(record) if isinstance(record, xr.Dataset) else record
     responses = {"ratio": "ratio", "sink_mass": "mass", "output": "output"}
     bounds = [f"{name}_{end}" for name in responses.values() for end in ("low", "high")]
     need_columns(table, "dose_response", "arm", "dose", *responses, *bounds)
@@ -154,16 +157,19 @@ def _doses(table: pd.DataFrame, marks: list[Mark], y: Axis) -> tuple[Axis, Axis]
 
 
 @figure
-def effects(given: xr.Dataset | pd.DataFrame) -> Drawing:
+def effects(record: xr.Dataset | pd.DataFrame) -> Drawing:
     """Perplexity over that with nothing done, and sink mass, of each intervention and below it of its control.
 
-    given  a record of `sinkscope.run_interventions`, or the table of `sinkscope.intervene`.
-
     Whiskers are 95% intervals, of the perplexity a paired block bootstrap over positions (logarithmic axis), of the
-    mass over texts (none with one text). Dotted lines: with nothing done. Dashed: mass under uniform attention. Raises
-    SinkscopeError as `intervention_table` does, if a column of the table is missing, or no intervention is in it.
+    mass over texts (none with one text). Dotted lines: with nothing done. Dashed: mass under uniform attention.
+
+    Args:
+        record: of `sinkscope.run_interventions`, or the table of `sinkscope.intervene`.
+
+    Raises:
+        SinkscopeError: as `intervention_table`, a column of the table is missing, or no intervention is in it.
     """
-    table = intervention_table(given) if isinstance(given, xr.Dataset) else given
+    table = intervention_table(record) if isinstance(record, xr.Dataset) else record
     columns = ("intervention", "role", "ratio", "ratio_low", "ratio_high", "sink_mass", "mass_low", "mass_high")
     need_columns(table, "effects", *columns)
     rows = table[table["role"] != "baseline"]
@@ -219,14 +225,18 @@ def _effects(rows: pd.DataFrame, y: np.ndarray, column: str, bounds: str) -> lis
 def predictability(record: xr.Dataset, bins: int = 10, start: int | None = None) -> Drawing:
     """Sink mass by entropy of the next token, and the rank correlation of the two in every head.
 
-    record  of `sinkscope.predictability`.
-    bins    of equal numbers of queries.
-    start   the first query that counts; as the record says, or 64, when None.
-
     Left: mean over layers and heads with its 95% interval, the heads that give the first keys most, and the uniform
     null, that of even attention from the same queries: entropy falls along a text, and so does 1/(i + 1). Right:
     Spearman correlations; coloured are heads whose 95% interval lies beyond both zero and the correlation of even
-    attention. Of heads without any relation up to 5% would. Raises SinkscopeError as `predictability_table` does.
+    attention. Of heads without any relation up to 5% would.
+
+    Args:
+        record: of `sinkscope.predictability`.
+        bins: how many, of equal numbers of queries.
+        start: the first query that counts; as the record says, or 64, when None.
+
+    Raises:
+        SinkscopeError: as `predictability_table`.
     """
     start = int(record.attrs.get("start", 64)) if start is None else start
     table = predictability_table(record, start=start)

@@ -306,9 +306,10 @@ class _Page:
         self.layout["shapes"].append({"type": "line", **ends, "line": look, "layer": layer, **named})
 
     def _text(self, mark: Text) -> None:
+        words = page_text(mark.text) if mark.side == "above" else f"\u2002{page_text(mark.text)}"  # off the point
         font = {"size": round(1.75 * mark.size, 1), "color": self._colour(mark.colour)}
         self.data.append(
-            {"type": "scatter", "mode": "text", "x": [mark.x], "y": [mark.y], "text": [page_text(mark.text)],
+            {"type": "scatter", "mode": "text", "x": [mark.x], "y": [mark.y], "text": [words],
              "textposition": "top center" if mark.side == "above" else "middle right", "textfont": font,
              "cliponaxis": False, "hoverinfo": "skip", "showlegend": False, **self.where}
         )  # fmt: skip

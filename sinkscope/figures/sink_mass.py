@@ -66,7 +66,7 @@ def sink_mass_heatmap(record: xr.Dataset, first: int = 1) -> Drawing:
 def mass_by_layer(record: xr.Dataset, first: int | None = None) -> Drawing:
     """Mean mass per layer on the first token and on the first k, with 95% intervals over sequences and the nulls.
 
-    A grey dot is one head's mass on the first token. `first`: draw that many first keys only.
+    A grey dot is one head's mass on the first token. With `first`, that many first keys only.
     """
     record = need(record, "mass_by_layer", "sink_mass")
     kept = record.sizes["sink"]

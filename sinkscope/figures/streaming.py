@@ -66,8 +66,6 @@ class Curve(NamedTuple):
 def log_perplexity(curve: xr.Dataset, width: int | None = None) -> Drawing:
     """Mean loss in nats against position, for every policy of a perplexity record, with pointwise 95% intervals.
 
-    width  positions in a bin; by default the power of two nearest to a 64th of the text, with 64 tokens or more.
-
     A bin holds the tokens of all sequences at its positions; its interval is a block bootstrap over them, in blocks of
     n^(1/3) tokens. Policies that read the same passage rise and fall together, so overlapping bands do not mean that
     they are equal: for their differences see `ppl_table`.
@@ -76,8 +74,14 @@ def log_perplexity(curve: xr.Dataset, width: int | None = None) -> Drawing:
     So a point stands on the policy most like it, moved by the mean difference at the sampled tokens (the difference
     estimator: Cochran 1977, chapter 7); its bar is the interval of that difference.
     Dotted lines: a cache is full, and eviction begins. The axis is logarithmic if the typical loss of one policy is 1.5
-    times another's, so that the others stay apart. Raises SinkscopeError if `curve` holds no losses, or `width` is
-    below 1.
+    times another's, so that the others stay apart.
+
+    Args:
+        curve: of `sinkscope.perplexity`.
+        width: positions in a bin; by default the power of two nearest to a 64th of the text, with 64 tokens or more.
+
+    Raises:
+        SinkscopeError: `curve` holds no losses, or `width` is below 1.
     """
     nll = losses(curve)
     width = bin_width(nll) if width is None else whole_number(width, "width", 1)
@@ -128,7 +132,7 @@ def curves(nll: xr.DataArray, width: int) -> list[Curve]:
 def binned(nll: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Mean position, mean loss and its lower and upper bound in each bin of `width` positions, each [bin].
 
-    nll  [sequence, token] with NaN where not scored. A bin without tokens is NaN, with one it has no bounds.
+    A bin without tokens is NaN, with one it has no bounds. `nll` is [sequence, token], NaN where not scored.
     """
     starts = range(0, nll.shape[1], width)
     found = np.full((4, len(starts)), np.nan)
@@ -173,17 +177,20 @@ def bin_width(nll: xr.DataArray) -> int:
 
 
 @figure
-def ablation(given: xr.Dataset | pd.DataFrame) -> Drawing:
+def ablation(table: xr.Dataset | pd.DataFrame) -> Drawing:
     """Perplexity for each number of sinks, one panel per cache size, with 95% intervals as whiskers.
-
-    given  a table (or the record of one) with one row for each combination of sinks, cache_size, positions ("cache",
-           "original") and kind ("first", "line breaks", "random"), with ppl, low, high; attrs as a record has them.
 
     Bars from zero; where the perplexities differ by more than a factor of 4, points on a logarithmic axis. Colour is
     the kind of sink; hatched or hollow are the positions of the text.
-    Raises SinkscopeError if a column is missing, the table is empty, or a combination comes twice.
+
+    Args:
+        table: of `sinkscope.ablate`, or its record: one row for each combination of sinks, cache_size, positions
+            ("cache", "original") and kind ("first", "line breaks", "random"), with ppl, low, high.
+
+    Raises:
+        SinkscopeError: a column is missing, the table is empty, or a combination comes twice.
     """
-    table = table_of_record(given) if isinstance(given, xr.Dataset) else given
+    table = table_of_record(table) if isinstance(table, xr.Dataset) else table
     combination = ["sinks", "cache_size", "positions", "kind"]
     need_columns(table, "ablation", *combination, "ppl", "low", "high")
     twice = table.duplicated(combination)
@@ -249,17 +256,20 @@ def _ordered(values: pd.Series, known: tuple[str, ...]) -> list[str]:
 
 
 @figure
-def decode_cost(given: xr.Dataset | pd.DataFrame) -> Drawing:
+def decode_cost(table: xr.Dataset | pd.DataFrame) -> Drawing:
     """Time per token (ms, with its interval) and key-value memory (MiB) against cache size, one line per policy.
 
-    given  a table (or the record of one) with one row for each policy and cache size: policy, cache_size, milliseconds,
-           low, high, kv_bytes; attrs as a record has them. Rows of a policy without a cache size (below 1: dense) are
-           drawn across, as a level.
-
     Both axes are logarithmic: a slope of one is a cost in proportion to the cache. Policies that cost the same have
-    nested marks. Raises SinkscopeError if a column is missing or the table is empty.
+    nested marks.
+
+    Args:
+        table: of `sinkscope.time_per_token`, or its record: one row for each policy and cache size, with milliseconds,
+            low, high, kv_bytes. Rows without a cache size (below 1: dense) are drawn across, as a level.
+
+    Raises:
+        SinkscopeError: a column is missing, or the table is empty.
     """
-    table = table_of_record(given) if isinstance(given, xr.Dataset) else given
+    table = table_of_record(table) if isinstance(table, xr.Dataset) else table
     need_columns(table, "decode_cost", "policy", "cache_size", "milliseconds", "low", "high", "kv_bytes")
     names = list(dict.fromkeys(table["policy"]))
     sizes = np.unique(table["cache_size"][table["cache_size"] > 0])
@@ -291,10 +301,14 @@ def decode_cost(given: xr.Dataset | pd.DataFrame) -> Drawing:
 def explored(record: xr.Dataset) -> Drawing:
     """The attention map of the first head of a record, and the loss along the text under each of its policies.
 
-    record  `attention_map`, and `nll` [policy, sequence, token]; as the explorer saves it.
-
     Probabilities have a logarithmic scale from 1e-5 to 1; keys that a query does not see are grey. Losses are running
-    means over the last 16 tokens that were scored. Raises SinkscopeError if `record` holds no map.
+    means over the last 16 tokens that were scored.
+
+    Args:
+        record: `attention_map`, and `nll` [policy, sequence, token]; as the explorer saves it.
+
+    Raises:
+        SinkscopeError: `record` holds no map.
     """
     record = need(record, "explored", "attention_map")
     panels = [_map(record["attention_map"].isel(sequence=0, layer=0, head=0))]

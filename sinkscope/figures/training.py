@@ -39,14 +39,17 @@ WIDEST_LINEAR = 3.0
 def emergence(record: xr.Dataset, layer: int = 0) -> Drawing:
     """What becomes of BOS over training, one line per arm: mean over seeds, with its 95% t interval as a faint band.
 
-    record  of `lab.bigram_backcopy`.
-    layer   which; heads are averaged.
-
     Attention of non-trigger queries on BOS, with the uniform null dotted; their attention on all tokens together, which
     softmax fixes at one; the norm of BOS's value over the others'; and how far the loss is above the best possible.
     Whiskers at the right are the means and intervals of the last step side by side.
     With fewer than three seeds there are no intervals.
-    Raises SinkscopeError for a record of something else, or a layer it does not have.
+
+    Args:
+        record: of `lab.bigram_backcopy`.
+        layer: which; heads are averaged.
+
+    Raises:
+        SinkscopeError: a record of something else, or a layer it does not have.
     """
     quantities = emergence_quantities(record)
     if layer not in record["layer"].values:
@@ -125,13 +128,17 @@ def _bands(record: xr.Dataset) -> str:
 def language_emergence(record: xr.Dataset) -> Drawing:
     """Perplexity against the number of sinks kept, by arm, beside the attention of each head on the first token.
 
-    record  of `lab.language_model`.
-
     Left: over the tokens from which every cache has evicted some, with 95% block bootstrap intervals over the held-out
     texts; dense attention at the right end. All policies read the same texts, so whiskers that overlap do not mean that
     they are equal: for their differences see `lab.language_table`.
     Right: every head of every layer, with the uniform null dotted and the threshold of a sink, 0.3, dashed.
-    Several seeds stand beside each other. Raises SinkscopeError for a record of something else.
+    Several seeds stand beside each other.
+
+    Args:
+        record: of `lab.language_model`.
+
+    Raises:
+        SinkscopeError: a record of something else.
     """
     table, heads, looks = language_table(record), head_masses(record), arm_looks(record)
     title = f"after {record.attrs['steps']:,} steps; whiskers: 95% over held-out texts"
