@@ -215,17 +215,15 @@ def distance_profile(record: xr.Dataset) -> Drawing:
         raise SinkscopeError("distance_profile is defined for causal attention, and this record is an encoder's.")
     profile, layers = mean_by_distance(record), numbers_of(record, "layer")
     distance = np.arange(profile.shape[1])
-    texts = [f"distance {each:,}" for each in distance]
+    hover = "distance + 1: {x:,.0f} tokens\n{y:.3~g}"
     marks: list[Mark] = []
     for layer, colour, line in zip(layers, depth_colours(len(layers)), profile, strict=True):
-        hover = f"layer {layer}, {{text}}\n{{y:.3~g}}"
         look = Look(colour, width=0.5, opacity=0.8)
-        marks.append(Line(distance + 1, line, look, id=f"layer-{layer}", hover=hover, texts=texts))
+        marks.append(Line(distance + 1, line, look, id=f"layer-{layer}", hover=f"layer {layer}\n{hover}"))
     marks += [
         Line(distance + 1, over(np.nanmean, profile, axis=0), Look("ink", width=1.3), "mean over layers", "mean",
-             hover="mean over layers, {text}\n{y:.3~g}", texts=texts),
-        Line(distance + 1, null_distance(len(distance)), NULL, "uniform null", "null",
-             hover="uniform null, {text}\n{y:.3~g}", texts=texts),
+             hover=f"mean over layers\n{hover}"),
+        Line(distance + 1, null_distance(len(distance)), NULL, "uniform null", "null", hover=f"uniform null\n{hover}"),
     ]  # fmt: skip
     if len(layers) > 1:
         marks.append(ColourBar("layer", "depth", float(layers[0]), float(layers[-1])))

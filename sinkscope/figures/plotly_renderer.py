@@ -34,7 +34,7 @@ from sinkscope.figures.marks import (
 from sinkscope.figures.style import PALETTE, colour_map, layer_ticks, log_ticks, plain_number
 
 MOST_POINTS = 4096
-"""Of one line; a panel of many lines holds four times as many at most."""
+"""Of one line; all the lines without a name in a panel have four times as many together."""
 _TITLE, _TICKS, _BAR = 22, 44, 48  # pixels, of height
 _BAR_WIDTH = 0.12  # of the width, with its ticks and its label
 _GAPS = {1: 0.0, 2: 0.12, 3: 0.1}  # of the width, between so many columns
@@ -78,14 +78,14 @@ def rounded(values: Any, digits: int = 5) -> Any:
     return [int(value) if value is not None and value.is_integer() else value for value in kept]
 
 
-def thinned(values: np.ndarray, most: int = MOST_POINTS) -> np.ndarray:
-    """Which points to draw: all of a short line; of a long one the first eighth of `most`, and the highest of each
-    stretch behind them."""
+def thinned(values: np.ndarray, most: int = MOST_POINTS, peaks: bool = True) -> np.ndarray:
+    """Which points to draw: all of a short line; of a long one the first eighth of `most`, and behind them the highest
+    of each stretch, or without `peaks` its first."""
     if len(values) <= most:
         return np.arange(len(values))
     first = most // 8
     stretches = np.array_split(np.arange(first, len(values)), most - first)
-    return np.array([*range(first), *(each[np.argmax(np.nan_to_num(values[each]))] for each in stretches)])
+    return np.array([*range(first), *(each[peaks * np.argmax(np.nan_to_num(values[each]))] for each in stretches)])
 
 
 def _places(drawing: Drawing) -> list[Place]:
@@ -143,7 +143,7 @@ class _Page:
     def add(self, panel: Panel, place: Place) -> None:
         self.panel, self.place = panel, place
         self.where = {"xaxis": f"x{place.mark}", "yaxis": f"y{place.mark}"} if place.mark else {}
-        lines = sum(isinstance(mark, Line) for mark in panel.marks)
+        lines = sum(isinstance(mark, Line) and not mark.name for mark in panel.marks)
         self.most = max(256, min(MOST_POINTS, 4 * MOST_POINTS // max(lines, 1)))
         for mark in panel.marks:
             if isinstance(mark, Bars):
@@ -176,7 +176,9 @@ class _Page:
 
     def _series(self, mark: Series) -> None:
         look, points = mark.look, isinstance(mark, Points)
-        kept = thinned(mark.y, self.most) if isinstance(mark, Line) else np.arange(len(mark.y))
+        kept = np.arange(len(mark.y))
+        if isinstance(mark, Line):
+            kept = thinned(mark.y) if mark.name else thinned(mark.y, self.most, peaks=False)
         x = rounded(mark.x[kept], 7)
         if isinstance(mark, Line) and mark.has_band:
             edge = {"type": "scatter", "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False,

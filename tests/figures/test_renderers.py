@@ -230,12 +230,25 @@ def test_the_keys_a_record_is_about_are_those_of_its_coordinate_whatever_it_says
 def test_a_long_line_keeps_its_beginning_its_peaks_and_its_words():
     values = np.random.default_rng(0).random(50_000)
     values[[700, 30_000]] = 5
-    line = Line(np.arange(50_000), values, hover="{text}: {y:.2f}", texts=[f"<{at}>" for at in range(50_000)])
+    line = Line(
+        np.arange(50_000), values, name="long", hover="{text}: {y:.2f}", texts=[f"<{at}>" for at in range(50_000)]
+    )
     (trace,) = figures.plotly_figure(Drawing([Panel([line])]))["data"]
     assert len(trace["x"]) <= 4096 and {700, 30_000} <= set(trace["x"]) and trace["x"][:512] == list(range(512))
     assert trace["customdata"][5] == "&lt;5&gt;"
     assert trace["hovertemplate"] == "%{customdata}: %{y:.2f}<extra></extra>"
     assert thinned(values[:9]).tolist() == list(range(9))
+
+
+def test_many_lines_without_a_name_are_thinned_at_even_steps_whatever_their_heights():
+    values = np.random.default_rng(0).random((40, 5000))
+    page = figures.plotly_figure(Drawing([Panel([Line(np.arange(5000), each) for each in values])]))
+    for trace, each in zip(page["data"], values, strict=True):
+        x = np.array(trace["x"])
+        assert len(x) == 409 and (np.diff(x) > 0).all() and np.ptp(np.diff(x[60:])) <= 1
+        assert np.mean(trace["y"]) == pytest.approx(0.5, abs=0.06) and trace["y"][-1] == pytest.approx(
+            each[x[-1]], rel=1e-4
+        )
 
 
 def test_numbers_on_the_page_are_rounded_and_what_is_not_finite_is_null():
