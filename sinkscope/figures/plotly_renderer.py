@@ -35,7 +35,7 @@ from sinkscope.figures.style import PALETTE, colour_map, layer_ticks, log_ticks,
 
 MOST_POINTS = 4096
 """Of one line; all the lines without a name in a panel have four times as many together."""
-_TITLE, _TICKS, _BAR = 22, 44, 48  # pixels, of height
+_TITLE, _TICKS, _BAR = 22, 60, 48  # pixels, of height
 _BAR_WIDTH = 0.12  # of the width, with its ticks and its label
 _GAPS = {1: 0.0, 2: 0.12, 3: 0.1}  # of the width, between so many columns
 
@@ -133,7 +133,7 @@ class _Page:
         self.layout: dict[str, Any] = {
             "height": drawing.page_height,
             "showlegend": any(getattr(mark, "name", "") for mark in marks),
-            "legend": {"title": {"text": page_text(title), "font": {"size": 11}}},
+            "legend": {"title": {"text": page_text(title), "font": {"size": 11}, "side": "top"}},
             "shapes": [],
             "annotations": [],
         }
@@ -304,7 +304,7 @@ class _Page:
         look, name = self._line(mark.look), page_text(mark.name)
         named = {"name": name, "showlegend": True, "legendgroup": name} if name and name not in self.named else {}
         self.named.add(name)
-        layer = "above" if any(isinstance(each, Bars) for each in self.panel.marks) else "between"  # grid and traces
+        layer = "above" if any(isinstance(each, Bars) for each in self.panel.marks) else "below"
         self.layout["shapes"].append({"type": "line", **ends, "line": look, "layer": layer, **named})
 
     def _text(self, mark: Text) -> None:
@@ -319,20 +319,18 @@ class _Page:
     def _axis(self, name: str, axis: Axis) -> dict[str, Any]:
         place, is_log = self.place, axis.scale == "log"
         domain = [place.left, place.right] if name == "x" else [place.bottom, place.top]
-        made: dict[str, Any] = {
-            "title": {"text": page_text(axis.label)}, "domain": [round(edge, 5) for edge in domain],
-            "anchor": ("y" if name == "x" else "x") + place.mark,
-        }  # fmt: skip
-        if is_log:
-            made["type"] = "log"
+        made: dict[str, Any] = {"title": {"text": page_text(axis.label)}, "domain": [round(edge, 5) for edge in domain],
+                                "anchor": ("y" if name == "x" else "x") + place.mark}  # fmt: skip
+        made |= {"type": "log"} if is_log else {}
         low, high = self._limits(name, axis)
-        if axis.limits == (0, None) and not is_log:
-            made["rangemode"] = "tozero"
-        elif axis.limits != (None, None):
+        if axis.limits != (None, None):
             made["range"] = [log10(low), log10(high)] if is_log else [low, high]
         made |= self._ticks(axis, *sorted((low, high)))
-        if self.drawing.shared == name and place.mark:
-            made["matches"] = name
+        at, columns = int(place.mark or 1) - 1, self.drawing.columns
+        if self.drawing.shared == name:
+            made |= {"matches": name} if at else {}
+            is_outer = at % columns == 0 if name == "y" else at + columns >= len(self.drawing.panels)
+            made |= {} if is_outer else {"showticklabels": False}
         images = [mark for mark in self.panel.marks if isinstance(mark, Image)]
         if images or axis.names is not None:
             made["showgrid"] = False

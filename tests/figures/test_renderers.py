@@ -145,8 +145,8 @@ def test_page_and_paper_have_the_same_scales_limits_labels_titles_and_levels(nam
             if "range" in own and None not in axis.limits:
                 ends = 10 ** np.array(own["range"]) if own.get("type") == "log" else own["range"]
                 assert tuple(ends) == pytest.approx(getattr(axes, f"get_{letter}lim")())
-            if axis.limits == (0, None) and not own.get("matches"):
-                assert own["rangemode"] == "tozero" and getattr(axes, f"get_{letter}lim")()[0] == 0
+            if axis.limits == (0, None):
+                assert own["range"][0] == getattr(axes, f"get_{letter}lim")()[0] == 0 < own["range"][1]
             if axis.names is not None:
                 shown = [label.get_text() for label in getattr(axes, f"get_{letter}ticklabels")()]
                 assert [unescaped(name) for name in own["ticktext"]] == shown or not any(shown)
