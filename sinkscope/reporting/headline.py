@@ -10,12 +10,13 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis import interval, sink_rate, sink_rate_curve, value_drain
-from sinkscope.analysis.decomposition import collapse_table, is_decomposed
-from sinkscope.figures.activations import extremes
-from sinkscope.figures.forced_mass import evicted, uniform_amplification
-from sinkscope.figures.mass import tokens_named
-from sinkscope.figures.need import is_causal, lengths
-from sinkscope.figures.nulls import null_entropy, null_mass
+from sinkscope.analysis.collapse import collapse_table, is_decomposed
+from sinkscope.analysis.variables import is_causal
+from sinkscope.figures.attention import null_entropy
+from sinkscope.figures.eviction import evicted, uniform_amplification
+from sinkscope.figures.hidden_states import extremes
+from sinkscope.figures.requirements import lengths, tokens_named
+from sinkscope.figures.sink_mass import null_mass
 from sinkscope.figures.style import number
 from sinkscope.reporting.softmax_findings import mean_amplification
 from sinkscope.reporting.streaming_tables import collapse, streaming_sentence

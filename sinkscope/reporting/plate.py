@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import xarray as xr
 from matplotlib.figure import Figure
 
-from sinkscope.figures.need import is_causal
+from sinkscope.analysis.variables import is_causal
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from sinkscope.analysis import amplification, interval
 from sinkscope.analysis.interventions import OVER_CONTROL
 from sinkscope.analysis.predictability import mean_mass_by_bin
 from sinkscope.analysis.variables import whole
-from sinkscope.figures.forced_mass import evicted, uniform_amplification
-from sinkscope.figures.mass import tokens_named
+from sinkscope.figures.eviction import evicted, uniform_amplification
+from sinkscope.figures.requirements import tokens_named
 from sinkscope.figures.style import number
 
 Records = Mapping[str, xr.Dataset]

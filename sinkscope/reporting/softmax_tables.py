@@ -8,8 +8,8 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis import dose_table, eviction_by_layer, intervention_table, predictability_table
-from sinkscope.analysis.decomposition import collapse_table
-from sinkscope.figures.predictability import sides
+from sinkscope.analysis.collapse import collapse_table
+from sinkscope.figures.interventions import sides
 
 Records = Mapping[str, xr.Dataset]
 MEASURES = {"next_entropy": "entropy", "next_loss": "loss"}

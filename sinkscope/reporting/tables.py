@@ -12,9 +12,8 @@ import xarray as xr
 
 from sinkscope.analysis import discover, massive_activations, sink_mass, sink_rate_curve, value_drain
 from sinkscope.analysis import mass_by_layer as layer_masses
-from sinkscope.figures.need import is_causal
-from sinkscope.figures.nulls import null_mass
-from sinkscope.figures.sink_rate import default_lengths
+from sinkscope.analysis.variables import is_causal
+from sinkscope.figures.sink_mass import default_lengths, null_mass
 from sinkscope.reporting import softmax_tables
 from sinkscope.reporting.headline import summary
 from sinkscope.reporting.streaming_plates import POLICIES

@@ -128,7 +128,7 @@ def test_attrs_say_where_the_table_came_from(model, ids):
 
 
 def test_the_figure_takes_the_table(model, ids):
-    from sinkscope.figures.ablation import ablation
+    from sinkscope.figures import ablation
 
     assert len(ablation(ablated(model, ids)).axes) == 2
 

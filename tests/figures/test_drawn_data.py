@@ -13,7 +13,7 @@ from sinkscope import figures
 from sinkscope.analysis import from_maps
 from sinkscope.errors import SinkscopeError
 from tests.analysis.synthetic import synthetic_maps, synthetic_record
-from tests.figures.streamed import CAPTURED
+from tests.figures.records import CAPTURED
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,23 @@ def test_a_layer_that_was_skipped_is_a_gap_and_no_warning(record, name):
             variable[{"layer": 2}] = np.nan
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        getattr(figures, name)(gap).savefig("/dev/null", format="png")
+        figure = getattr(figures, name)(gap)
+        figure.savefig("/dev/null", format="png")
+    assert all(np.isnan(values).all() for values in of_layer(figure, 2))
+    assert all(np.isfinite(values).any() for values in of_layer(figure, 1))
+
+
+def of_layer(figure: Figure, layer: int) -> list[np.ndarray]:
+    """What is drawn at a layer: in lines along layers, in rows of cells, in a line of its own."""
+    axes = figure.axes[0]
+    lines = {line.get_gid(): line for line in axes.lines if line.get_transform() == axes.transData}
+    if axes.get_xlabel() == "layer":
+        found = [line.get_ydata()[line.get_xdata() == layer] for line in lines.values()]
+    elif axes.get_ylabel() == "layer":
+        found = [np.ma.filled(axes.images[0].get_array(), np.nan)[layer]]
+    else:
+        found = [lines[f"layer-{layer}"].get_ydata()] if f"layer-{layer}" in lines else []
+    return [np.asarray(values, float) for values in found]
 
 
 def test_maps_of_any_origin_serve_every_figure_they_have_the_numbers_for():

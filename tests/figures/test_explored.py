@@ -6,36 +6,12 @@ import warnings
 
 import numpy as np
 import pytest
-import xarray as xr
 
 from sinkscope import figures
 from sinkscope.analysis import from_maps
 from sinkscope.errors import SinkscopeError
 from tests.analysis.synthetic import synthetic_maps
-
-TOKENS = 40
-
-
-def view(first: int = 0, tokens: int = TOKENS, policies: tuple[str, ...] = ("dense", "window 12")) -> xr.Dataset:
-    """As the explorer saves it: a map of the tokens from `first` on, and losses of the whole text."""
-    maps = synthetic_maps(sequences=1, layers=1, heads=1, tokens=tokens - first)[0, 0, 0]
-    maps = np.where(np.tri(tokens - first, dtype=bool), maps, np.nan)
-    losses = np.random.default_rng(0).random((len(policies), 1, tokens)).astype(np.float32) + 1
-    losses[:, :, 0] = np.nan
-    places = np.arange(first, tokens)
-    return xr.Dataset(
-        {
-            "attention_map": (
-                ("sequence", "layer", "head", "map_query", "map_key"), maps[None, None, None], {"setting": policies[-1]}
-            ),
-            "nll": (("policy", "sequence", "token"), losses),
-        },
-        coords={
-            "sequence": [0], "layer": [7], "head": [3], "map_query": places, "map_key": places,
-            "policy": list(policies), "length": ("sequence", [tokens]), "token": np.arange(tokens),
-        },
-        attrs={"model": "tiny", "kind": "explored"},
-    )  # fmt: skip
+from tests.figures.records import TOKENS, view
 
 
 def curves(figure) -> dict[str, np.ndarray]:

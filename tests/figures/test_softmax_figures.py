@@ -15,36 +15,9 @@ from sinkscope import figures
 from sinkscope.analysis import dose_table, intervention_table, predictability_table
 from sinkscope.analysis.decomposition import collapse_table
 from sinkscope.errors import SinkscopeError
-from sinkscope.figures.predictability import sides
+from sinkscope.figures.interventions import sides
 from tests.analysis import experiments
-from tests.figures.streamed import EXPERIMENTS
-
-
-def comparison_table(models: int = 3) -> pd.DataFrame:
-    """As `compare` makes it."""
-    rows = [
-        {
-            "model": f"model-{row}", "sink_rate": 0.1 + 0.2 * row, "rate_low": 0.05 + 0.2 * row,
-            "rate_high": 0.15 + 0.2 * row, "rate_null": 0.0, "sink_mass": 0.1 + 0.1 * row, "mass_low": 0.08 + 0.1 * row,
-            "mass_high": 0.13 + 0.1 * row, "mass_null": 0.01, "T": 1024, "collapse": 1.0 + row**3,
-            "collapse_low": 0.9 + row**3, "collapse_high": 1.2 + row**3, "cache_size": 256,
-            "differs": "text" if row == 1 else "",
-        }
-        for row in range(models)
-    ]  # fmt: skip
-    table = pd.DataFrame(rows)
-    table.attrs = {"epsilon": 0.3, **experiments.SOURCE}
-    return table
-
-
-DRAWN = {
-    "collapse": lambda: figures.collapse(experiments.collapse()),
-    "comparison": lambda: figures.comparison(comparison_table()),
-    "dose_response": lambda: figures.dose_response(experiments.dose()),
-    "effects": lambda: figures.effects(experiments.interventions()),
-    "forced_mass": lambda: figures.forced_mass(experiments.forced()),
-    "predictability": lambda: figures.predictability(experiments.predictability()),
-}
+from tests.figures.records import EXPERIMENTS, comparison_table, drawn
 
 
 def artists(axes) -> dict[str, object]:
@@ -114,7 +87,7 @@ def test_collapse_draws_the_ratios_with_their_paired_intervals_and_says_how_much
     axes = figures.collapse(record).axes[0]
     for row, each in enumerate(table.itertuples()):
         assert xs(axes, each.part)[0] == pytest.approx(each.ratio) and ys(axes, each.part)[0] == row
-        np.testing.assert_allclose(spans(axes, f"interval-{each.part}", 0), [[each.ratio_low, each.ratio_high]])
+        np.testing.assert_allclose(spans(axes, f"across-{each.part}", 0), [[each.ratio_low, each.ratio_high]])
     assert axes.get_xscale() == "log" and xs(axes, "full").tolist() == [1, 1]
     shown = artists(axes)["text-phantom, values zeroed"].get_text()
     assert shown.endswith(f"closes {100 * table['recovered'][2]:.0f}%") and "closes −" in _text(axes, 1)
@@ -147,7 +120,7 @@ def test_dose_response_draws_three_responses_for_sinks_and_control(given):
             np.testing.assert_allclose(ys(axes, f"{column}-{arm}-gone"), own[column][~finite])
             bounds = "mass" if column == "sink_mass" else column
             np.testing.assert_allclose(
-                spans(axes, f"interval-{arm}", 1), own[[f"{bounds}_low", f"{bounds}_high"]][~finite]
+                spans(axes, f"interval-{column}-{arm}-gone", 1), own[[f"{bounds}_low", f"{bounds}_high"]][~finite]
             )
     null = np.mean([1 / (i + 1) for i in range(experiments.START, 60)])
     assert ys(panels[1], "level")[0] == pytest.approx(null) and ys(panels[0], "level")[0] == 1
@@ -178,7 +151,7 @@ def test_effects_stand_above_their_controls_beside_what_nothing_and_uniform_atte
         for axes, column, bounds in ((loss, "ratio", "ratio"), (mass, "sink_mass", "mass")):
             np.testing.assert_allclose(xs(axes, f"{column}-{role}"), own[column])
             kept = own[[f"{bounds}_low", f"{bounds}_high"]].dropna().to_numpy()
-            np.testing.assert_allclose(spans(axes, f"interval-{column}-{role}", 0), kept)
+            np.testing.assert_allclose(spans(axes, f"across-{column}-{role}", 0), kept)
     labels = [label.get_text() for label in loss.get_yticklabels()]
     assert labels == table["intervention"].tolist()[1:]
     assert (ys(loss, "ratio-control")[:2] > ys(loss, "ratio-effect")[:2]).all()  # the axis runs downwards
@@ -245,10 +218,10 @@ def test_comparison_draws_one_point_for_each_model_with_both_intervals():
         for row, each in enumerate(table.to_dict("records")):
             assert xs(axes, f"model-{row}")[0] == each[column] and ys(axes, f"model-{row}")[0] == each["collapse"]
             np.testing.assert_allclose(
-                spans(axes, f"across-{row}", 0), [[each[f"{bounds}_low"], each[f"{bounds}_high"]]]
+                spans(axes, f"across-model-{row}", 0), [[each[f"{bounds}_low"], each[f"{bounds}_high"]]]
             )
             np.testing.assert_allclose(
-                spans(axes, f"interval-{row}", 1), [[each["collapse_low"], each["collapse_high"]]]
+                spans(axes, f"interval-model-{row}", 1), [[each["collapse_low"], each["collapse_high"]]]
             )
         assert xs(axes, f"null-{column}")[0] == table[f"{bounds}_null"][0] and ys(axes, "none")[0] == 1
     faces = [artists(panels[0])[f"model-{row}"].get_markerfacecolor() for row in range(3)]
@@ -261,7 +234,7 @@ def test_comparison_draws_one_point_for_each_model_with_both_intervals():
 def test_provenance_width_text_size_and_bytes_are_those_of_every_figure(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure, again = DRAWN[name](), DRAWN[name]()
+        figure, again = drawn(name), drawn(name)
         saved = [io.BytesIO(), io.BytesIO()]
         for target, each in zip(saved, (figure, again), strict=True):
             each.savefig(target, format="pdf")
@@ -273,7 +246,7 @@ def test_provenance_width_text_size_and_bytes_are_those_of_every_figure(name):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_label_lies_inside_the_figure_and_no_legend_on_the_data(name):
-    figure = DRAWN[name]()
+    figure = drawn(name)
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw_without_rendering()
     panels = [axes.get_window_extent(renderer) for axes in figure.axes]
@@ -282,27 +255,39 @@ def test_every_label_lies_inside_the_figure_and_no_legend_on_the_data(name):
         box = legend.get_window_extent(renderer)
         assert not any(box.y0 < panel.y1 - 2 and box.overlaps(panel) for panel in panels)
     labels = [label for axes in figure.axes for label in (axes.xaxis.label, axes.yaxis.label, *axes.texts)]
-    for drawn in [*legends, *(label for label in labels if label.get_text())]:
-        box = drawn.get_window_extent(renderer)
+    for each in [*legends, *(label for label in labels if label.get_text())]:
+        box = each.get_window_extent(renderer)
         assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1 + 1
 
 
 @pytest.mark.parametrize(
-    "draw",
+    ("name", "record", "over_texts", "over_positions"),
     [
-        lambda: figures.forced_mass(experiments.forced(1, 1, 1, 12)),
-        lambda: figures.collapse(experiments.collapse(tokens=80)),
-        lambda: figures.dose_response(experiments.dose(1, 30, 1, 1, count=3)),
-        lambda: figures.effects(experiments.interventions(1, 30, 1, 1)),
-        lambda: figures.predictability(experiments.predictability(1, 1, 1, 40)),
-        lambda: figures.comparison(comparison_table(1)),
+        ("forced_mass", lambda: experiments.forced(1, 1, 1, 12), "change lost_denominator lost_value", ""),
+        ("collapse", lambda: experiments.collapse(tokens=80), "", "window"),
+        (
+            "dose_response",
+            lambda: experiments.dose(1, 30, 1, 1, count=3),
+            "sink_mass-sinks output-sinks",
+            "ratio-sinks",
+        ),
+        ("effects", lambda: experiments.interventions(1, 30, 1, 1), "sink_mass-effect", "ratio-effect"),
+        ("predictability", lambda: experiments.predictability(1, 1, 1, 40), "", "mean"),
+        ("comparison", lambda: comparison_table(1), "", "model-0"),
     ],
-    ids=["forced_mass", "collapse", "dose_response", "effects", "predictability", "comparison"],
 )
-def test_one_text_and_small_models_are_drawn_without_a_warning_or_intervals_over_texts(draw):
+def test_one_text_and_small_models_are_drawn_without_a_warning_or_intervals_over_texts(
+    name, record, over_texts, over_positions
+):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        draw().savefig(io.BytesIO(), format="png")
+        figure = getattr(figures, name)(record())
+        figure.savefig(io.BytesIO(), format="png")
+    drawn_here = {gid for axes in figure.axes for gid in artists(axes)}
+    for own, there in ((over_texts, False), (over_positions, True)):
+        for gid in own.split():
+            assert gid in drawn_here
+            assert any(f"{kind}-{gid}" in drawn_here for kind in ("band", "interval", "across")) == there
 
 
 @pytest.mark.parametrize(

@@ -13,42 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from sinkscope import figures
 from sinkscope.errors import SinkscopeError
-from sinkscope.figures.perplexity import estimated
+from sinkscope.figures.streaming import estimated
 from tests.analysis.losses import autoregressive, collapsing, loss_record
-from tests.figures.streamed import STREAMED
-
-ATTRIBUTES = {"model": "some/model", "text": "a text", "date": "2020-02-02", "sinkscope": "0.1.0"}
-
-
-def ablation_table(zero: float = 40.0, caches: tuple[int, ...] = (512,)) -> pd.DataFrame:
-    rows = []
-    combinations = itertools.product(caches, ("cache", "original"), ("first", "line breaks", "random"), (0, 1, 4))
-    for cache, positions, kind, sinks in combinations:
-        if sinks or (positions, kind) == ("cache", "first"):
-            ppl = zero if sinks == 0 else 20 + len(kind) / 5 + 2 * (positions == "original") + 1 / sinks - cache / 1000
-            rows.append((sinks, cache, positions, kind, ppl, 0.95 * ppl, 1.06 * ppl))
-    table = pd.DataFrame(rows, columns=["sinks", "cache_size", "positions", "kind", "ppl", "low", "high"])
-    table.attrs = ATTRIBUTES
-    return table
-
-
-def decode_table() -> pd.DataFrame:
-    rows = [("dense", -1, 88.0, 80.0, 95.0, 3_000_000_000)]
-    for size in (256, 512, 1024, 2048):
-        rows += [
-            ("recompute", size, size**2 / 5000, size**2 / 5500, size**2 / 4500, size * 46080),
-            ("sinks + window", size, 22 + size / 200, 21 + size / 200, 24 + size / 200, size * 46080),
-        ]
-    table = pd.DataFrame(rows, columns=["policy", "cache_size", "milliseconds", "low", "high", "kv_bytes"])
-    table.attrs = ATTRIBUTES
-    return table
-
-
-DRAWN = {
-    "log_perplexity": lambda: figures.log_perplexity(collapsing(sampled=200)),
-    "ablation": lambda: figures.ablation(ablation_table()),
-    "decode_cost": lambda: figures.decode_cost(decode_table()),
-}
+from tests.figures.records import STREAMED, ablation_table, decode_table, drawn
 
 
 def artists(axes) -> dict[str, object]:
@@ -78,7 +45,7 @@ def test_lines_are_means_of_the_losses_of_all_sequences_in_each_bin():
 def test_bands_of_independent_losses_are_as_wide_as_the_textbook_says():
     nll = 5 + np.random.default_rng(0).normal(size=(1, 4, 1024))
     axes = figures.log_perplexity(loss_record(nll), width=256).axes[0]
-    outline = artists(axes)["band-dense"].get_paths()[0].vertices
+    outline = artists(axes)["band-mean-dense"].get_paths()[0].vertices
     mean = heights(axes, "mean-dense")
     for column, place in enumerate(artists(axes)["mean-dense"].get_xdata()):
         around = outline[np.isclose(outline[:, 0], place), 1]
@@ -104,7 +71,7 @@ def test_a_sampled_policy_stands_on_the_nearest_line_moved_by_the_mean_differenc
         expected = np.nanmean((nll[2] - nearest)[:, inside]) + np.nanmean(nearest[:, 64 * middle : 64 * middle + 64])
         assert mean[column] == pytest.approx(expected, rel=1e-10)
         assert 64 * middle <= place[column] < 64 * middle + 64
-    bars = whiskers(axes, "band-recompute 64")
+    bars = whiskers(axes, "interval-mean-recompute 64")
     assert ((bars[:, 0] < mean) & (mean < bars[:, 1])).all()
     assert "recompute 64 (sampled)" in axes.get_legend_handles_labels()[1]
 
@@ -175,7 +142,13 @@ def test_a_perplexity_that_is_not_finite_leaves_a_gap():
     table.loc[table["sinks"] == 0, ["ppl", "low", "high"]] = [np.inf, np.nan, np.nan]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figures.ablation(table).savefig(io.BytesIO(), format="png")
+        figure = figures.ablation(table)
+        figure.savefig(io.BytesIO(), format="png")
+    bars = {each.get_label(): [bar.get_height() for bar in each] for each in figure.axes[0].containers}
+    assert np.isnan(bars["first, cache"][0]) and np.isfinite(bars["first, cache"][1:]).all()
+    drawn_whiskers = artists(figure.axes[0])["interval-first-cache"].get_segments()
+    assert sum(len(piece) > 0 for piece in drawn_whiskers) == len(bars["first, cache"]) - 1
+    assert figures.plotly_figure(figures.ablation.describe(table))["data"][0]["y"][0] is None
 
 
 def test_decode_cost_shows_milliseconds_and_mebibytes_against_cache_size():
@@ -184,11 +157,11 @@ def test_decode_cost_shows_milliseconds_and_mebibytes_against_cache_size():
     for name in ("recompute", "sinks + window"):
         own = table[table["policy"] == name]
         np.testing.assert_allclose(heights(time, f"milliseconds-{name}"), own["milliseconds"])
-        np.testing.assert_allclose(whiskers(time, f"interval-{name}"), own[["low", "high"]])
+        np.testing.assert_allclose(whiskers(time, f"interval-milliseconds-{name}"), own[["low", "high"]])
         np.testing.assert_allclose(heights(memory, f"kv_bytes-{name}"), own["kv_bytes"] / 1024**2)
         np.testing.assert_array_equal(artists(time)[f"milliseconds-{name}"].get_xdata(), own["cache_size"])
     assert heights(time, "level-dense")[0] == 88 and heights(memory, "level-dense")[0] == 3e9 / 1024**2
-    for axes, unit in ((time, "(ms)"), (memory, "(MiB)")):
+    for axes, unit in ((time, "(ms, log scale)"), (memory, "(MiB, log scale)")):
         assert axes.get_xscale() == axes.get_yscale() == "log" and unit in axes.get_ylabel()
         assert [tick.get_text() for tick in axes.get_xticklabels()] == ["256", "512", "1,024", "2,048"]
         assert 3 <= len(axes.get_yticks()) <= 9
@@ -196,18 +169,18 @@ def test_decode_cost_shows_milliseconds_and_mebibytes_against_cache_size():
 
 @pytest.mark.parametrize("name", STREAMED)
 def test_provenance_width_and_bytes_are_those_of_every_figure(name):
-    figure = DRAWN[name]()
+    figure = drawn(name)
     assert figure.get_figwidth() in (3.25, 6.75) and figure.axes[0].xaxis.label.get_fontsize() == 8
     assert "some/model" in figure.get_supxlabel() and "a text" in figure.get_supxlabel()
     saved = [io.BytesIO(), io.BytesIO()]
-    for target, each in zip(saved, (figure, DRAWN[name]()), strict=True):
+    for target, each in zip(saved, (figure, drawn(name)), strict=True):
         each.savefig(target, format="pdf")
     assert saved[0].getvalue() == saved[1].getvalue() and b"some/model" in saved[0].getvalue()
 
 
 @pytest.mark.parametrize("name", STREAMED)
 def test_the_legend_lies_inside_the_figure_and_off_the_axes(name):
-    figure = DRAWN[name]()
+    figure = drawn(name)
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw_without_rendering()
     legend = figure.legends[0].get_window_extent(renderer)

@@ -14,7 +14,7 @@ from PIL import Image
 from sinkscope import figures
 from sinkscope.figures.style import number
 from tests.analysis.synthetic import synthetic_record
-from tests.figures.streamed import CAPTURED
+from tests.figures.records import CAPTURED
 
 
 @pytest.fixture(scope="module")

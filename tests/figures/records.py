@@ -1,0 +1,123 @@
+"""A record or table with known contents for every figure: no model needed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from sinkscope import figures
+from sinkscope.figures.matplotlib_renderer import PaperFigure
+from tests.analysis import experiments
+from tests.analysis.losses import collapsing
+from tests.analysis.synthetic import synthetic_maps, synthetic_record
+from tests.lab.records import emergence_record, language_record
+
+ATTRIBUTES = {"model": "some/model", "text": "a text", "date": "2020-02-02", "sinkscope": "0.1.0"}
+
+
+def ablation_table(zero: float = 40.0, caches: tuple[int, ...] = (512,)) -> pd.DataFrame:
+    rows = []
+    combinations = itertools.product(caches, ("cache", "original"), ("first", "line breaks", "random"), (0, 1, 4))
+    for cache, positions, kind, sinks in combinations:
+        if sinks or (positions, kind) == ("cache", "first"):
+            ppl = zero if sinks == 0 else 20 + len(kind) / 5 + 2 * (positions == "original") + 1 / sinks - cache / 1000
+            rows.append((sinks, cache, positions, kind, ppl, 0.95 * ppl, 1.06 * ppl))
+    table = pd.DataFrame(rows, columns=["sinks", "cache_size", "positions", "kind", "ppl", "low", "high"])
+    table.attrs = ATTRIBUTES
+    return table
+
+
+def decode_table() -> pd.DataFrame:
+    rows = [("dense", -1, 88.0, 80.0, 95.0, 3_000_000_000)]
+    for size in (256, 512, 1024, 2048):
+        rows += [
+            ("recompute", size, size**2 / 5000, size**2 / 5500, size**2 / 4500, size * 46080),
+            ("sinks + window", size, 22 + size / 200, 21 + size / 200, 24 + size / 200, size * 46080),
+        ]
+    table = pd.DataFrame(rows, columns=["policy", "cache_size", "milliseconds", "low", "high", "kv_bytes"])
+    table.attrs = ATTRIBUTES
+    return table
+
+
+def comparison_table(models: int = 3) -> pd.DataFrame:
+    """As `compare` makes it."""
+    rows = [
+        {
+            "model": f"model-{row}", "sink_rate": 0.1 + 0.2 * row, "rate_low": 0.05 + 0.2 * row,
+            "rate_high": 0.15 + 0.2 * row, "rate_null": 0.0, "sink_mass": 0.1 + 0.1 * row, "mass_low": 0.08 + 0.1 * row,
+            "mass_high": 0.13 + 0.1 * row, "mass_null": 0.01, "T": 1024, "collapse": 1.0 + row**3,
+            "collapse_low": 0.9 + row**3, "collapse_high": 1.2 + row**3, "cache_size": 256,
+            "differs": "text" if row == 1 else "",
+        }
+        for row in range(models)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    table.attrs = {"epsilon": 0.3, **experiments.SOURCE}
+    return table
+
+
+def language():
+    masses = {"softmax": 0.5, "softmax1": 0.2, "sink token": 0.7}
+    return language_record(masses, {"softmax": 3.0, "softmax1": 5.0, "sink token": 1.1}, seeds=2)
+
+
+TOKENS = 40
+
+
+def view(first: int = 0, tokens: int = TOKENS, policies: tuple[str, ...] = ("dense", "window 12")) -> xr.Dataset:
+    """As the explorer saves it: a map of the tokens from `first` on, and losses of the whole text."""
+    maps = synthetic_maps(sequences=1, layers=1, heads=1, tokens=tokens - first)[0, 0, 0]
+    maps = np.where(np.tri(tokens - first, dtype=bool), maps, np.nan)
+    losses = np.random.default_rng(0).random((len(policies), 1, tokens)).astype(np.float32) + 1
+    losses[:, :, 0] = np.nan
+    places = np.arange(first, tokens)
+    return xr.Dataset(
+        {
+            "attention_map": (
+                ("sequence", "layer", "head", "map_query", "map_key"), maps[None, None, None], {"setting": policies[-1]}
+            ),
+            "nll": (("policy", "sequence", "token"), losses),
+        },
+        coords={
+            "sequence": [0], "layer": [7], "head": [3], "map_query": places, "map_key": places,
+            "policy": list(policies), "length": ("sequence", [tokens]), "token": np.arange(tokens),
+        },
+        attrs={"model": "tiny", "kind": "explored"},
+    )  # fmt: skip
+
+
+def captured() -> xr.Dataset:
+    return synthetic_record(sequences=2, layers=2, heads=2, tokens=24)
+
+
+CAPTURED = (
+    "distance_profile", "entropy_by_layer", "mass_by_layer", "massive_activations", "mean_maps", "norms",
+    "received_by_position", "sink_mass_heatmap", "sink_rate_curve",
+)  # fmt: skip
+EXPERIMENTS: dict[str, Callable[[], Any]] = {
+    "collapse": experiments.collapse,
+    "comparison": comparison_table,
+    "dose_response": experiments.dose,
+    "effects": experiments.interventions,
+    "forced_mass": experiments.forced,
+    "predictability": experiments.predictability,
+}
+STREAMED: dict[str, Callable[[], Any]] = {
+    "ablation": ablation_table,
+    "decode_cost": decode_table,
+    "log_perplexity": lambda: collapsing(sampled=200),
+}
+TRAINED: dict[str, Callable[[], Any]] = {"emergence": emergence_record, "language_emergence": language}
+RECORDS: dict[str, Callable[[], Any]] = {
+    **dict.fromkeys(CAPTURED, captured), **EXPERIMENTS, **STREAMED, **TRAINED, "explored": view,
+}  # fmt: skip
+
+
+def drawn(name: str) -> PaperFigure:
+    """The figure of this name, of its record."""
+    return getattr(figures, name)(RECORDS[name]())
