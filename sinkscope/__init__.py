@@ -47,7 +47,7 @@ _HOMES = {
     "sinkscope.interventions.collapse": ["decompose", "decompose_by_layer"],
     "sinkscope.interventions.dose": ["dose_response"],
     "sinkscope.interventions.predictability": ["predictability"],
-    "sinkscope.reporting": ["Report", "report"],
+    "sinkscope.reporting": ["ITEMS", "SECTIONS", "Item", "Report", "Section", "Table", "report"],
     "sinkscope.explorer": ["explore"],
 }  # fmt: skip
 _PACKAGES = ("lab",)  # whose own names are public too

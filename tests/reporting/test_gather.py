@@ -10,26 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 import sinkscope
 from sinkscope.errors import SinkscopeError
 from sinkscope.reporting import gather_streaming
+from tests.reporting.byte_tokens import byte_tokenizer
 from tests.zoo import build, inputs
 
 TEXT = "In the beginning God created the heaven and the earth. <b>汉字</b>\n"
-
-
-def byte_tokenizer(bos: bool) -> PreTrainedTokenizerFast:
-    """One token per byte; with `bos`, a <s> in front of every text."""
-    vocabulary = {"<s>": 0} | {c: 1 + n for n, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    made = Tokenizer(models.BPE(vocabulary, []))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    if bos:
-        made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>")
 
 
 @pytest.fixture(scope="module")
