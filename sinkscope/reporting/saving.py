@@ -59,10 +59,13 @@ def _records(content: Content, folder: Path) -> list[str]:
 def _figure(content: Content, folder: Path, name: str) -> list[str]:
     (folder / "figures").mkdir(exist_ok=True)
     figure = content.figures[name]
+    made, engine = [f"figures/{name}.{kind}" for kind in FORMATS], figure.get_layout_engine()
     figure.set_layout_engine("none")  # it is laid out: do not do it again for every format
-    made = [f"figures/{name}.{kind}" for kind in FORMATS]
-    for path in made:
-        figure.savefig(folder / path)
+    try:
+        for path in made:
+            figure.savefig(folder / path)
+    finally:
+        figure.set_layout_engine(engine)
     return made
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from sinkscope.reporting import Report
 from sinkscope.reporting.interactive import INTERACTIVE
-from sinkscope.reporting.page import _script_json, page
+from sinkscope.reporting.page import _script_json, description, page
 from sinkscope.reporting.traces import hover_text, thinned
 from tests.reporting import naive, naive_softmax, naive_streaming
 
@@ -32,7 +32,7 @@ def report() -> Report:
 @pytest.fixture(scope="module")
 def html(report) -> str:
     files = ["figures/norms.pdf", "tables/summary.csv", "records/text.nc"]
-    return page(report, files)
+    return page(report.content, files)
 
 
 def without_scripts(html: str) -> str:
@@ -88,12 +88,14 @@ def test_hover_texts_are_text_to_plotly():
     assert hover_text("<b>bold</b>&lt;") == "&lt;b&gt;bold&lt;/b&gt;&amp;lt;"
 
 
-@pytest.mark.parametrize("name", INTERACTIVE)
-def test_every_interactive_figure_is_valid_plotly_with_named_axes(report, name):
-    plate = report.figures.plates.get(name)
-    record = plate.record(report.records) if plate else naive.record()
-    figure = go.Figure(uncoloured(INTERACTIVE[name](record)))
-    assert figure.layout.xaxis.title.text and figure.layout.yaxis.title.text
+def test_every_interactive_figure_is_valid_plotly_with_named_axes(report):
+    content = Report({**report.records, "short": naive.record()}).content
+    described = {name: description(content.items[name], content.source(name)) for name in content.figures}
+    assert [name for name, made in described.items() if made is None] == ["mean_maps"]
+    assert set(INTERACTIVE) == {name for name, made in described.items() if made is not None}
+    for made in filter(None, described.values()):
+        figure = go.Figure(uncoloured(made))
+        assert figure.layout.xaxis.title.text and figure.layout.yaxis.title.text
 
 
 def uncoloured(value, key=""):
@@ -136,7 +138,7 @@ def test_the_interactive_streaming_figures_hold_the_numbers_of_their_records(rep
 
 def test_every_streaming_caption_says_which_policy_is_which(report, html):
     for name in ("log_perplexity", "ablation", "decode_cost"):
-        meaning = report.figures.plates[name].meaning
+        meaning = report.content.items[name].meaning
         assert "window" in meaning.lower() and "re-comput" in meaning
     text = without_scripts(html)
     for words in ("is not that window", "not re-computation", "cpu, 2 threads", "quartiles"):
@@ -153,8 +155,8 @@ def test_long_texts_keep_their_beginning_and_their_peaks():
 def test_the_page_states_the_headline_the_definitions_and_the_files(report, html):
     text = without_scripts(html)
     assert report.headline.replace(">", "&gt;") in text
-    for plate in report.figures.plates.values():
-        assert plate.title in text
+    for name in report.figures:
+        assert report.content.items[name].title in text
     for word in ('href="figures/norms.pdf"', 'href="tables/summary.csv"', "Report.open", "uniform null"):
         assert word in text
 
