@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sinkscope.core.policies import Policy
     from sinkscope.core.probes import Probe
     from sinkscope.streaming.checkpoint import Progress
+    from sinkscope.streaming.perplexity import Run
 
 FEWEST_TOKENS = 8  # a text must reach past the first four keys, with a few queries to average over
 
@@ -135,7 +136,7 @@ class Passes:
         self.model, self.tokenizer, self.tokens, self.rows, self.front = model, tokenizer, tokens, rows, front
         self.probes, self.progress, self.notes = dict(probes or {}), progress, list[str]()
         self._measured: list[tuple[torch.Tensor, set[Probe], bool, xr.Dataset]] = []
-        self._read: list[tuple[torch.Tensor, Policy, int | None, Progress]] = []
+        self._known: list[tuple[torch.Tensor, Policy, int | None, Progress]] = []
 
     @cached_property
     def one_text(self) -> torch.Tensor:
@@ -192,10 +193,10 @@ class Passes:
         check_run(self.model, [ids], run)
         for policy in policies:
             check_limits(self.model, policy, len(ids))
-        finished = [self._losses(ids, policy, run) for policy in policies]
+        finished = [self._read(ids, policy, run) for policy in policies]
         return record_of(self.model, [ids], list(policies), finished).assign_attrs(run.attributes())
 
-    def _losses(self, ids: torch.Tensor, policy: Policy, run: Any) -> Progress:
+    def _read(self, ids: torch.Tensor, policy: Policy, run: Run) -> Progress:
         """The losses of a text; of the beginning of one that was read already, where a policy scores every token."""
         import torch
 
@@ -205,12 +206,12 @@ class Passes:
 
         if policy == SinkWindow(0, policy.window or 1):
             policy = Window(policy.window or 1)
-        for known, other, samples, done in self._read:
+        for known, other, samples, done in self._known:
             whole = not policy.recomputed or (len(known) == len(ids) and samples == run.samples)
             if other == policy and whole and torch.equal(known[: len(ids)], ids):
                 return Progress(done.losses[:, : len(ids)], seconds=done.seconds)
         done = read_texts(self.model, [ids], policy, run, Checkpoint(None, {}), None, self.progress)
-        self._read.append((ids, policy, run.samples, done))
+        self._known.append((ids, policy, run.samples, done))
         return done
 
 
