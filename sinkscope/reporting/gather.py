@@ -19,6 +19,7 @@ from sinkscope.reporting.streaming import LENGTH, STREAMING
 if TYPE_CHECKING:
     import torch
 
+    from sinkscope.core.normalisers import Normaliser
     from sinkscope.core.policies import Policy
     from sinkscope.core.probes import Probe
     from sinkscope.streaming.checkpoint import Progress
@@ -136,7 +137,7 @@ class Passes:
         self.model, self.tokenizer, self.tokens, self.rows, self.front = model, tokenizer, tokens, rows, front
         self.probes, self.progress, self.notes = dict(probes or {}), progress, list[str]()
         self._measured: list[tuple[torch.Tensor, set[Probe], bool, xr.Dataset]] = []
-        self._known: list[tuple[torch.Tensor, Policy, int | None, Progress]] = []
+        self._known: list[tuple[torch.Tensor, Policy, Run, Progress]] = []
 
     @cached_property
     def one_text(self) -> torch.Tensor:
@@ -184,34 +185,44 @@ class Passes:
         self._measured.append((ids, set(wanted), token_texts, result))
         return result
 
-    def perplexity(self, ids: torch.Tensor, policies: Sequence[Policy], samples: int | None = 256) -> xr.Dataset:
+    def perplexity(
+        self,
+        ids: torch.Tensor,
+        policies: Sequence[Policy],
+        samples: int | None = 256,
+        normaliser: Normaliser | None = None,
+    ) -> xr.Dataset:
         """The record that `sinkscope.perplexity` makes of one text [token]; no policy reads it twice."""
         from sinkscope.streaming.limits import check_limits
         from sinkscope.streaming.perplexity import Run, check_run, record_of
 
-        run = Run(block=1024, samples=samples, seed=0)
+        run = Run(1024, samples, 0, normaliser)
         check_run(self.model, [ids], run)
         for policy in policies:
             check_limits(self.model, policy, len(ids))
-        finished = [self._read(ids, policy, run) for policy in policies]
+        finished = [self.read(self.model, [ids], policy, run) for policy in policies]
         return record_of(self.model, [ids], list(policies), finished).assign_attrs(run.attributes())
 
-    def _read(self, ids: torch.Tensor, policy: Policy, run: Run) -> Progress:
-        """The losses of a text; of the beginning of one that was read already, where a policy scores every token."""
+    def read(self, model: Any, texts: list[torch.Tensor], policy: Policy, run: Run, *_: Any) -> Progress:
+        """The losses of one text, as `read_texts` finds them, whose arguments it takes; of the beginning of one that
+        was read already, where a policy scores every token.
+        """
         import torch
 
         from sinkscope.core.policies import SinkWindow, Window
         from sinkscope.streaming.checkpoint import Checkpoint, Progress
         from sinkscope.streaming.perplexity import read_texts
 
+        (ids,) = texts
         if policy == SinkWindow(0, policy.window or 1):
             policy = Window(policy.window or 1)
-        for known, other, samples, done in self._known:
-            whole = not policy.recomputed or (len(known) == len(ids) and samples == run.samples)
-            if other == policy and whole and torch.equal(known[: len(ids)], ids):
+        for known, other, way, done in self._known:
+            sampled = policy.recomputed and (len(known) != len(ids) or way.samples != run.samples)
+            same = other == policy and way.normaliser is run.normaliser and not sampled
+            if same and torch.equal(known[: len(ids)], ids):
                 return Progress(done.losses[:, : len(ids)], seconds=done.seconds)
-        done = read_texts(self.model, [ids], policy, run, Checkpoint(None, {}), None, self.progress)
-        self._known.append((ids, policy, run.samples, done))
+        done = read_texts(model, texts, policy, run, Checkpoint(None, {}), None, self.progress)
+        self._known.append((ids, policy, run, done))
         return done
 
 

@@ -36,13 +36,16 @@ START = 64  # the first query that notices an intervention
 DOSES = (-math.inf, -4.0, -2.0, 0.0, 2.0)
 STRONG = 10.0  # times as much: nine tenths of a head's attention are parked
 STRONGEST = 20
+RECORDS = {
+    "forced": "Forced mass", "collapse": "The collapse decomposed", "dose": "Dose and response",
+    "interventions": "Interventions", "predictability": "Sink mass against predictability",
+}  # fmt: skip
+QUARTILES = ("lower_quartile", "median", "upper_quartile")
 MEASURES = {"next_entropy": "entropy", "next_loss": "loss"}
 
 
 class Sizes(NamedTuple):
-    """What suits a model and a text: texts and tokens in each, where interventions start, and of the collapse the
-    tokens read and the cache size.
-    """
+    """What suits a model and a text; `read` and `cache` are the tokens read and kept for the collapse."""
 
     texts: int
     length: int
@@ -109,19 +112,15 @@ def _interventions(passes: Passes, texts: torch.Tensor, start: int) -> xr.Datase
 
 
 def correlations(record: xr.Dataset) -> pd.DataFrame:
-    """Rank correlations of sink mass with entropy and loss of the next token, all heads together: quartiles over heads,
-    that of even attention, and how many intervals lie below or above both zero and that.
-    """
+    """Rank correlations of sink mass with entropy and loss, all heads together, beside that of even attention."""
     every = _correlations(record)
     rows = []
     for measure, name in MEASURES.items():
         table = every[every["measure"] == measure]
-        kinds, known = sides(table), table["correlation"].dropna()
-        quartiles = dict(
-            zip(("lower_quartile", "median", "upper_quartile"), known.quantile([0.25, 0.5, 0.75]), strict=True)
-        )
+        kinds, values = sides(table), table["correlation"].dropna()
+        quartiles = dict(zip(QUARTILES, values.quantile([0.25, 0.5, 0.75]), strict=True))
         counts = {kind: int((kinds == kind).sum()) for kind in ("below", "neither", "above")}
-        rows.append({"measure": name, "heads": len(known), **quartiles, "null": table["null"].iloc[0], **counts})
+        rows.append({"measure": name, "heads": len(values), **quartiles, "null": table["null"].iloc[0], **counts})
     return pd.DataFrame(rows)
 
 
@@ -183,18 +182,15 @@ def say_collapse(record: xr.Dataset, table: pd.DataFrame) -> str:
 def say_dose(record: xr.Dataset, table: pd.DataFrame) -> str:
     count = int(record.attrs.get("count", 1))
     sinks, random = (table[table["arm"] == arm].sort_values("dose").to_dict("records") for arm in ("sinks", "random"))
-    other = "a random token" if count == 1 else f"{count} random tokens"
-    first = tokens_named(count)
+    other, first = "a random token" if count == 1 else f"{count} random tokens", tokens_named(count)
     parts = []
-    for row in (0, -1):
-        of, control = sinks[row], random[row]
+    for of, control in ((sinks[0], random[0]), (sinks[-1], random[-1])):
         amount = "gone" if of["dose"] == -np.inf else f"at a dose of {of['dose']:+g}".replace("-", "−")
         parts.append(
             f"with the {first} {amount} perplexity is {_ratio(of)} times that at dose 0, with {other} {_ratio(control)}"
         )
-    return f"{parts[0][0].upper()}{'; '.join(parts)[1:]}. The mass on the {first} goes from " + (
-        f"{number(sinks[0]['sink_mass'])} to {number(sinks[-1]['sink_mass'])}."
-    )
+    low, high = (number(sinks[row]["sink_mass"]) for row in (0, -1))
+    return f"{parts[0][0].upper()}{'; '.join(parts)[1:]}. The mass on the {first} goes from {low} to {high}."
 
 
 def say_effects(record: xr.Dataset, table: pd.DataFrame) -> str:
@@ -263,20 +259,16 @@ def recovered(record: xr.Dataset) -> Numbers:
     if not is_decomposed(record):
         return []
     halves = {"phantom, values zeroed": "phantom sinks (values zeroed)", "values only": "the values of sinks alone"}
-    rows = []
-    for row in collapse_table(record).to_dict("records"):
-        if row["part"] not in halves or not np.isfinite(row["recovered"]):
-            continue
-        quantity = f"of the collapse, closed by {halves[str(row['part'])]}"
-        bounds = {"lower": row["recovered_low"], "upper": row["recovered_high"]}
-        note = (
-            f"mean loss over {int(row['tokens']):,} tokens, cache of {int(row['cache_size']):,}; "
-            "window: 0%, full sinks: 100%"
-        )
-        rows.append(
-            {"quantity": quantity, "unit": "share of the gap", "value": row["recovered"], **bounds, "note": note}
-        )
-    return rows
+    quantity, window = "of the collapse, closed by ", "window: 0%, full sinks: 100%"
+    return [
+        {
+            "quantity": quantity + halves[str(row["part"])], "unit": "share of the gap", "value": row["recovered"],
+            "lower": row["recovered_low"], "upper": row["recovered_high"],
+            "note": f"mean loss over {int(row['tokens']):,} tokens, cache of {int(row['cache_size']):,}; {window}",
+        }
+        for row in collapse_table(record).to_dict("records")
+        if row["part"] in halves and np.isfinite(row["recovered"])
+    ]  # fmt: skip
 
 
 ITEMS = (
@@ -401,13 +393,7 @@ SOFTMAX = Section(
     "Why sinks: what sum-to-one forces",
     ITEMS,
     run,
-    records={
-        "forced": "Forced mass",
-        "collapse": "The collapse decomposed",
-        "dose": "Dose and response",
-        "interventions": "Interventions",
-        "predictability": "Sink mass against predictability",
-    },
+    records=RECORDS,
     subject="What softmax forces",
     probed=("forced",),
     causal_only=True,
