@@ -184,7 +184,7 @@ def test_a_browser_draws_it_asks_the_network_nothing_and_runs_no_token(html, tmp
         tab.on("pageerror", lambda error: said.append(str(error)))
         tab.on("dialog", lambda dialog: (said.append(f"dialog {dialog.message}"), dialog.dismiss()))
         tab.goto(place.as_uri())
-        tab.wait_for_function("document.documentElement.dataset.drawn === 'yes'", timeout=60_000)
+        tab.wait_for_selector("html[data-drawn=yes]", state="attached", timeout=60_000)  # runs no script in the page
         drawn = tab.evaluate("document.querySelectorAll('.js-plotly-plot .main-svg').length")
         names = tab.evaluate("[...document.querySelectorAll('.textpoint text')].map(t => t.textContent)")
         tab.evaluate("Plotly.Fx.hover('plot-received_by_position', [{curveNumber: 1, pointNumber: 2}])")
