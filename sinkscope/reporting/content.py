@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -293,18 +294,18 @@ class Content:
                 self._left_out.append(f"`{item.name}` was left out: {reason}.")
         self.items = {item.name: item for item in every if item.name in self._served}
         drawn = [item for item in self.items.values() if item.figure is not None]
-        self.figures = Figures({item.name: lambda item=item: self._figure(item) for item in drawn})
+        self.figures = Figures({item.name: partial(self._figure, item) for item in drawn})
         self.captions: dict[str, tuple[Table, xr.Dataset]] = {
             SUMMARY: (Table(self._summary, SUMMARY, "Summary"), self.records[MAIN])
         }
-        makers = {SUMMARY: self._summary}
+        makers: dict[str, Callable[[], pd.DataFrame]] = {SUMMARY: self._summary}
         for item in self.items.values():
             if not isinstance(item.table, Table):
                 continue
             record, _ = item.served_by(self.records, item.table.variables)
             if record is not None:
                 self.captions[item.table.name] = item.table, record
-                makers[item.table.name] = lambda item=item, record=record: self._called(item, item.table.make, record)
+                makers[item.table.name] = partial(self._called, item, item.table.make, record)
         self.tables = Tables(makers)
 
     def source(self, name: str) -> xr.Dataset:

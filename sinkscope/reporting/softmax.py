@@ -63,12 +63,12 @@ def run(passes: Passes) -> Mapping[str, Measure]:
 
     sizes = sizes_of(passes.model, passes.tokens.numel(), passes.front is not None)
     texts = passes.sequences(sizes.length, sizes.texts)
-    short, shown = texts[:, :CHANGED], {"start": sizes.start, "progress": passes.progress}
+    shown: dict[str, Any] = {"start": sizes.start, "progress": passes.progress}
     return {
         "forced": lambda: passes.measure("forced", texts, [EvictionEffect(tuple(range(SINKS)))], token_texts=False),
         "collapse": lambda: passes.perplexity(passes.one_text[: sizes.read], collapse_policies(sizes.cache, SINKS)),
-        "dose": lambda: dose_response(passes.model, short, DOSES, **shown),
-        "interventions": lambda: _interventions(passes, short, sizes.start),
+        "dose": lambda: dose_response(passes.model, texts[:, :CHANGED], DOSES, **shown),
+        "interventions": lambda: _interventions(passes, texts[:, :CHANGED], sizes.start),
         "predictability": lambda: predictability(passes.model, texts, **shown),
     }
 

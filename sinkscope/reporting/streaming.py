@@ -53,7 +53,8 @@ def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
     from sinkscope.streaming.costs.decode import time_per_token
 
     model, (length, cache, timed) = passes.model, sizes_of(passes.model, passes.one_text.numel())
-    text, shown = passes.one_text[:length], {"sinks": SINKS, "repeats": REPEATS, "progress": passes.progress}
+    text = passes.one_text[:length]
+    shown: dict[str, Any] = {"sinks": SINKS, "repeats": REPEATS, "progress": passes.progress}
     policies = [Dense(), Window(cache), Recompute(cache), SinkWindow(SINKS, cache - SINKS)]
     curve = passes.perplexity(text, policies, samples=SAMPLES)  # a model that cannot be streamed says so here, and once
     return {
