@@ -10,9 +10,8 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis import dose_table
-from sinkscope.analysis.binned import mean_mass_by_bin
-from sinkscope.analysis.intervention_table import intervention_table
-from sinkscope.analysis.predictability import predictability_table
+from sinkscope.analysis.interventions import intervention_table
+from sinkscope.analysis.predictability import mean_mass_by_bin, predictability_table
 from sinkscope.figures.marks import (
     DASHES,
     PAGE,
