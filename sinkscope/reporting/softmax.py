@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,11 +15,10 @@ from sinkscope import analysis
 from sinkscope import figures as draw
 from sinkscope.analysis.decomposition import collapse_table, is_decomposed
 from sinkscope.analysis.interventions import OVER_CONTROL
-from sinkscope.analysis.predictability import mean_mass_by_bin
+from sinkscope.analysis.predictability import HEADS_SHOWN, correlated_heads, correlations, mean_mass_by_bin
 from sinkscope.analysis.variables import whole
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures.eviction import evicted, uniform_amplification
-from sinkscope.figures.interventions import sides
 from sinkscope.figures.requirements import tokens_named
 from sinkscope.figures.style import number
 from sinkscope.reporting.content import Item, Measure, Numbers, Section, Table
@@ -35,13 +35,11 @@ FEWEST = 64
 START = 64  # the first query that notices an intervention
 DOSES = (-math.inf, -4.0, -2.0, 0.0, 2.0)
 STRONG = 10.0  # times as much: nine tenths of a head's attention are parked
-STRONGEST = 20
 RECORDS = {
     "forced": "Forced mass", "collapse": "The collapse decomposed", "dose": "Dose and response",
     "interventions": "Interventions", "predictability": "Sink mass against predictability",
 }  # fmt: skip
-QUARTILES = ("lower_quartile", "median", "upper_quartile")
-MEASURES = {"next_entropy": "entropy", "next_loss": "loss"}
+PREDICTED = ("sink_mass", "next_loss", "next_entropy")
 
 
 class Sizes(NamedTuple):
@@ -62,14 +60,28 @@ def run(passes: Passes) -> Mapping[str, Measure]:
     from sinkscope.experiments.predictability import predictability
 
     sizes = sizes_of(passes.model, passes.tokens.numel(), passes.front is not None)
-    texts = passes.sequences(sizes.length, sizes.texts)
+    texts, effect = passes.sequences(sizes.length, sizes.texts), EvictionEffect(tuple(range(SINKS)))
     shown: dict[str, Any] = {"start": sizes.start, "progress": passes.progress}
+
+    @cache
+    def dense() -> xr.Dataset:  # one pass for two records
+        probes = [effect, *passes.probes.get("forced", ())]
+        return predictability(passes.model, texts, probes=probes, **shown)
+
+    def forced() -> xr.Dataset:
+        try:
+            record = dense().drop_vars([*PREDICTED, "sink"])
+        except SinkscopeError:  # a model that predicts no token can still be measured
+            return passes.measure("forced", texts, [effect], token_texts=False)
+        record.attrs = {name: each for name, each in record.attrs.items() if name not in ("kind", "first", "start")}
+        return record
+
     return {
-        "forced": lambda: passes.measure("forced", texts, [EvictionEffect(tuple(range(SINKS)))], token_texts=False),
+        "forced": forced,
         "collapse": lambda: passes.perplexity(passes.one_text[: sizes.read], collapse_policies(sizes.cache, SINKS)),
         "dose": lambda: dose_response(passes.model, texts[:, :CHANGED], DOSES, **shown),
         "interventions": lambda: _interventions(passes, texts[:, :CHANGED], sizes.start),
-        "predictability": lambda: predictability(passes.model, texts, **shown),
+        "predictability": lambda: dense().drop_vars([name for name in dense() if name not in PREDICTED]),
     }
 
 
@@ -93,45 +105,16 @@ def _interventions(passes: Passes, texts: torch.Tensor, start: int) -> xr.Datase
     from sinkscope.experiments.intervention import ReplaceTokens, Shift
     from sinkscope.experiments.interventions import possible, run_interventions
 
-    given = {"tokenizer": passes.tokenizer, "start": start, "sinks": SINKS}
+    given: dict[str, Any] = {"tokenizer": passes.tokenizer, "start": start, "sinks": SINKS}
     taken = [EvictKeys(which) for which in ("sinks", "recent", "delimiters")]
     chosen, refused = possible(passes.model, texts, [*taken, ReplaceTokens("line breaks"), Shift(start // 4)], **given)
     if not chosen:
         raise SinkscopeError(next(iter(refused.values())))
-    record = run_interventions(passes.model, texts, chosen, **given, progress=passes.progress)
-    reasons: dict[str, list[str]] = {}
-    for name, why in refused.items():
-        reasons.setdefault(why, []).append(name)
-    passes.notes += [f"`{'`, `'.join(names)}` left out of the interventions: {why}" for why, names in reasons.items()]
+    record = run_interventions(passes.model, texts, chosen, progress=passes.progress, **given)
+    for why in dict.fromkeys(refused.values()):
+        names = "`, `".join(name for name, reason in refused.items() if reason == why)
+        passes.notes.append(f"`{names}` left out of the interventions: {why}")
     return record
-
-
-def correlations(record: xr.Dataset) -> pd.DataFrame:
-    """Rank correlations of sink mass with entropy and loss, all heads together, beside that of even attention."""
-    every = _correlations(record)
-    rows = []
-    for measure, name in MEASURES.items():
-        table = every[every["measure"] == measure]
-        kinds, values = sides(table), table["correlation"].dropna()
-        quartiles = dict(zip(QUARTILES, values.quantile([0.25, 0.5, 0.75]), strict=True))
-        counts = {kind: int((kinds == kind).sum()) for kind in ("below", "neither", "above")}
-        rows.append({"measure": name, "heads": len(values), **quartiles, "null": table["null"].iloc[0], **counts})
-    return pd.DataFrame(rows)
-
-
-def correlated_heads(record: xr.Dataset) -> pd.DataFrame:
-    """The heads that give the first keys most, strongest first, and their correlations."""
-    every = _correlations(record)
-    heads = every[every["measure"] == "next_entropy"].set_index(["layer", "head"])[["sink_mass"]]
-    for measure, name in MEASURES.items():
-        part = every[every["measure"] == measure].set_index(["layer", "head"])
-        columns = {"correlation": name, "low": f"{name}_low", "high": f"{name}_high"}
-        heads = heads.join(part[list(columns)].rename(columns=columns))
-    return heads.sort_values("sink_mass", ascending=False, kind="stable").head(STRONGEST).reset_index()
-
-
-def _correlations(record: xr.Dataset) -> pd.DataFrame:
-    return analysis.predictability_table(record, start=int(record.attrs.get("start", 64)))
 
 
 def say_forced(record: xr.Dataset, table: pd.DataFrame | None) -> str:
@@ -375,7 +358,7 @@ ITEMS = (
     ),
     Item(
         "predictability_heads",
-        f"Sink mass against predictability, the {STRONGEST} strongest sink heads",
+        f"Sink mass against predictability, the {HEADS_SHOWN} strongest sink heads",
         record="predictability",
         variables=("sink_mass", "next_entropy"),
         table=correlated_heads,

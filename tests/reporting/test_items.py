@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -14,8 +15,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import sinkscope
-from sinkscope import ITEMS, SECTIONS, Item, Report, Section, SinkscopeError, Table
-from sinkscope.core.probes import HiddenProbe, Measured
+from sinkscope import ITEMS, SECTIONS, Item, Report, Section, SinkscopeError, Table, figures
+from sinkscope.core.probes import HiddenProbe, Variable
 from sinkscope.reporting.page import page
 from tests.reporting import naive
 from tests.reporting.byte_tokens import byte_tokenizer
@@ -28,8 +29,10 @@ TEXT = "In the beginning God created the heaven and the earth.\n" * 8
 class Kurtosis(HiddenProbe):
     """How heavy the tails of a token's hidden state are."""
 
+    makes: ClassVar = {"kurtosis": Variable(("sequence", "token"), units="1")}
+
     def observe_hidden(self, hidden: torch.Tensor):
-        return {"kurtosis": Measured(("sequence", "token"), kurtosis_of(hidden))}
+        return {"kurtosis": kurtosis_of(hidden)}
 
 
 def kurtosis_of(hidden: torch.Tensor) -> torch.Tensor:
@@ -200,9 +203,10 @@ def test_a_figure_is_drawn_when_it_is_asked_for_and_once():
 
 
 def test_the_page_draws_no_figure_that_the_browser_draws(monkeypatch):
-    made = Report(naive.record())
+    plain = Item("plain", "A picture", figure=lambda record: figures.norms(record))  # nothing describes it
+    made = Report(naive.record(), items=[*ITEMS, plain])
     page(made.content, [])
-    assert list(made.figures._made) == ["mean_maps"]
+    assert list(made.figures._made) == ["plain"]
 
 
 def test_a_sentence_without_a_figure_stands_in_the_page_with_its_title():

@@ -107,3 +107,29 @@ def test_a_record_measured_before_with_more_probes_is_not_measured_again(passes,
     passes.measure("c", passes.rows, [sinkscope.Entropy()], token_texts=False)
     passes.measure("d", passes.rows[:, :50], [sinkscope.Norms()], token_texts=False)
     assert len(runs) == 3
+
+
+def test_forced_mass_and_predictability_share_one_pass_and_give_what_they_give_alone(passes, model):
+    runs = []
+    model.register_forward_hook(lambda *_: runs.append(0))
+    steps = softmax.run(passes)
+    forced, predicted = steps["forced"](), steps["predictability"]()
+    texts = passes.sequences(128, 2)
+    assert len(runs) == len(texts)
+    alone = sinkscope.measure(model, texts, [sinkscope.EvictionEffect()], progress=False)
+    assert set(forced.data_vars) == set(alone.data_vars) and set(forced.coords) == set(alone.coords)
+    assert "kind" not in forced.attrs and predicted.attrs["kind"] == "predictability"
+    other = sinkscope.predictability(model, texts, progress=False)
+    assert set(predicted.data_vars) == set(other.data_vars) and set(other.coords) <= set(predicted.coords)
+    for found, expected in ((forced, alone), (predicted, other)):
+        for name in expected.data_vars:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)  # in batches or one by one
+
+
+def test_doses_of_nothing_are_run_once(passes, model):
+    runs = []
+    model.register_forward_hook(lambda *_: runs.append(0))
+    record = softmax.run(passes)["dose"]()
+    texts, doses = record.sizes["sequence"], record.sizes["dose"]
+    assert len(runs) == texts * (2 * (doses - 1) + 1)
+    assert (record.sel(dose=0.0, arm="sinks").nll == record.sel(dose=0.0, arm="random").nll).any()

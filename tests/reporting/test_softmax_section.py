@@ -10,14 +10,13 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from sinkscope.reporting.interactive import INTERACTIVE
 
 from sinkscope.analysis import dose_table, intervention_table, predictability_table
 from sinkscope.analysis.decomposition import collapse_table
-from sinkscope.figures.interventions import sides
+from sinkscope.analysis.predictability import sides
 from sinkscope.figures.style import number
 from sinkscope.reporting import Report
-from sinkscope.reporting.page import page
+from sinkscope.reporting.page import description, page
 from sinkscope.reporting.softmax import SOFTMAX, within
 from tests.analysis import experiments
 from tests.reporting import naive, naive_softmax, naive_streaming
@@ -172,7 +171,9 @@ def test_captions_state_definitions_and_leave_conclusions_to_the_numbers():
 
 def test_the_interactive_figures_hold_the_numbers_of_the_printed_ones(report):
     records = report.records
-    drawn = {name: INTERACTIVE[name](report.content.source(name)) for name in naive_softmax.FIGURES}
+    drawn = {
+        name: description(report.content.items[name], report.content.source(name)) for name in naive_softmax.FIGURES
+    }
     heat = drawn["forced_mass"]["data"][0]
     logs = records["forced"]["log_amplification"].values.astype(float)[..., 4:].mean((0, 3))
     np.testing.assert_allclose(heat["customdata"], np.exp(logs), rtol=1e-4)
