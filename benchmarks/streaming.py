@@ -218,7 +218,7 @@ def recompute() -> None:
 @torch.no_grad()
 def split() -> None:
     from sinkscope import attend
-    from sinkscope.core.masks import FullMask
+    from sinkscope.attention.masks import FullMask
 
     keys, chunk = 32_768, 2048
     generator = torch.Generator().manual_seed(0)

@@ -16,7 +16,7 @@ from sinkscope.files import write_text
 if TYPE_CHECKING:
     import xarray as xr
 
-    from sinkscope.core.policies import Policy
+    from sinkscope.policies import Policy
 
 HALVES = {"phantom": "zeroed", "mean-values": "mean", "values-only": "added"}  # what is left of the sinks' values
 WAYS = ("dense", "window", "recompute", "sinks", *HALVES)
@@ -124,7 +124,7 @@ def cost(
 ) -> None:
     """Operations and KV memory of the ways to attend, from the model's own shapes."""
     from sinkscope import cost_table, load
-    from sinkscope.analysis.four_policies import four_policies
+    from sinkscope.analysis.costs import four_policies
 
     ways = [_policy(name, cache, sinks) for name in dict.fromkeys(policies)]
     loaded, _ = load(model, **loading)

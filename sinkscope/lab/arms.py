@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sinkscope.core.normalisers import ClippedSoftmax, Normaliser, ReLU, Sigmoid, Softmax, Softmax1
 from sinkscope.errors import SinkscopeError
+from sinkscope.normalisers import ClippedSoftmax, Normaliser, ReLU, Sigmoid, Softmax, Softmax1
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from sinkscope.lab.arms import Arm
 from sinkscope.lab.decoder import Decoder, Sizes, Trace
 from sinkscope.lab.runs import TrainingRun
 from sinkscope.lab.texts import Text
-from sinkscope.streaming.scoring import next_token_losses
+from sinkscope.streaming.readers import next_token_losses
 
 MOST_CHARACTERS = 64
 TRIGGERS = 3

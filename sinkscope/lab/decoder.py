@@ -9,8 +9,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from sinkscope.core.normalisers import LearnedSink
 from sinkscope.lab.arms import Arm
+from sinkscope.normalisers import LearnedSink
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from sinkscope import Evict, EvictionEffect, ReLU, SinkscopeError, Softmax1, attached, capture
-from sinkscope.core.interface import Sight, observed_layer
-from sinkscope.core.masks import CausalMask
-from sinkscope.core.probes.base import LayerProbe, Variable
-from sinkscope.core.probes.eviction_effect import eviction_effect
+from sinkscope.attention.masks import CausalMask
+from sinkscope.probes.base import LayerProbe, Variable
+from sinkscope.probes.eviction_effect import eviction_effect
+from sinkscope.scope.interface import Sight, observed_layer
 from tests.zoo import build, inputs
 
 TOKENS = 40

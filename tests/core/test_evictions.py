@@ -24,7 +24,7 @@ from sinkscope import (
     Window,
     attached,
 )
-from sinkscope.core.interface import EVICTIONS
+from sinkscope.scope.interface import EVICTIONS
 from tests.core import naive_slots
 from tests.zoo import build, inputs
 

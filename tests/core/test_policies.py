@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-import sinkscope.core.attend as attend_module
+import sinkscope.attention.attend as attend_module
 from sinkscope import (
     Dense,
     Recompute,
@@ -19,8 +19,8 @@ from sinkscope import (
     attached,
     attend,
 )  # fmt: skip
-from sinkscope.core.interface import EVICTIONS
-from sinkscope.core.masks import BandMask
+from sinkscope.attention.masks import BandMask
+from sinkscope.scope.interface import EVICTIONS
 from tests.core import naive_eviction, naive_slots
 from tests.core.test_attend import plain, states
 from tests.zoo import build, inputs

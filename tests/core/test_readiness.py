@@ -24,9 +24,9 @@ from sinkscope import (
     stream,
     time_per_token,
 )
-from sinkscope.core.policy_on_layers import native_windows
-from sinkscope.core.readiness import check_decoder
-from sinkscope.core.rotary import find_rotations
+from sinkscope.models.requirements import check_decoder
+from sinkscope.models.rotary import find_rotations
+from sinkscope.scope.binding import native_windows
 from tests.streaming.talking import tokenizer
 from tests.zoo import DECODERS, ENCODERS, build, inputs
 

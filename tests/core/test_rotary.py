@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from sinkscope import SinkscopeError
-from sinkscope.core.rotary import changes_with_length, find_rotations, position_limit
+from sinkscope.models.rotary import changes_with_length, find_rotations, position_limit
 from tests.zoo import DECODERS, build, with_uneven_attention
 
 ABSOLUTE = ("gpt2", "gpt_bigcode", "gpt_neo", "opt")

@@ -10,9 +10,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import repeat_kv
 
-from sinkscope.core.anatomy import find_anatomy
-from sinkscope.core.policy_on_layers import native_windows
-from sinkscope.core.rotary import find_rotations
+from sinkscope.models.facts import find_anatomy
+from sinkscope.models.rotary import find_rotations
+from sinkscope.scope.binding import native_windows
 
 
 class NaiveLayer(DynamicLayer):

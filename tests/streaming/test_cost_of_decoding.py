@@ -7,9 +7,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import DynamicCache
 
-from sinkscope.core.policies import Dense, Recompute, SinkWindow, Window
-from sinkscope.streaming.costs.cost import cost
-from sinkscope.streaming.costs.shapes import shapes_of
+from sinkscope.policies import Dense, Recompute, SinkWindow, Window
+from sinkscope.streaming.cost import cost
+from sinkscope.streaming.shapes import shapes_of
 from tests import zoo
 from tests.streaming.costed import FAMILIES
 

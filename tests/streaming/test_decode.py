@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from sinkscope.analysis.costs import time_per_token
-from sinkscope.core.policies import Dense, Recompute, SinkWindow, Window
 from sinkscope.errors import SinkscopeError
+from sinkscope.experiments.timing import FAMILIES, STEPS, decoder_of
 from sinkscope.figures import decode_cost
-from sinkscope.streaming.cache.sink_cache import SinkCache
-from sinkscope.streaming.costs.cost import cost
-from sinkscope.streaming.costs.decode import FAMILIES, STEPS
-from sinkscope.streaming.costs.decoders import decoder_of
+from sinkscope.policies import Dense, Recompute, SinkWindow, Window
+from sinkscope.streaming.cost import cost
+from sinkscope.streaming.sink_cache import SinkCache
 from tests import zoo
 
 NAMES = ("llama", "gemma2", "gpt_neox", "falcon_alibi", "mpt", "deepseek_v3", "mistral_sliding")

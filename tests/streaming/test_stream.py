@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sinkscope import SinkCache, stream
-from sinkscope.streaming.talk.text_pieces import TextPieces
+from sinkscope.streaming.writing import TextPieces
 from tests.streaming.cached import greedy, run
 from tests.streaming.talking import EOS, decoded, reading, talker, tokenizer, wanting, without_eos
 from tests.zoo import build
