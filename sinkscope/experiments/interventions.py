@@ -24,8 +24,7 @@ from sinkscope.experiments.intervention import (
     Trial,
 )
 from sinkscope.experiments.perplexity import Run, check_run
-from sinkscope.models.facts import find_anatomy
-from sinkscope.models.provenance import model_attributes, token_attributes
+from sinkscope.models.facts import find_anatomy, model_attributes, token_attributes
 from sinkscope.models.requirements import not_finite
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Dense, Dose, Policy

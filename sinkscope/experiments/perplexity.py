@@ -17,8 +17,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.models.facts import find_anatomy
-from sinkscope.models.provenance import model_attributes, token_attributes, weights_hash
+from sinkscope.models.facts import find_anatomy, model_attributes, token_attributes, weights_hash
 from sinkscope.models.requirements import check_decoder, check_eval
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Dense, Policy, Recompute, SinkWindow, Window

@@ -21,7 +21,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.perplexity import Run, check_run
 from sinkscope.hf.attention import implementation
 from sinkscope.hf.caches import growing_cache, with_cache
-from sinkscope.models.provenance import model_attributes
+from sinkscope.models.facts import model_attributes
 from sinkscope.policies import Dense, Policy, Recompute, SinkWindow, Window
 from sinkscope.progress import progress_bar
 from sinkscope.scope.binding import check_limits

@@ -20,7 +20,7 @@ from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.results import compared
 from sinkscope.files import replacing
-from sinkscope.models.provenance import model_attributes, token_attributes
+from sinkscope.models.facts import model_attributes, token_attributes
 from sinkscope.record import save_record
 
 NEEDS_KERNEL = "The explorer of sinkscope is here while a kernel runs: run this cell to have it."

@@ -76,7 +76,7 @@ def _convert(gguf: Path, dtype: Any, directory: Path) -> None:
     from tqdm.auto import tqdm
     from transformers import AutoConfig, AutoTokenizer, GgufConfig
 
-    from sinkscope.hf.auto import auto_class, quiet_transformers
+    from sinkscope.hf.models import auto_class, quiet_transformers
 
     where: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     bar = tqdm(total=3, desc=f"Converting {gguf.name} once", disable=None, leave=False)

@@ -15,8 +15,7 @@ from torch import Tensor
 from sinkscope.arguments import finite_number, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.perplexity import perplexity
-from sinkscope.lab.arms import Arm, arm_coordinates, arms_of
-from sinkscope.lab.decoder import Sizes
+from sinkscope.lab.decoder import Arm, Sizes, arm_coordinates, arms_of
 from sinkscope.lab.language_run import BETAS, LanguageRun, LanguageSchedule
 from sinkscope.lab.runs import device_of, heads_width, run_all, run_attributes, seeds_of
 from sinkscope.lab.texts import Text

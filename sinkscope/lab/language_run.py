@@ -19,8 +19,7 @@ import sinkscope
 from sinkscope.experiments.runner import Advance
 from sinkscope.hf.attention import AttentionCall, MaskRequest, register, use_implementation
 from sinkscope.hf.models import new_llama
-from sinkscope.lab.arms import Arm
-from sinkscope.lab.decoder import Sizes
+from sinkscope.lab.decoder import Arm, Sizes
 from sinkscope.lab.runs import TrainingRun
 from sinkscope.normalisers import Normaliser, Softmax
 

@@ -13,10 +13,9 @@ from sinkscope.probes.base import (
     probe_classes,
 )
 from sinkscope.probes.eviction_effect import EvictionEffect
-from sinkscope.probes.hidden import HiddenExtremes
 from sinkscope.probes.maps import Maps, MeanLogits
 from sinkscope.probes.mass import LogSumExp, SinkMass
-from sinkscope.probes.norms import Norms, OutputNorm
+from sinkscope.probes.norms import HiddenExtremes, Norms, OutputNorm
 from sinkscope.probes.totals import DistanceProfile, Entropy, Received
 
 FREE: tuple[Probe, ...] = (SinkMass(), LogSumExp(), MeanLogits(), Norms(), HiddenExtremes())

@@ -27,8 +27,7 @@ from sinkscope.attention.layer import Layer
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import use_implementation
 from sinkscope.hf.models import query_heads
-from sinkscope.models.facts import Anatomy, Part, find_anatomy
-from sinkscope.models.provenance import model_attributes, token_attributes
+from sinkscope.models.facts import Anatomy, Part, find_anatomy, model_attributes, token_attributes
 from sinkscope.models.requirements import SCOPED, not_finite
 from sinkscope.normalisers import Normaliser, VirtualKey
 from sinkscope.policies import Dense, Policy

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.models.provenance import model_attributes
+from sinkscope.models.facts import model_attributes
 from sinkscope.policies import Policy, ScoredPolicy, StaticPolicy
 from sinkscope.streaming.shapes import Shapes, shapes_of
 

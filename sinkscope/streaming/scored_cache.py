@@ -97,6 +97,14 @@ class KeptKeys(Cache):
         return self.kept_layers[0].seen
 
     @property
+    def places(self) -> dict[int, Tensor]:
+        """By attention layer, counted from 0: where in the text the keys held stand, [sequence, kv_head, key]."""
+        held = {
+            number: layer.memory.places for number, layer in enumerate(self.kept_layers) if hasattr(layer, "memory")
+        }
+        return {number: places for number, places in held.items() if places is not None}
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the keys and values held."""
         held = [states for name, states in self._states() if name.endswith(("keys", "values"))]

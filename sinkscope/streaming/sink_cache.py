@@ -25,15 +25,16 @@ from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import Cache, argument_name, without_cache
-from sinkscope.models.facts import find_anatomy
-from sinkscope.models.provenance import weights_hash
+from sinkscope.models.facts import find_anatomy, weights_hash
 from sinkscope.models.requirements import check_decoder
 from sinkscope.models.rotary import position_limit
 from sinkscope.policies import SinkWindow
 from sinkscope.scope.binding import check_limits
 from sinkscope.streaming.arena import layer_kinds
 from sinkscope.streaming.checkpoint import read_tensors, write_tensors
-from sinkscope.streaming.prefill import (
+from sinkscope.streaming.store import ArenaLayer, Store, read_padding
+from sinkscope.streaming.tie import (
+    Tied,
     can_read_blocks,
     checked_ceiling,
     has_policy,
@@ -41,9 +42,8 @@ from sinkscope.streaming.prefill import (
     part_of,
     read_blocks,
     read_one_by_one,
+    tie,
 )
-from sinkscope.streaming.store import ArenaLayer, Store, read_padding
-from sinkscope.streaming.tie import Tied, tie
 
 
 class SinkCache(Cache, Tied):

@@ -367,7 +367,7 @@ def test_wrong_tables_of_heads_are_refused(make, message):
     ids=["sparsemax", "squared"],
 )
 def test_a_normaliser_is_its_weights(normaliser, weights, monkeypatch):
-    monkeypatch.setattr("sinkscope.attention.weighing.BLOCK_ENTRIES", 2 * 4 * 50 * 7)  # several blocks of rows
+    monkeypatch.setattr("sinkscope.attention.attend_layer.BLOCK_ENTRIES", 2 * 4 * 50 * 7)  # several blocks of rows
     model, ids = build("llama"), inputs("llama", tokens=50)["input_ids"]
     expected = naive_slots.run(model, ids, weights=weights)
     naive_slots.check(model, ids, expected, normaliser=normaliser)

@@ -124,7 +124,7 @@ def test_a_model_that_shows_no_output_gives_the_amplification_alone():
         (lambda: EvictionEffect(()), "evicts nothing"),
         (lambda: EvictionEffect((1, 1)), "evicts nothing"),
         (lambda: EvictionEffect(3), "evicts nothing"),
-        (lambda: outputs_under(normaliser=ReLU()), "do not compete"),
+        (lambda: outputs_under(normaliser=ReLU()), "not shares of a denominator"),
         (lambda: outputs_under(policy=Evict([0])), "dense pass"),
     ],
 )
