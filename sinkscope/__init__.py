@@ -44,7 +44,8 @@ _HOMES = {
     "sinkscope.analysis.interventions": ["intervene"],
     "sinkscope.streaming.perplexity": ["perplexity"],
     "sinkscope.streaming.costs.cost": ["Cost", "cost", "cost_table"],
-    "sinkscope.streaming.costs.decode": ["time_per_token"],
+    "sinkscope.streaming.costs.decode": ["run_timing"],
+    "sinkscope.analysis.costs": ["time_per_token", "timing_table"],
     "sinkscope.streaming.cache.sink_cache": ["SinkCache"],
     "sinkscope.streaming.scored_cache": ["ScoredCache"],
     "sinkscope.streaming.talk.conversation": ["Conversation", "stream"],
@@ -55,7 +56,7 @@ _HOMES = {
     "sinkscope.experiments.intervention": ["Intervention", "Repeat", "ReplaceTokens", "Shift", "Trial"],
     "sinkscope.experiments.interventions": ["run_interventions"],
     "sinkscope.experiments.predictability": ["predictability"],
-    "sinkscope.reporting": ["Report", "report"],
+    "sinkscope.reporting": ["ITEMS", "SECTIONS", "Item", "Report", "Section", "Table", "report"],
     "sinkscope.explorer": ["explore"],
 }  # fmt: skip
 _PACKAGES = ("figures", "lab")  # whose own names are public too

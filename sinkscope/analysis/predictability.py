@@ -14,6 +14,9 @@ from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 
 MEASURES = ("next_loss", "next_entropy")
+HEADS_SHOWN = 20
+QUARTILES = ("lower_quartile", "median", "upper_quartile")
+NAMES = {"next_entropy": "entropy", "next_loss": "loss"}
 
 
 def predictability_table(
@@ -187,3 +190,43 @@ def mean_mass_by_bin(
         lower, upper = np.quantile(total / count, [0.025, 0.975], axis=0)
     found["mean"] = found["sink_mass"].mean(["layer", "head"])
     return found.assign(lower=("bin", lower), upper=("bin", upper)).assign_attrs(block=block, resamples=resamples)
+
+
+def sides(table: pd.DataFrame) -> pd.Series:
+    """Of each row, whether its interval lies "below" or "above" both zero and the null, or "neither".
+
+    "none" where a head has no correlation.
+    """
+    low, high = np.minimum(table["null"], 0), np.maximum(table["null"], 0)
+    found = np.select(
+        [table["correlation"].isna(), table["high"] < low, table["low"] > high], ["none", "below", "above"], "neither"
+    )
+    return pd.Series(found, index=table.index)
+
+
+def correlations(record: xr.Dataset) -> pd.DataFrame:
+    """Rank correlations of sink mass with entropy and loss, all heads together, beside that of even attention."""
+    every = _from_its_start(record)
+    rows = []
+    for measure, name in NAMES.items():
+        table = every[every["measure"] == measure]
+        kinds, values = sides(table), table["correlation"].dropna()
+        quartiles = dict(zip(QUARTILES, values.quantile([0.25, 0.5, 0.75]), strict=True))
+        counts = {kind: int((kinds == kind).sum()) for kind in ("below", "neither", "above")}
+        rows.append({"measure": name, "heads": len(values), **quartiles, "null": table["null"].iloc[0], **counts})
+    return pd.DataFrame(rows)
+
+
+def correlated_heads(record: xr.Dataset) -> pd.DataFrame:
+    """The heads that give the first keys most, strongest first, and their correlations."""
+    every = _from_its_start(record)
+    heads = every[every["measure"] == "next_entropy"].set_index(["layer", "head"])[["sink_mass"]]
+    for measure, name in NAMES.items():
+        part = every[every["measure"] == measure].set_index(["layer", "head"])
+        columns = {"correlation": name, "low": f"{name}_low", "high": f"{name}_high"}
+        heads = heads.join(part[list(columns)].rename(columns=columns))
+    return heads.sort_values("sink_mass", ascending=False, kind="stable").head(HEADS_SHOWN).reset_index()
+
+
+def _from_its_start(record: xr.Dataset) -> pd.DataFrame:
+    return predictability_table(record, start=int(record.attrs.get("start", 64)))

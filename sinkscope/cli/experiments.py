@@ -124,7 +124,7 @@ def cost(
 ) -> None:
     """Operations and KV memory of the ways to attend, from the model's own shapes."""
     from sinkscope import cost_table, load
-    from sinkscope.reporting.four_policies import four_policies
+    from sinkscope.analysis.four_policies import four_policies
 
     ways = [_policy(name, cache, sinks) for name in dict.fromkeys(policies)]
     loaded, _ = load(model, **loading)

@@ -33,7 +33,7 @@ def report(
     quiet: given.Quiet = False,
 ) -> None:
     """Measure where a model's attention goes and write it up: a page, figures, tables and the record."""
-    from sinkscope.reporting.directory import check_directory
+    from sinkscope.reporting import check_directory
 
     target = check_directory(out)
     if tokens is not None:

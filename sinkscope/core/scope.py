@@ -142,6 +142,7 @@ class Scope:
             )
         record = self._collector.record()
         for probe in self.probes:
+            record = record.assign_coords({name: (name, values) for name, values in probe.coordinates.items()})
             for name in probe.makes.keys() & set(record.data_vars):
                 about = probe.makes[name]
                 record[name].attrs |= {

@@ -17,7 +17,7 @@ from sinkscope.core.finite import not_finite
 from sinkscope.core.forward import check_vocabulary
 from sinkscope.core.measure import texts_of
 from sinkscope.core.normalisers import Normaliser
-from sinkscope.core.policies import Dense, Policy
+from sinkscope.core.policies import Dense, Dose, Policy
 from sinkscope.core.probes import OutputNorm, SinkMass
 from sinkscope.core.provenance import model_attributes, token_attributes
 from sinkscope.core.scope import attached
@@ -206,12 +206,18 @@ def _record(
     longest, shape = max(map(len, texts)), (len(interventions), len(texts))
     losses, same = np.full((*shape, longest), np.nan, dtype=np.float32), np.ones(shape, dtype=bool)
     means: dict[str, dict[tuple[int, int], xr.DataArray]] = {"sink_mass": {}, "output_norm": {}}
+    unchanged: dict[int, tuple[Tensor, xr.Dataset]] = {}  # by text: a dose of 0 is no other run than the baseline
     with progress_bar(len(interventions) * sum(map(len, texts)), "token", shown, desc="interventions") as bar:
         for row, intervention in enumerate(interventions):
             for number, text in enumerate(texts):
                 trial = intervention.apply(text, number, conditions)
                 places = _checked_places(model, intervention, trial, text)
-                nll, measured = _run(model, trial, first)
+                if not _changes_nothing(trial, text):
+                    nll, measured = _run(model, trial, first)
+                elif number in unchanged:
+                    nll, measured = unchanged[number]
+                else:
+                    nll, measured = unchanged[number] = _run(model, trial, first)
                 scored = places[1:] > conditions.start
                 at = places[1:][scored]
                 losses[row, number, at] = nll[scored].numpy()
@@ -242,6 +248,14 @@ def _record(
     )
     about = {"start": conditions.start, "sinks": conditions.sinks, "first": first, "seed": conditions.seed}
     return record.assign_attrs(**model_attributes(model), **token_attributes(record, model), **about)
+
+
+def _changes_nothing(trial: Trial, text: Tensor) -> bool:
+    """Whether the text [token] is run as it is."""
+    policy = trial.policy
+    undosed = isinstance(policy, Dose) and not policy.bias and policy.values == "kept"
+    idle = policy is None or policy.is_dense or undosed
+    return idle and trial.normaliser is None and trial.hooks is None and torch.equal(trial.tokens, text)
 
 
 def _checked_places(model: nn.Module, intervention: Intervention, trial: Any, text: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from sinkscope.arguments import whole_number
 from sinkscope.core.finite import not_finite
 from sinkscope.core.measure import texts_of
 from sinkscope.core.policies import Dense
-from sinkscope.core.probes import SinkMass
+from sinkscope.core.probes import Probe, SinkMass
 from sinkscope.core.scope import attached
 from sinkscope.errors import SinkscopeError
 from sinkscope.progress import progress_bar
@@ -28,6 +28,7 @@ def predictability(
     ids: Tensor | Sequence[Tensor],
     first: int = 1,
     *,
+    probes: Iterable[Probe] = (),
     progress: bool | None = None,
     **attributes: Any,
 ) -> xr.Dataset:
@@ -40,6 +41,7 @@ def predictability(
         model: a decoder in eval mode with a language head.
         ids: token ids [sequence, token], or a list of 1-D tensors.
         first: how many first keys.
+        probes: what to measure in the same pass beside the sink mass.
         progress: whether to show a progress bar; once two seconds have passed when None.
         attributes: noted in the record's attrs (the name of the text, for one).
 
@@ -61,7 +63,7 @@ def predictability(
     longest, device = max(map(len, texts)), next(model.parameters()).device
     losses, entropies = (np.full((len(texts), longest), np.nan, dtype=np.float32) for _ in range(2))
     bar = progress_bar(sum(map(len, texts)), "token", progress)
-    with bar, torch.no_grad(), attached(model, probes=[SinkMass(first)]) as scope:
+    with bar, torch.no_grad(), attached(model, probes=[SinkMass(first), *probes]) as scope:
         for row, text in enumerate(texts):
             logits = model(input_ids=text[None].to(device), use_cache=False).logits[0]
             if not bool(logits.isfinite().all()):

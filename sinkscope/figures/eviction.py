@@ -10,8 +10,8 @@ import xarray as xr
 
 from sinkscope.analysis import amplification as amplifications
 from sinkscope.analysis import eviction_by_layer
-from sinkscope.analysis.collapse import collapse_table
-from sinkscope.analysis.forced import NORMS
+from sinkscope.analysis.decomposition import collapse_table
+from sinkscope.analysis.mass import NORMS
 from sinkscope.figures.marks import (
     COLOURS,
     COLUMN,

@@ -10,9 +10,8 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis import dose_table
-from sinkscope.analysis.binned import mean_mass_by_bin
-from sinkscope.analysis.intervention_table import intervention_table
-from sinkscope.analysis.predictability import predictability_table
+from sinkscope.analysis.interventions import intervention_table
+from sinkscope.analysis.predictability import mean_mass_by_bin, predictability_table, sides
 from sinkscope.figures.marks import (
     DASHES,
     PAGE,
@@ -245,18 +244,6 @@ def predictability(record: xr.Dataset, bins: int = 10, start: int | None = None)
     first = int(record.attrs.get("first", record.sizes["sink"]))
     panels = [_bins(binned, first), _correlations(table)]
     return Drawing(panels, record.attrs, PAGE, 2.9, columns=2, legend=None, page_height=420)
-
-
-def sides(table: pd.DataFrame) -> pd.Series:
-    """Of each row, whether its interval lies "below" or "above" both zero and the null, or "neither".
-
-    "none" where a head has no correlation.
-    """
-    low, high = np.minimum(table["null"], 0), np.maximum(table["null"], 0)
-    found = np.select(
-        [table["correlation"].isna(), table["high"] < low, table["low"] > high], ["none", "below", "above"], "neither"
-    )
-    return pd.Series(found, index=table.index)
 
 
 def strongest_heads(binned: xr.Dataset, count: int = STRONGEST) -> list[tuple[int, int]]:

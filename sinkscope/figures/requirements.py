@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinkscope.analysis.variables import MADE_BY, whole
+from sinkscope.analysis.variables import advice, whole
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures.marks import Axis
 from sinkscope.figures.style import layer_ticks
@@ -24,8 +24,7 @@ def need(record: xr.Dataset, figure: str, *variables: str) -> xr.Dataset:
     """
     for variable in variables:
         if variable not in record:
-            probe = f": measure with the probe {MADE_BY[variable]}" if variable in MADE_BY else ""
-            raise SinkscopeError(f"{figure} needs {variable}, which this record does not hold{probe}.")
+            raise SinkscopeError(f"{figure} needs {variable}, which this record does not hold: {advice(variable)}.")
     return whole(record)
 
 

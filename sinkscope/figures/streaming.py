@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinkscope.analysis.block_bootstrap import resampled_means
-from sinkscope.analysis.perplexities import losses
-from sinkscope.analysis.table_records import table_of_record
-from sinkscope.analysis.variables import whole_number
+from sinkscope.analysis.ablation import ablation_table
+from sinkscope.analysis.costs import timing_table
+from sinkscope.analysis.intervals import resampled_means
+from sinkscope.analysis.perplexity import losses
+from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures.marks import (
     COLOURS,
@@ -190,7 +191,9 @@ def ablation(table: xr.Dataset | pd.DataFrame) -> Drawing:
     Raises:
         SinkscopeError: a column is missing, the table is empty, or a combination comes twice.
     """
-    table = table_of_record(table) if isinstance(table, xr.Dataset) else table
+    table = ablation_table(table) if isinstance(table, xr.Dataset) else table
+    if "kind" in table:
+        table = table[table["kind"] != ""]  # other policies beside the factors have no number of sinks to stand at
     combination = ["sinks", "cache_size", "positions", "kind"]
     need_columns(table, "ablation", *combination, "ppl", "low", "high")
     twice = table.duplicated(combination)
@@ -269,7 +272,7 @@ def decode_cost(table: xr.Dataset | pd.DataFrame) -> Drawing:
     Raises:
         SinkscopeError: a column is missing, or the table is empty.
     """
-    table = table_of_record(table) if isinstance(table, xr.Dataset) else table
+    table = timing_table(table) if isinstance(table, xr.Dataset) else table
     need_columns(table, "decode_cost", "policy", "cache_size", "milliseconds", "low", "high", "kv_bytes")
     names = list(dict.fromkeys(table["policy"]))
     sizes = np.unique(table["cache_size"][table["cache_size"] > 0])

@@ -6,8 +6,15 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinkscope.analysis.emergence import FEWEST_SEEDS, emergence_quantities, intervals_said, t_interval
-from sinkscope.analysis.language_findings import SINK, head_masses, language_table
+from sinkscope.analysis.lab import (
+    FEWEST_SEEDS,
+    SINK,
+    emergence_quantities,
+    head_masses,
+    intervals_said,
+    language_table,
+    t_interval,
+)
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures.marks import (
     COLOURS,

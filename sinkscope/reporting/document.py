@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,92 +11,118 @@ import xarray as xr
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures.provenance import source_line
-from sinkscope.reporting.directory import read_manifest
-from sinkscope.reporting.headline import headline
-from sinkscope.reporting.plates import Figures
-from sinkscope.reporting.softmax_findings import finding
-from sinkscope.reporting.tables import Tables
+from sinkscope.record import open_record
+from sinkscope.reporting.attention import ATTENTION
+from sinkscope.reporting.content import MAIN, Content, Figures, Item, Records, Section, Tables, arranged
+from sinkscope.reporting.page import fragment
+from sinkscope.reporting.saving import read_manifest, save
+from sinkscope.reporting.softmax import SOFTMAX
+from sinkscope.reporting.streaming import STREAMING
 
-RECORDS = (
-    "text", "short", "sentences",
-    "perplexity", "ablation", "decode",
-    "forced", "collapse", "dose", "interventions", "predictability",
-)  # fmt: skip
+SECTIONS = (ATTENTION, STREAMING, SOFTMAX)
+"""The parts of a report."""
+
+ITEMS: tuple[Item, ...] = tuple(item for section in SECTIONS for item in section.items)
+"""What a report shows; `report(model, items=[*ITEMS, Item(...)])` shows more."""
+
 SHOWN = ("sink_mass_heatmap", "received_by_position", "sink_rate_curve")
 
 
 class Report:
-    """Where a model's attention goes: records in, figures, tables and a page out. Needs no model and no
-    torch.
+    """Where a model's attention goes: records in, figures, tables and a page out. Needs no model and no torch.
 
-    records: one record, or several by name: "text" (the main one), and if there are "short" (many short
-        sequences, for the sink rate as it is published), "sentences" (for mean logits), of streaming
-        "perplexity", "ablation" and "decode", and of what softmax forces "forced", "collapse", "dose",
-        "interventions" and "predictability".
-    figures: name -> matplotlib Figure, drawn when asked for; only those the records can give.
-    tables: name -> pandas DataFrame, computed when asked for.
+    Args:
+        records: one record, or several by name: "text" (the main one), and if there are "short" (many short sequences,
+            for the sink rate as it is published), "sentences" (for mean logits), of streaming "perplexity", "ablation"
+            and "decode", of what softmax forces "forced", "collapse", "dose", "interventions" and "predictability", and
+            those that the items read or the sections make beside these.
+        items: what to show; all items of the sections when None.
+        sections: the parts of the page.
 
-    Raises SinkscopeError for records without "text" or of an unknown name.
+    Attributes:
+        content: all that is shown.
+        records: by name.
+        figures: name -> matplotlib Figure, drawn when asked for; only those the records can give.
+        tables: name -> pandas DataFrame, computed when asked for.
+
+    Raises:
+        SinkscopeError: records without "text" or of an unknown name; two items of one name.
     """
 
-    def __init__(self, records: xr.Dataset | Mapping[str, xr.Dataset]) -> None:
-        named = {"text": records} if isinstance(records, xr.Dataset) else dict(records)
-        for name in named:
-            if name not in RECORDS:
-                raise SinkscopeError(f"a report has the records {', '.join(RECORDS)}, not {name!r}.")
-        if "text" not in named:
-            raise SinkscopeError('a report needs its main record: pass it as {"text": record}.')
-        self.records: dict[str, xr.Dataset] = {name: named[name] for name in RECORDS if name in named}
-        self.figures = Figures(self.records)
-        self.tables = Tables(self.records)
+    def __init__(
+        self,
+        records: xr.Dataset | Records,
+        *,
+        items: Iterable[Item] | None = None,
+        sections: Iterable[Section] = SECTIONS,
+    ) -> None:
+        parts = arranged(sections, items)
+        outside = [item for section in parts for item in section.items if item not in ITEMS]
+        self.content = Content({MAIN: records} if isinstance(records, xr.Dataset) else records, parts, outside)
+        self.records: dict[str, xr.Dataset] = self.content.records
+        self.figures: Figures = self.content.figures
+        self.tables: Tables = self.content.tables
 
     @property
     def headline(self) -> str:
         """The result in one sentence, and what streaming costs in another."""
-        return headline(self.records)
+        return self.content.headline
 
     def finding(self, name: str) -> str:
         """What the figure of this name shows, in words made of its numbers; nothing for most."""
-        return finding(name, self.records, self.tables)
+        return self.content.sentence(name)
 
     @property
     def notes(self) -> list[str]:
-        """What differs from what was asked for: a shorter text, a model's limit."""
-        return [line for line in str(self.records["text"].attrs.get("notes", "")).split("\n") if line]
+        """What differs from what was asked for: a shorter text, a model's limit, an item that no record serves."""
+        return self.content.notes
 
     def save(self, directory: str | os.PathLike[str], *, progress: bool | None = None) -> Path:
-        """Write report.html, figures/, tables/, records/ and manifest.json to `directory`; its absolute path.
+        """Write report.html, figures/, tables/, records/ and manifest.json to `directory`.
 
         All of it or nothing: it is written beside and renamed. An earlier report in `directory` is replaced.
-        Raises SinkscopeError if `directory` holds anything else or cannot be written to.
-        """
-        from sinkscope.reporting.save import save
 
-        return save(self, directory, progress=progress)
+        Returns:
+            Its absolute path.
+
+        Raises:
+            SinkscopeError: `directory` holds anything else or cannot be written to.
+        """
+        return save(self.content, directory, progress)
 
     @classmethod
-    def open(cls, directory: str | os.PathLike[str]) -> Report:
-        """The report saved in `directory`, from its records alone. Raises SinkscopeError if there is none."""
-        from sinkscope.record import open_record
+    def open(
+        cls,
+        directory: str | os.PathLike[str],
+        *,
+        items: Iterable[Item] | None = None,
+        sections: Iterable[Section] = SECTIONS,
+    ) -> Report:
+        """The report saved in `directory`, from its records alone; items and sections are those it was made with.
 
+        Raises:
+            SinkscopeError: there is none, or a record is damaged.
+        """
         path = Path(directory).expanduser()
         manifest = read_manifest(path)
         if manifest is None:
             raise SinkscopeError(
                 f"{path} is not a saved report (no manifest.json of one): give a directory that save made."
             )
-        listed = [name for name in RECORDS if f"records/{name}.nc" in manifest["files"]]  # type: ignore[operator]
-        return cls({name: open_record(path / "records" / f"{name}.nc") for name in listed})
+        parts = arranged(sections, items)
+        known = dict.fromkeys(name for section in parts for name in section.records)
+        known |= dict.fromkeys(name for section in parts for item in section.items for name in item.record)
+        listed = [name for name in known if f"records/{name}.nc" in manifest["files"]]  # type: ignore[operator]
+        records = {name: open_record(path / "records" / f"{name}.nc") for name in listed}
+        return cls(records, items=items, sections=sections)
 
     def __repr__(self) -> str:
-        return f"{self.headline}\n{source_line(self.records['text'].attrs)}\nfigures: {', '.join(self.figures)}\n" + (
+        return f"{self.headline}\n{source_line(self.records[MAIN].attrs)}\nfigures: {', '.join(self.figures)}\n" + (
             f"tables: {', '.join(self.tables)}"
         )
 
     def _repr_html_(self) -> str:
-        from sinkscope.reporting.notebook import fragment
-
-        return fragment(self, [name for name in SHOWN if name in self.figures] or list(self.figures)[:2])
+        return fragment(self.content, [name for name in SHOWN if name in self.figures] or list(self.figures)[:2])
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return {"text/plain": repr(self), "text/html": self._repr_html_()}

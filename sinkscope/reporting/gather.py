@@ -1,20 +1,31 @@
-"""`report`: measure a model on a text, in the ways a report needs."""
+"""`report`: measure a model on a text, in the ways its sections need, each pass once."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+import xarray as xr
+
 from sinkscope.errors import SinkscopeError
-from sinkscope.reporting.document import Report
+from sinkscope.reporting.content import MAIN, Item, Section, arranged
+from sinkscope.reporting.document import SECTIONS, Report
+from sinkscope.reporting.softmax import SOFTMAX
+from sinkscope.reporting.streaming import LENGTH, STREAMING
 
 if TYPE_CHECKING:
     import torch
 
+    from sinkscope.core.normalisers import Normaliser
+    from sinkscope.core.policies import Policy
+    from sinkscope.core.probes import Probe
+    from sinkscope.streaming.checkpoint import Progress
+    from sinkscope.streaming.perplexity import Run
+
 FEWEST_TOKENS = 8  # a text must reach past the first four keys, with a few queries to average over
-SHORT = (100, 64)  # Gu et al. 2024: sequences, tokens in each
-SENTENCES = (256, 16)  # Xiao et al. 2023, Figure 2
 
 
 def report(
@@ -26,41 +37,47 @@ def report(
     length: int = 1024,
     streaming: bool = True,
     softmax: bool = True,
+    items: Iterable[Item] | None = None,
+    sections: Iterable[Section] = SECTIONS,
     progress: bool | None = None,
     **load_options: Any,
 ) -> Report:
     """Measure where the attention of a model goes, and return the Report of it.
 
-    model: a loaded model, a name on the Hub, a directory, a .gguf file; None for the demo model.
-    tokenizer: found beside the model where it is not given.
-    text: a UTF-8 file, "hf:name", or None for the demo text.
-    sequences, length: consecutive sequences of the text and tokens in each. A text or a model's position
-        limit too small for them gives fewer or shorter ones, and the report says so (`Report.notes`).
-    streaming: whether to measure also what it costs to forget: perplexity under four policies, the number of
-        sinks, time and memory per token. A text too short or a model that cannot be streamed leaves the section
-        out, and the report says why.
-    softmax: whether to measure also what sum-to-one forces: eviction in closed form, the collapse decomposed,
-        doses, interventions beside their controls, sink mass against predictability; left out in the same way.
-    progress: False for no progress bars.
-    load_options: passed to `load`, for example dtype or device.
-
     If the tokenizer itself puts a BOS token in front of a text, every sequence gets one; otherwise none does.
-    Encoders (BERT) give a reduced report: there is no sink rate over lengths and no distance profile, both of
-    which are defined by causal attention.
+    Encoders (BERT) give a reduced report: there is no sink rate over lengths and no distance profile, both of which are
+    defined by causal attention.
 
-    Raises SinkscopeError for a model or text that cannot be read, a model without a tokenizer, a text of
-    fewer than 8 tokens.
+    Args:
+        model: a loaded model, a name on the Hub, a directory, a .gguf file; None for the demo model.
+        tokenizer: found beside the model where it is not given.
+        text: a UTF-8 file, "hf:name", or None for the demo text.
+        sequences, length: consecutive sequences of the text and tokens in each. A text or a model's position limit too
+            small for them gives fewer or shorter ones, and the report says so (`Report.notes`).
+        streaming: whether to measure also what it costs to forget: perplexity under four policies, the number of sinks,
+            time and memory per token. A text too short or a model that cannot be streamed leaves the section out, and
+            the report says why.
+        softmax: whether to measure also what sum-to-one forces: eviction in closed form, the collapse decomposed,
+            doses, interventions beside their controls, sink mass against predictability; left out in the same way.
+        items: what to show, `[*sinkscope.ITEMS, ...]` for more than usual; all items of the sections when None. Their
+            probes measure in the same pass as the probes of the record they read.
+        sections: the parts of the page; one without items is not measured, but for the main record.
+        progress: False for no progress bars.
+        load_options: passed to `load`, for example dtype or device.
+
+    Raises:
+        SinkscopeError: a model or text that cannot be read, a model without a tokenizer, a text of fewer than 8 tokens;
+            two items of one name, or an item that no section can serve.
     """
-    from sinkscope.core.measure import measure
-    from sinkscope.core.probes import ALL, Maps, MeanLogits, SinkMass
     from sinkscope.data import load, read_tokens
     from sinkscope.data.sources import text_pieces
-    from sinkscope.reporting.gather_softmax import softmax_records
-    from sinkscope.reporting.gather_streaming import LENGTH, streaming_records
 
     for name, value in (("sequences", sequences), ("length", length)):
         if value < 1:
             raise SinkscopeError(f"{name} is {value}, but at least one is needed.")
+    chosen = None if items is None else tuple(items)
+    parts = arranged(sections, chosen)
+    probes = _probes(parts)
     if text is not None and not os.fspath(text).startswith("hf:"):
         next(text_pieces(text))  # a wrong path is told before a large model is loaded
     loaded, found = load(model, **load_options)
@@ -68,36 +85,201 @@ def report(
     if tokenizer is None:
         raise SinkscopeError("This model has no tokenizer beside it, and a report reads a text: pass tokenizer=...")
     front = front_token(tokenizer)
-    limit = max(sequences * length, LENGTH if streaming or softmax else 1)
+    asked = {STREAMING.title: streaming, SOFTMAX.title: softmax}
+    run = [
+        part
+        for part in parts
+        if part.run is not None and (MAIN in part.records or (part.items and asked.get(part.title, True)))
+    ]
+    limit = max(sequences * length, LENGTH if len(run) > 1 else 1)
     tokens = read_tokens(tokenizer, text, limit=limit, bos=False).reshape(-1)
     rows, notes = text_rows(loaded, tokens, sequences, length, front)
-    told: dict[str, Any] = {"text": text_name(text)}
+    passes = Passes(loaded, tokenizer, tokens, rows, front, probes, progress)
+    records: dict[str, xr.Dataset] = {}
+    for part in run:
+        made, why = _measured(part, passes, records)
+        records |= {name: record.assign_attrs(text=text_name(text)) for name, record in made.items()}
+        notes += why
     if notes:
-        told["notes"] = "\n".join(notes)
+        records[MAIN].attrs["notes"] = "\n".join(notes)
+    return Report(records, items=chosen, sections=sections)
 
-    def measured(ids: torch.Tensor, probes: list[Any]) -> Any:
-        return measure(loaded, ids, probes, tokenizer=tokenizer, progress=progress, **told)
 
-    records = {"text": measured(rows, [probe for probe in ALL if not isinstance(probe, Maps)])}
-    stream = rows[:, 1:].reshape(-1) if front is not None else rows.reshape(-1)
-    if records["text"].attrs.get("causal", 1) and (short := cut(stream, *SHORT, front, rows.shape[1])) is not None:
-        records["short"] = measured(short, [SinkMass()])
-    if (sentences := cut(stream, *SENTENCES, front, rows.shape[1])) is not None:
-        records["sentences"] = measured(sentences, [SinkMass(first=1), MeanLogits(tokens=SENTENCES[1])])
-    causal, reasons = bool(records["text"].attrs.get("causal", 1)), list[str]()
-    if streaming and causal:
-        made, why = streaming_records(loaded, one_text(tokens, front), progress=progress, text=told["text"])
-        records, reasons = records | made, reasons + why
-    elif streaming:
-        reasons.append("Streaming was not measured: an encoder reads a text as a whole, with no cache.")
-    if softmax and causal:
-        made, why = softmax_records(loaded, tokens, front, tokenizer, progress=progress, text=told["text"])
-        records, reasons = records | made, reasons + why
-    elif softmax:
-        reasons.append("What softmax forces was not measured: an encoder reads a text as a whole, with no cache.")
-    if notes or reasons:
-        records["text"].attrs["notes"] = "\n".join([*notes, *reasons])
-    return Report(records)
+class Passes:
+    """What sections run of one model over one text.
+
+    A pass is a model over tokens, under a policy and with probes on. Whoever asks for one that was run before, over
+    the same tokens or over more of the same text, is given its result.
+
+    Args:
+        model: a loaded model.
+        tokenizer: its tokenizer.
+        tokens: [token] of the text, without a token in front.
+        rows: [sequence, token] of the main record.
+        front: the token that this tokenizer puts in front of a text, or None.
+        probes: by record, what to measure beside what its section measures.
+        progress: False for no progress bars.
+
+    Attributes:
+        notes: where a section says what it had to leave out.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        tokens: torch.Tensor,
+        rows: torch.Tensor,
+        front: int | None = None,
+        probes: Mapping[str, Sequence[Probe]] | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.tokens, self.rows, self.front = model, tokenizer, tokens, rows, front
+        self.probes, self.progress, self.notes = dict(probes or {}), progress, list[str]()
+        self._measured: list[tuple[torch.Tensor, set[Probe], bool, xr.Dataset]] = []
+        self._known: list[tuple[torch.Tensor, Policy, Run, Progress]] = []
+
+    @cached_property
+    def one_text(self) -> torch.Tensor:
+        """The whole text [token] with the token in front that this tokenizer puts there."""
+        return self.tokens if self.front is None else self.sequences(self.tokens.numel() + 1, 1)[0]
+
+    def sequences(self, length: int, count: int) -> torch.Tensor:
+        """`count` consecutive pieces of the text, [sequence, token], each with the token in front."""
+        from sinkscope.data import sequences as split
+
+        return split(self.tokens, length, count, bos=self.front)
+
+    def pieces(self, count: int, length: int) -> torch.Tensor | None:
+        """Up to `count` sequences of `length` tokens of the main record's text; None for fewer than two, or none
+        shorter than its own.
+        """
+        from sinkscope.data import sequences as split
+
+        own = self.rows.reshape(-1) if self.front is None else self.rows[:, 1:].reshape(-1)
+        count = min(count, own.numel() // (length - (self.front is not None)))
+        short = count >= 2 and length < self.rows.shape[1]
+        return split(own, length, count, bos=self.front) if short else None
+
+    def measure(
+        self, record: str, ids: torch.Tensor, probes: Iterable[Probe] = (), *, token_texts: bool = True
+    ) -> xr.Dataset:
+        """What `sinkscope.measure` makes of token ids [sequence, token], with the probes of this record's items on.
+
+        Args:
+            record: its name.
+            ids: the texts.
+            probes: what its section measures.
+            token_texts: whether to keep the text of each token.
+        """
+        import torch
+
+        from sinkscope.core.measure import measure
+
+        wanted = list(dict.fromkeys([*probes, *self.probes.get(record, ())]))
+        for known, made, texts, result in self._measured:
+            if torch.equal(known, ids) and set(wanted) <= made and texts >= token_texts:
+                return result
+        tokenizer = self.tokenizer if token_texts else None
+        result = measure(self.model, ids, wanted, tokenizer=tokenizer, progress=self.progress)
+        self._measured.append((ids, set(wanted), token_texts, result))
+        return result
+
+    def perplexity(
+        self,
+        ids: torch.Tensor,
+        policies: Sequence[Policy],
+        samples: int | None = 256,
+        normaliser: Normaliser | None = None,
+    ) -> xr.Dataset:
+        """The record that `sinkscope.perplexity` makes of one text [token]; no policy reads it twice."""
+        from sinkscope.streaming.limits import check_limits
+        from sinkscope.streaming.perplexity import Run, check_run, record_of
+
+        run = Run(1024, samples, 0, normaliser)
+        check_run(self.model, [ids], run)
+        for policy in policies:
+            check_limits(self.model, policy, len(ids))
+        finished = [self.losses([ids], policy, run) for policy in policies]
+        return record_of(self.model, [ids], list(policies), finished).assign_attrs(run.attributes())
+
+    def losses(self, texts: list[torch.Tensor], policy: Policy, run: Run) -> Progress:
+        """The losses of one text, as `read_texts` finds them; of the beginning of one that was read already, where a
+        policy scores every token.
+        """
+        import torch
+
+        from sinkscope.core.policies import SinkWindow, Window
+        from sinkscope.streaming.checkpoint import Checkpoint, Progress
+        from sinkscope.streaming.perplexity import read_texts
+
+        (ids,) = texts
+        if policy.kept is not None and policy == SinkWindow(0, policy.kept.last):
+            policy = Window(policy.kept.last)  # without sinks it is the same
+        for known, other, way, done in self._known:
+            sampled = policy.recomputed and (len(known) != len(ids) or way.samples != run.samples)
+            same = other == policy and way.normaliser is run.normaliser and not sampled
+            if same and torch.equal(known[: len(ids)], ids):
+                return Progress(done.losses[:, : len(ids)], seconds=done.seconds)
+        done = read_texts(self.model, texts, policy, run, Checkpoint(None, {}), None, self.progress)
+        self._known.append((ids, policy, run, done))
+        return done
+
+
+def _measured(
+    part: Section, passes: Passes, records: Mapping[str, xr.Dataset]
+) -> tuple[dict[str, xr.Dataset], list[str]]:
+    """The records of a section, and notes on those left out, with the reason."""
+    assert part.run is not None
+    if part.causal_only and not records[MAIN].attrs.get("causal", 1):
+        return {}, [f"{part.subject} was not measured: an encoder reads a text as a whole, with no cache."]
+    made: dict[str, xr.Dataset] = {}
+    refused: dict[str, list[str]] = {}
+    try:
+        for name, step in part.run(passes).items():
+            if name not in part.records:
+                raise SinkscopeError(f"the section `{part.title}` made the record `{name}`, which it does not list.")
+            try:
+                made[name] = step() if callable(step) else step
+            except SinkscopeError as reason:
+                refused.setdefault(str(reason), []).append(part.records[name])
+    except SinkscopeError as reason:
+        if MAIN in part.records:
+            raise
+        return {}, [f"{part.subject} was not measured: {reason}"]
+    notes, passes.notes = passes.notes, []
+    return made, [*(_note(whats, reason) for reason, whats in refused.items()), *notes]
+
+
+def _note(whats: list[str], reason: str) -> str:
+    """One sentence for all that was refused for one reason."""
+    if len(whats) == 1:
+        return f"{whats[0]} was not measured: {reason}"
+    listed = ", ".join([whats[0], *(what[0].lower() + what[1:] for what in whats[1:-1])])
+    return f"{listed} and {whats[-1][0].lower()}{whats[-1][1:]} were not measured: {reason}"
+
+
+def _probes(parts: Sequence[Section]) -> dict[str, list[Probe]]:
+    """By record, the probes of the items that read it. Raises SinkscopeError where none of their records takes one."""
+    probed = {
+        name
+        for part in parts
+        for name in (part.records if part.probed is None else part.probed)
+        if part.run is not None
+    }
+    by_record: dict[str, list[Probe]] = {}
+    for item in (item for part in parts for item in part.items if item.probes):
+        names = [name for name in item.record if name in probed]
+        if not names:
+            raise SinkscopeError(
+                f"the item `{item.name}` has probes, and the record `{item.record[0]}` is not measured by probes; give "
+                f"one of {', '.join(sorted(probed))}."
+            )
+        for name in names:
+            by_record.setdefault(name, []).extend(
+                probe for probe in item.probes if probe not in by_record.get(name, ())
+            )
+    return by_record
 
 
 def text_name(text: str | os.PathLike[str] | None) -> str:
@@ -112,13 +294,6 @@ def front_token(tokenizer: Any) -> int | None:
     """The special token this tokenizer puts in front of a text by itself (BOS, [CLS]), or None."""
     ids = list(tokenizer("a")["input_ids"])
     return ids[0] if ids and ids[0] in tokenizer.all_special_ids else None
-
-
-def one_text(tokens: torch.Tensor, front: int | None) -> torch.Tensor:
-    """The tokens [token] with the token in front that this tokenizer puts there."""
-    from sinkscope.data import sequences as split
-
-    return tokens if front is None else split(tokens, tokens.numel() + 1, 1, bos=front)[0]
 
 
 def text_rows(
@@ -154,13 +329,3 @@ def text_rows(
         notes.append(f"The text has only {got:,} tokens: {got // own} of {sequences} sequences were measured.")
     count = min(sequences, got // own)
     return split(stream, own + (front is not None), count, bos=front), notes
-
-
-def cut(stream: torch.Tensor, count: int, length: int, front: int | None, longest: int) -> torch.Tensor | None:
-    """Up to `count` sequences of `length` tokens of the same text; None for fewer than two, or none shorter
-    than the text.
-    """
-    from sinkscope.data import sequences as split
-
-    count = min(count, stream.numel() // (length - (front is not None)))
-    return split(stream, length, count, bos=front) if count >= 2 and length < longest else None

@@ -41,7 +41,7 @@
         paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
         font: { family: getComputedStyle(document.body).fontFamily, size: 12.5, color: theme.ink },
         margin: { l: 62, r: 18, t: 14, b: 48 },
-        legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, traceorder: "normal", font: { size: 11.5 } },
+        legend: { ...layout.legend, orientation: "h", y: 1.02, yanchor: "bottom", x: 0, traceorder: "normal", font: { size: 11.5 } },
         hoverlabel: { font: { size: 12.5 }, align: "left" }, hovermode: "closest",
       }, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
         toImageButtonOptions: { filename: name, format: "svg" } });

@@ -1,4 +1,4 @@
-"""report.html: one file that holds everything it shows, and asks nothing of the network."""
+"""report.html, one file that holds everything it shows and asks nothing of the network; and a view for notebooks."""
 
 from __future__ import annotations
 
@@ -6,52 +6,82 @@ import base64
 import io
 import json
 from collections.abc import Hashable, Mapping
+from html import escape
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jinja2
 import pandas as pd
+import xarray as xr
 
+from sinkscope import figures
 from sinkscope.figures.provenance import model_name, source_line
 from sinkscope.figures.style import number
 from sinkscope.figures.tokens import visible
-from sinkscope.reporting.headline import headline
-from sinkscope.reporting.interactive import INTERACTIVE
-from sinkscope.reporting.plates import SECTIONS
+from sinkscope.reporting.content import MAIN, SUMMARY, Content, Item
 from sinkscope.reporting.table_files import formatted
-from sinkscope.reporting.tables import CONTENTS
-
-if TYPE_CHECKING:
-    from sinkscope.reporting.document import Report
 
 
-def page(report: Report, files: list[str]) -> str:
-    """The whole page. `files`: paths, relative to the page, that it may link to."""
-    import jinja2
+def description(item: Item, record: xr.Dataset) -> dict[str, Any] | None:
+    """The figure of an item as plotly takes it; None where it is drawn on paper only."""
+    describe = getattr(item.figure, "describe", None)
+    return None if describe is None else figures.plotly_figure(describe(record))
+
+
+def page(content: Content, files: list[str]) -> str:
+    """The whole page.
+
+    Args:
+        content: what it shows.
+        files: paths, relative to the page, that it may link to.
+    """
     from plotly.offline import get_plotlyjs
 
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     template = environment.from_string((resources.files(__package__) / "template.html").read_text(encoding="utf-8"))
-    main = report.records["text"]
+    main = content.records[MAIN].attrs
+    made = {name: description(item, content.source(name)) for name, item in content.items.items() if item.figure}
+    descriptions = {name: each for name, each in made.items() if each is not None}
     return template.render(
-        title=visible(model_name(main.attrs), spaces=False),
-        headline=headline(report.records),
-        source=source_line(main.attrs),
-        tiles=_tiles(report.tables["summary"]),
-        notes=report.notes,
-        sections=_sections(report, files),
-        tables=[_table(report, name, files) for name in report.tables],
+        title=visible(model_name(main), spaces=False),
+        headline=content.headline,
+        source=source_line(main),
+        tiles=_tiles(content.tables[SUMMARY]),
+        notes=content.notes,
+        sections=_sections(content, set(descriptions), files),
+        tables=[_table(content, name, files) for name in content.tables],
         records=[path for path in files if path.endswith(".nc")],
         provenance={
             key: visible(value, spaces=False)
-            for key, value in sorted({**main.attrs, "model": model_name(main.attrs)}.items())
+            for key, value in sorted({**main, "model": model_name(main)}.items())
             if key != "notes"
         },
-        descriptions=_script_json(_descriptions(report)),
+        descriptions=_script_json(descriptions),
         plotly=get_plotlyjs(),
         style=(resources.files(__package__) / "page.css").read_text(encoding="utf-8"),
         script=(resources.files(__package__) / "page.js").read_text(encoding="utf-8"),
+    )
+
+
+def fragment(content: Content, names: list[str]) -> str:
+    """A piece of HTML for a notebook, without a script: headline, notes, summary and the figures of these names."""
+    summary = content.tables[SUMMARY][["quantity", "value", "lower", "upper", "null", "unit", "measured_on"]]
+    heads = "".join(f"<th>{escape(column.replace('_', ' '))}</th>" for column in summary.columns)
+    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in formatted(summary))
+    images = "".join(
+        f'<img src="{inline_png(content.figures[name], dpi=110)}" alt="{escape(name)}" '
+        'style="background:#fff;max-width:100%;border-radius:4px">'
+        for name in names
+    )
+    notes = "".join(f"<p><em>{escape(note)}</em></p>" for note in content.notes)
+    return (
+        f'<div><p style="font-size:115%"><strong>{escape(content.headline)}</strong></p>{notes}'
+        f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+        f'<div style="display:flex;flex-wrap:wrap;gap:8px;align-items:flex-start">{images}</div>'
+        f'<p style="opacity:.7;font-size:85%">{escape(source_line(content.records[MAIN].attrs))}<br>'
+        "report.figures[name], report.tables[name], report.save(directory)</p></div>"
     )
 
 
@@ -62,57 +92,59 @@ def inline_png(figure: Any, dpi: int = 200) -> str:
     return "data:image/png;base64," + base64.b64encode(target.getvalue()).decode("ascii")
 
 
-def _descriptions(report: Report) -> dict[str, Any]:
-    made = {}
-    for name, plate in report.figures.plates.items():
-        record = plate.record(report.records)
-        if name in INTERACTIVE and record is not None:
-            made[name] = INTERACTIVE[name](record)
-    return made
-
-
 def _script_json(value: Mapping[str, Any]) -> str:
     """JSON that nothing in it can end the <script> around it or open a comment in it."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _sections(report: Report, files: list[str]) -> list[dict[str, Any]]:
-    """Those that have a figure, in order."""
-    shown = {
-        title: [_plate(report, plate.name, files) for plate in plates if plate.name in report.figures]
-        for title, plates in SECTIONS.items()
+def _sections(content: Content, interactive: set[str], files: list[str]) -> list[dict[str, Any]]:
+    """Those that have a figure or a sentence, in order."""
+    shown = [
+        {
+            "title": section.title,
+            "plates": [
+                _plate(content, item, item.name in interactive, files)
+                for item in section.items
+                if item.name in content.items and (item.figure is not None or item.sentence is not None)
+            ],
+        }
+        for section in content.sections
+    ]
+    return [section for section in shown if section["plates"]]
+
+
+def _plate(content: Content, item: Item, interactive: bool, files: list[str]) -> dict[str, Any]:
+    drawn = item.figure is not None and not interactive
+    return {
+        "name": item.name,
+        "title": item.title,
+        "meaning": item.meaning,
+        "finding": content.sentence(item.name),
+        "source": source_line(content.source(item.name).attrs),
+        "image": inline_png(content.figures[item.name]) if drawn else None,
+        "interactive": interactive,
+        "files": _links(f"figures/{item.name}.", files),
     }
-    return [{"title": title, "plates": plates} for title, plates in shown.items() if plates]
 
 
-def _plate(report: Report, name: str, files: list[str]) -> dict[str, Any]:
-    plate = report.figures.plates[name]
-    record = plate.record(report.records)
-    assert record is not None
+def _table(content: Content, name: str, files: list[str]) -> dict[str, Any]:
+    about, _ = content.captions[name]
+    table = content.tables[name].drop(columns="note", errors="ignore")  # the notes stand in the tiles
     return {
         "name": name,
-        "title": plate.title,
-        "meaning": plate.meaning,
-        "finding": report.finding(name),
-        "source": source_line(record.attrs),
-        "image": None if name in INTERACTIVE else inline_png(report.figures[name]),
-        "files": [(path.rpartition(".")[2].upper(), path) for path in files if path.startswith(f"figures/{name}.")],
-    }
-
-
-def _table(report: Report, name: str, files: list[str]) -> dict[str, Any]:
-    table = report.tables[name].drop(columns="note", errors="ignore")  # the notes stand in the tiles
-    numeric = [bool(pd.api.types.is_numeric_dtype(table[column])) for column in table.columns]
-    return {
-        "name": name,
-        "title": CONTENTS[name].title,
-        "meaning": CONTENTS[name].meaning,
+        "title": about.title,
+        "meaning": about.meaning,
         "columns": [str(column).replace("_", " ") for column in table.columns],
-        "numeric": numeric,
+        "numeric": [bool(pd.api.types.is_numeric_dtype(table[column])) for column in table.columns],
         "rows": formatted(table),
-        "files": [(path.rpartition(".")[2].upper(), path) for path in files if path.startswith(f"tables/{name}.")],
+        "files": _links(f"tables/{name}.", files),
     }
+
+
+def _links(start: str, files: list[str]) -> list[tuple[str, str]]:
+    """PDF, CSV and so on, and the path of each."""
+    return [(path.rpartition(".")[2].upper(), path) for path in files if path.startswith(start)]
 
 
 def _tiles(summary: pd.DataFrame) -> list[dict[str, str]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinkscope.analysis.table_records import record_of_table, with_costs
+from sinkscope.analysis.ablation import ablation_table
+from sinkscope.analysis.costs import with_costs
+from sinkscope.core.policies import SinkWindow
 from tests.analysis.losses import collapsing
 
 SOURCE = {"model": "evil/<b>model</b>", "sinkscope": "0", "date": "2020-02-02", "text": "a & b"}
@@ -23,13 +26,37 @@ def costs() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+PERPLEXITIES = {0: 140.0, 1: 15.0, 2: 14.75, 4: 14.5}  # by the number of sinks
+
+
+def ablation_record() -> xr.Dataset:
+    """As `sinkscope.run_ablation` makes it: losses about the logarithms of `PERPLEXITIES`."""
+    noise = np.random.default_rng(0).normal(size=256)
+    losses = np.stack([np.log(ppl) + 0.3 * (noise - noise[5:].mean()) for ppl in PERPLEXITIES.values()])[:, None]
+    losses[:, :, :5] = np.nan
+    counts, cells = np.array(list(PERPLEXITIES)), np.arange(len(PERPLEXITIES))
+    policies = [SinkWindow(int(count), 64 - int(count)) for count in counts]
+    known = [policy.coordinates for policy in policies]
+    level = {"cell": cells, "sinks": counts, "cache_size": 64, "positions": "cache", "kind": "first"}
+    return xr.Dataset(
+        {"nll": (("policy", "sequence", "token"), losses.astype(np.float32), {"units": "nats"})},
+        coords={
+            "policy": [policy.name for policy in policies],
+            "sequence": [0],
+            "token": np.arange(256),
+            "length": ("sequence", [256]),
+            **{name: ("policy", [each[name] for each in known]) for name in known[0]},
+            "seconds": ("policy", [0.5] * 4),
+            "scored": ("policy", [251] * 4),
+            "first_tokens": ("policy", ["first"] * 4),
+            **{f"level_{name}": ("level", np.broadcast_to(values, 4).copy()) for name, values in level.items()},
+        },
+        attrs={"kind": "ablation", **SOURCE},
+    )
+
+
 def ablation() -> pd.DataFrame:
-    rows = [(n, n, 64, "cache", "first", ppl, 0.9 * ppl, 1.1 * ppl, ppl / 14.5, 0.5)
-            for n, ppl in ((0, 140.0), (1, 15.0), (2, 14.75), (4, 14.5))]  # fmt: skip
-    columns = ["cell", "sinks", "cache_size", "positions", "kind", "ppl", "low", "high", "ratio", "seconds"]
-    table = pd.DataFrame(rows, columns=columns)
-    table.attrs = {"kind": "ablation", **SOURCE}
-    return table
+    return ablation_table(ablation_record())
 
 
 def decode() -> pd.DataFrame:
@@ -50,12 +77,19 @@ def decode() -> pd.DataFrame:
     return table
 
 
+def decode_record() -> xr.Dataset:
+    """As `sinkscope.run_timing` makes it."""
+    table = decode()
+    columns = {str(name): ("cell", table[name].to_numpy()) for name in table.columns}
+    return xr.Dataset(columns, attrs={**table.attrs, "columns": ", ".join(columns)})
+
+
 def records() -> dict[str, xr.Dataset]:
     """Re-computation scored all of the first 64 tokens and 100 of the rest."""
     curve = collapsing(sequences=1, sampled=100)
     curve.attrs |= {"kind": "perplexity", **SOURCE, "sequences": 1, "tokens": 640}
     return {
         "perplexity": with_costs(curve, costs()),
-        "ablation": record_of_table(ablation()),
-        "decode": record_of_table(decode()),
+        "ablation": ablation_record(),
+        "decode": decode_record(),
     }

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from sinkscope.analysis.four_policies import four_policies
 from sinkscope.errors import SinkscopeError
-from sinkscope.reporting.four_policies import four_policies, four_policies_latex
+from sinkscope.reporting.table_files import latex_text
 from sinkscope.streaming.costs.cost import cost_table
 from tests import zoo
 from tests.streaming.costed import POLICIES
@@ -22,11 +23,11 @@ def test_the_four_policies_table_joins_costs_and_perplexities():
     assert list(table["ppl"].fillna(-1)) == [5.4, 5158.07, -1, -1]
     assert list(table["kv_megabytes"]) == [held / 1e6 for held in costs["kv_bytes"]]
     assert table.attrs["text"] == "a book" and table.attrs["cost_tokens"] == 1000 and table.attrs["tokens"] == 500
-    latex = four_policies_latex(table)
-    for words in (r"\toprule", r"O(T$\cdot$L$^{2}$)", "recompute 6", "5,158", "kv megabytes", "after 1,000 tokens"):
+    latex = latex_text(table, table.attrs, "Ways to attend", "four-policies")
+    for words in (r"\toprule", r"O(T$\cdot$L$^{2}$)", "recompute 6", "5,158", "kv megabytes"):
         assert words in latex
     assert sum(line.endswith(r"\\") for line in latex.splitlines()) == 5
-    assert "ppl" not in four_policies(costs) and "perplexity" not in four_policies_latex(four_policies(costs))
+    assert "ppl" not in four_policies(costs)
 
 
 def test_tables_that_do_not_fit_are_refused():

@@ -10,26 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+import xarray as xr
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 import sinkscope
 from sinkscope.errors import SinkscopeError
-from sinkscope.reporting import gather_streaming
+from sinkscope.reporting import gather, streaming
+from tests.reporting.byte_tokens import byte_tokenizer
 from tests.zoo import build, inputs
 
+CAUSAL = {"text": xr.Dataset(attrs={"causal": 1})}
 TEXT = "In the beginning God created the heaven and the earth. <b>汉字</b>\n"
-
-
-def byte_tokenizer(bos: bool) -> PreTrainedTokenizerFast:
-    """One token per byte; with `bos`, a <s> in front of every text."""
-    vocabulary = {"<s>": 0} | {c: 1 + n for n, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    made = Tokenizer(models.BPE(vocabulary, []))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    if bos:
-        made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>")
 
 
 @pytest.fixture(scope="module")
@@ -170,16 +161,21 @@ def test_streaming_is_measured_on_one_continuous_text(llama, text, bos):
 
 def test_the_sizes_grow_with_the_text_up_to_those_of_a_long_one():
     model = build("llama")
-    assert gather_streaming._sizes(model, 200) == (200, 32, [32, 64, 128])
-    assert gather_streaming._sizes(model, 10_000) == (3072, 256, [256])
+    assert streaming.sizes_of(model, 200) == (200, 32, [32, 64, 128])
+    assert streaming.sizes_of(model, 10_000) == (3072, 256, [256])
     model.config.max_position_embeddings = 8192
-    assert gather_streaming._sizes(model, 10_000) == (3072, 256, [256, 512, 1024])
+    assert streaming.sizes_of(model, 10_000) == (3072, 256, [256, 512, 1024])
+
+
+def streaming_records(model, ids):
+    """The records of the section and its notes, of one text [token] without a token in front."""
+    return gather._measured(streaming.STREAMING, gather.Passes(model, None, ids, ids[None], progress=False), CAUSAL)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt"])
 def test_models_with_learned_positions_get_no_streaming_section_and_a_note(family, text):
     ids = inputs(family, 1, 400)["input_ids"][0]
-    records, notes = gather_streaming.streaming_records(build(family), ids, progress=False)
+    records, notes = streaming_records(build(family), ids)
     assert records == {} and len(notes) == 1
     assert notes[0].startswith("Streaming was not measured: ") and "position" in notes[0]
 
@@ -187,12 +183,12 @@ def test_models_with_learned_positions_get_no_streaming_section_and_a_note(famil
 @pytest.mark.parametrize("family", ["mpt", "gemma2", "falcon_alibi"])
 def test_families_that_can_be_streamed_get_all_three_records(family):
     ids = inputs(family, 1, 140)["input_ids"][0]
-    records, notes = gather_streaming.streaming_records(build(family), ids, progress=False)
+    records, notes = streaming_records(build(family), ids)
     assert list(records) == ["perplexity", "ablation", "decode"] and notes == []
 
 
 def test_a_model_without_a_language_head_says_so():
-    records, notes = gather_streaming.streaming_records(build("llama").model, torch.arange(100).repeat(2))
+    records, notes = streaming_records(build("llama").model, torch.arange(100).repeat(2))
     assert records == {} and "LlamaModel has no language head" in notes[0]
 
 
@@ -200,16 +196,16 @@ def test_a_figure_that_cannot_be_measured_leaves_the_others(monkeypatch):
     def refuse(*_, **__):
         raise SinkscopeError("this machine has no clock.")
 
-    monkeypatch.setattr("sinkscope.streaming.costs.decode.time_per_token", refuse)
+    monkeypatch.setattr("sinkscope.streaming.costs.decode.run_timing", refuse)
     ids = inputs("llama", 1, 140)["input_ids"][0]
-    records, notes = gather_streaming.streaming_records(build("llama"), ids, progress=False)
+    records, notes = streaming_records(build("llama"), ids)
     assert list(records) == ["perplexity", "ablation"]
     assert notes == ["Time per token was not measured: this machine has no clock."]
 
 
 def test_the_function_stays_callable_whatever_was_imported_before():
     code = (
-        "import sinkscope.reporting.directory, sinkscope; assert callable(sinkscope.report);"
+        "import sinkscope.reporting.saving, sinkscope; assert callable(sinkscope.report);"
         "from sinkscope.reporting import Report, report; assert report is sinkscope.report"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

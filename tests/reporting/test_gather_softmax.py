@@ -8,9 +8,10 @@ import torch
 
 import sinkscope
 from sinkscope.errors import SinkscopeError
-from sinkscope.reporting import Report, gather_softmax
+from sinkscope.reporting import Report, gather, softmax
 from tests.reporting import naive, naive_softmax
-from tests.reporting.test_gather import byte_tokenizer
+from tests.reporting.byte_tokens import byte_tokenizer
+from tests.reporting.test_gather import CAUSAL
 from tests.zoo import build, inputs
 
 WORDS = "Go, see the light. It is good;\n"
@@ -22,9 +23,13 @@ def tokens_of(family: str = "llama", count: int = 300) -> torch.Tensor:
 
 
 def measured(family: str = "llama", count: int = 300):
-    return gather_softmax.softmax_records(
-        build(family), tokens_of(family, count), None, None, progress=False, text="a text"
-    )
+    return softmax_records(build(family), tokens_of(family, count))
+
+
+def softmax_records(model, tokens: torch.Tensor, tokenizer=None):
+    """The records of the section and its notes, of a text [token] without a token in front."""
+    passes = gather.Passes(model, tokenizer, tokens, tokens[None], progress=False)
+    return gather._measured(softmax.SOFTMAX, passes, CAUSAL)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +44,7 @@ def test_every_record_is_what_its_experiment_gives_alone(records):
     expected = {
         "forced": sinkscope.measure(model, texts, [sinkscope.EvictionEffect()], **quiet),
         "collapse": sinkscope.decompose(model, tokens_of()[None], 64, 4, **quiet),
-        "dose": sinkscope.dose_response(model, texts, gather_softmax.DOSES, start=32, **quiet),
+        "dose": sinkscope.dose_response(model, texts, softmax.DOSES, start=32, **quiet),
         "predictability": sinkscope.predictability(model, texts, **quiet),
     }
     for name, alone in expected.items():
@@ -51,7 +56,6 @@ def test_every_record_is_what_its_experiment_gives_alone(records):
             )
     assert list(records["interventions"]["policy"].values)[:3] == ["nothing", "evict sinks", "evict recent"]
     assert records["predictability"].attrs["start"] == records["dose"].attrs["start"] == 32
-    assert all(record.attrs["text"] == "a text" for record in records.values())
 
 
 def test_a_report_of_them_draws_and_says_everything(records):
@@ -127,7 +131,7 @@ def test_what_is_refused_for_one_reason_is_one_note():
 def test_interventions_that_a_text_has_nothing_for_are_left_out_by_name():
     tokenizer = byte_tokenizer(False)
     words = torch.full((300,), tokenizer("a")["input_ids"][0])
-    found, notes = gather_softmax.softmax_records(small_llama(), words, None, tokenizer, progress=False)
+    found, notes = softmax_records(small_llama(), words, tokenizer)
     assert "evict delimiters" not in found["interventions"]["policy"].values
     assert any(note.startswith("`evict delimiters` left out of the interventions: ") for note in notes)
 
@@ -143,15 +147,15 @@ def test_a_step_that_fails_leaves_the_others(monkeypatch):
 
 
 def test_a_model_without_a_language_head_gives_its_forced_mass():
-    found, notes = gather_softmax.softmax_records(build("llama").model, tokens_of(), None, None, progress=False)
+    found, notes = softmax_records(build("llama").model, tokens_of())
     assert list(found) == ["forced"] and all("no language head" in note for note in notes)
 
 
 def test_the_sizes_grow_with_the_text_up_to_those_of_a_long_one():
     model = build("llama")
-    assert gather_softmax._sizes(model, 140, False) == (1, 128, 32, 140, 32)
-    assert gather_softmax._sizes(model, 10_000, False) == (4, 512, 64, 2048, 256)
+    assert softmax.sizes_of(model, 140, False) == (1, 128, 32, 140, 32)
+    assert softmax.sizes_of(model, 10_000, False) == (4, 512, 64, 2048, 256)
     model.config.max_position_embeddings = 96
-    assert gather_softmax._sizes(model, 10_000, True) == (4, 96, 24, 2048, 64)
+    assert softmax.sizes_of(model, 10_000, True) == (4, 96, 24, 2048, 64)
     with pytest.raises(SinkscopeError, match="it needs 64 tokens, and there are 63"):
-        gather_softmax._sizes(model, 63, False)
+        softmax.sizes_of(model, 63, False)

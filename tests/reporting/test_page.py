@@ -11,10 +11,10 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
+from sinkscope import figures
 from sinkscope.figures.plotly_renderer import page_text, thinned
 from sinkscope.reporting import Report
-from sinkscope.reporting.interactive import INTERACTIVE
-from sinkscope.reporting.page import _script_json, page
+from sinkscope.reporting.page import _script_json, description, page
 from tests.reporting import naive, naive_softmax, naive_streaming
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -32,7 +32,7 @@ def report() -> Report:
 @pytest.fixture(scope="module")
 def html(report) -> str:
     files = ["figures/norms.pdf", "tables/summary.csv", "records/text.nc"]
-    return page(report, files)
+    return page(report.content, files)
 
 
 def without_scripts(html: str) -> str:
@@ -70,7 +70,7 @@ def test_no_token_or_name_becomes_markup(html):
     parser.feed(text)
     assert not any(name.startswith("on") for _, attributes in parser.tags for name in attributes)
     images = [attributes["src"] for tag, attributes in parser.tags if tag == "img"]
-    assert images and all(source.startswith("data:image/png;base64,") for source in images)
+    assert all(source.startswith("data:image/png;base64,") for source in images)
     assert sum(tag == "script" for tag, _ in parser.tags) == 0
 
 
@@ -84,16 +84,22 @@ def test_the_data_in_the_page_cannot_end_its_script(html):
     assert json.loads(_script_json({"a": "</script><!-- &amp;"})) == {"a": "</script><!-- &amp;"}
 
 
+def drawn(name, record):
+    return figures.plotly_figure(getattr(figures, name).describe(record))
+
+
 def test_hover_texts_are_text_to_plotly():
     assert page_text("<b>bold</b>&lt;") == "&lt;b&gt;bold&lt;/b&gt;&amp;lt;"
 
 
-@pytest.mark.parametrize("name", INTERACTIVE)
-def test_every_interactive_figure_is_valid_plotly_with_named_axes(report, name):
-    plate = report.figures.plates.get(name)
-    record = plate.record(report.records) if plate else naive.record()
-    figure = go.Figure(uncoloured(INTERACTIVE[name](record)))
-    assert figure.layout.xaxis.title.text and (figure.layout.yaxis.title.text or figure.layout.yaxis.ticktext)
+def test_every_interactive_figure_is_valid_plotly_with_named_axes(report):
+    content = Report({**report.records, "short": naive.record()}).content
+    described = {name: description(content.items[name], content.source(name)) for name in content.figures}
+    assert all(described.values())
+    for made in described.values():
+        figure = go.Figure(uncoloured(made))
+        across, up = [*figure.select_xaxes()], [*figure.select_yaxes()]
+        assert any(axis.title.text for axis in across) and any(axis.title.text or axis.ticktext for axis in up)
 
 
 def uncoloured(value, key=""):
@@ -106,29 +112,29 @@ def uncoloured(value, key=""):
 
 def test_the_interactive_figures_hold_the_numbers_of_the_printed_ones(report):
     record, maps = report.records["text"], naive.maps()
-    heat = INTERACTIVE["sink_mass_heatmap"](record)["data"][0]["z"]
+    heat = drawn("sink_mass_heatmap", record)["data"][0]["z"]
     np.testing.assert_allclose(heat, maps[:, :, :, 1:, 0].mean(axis=(0, 3)), rtol=1e-4)
-    by_layer = {trace.get("name"): trace for trace in INTERACTIVE["mass_by_layer"](record)["data"]}
+    by_layer = {trace.get("name"): trace for trace in drawn("mass_by_layer", record)["data"]}
     np.testing.assert_allclose(by_layer["first token"]["y"], maps[:, :, :, 1:, 0].mean(axis=(0, 2, 3)), rtol=1e-4)
-    norm = {trace.get("name"): trace for trace in INTERACTIVE["norms"](record)["data"] if trace.get("yaxis") == "y2"}
+    norm = {trace.get("name"): trace for trace in drawn("norms", record)["data"] if trace.get("yaxis") == "y2"}
     values = record["value_norm"].values
     np.testing.assert_allclose(norm["first token"]["y"], values[..., 0].mean(axis=(0, 2)), rtol=1e-4)
 
 
 def test_the_interactive_streaming_figures_hold_the_numbers_of_their_records(report):
     curve = report.records["perplexity"]
-    lines = {trace.get("name"): trace for trace in INTERACTIVE["log_perplexity"](curve)["data"]}
+    lines = {trace.get("name"): trace for trace in drawn("log_perplexity", curve)["data"]}
     nll = curve["nll"].values[:, 0].astype(float)
     expected = [np.nanmean(nll[1, start : start + 64]) for start in range(0, 640, 64)]
     np.testing.assert_allclose(lines["window 64"]["y"], expected, rtol=1e-4)
     assert "recompute 64 (sampled)" in lines and lines["recompute 64 (sampled)"]["mode"] == "markers"
     table = naive_streaming.ablation()
-    bars = INTERACTIVE["ablation"](report.records["ablation"])["data"][0]
+    bars = drawn("ablation", report.records["ablation"])["data"][0]
     np.testing.assert_allclose(bars["y"], table["ppl"], rtol=1e-4)
     np.testing.assert_allclose(bars["error_y"]["array"], table["high"] - table["ppl"], rtol=1e-4)
     np.testing.assert_allclose(bars["error_y"]["arrayminus"], table["ppl"] - table["low"], rtol=1e-4)
     table = naive_streaming.decode()
-    for trace in INTERACTIVE["decode_cost"](report.records["decode"])["data"]:
+    for trace in drawn("decode_cost", report.records["decode"])["data"]:
         own = table[table["policy"] == trace["name"]]
         column = own["kv_bytes"] / 2**20 if trace.get("yaxis") == "y2" else own["milliseconds"]
         np.testing.assert_allclose(trace["y"], column, rtol=1e-4)
@@ -136,7 +142,7 @@ def test_the_interactive_streaming_figures_hold_the_numbers_of_their_records(rep
 
 def test_every_streaming_caption_says_which_policy_is_which(report, html):
     for name in ("log_perplexity", "ablation", "decode_cost"):
-        meaning = report.figures.plates[name].meaning
+        meaning = report.content.items[name].meaning
         assert "window" in meaning.lower() and "re-comput" in meaning
     text = without_scripts(html)
     for words in ("is not that window", "not re-computation", "cpu, 2 threads", "quartiles"):
@@ -153,8 +159,8 @@ def test_long_texts_keep_their_beginning_and_their_peaks():
 def test_the_page_states_the_headline_the_definitions_and_the_files(report, html):
     text = without_scripts(html)
     assert report.headline.replace(">", "&gt;") in text
-    for plate in report.figures.plates.values():
-        assert plate.title in text
+    for name in report.figures:
+        assert report.content.items[name].title in text
     for word in ('href="figures/norms.pdf"', 'href="tables/summary.csv"', "Report.open", "uniform null"):
         assert word in text
 
@@ -182,8 +188,8 @@ def test_a_browser_draws_it_asks_the_network_nothing_and_runs_no_token(html, tmp
         tab.on("pageerror", lambda error: said.append(str(error)))
         tab.on("dialog", lambda dialog: (said.append(f"dialog {dialog.message}"), dialog.dismiss()))
         tab.goto(place.as_uri())
-        tab.wait_for_function("document.documentElement.dataset.drawn === 'yes'", timeout=60_000)
-        drawn = tab.evaluate("document.querySelectorAll('.js-plotly-plot .main-svg').length")
+        tab.wait_for_selector("html[data-drawn=yes]", state="attached", timeout=60_000)  # runs no script in the page
+        plots = tab.evaluate("document.querySelectorAll('.js-plotly-plot .main-svg').length")
         names = tab.evaluate("[...document.querySelectorAll('.textpoint text')].map(t => t.textContent)")
         tab.evaluate("Plotly.Fx.hover('plot-received_by_position', [{curveNumber: 1, pointNumber: 2}])")
         hovered = tab.evaluate("[...document.querySelectorAll('.hovertext')].map(t => t.textContent).join()")
@@ -191,7 +197,7 @@ def test_a_browser_draws_it_asks_the_network_nothing_and_runs_no_token(html, tmp
         browser.close()
     assert asked == [place.as_uri()]
     assert said == []
-    assert drawn >= len(INTERACTIVE) - 1
+    assert plots >= 16
     assert any(name.startswith("“<img␣src=x␣on…”") for name in names)
     assert "</script><script>alert(1)</script>" in hovered
     assert wide <= 0

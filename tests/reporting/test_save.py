@@ -16,8 +16,7 @@ import pytest
 import xarray as xr
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.reporting import Report, check_directory
-from sinkscope.reporting import save as saving
+from sinkscope.reporting import Report, check_directory, saving
 from tests.reporting import naive, naive_streaming
 
 

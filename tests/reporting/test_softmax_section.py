@@ -12,13 +12,12 @@ import pandas as pd
 import pytest
 
 from sinkscope.analysis import dose_table, intervention_table, predictability_table
-from sinkscope.analysis.collapse import collapse_table
-from sinkscope.figures.interventions import sides
+from sinkscope.analysis.decomposition import collapse_table
+from sinkscope.analysis.predictability import sides
 from sinkscope.figures.style import number
 from sinkscope.reporting import Report
-from sinkscope.reporting.interactive import INTERACTIVE
-from sinkscope.reporting.page import page
-from sinkscope.reporting.softmax_findings import FINDINGS, within
+from sinkscope.reporting.page import description, page
+from sinkscope.reporting.softmax import SOFTMAX, within
 from tests.analysis import experiments
 from tests.reporting import naive, naive_softmax, naive_streaming
 
@@ -41,7 +40,7 @@ def test_the_records_give_their_figures_and_tables_and_no_others(report):
 
 
 def test_a_finding_is_made_for_every_figure_of_the_section(report):
-    assert list(FINDINGS) == list(naive_softmax.FIGURES)
+    assert [item.name for item in SOFTMAX.items if item.sentence] == list(naive_softmax.FIGURES)
     for name in naive_softmax.FIGURES:
         said = report.finding(name)
         assert said.endswith(".") and "nan" not in said and "inf" not in said
@@ -155,26 +154,26 @@ def test_an_encoder_and_a_model_that_hides_its_outputs_give_what_they_can():
 
 
 def test_the_page_has_the_section_with_its_sentences_captions_and_plots(report):
-    text = re.sub(r"<script.*?</script>", "", page(report, []), flags=re.S)
+    text = re.sub(r"<script.*?</script>", "", page(report.content, []), flags=re.S)
     assert "Why sinks: what sum-to-one forces" in text and "What it costs to forget" not in text
     for name in naive_softmax.FIGURES:
         assert f'id="plot-{name}"' in text and f'href="#{name}"' in text
         plain = text.replace("&#39;", "'").replace("&gt;", ">").replace("&lt;", "<")
-        assert report.finding(name) in plain and report.figures.plates[name].meaning in plain
+        assert report.finding(name) in plain and report.content.items[name].meaning in plain
     for words in ("Phantom", "Values only", "nothing is re-computed", "uniform causal attention", "as control"):
         assert words in text
 
 
 def test_captions_state_definitions_and_leave_conclusions_to_the_numbers():
-    for plate in Report({"text": naive.norms_only(), **naive_softmax.records()}).figures.plates.values():
-        assert not re.search(r"\b(proves?|shows? that|because|therefore|causes?|explains?)\b", plate.meaning), (
-            plate.name
-        )
+    for item in SOFTMAX.items:
+        assert not re.search(r"\b(proves?|shows? that|because|therefore|causes?|explains?)\b", item.meaning), item.name
 
 
 def test_the_interactive_figures_hold_the_numbers_of_the_printed_ones(report):
     records = report.records
-    drawn = {name: INTERACTIVE[name](report.figures.plates[name].record(records)) for name in naive_softmax.FIGURES}
+    drawn = {
+        name: description(report.content.items[name], report.content.source(name)) for name in naive_softmax.FIGURES
+    }
     heat = drawn["forced_mass"]["data"][0]
     logs = records["forced"]["log_amplification"].values.astype(float)[..., 4:].mean((0, 3))
     np.testing.assert_allclose(heat["customdata"], np.exp(logs), rtol=1e-4)

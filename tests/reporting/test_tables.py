@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sinkscope.analysis.table_records import with_costs
+from sinkscope.analysis.costs import with_costs
 from sinkscope.errors import SinkscopeError
 from sinkscope.reporting import Report
 from tests.analysis.losses import collapsing

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sinkscope.analysis.costs import time_per_token
 from sinkscope.core.policies import Dense, Recompute, SinkWindow, Window
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures import decode_cost
 from sinkscope.streaming.cache.sink_cache import SinkCache
 from sinkscope.streaming.costs.cost import cost
-from sinkscope.streaming.costs.decode import FAMILIES, STEPS, time_per_token
+from sinkscope.streaming.costs.decode import FAMILIES, STEPS
 from sinkscope.streaming.costs.decoders import decoder_of
 from tests import zoo
 

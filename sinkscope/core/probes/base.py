@@ -74,6 +74,11 @@ class Probe(ABC):  # noqa: B024 - what there is to implement depends on the kind
         """Whether the probe looks at this layer."""
         return True
 
+    @property
+    def coordinates(self) -> Mapping[str, np.ndarray]:
+        """Numbers of the probe's own that readers of the record need: coordinates with a dimension of their name."""
+        return {}
+
     def check(self, layers: Sequence[int]) -> None:  # noqa: B027 - most probes ask for nothing special
         """Raise SinkscopeError when the probe asks for what a model with these attention layers does not have."""
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from einops import rearrange, repeat
 from torch import Tensor
@@ -55,6 +56,10 @@ class EvictionEffect(LayerProbe):
         keys = self.keys
         if isinstance(keys, (int, str)) or not len(keys) or len(set(keys)) < len(keys) or min(keys) < 0:
             raise SinkscopeError(f"EvictionEffect(keys={keys!r}) evicts nothing; give different places, as (0, 1, 2).")
+
+    @property
+    def coordinates(self) -> Mapping[str, np.ndarray]:
+        return {"evicted_key": np.asarray(sorted(self.keys))}
 
     def observe(self, layer: Layer) -> Measurements:
         effect = eviction_effect(layer, self.keys)

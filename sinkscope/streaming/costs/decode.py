@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
+import xarray as xr
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -31,7 +31,7 @@ STEPS = 4  # tokens timed one by one in each round; of re-computation, which tak
 
 
 @torch.no_grad()
-def time_per_token(
+def run_timing(
     model: nn.Module,
     ids: Tensor | Sequence[Tensor],
     cache_sizes: int | Iterable[int] = (256, 512, 1024),
@@ -41,7 +41,7 @@ def time_per_token(
     repeats: int = 9,
     progress: bool | None = None,
     **attributes: Any,
-) -> pd.DataFrame:
+) -> xr.Dataset:
     """The time that one more token takes with a full cache of L tokens, and the memory the cache takes.
 
     "dense" reads it with transformers' `DynamicCache` of L tokens, "window" and "sinks" with a `SinkCache` that evicts
@@ -56,18 +56,13 @@ def time_per_token(
         sinks: how many of the L tokens are sinks under "sinks".
         repeats: rounds; each times one token of re-computation and four of every other policy.
         progress: whether to show a progress bar; once two seconds have passed when None.
-        attributes: noted in the table's attrs (the name of the text, for one).
+        attributes: noted in the record's attrs (the name of the text, for one).
 
     Returns:
-        One row for each policy and cache size, attrs with all that is needed to repeat it:
-
-        policy, cache_size       the combination
-        milliseconds, low, high  median wall time of one token and its quartiles
-        kv_bytes                 memory that keys and values really take: of a `SinkCache` with the room it moves them
-                                 in, of re-computation while the token is read
-        kv_bytes_kept            bytes of the L tokens alone, and
-        flops_per_token          operations of the token, both as `sinkscope.cost` counts them
-        samples                  tokens timed
+        A record along `cell`, one for each policy and cache size, attrs with all that is needed to repeat it:
+        `policy`, `cache_size`; `milliseconds`, the median wall time of a token, and `low` and `high`, its quartiles;
+        `kv_bytes`, the memory that keys and values take, and `kv_bytes_kept`, counted from the model's shapes;
+        `flops_per_token`, counted likewise; `samples`, how many tokens were timed.
 
     Raises:
         SinkscopeError: a text too short, several texts, an unknown policy, sinks that leave no room for a window, or a
@@ -85,7 +80,7 @@ def time_per_token(
     with progress_bar(len(sizes) * repeats, "round", progress, desc="time per token") as bar:
         for size, ways in plan.items():
             rows += _rows(model, text, size, ways, repeats, bar)
-    table = pd.DataFrame(rows)
+    columns = {name: ("cell", np.asarray([row[name] for row in rows])) for name in rows[0]}
     origin = {
         "kind": "decode",
         "attention": implementation(model),
@@ -96,8 +91,7 @@ def time_per_token(
         "machine": platform.machine(),
         "computed": "median wall time of one forward pass over one more token with a full cache, and its quartiles",
     }
-    table.attrs.update(model_attributes(model) | origin | attributes)
-    return table
+    return xr.Dataset(columns, attrs={**model_attributes(model), **origin, **attributes, "columns": ", ".join(columns)})
 
 
 def _rows(

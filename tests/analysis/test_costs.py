@@ -1,4 +1,4 @@
-"""Tables as records and back, through a file too."""
+"""What policies cost, as tables and beside their losses, through a file too."""
 
 from __future__ import annotations
 
@@ -6,21 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sinkscope.analysis.table_records import costs_of, record_of_table, table_of_record, with_costs
+from sinkscope.analysis.costs import costs_of, timing_table, with_costs
 from sinkscope.errors import SinkscopeError
 from sinkscope.record import open_record, save_record
 from tests.analysis.losses import collapsing
 from tests.reporting import naive_streaming
 
 
-@pytest.mark.parametrize("make", [naive_streaming.ablation, naive_streaming.decode])
-def test_a_table_comes_back_as_it_was_also_from_a_file(make, tmp_path):
-    table = make()
-    table.loc[1, "low"] = np.nan
-    record = record_of_table(table)
-    assert dict(record.sizes) == {"cell": len(table)}
-    for found in (record, open_record(save_record(record, tmp_path / "table.nc"))):
-        back = table_of_record(found)
+def test_timings_are_a_table_also_from_a_file(tmp_path):
+    table, record = naive_streaming.decode(), naive_streaming.decode_record()
+    for found in (record, open_record(save_record(record, tmp_path / "timing.nc"))):
+        back = timing_table(found)
         pd.testing.assert_frame_equal(back, table)
         assert back.attrs == table.attrs
 
@@ -40,5 +36,5 @@ def test_what_does_not_fit_is_refused():
         with_costs(collapsing(), naive_streaming.costs().iloc[:2])
     with pytest.raises(SinkscopeError, match="cost_columns is missing"):
         costs_of(collapsing())
-    with pytest.raises(SinkscopeError, match="ppl is missing"):
-        table_of_record(record_of_table(naive_streaming.ablation()).drop_vars("ppl"))
+    with pytest.raises(SinkscopeError, match="samples is missing"):
+        timing_table(naive_streaming.decode_record().drop_vars("samples"))

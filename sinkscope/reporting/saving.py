@@ -1,24 +1,110 @@
-"""A directory that is written whole or not at all, and that never takes a stranger's file with it.
+"""A report as files: a directory that is written whole or not at all, and that never takes a stranger's file with it.
 
-Everything goes into a hidden sibling directory first, which is then renamed into place. An earlier report is
-replaced only if it is one, by its own manifest, and holds nothing else.
+Everything goes into a hidden sibling directory first, which is then renamed into place. An earlier report is replaced
+only if it is one, by its own manifest, and holds nothing else.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tqdm.auto import tqdm
+
 from sinkscope.errors import SinkscopeError
+from sinkscope.figures.provenance import source_json
+from sinkscope.record import save_record
+from sinkscope.reporting.content import Content
+from sinkscope.reporting.page import page
+from sinkscope.reporting.table_files import csv_text, latex_text
 
 MANIFEST = "manifest.json"
 FORMAT = "sinkscope report"
+FORMATS = ("pdf", "svg", "png")
+
+
+def save(content: Content, directory: str | os.PathLike[str], progress: bool | None = None) -> Path:
+    """Write the whole report to `directory`, or nothing; see `Report.save`."""
+    target = check_directory(directory)
+    files: list[str] = []
+    with whole_directory(target) as folder:
+        steps: list[Callable[[], list[str]]] = [
+            lambda: _records(content, folder),
+            *(lambda name=name: _figure(content, folder, name) for name in content.figures),
+            *(lambda name=name: _table(content, folder, name) for name in content.tables),
+            lambda: _page(content, folder, files),
+        ]
+        for step in tqdm(steps, desc="writing the report", unit="file", delay=2, disable=progress is False):
+            files += step()
+        _manifest(content, folder, files)
+    return target
+
+
+def _records(content: Content, folder: Path) -> list[str]:
+    (folder / "records").mkdir()
+    made = []
+    for name, record in content.records.items():
+        save_record(record, folder / "records" / f"{name}.nc")
+        made.append(f"records/{name}.nc")
+    return made
+
+
+def _figure(content: Content, folder: Path, name: str) -> list[str]:
+    (folder / "figures").mkdir(exist_ok=True)
+    figure = content.figures[name]
+    made, engine = [f"figures/{name}.{kind}" for kind in FORMATS], figure.get_layout_engine()
+    figure.set_layout_engine("none")  # it is laid out: do not do it again for every format
+    try:
+        for path in made:
+            figure.savefig(folder / path)
+    finally:
+        figure.set_layout_engine(engine)
+    return made
+
+
+def _table(content: Content, folder: Path, name: str) -> list[str]:
+    (folder / "tables").mkdir(exist_ok=True)
+    table, (about, record) = content.tables[name], content.captions[name]
+    attributes = {str(key): value for key, value in record.attrs.items()}
+    _write(folder / f"tables/{name}.csv", csv_text(table, attributes))
+    _write(folder / f"tables/{name}.tex", latex_text(table, attributes, about.caption, name))
+    return [f"tables/{name}.csv", f"tables/{name}.tex"]
+
+
+def _page(content: Content, folder: Path, files: list[str]) -> list[str]:
+    _write(folder / "report.html", page(content, files))
+    return ["report.html"]
+
+
+def _manifest(content: Content, folder: Path, files: list[str]) -> None:
+    """The list by which a later save knows what it may replace: each file with its size and SHA-256."""
+    listed = {}
+    for path in sorted(files):
+        held = (folder / path).read_bytes()
+        listed[path] = {"bytes": len(held), "sha256": hashlib.sha256(held).hexdigest()}
+    provenance = {name: json.loads(source_json(record.attrs)) for name, record in content.records.items()}
+    manifest = {
+        "format": FORMAT,
+        "version": 1,
+        "headline": content.headline,
+        "files": listed,
+        "provenance": provenance,
+    }
+    _write(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def check_directory(directory: str | os.PathLike[str]) -> Path:

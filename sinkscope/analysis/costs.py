@@ -1,10 +1,8 @@
-"""Tables as records and back, so that all a report shows is kept in one kind of file.
-
-A table of a sweep becomes a record with a dimension "cell", one variable for each column. Costs, one row per policy,
-join the perplexity record as variables named cost_*.
-"""
+"""What policies cost: timings as a table, and costs beside the losses of the same policies."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,18 +10,33 @@ import xarray as xr
 
 from sinkscope.errors import SinkscopeError
 
-DIM = "cell"
 COST = "cost_"
 
 
-def record_of_table(table: pd.DataFrame) -> xr.Dataset:
-    """A table as a record [cell]; attrs are those of the table, and `columns`, their order."""
-    columns = {str(name): (DIM, table[name].to_numpy()) for name in table.columns}
-    return xr.Dataset(columns, attrs={**_attributes(table), "columns": ", ".join(columns)})
+def time_per_token(
+    model: Any, ids: Any, cache_sizes: Any = (256, 512, 1024), policies: Any = None, **options: Any
+) -> pd.DataFrame:
+    """The time that one more token takes with a full cache of L tokens, and the memory the cache takes.
+
+    Args:
+        model, ids: as in `run_timing`.
+        cache_sizes, policies: L in tokens, and which policies, one or several; as there when None.
+        options: sinks, repeats, progress, and what to note in attrs.
+
+    Returns:
+        One row for each policy and cache size: policy, cache_size, milliseconds (median) with low and high (quartiles),
+        kv_bytes, kv_bytes_kept, flops_per_token, samples.
+
+    Raises:
+        SinkscopeError: as `run_timing`.
+    """
+    from sinkscope.streaming.costs.decode import FAMILIES, run_timing  # not above: reading a record needs no torch
+
+    return timing_table(run_timing(model, ids, cache_sizes, FAMILIES if policies is None else policies, **options))
 
 
-def table_of_record(record: xr.Dataset) -> pd.DataFrame:
-    """The table that `record_of_table` made a record of. Raises SinkscopeError for another record."""
+def timing_table(record: xr.Dataset) -> pd.DataFrame:
+    """The table of a record that `run_timing` made. Raises SinkscopeError for another record."""
     return _table(record, "columns", "")
 
 
@@ -64,7 +77,3 @@ def _table(record: xr.Dataset, attribute: str, prefix: str) -> pd.DataFrame:
 
 def _plain(values: np.ndarray) -> np.ndarray | list[str]:
     return values if values.dtype.kind in "iufb" else [str(value) for value in values]
-
-
-def _attributes(table: pd.DataFrame) -> dict[str, object]:
-    return {str(name): value for name, value in table.attrs.items()}

@@ -1,0 +1,293 @@
+"""The first section of a report, where attention goes: what it measures, and its items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from sinkscope import figures as draw
+from sinkscope.analysis import discover, interval, sink_mass, sink_rate, sink_rate_curve, value_drain
+from sinkscope.analysis import mass_by_layer as layer_masses
+from sinkscope.analysis import massive_activations as found_activations
+from sinkscope.analysis.variables import is_causal
+from sinkscope.figures.attention import null_entropy
+from sinkscope.figures.hidden_states import extremes
+from sinkscope.figures.requirements import lengths, tokens_named
+from sinkscope.figures.sink_mass import default_lengths, null_mass
+from sinkscope.figures.style import number
+from sinkscope.reporting.content import Item, Measure, Numbers, Records, Section, Table
+
+if TYPE_CHECKING:
+    from sinkscope.reporting.gather import Passes
+
+EPSILON = 0.3  # Gu et al. 2024
+SHORT = (100, 64)  # the same: sequences, tokens in each
+SENTENCES = (256, 16)  # Xiao et al. 2023, Figure 2
+TOP = 20
+
+
+def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
+    """The main record, and if the text is long enough many short pieces of it, and many sentences."""
+    from sinkscope.core.probes import ALL, Maps, MeanLogits, SinkMass
+
+    text = passes.measure("text", passes.rows, [probe for probe in ALL if not isinstance(probe, Maps)])
+    steps: dict[str, xr.Dataset | Measure] = {"text": text}
+    if is_causal(text) and (short := passes.pieces(*SHORT)) is not None:
+        steps["short"] = lambda: passes.measure("short", short, [SinkMass()])
+    if (sentences := passes.pieces(*SENTENCES)) is not None:
+        probes = [SinkMass(first=1), MeanLogits(tokens=SENTENCES[1])]
+        steps["sentences"] = lambda: passes.measure("sentences", sentences, probes)
+    return steps
+
+
+def mass_by_layer(record: xr.Dataset) -> pd.DataFrame:
+    """Mean mass on the first token and the first k, layer by layer, with 95% intervals and the null."""
+    parts = []
+    for first in sorted({1, min(4, record.sizes["sink"])}):
+        mass = layer_masses(record, first=first)
+        columns = {name: np.asarray(mass[name], dtype=float) for name in ("mean", "lower", "upper")}
+        frame = pd.DataFrame({"first": first, "layer": np.arange(record.sizes["layer"]), **columns})
+        parts.append(frame.assign(null=null_mass(record, first)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def top_heads(record: xr.Dataset) -> pd.DataFrame:
+    """The heads that give the first token most, strongest first."""
+    mass = sink_mass(record, first=1).transpose("layer", "head")
+    frame = mass.to_series().rename("mass").reset_index()[["layer", "head", "mass"]].dropna()
+    frame = frame.sort_values(["mass", "layer", "head"], ascending=[False, True, True]).head(TOP)
+    null = null_mass(record, 1)
+    return frame.assign(null=null, times_null=frame["mass"] / null).reset_index(drop=True)
+
+
+def sink_rates(record: xr.Dataset, short: xr.Dataset | None) -> pd.DataFrame:
+    """The sink rate of the first token at several thresholds and lengths, with intervals and the null's alpha."""
+    parts = []
+    for name, each in (("text", record), ("short", short)):
+        if each is None or "sink_mass" not in each or not is_causal(each):
+            continue
+        curve = sink_rate_curve(each, epsilons=[0.1, 0.2, 0.3, 0.5, 0.8], lengths=default_lengths(each))
+        frame = curve.to_dataframe().reset_index().assign(record=name, sequences=each.sizes["sequence"])
+        parts.append(frame[["record", "sequences", "length", "epsilon", "rate", "lower", "upper", "null_alpha"]])
+    return pd.concat(parts, ignore_index=True)
+
+
+def drain(record: xr.Dataset) -> pd.DataFrame:
+    """Mean key and value norm of the first token over that of the rest, per layer and KV head."""
+    return value_drain(record, first=1).to_dataframe().reset_index()
+
+
+def masses(record: xr.Dataset) -> Numbers:
+    """Mass on the first tokens, mean over the queries after them, layers and heads."""
+    kind = "causal " if is_causal(record) else ""
+    rows = []
+    for first in sorted({1, min(4, record.sizes["sink"])}):
+        mass = record["sink_mass"].isel(sink=slice(0, first)).sum("sink", skipna=False)
+        each = mass.isel(query=slice(first, None)).mean(["query", "layer", "head"], dtype=np.float64)
+        note = f"mean over queries i ≥ {first}; null: uniform {kind}attention"
+        rows.append(
+            {"quantity": f"mass on the {tokens_named(first)}", "unit": "probability", **_over_sequences(each),
+             "null": null_mass(record, first), "note": note}
+        )  # fmt: skip
+    return rows
+
+
+def rates(record: xr.Dataset, quantity: str = "sink rate") -> Numbers:
+    length = int(lengths(record).min())
+    curve = sink_rate_curve(record, epsilons=[EPSILON], lengths=[length]).squeeze()
+    rate = sink_rate(record, epsilon=EPSILON)
+    equal = length == int(lengths(record).max())
+    note = (
+        f"α > {EPSILON} at T = {length}; α of a uniform causal head: {float(curve['null_alpha']):.4f}; "
+        f"BOS: {record.attrs.get('bos', 'unknown')}"
+    )
+    return [
+        {"quantity": quantity, "unit": "fraction of heads", "value": float(rate) if equal else float(curve["rate"]),
+         "lower": float(curve["lower"]), "upper": float(curve["upper"]), "null": float(rate.attrs["null_rate"]),
+         "note": note}
+    ]  # fmt: skip
+
+
+def learned_sink(record: xr.Dataset) -> Numbers:
+    mean = _over_sequences(record["virtual_sink_mass"])
+    return [{"quantity": "mass on the learned sink", "unit": "probability", **mean}]
+
+
+def entropies(record: xr.Dataset) -> Numbers:
+    mean, null = _over_sequences(record["entropy"]), null_entropy(record)
+    note = "null: uniform attention"
+    return [{"quantity": "entropy of attention", "unit": "nats", **mean, "null": null, "note": note}]
+
+
+def drained(record: xr.Dataset) -> Numbers:
+    if record.sizes["token"] < 2:
+        return []
+    ratio = float(value_drain(record, first=1)["value_ratio"].mean())
+    note = "mean over layers and KV heads; below 1: the sink's value is drained"
+    quantity = "value norm, first token over the rest"
+    return [{"quantity": quantity, "unit": "ratio", "value": ratio, "null": 1.0, "note": note}]
+
+
+def largest_activation(record: xr.Dataset) -> Numbers:
+    first, rest, median = extremes(record)
+    largest = np.fmax(first, rest)
+    layer = int(np.nanargmax(largest))
+    place = "the first token" if not rest[layer] > first[layer] else "another token"
+    times = number(largest[layer] / median[layer])
+    note = f"after layer {layer}, at {place}; {times} times the layer's median"
+    return [{"quantity": "largest activation", "unit": "magnitude", "value": float(largest[layer]), "note": note}]
+
+
+def headline(records: Records) -> str:
+    """How much attention the first token takes, against which null, and how many heads."""
+    record = records["text"]
+    if "sink_mass" not in record:
+        return f"{record.sizes.get('layer', 0)} layers measured; no sink mass in this record."
+    mass = masses(record)[0]
+    within = f" [{100 * mass['lower']:.1f}, {100 * mass['upper']:.1f}]" if np.isfinite(mass["lower"]) else ""
+    who = "the first token (BOS)" if record.attrs.get("bos") == "yes" else "the first token"
+    times = mass["value"] / mass["null"] if mass["null"] > 0 else np.nan
+    text = (
+        f"Across {record.sizes['layer']} layers × {record.sizes['head']} heads {who} takes "
+        f"{100 * mass['value']:.1f}%{within} of all attention, {number(times, 2)} times the uniform null of "
+        f"{number(100 * mass['null'], 2)}%"
+    )
+    if is_causal(record):
+        (rate,) = rates(record)
+        text += f"; {100 * rate['value']:.0f}% of heads give it α > {EPSILON} (T = {int(lengths(record).min()):,})"
+    return text + "."
+
+
+def _over_sequences(values: xr.DataArray) -> dict[str, Any]:
+    """Mean, and its 95% interval over sequences."""
+    means = values.mean([dim for dim in values.dims if dim != "sequence"], dtype=np.float64)
+    spread = interval(means, dim="sequence")
+    return {"value": float(spread["mean"]), "lower": float(spread["lower"]), "upper": float(spread["upper"])}
+
+
+ITEMS = (
+    Item(
+        "sink_mass_heatmap",
+        "Where the first token is the sink",
+        variables="sink_mass",
+        figure=draw.sink_mass_heatmap,
+        numbers=masses,
+        meaning="Sink mass: the attention a query gives to the first token, averaged over the queries after it and "
+        "over all sequences, for every layer and head. A head that looks at every key alike would give 1/(i + 1) at "
+        "query i (0-based); the mean of that over the queries is the uniform null, about ln(T)/T and not 1/T.",
+    ),
+    Item(
+        "mass_by_layer",
+        "Sink mass by layer",
+        variables="sink_mass",
+        figure=draw.mass_by_layer,
+        table=mass_by_layer,
+        meaning="The same mass averaged over the heads of each layer, for the first token and for the first four. "
+        "Bands are 95% bootstrap intervals over sequences; dotted lines are the uniform nulls.",
+    ),
+    Item(
+        "mean_maps",
+        "Mean logits and mean probabilities",
+        record=("sentences", "text"),
+        variables=("mean_logit", "mean_probability"),
+        figure=draw.mean_maps,
+        meaning="Attention among the first tokens, averaged over sequences: above as logits (scaled scores before the "
+        "softmax, without bound, the unit of StreamingLLM's Figure 2), below as probabilities (rows sum to at most 1, "
+        "the unit of its Figure 12). The two are different quantities: each panel names its own.",
+    ),
+    Item("top_heads", f"The {TOP} strongest sink heads", variables="sink_mass", table=top_heads),
+    Item(
+        "sink_rate_curve",
+        "How many heads are sinks",
+        variables="sink_mass",
+        figure=draw.sink_rate_curve,
+        numbers=rates,
+        meaning="Importance α of the first token: its mean attention from all T queries, its own included. The sink "
+        "rate (Gu et al. 2024) is the fraction of heads with α > ε, so it is a count of heads and not a mass. It falls "
+        "as T grows, and a uniform causal head already has α = H(T)/T, marked for each T. A shorter T is a prefix of "
+        "the same sequences.",
+        causal_only=True,
+    ),
+    Item(
+        "sink_rate_published",
+        "The sink rate at its published setting",
+        record="short",
+        variables="sink_mass",
+        figure=draw.sink_rate_curve,
+        numbers=partial(rates, quantity="sink rate, published setting"),
+        meaning="The same curve over many short sequences, the setting of Gu et al. 2024 (100 sequences of 64 tokens, "
+        "ε = 0.3), so that the figure can be set beside published ones. What is recorded about the BOS token stands in "
+        "the source line; the rate depends on it.",
+        causal_only=True,
+    ),
+    Item(
+        "sink_rate",
+        "Sink rate by threshold and length",
+        variables="sink_mass",
+        table=sink_rates,
+        beside="short",
+        causal_only=True,
+    ),
+    Item("learned_sink", variables="virtual_sink_mass", numbers=learned_sink),
+    Item(
+        "received_by_position",
+        "Who else is a sink",
+        variables="received",
+        figure=draw.received_by_position,
+        table=Table(discover, "sinks", "Sinks found at any position"),
+        meaning="Importance α of every position of one sequence: the mean attention it receives from the queries that "
+        "can see it, averaged over layers and heads. The null, uniform causal attention, is higher for early "
+        "positions. The rise at the very end is no sink: few queries see the last keys, and all of those are near.",
+    ),
+    Item(
+        "entropy_by_layer",
+        "Entropy of attention",
+        variables="entropy",
+        figure=draw.entropy_by_layer,
+        numbers=entropies,
+        meaning="Entropy in nats, averaged over queries and sequences: 0 is all attention on one key. The uniform null "
+        "is the mean of ln(i + 1) over the queries of a causal model (ln T for an encoder).",
+    ),
+    Item(
+        "distance_profile",
+        "How far back attention reaches",
+        variables="distance_mass",
+        figure=draw.distance_profile,
+        meaning="Mean attention to the key at each distance, over the queries that reach back so far. The uniform null "
+        "is the mean of 1/(i + 1) over the same queries. At the largest distances only the last queries are left and "
+        "only the first tokens are so far away: where the first token is a sink, the line rises there.",
+        causal_only=True,
+    ),
+    Item(
+        "norms",
+        "Key and value norms",
+        variables=("key_norm", "value_norm"),
+        figure=draw.norms,
+        numbers=drained,
+        meaning="Euclidean norms of keys and values as attention sees them. Attention that goes to a token with a "
+        "small value changes little: a sink's value is drained. No null: the rest of the tokens is the comparison.",
+    ),
+    Item(
+        "massive_activations",
+        "Massive activations",
+        variables=("activation_max", "activation_median"),
+        figure=draw.massive_activations,
+        table=found_activations,
+        numbers=largest_activation,
+        meaning="The largest magnitude in the hidden state after each layer, and the median magnitude of the whole "
+        "layer. A massive activation (Sun et al. 2024) is above 100 and at least about 1,000 times the median.",
+    ),
+    Item("value_drain", "Value drain", variables=("key_norm", "value_norm"), table=drain),
+)
+ATTENTION = Section(
+    "Where attention goes",
+    ITEMS,
+    run,
+    records={"text": "The text", "short": "The sink rate at its published setting", "sentences": "Mean maps"},
+    headline=headline,
+)

@@ -1,0 +1,372 @@
+"""What a report shows: the items of its sections, each from the record that serves it.
+
+Knows no HTML, no files, no notebook and no torch; `page` and `saving` take the Content, and `Report` stands above them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib.figure import Figure
+
+from sinkscope.analysis.variables import is_causal
+from sinkscope.errors import SinkscopeError
+from sinkscope.figures.requirements import lengths
+
+if TYPE_CHECKING:
+    from sinkscope.core.probes import Probe
+    from sinkscope.reporting.gather import Passes
+
+Records = Mapping[str, xr.Dataset]
+Numbers = list[dict[str, Any]]
+Measure = Callable[[], xr.Dataset]
+T = TypeVar("T")
+
+MAIN = "text"
+SUMMARY = "summary"
+COLUMNS = ("quantity", "unit", "value", "lower", "upper", "null", "times_null", "measured_on", "note")
+
+
+@dataclass(frozen=True)
+class Table:
+    """The table of an item, where it is called or explained otherwise than its figure.
+
+    Args:
+        make: record -> DataFrame.
+        name: under which it is found and saved; the item's when empty.
+        title: the item's when empty.
+        meaning: what the title leaves open, for the page and the caption.
+        variables: what the record must hold beside what the item needs.
+    """
+
+    make: Callable[..., pd.DataFrame]
+    name: str = ""
+    title: str = ""
+    meaning: str = ""
+    variables: tuple[str, ...] = ()
+
+    @property
+    def caption(self) -> str:
+        """Title and meaning, as a paper has them."""
+        return f"{self.title}. {self.meaning}" if self.meaning else self.title
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that a report shows: a figure, its table, the sentence they say, and numbers for the summary.
+
+    An item may be written anywhere and handed to `report(model, items=[*ITEMS, item])`; where its record or a variable
+    is missing it is left out, and `Report.notes` say so.
+
+    Args:
+        name: of the figure and the table, and of their files: letters, digits, underscores.
+        title: for the page; made of the name when empty.
+        record: the record that serves it, or several, the best first.
+        variables: what that record must hold.
+        figure: record -> matplotlib Figure.
+        table: record -> DataFrame, or a `Table` with a title and a caption of its own.
+        sentence: record, table -> what they show, in words made of their numbers; the table is None where there is
+            none.
+        numbers: record -> rows of the summary, each a dict with "quantity" and "value", and if there are any "unit",
+            "lower" and "upper" (of the 95% interval), "null" and "note".
+        meaning: the definition and the null, in words, for the page.
+        probes: what its record must be measured with, beside the probes that are there anyway.
+        beside: further records that table, sentence and numbers take as arguments; None where there is none.
+        causal_only: whether it is defined by causal attention.
+
+    Raises:
+        SinkscopeError: a name that is none, or nothing to show.
+    """
+
+    name: str
+    title: str = ""
+    record: str | Sequence[str] = MAIN
+    variables: str | Sequence[str] = ()
+    figure: Callable[[xr.Dataset], Figure] | None = None
+    table: Callable[..., pd.DataFrame] | Table | None = None
+    sentence: Callable[..., str] | None = None
+    numbers: Callable[..., Numbers] | None = None
+    meaning: str = ""
+    probes: Sequence[Probe] = ()
+    beside: str | Sequence[str] = ()
+    causal_only: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("record", "variables", "beside"):
+            given = getattr(self, name)
+            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
+        object.__setattr__(self, "probes", tuple(self.probes) if isinstance(self.probes, Iterable) else (self.probes,))
+        if not self.title and isinstance(self.name, str):
+            object.__setattr__(self, "title", self.name.replace("_", " ").capitalize())
+        if self.table is not None:
+            table = self.table if isinstance(self.table, Table) else Table(self.table, meaning=self._of_the_table)
+            named = replace(table, name=table.name or self.name, title=table.title or self.title)
+            object.__setattr__(self, "table", named)
+        for name in (self.name, self._table_name, *self.record):
+            if not (isinstance(name, str) and name.isidentifier() and name.isascii()):
+                raise SinkscopeError(f"{name!r} cannot name a file; give letters, digits and underscores.")
+        if all(made is None for made in (self.figure, self.table, self.sentence, self.numbers)):
+            raise SinkscopeError(
+                f"the item `{self.name}` shows nothing; give a figure, a table, a sentence or numbers."
+            )
+
+    @property
+    def _of_the_table(self) -> str:
+        """The meaning stands once: at the figure, if there is one."""
+        return self.meaning if self.figure is None else ""
+
+    @property
+    def _table_name(self) -> str:
+        return self.table.name if isinstance(self.table, Table) else self.name
+
+    def served_by(self, records: Records, variables: Iterable[str] = ()) -> tuple[xr.Dataset | None, str]:
+        """The first of its records that holds what is needed, or None and the reason."""
+        reasons = []
+        for name in self.record:
+            record = records.get(name)
+            missing = [] if record is None else [each for each in (*self.variables, *variables) if each not in record]
+            if record is None:
+                reasons.append(f"there is no record `{name}`")
+            elif missing:
+                reasons.append(f"the record `{name}` holds no {missing[0]}")
+            elif self.causal_only and not is_causal(record):
+                reasons.append("it is defined by causal attention, and this model reads a text both ways")
+            else:
+                return record, ""
+        return None, "; ".join(reasons)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report: records that one function measures, and the items made of them.
+
+    Args:
+        title: of the part.
+        items: in the order of the page.
+        run: what to measure: Passes -> records by name, each a record or a function that measures it. Where such a
+            function, or the whole, raises SinkscopeError, the rest is measured all the same and the notes say why. None
+            where records are handed over, or belong to another section.
+        records: the names of the records that `run` makes, and what to call each in a note; those of the items when
+            empty.
+        subject: what to call all of it in a note; the title when empty.
+        probed: which of its records can be measured with the probes of items; all when None.
+        causal_only: whether it measures models alone that read a text from left to right.
+        headline: records by name -> a sentence for the top of the report, or nothing.
+
+    Raises:
+        SinkscopeError: two items of one name.
+    """
+
+    title: str
+    items: Sequence[Item] = ()
+    run: Callable[[Passes], Mapping[str, xr.Dataset | Measure]] | None = None
+    records: Mapping[str, str] = field(default_factory=dict)
+    subject: str = ""
+    probed: tuple[str, ...] | None = None
+    causal_only: bool = False
+    headline: Callable[[Records], str] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "items", tuple(self.items))
+        object.__setattr__(self, "subject", self.subject or self.title)
+        if not self.records and self.run is not None:
+            known = {name: f"The record `{name}`" for item in self.items for name in item.record}  # MAIN is another's
+            known.pop(MAIN, None)
+            object.__setattr__(self, "records", known)
+        check_names(self.items)
+
+
+def arranged(sections: Iterable[Section], items: Iterable[Item] | None = None) -> tuple[Section, ...]:
+    """The sections with these items and no others, each in the section that has it, or else one whose record it reads.
+
+    Raises:
+        SinkscopeError: two items of one name, what is no item or no section, an item whose records no section makes.
+    """
+    every = _checked(sections, Section, "a section")
+    made = [name for section in every for name in section.records]
+    for name in made:
+        if made.count(name) > 1:
+            raise SinkscopeError(f"two sections of a report make the record `{name}`; give each a name of its own.")
+    if items is None:
+        check_names(item for section in every for item in section.items)
+        return every
+    chosen = _checked(items, Item, "an item")
+    check_names(chosen)
+    homes: list[list[Item]] = [[] for _ in every]
+    for item in chosen:
+        having = [place for place, section in enumerate(every) if item in section.items]
+        making = [place for place, section in enumerate(every) if set(item.record) & set(section.records)]
+        if not having and not making:
+            raise SinkscopeError(
+                f"the item `{item.name}` reads the record `{item.record[0]}`, which no section makes; give one of "
+                f"{', '.join(made)}, or a section that makes it."
+            )
+        homes[(having or making)[0]].append(item)
+    return tuple(replace(section, items=tuple(own)) for section, own in zip(every, homes, strict=True))
+
+
+def check_names(items: Iterable[Item]) -> None:
+    """Raise SinkscopeError when two figures or two tables would have one name."""
+    items = list(items)
+    figures, tables = [item.name for item in items], [SUMMARY, *(item._table_name for item in items if item.table)]
+    for names in (figures, tables):
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise SinkscopeError(f"two items of a report are named `{twice[0]}`; give each a name of its own.")
+
+
+class Made(Mapping[str, T]):
+    """Things by name, each made once, when it is first asked for; what names there are is known beforehand."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], T]]) -> None:
+        self._makers, self._made = dict(makers), dict[str, T]()
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._made:
+            self._made[name] = self._makers[name]()
+        return self._made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self)})"
+
+
+class Figures(Made[Figure]):
+    """Figures by name."""
+
+
+class Tables(Made[pd.DataFrame]):
+    """Tables by name, a copy for everyone who asks."""
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        return super().__getitem__(name).copy()
+
+
+class Content:
+    """Records, and the items of sections that they can serve.
+
+    Args:
+        records: by name; "text" is the main one.
+        sections: with the items to show.
+        expected: items to note where no record serves them; others are left out without a word, as what was not
+            measured has its note already.
+
+    Attributes:
+        items: those there is a record for, by name.
+        figures, tables: by name; drawn and computed when asked for, each once. The first table is the summary.
+        captions: titles, captions and sources of the tables, by name.
+
+    Raises:
+        SinkscopeError: no main record, or a record that no section and no item knows.
+    """
+
+    def __init__(self, records: Records, sections: Sequence[Section], expected: Iterable[Item] = ()) -> None:
+        every = [item for section in sections for item in section.items]
+        known = dict.fromkeys([MAIN, *(name for section in sections for name in section.records)])
+        known |= dict.fromkeys(name for item in every for name in (*item.record, *item.beside))
+        for name in records:
+            if name not in known:
+                raise SinkscopeError(f"a report has the records {', '.join(known)}, not {name!r}.")
+        if MAIN not in records:
+            raise SinkscopeError(f'a report needs its main record: pass it as {{"{MAIN}": record}}.')
+        self.records = {name: records[name] for name in known if name in records}
+        self.sections = sections
+        self._served: dict[str, xr.Dataset] = {}
+        self._left_out: list[str] = []
+        for item in every:
+            record, reason = item.served_by(self.records)
+            if record is not None:
+                self._served[item.name] = record
+            elif item in expected:
+                self._left_out.append(f"`{item.name}` was left out: {reason}.")
+        self.items = {item.name: item for item in every if item.name in self._served}
+        drawn = [item for item in self.items.values() if item.figure is not None]
+        self.figures = Figures({item.name: partial(self._figure, item) for item in drawn})
+        self.captions: dict[str, tuple[Table, xr.Dataset]] = {
+            SUMMARY: (Table(self._summary, SUMMARY, "Summary"), self.records[MAIN])
+        }
+        makers: dict[str, Callable[[], pd.DataFrame]] = {SUMMARY: self._summary}
+        for item in self.items.values():
+            if not isinstance(item.table, Table):
+                continue
+            record, _ = item.served_by(self.records, item.table.variables)
+            if record is not None:
+                self.captions[item.table.name] = item.table, record
+                makers[item.table.name] = partial(self._called, item, item.table.make, record)
+        self.tables = Tables(makers)
+
+    def source(self, name: str) -> xr.Dataset:
+        """The record that serves the item of this name."""
+        return self._served[name]
+
+    def sentence(self, name: str) -> str:
+        """What the item of this name shows, in words made of its numbers; nothing for most."""
+        item = self.items.get(name)
+        if item is None or item.sentence is None:
+            return ""
+        table = self.tables[item._table_name] if item.table and item._table_name in self.tables else None
+        return self._called(item, item.sentence, self._served[name], table)
+
+    @property
+    def headline(self) -> str:
+        """The sentences of the sections that have one."""
+        said = [section.headline(self.records) for section in self.sections if section.headline is not None]
+        return " ".join(filter(None, said))
+
+    @property
+    def notes(self) -> list[str]:
+        """What differs from what was asked for: a shorter text, a model's limit, an item that no record serves."""
+        noted = str(self.records[MAIN].attrs.get("notes", "")).split("\n")
+        return [*filter(None, noted), *self._left_out]
+
+    def _called(self, item: Item, make: Callable[..., T], *given: Any) -> T:
+        return make(*given, *(self.records.get(name) for name in item.beside))
+
+    def _figure(self, item: Item) -> Figure:
+        assert item.figure is not None
+        figure = item.figure(self._served[item.name])
+        figure.name = item.name  # type: ignore[attr-defined]
+        return figure
+
+    def _summary(self) -> pd.DataFrame:
+        """One row per headline quantity; NaN where an interval or a null does not exist."""
+        blank = {"unit": "", "lower": np.nan, "upper": np.nan, "null": np.nan, "note": ""}
+        rows = []
+        for item in self.items.values():
+            record = self._served[item.name]
+            for row in [] if item.numbers is None else self._called(item, item.numbers, record):
+                rows.append({**blank, **row})
+                rows[-1].setdefault("measured_on", measured_on(record))
+        table = pd.DataFrame(rows, columns=list(COLUMNS))
+        null = table["null"].astype(float)
+        table["times_null"] = table["value"].astype(float) / null.where(null > 0)
+        return table
+
+
+def measured_on(record: xr.Dataset) -> str:
+    """`8 × 1,024 tokens`: sequences times their (shortest to longest) length."""
+    real = lengths(record)
+    span = f"{real.min():,}" if real.min() == real.max() else f"{real.min():,} to {real.max():,}"
+    return f"{len(real):,} × {span} tokens"
+
+
+def _checked(given: Any, kind: type[T], words: str) -> tuple[T, ...]:
+    every = tuple(given) if isinstance(given, Iterable) else (given,)
+    for each in every:
+        if not isinstance(each, kind):
+            raise SinkscopeError(f"{each!r} is not {words}; give instances of sinkscope.{kind.__name__}.")
+    return every

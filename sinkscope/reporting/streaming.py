@@ -1,0 +1,227 @@
+"""The second section of a report, what it costs to forget: what it measures, and its items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pandas as pd
+import xarray as xr
+
+from sinkscope import figures as draw
+from sinkscope.analysis.ablation import ablation_table
+from sinkscope.analysis.costs import costs_of, timing_table, with_costs
+from sinkscope.analysis.four_policies import (
+    after_eviction,
+    estimates,
+    families,
+    four_policies,
+    perplexities,
+    scored_everywhere,
+)
+from sinkscope.analysis.perplexity import ppl_table
+from sinkscope.errors import SinkscopeError
+from sinkscope.reporting.content import Item, Measure, Numbers, Records, Section, Table
+
+if TYPE_CHECKING:
+    import torch
+
+    from sinkscope.reporting.gather import Passes
+
+LENGTH = 3072  # tokens of one text, under each policy
+ABLATED = 2048  # the first of them, for each number of sinks
+FEWEST = 128
+CACHE = 256  # tokens; L in everything but the timing
+SINKS = 4
+COUNTS = (0, 1, 2, 4, 8)
+SAMPLES = 64  # tokens that re-computation scores once its cache is full, L² operations each
+REPEATS = 5
+
+
+class Sizes(NamedTuple):
+    """What suits a model and a text: tokens read, cache size, and the cache sizes that are timed."""
+
+    length: int
+    cache: int
+    timed: list[int]
+
+
+def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
+    """Losses under four policies, for several numbers of sinks, and time per token, all of one text."""
+    from sinkscope.core.policies import Dense, Recompute, SinkWindow, Window
+    from sinkscope.streaming.costs.cost import cost_table
+    from sinkscope.streaming.costs.decode import run_timing
+
+    model, (length, cache, timed) = passes.model, sizes_of(passes.model, passes.one_text.numel())
+    text = passes.one_text[:length]
+    shown: dict[str, Any] = {"sinks": SINKS, "repeats": REPEATS, "progress": passes.progress}
+    policies = [Dense(), Window(cache), Recompute(cache), SinkWindow(SINKS, cache - SINKS)]
+    curve = passes.perplexity(text, policies, samples=SAMPLES)  # a model that cannot be streamed says so here, and once
+    return {
+        "perplexity": with_costs(curve, cost_table(model, policies, length)),
+        "ablation": lambda: _ablation(passes, text[:ABLATED], cache),
+        "decode": lambda: run_timing(model, text[None], timed, **shown),
+    }
+
+
+def sizes_of(model: Any, tokens: int) -> Sizes:
+    """Raises SinkscopeError for a text too short, or a model that predicts no next token."""
+    from sinkscope.core.policies import Dense
+    from sinkscope.core.readiness import check_decoder
+    from sinkscope.core.rotary import position_limit
+    from sinkscope.streaming.limits import check_limits
+
+    check_decoder(model, predicts=True)
+    length, limit = min(tokens, LENGTH), position_limit(model) or LENGTH
+    try:
+        check_limits(model, Dense(), length)
+    except SinkscopeError:  # it can read no further
+        length = min(length, limit)
+    if length < FEWEST:
+        raise SinkscopeError(f"it needs {FEWEST} tokens, and there are {length}.")
+    most = min(CACHE, length // 4, limit - 1)
+    if most <= max(COUNTS):
+        raise SinkscopeError(f"{type(model).__name__} has only {limit} positions.")
+    cache = 1 << (most.bit_length() - 1)
+    timed = [size for size in (cache, 2 * cache, 4 * cache) if size < min(length, limit)]
+    return Sizes(length, cache, timed)
+
+
+def _ablation(passes: Passes, text: torch.Tensor, cache: int) -> xr.Dataset:
+    """As `sinkscope.run_ablation` makes it, of losses that other passes may have made already."""
+    from sinkscope.experiments.ablation import run_ablation
+
+    return run_ablation(passes.model, text[None], COUNTS, cache, known=passes.losses, progress=passes.progress)
+
+
+def ablated(record: xr.Dataset) -> pd.DataFrame:
+    """Perplexity for each number of sinks, with paired ratios."""
+    hidden = ["cell", "policy", "policy_kind", "seconds"]
+    return ablation_table(record).drop(columns=hidden, errors="ignore")
+
+
+def collapsed(curve: xr.Dataset) -> Numbers:
+    """The window's perplexity over that of sinks + window, at every token after the first eviction."""
+    found = families(curve)
+    if found.window is None or found.sinks is None:
+        return []
+    worse = ppl_table(after_eviction(curve).sel(policy=[found.window, found.sinks]), baseline=found.sinks).iloc[0]
+    note = (
+        f"window over sinks + window, both a cache of {int(worse.cache_size):,} tokens, over the "
+        f"{int(worse.tokens):,} tokens after the first eviction; not re-computation"
+    )
+    bounds = {"lower": float(worse.ratio_low), "upper": float(worse.ratio_high), "null": 1.0, "note": note}
+    quantity = "perplexity without sinks over that with"
+    return [{"quantity": quantity, "unit": "ratio", "value": float(worse.ratio), **bounds}]
+
+
+def headline(records: Records) -> str:
+    """What the section found, in one sentence; nothing without dense, window and sinks + window."""
+    curve = records.get("perplexity")
+    found = None if curve is None else families(curve)
+    if curve is None or found is None or None in (found.dense, found.window, found.sinks):
+        return ""
+    late = after_eviction(curve)
+    whole = ppl_table(late.sel(policy=[found.dense, found.window, found.sinks]), resamples=1)
+    dense, window, sinks = (f"{value:,.1f}" for value in whole["ppl"])
+    size, kept = (int(whole[name].iloc[2]) for name in ("cache_size", "sinks"))
+    text = (
+        f"With a cache of {size:,} tokens, perplexity goes from {dense} (dense) to {window} in a window that drops the "
+        f"first tokens, and is {sinks} where {kept} of them {'stays as a sink' if kept == 1 else 'stay as sinks'}"
+    )
+    if found.recompute is None:
+        return text + "."
+    pair = ppl_table(late.sel(policy=[found.recompute, found.sinks]), baseline=found.sinks, resamples=1).iloc[0]
+    sampled = "" if found.recompute in scored_everywhere(late) else " sampled"
+    scored = f"{pair.tokens:,} tokens{sampled}"
+    return f"{text}; re-computing the window for each token gives {pair.ratio:.2f} times that ({scored})."
+
+
+POLICIES = (
+    "Dense: a token sees all tokens before it, and the cache grows. Window: only the last L tokens are kept, with keys "
+    "and values as they were computed; the first token is dropped. Recompute, sliding window with re-computation, is "
+    "not that window: keys and values of the last L tokens are computed anew, from them alone, for every new token, so "
+    "its first token is a first token again. Sinks S+W (StreamingLLM): the first S tokens stay beside the last W."
+)
+ITEMS = (
+    Item(
+        "four_policies",
+        "Four ways to attend to a long text",
+        record="perplexity",
+        variables=("nll", "cost_attention_size"),
+        table=lambda curve: four_policies(costs_of(curve), estimates(curve)),
+        meaning="Attention size (keys the last token sees), operations of one token, bytes of keys and values kept "
+        "after the whole text, all counted from the model's shapes, T tokens read, L kept. Perplexity over the tokens "
+        "after the first eviction; of a policy scored at a sample of them, that of the policy most like it times their "
+        f"ratio at the sample. {POLICIES}",
+    ),
+    Item(
+        "log_perplexity",
+        "What happens when the first tokens leave the cache",
+        record="perplexity",
+        variables="nll",
+        figure=draw.log_perplexity,
+        numbers=collapsed,
+        meaning=f"Mean loss along one text under each policy. {POLICIES} Bands and bars are pointwise 95% "
+        "block-bootstrap intervals. The dotted line is where the caches are full: before it nothing is evicted and all "
+        "policies are equal. Re-computation is scored at a sample of tokens: its points are the nearest line plus the "
+        "mean difference to it at those tokens.",
+        table=Table(
+            perplexities,
+            "perplexity",
+            "Perplexity under each policy",
+            "Over tokens after the first eviction; 95% block-bootstrap intervals over positions, paired for the "
+            "ratios. Window keeps keys and values as they were computed; recompute computes them anew for every token. "
+            "A cache size of -1: the cache keeps everything.",
+        ),
+    ),
+    Item(
+        "ablation",
+        "How many sinks it takes",
+        record="ablation",
+        variables="nll",
+        figure=draw.ablation,
+        meaning="Perplexity of the same tokens with 0, 1, 2, .. first tokens kept as sinks, in a cache of the same "
+        "total size; positions are counted in the cache or as in the text (original). Without sinks (0) it is the "
+        "plain window, where keys and values stay as they were computed; nothing here is re-computed. Whiskers are 95% "
+        "block-bootstrap intervals; the text is the same, so they overlap more than the differences are uncertain (the "
+        "table has the paired ratios).",
+        table=Table(
+            ablated,
+            title="Perplexity and the number of sinks",
+            meaning="0 sinks is the plain window, not re-computation. 95% block-bootstrap intervals over positions; "
+            "ratios are paired, to the most sinks. Columns ending in evicted: over the tokens after the first "
+            "eviction.",
+        ),
+    ),
+    Item(
+        "decode_cost",
+        "What a token costs",
+        record="decode",
+        variables=("milliseconds", "kv_bytes"),
+        figure=draw.decode_cost,
+        meaning="Measured: wall time of one more token with a full cache of L tokens (median and quartiles; policies "
+        "take turns), and the memory that keys and values take. Window and sinks (sinks + window) evict one token and "
+        "keep the rest, in an arena that holds up to 256 tokens more than it keeps, to move them in. Dense is the "
+        "growing cache at a length of L. Recompute is the sliding window with re-computation: it runs the last L "
+        "tokens afresh for each token, so its time grows with L as the others' hardly does. Times are of one machine "
+        "(device and threads in the source line); StreamingLLM's Figure 10 has recompute and sinks on a GPU.",
+        table=Table(
+            timing_table,
+            title="Time and memory per token, measured",
+            meaning="Median wall time of one more token with a full cache of that size, and its quartiles. kv bytes: "
+            "memory taken; kv bytes kept and flops per token: counted from the model's shapes. Window is not "
+            "re-computation (recompute), which runs the last tokens afresh for every new one.",
+        ),
+    ),
+)
+STREAMING = Section(
+    "What it costs to forget",
+    ITEMS,
+    run,
+    records={"perplexity": "Streaming", "ablation": "The number of sinks", "decode": "Time per token"},
+    subject="Streaming",
+    probed=(),
+    causal_only=True,
+    headline=headline,
+)
