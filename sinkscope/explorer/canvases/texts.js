@@ -3,6 +3,7 @@
 const MARKS = { " ": "␣", "\n": "↵", "\r": "␍", "\t": "⇥", "\u00a0": "⍽" };
 
 // Control and direction characters would hide, or turn round, the text beside them.
+// oxlint-disable-next-line no-control-regex
 const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
 
 // A token on one line, whitespace made visible, at most `most` characters.
