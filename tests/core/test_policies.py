@@ -123,8 +123,8 @@ def test_padding_and_filled_caches_with_probes_are_refused():
         pytest.raises(SinkscopeError, match="one forward pass"),
         attached(model, policy=Window(8), probes=[SinkMass()]),
     ):
-        model(ids[:, :30], past_key_values=cache)
-        model(ids[:, 30:], past_key_values=cache)
+        model(ids[:, :30], cache=cache)
+        model(ids[:, 30:], cache=cache)
 
 
 @pytest.mark.parametrize(

@@ -182,5 +182,5 @@ def test_pooled_maps_need_one_length_and_one_forward():
 
     cache = DynamicCache()
     with torch.no_grad(), pytest.raises(SinkscopeError, match="in one forward pass"), capture(model, ALL[-1:]):
-        model(ids[:, :20], past_key_values=cache)
-        model(ids[:, 20:], past_key_values=cache)
+        model(ids[:, :20], cache=cache)
+        model(ids[:, 20:], cache=cache)

@@ -156,7 +156,7 @@ def test_a_decoder_without_a_head_has_a_cost_and_a_cache():
     model = build("llama").model
     assert cost(model, Window(8), 20).kv_bytes == cost(build("llama"), Window(8), 20).kv_bytes
     with SinkCache(model, 4, 8) as cache, torch.no_grad():
-        model(IDS, past_key_values=cache)
+        model(IDS, cache=cache)
     assert cache.seen == 40
 
 

@@ -28,7 +28,7 @@ def cached(model, position):
     """What each layer caches of five tokens that stand alone at a position."""
     cache, tokens = DynamicCache(), torch.arange(10, 15)[:, None]
     with torch.no_grad():
-        model.base_model(tokens, past_key_values=cache, use_cache=True, position_ids=torch.full_like(tokens, position))
+        model.base_model(tokens, cache=cache, use_cache=True, position_ids=torch.full_like(tokens, position))
     return [{"keys": layer.keys, "values": layer.values} for layer in cache.layers]
 
 

@@ -78,7 +78,7 @@ def one_token_run(model: Any, ids: torch.Tensor, sinks: int, window: int, new: i
         given = {"attention_mask": mask}
         if "position_ids" in inspect.signature(base.forward).parameters:
             given["position_ids"] = torch.full((len(ids), 1), min(at, sinks + window))
-        logits.append(model(ids[:, at : at + 1], past_key_values=cache, use_cache=True, **given).logits[:, -1])
+        logits.append(model(ids[:, at : at + 1], cache=cache, use_cache=True, **given).logits[:, -1])
         if at + 1 == ids.shape[1] and at + 1 < total:
             ids = torch.cat([ids, logits[-1].argmax(-1, keepdim=True)], 1)
     return torch.stack(logits, 1), ids

@@ -49,7 +49,7 @@ def test_bytes_and_operations_are_those_of_cost(name):
 def allocated(model, ids, policy) -> int:
     """What the cache says of itself."""
     with SinkCache(model, *policy.kept) as cache, torch.no_grad():
-        model(ids[:, : policy.cache_size + 1], past_key_values=cache)
+        model(ids[:, : policy.cache_size + 1], cache=cache)
         return cache.nbytes
 
 
@@ -68,7 +68,7 @@ def test_a_step_of_each_policy_sees_what_the_policy_says(name):
         evicting = decoder_of(model, ids[:, :LONG], SinkWindow(4, LONG - 4))
         with SinkCache(model, 4, LONG - 4) as cache:
             for at in range(LONG + 3):
-                reference = model(ids[:, at : at + 1], past_key_values=cache).logits[0, -1]
+                reference = model(ids[:, at : at + 1], cache=cache).logits[0, -1]
                 if at >= LONG:
                     assert (evicting.step(ids[:, at : at + 1]) - reference).abs().max() < CLOSE
         evicting.close()

@@ -36,7 +36,7 @@ def test_draws_are_those_of_generate_with_the_same_seed(options):
     with SinkCache(model, SINKS, WINDOW) as cache, torch.random.fork_rng():
         torch.manual_seed(3)
         drawn = model.generate(
-            ids, attention_mask=torch.ones_like(ids), past_key_values=cache, max_new_tokens=50, do_sample=True,
+            ids, attention_mask=torch.ones_like(ids), cache=cache, max_new_tokens=50, do_sample=True,
             **{"top_k": 0} | options,
         )[0, ids.shape[1] :]  # fmt: skip
     texts = []
