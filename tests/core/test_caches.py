@@ -120,7 +120,7 @@ def test_caches_that_take_turns_keep_their_texts_apart():
 def test_norms_of_watched_families_are_those_of_their_cache(name):
     model, given = build(name), inputs(name)
     with torch.no_grad(), capture(model, [Norms()]) as scope:
-        cache = model(**given, use_cache=True).past_key_values
+        cache = model(**given, use_cache=True).cache
     for number, layer in enumerate(cache.layers):
         np.testing.assert_allclose(scope.record.key_norm[:, number], layer.keys.double().norm(dim=-1), rtol=1e-5)
         np.testing.assert_allclose(scope.record.value_norm[:, number], layer.values.double().norm(dim=-1), rtol=1e-5)
