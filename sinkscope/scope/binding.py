@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from sinkscope.attention.eviction import Eviction
 from sinkscope.errors import SinkscopeError, warn
 from sinkscope.hf.caches import native_windows as cached_windows
 from sinkscope.hf.models import key_value_heads, query_heads
-from sinkscope.models.facts import Anatomy, find_anatomy
+from sinkscope.models.facts import Anatomy, Part, find_anatomy
 from sinkscope.models.requirements import check_unchunked
 from sinkscope.models.rotary import changes_with_length, find_rotations, position_ceiling, position_limit
 from sinkscope.policies import Policy, StaticPolicy
@@ -56,9 +57,20 @@ def layer_evictions(policy: Policy, model: nn.Module, anatomy: Anatomy) -> list[
         find_rotations(model)  # or the reason why keys cannot leave a cache of this model
     slides = [None in natives and native is not None for native in natives]
     return [
-        () if sliding or not policy.acts_in(part.number) else policy.bind(BoundLayer(model, index, part.number))
+        ()
+        if sliding or not policy.acts_in(part.number)
+        else _bound(policy, BoundLayer(model, index, part.number), part)
         for index, (part, sliding) in enumerate(zip(anatomy.parts, slides, strict=True))
     ]
+
+
+def _bound(policy: Policy, layer: BoundLayer, part: Part) -> tuple[Eviction, ...]:
+    """What a policy binds itself to, where the layer's numbers are."""
+    evictions, parameter = policy.bind(layer), next(part.attention.parameters(), None)
+    if parameter is None:
+        return evictions
+    heads = [None if eviction.heads is None else eviction.heads.to(parameter.device) for eviction in evictions]
+    return tuple(replace(eviction, heads=chosen) for eviction, chosen in zip(evictions, heads, strict=True))
 
 
 def check_policy_place(policy: Policy, model: nn.Module, anatomy: Anatomy) -> None:
