@@ -64,9 +64,10 @@ def layer_evictions(policy: Policy, model: nn.Module, anatomy: Anatomy) -> list[
     ]
 
 
-def _bound(policy: Policy, layer: BoundLayer, part: Part) -> tuple[Eviction, ...]:
-    """What a policy binds itself to, where the layer's numbers are."""
-    evictions, parameter = policy.bind(layer), next(part.attention.parameters(), None)
+def _bound(policy: Policy, model: nn.Module, index: int, part: Part) -> tuple[Eviction, ...]:
+    """How one layer carries out a policy, on the layer's device."""
+    evictions = policy.bind(BoundLayer(model, index, part.number))
+    parameter = next(part.attention.parameters(), None)
     if parameter is None:
         return evictions
     heads = [None if eviction.heads is None else eviction.heads.to(parameter.device) for eviction in evictions]
