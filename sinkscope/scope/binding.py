@@ -57,9 +57,7 @@ def layer_evictions(policy: Policy, model: nn.Module, anatomy: Anatomy) -> list[
         find_rotations(model)  # or the reason why keys cannot leave a cache of this model
     slides = [None in natives and native is not None for native in natives]
     return [
-        ()
-        if sliding or not policy.acts_in(part.number)
-        else _bound(policy, BoundLayer(model, index, part.number), part)
+        () if sliding or not policy.acts_in(part.number) else _bound(policy, model, index, part)
         for index, (part, sliding) in enumerate(zip(anatomy.parts, slides, strict=True))
     ]
 
