@@ -192,8 +192,10 @@ def weighted_sum(
     blocks = []
     for part in ranges(0, rows, step):
         # keep no block's weights for the backward pass: they would add up to T x T
-        call = (lse, part, *states)
-        blocks.append(checkpoint(block, *call, use_reentrant=False) if gradient else block(*call))
+        if gradient:
+            blocks.append(checkpoint(block, lse, part, *states, use_reentrant=False))
+        else:
+            blocks.append(block(lse, part, *states))
     return [torch.cat(each, 2) for each in zip(*blocks, strict=True)]
 
 

@@ -192,6 +192,7 @@ def training_attention(model: Any, normaliser: Normaliser) -> Iterator[None]:
 
 def _attention(call: AttentionCall) -> tuple[Tensor, None]:
     """Causal attention [batch, head, query, dim]."""
+    assert call.scale is not None  # a Llama gives it
     scores = call.query @ call.key.mT * call.scale
     later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
     weights = NORMALISERS[call.module].weights(scores.masked_fill(later, -torch.inf))

@@ -48,8 +48,10 @@ class Evict(StaticPolicy):
         return ~gone | ((key == query) & self.once_read)
 
     def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
-        shared = {"since": self.start or 0, "heads": self.acting_heads(layer.heads), "keys": tuple(self.keys)}
-        return (ReadKeyEviction(**shared) if self.once_read else KeyEviction(**shared, bias=self.bias),)
+        since, heads, keys = self.start or 0, self.acting_heads(layer.heads), tuple(self.keys)
+        if self.once_read:
+            return (ReadKeyEviction(since=since, heads=heads, keys=keys),)
+        return (KeyEviction(since=since, heads=heads, keys=keys, bias=self.bias),)
 
     @property
     def description(self) -> str:

@@ -101,7 +101,7 @@ class RollingCache(Cache):
         self.rolling = [
             RollingLayer(0, native - 1, rotation, is_sliding=True)
             if native and (mixed or not bounded)
-            else RollingLayer(*(kept or (0, None)), rotation)
+            else RollingLayer(kept.first if kept else 0, kept.last if kept else None, rotation)
             for native, rotation in zip(natives, rotations, strict=True)
         ]
         super().__init__(layers=[*self.rolling])

@@ -32,6 +32,8 @@ class ScoredLayer(CacheLayer):
         super().__init__()
         self.seen = 0
         self.memory = Memory(holds_all=False)
+        self.keys: Any = None
+        self.values: Any = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
@@ -132,8 +134,8 @@ class KeptKeys(Cache):
                     layer.last[slot] = tensors[f"{number}.last.{slot}"].to(device)
                 continue
             layer.keys, layer.values = (tensors[f"{number}.{slot}"].to(device) for slot in ("keys", "values"))
-            held = [tensors[f"{number}.{name}"].to(device) for name in MEMORY]
-            layer.memory = Memory(*held[:2], held[2] if held[2].numel() else None, holds_all=False)
+            places, scores, pending = (tensors[f"{number}.{name}"].to(device) for name in MEMORY)
+            layer.memory = Memory(places, scores, pending if pending.numel() else None, holds_all=False)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Refused: a scope follows each text by its row."""
