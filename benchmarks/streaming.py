@@ -170,13 +170,13 @@ def decode_with(name: str, model, ids) -> None:
     sink = sinkscope.SinkCache(model, sinks=SINKS, window=CACHE - SINKS)
     anew, dense = Rerotated(model, SINKS, CACHE - SINKS), DynamicCache()
     with sink:
-        model(ids[:, :CACHE], past_key_values=sink)
-        model(ids[:, :CACHE], past_key_values=dense)
+        model(ids[:, :CACHE], cache=sink)
+        model(ids[:, :CACHE], cache=dense)
         anew.fill()
         for at in range(CACHE, CACHE + steps):
             token = ids[:, at : at + 1]
-            laps["SinkCache"].append(timed(partial(model, token, past_key_values=sink))[0])
-            laps["DynamicCache"].append(timed(partial(model, token, past_key_values=dense))[0])
+            laps["SinkCache"].append(timed(partial(model, token, cache=sink))[0])
+            laps["DynamicCache"].append(timed(partial(model, token, cache=dense))[0])
             laps["rotating all anew"].append(timed(partial(anew.step, token))[0])
             dense.crop(-1)
     median = {name: statistics.median(times[20:]) * 1e3 for name, times in laps.items()}
@@ -205,9 +205,9 @@ def recompute() -> None:
     print("ms per decoded token (the paper's Figure 10), re-computation against sink + window")
     for size in (256, 512, 1024, 2048):
         with sinkscope.SinkCache(model, sinks=SINKS, window=size - SINKS) as cache:
-            model(ids[:, : size + 1], past_key_values=cache)
+            model(ids[:, : size + 1], cache=cache)
             stream = [
-                timed(partial(model, ids[:, at : at + 1], past_key_values=cache))[0]
+                timed(partial(model, ids[:, at : at + 1], cache=cache))[0]
                 for at in range(size + 1, size + 40)
             ]
         again = [timed(partial(model, ids[:, :size], use_cache=False, logits_to_keep=1))[0] for _ in range(3)]
@@ -218,7 +218,7 @@ def recompute() -> None:
 @torch.no_grad()
 def split() -> None:
     from sinkscope import attend
-    from sinkscope.core.masks import FullMask
+    from sinkscope.attention.masks import FullMask
 
     keys, chunk = 32_768, 2048
     generator = torch.Generator().manual_seed(0)

@@ -66,6 +66,6 @@ def test_blocks_and_the_cache_of_generate_give_the_same_losses(demo):
     alone = []
     with sinkscope.SinkCache(model, sinks=4, window=60) as cache, torch.no_grad():
         for at in range(159):
-            logits = model(ids[:, at : at + 1], past_key_values=cache).logits[0]
+            logits = model(ids[:, at : at + 1], cache=cache).logits[0]
             alone.append(float(torch.nn.functional.cross_entropy(logits, ids[0, at + 1 : at + 2])))
     np.testing.assert_allclose(blocks, alone, atol=1e-3)

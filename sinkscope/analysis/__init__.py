@@ -1,10 +1,9 @@
 """Metrics over records: they read records and never need the model, nor torch."""
 
 from sinkscope.analysis.discovery import discover, massive_activations
-from sinkscope.analysis.dose import dose_table
 from sinkscope.analysis.importance import importance, sink_rate, sink_rate_curve
 from sinkscope.analysis.intervals import interval
-from sinkscope.analysis.interventions import intervention_table
+from sinkscope.analysis.interventions import dose_table, intervention_table
 from sinkscope.analysis.maps import from_maps
 from sinkscope.analysis.mass import (
     amplification,

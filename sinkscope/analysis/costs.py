@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from sinkscope.analysis.perplexity import losses, losses_from, ppl_table
 from sinkscope.errors import SinkscopeError
+from sinkscope.record import first_evicted
 
 COST = "cost_"
 
@@ -30,7 +32,7 @@ def time_per_token(
     Raises:
         SinkscopeError: as `run_timing`.
     """
-    from sinkscope.streaming.costs.decode import FAMILIES, run_timing  # not above: reading a record needs no torch
+    from sinkscope.experiments.timing import FAMILIES, run_timing  # not above: reading a record needs no torch
 
     return timing_table(run_timing(model, ids, cache_sizes, FAMILIES if policies is None else policies, **options))
 
@@ -77,3 +79,123 @@ def _table(record: xr.Dataset, attribute: str, prefix: str) -> pd.DataFrame:
 
 def _plain(values: np.ndarray) -> np.ndarray | list[str]:
     return values if values.dtype.kind in "iufb" else [str(value) for value in values]
+
+
+COST_COLUMNS = {
+    "policy": "policy", "attention_size": "attention_size", "complexity": "cost", "flops_per_token": "flops_per_token",
+    "memory": "kv_memory", "kv_megabytes": "kv_megabytes",
+}  # fmt: skip
+PERPLEXITY_COLUMNS = ["policy", "ppl", "low", "high"]
+
+
+class Family(NamedTuple):
+    """Names of the policies of a perplexity record, by what they are; None where there is none."""
+
+    dense: str | None
+    window: str | None
+    recompute: str | None
+    sinks: str | None
+
+
+def families(curve: xr.Dataset) -> Family:
+    """The first policy of each kind."""
+    kind, sinks, bias, values, place = (
+        curve[name].values for name in ("policy_kind", "sinks", "sink_bias", "sink_values", "placement")
+    )
+    plain = (values == "kept") & (bias == 0) & (place == "")
+    bounded = plain & np.isin(kind, ["Window", "SinkWindow"])
+    kinds = (kind == "Dense", bounded & (sinks == 0), plain & (kind == "Recompute"), bounded & (sinks > 0))
+    names = [str(name) for name in curve["policy"].values]
+    return Family(*(names[int(np.argmax(kind))] if kind.any() else None for kind in kinds))
+
+
+def after_eviction(curve: xr.Dataset) -> xr.Dataset:
+    """The record with losses only where every bounded cache has evicted something; all of them, if none ever has."""
+    late = losses_from(curve, first_evicted(int(curve["cache_size"].values.max())))
+    return late if bool(late["nll"].notnull().any()) else curve
+
+
+def scored_everywhere(curve: xr.Dataset) -> list[str]:
+    """The policies that scored as many tokens as any: all but a sampled one."""
+    counts = losses(curve).notnull().sum(["sequence", "token"]).values
+    return [str(name) for name in curve["policy"].values[counts == counts.max()]]
+
+
+def perplexities(curve: xr.Dataset) -> pd.DataFrame:
+    """Perplexity after the first eviction: of the policies that scored every token, then of all where all did."""
+    late = after_eviction(curve)
+    whole = scored_everywhere(late)
+    parts = [ppl_table(late.sel(policy=whole)).assign(scored_at="every token")]
+    if len(whole) < late.sizes["policy"]:
+        parts.append(ppl_table(late).assign(scored_at="the tokens sampled"))
+    for part in parts:
+        part["ratio_to"] = part.attrs["baseline"]
+        part.attrs = {}  # they differ between tables that are put one under the other
+    return pd.concat(parts, ignore_index=True)
+
+
+def estimates(curve: xr.Dataset) -> pd.DataFrame:
+    """Perplexity at every token after the first eviction: policy, ppl, low, high; attrs of the record.
+
+    That of a policy scored at a sample of them is the perplexity of the one most like it, times their ratio at the
+    tokens sampled (the difference estimator of the mean loss: Cochran 1977, chapter 7). The two errors are independent,
+    so on the logarithmic scale their half widths add as squares do.
+    """
+    late = after_eviction(curve)
+    names = [str(name) for name in late["policy"].values]
+    whole = ppl_table(late.sel(policy=scored_everywhere(late))).set_index("policy")[["ppl", "low", "high"]]
+    rows = {}
+    for name in names:
+        if name in whole.index:
+            rows[name] = whole.loc[name].to_numpy(np.float64)
+            continue
+        pairs = {other: ppl_table(late.sel(policy=[name, other]), baseline=other).iloc[0] for other in whole.index}
+        nearest = min(
+            pairs, key=lambda other: np.nan_to_num(pairs[other].ratio_high / pairs[other].ratio_low, nan=np.inf)
+        )
+        ratios = pairs[nearest][["ratio", "ratio_low", "ratio_high"]].to_numpy(np.float64)
+        base = whole.loc[nearest].to_numpy(np.float64)
+        value, spread = base[0] * ratios[0], np.hypot(np.log(base[1:] / base[0]), np.log(ratios[1:] / ratios[0]))
+        rows[name] = np.array([value, value / np.exp(spread[0]), value * np.exp(spread[1])])
+    table = pd.DataFrame([(name, *rows[name]) for name in names], columns=PERPLEXITY_COLUMNS)
+    table.attrs = {str(key): value for key, value in curve.attrs.items()}
+    return table
+
+
+def four_policies(costs: pd.DataFrame, perplexities: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Attention size, cost, memory and perplexity of the ways to attend to a long text (Xiao et al. 2023, Fig. 1).
+
+    Args:
+        costs: made by `sinkscope.cost_table`.
+        perplexities: columns policy, ppl, low, high; policies without a row are left blank.
+
+    Returns:
+        One row per policy, in the order of `costs`.
+
+    Raises:
+        SinkscopeError: a column is missing, a policy is there twice, or has a perplexity and no cost.
+    """
+    _check(costs, "costs", [name for name in COST_COLUMNS if name != "kv_megabytes"] + ["kv_bytes"])
+    table = costs.assign(kv_megabytes=costs["kv_bytes"] / 1e6)[list(COST_COLUMNS)].rename(columns=COST_COLUMNS)
+    table.attrs = dict(costs.attrs)
+    if perplexities is None:
+        return table
+    _check(perplexities, "perplexities", PERPLEXITY_COLUMNS)
+    unknown = set(perplexities["policy"]) - set(table["policy"])
+    if unknown:
+        raise SinkscopeError(
+            f"{', '.join(sorted(unknown))} has a perplexity but no cost; "
+            f"the costs are of {', '.join(table['policy'])}: give both the same policies."
+        )
+    joined = table.merge(perplexities[PERPLEXITY_COLUMNS], on="policy", how="left", sort=False)
+    joined.attrs = {**table.attrs, "cost_tokens": table.attrs.get("tokens"), **perplexities.attrs}
+    return joined
+
+
+def _check(table: pd.DataFrame, name: str, columns: list[str]) -> None:
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise SinkscopeError(f"{name} has no column {', '.join(missing)}; it needs {', '.join(columns)}.")
+    twice = table["policy"][table["policy"].duplicated()]
+    if len(twice):
+        raise SinkscopeError(f"{name} has the policy {twice.iloc[0]!r} twice; give one row for each.")

@@ -32,7 +32,7 @@ def _probe_classes() -> list[Any]:
     """The probes known now. They are looked through when they are asked for, since they need torch, which a reader of
     records may do without."""
     try:
-        from sinkscope.core.probes import probe_classes
+        from sinkscope.probes import probe_classes
     except ImportError:
         return []
     return list(probe_classes())

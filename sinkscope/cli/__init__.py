@@ -9,11 +9,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from sinkscope.cli.chat import chat
-from sinkscope.cli.experiments import ablate, cost, lab, perplexity
+from sinkscope.cli.experiments import ablate, cost, lab, perplexity, report
 from sinkscope.cli.explore import explore
 from sinkscope.cli.intervene import intervene
 from sinkscope.cli.options import spread
-from sinkscope.cli.report import report
 from sinkscope.errors import SinkscopeError
 
 SEVERAL = {  # options that take several values at once

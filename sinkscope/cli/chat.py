@@ -14,7 +14,7 @@ import typer
 from sinkscope.cli import options as given
 
 if TYPE_CHECKING:
-    from sinkscope.streaming.talk.conversation import Conversation
+    from sinkscope.streaming.conversation import Conversation
 
 PROMPT = "> "
 QUIT, RESET = "/quit", "/reset"

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sinkscope.cli import options as given
-from sinkscope.cli.results import draw, say, write_table
+from sinkscope.cli.options import draw, say, write_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.files import write_text
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from sinkscope.core.policies import Policy
+    from sinkscope.policies import Policy
+
 
 HALVES = {"phantom": "zeroed", "mean-values": "mean", "values-only": "added"}  # what is left of the sinks' values
 WAYS = ("dense", "window", "recompute", "sinks", *HALVES)
@@ -124,7 +125,7 @@ def cost(
 ) -> None:
     """Operations and KV memory of the ways to attend, from the model's own shapes."""
     from sinkscope import cost_table, load
-    from sinkscope.analysis.four_policies import four_policies
+    from sinkscope.analysis.costs import four_policies
 
     ways = [_policy(name, cache, sinks) for name in dict.fromkeys(policies)]
     loaded, _ = load(model, **loading)
@@ -213,3 +214,46 @@ def _language(out: Path, options: dict[str, Any]) -> list[str]:
     draw(language_emergence(record), out / "language_emergence")
     write_text(out / "verdict.txt", "\n".join(verdict) + "\n", "the verdict")
     return [table.to_string(index=False, float_format=lambda value: f"{value:.4g}"), *verdict]
+
+
+@given.loads_model
+def report(
+    model: given.Model = None,
+    text: given.Text = None,
+    out: Annotated[Path, typer.Option("--out", help="Where to write: new, empty, or an earlier report.")] = Path(
+        "report"
+    ),
+    sequences: Annotated[int, typer.Option("--sequences", min=1, help="How many sequences of the text.")] = 8,
+    length: Annotated[int, typer.Option("--length", min=1, help="Tokens in each sequence.")] = 1024,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", min=1, help="Tokens in all, in place of --sequences.")
+    ] = None,
+    streaming: Annotated[
+        bool, typer.Option("--streaming/--no-streaming", help="Also stream the text: perplexity, sinks, costs.")
+    ] = True,
+    softmax: Annotated[
+        bool, typer.Option("--softmax/--no-softmax", help="Also what sum-to-one forces: interventions and controls.")
+    ] = True,
+    *,
+    loading: given.Loading,
+    quiet: given.Quiet = False,
+) -> None:
+    """Measure where a model's attention goes and write it up: a page, figures, tables and the record."""
+    from sinkscope.reporting import check_directory
+
+    target = check_directory(out)
+    if tokens is not None:
+        length = min(length, tokens)
+        sequences = max(1, tokens // length)
+
+    from sinkscope.reporting.gather import report as measure_report
+
+    progress = False if quiet else None
+    made = measure_report(
+        model, None, text, sequences=sequences, length=length, streaming=streaming, softmax=softmax, progress=progress,
+        **loading,
+    )  # fmt: skip
+    made.save(target, progress=progress)
+    if not quiet:
+        for line in (made.headline, *made.notes, f"Open {target / 'report.html'}"):
+            typer.echo(line)

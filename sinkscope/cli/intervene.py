@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sinkscope.cli import options as given
-from sinkscope.cli.results import draw, say, write_table
+from sinkscope.cli.options import draw, say, write_table
 from sinkscope.errors import SinkscopeError
 
 if TYPE_CHECKING:

@@ -17,18 +17,18 @@ import xarray as xr
 from torch import Tensor, nn
 
 from sinkscope.arguments import one_of, one_or_several, whole_number
-from sinkscope.core.anatomy import find_anatomy
-from sinkscope.core.forward import check_vocabulary
-from sinkscope.core.measure import texts_of
-from sinkscope.core.policies import POSITIONS, Policy, SinkWindow
 from sinkscope.errors import SinkscopeError, warn
 from sinkscope.experiments.intervention import line_break_token
+from sinkscope.experiments.perplexity import Run, check_run, read_texts, record_of, settings_of
 from sinkscope.experiments.runner import Advance, Cell, ModelSource, run_cells
 from sinkscope.files import writable_folder
+from sinkscope.models.facts import find_anatomy
+from sinkscope.policies import POSITIONS, Policy, SinkWindow
 from sinkscope.record import first_evicted
+from sinkscope.scope.binding import limit_notes
+from sinkscope.scope.forward import check_vocabulary
+from sinkscope.scope.measure import texts_of
 from sinkscope.streaming.checkpoint import Checkpoint, Progress
-from sinkscope.streaming.limits import limit_notes
-from sinkscope.streaming.perplexity import Run, check_run, read_texts, record_of, settings_of
 
 KINDS = ("first", "line breaks", "random")
 ONE_AT_A_TIME = threading.Lock()  # threads of a process share its model, which can carry one policy

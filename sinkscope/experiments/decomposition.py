@@ -10,10 +10,10 @@ import xarray as xr
 from torch import Tensor, nn
 
 from sinkscope.arguments import whole_number
-from sinkscope.core.anatomy import find_anatomy
-from sinkscope.core.policies import Dense, Policy, SinkWindow, Window
 from sinkscope.errors import SinkscopeError
-from sinkscope.streaming.perplexity import perplexity
+from sinkscope.experiments.perplexity import perplexity
+from sinkscope.models.facts import find_anatomy
+from sinkscope.policies import Dense, Policy, SinkWindow, Window
 
 
 def decompose(

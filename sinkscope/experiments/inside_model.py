@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from sinkscope.arguments import check_places, finite_number, one_of, whole_number
-from sinkscope.core.anatomy import Part, find_anatomy
-from sinkscope.core.policies import Dose, Evict, EvictRecent, Policy
-from sinkscope.core.policy_on_layers import layer_evictions
-from sinkscope.core.scope import attached
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.intervention import Conditions, Intervention, Trial
 from sinkscope.hf.models import query_heads
+from sinkscope.models.facts import Part, find_anatomy
+from sinkscope.policies import Dose, Evict, EvictRecent, Policy
+from sinkscope.scope.binding import layer_evictions
+from sinkscope.scope.scope import attached
 
 WHICH = ("sinks", "random", "recent", "delimiters")
 DELIMITERS = frozenset(".,;:!?\n。，、；：！？")

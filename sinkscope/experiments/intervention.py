@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from sinkscope.arguments import one_of, whole_number
-from sinkscope.core.anatomy import find_anatomy
-from sinkscope.core.forward import check_vocabulary
-from sinkscope.core.normalisers import Normaliser
-from sinkscope.core.policies import Policy
 from sinkscope.errors import SinkscopeError
+from sinkscope.models.facts import find_anatomy
+from sinkscope.normalisers import Normaliser
+from sinkscope.policies import Policy
+from sinkscope.scope.forward import check_vocabulary
 
 TOKENS = ("line breaks", "random")
 

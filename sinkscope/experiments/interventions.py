@@ -12,15 +12,6 @@ import xarray as xr
 from torch import Tensor, nn
 
 from sinkscope.arguments import whole_number
-from sinkscope.core.anatomy import find_anatomy
-from sinkscope.core.finite import not_finite
-from sinkscope.core.forward import check_vocabulary
-from sinkscope.core.measure import texts_of
-from sinkscope.core.normalisers import Normaliser
-from sinkscope.core.policies import Dense, Dose, Policy
-from sinkscope.core.probes import OutputNorm, SinkMass
-from sinkscope.core.provenance import model_attributes, token_attributes
-from sinkscope.core.scope import attached
 from sinkscope.errors import SinkscopeError, warn
 from sinkscope.experiments.inside_model import EvictKeys
 from sinkscope.experiments.intervention import (
@@ -32,10 +23,18 @@ from sinkscope.experiments.intervention import (
     Shift,
     Trial,
 )
+from sinkscope.experiments.perplexity import Run, check_run
+from sinkscope.models.facts import find_anatomy, model_attributes, token_attributes
+from sinkscope.models.requirements import not_finite
+from sinkscope.normalisers import Normaliser
+from sinkscope.policies import Dense, Dose, Policy
+from sinkscope.probes import OutputNorm, SinkMass
 from sinkscope.progress import progress_bar
-from sinkscope.streaming.limits import check_limits
-from sinkscope.streaming.perplexity import Run, check_run
-from sinkscope.streaming.scoring import next_token_losses, text_coordinates
+from sinkscope.scope.binding import check_limits
+from sinkscope.scope.forward import check_vocabulary
+from sinkscope.scope.measure import texts_of
+from sinkscope.scope.scope import attached
+from sinkscope.streaming.readers import next_token_losses, text_coordinates
 
 
 def run_interventions(

@@ -11,16 +11,16 @@ import xarray as xr
 from torch import Tensor, nn
 
 from sinkscope.arguments import whole_number
-from sinkscope.core.finite import not_finite
-from sinkscope.core.measure import texts_of
-from sinkscope.core.policies import Dense
-from sinkscope.core.probes import Probe, SinkMass
-from sinkscope.core.scope import attached
 from sinkscope.errors import SinkscopeError
+from sinkscope.experiments.perplexity import Run, check_run
+from sinkscope.models.requirements import not_finite
+from sinkscope.policies import Dense
+from sinkscope.probes import Probe, SinkMass
 from sinkscope.progress import progress_bar
-from sinkscope.streaming.limits import check_limits
-from sinkscope.streaming.perplexity import Run, check_run
-from sinkscope.streaming.scoring import next_token_losses
+from sinkscope.scope.binding import check_limits
+from sinkscope.scope.measure import texts_of
+from sinkscope.scope.scope import attached
+from sinkscope.streaming.readers import next_token_losses
 
 
 def predictability(

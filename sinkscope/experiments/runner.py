@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 from joblib import Parallel, delayed
 from torch import nn
 
-from sinkscope.data import load
+from sinkscope.hf.loading import load
 from sinkscope.progress import progress_bar
 
 Result = TypeVar("Result")

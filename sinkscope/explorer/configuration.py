@@ -15,7 +15,8 @@ from typing import Annotated, Any, get_origin, get_type_hints
 
 import torch
 
-from sinkscope.core.normalisers import (
+from sinkscope.errors import SinkscopeError
+from sinkscope.normalisers import (
     ClippedSoftmax,
     LearnedSink,
     Normaliser,
@@ -25,7 +26,7 @@ from sinkscope.core.normalisers import (
     Softmax1,
     Sparsemax,
 )
-from sinkscope.core.policies import (
+from sinkscope.policies import (
     TOVA,
     Dense,
     Dose,
@@ -37,7 +38,6 @@ from sinkscope.core.policies import (
     StaticPolicy,
     Window,
 )
-from sinkscope.errors import SinkscopeError
 
 GONE = -math.inf
 MOST_SINKS = 16

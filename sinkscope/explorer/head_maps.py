@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import xarray as xr
 
-from sinkscope.core.layer import Layer
-from sinkscope.core.masks import is_hidden
+from sinkscope.attention.layer import Layer
+from sinkscope.attention.masks import is_hidden
 from sinkscope.errors import SinkscopeError
 
 

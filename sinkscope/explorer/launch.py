@@ -12,13 +12,14 @@ import numpy as np
 import xarray as xr
 from torch import Tensor, nn
 
-from sinkscope.core.readiness import check_decoder
-from sinkscope.data import load, read_tokens
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.app import Explorer
 from sinkscope.explorer.head_maps import SavedMaps
 from sinkscope.explorer.text_model import TextModel
+from sinkscope.hf.loading import load
+from sinkscope.models.requirements import check_decoder
 from sinkscope.record import open_record
+from sinkscope.texts import read_tokens
 
 LENGTH = 512  # tokens shown of the demo text
 MOST = 2048  # tokens a map may have

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 import xarray as xr
 
-from sinkscope.core.layer import Layer
-from sinkscope.core.probes import Entropy, Maps, Received
-from sinkscope.core.probing import measure_layer
+from sinkscope.attention.layer import Layer
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.configuration import Choice, Configuration, Number, controls_of
 from sinkscope.explorer.head_maps import HeadMaps
 from sinkscope.explorer.results import Overview
+from sinkscope.probes import Entropy, Maps, Received
+from sinkscope.scope.collect import measure_layer
 
 SIDE = 512  # cells of a tile along each side at most
 THUMBNAIL = 64  # cells of a thumbnail along each side

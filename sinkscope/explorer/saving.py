@@ -15,12 +15,12 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from sinkscope.core.provenance import model_attributes, token_attributes
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.results import compared
 from sinkscope.files import replacing
+from sinkscope.models.facts import model_attributes, token_attributes
 from sinkscope.record import save_record
 
 NEEDS_KERNEL = "The explorer of sinkscope is here while a kernel runs: run this cell to have it."

@@ -13,15 +13,15 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor, nn
 
-from sinkscope.core.policies import Policy
 from sinkscope.errors import SinkscopeError
+from sinkscope.experiments.perplexity import Run, check_run, reader_of
 from sinkscope.explorer.background import Worker
 from sinkscope.explorer.configuration import MOST_SINKS, POLICIES, Configuration
 from sinkscope.explorer.controller import sentence
 from sinkscope.explorer.display import CHANGED, DENSE, lay_out, vertical_line
 from sinkscope.explorer.text_model import TextModel, copy_sharing_weights
-from sinkscope.streaming.limits import limit_notes
-from sinkscope.streaming.perplexity import Run, check_run, reader_of
+from sinkscope.policies import Policy
+from sinkscope.scope.binding import limit_notes
 from sinkscope.streaming.readers import Reader
 
 BLOCK = 128  # tokens read at once, and drawn at once

@@ -12,23 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sinkscope.core.anatomy import find_anatomy
-from sinkscope.core.finite import not_finite
-from sinkscope.core.forward import check_vocabulary
-from sinkscope.core.layer import Layer
-from sinkscope.core.policies import Dense
-from sinkscope.core.probes import Norms, SinkMass
-from sinkscope.core.probes.base import LayerProbe, Measurements
-from sinkscope.core.readiness import check_decoder, check_unscoped
-from sinkscope.core.scope import attached
+from sinkscope.attention.layer import Layer
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.head_maps import LiveMaps
 from sinkscope.explorer.pixels import FIRST, free_scores, thumbnails
 from sinkscope.explorer.results import Continuation, Guesses, Overview, Price, Reading, Result
 from sinkscope.hf.caches import with_cache
-from sinkscope.streaming.costs.cost import cost
-from sinkscope.streaming.limits import limit_notes
+from sinkscope.models.facts import find_anatomy
+from sinkscope.models.requirements import check_decoder, check_unscoped, not_finite
+from sinkscope.policies import Dense
+from sinkscope.probes import Norms, SinkMass
+from sinkscope.probes.base import LayerProbe, Measurements
+from sinkscope.scope.binding import limit_notes
+from sinkscope.scope.forward import check_vocabulary
+from sinkscope.scope.scope import attached
+from sinkscope.streaming.cost import cost
 from sinkscope.streaming.readers import WindowReader, only_last
 from sinkscope.streaming.scored_cache import ReadingCache, reading_cache
 

@@ -31,8 +31,7 @@ from sinkscope.figures.marks import (
 from sinkscope.figures.matplotlib_renderer import figure
 from sinkscope.figures.requirements import index, layer_axis, lengths, need, numbers_of, over
 from sinkscope.figures.sink_mass import heads_of
-from sinkscope.figures.style import depth_colours, number
-from sinkscope.figures.tokens import drawable, visible
+from sinkscope.figures.style import depth_colours, drawable, number, visible
 
 NULL = Look("vermilion", "dash")
 

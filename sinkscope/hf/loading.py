@@ -9,10 +9,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from sinkscope.data.demo import demo_model_file
 from sinkscope.errors import SinkscopeError, first_line
-from sinkscope.hf.auto import auto_class, quiet_transformers
-from sinkscope.hf.gguf import converted
+from sinkscope.hf.gguf import converted, demo_model_file
+from sinkscope.hf.models import auto_class, quiet_transformers
 
 HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab.*", "vocab*.json", "merges.txt", "tekken.json")

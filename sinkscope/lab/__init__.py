@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "sinkscope.lab.arms": ["ARMS", "Arm"],
+    "sinkscope.lab.decoder": ["ARMS", "Arm"],
     "sinkscope.lab.bigram": ["bigram_backcopy"],
     "sinkscope.lab.language": ["language_model"],
     "sinkscope.analysis.lab": [

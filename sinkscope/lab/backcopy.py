@@ -20,11 +20,10 @@ from torch.nn import functional
 import sinkscope
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.runner import Advance
-from sinkscope.lab.arms import Arm
-from sinkscope.lab.decoder import Decoder, Sizes, Trace
+from sinkscope.lab.decoder import Arm, Decoder, Sizes, Trace
 from sinkscope.lab.runs import TrainingRun
 from sinkscope.lab.texts import Text
-from sinkscope.streaming.scoring import next_token_losses
+from sinkscope.streaming.readers import next_token_losses
 
 MOST_CHARACTERS = 64
 TRIGGERS = 3

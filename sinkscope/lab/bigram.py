@@ -13,7 +13,6 @@ from torch import Tensor
 
 from sinkscope.arguments import finite_number, whole_number
 from sinkscope.errors import SinkscopeError
-from sinkscope.lab.arms import NAMES, Arm, arm_coordinates, arms_of
 from sinkscope.lab.backcopy import (
     BETAS,
     TOKENS,
@@ -24,7 +23,7 @@ from sinkscope.lab.backcopy import (
     kinds_of,
     uniform_bos_mass,
 )  # fmt: skip
-from sinkscope.lab.decoder import Sizes
+from sinkscope.lab.decoder import NAMES, Arm, Sizes, arm_coordinates, arms_of
 from sinkscope.lab.runs import device_of, heads_width, run_all, run_attributes, seeds_of
 from sinkscope.lab.texts import Text
 

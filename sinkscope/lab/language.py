@@ -13,19 +13,18 @@ import xarray as xr
 from torch import Tensor
 
 from sinkscope.arguments import finite_number, whole_number
-from sinkscope.core.policies import Dense, Policy, SinkWindow, Window
-from sinkscope.core.probes import LogSumExp, SinkMass
-from sinkscope.core.scope import attached
 from sinkscope.errors import SinkscopeError
-from sinkscope.lab.arms import Arm, arm_coordinates, arms_of
-from sinkscope.lab.decoder import Sizes
+from sinkscope.experiments.perplexity import perplexity
+from sinkscope.lab.decoder import Arm, Sizes, arm_coordinates, arms_of
 from sinkscope.lab.language_run import BETAS, LanguageRun, LanguageSchedule
 from sinkscope.lab.runs import device_of, heads_width, run_all, run_attributes, seeds_of
 from sinkscope.lab.texts import Text
+from sinkscope.policies import Dense, Policy, SinkWindow, Window
+from sinkscope.probes import LogSumExp, SinkMass
 from sinkscope.progress import progress_bar
 from sinkscope.record import first_evicted
-from sinkscope.streaming.perplexity import perplexity
-from sinkscope.streaming.scoring import text_coordinates
+from sinkscope.scope.scope import attached
+from sinkscope.streaming.readers import text_coordinates
 
 MOST_CHARACTERS = 255
 ROWS = 16  # sequences that run together in evaluation

@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import sinkscope
-from sinkscope.core.normalisers import Normaliser, Softmax
 from sinkscope.experiments.runner import Advance
 from sinkscope.hf.attention import AttentionCall, MaskRequest, register, use_implementation
 from sinkscope.hf.models import new_llama
-from sinkscope.lab.arms import Arm
-from sinkscope.lab.decoder import Sizes
+from sinkscope.lab.decoder import Arm, Sizes
 from sinkscope.lab.runs import TrainingRun
+from sinkscope.normalisers import Normaliser, Softmax
 
 BETAS, CLIPPED_NORM, LAST_RATE, WARM_STEPS = (0.9, 0.95), 1.0, 0.1, 100
 ROOM = 4  # the model is told of so many times its trained length; nothing is computed from it

@@ -20,8 +20,8 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.runner import Advance, Cell, run_cells
 from sinkscope.files import writable_folder
 from sinkscope.hf.gguf import cache_directory
-from sinkscope.lab.arms import Arm
-from sinkscope.streaming.tensor_files import read_tensors, write_tensors
+from sinkscope.lab.decoder import Arm
+from sinkscope.streaming.checkpoint import read_tensors, write_tensors
 
 ADVICE = "delete it to train this run again"
 

@@ -9,8 +9,8 @@ from pathlib import PurePath
 
 import numpy as np
 
-from sinkscope.data import read_text
 from sinkscope.errors import SinkscopeError
+from sinkscope.texts import read_text
 
 
 @dataclass(frozen=True)

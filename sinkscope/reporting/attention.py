@@ -33,7 +33,7 @@ TOP = 20
 
 def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
     """The main record, and if the text is long enough many short pieces of it, and many sentences."""
-    from sinkscope.core.probes import ALL, Maps, MeanLogits, SinkMass
+    from sinkscope.probes import ALL, Maps, MeanLogits, SinkMass
 
     text = passes.measure("text", passes.rows, [probe for probe in ALL if not isinstance(probe, Maps)])
     steps: dict[str, xr.Dataset | Measure] = {"text": text}

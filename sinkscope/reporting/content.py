@@ -20,7 +20,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.figures.requirements import lengths
 
 if TYPE_CHECKING:
-    from sinkscope.core.probes import Probe
+    from sinkscope.probes import Probe
     from sinkscope.reporting.gather import Passes
 
 Records = Mapping[str, xr.Dataset]

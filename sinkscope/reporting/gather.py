@@ -19,11 +19,11 @@ from sinkscope.reporting.streaming import LENGTH, STREAMING
 if TYPE_CHECKING:
     import torch
 
-    from sinkscope.core.normalisers import Normaliser
-    from sinkscope.core.policies import Policy
-    from sinkscope.core.probes import Probe
+    from sinkscope.experiments.perplexity import Run
+    from sinkscope.normalisers import Normaliser
+    from sinkscope.policies import Policy
+    from sinkscope.probes import Probe
     from sinkscope.streaming.checkpoint import Progress
-    from sinkscope.streaming.perplexity import Run
 
 FEWEST_TOKENS = 8  # a text must reach past the first four keys, with a few queries to average over
 
@@ -69,8 +69,9 @@ def report(
         SinkscopeError: a model or text that cannot be read, a model without a tokenizer, a text of fewer than 8 tokens;
             two items of one name, or an item that no section can serve.
     """
-    from sinkscope.data import load, read_tokens
-    from sinkscope.data.sources import text_pieces
+    from sinkscope.hf.loading import load
+    from sinkscope.texts import read_tokens
+    from sinkscope.texts.sources import text_pieces
 
     for name, value in (("sequences", sequences), ("length", length)):
         if value < 1:
@@ -146,7 +147,7 @@ class Passes:
 
     def sequences(self, length: int, count: int) -> torch.Tensor:
         """`count` consecutive pieces of the text, [sequence, token], each with the token in front."""
-        from sinkscope.data import sequences as split
+        from sinkscope.texts import sequences as split
 
         return split(self.tokens, length, count, bos=self.front)
 
@@ -154,7 +155,7 @@ class Passes:
         """Up to `count` sequences of `length` tokens of the main record's text; None for fewer than two, or none
         shorter than its own.
         """
-        from sinkscope.data import sequences as split
+        from sinkscope.texts import sequences as split
 
         own = self.rows.reshape(-1) if self.front is None else self.rows[:, 1:].reshape(-1)
         count = min(count, own.numel() // (length - (self.front is not None)))
@@ -174,7 +175,7 @@ class Passes:
         """
         import torch
 
-        from sinkscope.core.measure import measure
+        from sinkscope.scope.measure import measure
 
         wanted = list(dict.fromkeys([*probes, *self.probes.get(record, ())]))
         for known, made, texts, result in self._measured:
@@ -193,8 +194,8 @@ class Passes:
         normaliser: Normaliser | None = None,
     ) -> xr.Dataset:
         """The record that `sinkscope.perplexity` makes of one text [token]; no policy reads it twice."""
-        from sinkscope.streaming.limits import check_limits
-        from sinkscope.streaming.perplexity import Run, check_run, record_of
+        from sinkscope.experiments.perplexity import Run, check_run, record_of
+        from sinkscope.scope.binding import check_limits
 
         run = Run(1024, samples, 0, normaliser)
         check_run(self.model, [ids], run)
@@ -209,9 +210,9 @@ class Passes:
         """
         import torch
 
-        from sinkscope.core.policies import SinkWindow, Window
+        from sinkscope.experiments.perplexity import read_texts
+        from sinkscope.policies import SinkWindow, Window
         from sinkscope.streaming.checkpoint import Checkpoint, Progress
-        from sinkscope.streaming.perplexity import read_texts
 
         (ids,) = texts
         if policy.kept is not None and policy == SinkWindow(0, policy.kept.last):
@@ -302,7 +303,7 @@ def text_rows(
     """The sequences to measure, LongTensor [N, T], of the tokens [token] of a text, and what had to be less than was
     asked for.
     """
-    from sinkscope.data import sequences as split
+    from sinkscope.texts import sequences as split
 
     notes = []
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config

@@ -16,8 +16,7 @@ import xarray as xr
 
 from sinkscope import figures
 from sinkscope.figures.provenance import model_name, source_line
-from sinkscope.figures.style import number
-from sinkscope.figures.tokens import visible
+from sinkscope.figures.style import number, visible
 from sinkscope.reporting.content import MAIN, SUMMARY, Content, Item
 from sinkscope.reporting.table_files import formatted
 

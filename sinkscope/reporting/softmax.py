@@ -54,10 +54,10 @@ class Sizes(NamedTuple):
 
 def run(passes: Passes) -> Mapping[str, Measure]:
     """Eviction in closed form, the collapse decomposed, doses, interventions, and mass against predictability."""
-    from sinkscope.core.probes import EvictionEffect
     from sinkscope.experiments.decomposition import collapse_policies
     from sinkscope.experiments.dose import dose_response
     from sinkscope.experiments.predictability import predictability
+    from sinkscope.probes import EvictionEffect
 
     sizes = sizes_of(passes.model, passes.tokens.numel(), passes.front is not None)
     texts, effect = passes.sequences(sizes.length, sizes.texts), EvictionEffect(tuple(range(SINKS)))
@@ -87,7 +87,7 @@ def run(passes: Passes) -> Mapping[str, Measure]:
 
 def sizes_of(model: Any, tokens: int, fronted: bool) -> Sizes:
     """Raises SinkscopeError for a text or a model too short."""
-    from sinkscope.core.rotary import position_limit
+    from sinkscope.models.rotary import position_limit
 
     count, longest = TEXTS
     limit = position_limit(model) or LENGTH

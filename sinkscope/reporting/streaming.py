@@ -10,14 +10,16 @@ import xarray as xr
 
 from sinkscope import figures as draw
 from sinkscope.analysis.ablation import ablation_table
-from sinkscope.analysis.costs import costs_of, timing_table, with_costs
-from sinkscope.analysis.four_policies import (
+from sinkscope.analysis.costs import (
     after_eviction,
+    costs_of,
     estimates,
     families,
     four_policies,
     perplexities,
     scored_everywhere,
+    timing_table,
+    with_costs,
 )
 from sinkscope.analysis.perplexity import ppl_table
 from sinkscope.errors import SinkscopeError
@@ -48,9 +50,9 @@ class Sizes(NamedTuple):
 
 def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
     """Losses under four policies, for several numbers of sinks, and time per token, all of one text."""
-    from sinkscope.core.policies import Dense, Recompute, SinkWindow, Window
-    from sinkscope.streaming.costs.cost import cost_table
-    from sinkscope.streaming.costs.decode import run_timing
+    from sinkscope.experiments.timing import run_timing
+    from sinkscope.policies import Dense, Recompute, SinkWindow, Window
+    from sinkscope.streaming.cost import cost_table
 
     model, (length, cache, timed) = passes.model, sizes_of(passes.model, passes.one_text.numel())
     text = passes.one_text[:length]
@@ -66,10 +68,10 @@ def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
 
 def sizes_of(model: Any, tokens: int) -> Sizes:
     """Raises SinkscopeError for a text too short, or a model that predicts no next token."""
-    from sinkscope.core.policies import Dense
-    from sinkscope.core.readiness import check_decoder
-    from sinkscope.core.rotary import position_limit
-    from sinkscope.streaming.limits import check_limits
+    from sinkscope.models.requirements import check_decoder
+    from sinkscope.models.rotary import position_limit
+    from sinkscope.policies import Dense
+    from sinkscope.scope.binding import check_limits
 
     check_decoder(model, predicts=True)
     length, limit = min(tokens, LENGTH), position_limit(model) or LENGTH

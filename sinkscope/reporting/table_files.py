@@ -9,8 +9,7 @@ from typing import Any
 import pandas as pd
 
 from sinkscope.figures.provenance import source_json, source_line
-from sinkscope.figures.style import number
-from sinkscope.figures.tokens import visible
+from sinkscope.figures.style import number, visible
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sinkscope.core.anatomy import find_anatomy
-from sinkscope.core.finite import not_finite
-from sinkscope.core.normalisers import Normaliser
-from sinkscope.core.policies import Policy
-from sinkscope.core.scope import attached
 from sinkscope.hf.caches import with_cache
+from sinkscope.models.facts import find_anatomy
+from sinkscope.models.requirements import not_finite
+from sinkscope.normalisers import Normaliser
+from sinkscope.policies import Policy
+from sinkscope.scope.scope import attached
 from sinkscope.streaming.scored_cache import KeptKeys, reading_cache
-from sinkscope.streaming.scoring import next_token_losses
 
 
 class Step(NamedTuple):
@@ -148,7 +149,7 @@ class TokenReader(Reader):
     """One token per forward pass, for families whose attention cannot be given a policy. It resumes from the start."""
 
     def __init__(self, model: nn.Module, ids: Tensor, policy: Policy) -> None:
-        from sinkscope.streaming.cache.sink_cache import SinkCache
+        from sinkscope.streaming.sink_cache import SinkCache
 
         super().__init__(model, ids, policy)
         assert policy.kept is not None
@@ -179,3 +180,32 @@ def scored(model: nn.Module, logits: Tensor, ids: Tensor, queries: Tensor, done:
 def only_last(model: nn.Module) -> dict[str, Any]:
     """What makes a model compute the logits of the last token only, where it can."""
     return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+
+
+ROWS = 256  # logits turned into float32 at once
+
+
+def next_token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """The loss of each target, float32, nats.
+
+    Args:
+        logits: [.., vocabulary] of the tokens before.
+        targets: [..] ids, on the same device.
+    """
+    rows, ids = logits.flatten(0, -2).split(ROWS), targets.flatten().split(ROWS)
+    losses = [F.cross_entropy(row.float(), each, reduction="none") for row, each in zip(rows, ids, strict=True)]
+    return torch.cat(losses).unflatten(0, targets.shape)
+
+
+def text_coordinates(texts: Sequence[Tensor]) -> dict[str, Any]:
+    """Coordinates of a record of texts [token]: `sequence`, `token`, `length` and `token_id`, -1 past the end."""
+    lengths = [len(text) for text in texts]
+    ids = np.full((len(texts), max(lengths)), -1, dtype=np.int64)
+    for row, text in zip(ids, texts, strict=True):
+        row[: len(text)] = text.cpu().numpy()
+    return {
+        "sequence": np.arange(len(texts)),
+        "token": np.arange(max(lengths)),
+        "length": ("sequence", lengths),
+        "token_id": (("sequence", "token"), ids),
+    }

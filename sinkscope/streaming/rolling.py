@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sinkscope.core.anatomy import find_anatomy
-from sinkscope.core.policies import Policy
-from sinkscope.core.policy_on_layers import cached_windows, native_windows
-from sinkscope.core.rotary import find_rotations, position_ceiling
-from sinkscope.core.rotation import Rotation
 from sinkscope.hf.caches import Cache, CacheLayer
+from sinkscope.models.facts import find_anatomy
+from sinkscope.models.rotary import Rotation, find_rotations, position_ceiling
+from sinkscope.policies import Policy
+from sinkscope.scope.binding import cached_windows, native_windows
 
 
 class RollingLayer(CacheLayer):

@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sinkscope.core.anatomy import find_anatomy
-from sinkscope.core.normalisers import Normaliser
-from sinkscope.core.policies import Policy, ScoredPolicy
-from sinkscope.core.policy_on_layers import native_windows
-from sinkscope.core.readiness import check_decoder, check_eval
-from sinkscope.core.scope import attached
-from sinkscope.core.scored import Memory
+from sinkscope.attention.scored import Memory
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import Cache, CacheLayer
-from sinkscope.streaming.limits import check_limits
+from sinkscope.models.facts import find_anatomy
+from sinkscope.models.requirements import check_decoder, check_eval
+from sinkscope.normalisers import Normaliser
+from sinkscope.policies import Policy, ScoredPolicy
+from sinkscope.scope.binding import check_limits, native_windows
+from sinkscope.scope.scope import attached
 from sinkscope.streaming.rolling import RollingCache, RollingLayer
 
 MEMORY = ("places", "scores", "pending")  # in a checkpoint
@@ -96,6 +95,14 @@ class KeptKeys(Cache):
     def seen(self) -> int:
         """Tokens read so far."""
         return self.kept_layers[0].seen
+
+    @property
+    def places(self) -> dict[int, Tensor]:
+        """By attention layer, counted from 0: where in the text the keys held stand, [sequence, kv_head, key]."""
+        held = {
+            number: layer.memory.places for number, layer in enumerate(self.kept_layers) if hasattr(layer, "memory")
+        }
+        return {number: places for number, places in held.items() if places is not None}
 
     @property
     def nbytes(self) -> int:

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import sinkscope.core.attend as attend_module
+import sinkscope.attention.attend as attend_module
 from sinkscope import attend, merge
-from sinkscope.core import kernels
-from sinkscope.core.masks import CausalMask, FullMask, IndexedMask, TensorMask
+from sinkscope.attention import kernels
+from sinkscope.attention.masks import CausalMask, FullMask, IndexedMask, TensorMask
 
 
 def plain(query, key, value, visible, scale, softcap=None):

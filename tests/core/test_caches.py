@@ -24,7 +24,7 @@ def test_a_filled_cache_gives_the_record_of_one_forward(name, steps):
     cache, position = DynamicCache(), 0  # keeps all keys, also of sliding layers
     with torch.no_grad(), capture(model, FULL) as scope:
         for step in steps:
-            model(given["input_ids"][:, position : position + step], past_key_values=cache, use_cache=True)
+            model(given["input_ids"][:, position : position + step], cache=cache, use_cache=True)
             position += step
     record = scope.record
     for variable in set(whole.record.data_vars) - {"activation_dimension", "activation_median"}:
@@ -39,7 +39,7 @@ def test_a_sliding_cache_that_dropped_the_first_keys_gives_them_no_mass():
     cache = DynamicCache(config=model.config)
     with torch.no_grad(), capture(model, FULL) as scope:
         for part in given["input_ids"].split(10, 1):
-            model(part, past_key_values=cache)
+            model(part, cache=cache)
     assert cache.layers[0].keys.shape[2] < 40
     for variable in ("sink_mass", "received", "distance_mass", "attention_map"):
         np.testing.assert_allclose(scope.record[variable], whole.record[variable], atol=2e-5)
@@ -52,7 +52,7 @@ def test_a_static_cache_is_read_up_to_where_it_is_filled():
     cache = StaticCache(config=model.config, max_cache_len=64)
     with torch.no_grad(), capture(model, FULL) as scope:
         for part in given["input_ids"].split(16, 1):
-            model(part, past_key_values=cache)
+            model(part, cache=cache)
     for variable in ("sink_mass", "received", "entropy", "value_norm", "attention_map"):
         np.testing.assert_allclose(scope.record[variable], whole.record[variable], atol=2e-5)
 
@@ -63,9 +63,9 @@ def test_a_scope_attached_after_the_prefill_measures_from_there_on():
     with torch.no_grad():
         with capture(model) as whole:
             model(**given)
-        model(given["input_ids"][:, :30], past_key_values=cache)
+        model(given["input_ids"][:, :30], cache=cache)
         with capture(model, [SinkMass(first=2)]) as scope:
-            model(given["input_ids"][:, 30:], past_key_values=cache)
+            model(given["input_ids"][:, 30:], cache=cache)
     assert bool(scope.record.sink_mass[..., :30, :].isnull().all())
     np.testing.assert_allclose(scope.record.sink_mass[..., 30:, :], whole.record.sink_mass[..., 30:, :2], atol=2e-6)
 
@@ -82,12 +82,10 @@ def test_a_left_padded_prefill_before_the_scope():
             given["input_ids"][:, :30],
             attention_mask=mask[:, :30],
             position_ids=positions[:, :30],
-            past_key_values=cache,
+            cache=cache,
         )
         with capture(model, [SinkMass()]) as scope:
-            model(
-                given["input_ids"][:, 30:], attention_mask=mask, position_ids=positions[:, 30:], past_key_values=cache
-            )
+            model(given["input_ids"][:, 30:], attention_mask=mask, position_ids=positions[:, 30:], cache=cache)
     assert scope.record.length.values.tolist() == [33, 40]
     found = scope.record.sink_mass
     assert bool(found[0, :, :, :23].isnull().all()) and bool(found[1, :, :, :30].isnull().all())
@@ -111,9 +109,9 @@ def test_caches_that_take_turns_keep_their_texts_apart():
     alone = [record_of(model, input_ids=ids[:1]), record_of(model, input_ids=ids[1:, :20])]
     first, second = DynamicCache(), DynamicCache()
     with torch.no_grad(), capture(model, FULL) as scope:
-        model(ids[:1, :20], past_key_values=first)
-        model(ids[1:, :20], past_key_values=second)
-        model(ids[:1, 20:], past_key_values=first)
+        model(ids[:1, :20], cache=first)
+        model(ids[1:, :20], cache=second)
+        model(ids[:1, 20:], cache=first)
     assert scope.record.length.values.tolist() == [40, 20]
     np.testing.assert_allclose(scope.record.attention_map[0], alone[0].attention_map[0], atol=2e-5)
     np.testing.assert_allclose(scope.record.attention_map[1, :, :, :20, :20], alone[1].attention_map[0], atol=2e-5)
@@ -140,9 +138,9 @@ def test_a_cropped_cache_and_beam_search_are_refused():
     model, ids = build("llama"), inputs("llama", batch=1)["input_ids"]
     cache = DynamicCache()
     with torch.no_grad(), capture(model), pytest.raises(SinkscopeError, match="cropped or its rows reordered"):
-        model(ids[:, :20], past_key_values=cache)
+        model(ids[:, :20], cache=cache)
         cache.crop(-10)
-        model(ids[:, 20:], past_key_values=cache)
+        model(ids[:, 20:], cache=cache)
     options = dict(max_new_tokens=12, num_beams=3, do_sample=False, pad_token_id=0)
     with torch.no_grad(), capture(model), pytest.raises(SinkscopeError, match="beam search"):
         model.generate(ids, attention_mask=torch.ones_like(ids), **options)
@@ -152,9 +150,9 @@ def test_another_batch_size_in_mid_sequence_is_refused():
     model, given = build("llama"), inputs("llama", batch=1)
     cache = DynamicCache()
     with torch.no_grad(), pytest.raises(SinkscopeError, match="2 rows"), capture(model):
-        model(given["input_ids"][:, :20], past_key_values=cache)
+        model(given["input_ids"][:, :20], cache=cache)
         cache.batch_repeat_interleave(2)
-        model(given["input_ids"][:, 20:].repeat(2, 1), past_key_values=cache)
+        model(given["input_ids"][:, 20:].repeat(2, 1), cache=cache)
 
 
 def test_a_static_cache_in_generate():

@@ -369,7 +369,7 @@ def test_wrong_tables_of_heads_are_refused(make, message):
     ids=["sparsemax", "squared"],
 )
 def test_a_normaliser_is_its_weights(normaliser, weights, monkeypatch):
-    monkeypatch.setattr("sinkscope.core.weighing.BLOCK_ENTRIES", 2 * 4 * 50 * 7)  # several blocks of rows
+    monkeypatch.setattr("sinkscope.attention.attend_layer.BLOCK_ENTRIES", 2 * 4 * 50 * 7)  # several blocks of rows
     model, ids = build("llama"), inputs("llama", tokens=50)["input_ids"]
     expected = naive_slots.run(model, ids, weights=weights)
     naive_slots.check(model, ids, expected, normaliser=normaliser)
@@ -501,7 +501,7 @@ def test_what_a_probe_did_not_declare_is_refused(makes, given, message):
 
 
 def test_a_probe_of_no_kind_is_refused():
-    class Nothing(sinkscope.core.probes.Probe):
+    class Nothing(sinkscope.probes.Probe):
         pass
 
     with pytest.raises(SinkscopeError, match="Nothing is a probe of no kind"):

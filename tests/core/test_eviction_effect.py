@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from sinkscope import Evict, EvictionEffect, ReLU, SinkscopeError, Softmax1, attached, capture
-from sinkscope.core.interface import Sight, observed_layer
-from sinkscope.core.masks import CausalMask
-from sinkscope.core.probes.base import LayerProbe, Variable
-from sinkscope.core.probes.eviction_effect import eviction_effect
+from sinkscope.attention.masks import CausalMask
+from sinkscope.probes.base import LayerProbe, Variable
+from sinkscope.probes.eviction_effect import eviction_effect
+from sinkscope.scope.interface import Sight, observed_layer
 from tests.zoo import build, inputs
 
 TOKENS = 40
@@ -125,7 +125,7 @@ def test_a_model_that_shows_no_output_gives_the_amplification_alone():
         (lambda: EvictionEffect(()), "evicts nothing"),
         (lambda: EvictionEffect((1, 1)), "evicts nothing"),
         (lambda: EvictionEffect(3), "evicts nothing"),
-        (lambda: outputs_under(normaliser=ReLU()), "do not compete"),
+        (lambda: outputs_under(normaliser=ReLU()), "not shares of a denominator"),
         (lambda: outputs_under(policy=Evict([0])), "dense pass"),
     ],
 )

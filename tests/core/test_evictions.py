@@ -24,7 +24,7 @@ from sinkscope import (
     Window,
     attached,
 )
-from sinkscope.core.interface import EVICTIONS
+from sinkscope.scope.interface import EVICTIONS
 from tests.core import naive_slots
 from tests.zoo import build, inputs
 
@@ -169,7 +169,7 @@ def test_a_filled_cache_changes_nothing(keys, start, cut):
     cache = DynamicCache()
     with torch.no_grad(), attached(model, policy=Evict(sorted(keys), start=start)):
         whole = model(ids).logits
-        parts = [model(part, past_key_values=cache).logits for part in (ids[:, :cut], ids[:, cut:])]
+        parts = [model(part, cache=cache).logits for part in (ids[:, :cut], ids[:, cut:])]
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=2e-5, rtol=1e-4)
     assert not EVICTIONS
 

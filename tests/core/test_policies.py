@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-import sinkscope.core.attend as attend_module
+import sinkscope.attention.attend as attend_module
 from sinkscope import (
     Dense,
     Recompute,
@@ -19,8 +19,8 @@ from sinkscope import (
     attached,
     attend,
 )  # fmt: skip
-from sinkscope.core.interface import EVICTIONS
-from sinkscope.core.masks import BandMask
+from sinkscope.attention.masks import BandMask
+from sinkscope.scope.interface import EVICTIONS
 from tests.core import naive_eviction, naive_slots
 from tests.core.test_attend import plain, states
 from tests.zoo import build, inputs
@@ -124,8 +124,8 @@ def test_padding_and_filled_caches_with_probes_are_refused():
         pytest.raises(SinkscopeError, match="one forward pass"),
         attached(model, policy=Window(8), probes=[SinkMass()]),
     ):
-        model(ids[:, :30], past_key_values=cache)
-        model(ids[:, 30:], past_key_values=cache)
+        model(ids[:, :30], cache=cache)
+        model(ids[:, 30:], cache=cache)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-import sinkscope.core.layer as layer_module
+import sinkscope.attention.layer as layer_module
 from sinkscope import (
     ALL,
     DistanceProfile,
@@ -20,9 +20,9 @@ from sinkscope import (
     capture,
     measure,
 )
-from sinkscope.core.attend import attend
-from sinkscope.core.layer import FusedLayer
-from sinkscope.core.masks import CausalMask, FullMask
+from sinkscope.attention.attend import attend
+from sinkscope.attention.layer import FusedLayer
+from sinkscope.attention.masks import CausalMask, FullMask
 from tests.core.eager import distance_profile, eager_maps
 from tests.zoo import build, inputs
 
@@ -183,5 +183,5 @@ def test_pooled_maps_need_one_length_and_one_forward():
 
     cache = DynamicCache()
     with torch.no_grad(), pytest.raises(SinkscopeError, match="in one forward pass"), capture(model, ALL[-1:]):
-        model(ids[:, :20], past_key_values=cache)
-        model(ids[:, 20:], past_key_values=cache)
+        model(ids[:, :20], cache=cache)
+        model(ids[:, 20:], cache=cache)

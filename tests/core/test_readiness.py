@@ -24,9 +24,9 @@ from sinkscope import (
     stream,
     time_per_token,
 )
-from sinkscope.core.policy_on_layers import native_windows
-from sinkscope.core.readiness import check_decoder
-from sinkscope.core.rotary import find_rotations
+from sinkscope.models.requirements import check_decoder
+from sinkscope.models.rotary import find_rotations
+from sinkscope.scope.binding import native_windows
 from tests.streaming.talking import tokenizer
 from tests.zoo import DECODERS, ENCODERS, build, inputs
 
@@ -156,7 +156,7 @@ def test_a_decoder_without_a_head_has_a_cost_and_a_cache():
     model = build("llama").model
     assert cost(model, Window(8), 20).kv_bytes == cost(build("llama"), Window(8), 20).kv_bytes
     with SinkCache(model, 4, 8) as cache, torch.no_grad():
-        model(IDS, past_key_values=cache)
+        model(IDS, cache=cache)
     assert cache.seen == 40
 
 

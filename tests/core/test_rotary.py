@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from sinkscope import SinkscopeError
-from sinkscope.core.rotary import changes_with_length, find_rotations, position_limit
+from sinkscope.models.rotary import changes_with_length, find_rotations, position_limit
 from tests.zoo import DECODERS, build, with_uneven_attention
 
 ABSOLUTE = ("gpt2", "gpt_bigcode", "gpt_neo", "opt")
@@ -28,7 +28,7 @@ def cached(model, position):
     """What each layer caches of five tokens that stand alone at a position."""
     cache, tokens = DynamicCache(), torch.arange(10, 15)[:, None]
     with torch.no_grad():
-        model.base_model(tokens, past_key_values=cache, use_cache=True, position_ids=torch.full_like(tokens, position))
+        model.base_model(tokens, cache=cache, use_cache=True, position_ids=torch.full_like(tokens, position))
     return [{"keys": layer.keys, "values": layer.values} for layer in cache.layers]
 
 

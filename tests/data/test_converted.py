@@ -22,7 +22,7 @@ import os, signal, sys, time
 from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM
-from sinkscope.data import load
+from sinkscope.hf.loading import load
 
 gguf, die = sys.argv[1], sys.argv[2] == "die"
 write = LlamaForCausalLM.save_pretrained

@@ -9,10 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from sinkscope.data import load
-from sinkscope.data.demo import demo_model_file
 from sinkscope.errors import SinkscopeError
-from sinkscope.hf.gguf import LOCK
+from sinkscope.hf.gguf import LOCK, demo_model_file
+from sinkscope.hf.loading import load
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +194,7 @@ def test_without_its_wheel_the_demo_model_is_an_error_that_says_how_to_install_i
 
 
 def test_importing_the_package_imports_neither_torch_nor_transformers():
-    code = "import sys, sinkscope.data; sys.exit(bool({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    code = "import sys, sinkscope.texts; sys.exit(bool({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sinkscope.data import load, read_text, read_tokens, sequences
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf.loading import load
+from sinkscope.texts import read_text, read_tokens, sequences
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from sinkscope import SinkWindow
-from sinkscope.core.normalisers import Normaliser, Pointwise
-from sinkscope.core.policies import StaticPolicy
+from sinkscope.normalisers import Normaliser, Pointwise
+from sinkscope.policies import StaticPolicy
 
 
 @dataclass(frozen=True, repr=False)

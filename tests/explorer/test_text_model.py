@@ -73,7 +73,7 @@ def test_a_continuation_under_sinks_is_that_of_generate_with_a_sink_cache(name, 
     model, ids = build(name), text()[None]
     with SinkCache(model, sinks, window) as cache:
         mask = torch.ones_like(ids)
-        expected = model.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=24, do_sample=False)
+        expected = model.generate(ids, attention_mask=mask, cache=cache, max_new_tokens=24, do_sample=False)
     policy = "sinks" if sinks else "window"
     results = everything(reader(name), Configuration(policy=policy, sinks=sinks, window=window))
     assert written(results) == expected[0, 60:].tolist()

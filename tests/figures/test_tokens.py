@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sinkscope import figures
-from sinkscope.figures.tokens import _glyphs, drawable, visible
+from sinkscope.figures.style import _glyphs, drawable, visible
 from tests.analysis.synthetic import synthetic_record
 
 NASTY = [

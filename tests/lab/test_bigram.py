@@ -11,10 +11,10 @@ import torch
 import xarray as xr
 
 from sinkscope import lab, open_record, save_record
-from sinkscope.core.normalisers import Softmax1
 from sinkscope.errors import SinkscopeError
 from sinkscope.lab.backcopy import Backcopy, BackcopyRun
 from sinkscope.lab.texts import Text
+from sinkscope.normalisers import Softmax1
 from tests.lab.records import SMALL, TEXT
 
 

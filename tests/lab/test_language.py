@@ -10,10 +10,10 @@ import torch
 import xarray as xr
 
 from sinkscope import attached, lab, open_record, save_record
-from sinkscope.core.normalisers import ReLU, Sigmoid, Softmax, Softmax1
 from sinkscope.errors import SinkscopeError
 from sinkscope.lab.decoder import Sizes
 from sinkscope.lab.language_run import LanguageRun, LanguageSchedule, training_attention
+from sinkscope.normalisers import ReLU, Sigmoid, Softmax, Softmax1
 from tests.lab.records import TEXT
 
 LONG = TEXT * 6

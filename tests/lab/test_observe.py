@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from sinkscope.lab.arms import ARMS, NAMES, Arm, arms_of
 from sinkscope.lab.backcopy import TOKENS, Backcopy, observed, uniform_bos_mass
-from sinkscope.lab.decoder import Decoder, Sizes
+from sinkscope.lab.decoder import ARMS, NAMES, Arm, Decoder, Sizes, arms_of
 from sinkscope.lab.texts import Text
 from tests.lab.records import TEXT
 

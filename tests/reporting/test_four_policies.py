@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from sinkscope.analysis.four_policies import four_policies
+from sinkscope.analysis.costs import four_policies
 from sinkscope.errors import SinkscopeError
 from sinkscope.reporting.table_files import latex_text
-from sinkscope.streaming.costs.cost import cost_table
+from sinkscope.streaming.cost import cost_table
 from tests import zoo
 from tests.streaming.costed import POLICIES
 

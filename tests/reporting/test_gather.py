@@ -197,7 +197,7 @@ def test_a_figure_that_cannot_be_measured_leaves_the_others(monkeypatch):
     def refuse(*_, **__):
         raise SinkscopeError("this machine has no clock.")
 
-    monkeypatch.setattr("sinkscope.streaming.costs.decode.run_timing", refuse)
+    monkeypatch.setattr("sinkscope.experiments.timing.run_timing", refuse)
     ids = inputs("llama", 1, 140)["input_ids"][0]
     records, notes = streaming_records(build("llama"), ids)
     assert list(records) == ["perplexity", "ablation"]

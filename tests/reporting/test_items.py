@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 import sinkscope
 from sinkscope import ITEMS, SECTIONS, Item, Report, Section, SinkscopeError, Table, figures
-from sinkscope.core.probes import HiddenProbe, Variable
+from sinkscope.probes import HiddenProbe, Variable
 from sinkscope.reporting.page import page
 from tests.reporting import naive
 from tests.reporting.byte_tokens import byte_tokenizer

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import sinkscope
-from sinkscope.core.policies import Dense, Recompute, SinkWindow, Window
+from sinkscope.policies import Dense, Recompute, SinkWindow, Window
 from sinkscope.reporting import gather, softmax, streaming
 from tests.reporting.test_gather import CAUSAL
 from tests.zoo import build, inputs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sinkscope.core.policies import Dense, Recompute, SinkWindow, Window
+from sinkscope.policies import Dense, Recompute, SinkWindow, Window
 
 FAMILIES = ("llama", "gpt_neox", "gemma2", "deepseek_v3", "falcon_rotary", "gpt_oss", "mixtral", "mistral_sliding")
 POLICIES = (Dense(), Window(6), Recompute(6), SinkWindow(2, 4))

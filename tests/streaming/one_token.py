@@ -10,9 +10,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import repeat_kv
 
-from sinkscope.core.anatomy import find_anatomy
-from sinkscope.core.policy_on_layers import native_windows
-from sinkscope.core.rotary import find_rotations
+from sinkscope.models.facts import find_anatomy
+from sinkscope.models.rotary import find_rotations
+from sinkscope.scope.binding import native_windows
 
 
 class NaiveLayer(DynamicLayer):
@@ -78,7 +78,7 @@ def one_token_run(model: Any, ids: torch.Tensor, sinks: int, window: int, new: i
         given = {"attention_mask": mask}
         if "position_ids" in inspect.signature(base.forward).parameters:
             given["position_ids"] = torch.full((len(ids), 1), min(at, sinks + window))
-        logits.append(model(ids[:, at : at + 1], past_key_values=cache, use_cache=True, **given).logits[:, -1])
+        logits.append(model(ids[:, at : at + 1], cache=cache, use_cache=True, **given).logits[:, -1])
         if at + 1 == ids.shape[1] and at + 1 < total:
             ids = torch.cat([ids, logits[-1].argmax(-1, keepdim=True)], 1)
     return torch.stack(logits, 1), ids

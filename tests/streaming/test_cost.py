@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sinkscope
-from sinkscope.core.policies import Dense, Recompute, SinkWindow, Window
-from sinkscope.core.scope import attached
 from sinkscope.errors import SinkscopeError
-from sinkscope.streaming.costs.cost import Cost, cost, cost_table
-from sinkscope.streaming.costs.shapes import shapes_of
+from sinkscope.policies import Dense, Recompute, SinkWindow, Window
+from sinkscope.scope.scope import attached
+from sinkscope.streaming.cost import Cost, cost, cost_table
+from sinkscope.streaming.shapes import shapes_of
 from tests import zoo
 from tests.streaming.costed import FAMILIES, POLICIES
 

@@ -7,9 +7,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import DynamicCache
 
-from sinkscope.core.policies import Dense, Recompute, SinkWindow, Window
-from sinkscope.streaming.costs.cost import cost
-from sinkscope.streaming.costs.shapes import shapes_of
+from sinkscope.policies import Dense, Recompute, SinkWindow, Window
+from sinkscope.streaming.cost import cost
+from sinkscope.streaming.shapes import shapes_of
 from tests import zoo
 from tests.streaming.costed import FAMILIES
 
@@ -36,7 +36,7 @@ def decoded(name, tokens):
     """Operations of each step of decoding, and the cache after it."""
     model, ids = zoo.build(name), zoo.inputs(name, batch=1, tokens=tokens)["input_ids"]
     cache = fresh_cache(model)
-    return model, [counted(model, ids[:, [t]], past_key_values=cache) for t in range(tokens)], cache
+    return model, [counted(model, ids[:, [t]], cache=cache) for t in range(tokens)], cache
 
 
 def held_bytes(cache):
@@ -58,7 +58,7 @@ def test_dense_bytes_are_those_a_real_cache_holds(name):
     model, _, cache = decoded(name, 24)
     found = cost(model, Dense(), 24)
     assert found.kv_bytes == held_bytes(cache)
-    model(zoo.inputs(name, batch=1, tokens=1)["input_ids"], past_key_values=cache, use_cache=True)
+    model(zoo.inputs(name, batch=1, tokens=1)["input_ids"], cache=cache, use_cache=True)
     assert found.kv_bytes + found.kv_bytes_growth == held_bytes(cache)  # 24 tokens fill every native window of the zoo
 
 
@@ -78,7 +78,7 @@ def test_recompute_operations_are_those_of_running_the_last_tokens_afresh(name):
     model, size = zoo.build(name), 20
     ids = zoo.inputs(name, batch=1, tokens=30)["input_ids"]
     shapes, run = shapes_of(model), min(30, size)
-    real = counted(model, ids[:, -size:], past_key_values=fresh_cache(model), logits_to_keep=1)
+    real = counted(model, ids[:, -size:], cache=fresh_cache(model), logits_to_keep=1)
     masked = sum(
         layer.flops_per_pair * (run * run - sum(min(i + 1, layer.window or run) for i in range(run)))
         for layer in shapes.layers
@@ -91,7 +91,7 @@ def test_a_window_costs_what_decoding_on_a_cropped_cache_costs():
     ids = zoo.inputs("llama", batch=1, tokens=20)["input_ids"]
     cache, steps = DynamicCache(), []
     for t in range(20):
-        steps.append(counted(model, ids[:, [t]], past_key_values=cache, position_ids=torch.tensor([[min(t, size)]])))
+        steps.append(counted(model, ids[:, [t]], cache=cache, position_ids=torch.tensor([[min(t, size)]])))
         for layer in cache.layers:
             layer.keys, layer.values = layer.keys[:, :, -size:], layer.values[:, :, -size:]
     found = cost(model, Window(size), 20)

@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from sinkscope.analysis.costs import time_per_token
-from sinkscope.core.policies import Dense, Recompute, SinkWindow, Window
 from sinkscope.errors import SinkscopeError
+from sinkscope.experiments.timing import FAMILIES, STEPS, decoder_of
 from sinkscope.figures import decode_cost
-from sinkscope.streaming.cache.sink_cache import SinkCache
-from sinkscope.streaming.costs.cost import cost
-from sinkscope.streaming.costs.decode import FAMILIES, STEPS
-from sinkscope.streaming.costs.decoders import decoder_of
+from sinkscope.policies import Dense, Recompute, SinkWindow, Window
+from sinkscope.streaming.cost import cost
+from sinkscope.streaming.sink_cache import SinkCache
 from tests import zoo
 
 NAMES = ("llama", "gemma2", "gpt_neox", "falcon_alibi", "mpt", "deepseek_v3", "mistral_sliding")
@@ -51,7 +50,7 @@ def test_bytes_and_operations_are_those_of_cost(name):
 def allocated(model, ids, policy) -> int:
     """What the cache says of itself."""
     with SinkCache(model, *policy.kept) as cache, torch.no_grad():
-        model(ids[:, : policy.cache_size + 1], past_key_values=cache)
+        model(ids[:, : policy.cache_size + 1], cache=cache)
         return cache.nbytes
 
 
@@ -70,7 +69,7 @@ def test_a_step_of_each_policy_sees_what_the_policy_says(name):
         evicting = decoder_of(model, ids[:, :LONG], SinkWindow(4, LONG - 4))
         with SinkCache(model, 4, LONG - 4) as cache:
             for at in range(LONG + 3):
-                reference = model(ids[:, at : at + 1], past_key_values=cache).logits[0, -1]
+                reference = model(ids[:, at : at + 1], cache=cache).logits[0, -1]
                 if at >= LONG:
                     assert (evicting.step(ids[:, at : at + 1]) - reference).abs().max() < CLOSE
         evicting.close()

@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 from sinkscope import Dense, Recompute, SinkscopeError, SinkWindow, Window
-from sinkscope.streaming.limits import check_limits, limit_notes
+from sinkscope.scope.binding import check_limits, limit_notes
 from tests.zoo import build
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sinkscope.core.policies import Dense, Recompute, SinkWindow, Window
-from sinkscope.streaming.costs.cost import cost
-from sinkscope.streaming.costs.shapes import LayerShape, shapes_of
+from sinkscope.policies import Dense, Recompute, SinkWindow, Window
+from sinkscope.streaming.cost import cost
+from sinkscope.streaming.shapes import LayerShape, shapes_of
 from tests import zoo
 
 

@@ -27,7 +27,7 @@ def generated(model, ids, cache, new, **options):
     output = model.generate(
         ids,
         attention_mask=mask,
-        past_key_values=cache,
+        cache=cache,
         max_new_tokens=new,
         return_dict_in_generate=True,
         output_logits=True,
@@ -118,7 +118,7 @@ def test_a_forward_pass_without_eviction_returns_all_its_tokens():
     model = build("llama")
     ids = inputs("llama", 2, 33)["input_ids"]
     with SinkCache(model, SINKS, WINDOW) as cache, torch.no_grad():
-        mine = model(ids, past_key_values=cache).logits
+        mine = model(ids, cache=cache).logits
     assert mine.shape[1] == 33
     assert (mine - model(ids).logits).abs().max() < CLOSE
 
@@ -133,7 +133,7 @@ def test_beams_score_what_the_one_token_loop_scores(family, prompt):
         found = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            past_key_values=cache,
+            cache=cache,
             max_new_tokens=50,
             num_beams=3,
             num_return_sequences=2,
@@ -167,7 +167,7 @@ def test_three_thousand_tokens_leave_the_memory_as_it_was():
         places = [states.data_ptr() for arena in cache._store.arenas for states in arena.held.values()]
         size = cache.nbytes
         sequence = model.generate(
-            ids, attention_mask=torch.ones_like(ids), past_key_values=(cache.reset(), cache)[1], max_new_tokens=3000
+            ids, attention_mask=torch.ones_like(ids), cache=(cache.reset(), cache)[1], max_new_tokens=3000
         )
         assert cache.nbytes == size > 0
         assert places == [states.data_ptr() for arena in cache._store.arenas for states in arena.held.values()]
@@ -215,13 +215,13 @@ def test_a_million_tokens_later_the_logits_are_the_same(family):
     logits = []
     for skipped in (0, 1_000_000):
         with SinkCache(model, SINKS, WINDOW) as cache, torch.no_grad():
-            model(ids[:, :60], past_key_values=cache, use_cache=True)
+            model(ids[:, :60], cache=cache, use_cache=True)
             store = cache._store
             store.seen, store.base = store.seen + skipped, store.base + skipped
             for arena in store.arenas:
                 arena.shift, arena.collected = arena.shift + skipped, arena.collected + skipped
             logits.append(
-                torch.cat([model(ids[:, [t]], past_key_values=cache, use_cache=True).logits for t in range(60, 120)], 1)
+                torch.cat([model(ids[:, [t]], cache=cache, use_cache=True).logits for t in range(60, 120)], 1)
             )
     assert torch.equal(*logits)
 
@@ -242,7 +242,7 @@ def test_bfloat16_keys_do_not_drift():
     exact, _ = one_token_run(wide, ids, SINKS, WINDOW)
     with SinkCache(model, SINKS, WINDOW) as cache, torch.no_grad():
         cache._store.room = 100
-        steps = [model(ids[:, [t]], past_key_values=cache).logits for t in range(900)]
+        steps = [model(ids[:, [t]], cache=cache).logits for t in range(900)]
     off = (torch.cat(steps, 1).float() - exact).abs().mean((0, 2))
     assert off[-300:].mean() < 1.2 * off[50:350].mean()
     assert off.mean() < 0.05  # eight bits of logits of the order of 5

@@ -37,7 +37,7 @@ def test_a_turn_may_bring_only_its_new_tokens():
     with SinkCache(model, SINKS, WINDOW) as cache:
         run(model, ids[:, :50], cache)
         new = model.generate(
-            ids[:, 50:], attention_mask=torch.ones(1, 60), past_key_values=cache, max_new_tokens=10, do_sample=False
+            ids[:, 50:], attention_mask=torch.ones(1, 60), cache=cache, max_new_tokens=10, do_sample=False
         )
     assert torch.equal(new[0, 10:], one_token_run(model, ids, SINKS, WINDOW, 10)[1][0, 60:])
 
@@ -46,7 +46,7 @@ def test_embeddings_do_as_well_as_ids():
     model = build("llama")
     ids = inputs("llama", 1, 50)["input_ids"]
     with SinkCache(model, SINKS, WINDOW) as cache, torch.no_grad():
-        mine = model(inputs_embeds=model.get_input_embeddings()(ids), past_key_values=cache).logits
+        mine = model(inputs_embeds=model.get_input_embeddings()(ids), cache=cache).logits
     assert (mine - one_token_run(model, ids, SINKS, WINDOW)[0][:, -1:]).abs().max() < CLOSE
 
 
@@ -228,11 +228,11 @@ def test_inference_mode_and_gradients_can_take_turns():
     logits, _ = one_token_run(model, ids, SINKS, WINDOW)
     with SinkCache(model, SINKS, WINDOW) as cache:
         with torch.inference_mode():
-            model(ids[:, :45], past_key_values=cache)
-        with_gradient = model(ids[:, 45:46], past_key_values=cache).logits
+            model(ids[:, :45], cache=cache)
+        with_gradient = model(ids[:, 45:46], cache=cache).logits
         with_gradient.sum().backward()
         with torch.inference_mode():
-            last = model(ids[:, 46:], past_key_values=cache).logits
+            last = model(ids[:, 46:], cache=cache).logits
     assert (with_gradient - logits[:, [45]]).abs().max() < CLOSE
     assert (last - logits[:, [59]]).abs().max() < CLOSE
 

@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sinkscope.core.policies import Dense, Policy, Recompute, SinkWindow, Window
-from sinkscope.streaming.costs.cost import cost
-from sinkscope.streaming.costs.shapes import Shapes, shapes_of
-from sinkscope.streaming.costs.spans import pairs, rerun_pairs, spans
+from sinkscope.policies import Dense, Policy, Recompute, SinkWindow, Window
+from sinkscope.streaming.cost import cost, pairs, rerun_pairs, spans
+from sinkscope.streaming.shapes import Shapes, shapes_of
 from tests import zoo
 from tests.streaming.costed import POLICIES
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sinkscope import SinkCache, stream
-from sinkscope.streaming.talk.text_pieces import TextPieces
+from sinkscope.streaming.writing import TextPieces
 from tests.streaming.cached import greedy, run
 from tests.streaming.talking import EOS, decoded, reading, talker, tokenizer, wanting, without_eos
 from tests.zoo import build
@@ -37,7 +37,7 @@ def test_draws_are_those_of_generate_with_the_same_seed(options):
     with SinkCache(model, SINKS, WINDOW) as cache, torch.random.fork_rng():
         torch.manual_seed(3)
         drawn = model.generate(
-            ids, attention_mask=torch.ones_like(ids), past_key_values=cache, max_new_tokens=50, do_sample=True,
+            ids, attention_mask=torch.ones_like(ids), cache=cache, max_new_tokens=50, do_sample=True,
             **{"top_k": 0} | options,
         )[0, ids.shape[1] :]  # fmt: skip
     texts = []

@@ -1,0 +1,1 @@
+"""Attention as tensors: with its log-sum-exp, under evictions and normalisers, never a T x T matrix."""

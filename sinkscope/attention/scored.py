@@ -1,0 +1,229 @@
+"""A scored policy as one layer carries it out: keys are dropped by the attention they got, chunk after chunk.
+
+What a token sees in a layer depends on the attention of the tokens before it in that layer alone. So a whole block of
+text can go through a model layer by layer, with a loop over its chunks inside each layer, and gives what one chunk at a
+time through all layers gives.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor
+
+from sinkscope.attention.attend import GROUPED, KeySet, scores_of
+from sinkscope.attention.attend_layer import Attended, Block, Weighing
+from sinkscope.attention.eviction import Eviction, in_heads
+from sinkscope.attention.masks import CausalMask, LastSeenMask, Mask
+from sinkscope.errors import SinkscopeError
+
+
+@dataclass(frozen=True)
+class HeldKeys:
+    """The keys that a layer holds after a chunk of text, its own included, oldest first: what a scored policy looks at.
+
+    Attributes:
+        weights: [sequence, head, query, key] attention of the chunk's queries, float32; 0 where a key is hidden.
+        previous: [sequence, kv_head, key] the policy's scores of last time, float32; 0 for the chunk's own keys.
+        places: [sequence, kv_head, key] where in the text the keys stand.
+        key, value: [sequence, kv_head, key, dim].
+    """
+
+    weights: Tensor
+    previous: Tensor
+    places: Tensor
+    key: Tensor
+    value: Tensor
+
+    def per_kv_head(self, values: Tensor) -> Tensor:
+        """Numbers [sequence, head, key] averaged over the query heads that share keys: [sequence, kv_head, key]."""
+        shared = {"kv_head": self.key.shape[1]}
+        return reduce(values, "sequence (kv_head group) key -> sequence kv_head key", "mean", **shared)
+
+
+class Scoring(Protocol):
+    """What a scored policy is asked."""
+
+    @property
+    def budget(self) -> int: ...
+    @property
+    def recent(self) -> int: ...
+    @property
+    def chunk(self) -> int: ...
+    def score(self, held: HeldKeys) -> Tensor: ...
+
+
+@dataclass(eq=False)
+class Memory:
+    """What a layer holds of the texts read so far, and its scores; nothing before the first token.
+
+    Attributes:
+        places, scores: [sequence, kv_head, key].
+        pending: [sequence, head, query, key] weights of the queries read so far of a chunk that has not ended; or None.
+        holds_all: whether the cache keeps every key of the text, or only these.
+    """
+
+    places: Tensor | None = None
+    scores: Tensor | None = None
+    pending: Tensor | None = None
+    holds_all: bool = True
+
+
+class Forgetful(Protocol):
+    """A cache that drops the keys that a policy drops."""
+
+    def memory(self, number: int) -> Memory:
+        """What the attention layer `number` (counted from 0) holds."""
+
+    def keep(self, number: int, keys: Tensor, values: Tensor) -> None:
+        """Hold these keys and values [sequence, kv_head, key, dim] and no others."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoredEviction(Eviction):
+    """The keys with the highest scores.
+
+    Attributes:
+        policy: gives the scores.
+        layer: which of the attention layers this is, counted from 0.
+        run: what changes while a text is read.
+    """
+
+    policy: Scoring
+    layer: int = 0
+    run: _Run = field(default_factory=lambda: _Run())
+
+    @property
+    def anchors(self) -> tuple[int, ...]:
+        return ()
+
+    def rest(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> list[KeySet]:
+        raise NotImplementedError("which keys are seen is known once attention has been computed")
+
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        raise NotImplementedError("which keys are seen differs from head to head")
+
+    def mean_values(self, value: Tensor, start: int, rows: int) -> Tensor:
+        raise NotImplementedError("there are no anchors whose values could be replaced")
+
+    def begin(self, cache: Any, start: int) -> None:
+        self.run.cache = cache if hasattr(cache, "keep") else None
+        if self.run.cache is not None:
+            self.run.memory = cache.memory(self.layer)
+        elif start == 0:
+            self.run.memory = Memory()
+            self.run.filled = None
+        elif cache is None or self.run.filled is None or self.run.filled() is not cache:
+            raise SinkscopeError(
+                f"{self.policy!r} drops keys by the attention they got, and this cache was filled without it; start "
+                "with an empty cache inside the scope, or use a sinkscope.ScoredCache."
+            )
+
+    def end(self, cache: Any) -> None:
+        self.run.filled = None if cache is None else weakref.ref(cache)
+
+    def attend(self, block: Block, weighing: Weighing) -> Attended:
+        run, new = self.run, block.query.shape[2]
+        batch, kv_heads = block.key.shape[:2]
+        memory = run.memory
+        if memory.places is None or memory.scores is None:
+            memory.places = torch.zeros(batch, kv_heads, 0, dtype=torch.long, device=block.key.device)
+            memory.scores = torch.zeros(batch, kv_heads, 0, device=block.key.device)
+        past = block.key.shape[2] - new
+        key, value = (states[:, :, :past] for states in (block.key, block.value))
+        if memory.holds_all:
+            key, value = _at(key, memory.places), _at(value, memory.places)
+        own = torch.arange(block.start, block.start + new, device=block.key.device).expand(batch, kv_heads, new)
+        run.last_seen = torch.full((batch, kv_heads, block.start + new), block.start + new, device=block.key.device)
+        run.last_seen[:, :, : block.start] = -1
+        run.last_seen.scatter_(2, memory.places, block.start + new)
+        outputs, first = [], 0
+        while first < new:
+            last = min(new, first + self.policy.chunk - (block.start + first) % self.policy.chunk)
+            key, value = (
+                torch.cat([held, states[:, :, past + first : past + last]], 2)
+                for held, states in ((key, block.key), (value, block.value))
+            )
+            places = torch.cat([memory.places, own[:, :, first:last]], 2)
+            previous = torch.nn.functional.pad(memory.scores, (0, last - first))
+            part = block._replace(query=block.query[:, :, first:last], key=key, value=value, start=block.start + first)
+            attended, weights = _with_weights(part, weighing)
+            outputs.append(attended)
+            if memory.pending is not None:
+                earlier = torch.nn.functional.pad(memory.pending, (0, last - first))
+                weights = torch.cat([earlier, weights], 2)
+            memory.places, memory.scores, memory.pending = places, previous, weights
+            first = last
+            if (block.start + last) % self.policy.chunk:
+                continue
+            scores = self._scores(HeldKeys(weights, previous, places, key, value))
+            if places.shape[2] > self.policy.budget:
+                kept = self._kept(scores)
+                dropped = torch.ones_like(scores, dtype=torch.bool).scatter_(2, kept, False)
+                gone = places[dropped].view(batch, kv_heads, -1)
+                run.last_seen.scatter_(2, gone, block.start + last - 1)
+                places, scores = places.gather(2, kept), scores.gather(2, kept)
+                key, value = _at(key, kept), _at(value, kept)
+            memory.places, memory.scores, memory.pending = places, scores, None
+        if run.cache is not None:
+            run.cache.keep(self.layer, key, value)
+        return Attended(*(torch.cat(states, 2) for states in list(zip(*outputs, strict=True))[:2]))
+
+    def mask(self, query: Tensor, start: int, plain: Mask) -> Mask:
+        assert self.run.last_seen is not None
+        rows = torch.arange(start, start + query.shape[2], device=query.device)
+        group = query.shape[1] // self.run.last_seen.shape[1]
+        return in_heads(self.heads, LastSeenMask(self.run.last_seen.repeat_interleave(group, 1), rows), plain)
+
+    def _scores(self, held: HeldKeys) -> Tensor:
+        scores = self.policy.score(held)
+        expected = tuple(held.previous.shape)
+        if not isinstance(scores, Tensor) or tuple(scores.shape) != expected:
+            shape = f"the shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
+            raise SinkscopeError(
+                f"`score` of {self.policy!r} gave {shape}; expected scores [sequence, kv_head, key], here {expected}."
+            )
+        if bool(scores.isnan().any()):
+            raise SinkscopeError(f"`score` of {self.policy!r} gave NaN, by which no keys can be chosen.")
+        return scores.float()
+
+    def _kept(self, scores: Tensor) -> Tensor:
+        """Which keys are kept [sequence, kv_head, budget], oldest first; of equal scores, the older key."""
+        recent, count = self.policy.recent, scores.shape[2]
+        older = scores[:, :, : count - recent]
+        best = older.sort(dim=-1, descending=True, stable=True).indices[..., : self.policy.budget - recent]
+        last = torch.arange(count - recent, count, device=scores.device).expand(*scores.shape[:2], recent)
+        return torch.cat([best.sort(-1).values, last], 2)
+
+
+@dataclass(eq=False)
+class _Run:
+    """What changes while a text is read: the memory of its cache, and until when each key was seen."""
+
+    memory: Memory = field(default_factory=Memory)
+    cache: Any = None
+    filled: weakref.ref[Any] | None = None
+    last_seen: Tensor | None = None
+
+
+def _with_weights(block: Block, weighing: Weighing) -> tuple[Attended, Tensor]:
+    """Attention of a few queries over keys that are all in their past but the last, and its weights."""
+    count, keys = block.query.shape[2], block.key.shape[2]
+    rows, columns, mask = slice(0, count), slice(0, keys), CausalMask(keys - count)
+    with torch.autocast(block.query.device.type, enabled=False):
+        scores = scores_of(block.query, block.key, mask, rows, columns, block.scale, block.softcap)
+        lse = weighing.denominator(scores.logsumexp(-1))
+        weights = weighing.logs(scores, lse[..., None], lambda: mask.seen(rows, keys)).exp_()
+        grouped = rearrange(weights, GROUPED, kv_head=block.key.shape[1])
+        output = grouped @ block.value[:, :, None].float()
+        output = rearrange(output, "batch kv_head group query dim -> batch (kv_head group) query dim")
+    return Attended(output.to(block.query.dtype), lse), weights
+
+
+def _at(states: Tensor, places: Tensor) -> Tensor:
+    """States [sequence, kv_head, key, dim] at some places [sequence, kv_head, chosen]."""
+    return states.gather(2, places[..., None].expand(*places.shape, states.shape[-1]))

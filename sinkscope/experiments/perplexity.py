@@ -1,0 +1,229 @@
+"""Perplexity of one text under several ways to attend to it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from sinkscope.errors import SinkscopeError
+from sinkscope.models.facts import find_anatomy, model_attributes, token_attributes, weights_hash
+from sinkscope.models.requirements import check_decoder, check_eval
+from sinkscope.normalisers import Normaliser
+from sinkscope.policies import Dense, Policy, Recompute, SinkWindow, Window
+from sinkscope.progress import progress_bar
+from sinkscope.scope.binding import block_within_limits, cached_windows, check_limits
+from sinkscope.scope.forward import check_vocabulary
+from sinkscope.scope.measure import batches_of, texts_of, with_token_texts
+from sinkscope.streaming.checkpoint import Checkpoint, Progress
+from sinkscope.streaming.readers import BlockReader, Reader, TokenReader, WindowReader, text_coordinates
+
+FOUR_WAYS = (Dense(), Window(512), Recompute(512), SinkWindow(4, 508))
+BATCH_TOKENS = 4096  # texts of one length, or windows to recompute, that run together
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the losses depend on besides model, text and policy; the arguments of `perplexity`."""
+
+    block: int
+    samples: int | None
+    seed: int
+    normaliser: Normaliser | None = None
+
+    def attributes(self) -> dict[str, Any]:
+        """As a record notes them."""
+        normaliser = "the model's own" if self.normaliser is None else repr(self.normaliser)
+        return vars(self) | {"normaliser": normaliser}
+
+
+def perplexity(
+    model: nn.Module,
+    ids: Tensor | Sequence[Tensor],
+    policies: Iterable[Policy] = FOUR_WAYS,
+    *,
+    block: int = 1024,
+    samples: int | None = 256,
+    seed: int = 0,
+    normaliser: Normaliser | None = None,
+    tokenizer: Any = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool | None = None,
+    **attributes: Any,
+) -> xr.Dataset:
+    """The loss of every token under each policy, over the same tokens.
+
+    Dense, window and sink window are read in blocks and exact for any size of block; families outside transformers'
+    attention interface go token by token. Re-computation runs every window as a text of its own, at all tokens or at
+    a sample of them. The first token of a text is not scored, with or without a BOS token.
+
+    Args:
+        model: a decoder with a language head, in eval mode.
+        ids: token ids [sequence, token], or a list of 1-D tensors; each text starts with an empty cache.
+        policies: which keys a query may see.
+        block: tokens per forward pass; changes time and memory, not losses.
+        samples: how many tokens of each text re-computation scores beyond its first window; all when None.
+        seed: of that sample.
+        normaliser: how scores become weights, under every policy; the model's own when None.
+        tokenizer: adds the text of each token to the record.
+        checkpoint: a folder that keeps the progress of each policy; the same call again goes on from there, to the bit.
+        progress: whether to show progress bars; once two seconds have passed when None.
+        attributes: noted in the record's attrs (the name of the text, for one).
+
+    Returns:
+        A record with `nll` [policy, sequence, token], nats, NaN where a token was not scored.
+
+    Raises:
+        SinkscopeError: a text of fewer than two tokens, ids outside the vocabulary, a model that predicts no next
+            token, a policy that it cannot carry out, a checkpoint that is damaged or of other settings.
+    """
+    texts, ways = texts_of(ids), _checked_policies(policies)
+    run = Run(block, samples, seed, normaliser)
+    check_run(model, texts, run)
+    for policy in ways:
+        check_limits(model, policy, max(map(len, texts)))
+    stays = [_checkpoint(checkpoint, model, texts, policy, run) for policy in ways]
+    starts = [stay.read() for stay in stays]  # before anything runs: a refused checkpoint costs nothing
+    finished = [
+        read_texts(model, texts, policy, run, stay, start, progress)
+        for policy, stay, start in zip(ways, stays, starts, strict=True)
+    ]
+    record = record_of(model, texts, ways, finished).assign_attrs(run.attributes() | attributes)
+    return record if tokenizer is None else with_token_texts(record, tokenizer)
+
+
+def read_texts(
+    model: nn.Module,
+    texts: list[Tensor],
+    policy: Policy,
+    run: Run,
+    stay: Checkpoint,
+    start: Progress | None,
+    shown: bool | None,
+) -> Progress:
+    """Read all texts under one policy, from where an earlier run stopped."""
+    now = start or Progress(torch.full((len(texts), max(map(len, texts))), torch.nan))
+    batches = list(batches_of(texts, BATCH_TOKENS))
+    rows = np.cumsum([0, *map(len, batches)])
+    total = sum(batch.shape[0] * len(_queries(batch, policy, run)) for batch in batches)
+    begun = time.perf_counter() - now.seconds
+    with progress_bar(total, "token", shown, desc=policy.name) as bar:
+        bar.update(int(now.losses.isfinite().sum()))
+        for number in range(now.batch, len(batches)):
+            reader = reader_of(model, batches[number], policy, run)
+            if now.done:
+                reader.resume(now.done, now.state)
+            for step in reader.steps():
+                now.losses[rows[number] : rows[number + 1], step.tokens] = step.losses
+                now.done, now.seconds = step.done, time.perf_counter() - begun
+                bar.set_postfix(perplexity=f"{float(now.losses.nanmean().exp()):.2f}", refresh=False)
+                bar.update(step.losses.numel())
+                if stay.due():
+                    now.state = reader.state()
+                    stay.write(now)
+                    now.state = {}  # else what the cache held now would stay in memory until the next time
+            now.batch, now.done, now.state = number + 1, 0, {}
+    if start is None or start.batch < len(batches):
+        stay.write(now)
+    return now
+
+
+def reader_of(model: nn.Module, ids: Tensor, policy: Policy, run: Run) -> Reader:
+    """How a batch of texts [sequence, token] is read under a policy."""
+    if policy.recomputed and policy.kept is not None:
+        rows = max(1, BATCH_TOKENS // (policy.kept.last * len(ids)))
+        return WindowReader(model, ids, policy, _queries(ids, policy, run), rows, run.normaliser)
+    if policy.kept is not None and not find_anatomy(model).interface:
+        return TokenReader(model, ids, policy)
+    return BlockReader(model, ids, policy, block_within_limits(model, policy, run.block), run.normaliser)
+
+
+def _queries(ids: Tensor, policy: Policy, run: Run) -> Tensor:
+    """Places of the tokens that predict: all but the last, or a sample of them for re-computation."""
+    every = torch.arange(ids.shape[1] - 1)
+    if not policy.recomputed or policy.kept is None or run.samples is None:
+        return every
+    early, late = every[: policy.kept.last], every[policy.kept.last :]
+    if len(late) <= run.samples:
+        return every
+    picked = np.random.default_rng(run.seed).choice(len(late), run.samples, replace=False)
+    return torch.cat([early, late[torch.from_numpy(np.sort(picked))]])
+
+
+def record_of(model: nn.Module, texts: list[Tensor], policies: list[Policy], finished: list[Progress]) -> xr.Dataset:
+    losses = np.stack([run.losses.numpy() for run in finished])
+    natives = cached_windows(model)
+    mixed = None in natives.values()
+    known = [policy.coordinates for policy in policies]
+    per_policy = {
+        **{name: [each[name] for each in known] for name in known[0]},
+        "seconds": [run.seconds for run in finished],
+        "scored": np.isfinite(losses).sum((1, 2)),
+    }
+    record = xr.Dataset(
+        {"nll": (("policy", "sequence", "token"), losses, {"units": "nats"})},
+        coords={
+            "policy": [policy.name for policy in policies],
+            **text_coordinates(texts),
+            **{name: ("policy", values) for name, values in per_policy.items()},
+        },
+    )
+    native = ", ".join(str(layer) for layer, window in natives.items() if window and mixed)
+    return record.assign_attrs(
+        kind="perplexity",
+        **model_attributes(model),
+        **token_attributes(record, model),
+        policies="; ".join(map(repr, policies)),
+        native_sliding_layers=native or "none",
+    )
+
+
+def _checked_policies(policies: Iterable[Policy]) -> list[Policy]:
+    ways: list[Policy] = list(policies) if isinstance(policies, Iterable) else [policies]
+    for policy in ways:
+        if not isinstance(policy, Policy):
+            raise SinkscopeError(f"{policy!r} is not a policy; give instances such as sinkscope.SinkWindow(4, 508).")
+    names = [policy.name for policy in ways]
+    if not ways or len(set(names)) < len(names):
+        raise SinkscopeError("no policy was given, or one of them twice; give each one once.")
+    return ways
+
+
+def check_run(model: nn.Module, texts: list[Tensor], run: Run) -> None:
+    check_decoder(model, predicts=True)
+    check_eval(model, "losses")
+    if run.block < 1 or (run.samples is not None and run.samples < 1):
+        raise SinkscopeError(f"block = {run.block} and samples = {run.samples}: give 1 or more of each.")
+    if min(map(len, texts)) < 2:
+        raise SinkscopeError("a text of one token has nothing to predict; give two tokens at least.")
+    for text in texts:
+        check_vocabulary(find_anatomy(model).base, text)
+
+
+def settings_of(model: nn.Module, texts: list[Tensor], policy: Policy, run: Run) -> dict[str, Any]:
+    """All that the losses depend on."""
+    attributes = model_attributes(model)
+    tokens = hashlib.sha256(b"|".join(text.numpy().tobytes() for text in texts)).hexdigest()
+    own = {name: attributes[name] for name in ("model", "model_type", "dtype")}
+    changed = {} if run.normaliser is None else {"normaliser": run.normaliser}
+    given = {"block": run.block, "samples": run.samples, "seed": run.seed}
+    return own | {"policy": policy, "tokens": tokens, "weights": weights_hash(model)} | given | changed
+
+
+def _checkpoint(
+    folder: str | os.PathLike[str] | None, model: nn.Module, texts: list[Tensor], policy: Policy, run: Run
+) -> Checkpoint:
+    if folder is None:
+        return Checkpoint(None, {})
+    file = Path(folder) / f"{re.sub('[^a-z0-9+.-]+', '-', policy.name)}.safetensors"
+    return Checkpoint(file, settings_of(model, texts, policy, run))

@@ -1,0 +1,273 @@
+"""What a token costs while a model writes, measured: time and memory with a full cache (Xiao et al. 2023, Fig. 10)."""
+
+from __future__ import annotations
+
+import copy
+import platform
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sinkscope.arguments import whole_number
+from sinkscope.errors import SinkscopeError
+from sinkscope.experiments.perplexity import Run, check_run
+from sinkscope.hf.attention import implementation
+from sinkscope.hf.caches import growing_cache, with_cache
+from sinkscope.models.facts import model_attributes
+from sinkscope.policies import Dense, Policy, Recompute, SinkWindow, Window
+from sinkscope.progress import progress_bar
+from sinkscope.scope.binding import check_limits
+from sinkscope.scope.measure import texts_of
+from sinkscope.streaming.cost import cost_table
+from sinkscope.streaming.readers import only_last
+from sinkscope.streaming.sink_cache import SinkCache
+
+FAMILIES = ("dense", "window", "recompute", "sinks")
+STEPS = 4  # tokens timed one by one in each round; of re-computation, which takes far longer, one
+
+
+@torch.no_grad()
+def run_timing(
+    model: nn.Module,
+    ids: Tensor | Sequence[Tensor],
+    cache_sizes: int | Iterable[int] = (256, 512, 1024),
+    policies: str | Iterable[str] = FAMILIES,
+    *,
+    sinks: int = 4,
+    repeats: int = 9,
+    progress: bool | None = None,
+    **attributes: Any,
+) -> xr.Dataset:
+    """The time that one more token takes with a full cache of L tokens, and the memory the cache takes.
+
+    "dense" reads it with transformers' `DynamicCache` of L tokens, "window" and "sinks" with a `SinkCache` that evicts
+    a token for it, and "recompute" runs the last L tokens afresh. All policies of a cache size take turns, round after
+    round, so that a machine that slows down does so for all of them. A token is one forward pass, up to its logits.
+
+    Args:
+        model: a decoder in eval mode.
+        ids: one text of more tokens than the largest cache, [1, token] or [token].
+        cache_sizes: L, in tokens; one or several.
+        policies: of "dense", "window" (no sinks), "recompute", "sinks" (sinks + window).
+        sinks: how many of the L tokens are sinks under "sinks".
+        repeats: rounds; each times one token of re-computation and four of every other policy.
+        progress: whether to show a progress bar; once two seconds have passed when None.
+        attributes: noted in the record's attrs (the name of the text, for one).
+
+    Returns:
+        A record along `cell`, one for each policy and cache size, attrs with all that is needed to repeat it:
+        `policy`, `cache_size`; `milliseconds`, the median wall time of a token, and `low` and `high`, its quartiles;
+        `kv_bytes`, the memory that keys and values take, and `kv_bytes_kept`, counted from the model's shapes;
+        `flops_per_token`, counted likewise; `samples`, how many tokens were timed.
+
+    Raises:
+        SinkscopeError: a text too short, several texts, an unknown policy, sinks that leave no room for a window, or a
+            model that cannot be streamed.
+    """
+    sizes = sorted({whole_number(size, "cache_sizes", 1) for size in _several(cache_sizes)})
+    repeats, sinks = whole_number(repeats, "repeats", 1), whole_number(sinks, "sinks", 1)
+    text = _checked_text(model, ids, sizes)
+    names = _checked_names(policies)
+    plan = {size: {name: _policy(name, size, sinks) for name in names} for size in sizes}
+    for size, ways in plan.items():
+        for policy in ways.values():
+            check_limits(model, policy, size + 1)
+    rows: list[dict[str, Any]] = []
+    with progress_bar(len(sizes) * repeats, "round", progress, desc="time per token") as bar:
+        for size, ways in plan.items():
+            rows += _rows(model, text, size, ways, repeats, bar)
+    columns = {name: ("cell", np.asarray([row[name] for row in rows])) for name in rows[0]}
+    origin = {
+        "kind": "decode",
+        "attention": implementation(model),
+        "tokens": text.shape[1],
+        "sinks": sinks,
+        "repeats": repeats,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "computed": "median wall time of one forward pass over one more token with a full cache, and its quartiles",
+    }
+    return xr.Dataset(columns, attrs={**model_attributes(model), **origin, **attributes, "columns": ", ".join(columns)})
+
+
+def _rows(
+    model: nn.Module, text: Tensor, size: int, ways: dict[str, Policy], repeats: int, bar: tqdm[Any]
+) -> list[dict[str, Any]]:
+    """The rows of one cache size."""
+    kept = cost_table(model, ways.values(), size)["kv_bytes"]
+    flops = cost_table(model, ways.values(), size + 1)["flops_per_token"]
+    with ExitStack() as stack:
+        decoders: dict[str, Decoder] = {}
+        for name, policy in ways.items():
+            decoders[name] = decoder_of(model, text[:, :size], policy)
+            stack.callback(decoders[name].close)
+        taken = _timed(decoders, text[:, size:], repeats, bar)
+        held = {name: decoder.kv_bytes for name, decoder in decoders.items()}
+    return [
+        {
+            "policy": name,
+            "cache_size": size,
+            **dict(zip(("low", "milliseconds", "high"), np.percentile(taken[name], [25, 50, 75]), strict=True)),
+            "kv_bytes": held[name],
+            "kv_bytes_kept": int(kept.iloc[row]),
+            "flops_per_token": float(flops.iloc[row]),
+            "samples": len(taken[name]),
+        }
+        for row, name in enumerate(ways)
+    ]
+
+
+def _timed(decoders: dict[str, Decoder], following: Tensor, repeats: int, bar: tqdm[Any]) -> dict[str, list[float]]:
+    """Milliseconds of single tokens, by policy; `following` [1, token] is read on and on, from its start again."""
+    taken: dict[str, list[float]] = {name: [] for name in decoders}
+    for number in range(-1, repeats):  # the first round is not counted: it makes what later ones find made
+        for name, decoder in decoders.items():
+            for step in range(1 if name == "recompute" else STEPS):
+                at = ((number + 1) * STEPS + step) % following.shape[1]
+                begun = time.perf_counter()
+                decoder.step(following[:, at : at + 1])[0].item()  # reading a logit waits until it is there
+                if number >= 0:
+                    taken[name].append(1000 * (time.perf_counter() - begun))
+        bar.update(number >= 0)
+    return taken
+
+
+def _policy(name: str, size: int, sinks: int) -> Policy:
+    if name != "sinks":
+        return {"dense": Dense(), "window": Window(size), "recompute": Recompute(size)}[name]
+    if sinks >= size:
+        raise SinkscopeError(f"sinks={sinks} leave no room for a window in a cache of {size}; give fewer.")
+    return SinkWindow(sinks, size - sinks)
+
+
+def _checked_text(model: nn.Module, ids: Tensor | Sequence[Tensor], sizes: list[int]) -> Tensor:
+    """The text, [1, token] on the model's device."""
+    texts = texts_of(ids)
+    if not sizes or len(texts) != 1 or len(texts[0]) <= sizes[-1]:
+        raise SinkscopeError(
+            f"got {len(texts)} text(s), the first of {len(texts[0])} tokens, and cache_sizes={sizes}; give one text of "
+            "more tokens than the largest cache, and one size at least."
+        )
+    check_run(model, texts, Run(block=1, samples=None, seed=0))
+    return texts[0][None].to(next(model.parameters()).device)
+
+
+def _checked_names(policies: str | Iterable[str]) -> list[str]:
+    names = list(dict.fromkeys(_several(policies)))
+    unknown = [name for name in names if name not in FAMILIES]
+    if unknown or not names:
+        raise SinkscopeError(f"policies={unknown or names} cannot be timed; give some of {', '.join(FAMILIES)}.")
+    return names
+
+
+def _several(given: Any) -> list[Any]:
+    return list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+
+
+class Decoder(ABC):
+    """A text that has been read under a policy, ready for its next token.
+
+    Args:
+        model: a decoder in eval mode.
+        ids: tokens read so far [1, token], as many as the cache keeps.
+    """
+
+    def __init__(self, model: nn.Module, ids: Tensor) -> None:
+        self.model, self.last = model, only_last(model)
+        self.open = ExitStack()
+
+    @abstractmethod
+    def step(self, token: Tensor) -> Tensor:
+        """Read `token` [1, 1]; logits [vocabulary] of the one after it."""
+
+    @property
+    @abstractmethod
+    def kv_bytes(self) -> int:
+        """Bytes of memory that keys and values take."""
+
+    def close(self) -> None:
+        """Leave the model as it was."""
+        self.open.close()
+
+    def _logits(self, ids: Tensor, cache: Any) -> Tensor:
+        logits: Tensor = self.model(ids, **with_cache(self.model, cache), **self.last).logits
+        return logits[0, -1]
+
+
+class EvictingDecoder(Decoder):
+    """Window, and sinks + window: a `SinkCache`, whose keys and values stay as they were computed."""
+
+    def __init__(self, model: nn.Module, ids: Tensor, policy: Policy) -> None:
+        super().__init__(model, ids)
+        assert policy.kept is not None
+        self.cache = self.open.enter_context(SinkCache(model, *policy.kept))
+        self._logits(ids, self.cache)
+
+    def step(self, token: Tensor) -> Tensor:
+        return self._logits(token, self.cache)
+
+    @property
+    def kv_bytes(self) -> int:
+        return self.cache.nbytes
+
+
+class DenseDecoder(Decoder):
+    """Dense: transformers' own growing cache. Every step starts from the same length, so that all cost the same."""
+
+    def __init__(self, model: nn.Module, ids: Tensor) -> None:
+        super().__init__(model, ids)
+        self.cache = growing_cache(model)
+        self._logits(ids, self.cache)
+
+    def step(self, token: Tensor) -> Tensor:
+        grown = copy.copy(self.cache)  # shares the tensors: a layer that grows makes new ones
+        grown.layers = [copy.copy(layer) for layer in self.cache.layers]
+        return self._logits(token, grown)
+
+    @property
+    def kv_bytes(self) -> int:
+        return _bytes(self.cache)
+
+
+class RecomputingDecoder(Decoder):
+    """Re-computation: the last tokens run afresh for every new one, which is one of them."""
+
+    def __init__(self, model: nn.Module, ids: Tensor) -> None:
+        super().__init__(model, ids)
+        self.ids, self._held = ids, 0
+
+    def step(self, token: Tensor) -> Tensor:
+        self.ids = torch.cat([self.ids[:, 1:], token], 1)
+        cache = growing_cache(self.model)
+        logits = self._logits(self.ids, cache)
+        self._held = _bytes(cache)
+        return logits
+
+    @property
+    def kv_bytes(self) -> int:
+        """Those of the last step, held until it was over."""
+        return self._held
+
+
+def decoder_of(model: nn.Module, ids: Tensor, policy: Policy) -> Decoder:
+    """The text `ids` [1, token] read under a policy.
+
+    Raises:
+        SinkscopeError: a model that cannot be streamed under it.
+    """
+    if policy.kept is None:
+        return DenseDecoder(model, ids)
+    return RecomputingDecoder(model, ids) if policy.recomputed else EvictingDecoder(model, ids, policy)
+
+
+def _bytes(cache: Any) -> int:
+    tensors = [states for layer in cache.layers for states in (layer.keys, layer.values)]
+    return sum(states.numel() * states.element_size() for states in tensors)

@@ -1,0 +1,87 @@
+"""Whether a model is ready for what is asked of it: said in a sentence, before anything runs."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+from weakref import WeakSet
+
+from torch import nn
+
+from sinkscope.errors import SinkscopeError
+from sinkscope.hf.caches import has_only_keys_and_values, takes_cache
+from sinkscope.hf.models import attends_in_chunks, has_config, is_head_present
+from sinkscope.models.facts import find_anatomy
+
+SCOPED: WeakSet[nn.Module] = WeakSet()
+"""Attention modules that carry a scope now."""
+
+
+def check_decoder(model: Any, predicts: bool = False) -> None:
+    """Check that a model reads text token by token, and keeps keys and values of it and nothing else.
+
+    Args:
+        model: any model.
+        predicts: whether it must have a language head too.
+
+    Raises:
+        SinkscopeError: no tokens to read, no cache, attention that is not causal, other states in the cache, no
+            language head; or no attention at all.
+    """
+    anatomy, name = find_anatomy(model), type(model).__name__
+    accepted = inspect.signature(anatomy.base.forward).parameters
+    if not has_config(model) or "input_ids" not in accepted or not takes_cache(anatomy.base.forward):
+        raise not_a_decoder(name, "keeps no keys in a cache")
+    if any(getattr(part.attention, "is_causal", True) is False for part in anatomy.parts):
+        raise not_a_decoder(name, "has attention that is not causal")
+    if not has_only_keys_and_values(model):
+        raise not_a_decoder(name, "caches other states than keys and values in some layers")
+    if predicts and not is_head_present(model):
+        raise SinkscopeError(
+            f"{name} has no language head, so it predicts no next token; load the model with one, as sinkscope.load() "
+            "and AutoModelForCausalLM do."
+        )
+
+
+def not_a_decoder(name: str, reason: str) -> SinkscopeError:
+    """The error for a model of a class `name` to which no policy applies."""
+    return SinkscopeError(
+        f"{name} does not read token by token from cached keys and values (it {reason}), so no policy applies to it; "
+        "give a decoder such as those of sinkscope.load()."
+    )
+
+
+def check_eval(model: Any, what: str) -> None:
+    """Raise SinkscopeError for a model in training mode, where `what` would be random."""
+    if model.training:
+        raise SinkscopeError(
+            f"{type(model).__name__} is in training mode, where dropout makes {what} random; call model.eval()."
+        )
+
+
+def check_unscoped(base: Any) -> None:
+    """Raise SinkscopeError for a model that carries a scope, which would measure the tokens it is tried on."""
+    if any(module in SCOPED for module in base.modules()):
+        raise SinkscopeError(
+            f"{type(base).__name__} carries a scope, which would record the tokens it is tried on; leave the scope, or "
+            "do this before it."
+        )
+
+
+def check_unchunked(model: Any) -> None:
+    """Raise SinkscopeError for attention in chunks (llama4): what a token sees depends on its place in the text."""
+    if attends_in_chunks(model):
+        raise SinkscopeError(
+            f"{type(model).__name__} attends in chunks, whose borders are places in the text; it cannot be streamed."
+        )
+
+
+def not_finite(what: str, model: nn.Module) -> SinkscopeError:
+    """The error for NaN or infinity, naming the weights to blame if it is them."""
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            cause = f": the weights {name} are not finite; load the model again or repair its checkpoint."
+            break
+    else:
+        cause = "; all weights are finite, so look at the inputs or the dtype (float16 overflows: try bfloat16)."
+    return SinkscopeError(f"{what} hold NaN or infinity{cause}")

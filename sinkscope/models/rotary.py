@@ -1,0 +1,245 @@
+"""Rotary geometry: how keys turn with position, found by looking at what a model caches, and turning them further.
+
+Families differ in which dimensions they rotate, how they pair them, how they scale the frequencies and where they do
+it. Instead of a table of families, a few tokens are run alone at chosen positions. A token alone attends to itself
+only, so its cached key depends on its position through the rotation and nothing else.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from sinkscope.errors import SinkscopeError
+from sinkscope.hf.caches import growing_cache, with_cache
+from sinkscope.hf.models import position_limits, rope_parameters, vocabulary_size
+from sinkscope.models.facts import find_anatomy
+from sinkscope.models.requirements import check_decoder, check_eval, check_unscoped, not_a_decoder
+
+
+@dataclass(frozen=True, eq=False)
+class Rotation:
+    """Rotary geometry of one layer (Su et al. 2021): pairs of dimensions turn by position times frequency.
+
+    Attributes:
+        slot: "keys" or "values", the cached state that turns; latent attention (MLA) keeps its rotated part in the
+            slot of the values.
+        low, high: the dimensions that turn.
+        interleaved: whether neighbours form a pair, rather than dimensions half the width apart.
+        frequencies: [pair], radians per position, float64.
+    """
+
+    slot: str
+    low: int
+    high: int
+    interleaved: bool
+    frequencies: Tensor
+
+    def turned(self, states: Tensor, by: Tensor | int) -> Tensor:
+        """States moved along the text.
+
+        Args:
+            states: [batch, head, token, dim], rotated already, at any position.
+            by: positions to move by: one number, [token] or [batch, token].
+
+        Returns:
+            States of the same shape and dtype; angles are formed in float64.
+        """
+        return self.turned_by(states, *self.angles(torch.as_tensor(by, device=states.device), states.dtype))
+
+    def angles(self, by: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of turning states of a dtype by so many positions, as `turned_by` takes them."""
+        delta = torch.atleast_1d(by).double()
+        angles = delta[..., None] * self.frequencies.to(delta.device)
+        if delta.dim() == 2:
+            angles = angles[:, None]
+        wide = torch.promote_types(dtype, torch.float32)
+        return angles.cos().to(wide), angles.sin().to(wide)
+
+    def turned_by(self, states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        """States turned by known angles."""
+        first, second = self.pairs(states.to(cosine.dtype))
+        turned = (
+            torch.addcmul(first * cosine, second, sine, value=-1),
+            torch.addcmul(second * cosine, first, sine),
+        )
+        moved = torch.stack(turned, -1).flatten(-2) if self.interleaved else torch.cat(turned, -1)
+        if moved.shape[-1] == states.shape[-1]:
+            return moved.to(states.dtype)
+        return torch.cat([states[..., : self.low], moved.to(states.dtype), states[..., self.high :]], -1)
+
+    def pairs(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """The two members of every pair: [..., pair] each."""
+        rotary = states[..., self.low : self.high]
+        if self.interleaved:
+            return rotary[..., 0::2], rotary[..., 1::2]
+        first, second = rotary.chunk(2, -1)
+        return first, second
+
+    def is_like(self, other: Rotation) -> bool:
+        """Whether the two turn alike."""
+        layout = (self.slot, self.low, self.high, self.interleaved)
+        others = (other.slot, other.low, other.high, other.interleaved)
+        return layout == others and torch.equal(self.frequencies, other.frequencies)
+
+    def of_query(self, dim: int) -> Rotation:
+        """The geometry of the layer's queries of width `dim`: latent attention rotates their last dimensions."""
+        if self.slot == "keys":
+            return self
+        return replace(self, slot="keys", low=dim - (self.high - self.low), high=dim)
+
+
+TOKENS = 6  # tokens looked at, each alone
+ROTARY_TABLE = "embed_positions"  # what GPT-J and CodeGen call theirs
+FARTHEST = 1 << 8  # position probed; frequencies are right to float precision over it
+
+_FOUND: WeakKeyDictionary[nn.Module, tuple[torch.dtype, list[Rotation | None]]] = WeakKeyDictionary()
+
+
+def find_rotations(model: nn.Module) -> list[Rotation | None]:
+    """The rotary geometry of each attention layer; None where keys do not depend on position (ALiBi, no positions).
+
+    Args:
+        model: a transformers decoder in eval mode.
+
+    Raises:
+        SinkscopeError: keys depend on position in another way (learned absolute positions); no decoder; one in
+            training mode, or with a scope.
+    """
+    base = find_anatomy(model).base
+    dtype = next(base.parameters()).dtype
+    if base not in _FOUND or _FOUND[base][0] != dtype:
+        check_decoder(model)
+        check_eval(base, "its keys")
+        check_unscoped(base)
+        _FOUND[base] = (dtype, _look(base, type(model).__name__))
+    return _FOUND[base][1]
+
+
+def position_limit(model: Any) -> int | None:
+    """Positions the model was made for, or None; where its rotation changes with length, those before the change."""
+    limits = position_limits(model)
+    if changes_with_length(model) and (limit := rope_parameters(model).get("original_max_position_embeddings")):
+        limits.append(limit)
+    return min(limits, default=None)
+
+
+def position_ceiling(model: Any) -> int | None:
+    """Positions from which on a model fails or rotates otherwise; None where there is no such limit.
+
+    They end with a table of rotary positions, or where the frequencies change.
+    """
+    base = find_anatomy(model).base
+    ends = [len(table) for name, table in base.named_buffers() if ROTARY_TABLE in name and table.dim() == 2]
+    limit = position_limit(model) if changes_with_length(model) else None
+    return min([*ends, *([limit] if limit else [])], default=None)
+
+
+def changes_with_length(model: Any) -> bool:
+    """Whether the frequencies themselves depend on how long the text is (dynamic and longrope scaling)."""
+    return rope_parameters(model).get("rope_type") in ("dynamic", "longrope")
+
+
+@torch.no_grad()
+def _look(base: Any, name: str) -> list[Rotation | None]:
+    limit = position_limit(base) or 2 * FARTHEST
+    positions = [0] + [1 << power for power in range(int(math.log2(min(FARTHEST, max(2, limit // 2)))) + 1)]
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = vocabulary_size(base)
+    tokens = torch.randint(min(3, vocabulary - 1), vocabulary, (TOKENS, 1), generator=generator).to(base.device)
+    cached = {position: _cached(base, tokens, position, name) for position in positions}
+    rotations: list[Rotation | None] = []
+    for layer in range(len(cached[0])):
+        seen = {slot: {at: cached[at][layer][slot] for at in positions} for slot in ("keys", "values")}
+        keys = _fitted(seen["keys"], "keys", base, name)
+        found = keys or _fitted(seen["values"], "values", base, name)
+        rotations.append(next((known for known in rotations if known and found and known.is_like(found)), found))
+    return rotations
+
+
+def _cached(base: Any, tokens: Tensor, position: int, name: str) -> list[dict[str, Tensor]]:
+    """What each layer caches of tokens that stand alone at a position: keys and values [token, head, 1, dim]."""
+    cache = growing_cache()
+    if "position_ids" in inspect.signature(base.forward).parameters:
+        base(tokens, **with_cache(base, cache), position_ids=torch.full_like(tokens, position))
+        return _states(cache, name)
+    base(tokens.expand(-1, 2), **with_cache(base, cache))  # no positions to choose: compare 0 and 1
+    first = _states(cache, name)
+    if position and not torch.equal(first[0]["keys"][:, :, 0], first[0]["keys"][:, :, 1]):
+        raise _absolute(name)
+    return [{slot: state[:, :, :1] for slot, state in layer.items()} for layer in first]
+
+
+def _states(cache: Any, name: str) -> list[dict[str, Tensor]]:
+    layers: list[dict[str, Any]] = [
+        {slot: getattr(layer, slot, None) for slot in ("keys", "values")} for layer in cache.layers
+    ]
+    if not layers or any(state is None for layer in layers for state in layer.values()):
+        raise not_a_decoder(name, "keeps no keys in its cache in some layers")
+    return [{slot: state.double() for slot, state in layer.items()} for layer in layers]
+
+
+def _fitted(seen: dict[int, Tensor], slot: str, base: Any, name: str) -> Rotation | None:
+    """The rotation that explains the cached states by position, or None when they do not depend on it."""
+    still, precision = seen[0], torch.finfo(next(base.parameters()).dtype).eps
+    size = still.abs().max()
+    change = torch.stack([(states - still).abs().amax((0, 1, 2)) / size for states in seen.values()]).amax(0)
+    moving = (change > max(1e-6, 2 * precision)).nonzero().flatten().tolist()
+    if not moving:
+        return None
+    dim = still.shape[-1]
+    low, high = moving[0], moving[-1] + 1
+    fits = []
+    for start, stop in {(low, high), (0, high), (low, dim), (0, dim)}:  # the slowest pairs may hardly have moved
+        for interleaved in (False, True):
+            if (stop - start) % 2 == 0:
+                guess = Rotation(slot, start, stop, interleaved, torch.empty(0))
+                fits.append(_with_frequencies(guess, seen, base, precision))
+    best = min(fits, key=lambda fit: (fit[0], fit[1].high - fit[1].low), default=None)
+    if best is None or not best[0] < max(1e-3, 16 * precision):
+        raise _absolute(name)
+    return best[1]
+
+
+def _with_frequencies(guess: Rotation, seen: dict[int, Tensor], base: Any, precision: float) -> tuple[float, Rotation]:
+    """A rotation with its frequencies, and its relative error on the states seen.
+
+    The angle at position 1 is the frequency; each further position is twice as far and halves the error.
+    """
+    as_complex: Callable[[Tensor], Tensor] = lambda states: torch.complex(*guess.pairs(states))  # noqa: E731
+    still = as_complex(seen[0]).conj()
+    frequencies = torch.zeros(still.shape[-1], dtype=torch.float64, device=still.device)
+    positions = sorted(seen)[1:]
+    for position in positions:
+        angle = torch.angle((as_complex(seen[position]) * still).sum((0, 1, 2)))
+        ahead = torch.remainder(angle - frequencies * position + math.pi, 2 * math.pi) - math.pi
+        frequencies = frequencies + ahead / position
+    rotation = replace(guess, frequencies=_snapped(frequencies, base, max(1e-6, 8 * precision / positions[-1])))
+    worst = max(float((rotation.turned(seen[0], at) - seen[at]).abs().max()) for at in positions)
+    return worst / float(seen[0].abs().max()), rotation
+
+
+def _snapped(frequencies: Tensor, base: nn.Module, tolerance: float) -> Tensor:
+    """The model's own table of frequencies where it has one like these: a fit in bfloat16 is good to few digits."""
+    tables = [
+        buffer[: len(frequencies)].double()
+        for name, buffer in base.named_buffers()
+        if "inv_freq" in name and buffer is not None and buffer.dim() == 1 and len(buffer) >= len(frequencies)
+    ]
+    signed = [sign * table for table in tables for sign in (1, -1)]
+    nearest = min(signed, key=lambda table: float((table - frequencies).abs().max()), default=frequencies)
+    return nearest if float((nearest - frequencies).abs().max()) < tolerance else frequencies
+
+
+def _absolute(name: str) -> SinkscopeError:
+    return SinkscopeError(
+        f"{name} adds positions to its tokens (learned absolute positions), so a cached key cannot be moved to another "
+        "place; it can be read densely up to its longest position, but not streamed."
+    )

@@ -1,0 +1,148 @@
+"""What a normaliser is: how the scores of a query become weights.
+
+A class with `weights` alone works everywhere, run block by block on whole rows of scores. Two kinds are quicker, by
+what their weights follow from. A `VirtualKey` adds one term to the denominator of softmax, so softmax attention and its
+log-sum-exp give it without a second pass. In a `Pointwise` normaliser a key's weight is a function of its own score, of
+the query's log-sum-exp and of how many keys the query sees: one more pass over the scores, in tiles of any shape.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sinkscope.attention.attend_layer import Weighing, whole_rows
+from sinkscope.attention.masks import is_hidden
+from sinkscope.attention.placement import Placed, overrides
+from sinkscope.errors import SinkscopeError
+
+ALIKE = 1e-4  # weights of the same row may differ by so much when they are made among others
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Normaliser(Placed, ABC):
+    """How scores become weights, in all or in chosen layers and heads.
+
+    For a normaliser of one's own, `weights` is all there is to write:
+
+        class Sparsemax(sinkscope.Normaliser):
+            def weights(self, scores):
+                ...
+
+    Weights of a query follow from that query's own scores in one head; they need not sum to one.
+    """
+
+    @abstractmethod
+    def weights(self, scores: Tensor) -> Tensor:
+        """The definition.
+
+        Args:
+            scores: [batch, head, query, key], minus infinity where a key is hidden. Each row holds all keys that its
+                query sees, and any number of hidden ones.
+
+        Returns:
+            Weights of the same shape, 0 where a key is hidden.
+        """
+
+    @property
+    def needs_whole_rows(self) -> bool:
+        """Whether `weights` itself has to be run: there is no quicker form, or it was redefined below that form."""
+        return not isinstance(self, (VirtualKey, Pointwise)) or overrides(
+            type(self), "weights", ("virtual_logit", "weigh")
+        )
+
+    def check_weights(self, heads: int, device: torch.device | str = "cpu") -> None:
+        """Try a normaliser of one's own on small scores.
+
+        Args:
+            heads: query heads of a layer.
+
+        Raises:
+            SinkscopeError: weights of another shape or that are not finite, weight on hidden keys, or weights that
+                follow from anything but the scores that a query sees in one head.
+        """
+        if not self.needs_whole_rows:
+            return
+        generator = torch.Generator().manual_seed(0)
+        scores = torch.randn(2, heads, 5, 7, generator=generator)
+        hidden = torch.ones(5, 7, dtype=torch.bool).triu(3)
+        scores = scores.masked_fill(hidden, -torch.inf).to(device)
+        found = whole_rows(self, scores)
+        mixed = scores.clone()
+        mixed[:, 1:] = (
+            mixed[:, 1:].flip(2).roll(1, -1).nan_to_num(neginf=0.5).masked_fill(hidden.to(device), -torch.inf)
+        )
+        wider = torch.nn.functional.pad(scores, (0, 3), value=-torch.inf)
+        trials = {
+            "on the other queries": (whole_rows(self, scores[:, :, 2:3]), found[:, :, 2:3]),
+            "on the other texts of the batch": (whole_rows(self, scores[1:]), found[1:]),
+            "on the other heads": (whole_rows(self, mixed)[:, :1], found[:, :1]),
+            "on how many keys are hidden": (whole_rows(self, wider)[..., :7], found),
+        }
+        for reason, (weights, expected) in trials.items():
+            if not torch.allclose(weights, expected, rtol=ALIKE, atol=ALIKE):
+                raise SinkscopeError(
+                    f"the weights of {self!r} for a query depend {reason}, so they cannot be made block by block or "
+                    "token by token; let them follow from the scores that the query sees in one head."
+                )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class VirtualKey(Normaliser):
+    """Softmax with one more key, of value 0: ``exp(x_i) / (exp(s) + sum_j exp(x_j))``."""
+
+    @abstractmethod
+    def virtual_logit(self, heads: int, device: torch.device) -> Tensor | None:
+        """The logit ``s`` [head] of that key, or None where there is none."""
+
+    def weights(self, scores: Tensor) -> Tensor:
+        logit = self.virtual_logit(scores.shape[1], scores.device)
+        if logit is None:
+            return scores.softmax(-1)
+        extra = logit.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:-1], 1)
+        return torch.cat([scores, extra], -1).softmax(-1)[..., :-1]
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Pointwise(Normaliser):
+    """Weights that each follow from their own score."""
+
+    @abstractmethod
+    def weigh(self, scores: Tensor, lse: Tensor, seen: Tensor) -> Tensor:
+        """Weights of a block of scores; 0 for a score at the lowest float.
+
+        Args:
+            scores: [batch, head, query, key].
+            lse: [batch, head, query, 1] log-sum-exp over all keys the query sees.
+            seen: [batch or 1, 1, query, 1] how many those are.
+        """
+
+    def weights(self, scores: Tensor) -> Tensor:
+        hidden = is_hidden(scores)
+        seen = (~hidden).sum(-1, keepdim=True)
+        return self.weigh(scores, scores.logsumexp(-1, keepdim=True), seen).masked_fill(hidden, 0.0)
+
+
+def weighing_of(normaliser: Normaliser | None, native: Tensor | None, heads: int, device: torch.device) -> Weighing:
+    """How a layer weighs under a normaliser, or under its own when None.
+
+    Args:
+        native: [head] logits of the model's own learned sinks, or None.
+        heads: how many query heads the layer has.
+    """
+    own = None if native is None else native.float().to(device)
+    if normaliser is None:
+        return Weighing(own)
+    acting = normaliser.acting_heads(heads)
+    acting = None if acting is None else acting.to(device)
+    whole = normaliser if normaliser.needs_whole_rows else None
+    pointwise = normaliser if isinstance(normaliser, Pointwise) and whole is None else None
+    virtual = isinstance(normaliser, VirtualKey) and whole is None
+    logit = normaliser.virtual_logit(heads, device) if isinstance(normaliser, VirtualKey) and virtual else None
+    if acting is not None and not (logit is None and own is None):
+        nothing = torch.full((heads,), -torch.inf, device=device)
+        logit = torch.where(acting, nothing if logit is None else logit, nothing if own is None else own)
+    return Weighing(logit, pointwise, whole, acting, heads)

@@ -1,0 +1,217 @@
+"""What a policy is: which keys a query may see, and at what distance.
+
+Three kinds are open to classes of one's own. Each has one method that carries the idea, and everything else a default:
+
+    StaticPolicy   ``sees(query, key)``: a function of places in the text, exact in blocks of any size
+    ScoredPolicy   ``score(held)``: the keys with the highest scores are kept; scores follow from the attention itself
+    Policy         ``bind(layer)``: anything else, as evictions of the engine's own
+
+A policy binds itself to each layer of a model: `bind` gives the evictions that the layer carries out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from sinkscope.attention.eviction import Eviction, SeenEviction
+from sinkscope.attention.placement import Placed, overrides
+from sinkscope.errors import SinkscopeError
+from sinkscope.hf.models import key_value_heads, query_heads
+from sinkscope.models.rotary import Rotation, find_rotations
+
+POSITIONS = ("cache", "original")
+VALUES = ("kept", "zeroed", "mean", "added")
+
+
+class BoundLayer:
+    """One attention layer, as a policy is told of it when it binds itself.
+
+    Attributes:
+        index: which of the attention layers it is, counted from 0.
+        number: its number among the model's layers.
+        heads, kv_heads: query heads, and the key-value heads that they share.
+    """
+
+    def __init__(self, model: nn.Module, index: int, number: int) -> None:
+        self.index, self.number = index, number
+        self.heads, self.kv_heads = query_heads(model) or 0, key_value_heads(model) or 0
+        self._model = model
+
+    @property
+    def rotation(self) -> Rotation | None:
+        """The layer's rotary geometry; None where keys do not depend on position.
+
+        Raises:
+            SinkscopeError: keys depend on position in another way (learned absolute positions).
+        """
+        return find_rotations(self._model)[self.index]
+
+
+class Kept(NamedTuple):
+    """The tokens that a cache has to hold: the first ones of the text, and the last ones."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Policy(Placed):
+    """Which keys a query may see, in all or in chosen layers and heads; the rest of the model is dense.
+
+    Args:
+        label: the name it has in figures and records; one that tells its numbers when None.
+
+    Attributes:
+        recomputed: whether keys and values are rebuilt from the tokens kept, for every new token.
+        remembers: whether which keys a query sees follows from the attention of earlier ones.
+    """
+
+    label: str | None = None
+
+    recomputed = False
+    remembers = False
+
+    def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
+        """How one attention layer carries it out: evictions in different heads; none for dense attention.
+
+        Args:
+            layer: the layer's number, heads and rotary geometry.
+
+        Raises:
+            SinkscopeError: the class does not say.
+        """
+        raise SinkscopeError(
+            f"{type(self).__name__} is a policy that does not say which keys a query sees; derive it from "
+            "sinkscope.StaticPolicy and give it `sees`, or from sinkscope.ScoredPolicy and give it `score`."
+        )
+
+    @property
+    def kept(self) -> Kept | None:
+        """The tokens that a cache has to hold for it; None where it may need any."""
+        return None
+
+    @property
+    def cache_size(self) -> int | None:
+        """Tokens kept between two steps at most; None when all are."""
+        return None if self.kept is None else sum(self.kept)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it leaves attention as it is."""
+        return False
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether some layers or heads stay dense."""
+        return self.layers is not None or self.heads is not None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether keeping tokens, or rebuilding them, is all it does: what any cache can, on any model."""
+        return False
+
+    @property
+    def coordinates(self) -> dict[str, str | int | float]:
+        """What a record keeps of it beside its name, so that whoever reads the record decides by data.
+
+        policy_kind        name of its class
+        policy_settings    every field, as JSON; what JSON cannot hold as its repr
+        cache_size, sinks  tokens; a cache_size of -1 has no bound
+        recomputed         1 where keys and values are rebuilt for every new token, else 0
+        sink_values        "kept", "zeroed", "mean" or "added", as in `SinkWindow`
+        sink_bias          added to the logits of the sinks, or of the chosen keys
+        positions          "cache" or "original"
+        placement          the layers and heads it acts in, in words; empty for all
+        """
+        return {
+            "policy_kind": type(self).__name__,
+            "policy_settings": json.dumps(self.settings, default=repr, sort_keys=True),
+            "cache_size": -1 if self.cache_size is None else self.cache_size,
+            "sinks": 0 if self.kept is None else self.kept.first,
+            "recomputed": int(self.recomputed),
+            "sink_values": getattr(self, "values", "kept"),
+            "sink_bias": float(getattr(self, "bias", 0.0)),
+            "positions": getattr(self, "positions", "cache" if self.recomputed or self.kept else "original"),
+            "placement": self.place,
+        }
+
+    @property
+    def name(self) -> str:
+        """A short name, as figures and records show it."""
+        if self.label is not None:
+            return self.label
+        return ", ".join(filter(None, [self.description, self.place]))
+
+    @property
+    def description(self) -> str:
+        """What it does, in a few words."""
+        own = {name: value for name, value in self.settings.items() if name not in ("layers", "heads", "label")}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in own.items())})"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class StaticPolicy(Policy, ABC):
+    """Visibility that follows from places in the text alone, so that blocks of any size give the same.
+
+    For a policy of one's own, `sees` is all there is to write. Queries and keys stay at their positions in the text:
+
+        @dataclass(frozen=True)
+        class EveryNth(sinkscope.StaticPolicy):
+            step: int = 64
+            window: int = 256
+
+            def sees(self, query, key):
+                return (query - key <= self.window) | (key % self.step == 0)
+
+    It works wherever the built-in ones do. A cache holds all keys for it, since any may be seen later.
+    """
+
+    @abstractmethod
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        """Whether queries see keys; keys behind a query are hidden from it in any case.
+
+        Args:
+            query, key: places in the text, 0 for its first token; int64, of shapes that broadcast.
+
+        Returns:
+            Booleans of the broadcast shape. Every query has to see its own key.
+        """
+
+    def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
+        return (SeenEviction(since=0, heads=self.acting_heads(layer.heads), policy=self),)
+
+    def check_sees(self) -> None:
+        """Raise SinkscopeError when `sees` was redefined below a class that binds, or keeps, by other means."""
+        if overrides(type(self), "sees", ("bind", "kept")) and type(self).bind is not StaticPolicy.bind:
+            raise SinkscopeError(
+                f"{type(self).__name__} gives a `sees` of its own to a policy that does not ask it; derive it from "
+                "sinkscope.StaticPolicy itself."
+            )
+
+
+def check_count(policy: Policy, name: str, least: int) -> None:
+    """Raise SinkscopeError when a field is no whole number from `least` on."""
+    value = getattr(policy, name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise SinkscopeError(
+            f"{type(policy).__name__}({name}={value!r}) cannot be kept; give a whole {name} >= {least}."
+        )
+
+
+def check_bias(bias: float) -> None:
+    """Raise SinkscopeError when a bias is no number, or one that leaves nothing but the keys it is added to."""
+    if not isinstance(bias, (int, float)) or math.isnan(bias) or bias == math.inf:
+        raise SinkscopeError(f"bias={bias!r} is no dose; give a number, or -math.inf to evict.")
+
+
+def check_choice(policy: Policy, name: str, known: Sequence[str]) -> None:
+    """Raise SinkscopeError when a field is none of the words it may be."""
+    if getattr(policy, name) not in known:
+        raise SinkscopeError(f"{name}={getattr(policy, name)!r} is unknown; give one of {', '.join(known)}.")

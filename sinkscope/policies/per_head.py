@@ -1,0 +1,160 @@
+"""Another policy in every layer and head."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from sinkscope.attention.eviction import Eviction
+from sinkscope.attention.placement import chosen_heads
+from sinkscope.errors import SinkscopeError
+from sinkscope.policies.base import BoundLayer, Policy
+from sinkscope.policies.windows import Dense
+
+
+@dataclass(frozen=True, repr=False)
+class PerHead(Policy):
+    """Sinks in these heads, dense attention in those: DuoAttention (Xiao et al. 2024) and its like.
+
+    A cache holds all keys for it, since some head may see them.
+
+    Args:
+        policies: (layer, head) -> the policy of that head.
+        default: the policy of all other heads.
+        shared: whether heads are numbered as key-value heads, each standing for the query heads that share it.
+
+    Raises:
+        SinkscopeError: entries that are no (layer, head), or no policies; policies that say themselves where they act,
+            that are recomputed, or made of others.
+    """
+
+    policies: Mapping[tuple[int, int], Policy] = field(default_factory=dict)
+    default: Policy = field(default_factory=Dense)
+    shared: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        given: Any = self.policies
+        entries = tuple(given.items() if isinstance(given, Mapping) else given)
+        for entry in entries:
+            if not (isinstance(entry, tuple) and len(entry) == 2 and _is_place(entry[0])):
+                raise SinkscopeError(
+                    f"PerHead holds {entry!r}, which is no (layer, head) with its policy; give for example "
+                    "PerHead({(3, 1): Dense()}, default=SinkWindow(4, 60))."
+                )
+        for policy in (self.default, *(policy for _, policy in entries)):
+            _check_part(policy)
+        if self.layers is not None or self.heads is not None:
+            raise SinkscopeError("PerHead says by its entries where it acts; leave out layers= and heads=.")
+        object.__setattr__(self, "policies", tuple(sorted(entries, key=lambda entry: entry[0])))
+
+    @classmethod
+    def from_table(
+        cls,
+        table: Any,
+        full: Policy | None = None,
+        streaming: Policy | None = None,
+        threshold: float = 0.5,
+        layers: Sequence[int] | None = None,
+    ) -> PerHead:
+        """The policy of a table of gates, as DuoAttention publishes its patterns.
+
+        Args:
+            table: numbers [layer, kv_head] in [0, 1], or a file of them with tabs between columns: how much a head
+                needs the whole text.
+            full: the policy of heads above the threshold; `Dense()` when None.
+            streaming: the policy of the others; ``SinkWindow(128, 256)``, as in DuoAttention, when None.
+            threshold: above it a head is given `full`.
+            layers: the number of the layer of each row; 0, 1, 2, ... when None.
+        """
+        from sinkscope.policies.windows import SinkWindow
+
+        try:
+            is_file = isinstance(table, (str, os.PathLike))
+            gates = np.loadtxt(table, delimiter="\t", ndmin=2) if is_file else np.asarray(table, dtype=float)
+        except (OSError, ValueError) as problem:
+            raise SinkscopeError(f"{table!r} is no table of gates [layer, kv_head] ({problem}).") from problem
+        numbers = range(len(gates)) if layers is None else layers
+        if gates.ndim != 2 or len(numbers) != len(gates) or not np.isfinite(gates).all():
+            raise SinkscopeError(
+                f"a table of gates has a finite number for each layer and key-value head; got the shape {gates.shape} "
+                f"for {len(numbers)} layers."
+            )
+        chosen = {
+            (int(layer), head): full or Dense()
+            for layer, row in zip(numbers, gates, strict=True)
+            for head, gate in enumerate(row)
+            if gate > threshold
+        }
+        return cls(chosen, default=streaming or SinkWindow(128, 256), shared=True)
+
+    def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
+        groups: dict[Policy, list[int]] = {}
+        own = {head: policy for (number, head), policy in self._entries if number == layer.number}
+        group = layer.heads // layer.kv_heads if self.shared else 1
+        for head in range(layer.heads):
+            groups.setdefault(own.get(head // group, self.default), []).append(head)
+        return tuple(
+            replace(eviction, heads=chosen_heads(heads, layer.heads))
+            for policy, heads in groups.items()
+            for eviction in policy.bind(layer)
+        )
+
+    def check_place(self, layers: Sequence[int], heads: int | None, kv_heads: int | None = None) -> None:
+        most = kv_heads if self.shared else heads
+        for (layer, head), _ in self._entries:
+            if layer not in layers or head < 0 or (most is not None and head >= most):
+                kind = "key-value head" if self.shared else "head"
+                raise SinkscopeError(
+                    f"PerHead names {kind} {head} of layer {layer}, which the model does not have; its attention "
+                    f"layers are {min(layers)} to {max(layers)}" + (f", with {most} {kind}s each." if most else ".")
+                )
+
+    @property
+    def is_dense(self) -> bool:
+        return all(policy.is_dense for policy in (self.default, *(policy for _, policy in self._entries)))
+
+    @property
+    def is_partial(self) -> bool:
+        return True
+
+    @property
+    def remembers(self) -> bool:  # type: ignore[override]
+        return any(policy.remembers for policy in (self.default, *(policy for _, policy in self._entries)))
+
+    @property
+    def place(self) -> str:
+        """Which heads have which policy, in a few words."""
+        counts: dict[str, int] = {}
+        for _, policy in self._entries:
+            counts[policy.name] = counts.get(policy.name, 0) + 1
+        return "; ".join(f"{name} in {count} heads" for name, count in counts.items())
+
+    @property
+    def description(self) -> str:
+        return f"{self.default.name} but" if self._entries else self.default.name
+
+    @property
+    def name(self) -> str:
+        return self.label or f"{self.description} {self.place}".strip()
+
+    @property
+    def _entries(self) -> tuple[tuple[tuple[int, int], Policy], ...]:
+        entries: Any = self.policies
+        return entries
+
+
+def _is_place(given: Any) -> bool:
+    return isinstance(given, tuple) and len(given) == 2 and all(type(number) is int for number in given)
+
+
+def _check_part(policy: Any) -> None:
+    if not isinstance(policy, Policy):
+        raise SinkscopeError(f"PerHead holds {policy!r}, which is no policy; give instances such as sinkscope.Dense().")
+    if policy.recomputed or isinstance(policy, PerHead):
+        raise SinkscopeError(f"{policy!r} cannot be the policy of single heads; give one that evicts keys, or Dense().")
+    if policy.is_partial:
+        raise SinkscopeError(f"{policy!r} says itself where it acts; leave out its layers and heads, PerHead has them.")

@@ -1,0 +1,118 @@
+"""What a probe is: something measured on the way, that never touches the attention's output.
+
+There are three kinds, by what they need. A `LayerProbe` reads queries, keys and the log-sum-exp: it is free. A
+`TileProbe` reads every probability once, in the one blockwise pass that all of them share. A `HiddenProbe` reads the
+hidden states behind each decoder layer. A probe declares the variables that it makes:
+
+    class Kurtosis(sinkscope.HiddenProbe):
+        makes = {"kurtosis": sinkscope.Variable(dims=("sequence", "token"), units="1")}
+
+        def observe_hidden(self, hidden):
+            centred = hidden.float() - hidden.float().mean(-1, keepdim=True)
+            return {"kurtosis": (centred**4).mean(-1) / (centred**2).mean(-1) ** 2}
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from sinkscope.attention.layer import Layer, Tile
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable of the record that a probe makes.
+
+    Attributes:
+        dims: names of the dimensions of what the probe gives for one layer; the first is always "sequence", and the
+            record adds "layer" behind it. "query", "map_query" and "token" run over the tokens of a forward pass, and
+            those of a later one follow. Arrays without such a dimension hold sums over the queries, and a later forward
+            pass of the same sequences adds to them.
+        units: of the numbers, "1" for those without.
+        description: what it is, in a few words.
+        averaged: the record keeps the mean over sequences only (NaN entries left out).
+    """
+
+    dims: tuple[str, ...]
+    units: str = "1"
+    description: str = ""
+    averaged: bool = False
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Numbers with coordinates, for dimensions that do not simply count from 0; else a tensor alone will do.
+
+    Attributes:
+        values: of the dimensions declared.
+        coords: by name of the dimension.
+    """
+
+    values: Tensor
+    coords: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+Measurements = Mapping[str, "Tensor | Measured"]
+
+
+class Probe(ABC):  # noqa: B024 - what there is to implement depends on the kind of probe
+    """Something measured in each layer; derive from `LayerProbe`, `TileProbe` or `HiddenProbe`.
+
+    Attributes:
+        makes: by name, the variables that it makes.
+    """
+
+    makes: ClassVar[Mapping[str, Variable]] = {}
+
+    def wants(self, layer: int) -> bool:
+        """Whether the probe looks at this layer."""
+        return True
+
+    @property
+    def coordinates(self) -> Mapping[str, np.ndarray]:
+        """Numbers of the probe's own that readers of the record need: coordinates with a dimension of their name."""
+        return {}
+
+    def check(self, layers: Sequence[int]) -> None:  # noqa: B027 - most probes ask for nothing special
+        """Raise SinkscopeError when the probe asks for what a model with these attention layers does not have."""
+
+
+def probe_classes() -> Iterator[type[Probe]]:
+    """All classes of probes that are known now, those of users too."""
+    waiting = Probe.__subclasses__()
+    while waiting:
+        each = waiting.pop(0)
+        waiting += each.__subclasses__()
+        yield each
+
+
+class LayerProbe(Probe):
+    @abstractmethod
+    def observe(self, layer: Layer) -> Measurements:
+        """Measure one layer."""
+
+
+class TileProbe(Probe):
+    @abstractmethod
+    def start(self, layer: Layer) -> Tensor:
+        """An empty sum for one layer."""
+
+    @abstractmethod
+    def add(self, total: Tensor, layer: Layer, tile: Tile) -> None:
+        """Add one tile to the sum."""
+
+    @abstractmethod
+    def finish(self, total: Tensor, layer: Layer) -> Measurements:
+        """The sum as named arrays."""
+
+
+class HiddenProbe(Probe):
+    @abstractmethod
+    def observe_hidden(self, hidden: Tensor) -> Measurements:
+        """Measure the hidden states [sequence, token, dim] that a decoder layer hands on."""

@@ -1,0 +1,147 @@
+"""Eviction in closed form: what taking keys away would do to each head, from one dense pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from sinkscope.attention.layer import FusedLayer, Layer
+from sinkscope.errors import SinkscopeError
+from sinkscope.probes.base import LayerProbe, Measurements, Variable
+
+PER_QUERY = ("sequence", "head", "query")
+THIN = 1 / 16  # with less mass than this left, the rest is attended anew: a difference would have too few digits
+
+
+@dataclass(frozen=True)
+class EvictionEffect(LayerProbe):
+    """What evicting keys from one layer would do to its heads, exactly and without doing it.
+
+    With the mass ``m = sum_{j in E} A_j`` on the evicted keys and ``b = sum_{j in E} A_j v_j``, what they hand on, a
+    head's output ``o`` becomes ``o' = (o - b) / (1 - m)``: sum-to-one multiplies every other weight by ``1 / (1 - m)``.
+    The change ``o' - o`` is the sum of two parts, ``m o'`` (the *lost denominator*: parked mass forced onto the others)
+    and ``-b`` (the *lost value*). First order means one layer at a time: what later layers make of it is not in it.
+
+    Makes, [sequence, layer, head, query], NaN for queries up to the last of the keys:
+
+        log_amplification   -log(1 - m), nats
+        output_norm         Euclidean norm of o
+        change_norm         of o' - o
+        lost_denominator    of m o'
+        lost_value          of b
+
+    Only the first is made for models outside the attention interface.
+
+    Args:
+        keys: places of the evicted keys.
+    """
+
+    keys: Sequence[int] = (0, 1, 2, 3)
+
+    makes: ClassVar = {
+        "log_amplification": Variable(PER_QUERY, "nats", "logarithm of what the other weights are multiplied by"),
+        "output_norm": Variable(PER_QUERY, "1", "Euclidean norm of what a head hands on"),
+        "change_norm": Variable(PER_QUERY, "1", "norm of the change of a head's output"),
+        "lost_denominator": Variable(PER_QUERY, "1", "norm of the part of it that other keys' weights make"),
+        "lost_value": Variable(PER_QUERY, "1", "norm of the part of it that the evicted values make"),
+    }
+
+    def __post_init__(self) -> None:
+        keys = self.keys
+        if isinstance(keys, (int, str)) or not len(keys) or len(set(keys)) < len(keys) or min(keys) < 0:
+            raise SinkscopeError(f"EvictionEffect(keys={keys!r}) evicts nothing; give different places, as (0, 1, 2).")
+
+    @property
+    def coordinates(self) -> Mapping[str, np.ndarray]:
+        return {"evicted_key": np.asarray(sorted(self.keys))}
+
+    def observe(self, layer: Layer) -> Measurements:
+        effect = eviction_effect(layer, self.keys)
+        early = max(0, max(self.keys) + 1 - layer.start)
+        found = {"log_amplification": effect.log_amplification}
+        if effect.change is not None and effect.value is not None and layer.output is not None:
+            vectors = {
+                "output_norm": layer.output,
+                "change_norm": effect.change,
+                "lost_denominator": effect.change + effect.value,
+                "lost_value": effect.value,
+            }
+            found |= {name: vector.float().norm(dim=-1) for name, vector in vectors.items()}
+        for norm in found.values():
+            norm[..., :early] = torch.nan
+        return found
+
+
+class Effect(NamedTuple):
+    """The effect of evicting keys from one layer.
+
+    Attributes:
+        log_amplification: [sequence, head, query] logarithm of what the other weights are multiplied by.
+        change: [sequence, head, query, dim] of the output; None where the layer does not show its output.
+        value: [sequence, head, query, dim] what the evicted keys handed on; None likewise.
+    """
+
+    log_amplification: Tensor
+    change: Tensor | None
+    value: Tensor | None
+
+
+def eviction_effect(layer: Layer, keys: Sequence[int]) -> Effect:
+    """The closed form, for queries that see another key too; what it gives for others means nothing.
+
+    Raises:
+        SinkscopeError: the layer's weights do not compete for one unit, or a policy acts on it.
+    """
+    _check(layer)
+    rows, places = slice(0, layer.rows), [key - layer.key_start for key in sorted(keys)]
+    seen = [place for place in places if 0 <= place < layer.length - layer.key_start]
+    columns = [layer.probabilities(rows, slice(place, place + 1)) for place in seen]
+    weights = torch.cat(columns, -1) if columns else layer.lse.new_zeros(*layer.lse.shape, 0)
+    mass = weights.double().sum(-1)
+    amplification = -torch.log1p(-mass.clamp(max=1 - 1e-12)).to(layer.lse)
+    if layer.output is None or layer.value is None or not isinstance(layer, FusedLayer):
+        return Effect(amplification, None, None)
+    group = layer.heads // layer.value.shape[1]
+    states = repeat(
+        layer.value[:, :, seen].float(), "sequence kv_head key dim -> sequence (kv_head group) key dim", group=group
+    )
+    value = weights @ states
+    output, left = layer.output.float(), (1 - mass).to(layer.lse)[..., None]
+    change = (output - value) / left.clamp(min=torch.finfo(torch.float32).tiny) - output
+    for sequence, head in (mass > 1 - THIN).any(-1).nonzero().tolist():
+        thin = (mass[sequence, head] > 1 - THIN).nonzero().flatten()
+        rest, lse = _attended_anew(layer, sequence, head, thin, seen)
+        change[sequence, head, thin] = rest - output[sequence, head, thin]
+        amplification[sequence, head, thin] = layer.lse[sequence, head, thin] - lse
+    return Effect(amplification, change, value)
+
+
+def _attended_anew(
+    layer: FusedLayer, sequence: int, head: int, rows: Tensor, evicted: list[int]
+) -> tuple[Tensor, Tensor]:
+    """Output [query, dim] and lse [query] of some queries of one head over the keys that are not evicted."""
+    one = layer.one_head(sequence, head, rows)
+    scores = one.logits(slice(0, len(rows)), slice(0, one.key.shape[2]))
+    scores[..., evicted] = torch.finfo(scores.dtype).min
+    lse = scores.logsumexp(-1)
+    if layer.virtual_logit is not None:
+        lse = torch.logaddexp(lse, layer.virtual_logit[head])
+    assert one.value is not None
+    output = (scores - lse[..., None]).exp() @ one.value.float()
+    return rearrange(output, "1 1 query dim -> query dim"), lse[0, 0]
+
+
+def _check(layer: Layer) -> None:
+    if isinstance(layer, FusedLayer) and layer.evictions:
+        raise SinkscopeError("EvictionEffect reads a dense pass; leave out the policy, or its layer.")
+    if isinstance(layer, FusedLayer) and layer.weighing.replaces_softmax:
+        raise SinkscopeError(
+            f"under {layer.weighing.pointwise or layer.weighing.whole!r} the weights are not shares of a denominator, "
+            "which is all that this closed form knows; EvictionEffect is for normalisers that have one."
+        )

@@ -1,0 +1,194 @@
+"""Attention maps, pooled or whole, and means of the corner of the first tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sinkscope.attention.layer import Layer, Tile
+from sinkscope.attention.masks import is_hidden
+from sinkscope.errors import SinkscopeError
+from sinkscope.probes.base import LayerProbe, Measured, Measurements, TileProbe, Variable
+
+
+@dataclass(frozen=True)
+class Maps(TileProbe):
+    """Attention maps [query, key] of chosen layers and heads; the only probe that keeps a map.
+
+    Makes ``attention_map`` [sequence, layer, head, map_query, map_key]. Where a text is longer than `resolution`,
+    neighbouring tokens share a cell: with ``pool="mass"`` a cell holds the mass that its keys receive together,
+    averaged over its queries (rows still sum to 1); with ``pool="max"`` the largest probability in it, so that a sink
+    one column wide survives.
+
+    Args:
+        layers, heads: which; all when None.
+        resolution: cells along each side at most; None keeps every token, a T x T tensor per head.
+        pool: "mass" or "max".
+    """
+
+    makes: ClassVar = {
+        "attention_map": Variable(("sequence", "head", "map_query", "map_key"), "1", "attention, pooled into cells")
+    }
+
+    layers: Sequence[int] | None = None
+    heads: Sequence[int] | None = None
+    resolution: int | None = 64
+    pool: Literal["mass", "max"] = "mass"
+
+    def __post_init__(self) -> None:
+        if self.resolution is not None and self.resolution < 1:
+            raise SinkscopeError(f"Maps(resolution={self.resolution}) has no cells; give resolution >= 1 or None.")
+        for name, chosen in (("layers", self.layers), ("heads", self.heads)):
+            if chosen is not None and (isinstance(chosen, (int, str)) or len(chosen) == 0):
+                raise SinkscopeError(
+                    f"Maps({name}={chosen!r}) names none; give a list such as [0, 5], or None for all."
+                )
+        if self.pool not in ("mass", "max"):
+            raise SinkscopeError(f'Maps(pool="{self.pool}") is unknown; give "mass" or "max".')
+
+    def wants(self, layer: int) -> bool:
+        return self.layers is None or layer in self.layers
+
+    def check(self, layers: Sequence[int]) -> None:
+        outside = [layer for layer in self.layers or () if layer not in layers]
+        if outside:
+            raise SinkscopeError(
+                f"layer {outside[0]} is out of range: the model has attention in layers {layers[0]} to {layers[-1]}."
+            )
+
+    def start(self, layer: Layer) -> Tensor:
+        heads = self._heads(layer)
+        if self.resolution is not None and layer.start > 0:
+            raise SinkscopeError(
+                "pooled maps need the whole text in one forward pass; pass it at once, or use resolution=None."
+            )
+        rows = layer.rows if self.resolution is None else self._cells(layer)
+        columns = layer.length if self.resolution is None else self._cells(layer)
+        return layer.lse.new_zeros(layer.lse.shape[0], len(heads), rows, columns)
+
+    def add(self, total: Tensor, layer: Layer, tile: Tile) -> None:
+        places, picked = self._pick(layer, tile)
+        if not places:
+            return
+        first = tile.columns.start + layer.key_start
+        last = tile.columns.stop + layer.key_start
+        if self.resolution is None:
+            total[:, places, tile.rows, first:last] = picked
+            return
+        rows = _edges(layer.start + tile.rows.start, layer.start + tile.rows.stop, layer.length, self._cells(layer))
+        columns = _edges(first, last, layer.length, self._cells(layer))
+        cells = (slice(None), places, slice(rows.cell, rows.cell + len(rows.sizes)),
+                 slice(columns.cell, columns.cell + len(columns.sizes)))  # fmt: skip
+        if self.pool == "mass":
+            total[cells] += _pooled(picked, rows.sizes, -2, torch.sum) @ _membership(columns.sizes).to(picked)
+        else:
+            part = _pooled(_pooled(picked, rows.sizes, -2, torch.amax), columns.sizes, -1, torch.amax)
+            total[cells] = torch.maximum(total[cells], part)
+
+    def finish(self, total: Tensor, layer: Layer) -> Measurements:
+        coords = {"head": np.asarray(self._heads(layer))}
+        if self.resolution is not None:
+            cells = self._cells(layer)
+            sizes = torch.tensor(_edges(0, layer.length, layer.length, cells).sizes, device=total.device)
+            if self.pool == "mass":
+                total /= sizes[:, None]
+            starts = np.cumsum([0, *sizes[:-1].tolist()])
+            coords |= {"map_query": starts, "map_key": starts}
+        return {"attention_map": Measured(total, coords)}
+
+    def _pick(self, layer: Layer, tile: Tile) -> tuple[list[int], Tensor]:
+        """Where the wanted heads of a tile go, and their probabilities."""
+        places = {head: place for place, head in enumerate(self._heads(layer))}
+        inside = range(tile.heads.start, tile.heads.stop)
+        wanted = [head for head in inside if head in places]
+        if len(wanted) == len(inside):  # no copy of what is wanted whole
+            return [places[head] for head in wanted], tile.probabilities
+        picked = tile.probabilities[:, [head - tile.heads.start for head in wanted]]
+        return [places[head] for head in wanted], picked
+
+    def _heads(self, layer: Layer) -> Sequence[int]:
+        heads = range(layer.heads) if self.heads is None else self.heads
+        outside = [head for head in heads if not 0 <= head < layer.heads]
+        if outside:
+            raise SinkscopeError(f"head {outside[0]} is out of range: the layer has heads 0 to {layer.heads - 1}.")
+        return heads
+
+    def _cells(self, layer: Layer) -> int:
+        return min(layer.length, self.resolution or layer.length)
+
+
+class _Edges(NamedTuple):
+    """How a range of positions falls into cells: the first cell it touches, and how much of each lies inside."""
+
+    cell: int
+    sizes: tuple[int, ...]
+
+
+@lru_cache(maxsize=4096)
+def _edges(first: int, last: int, length: int, cells: int) -> _Edges:
+    """Cells as even as whole tokens allow: position p lies in cell ``p * cells // length``."""
+    low, high = first * cells // length, (last - 1) * cells // length
+    starts = [-(-cell * length // cells) for cell in range(low, high + 2)]
+    bounds = [max(first, min(last, start)) for start in starts]
+    return _Edges(low, tuple(stop - start for start, stop in pairwise(bounds)))
+
+
+@lru_cache(maxsize=64)
+def _membership(sizes: tuple[int, ...]) -> Tensor:
+    """Ones [position, cell] where the position belongs to the cell."""
+    cells = torch.arange(len(sizes))
+    return torch.nn.functional.one_hot(cells.repeat_interleave(torch.tensor(sizes)), len(sizes)).float()
+
+
+def _pooled(values: Tensor, sizes: tuple[int, ...], dim: int, reduce: Callable[..., Tensor]) -> Tensor:
+    """Neighbours along a dimension reduced in groups of the given sizes."""
+    return torch.stack([reduce(part, dim) for part in values.split(sizes, dim)], dim)
+
+
+CORNER = ("sequence", "head", "corner_query", "corner_key")
+
+
+@dataclass(frozen=True)
+class MeanLogits(LayerProbe):
+    """Mean over sequences of the attention *logits*, and beside them of the *probabilities*, of the first tokens.
+
+    StreamingLLM (Xiao et al. 2023) shows logits in its Figure 2 (256 sentences of 16 tokens) and probabilities in
+    Figure 12; the two are easily mixed up, so both are kept, each under its name. Makes ``mean_logit`` and
+    ``mean_probability`` [layer, head, corner_query, corner_key], NaN where the key is hidden. Logits are scaled and
+    soft-capped as the softmax sees them.
+
+    Args:
+        tokens: side of the corner of the map, in tokens.
+    """
+
+    tokens: int = 16
+
+    makes: ClassVar = {
+        "mean_logit": Variable(CORNER, "1", "mean attention logit among the first tokens", averaged=True),
+        "mean_probability": Variable(CORNER, "1", "mean attention among the first tokens", averaged=True),
+    }
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tokens, int) or self.tokens < 1:
+            raise SinkscopeError(f"MeanLogits(tokens={self.tokens!r}) measures nothing; give a whole tokens >= 1.")
+
+    def observe(self, layer: Layer) -> Measurements:
+        shape = (*layer.lse.shape[:2], self.tokens, self.tokens)
+        logit = torch.full(shape, torch.nan, device=layer.lse.device)
+        probability = logit.clone()
+        stop = min(self.tokens, layer.length)
+        if layer.start < stop and layer.key_start == 0:
+            queries, keys = slice(0, stop - layer.start), slice(0, stop)
+            corner = layer.logits(queries, keys)
+            hidden = is_hidden(corner)
+            logit[:, :, layer.start : stop, :stop] = corner.masked_fill(hidden, torch.nan)
+            weights = layer.probabilities(queries, keys).masked_fill(hidden, torch.nan)
+            probability[:, :, layer.start : stop, :stop] = weights
+        return {"mean_logit": logit, "mean_probability": probability}

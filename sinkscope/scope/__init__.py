@@ -1,0 +1,1 @@
+"""The scope: the one way into a model, and out again."""

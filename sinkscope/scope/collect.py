@@ -1,0 +1,305 @@
+"""From measurements of layers and forward passes to one record.
+
+Every row of a batch is a sequence of its own. Measurements of later forward passes over the same sequences (a filled
+cache, token by token) are joined to the earlier ones; a forward pass that raises leaves no trace.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+from torch import Tensor
+
+from sinkscope.attention.layer import Layer
+from sinkscope.errors import SinkscopeError
+from sinkscope.probes import (
+    HiddenProbe,
+    LayerProbe,
+    Measured,
+    Measurements,
+    Probe,
+    TileProbe,
+    Variable,
+)
+
+
+class Declared(NamedTuple):
+    """What a probe measured in one layer, with the variable that it declared for it."""
+
+    variable: Variable
+    values: Tensor
+    coords: dict[str, np.ndarray]
+
+
+def checked_probes(probes: Iterable[Probe], layers: Sequence[int]) -> tuple[Probe, ...]:
+    """The probes: all of them of a known kind, none twice, none asking for a layer that is not there."""
+    given = tuple(probes) if isinstance(probes, Iterable) else (probes,)
+    makers: dict[str, Probe] = {}
+    for probe in given:
+        if not isinstance(probe, Probe):
+            raise SinkscopeError(f"{probe!r} is not a probe; give instances such as sinkscope.SinkMass(first=4).")
+        if not isinstance(probe, (LayerProbe, TileProbe, HiddenProbe)):
+            raise SinkscopeError(
+                f"{type(probe).__name__} is a probe of no kind, so it would look at nothing; derive it from "
+                "sinkscope.LayerProbe, TileProbe or HiddenProbe."
+            )
+        if sum(type(other) is type(probe) for other in given) > 1:
+            raise SinkscopeError(
+                f"{type(probe).__name__} is given twice, and both would write the same variable; give it once."
+            )
+        for name, variable in probe.makes.items():
+            if not isinstance(variable, Variable) or variable.dims[:1] != ("sequence",):
+                raise SinkscopeError(
+                    f"{type(probe).__name__} declares `{name}` as {variable!r}; expected a sinkscope.Variable whose "
+                    'first dimension is "sequence".'
+                )
+            other = makers.setdefault(name, probe)
+            if other is not probe and other.makes[name] != variable:
+                raise SinkscopeError(
+                    f"{type(probe).__name__} and {type(other).__name__} both make `{name}`, and declare it otherwise; "
+                    "give one of them, or another name."
+                )
+        probe.check(layers)
+    return given
+
+
+def measure_layer(probes: Sequence[Probe], number: int, layer: Layer) -> dict[str, Declared]:
+    """All that the probes measure in one layer; those that read every probability share one pass."""
+    measured: dict[str, Declared] = {}
+    wanting = [probe for probe in probes if probe.wants(number)]
+    for probe in wanting:
+        if isinstance(probe, LayerProbe):
+            measured |= declared(probe, probe.observe(layer))
+    totals = [(probe, probe.start(layer)) for probe in wanting if isinstance(probe, TileProbe)]
+    if totals:
+        for tile in layer.tiles():
+            for probe, total in totals:
+                probe.add(total, layer, tile)
+    for probe, total in totals:
+        measured |= declared(probe, probe.finish(total, layer))
+    return measured
+
+
+def declared(probe: Probe, measured: Measurements) -> dict[str, Declared]:
+    """What a probe gave, as what it declared.
+
+    Raises:
+        SinkscopeError: a variable that it did not declare, or numbers of other dimensions.
+    """
+    found = {}
+    for name, given in measured.items():
+        held = given if isinstance(given, Measured) else Measured(given)
+        variable = probe.makes.get(name)
+        if variable is None:
+            makes = ", ".join(probe.makes) or "nothing"
+            raise SinkscopeError(
+                f"{type(probe).__name__} gave `{name}`, which it does not declare (its `makes` has {makes}); add "
+                f"{name!r}: sinkscope.Variable(dims=...) to it."
+            )
+        if not isinstance(held.values, Tensor) or held.values.dim() != len(variable.dims):
+            shape = tuple(held.values.shape) if isinstance(held.values, Tensor) else type(held.values).__name__
+            raise SinkscopeError(
+                f"{type(probe).__name__} gave `{name}` as {shape}; it declares a tensor "
+                f"[{', '.join(variable.dims)}] for each layer."
+            )
+        found[name] = Declared(variable, held.values, dict(held.coords))
+    return found
+
+
+FOLLOWING = ("query", "token", "map_query")  # dimensions along which a later forward pass continues
+
+OWN_PAGES = 32 << 20  # bytes from which malloc gives an array pages of its own instead of a place on the heap
+
+
+@dataclass(eq=False)
+class Text:
+    """One sequence on its way through the model.
+
+    Attributes:
+        start: position of the first token measured.
+        token_ids: ids of the tokens measured so far, -1 for those that came as embeddings.
+        tokens: how many tokens were measured so far.
+        number: its place in the record, once a forward pass over it has finished.
+    """
+
+    start: int
+    token_ids: list[np.ndarray] = field(default_factory=list)
+    tokens: int = 0
+    number: int | None = None
+
+
+@dataclass
+class Pieces:
+    """What all pieces of one variable share; dims are those behind "sequence"."""
+
+    dims: tuple[str, ...]
+    coords: dict[str, np.ndarray]
+    averaged: bool
+
+
+class Staged(NamedTuple):
+    """One variable of the forward pass under way.
+
+    Attributes:
+        variable, texts: what the values are, and of which texts.
+        layers: the layers measured so far.
+        values: by layer; arrays [text, ...]. Small ones share one allocation, made once: anything that is allocated
+            layer by layer and stays pins a hole in the heap that the next layer's activations no longer fit into.
+    """
+
+    variable: Pieces
+    texts: list[Text]
+    layers: list[int]
+    values: np.ndarray | list[np.ndarray | None]
+
+
+class Collector:
+    """Gathers measurements and makes the record.
+
+    Args:
+        layers: the number of each attention layer in the model.
+    """
+
+    def __init__(self, layers: list[int]) -> None:
+        self.layers = layers
+        self.texts: list[Text] = []
+        self.variables: dict[str, Pieces] = {}
+        self.pieces: dict[tuple[str, int, int], list[np.ndarray]] = defaultdict(list)  # by name, layer, text
+        self.sums: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._staged: dict[tuple[Any, ...], Staged] = {}
+
+    def add(self, layer: int, texts: list[Text], measurements: Mapping[str, Declared]) -> None:
+        """Stage what was measured in one layer (counted from 0) for some texts."""
+        for name, measured in measurements.items():
+            values = _numpy(measured.values)
+            variable = Pieces(measured.variable.dims[1:], measured.coords, measured.variable.averaged)
+            key = (name, id(texts[0]), values.shape)
+            if key not in self._staged:
+                count = len(self.layers)
+                small = values.nbytes < OWN_PAGES
+                room: Any = np.empty((count, *values.shape), values.dtype) if small else [None] * count
+                self._staged[key] = Staged(variable, texts, [], room)
+            staged = self._staged[key]
+            _check_same(name, staged.variable, variable)
+            staged.values[layer] = values
+            staged.layers.append(layer)
+
+    def discard(self) -> None:
+        """Forget a forward pass that did not finish."""
+        self._staged.clear()
+
+    def check(self) -> None:
+        """Raise SinkscopeError when the staged forward pass does not fit what was kept before."""
+        variables = dict(self.variables)
+        for (name, *_), staged in self._staged.items():
+            _check_same(name, variables.setdefault(name, staged.variable), staged.variable)
+        self.variables = variables
+
+    def commit(self, texts: list[Text]) -> None:
+        """Keep a forward pass over these texts that finished and was checked."""
+        for text in texts:
+            if text.number is None:
+                text.number = len(self.texts)
+                self.texts.append(text)
+        for (name, *_), staged in self._staged.items():
+            for layer in staged.layers:
+                values: Any = staged.values[layer]
+                if staged.variable.averaged:
+                    total, count = self.sums.get((name, layer), (0.0, 0))
+                    self.sums[name, layer] = (total + np.nansum(values, 0), count + np.isfinite(values).sum(0))
+                    continue
+                for text, value in zip(staged.texts, values, strict=True):
+                    assert text.number is not None
+                    self.pieces[name, layer, text.number].append(value)
+        self.discard()
+
+    def variable(self, name: str) -> xr.DataArray:
+        """One variable as an array [sequence, layer, ...] over the layers it was measured in."""
+        known = self.variables[name]
+        if any(key[0] == name for key in self.sums):
+            means = {}
+            for (variable, layer), (total, count) in self.sums.items():
+                if variable == name:
+                    means[layer] = np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+            stacked = self._stack(known, {(0, layer): mean for layer, mean in means.items()}, sequences=1)
+            return stacked[0].drop_vars("sequence")
+        joined = {
+            (sequence, layer): _join(chunks, known.dims)
+            for (variable, layer, sequence), chunks in self.pieces.items()
+            if variable == name
+        }
+        return self._stack(known, joined, sequences=len(self.texts))
+
+    def _stack(self, known: Pieces, arrays: dict[tuple[int, int], np.ndarray], sequences: int) -> xr.DataArray:
+        layers = sorted({layer for _, layer in arrays})
+        offset = {dim: [row.start if dim in FOLLOWING else 0 for row in self.texts] or [0] for dim in known.dims}
+        sizes = [
+            max(array.shape[axis] + offset[dim][sequence] for (sequence, _), array in arrays.items())
+            for axis, dim in enumerate(known.dims)
+        ]
+        kind = next(iter(arrays.values())).dtype
+        stacked = np.full((sequences, len(layers), *sizes), np.nan if kind.kind == "f" else -1, dtype=kind)
+        for (sequence, layer), array in arrays.items():
+            place = tuple(
+                slice(offset[dim][sequence], offset[dim][sequence] + size)
+                for dim, size in zip(known.dims, array.shape, strict=True)
+            )
+            stacked[sequence, layers.index(layer)][place] = array
+        coords = {dim: np.arange(size) for dim, size in zip(known.dims, sizes, strict=True)} | known.coords
+        coords |= {"sequence": np.arange(sequences), "layer": np.asarray(self.layers)[layers]}
+        return xr.DataArray(stacked, dims=("sequence", "layer", *known.dims), coords=coords)
+
+    def check_finished(self) -> None:
+        """Raise SinkscopeError when no forward pass has finished."""
+        if not self.texts:
+            raise SinkscopeError("nothing was measured: no forward pass of the model finished while the scope was on.")
+
+    def record(self) -> xr.Dataset:
+        """All that was measured, over all layers of the model.
+
+        Raises:
+            SinkscopeError: nothing was measured.
+        """
+        self.check_finished()
+        arrays = [self.variable(name).rename(name) for name in self.variables]
+        missing = {array.name: np.nan if array.dtype.kind == "f" else -1 for array in arrays}
+        record = xr.merge(arrays, join="outer", fill_value=missing, compat="no_conflicts")
+        if record.sizes.get("layer", len(self.layers)) != len(self.layers):
+            record = record.reindex(layer=self.layers, fill_value=missing)
+        lengths = [row.start + row.tokens for row in self.texts]
+        if any((ids >= 0).any() for row in self.texts for ids in row.token_ids):
+            tokens = np.full((len(lengths), max(lengths)), -1, dtype=np.int64)
+            for line, row in enumerate(self.texts):
+                tokens[line, row.start : row.start + row.tokens] = np.concatenate(row.token_ids)
+            record = record.assign_coords(token_id=(("sequence", "token"), tokens))
+        return record.assign_coords(
+            sequence=np.arange(len(lengths)), length=("sequence", lengths), token=np.arange(max(lengths))
+        )
+
+
+def _check_same(name: str, known: Pieces, new: Pieces) -> None:
+    if any(not np.array_equal(known.coords[dim], at) for dim, at in new.coords.items()):
+        raise SinkscopeError(f"`{name}` has other cells or heads than before; pooled maps need texts of one length.")
+
+
+def _numpy(values: Tensor) -> np.ndarray:
+    values = values.detach().cpu()
+    return values.float().numpy() if values.is_floating_point() else values.int().numpy()
+
+
+def _join(chunks: list[np.ndarray], dims: tuple[str, ...]) -> np.ndarray:
+    """The pieces of one sequence as one: queries follow each other, sums over queries add up."""
+    if len(chunks) == 1:
+        return chunks[0]
+    along = next((axis for axis, dim in enumerate(dims) if dim in FOLLOWING), None)
+    widest = [max(sizes) for sizes in zip(*(chunk.shape for chunk in chunks), strict=True)]
+    padded = [
+        np.pad(chunk, [(0, 0 if axis == along else widest[axis] - size) for axis, size in enumerate(chunk.shape)])
+        for chunk in chunks
+    ]
+    return sum(padded[1:], padded[0]) if along is None else np.concatenate(padded, along)

@@ -1,0 +1,168 @@
+"""One forward pass: which tokens of the batch are real, and which texts they continue."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sinkscope.attention.layer import Layer
+from sinkscope.errors import SinkscopeError
+from sinkscope.hf.caches import Cache, given_cache, held_states, returned_cache
+from sinkscope.hf.models import input_embeddings
+from sinkscope.scope.collect import Text
+
+
+@dataclass
+class Filled:
+    """What a cache holds: whose tokens, in how many columns (padding included), and the last key of its first layer."""
+
+    texts: list[Text]
+    columns: int
+    last_key: Tensor | None
+
+
+Caches = WeakKeyDictionary[Cache, Filled]
+
+
+@dataclass
+class Forward:
+    """A forward pass under way.
+
+    Attributes:
+        texts: the text in each row of the batch.
+        cache: the cache it was given, or None.
+        past: columns that the cache held before, padding included.
+        real: booleans [batch, column] over past and new columns, or None when there is no padding.
+        ids: [batch, token] of the new columns, or None (embeddings, vision models).
+    """
+
+    texts: list[Text]
+    cache: Cache | None
+    past: int
+    real: Tensor | None
+    ids: Tensor | None
+    tokens: int = 0
+
+    def split(self, layer: Layer) -> Iterator[tuple[list[Text], Layer]]:
+        """The layer without padding, with the texts it belongs to: one at a time where there was some."""
+        self.tokens = layer.rows
+        if self.real is None:
+            yield self.texts, layer
+            return
+        for batch, real in enumerate(self.real):
+            query_columns = real[layer.start : layer.start + layer.rows].nonzero().flatten()
+            key_columns = real[layer.key_start : layer.start + layer.rows].nonzero().flatten()
+            if len(query_columns):
+                start, key_start = int(real[: layer.start].sum()), int(real[: layer.key_start].sum())
+                yield [self.texts[batch]], layer.sequence(batch, query_columns, key_columns, start, key_start)
+
+    def split_hidden(self, hidden: Tensor) -> Iterator[tuple[list[Text], Tensor]]:
+        """Hidden states [batch, token, dim] without padding, as `split`."""
+        self.tokens = hidden.shape[1]
+        if self.real is None:
+            yield self.texts, hidden
+            return
+        for batch, real in enumerate(self.real):
+            new = real[self.past : self.past + hidden.shape[1]]
+            if bool(new.any()):
+                yield [self.texts[batch]], hidden[batch : batch + 1, new]
+
+    def commit(self, caches: Caches, output: Any) -> Cache | None:
+        """Count the tokens of a forward pass that finished, and note what its cache holds now; gives the cache."""
+        new = slice(self.past, self.past + self.tokens)
+        for batch, text in enumerate(self.texts):
+            count = self.tokens if self.real is None else int(self.real[batch, new].sum())
+            ids = torch.full((count,), -1)
+            if self.ids is not None:
+                ids = self.ids[batch] if self.real is None else self.ids[batch, self.real[batch, new]]
+            text.token_ids.append(ids.cpu().numpy().astype(np.int64))
+            text.tokens += count
+        cache = self.cache if self.cache is not None else returned_cache(output)
+        if not isinstance(cache, Cache):
+            return None
+        caches[cache] = Filled(self.texts, self.past + self.tokens, _last_key(cache))
+        return cache
+
+
+def read_forward(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], caches: Caches) -> Forward:
+    """Read the arguments of a model's forward.
+
+    Raises:
+        SinkscopeError: token ids outside the vocabulary, texts packed into one row, or a cache that was cropped,
+            reordered (beam search) or filled with another batch size since it was last seen.
+    """
+    signature: Any = base.forward
+    given = dict(inspect.signature(signature).bind_partial(*args, **kwargs).arguments)
+    given |= given.pop("kwargs", {})
+    ids, cache, mask = given.get("input_ids"), given_cache(given), given.get("attention_mask")
+    cache = cache if isinstance(cache, Cache) else None
+    past = 0 if cache is None else int(cache.get_seq_length())
+    check_vocabulary(base, ids)
+    _check_positions(given.get("position_ids"), mask)
+    real = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask.all()) else None
+    batch = _batch_size(given)
+    if past and cache is not None and cache in caches:
+        _check_cache(cache, caches[cache], past, batch)
+        texts = caches[cache].texts
+    else:
+        texts = [Text(start=past if real is None else int(real[row, :past].sum())) for row in range(batch)]
+    return Forward(texts, cache, past, real, ids)
+
+
+def _batch_size(given: dict[str, Any]) -> int:
+    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+    for name in ("input_ids", "inputs_embeds", "pixel_values", *tensors):
+        if name in tensors:
+            return tensors[name].shape[0]
+    raise SinkscopeError("the model was called with nothing to read; give it input_ids.")
+
+
+def check_vocabulary(base: nn.Module, ids: Tensor | None) -> None:
+    """Raise SinkscopeError when a token id is none of the model's."""
+    if ids is None or ids.numel() == 0:
+        return
+    size = getattr(input_embeddings(base), "num_embeddings", None)
+    if size is None:
+        return
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= size:
+        raise SinkscopeError(
+            f"token id {low if low < 0 else high} is outside the vocabulary of {size} tokens; "
+            "use the tokenizer that belongs to this model."
+        )
+
+
+def _check_positions(positions: Any, mask: Any) -> None:
+    """Positions that restart without a mask mean several texts in one row."""
+    if mask is None and isinstance(positions, Tensor) and positions.dim() == 2 and bool((positions.diff() < 0).any()):
+        raise SinkscopeError(
+            "the positions restart within a row: several texts packed into one cannot be told apart; give each its row."
+        )
+
+
+def _check_cache(cache: Cache, filled: Filled, past: int, batch: int) -> None:
+    if len(filled.texts) != batch:
+        raise SinkscopeError(
+            f"the batch has {batch} rows, but this cache was filled with {len(filled.texts)}; "
+            "leave the scope and attach it again for another batch."
+        )
+    last_key = _last_key(cache)
+    unchanged = last_key is None or filled.last_key is None or torch.equal(last_key, filled.last_key)
+    if past != filled.columns or not unchanged:
+        raise SinkscopeError(
+            "the cache was cropped or its rows reordered since the last forward pass (beam search, assisted "
+            "decoding), so its tokens are no longer those that were measured; use greedy search or sampling."
+        )
+
+
+def _last_key(cache: Cache) -> Tensor | None:
+    """The key [batch, dim] that a cache's first layer appended last, a fingerprint of its rows."""
+    keys = held_states(cache, 0).get("keys")
+    return None if keys is None or not keys.shape[2] else keys[:, 0, -1].clone()

@@ -1,0 +1,317 @@
+"""The scope: the one way into a model, and out again.
+
+    with torch.no_grad(), capture(model) as scope:
+        model(ids)
+    scope.record
+
+Without `no_grad` everything is right too, gradients included, but slower: the fused kernel cannot be used.
+
+On entering, the model's attention implementation is set to "sinkscope" and forward hooks are hung on its attention
+modules, its layers and its base; on leaving, also after an exception or an interrupt, all of it is undone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from sinkscope.attention.eviction import Eviction
+from sinkscope.attention.layer import Layer
+from sinkscope.errors import SinkscopeError
+from sinkscope.hf.attention import use_implementation
+from sinkscope.hf.models import query_heads
+from sinkscope.models.facts import Anatomy, Part, find_anatomy, model_attributes, token_attributes
+from sinkscope.models.requirements import SCOPED, not_finite
+from sinkscope.normalisers import Normaliser, VirtualKey
+from sinkscope.policies import Dense, Policy
+from sinkscope.probes import FREE, HiddenProbe, LayerProbe, Probe, TileProbe
+from sinkscope.scope.binding import layer_evictions
+from sinkscope.scope.collect import Collector, checked_probes, declared, measure_layer
+from sinkscope.scope.forward import Caches, Forward, read_forward
+from sinkscope.scope.interface import EVICTIONS, NAME, NORMALISERS, AttentionWatch, cached_states
+
+
+def capture(model: nn.Module, probes: Iterable[Probe] | None = None) -> Scope:
+    """Measure where a model's attention goes while it runs as usual.
+
+    Args:
+        model: a transformers model, decoder, encoder or vision, in eval mode.
+        probes: what to measure; those that cost no second pass when None.
+
+    Returns:
+        A context manager; its `record` holds what was measured. Every row of a batch is a text of its own; forward
+        passes on a filled cache continue theirs. Only a mask [batch, token] marks padding. Inside the context the
+        model must stay in one thread, and must not be copied or pickled.
+
+    Raises:
+        SinkscopeError: when the model has no attention, is an encoder-decoder or several models in one, or carries a
+            scope already; during a forward pass, when its input cannot be measured (each message says why).
+    """
+    return Scope(model, FREE if probes is None else probes)
+
+
+def attached(
+    model: nn.Module,
+    *,
+    policy: Policy | None = None,
+    normaliser: Normaliser | None = None,
+    probes: Iterable[Probe] = (),
+) -> Scope:
+    """Run a model with the slots of its attention filled by hand.
+
+    Args:
+        model: as for `capture`.
+        policy: which keys a query may see; all of them when None.
+        normaliser: how scores become weights; the model's own when None.
+        probes: what to measure; nothing when empty.
+
+    Returns:
+        A context manager, as `capture` does.
+
+    Raises:
+        SinkscopeError: as `capture`; also when a normaliser or a policy is given for a family outside the attention
+            interface, or a policy for one that cannot be streamed.
+    """
+    return Scope(model, probes, normaliser, policy)
+
+
+class Scope:
+    """A model with probes on, for as long as the context lasts."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        probes: Iterable[Probe],
+        normaliser: Normaliser | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        self.model = model
+        self.anatomy = find_anatomy(model)
+        self.probes = checked_probes(probes, self.anatomy.numbers)
+        self.normaliser = normaliser
+        self.policy = Dense() if policy is None else policy
+        self.evictions = layer_evictions(self.policy, model, self.anatomy)
+        self.causal = True
+        if normaliser is not None:
+            _check_normaliser(normaliser, model, self.anatomy, self.evictions)
+        self._collector = Collector(self.anatomy.numbers)
+        self._caches: Caches = WeakKeyDictionary()
+        self._forward: Forward | None = None
+        self._thread: int | None = None
+        self._saw_attention = False
+        self._watches: list[AttentionWatch] = []
+        self._undo = ExitStack()
+
+    def __enter__(self) -> Scope:
+        taken = [part.name for part in self.anatomy.parts if part.attention in SCOPED]
+        if taken:
+            raise SinkscopeError(
+                f"this model carries a scope already (at {taken[0]}); leave that one first, or give it all the probes."
+            )
+        with ExitStack() as undo:
+            self._attach(undo)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._end_forward()
+        self._undo.close()
+
+    @property
+    def record(self) -> xr.Dataset:
+        """Everything measured so far; the variables are described with the probes that make them.
+
+        Raises:
+            SinkscopeError: nothing was measured yet.
+        """
+        self._collector.check_finished()
+        if not self._saw_attention and any(isinstance(probe, (LayerProbe, TileProbe)) for probe in self.probes):
+            raise SinkscopeError(
+                f"the attention modules of {type(self.model).__name__} ran, but no softmax or scaled dot product "
+                "attention was seen in them; measure its maps elsewhere and use sinkscope.from_maps."
+            )
+        record = self._collector.record()
+        for probe in self.probes:
+            record = record.assign_coords({name: (name, values) for name, values in probe.coordinates.items()})
+            for name in probe.makes.keys() & set(record.data_vars):
+                about = probe.makes[name]
+                record[name].attrs |= {
+                    "units": about.units,
+                    "long_name": about.description,
+                    "probe": repr(probe),
+                    "dims": " ".join(map(str, record[name].dims)),
+                }
+        path = "attention interface" if self.anatomy.interface else "watched softmax"
+        record.attrs = {
+            **model_attributes(self.model),
+            **token_attributes(record, self.model),
+            "attention": path,
+            "causal": int(self.causal),
+            "normaliser": "the model's own" if self.normaliser is None else repr(self.normaliser),
+            "policy": repr(self.policy),
+            "probes": ", ".join(map(repr, self.probes)),
+        }
+        return record
+
+    def array(self, variable: str) -> xr.DataArray:
+        """One variable over only the layers and heads it was measured in, without the rest of the record."""
+        return self._collector.variable(variable)
+
+    # --- attaching ------------------------------------------------------------------------------------------------
+
+    def _attach(self, undo: ExitStack) -> None:
+        def hang(hook: Any) -> None:
+            undo.callback(hook.remove)
+
+        base, parts, interface = self.anatomy.base, self.anatomy.parts, self.anatomy.interface
+        for part, evictions in zip(parts, self.evictions, strict=True):
+            SCOPED.add(part.attention)
+            undo.callback(SCOPED.discard, part.attention)
+            if self.normaliser is not None and self.normaliser.acts_in(part.number):
+                NORMALISERS[part.attention] = self.normaliser
+                undo.callback(NORMALISERS.pop, part.attention, None)
+            if evictions:
+                EVICTIONS[part.attention] = evictions
+                undo.callback(EVICTIONS.pop, part.attention, None)
+        if interface:
+            use_implementation(base, NAME, undo)
+        hang(base.register_forward_pre_hook(self._before_forward, with_kwargs=True))
+        hang(base.register_forward_hook(self._after_forward))
+        undo.callback(self._stop_watching)  # an interrupt inside a module skips the hook behind it
+        for index, part in enumerate(parts):
+            if interface:
+                hang(part.attention.register_forward_hook(_interface_hook(self, index, part)))
+            else:
+                hang(part.attention.register_forward_pre_hook(self._start_watching))
+                after = _watch_hook(self, index, part)
+                hang(part.attention.register_forward_hook(after, with_kwargs=True, always_call=True))
+            if part.layer is not None and any(isinstance(probe, HiddenProbe) for probe in self.probes):
+                hang(part.layer.register_forward_hook(_hidden_hook(self, index, part)))
+
+    def _start_watching(self, module: nn.Module, args: Any) -> None:
+        self._stop_watching()
+        self._watches.append(AttentionWatch())
+        self._watches[-1].__enter__()
+
+    def _stop_watching(self) -> AttentionWatch | None:
+        if not self._watches:
+            return None
+        self._watches[-1].__exit__(None, None, None)
+        return self._watches.pop()
+
+    # --- what the hooks call --------------------------------------------------------------------------------------
+
+    def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._thread not in (None, threading.get_ident()):
+            raise SinkscopeError("a model that carries a scope was called from two threads at once; use one thread.")
+        asked = kwargs.get("output_attentions", getattr(getattr(module, "config", None), "output_attentions", False))
+        if asked and self.anatomy.interface:
+            raise SinkscopeError(
+                "output_attentions=True needs T x T maps, which do not exist while a scope is attached; "
+                "leave it out and use sinkscope.attention_maps or the probe Maps()."
+            )
+        self._collector.discard()
+        self._forward = read_forward(module, args, kwargs, self._caches)
+        for eviction in self._all_evictions():
+            eviction.begin(self._forward.cache, self._forward.past)
+        self._thread = threading.get_ident()
+
+    def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._forward is not None:
+            self._collector.check()
+            cache = self._forward.commit(self._caches, output)
+            for eviction in self._all_evictions():
+                eviction.end(cache)
+            self._collector.commit(self._forward.texts)
+        self._end_forward()
+
+    def _all_evictions(self) -> Iterator[Eviction]:
+        return (eviction for evictions in self.evictions for eviction in evictions)
+
+    def _end_forward(self) -> None:
+        self._collector.discard()
+        self._forward = self._thread = None
+
+    @torch.no_grad()
+    def _observe(self, index: int, part: Part, layer: Layer) -> None:
+        """Let the probes look at one attention layer of the forward pass under way."""
+        if not bool((layer.lse < torch.inf).all()):  # NaN too; a row that sees nothing has the lowest float
+            raise not_finite(f"the attention scores of layer {part.number} ({part.name})", self.model)
+        if self._forward is None:
+            return
+        if self.probes and self.evictions[index] and layer.start:
+            raise SinkscopeError("probes follow a policy over one forward pass from the first token; give no cache.")
+        self._saw_attention = True
+        with torch.autocast(layer.lse.device.type, enabled=False):
+            for texts, real in self._forward.split(layer):
+                if index == 0 and real.start == 0 and real.rows > 1:
+                    self.causal = not bool((real.probabilities(slice(0, 1), slice(1, 2)) > 0).any())
+                self._collector.add(index, texts, measure_layer(self.probes, part.number, real))
+
+    @torch.no_grad()
+    def _observe_hidden(self, index: int, part: Part, hidden: Tensor) -> None:
+        """Let the hidden-state probes look at what a layer hands on: [batch, token, dim]."""
+        if self._forward is None or hidden.dim() != 3:
+            return
+        for texts, real in self._forward.split_hidden(hidden):
+            if not bool(real.sum().isfinite()) and not bool(
+                real.isfinite().all()
+            ):  # the sum is quick, and may overflow
+                raise not_finite(f"the hidden states after layer {part.number} ({part.name})", self.model)
+            for probe in self.probes:
+                if isinstance(probe, HiddenProbe):
+                    self._collector.add(index, texts, declared(probe, probe.observe_hidden(real)))
+
+
+def _check_normaliser(
+    normaliser: Any, model: nn.Module, anatomy: Anatomy, evictions: list[tuple[Eviction, ...]]
+) -> None:
+    if not isinstance(normaliser, Normaliser):
+        raise SinkscopeError(f"{normaliser!r} is not a normaliser; give an instance such as sinkscope.Softmax1().")
+    if not anatomy.interface:
+        raise SinkscopeError(
+            f"{type(model).__name__} does not use transformers' attention interface, so its normaliser cannot be "
+            "replaced; it can only be measured."
+        )
+    heads = query_heads(model)
+    normaliser.check_place(anatomy.numbers, heads)
+    normaliser.check_weights(heads or 1)
+    shares = isinstance(normaliser, VirtualKey) and not normaliser.needs_whole_rows
+    if not shares and any(eviction.values == "added" for each in evictions for eviction in each):
+        raise SinkscopeError(
+            f'values="added" takes keys out of a denominator, and the weights of {normaliser!r} are not shares of one; '
+            "give a normaliser with a denominator, or other values."
+        )
+
+
+def _interface_hook(scope: Scope, index: int, part: Part) -> Any:
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        layer = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+        if isinstance(layer, Layer):
+            scope._observe(index, part, layer)
+
+    return hook
+
+
+def _watch_hook(scope: Scope, index: int, part: Part) -> Any:
+    def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        watch = scope._stop_watching()
+        if watch is not None and watch.layer is not None and output is not None:
+            states = cached_states(getattr(module, "layer_idx", index), (*args, *kwargs.values()))
+            scope._observe(index, part, watch.with_states(states))
+
+    return hook
+
+
+def _hidden_hook(scope: Scope, index: int, part: Part) -> Any:
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        scope._observe_hidden(index, part, output[0] if isinstance(output, tuple) else output)
+
+    return hook

@@ -1,1 +1,0 @@
-"""The sink + window cache for `generate()`."""

@@ -1,1 +1,0 @@
-"""What a policy costs: counted from the model's shapes, and measured."""

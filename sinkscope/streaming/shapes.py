@@ -1,0 +1,236 @@
+"""The shapes behind a model's cost, found by running it on one and two tokens, not looked up by name.
+
+One forward of q tokens over k cached and new keys does, in an attention layer,
+
+    F(q, k) = projections · q  +  pair · q · k  +  key · k
+
+floating-point operations: the products of every query with every key and value, and, where latents are cached
+(multi-head latent attention), the making of all keys and values from them. F(1, 1), F(1, 2) and F(2, 2) give the three.
+They are counted by torch's own formulas: two for each multiply-add of a matrix product, nothing for the rest. So
+experts count when they are active, and only then.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from sinkscope.errors import SinkscopeError
+from sinkscope.hf.attention import expert_implementation, implementation
+from sinkscope.hf.caches import growing_cache, held_states, with_cache
+from sinkscope.hf.models import query_heads
+from sinkscope.models.facts import Anatomy, find_anatomy
+from sinkscope.models.requirements import check_decoder, check_unscoped, not_a_decoder
+from sinkscope.scope.binding import native_windows
+
+Flops = dict[str, int]  # by path of the module; "" is the model
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """One attention layer.
+
+    Attributes:
+        heads: query heads.
+        kv_heads: heads of keys and values in the cache.
+        key_dim, value_dim: numbers in one head's "keys" and "values" slot of the cache. For latent attention the slots
+            hold the latent and the shared rotated key, with one head.
+        itemsize: bytes of one cached number.
+        window: the model's own sliding window in tokens, the token being read included; None for a full layer.
+        flops_per_pair: of one query with one key and its value, all heads: 2 · heads · (key dim + value dim).
+        flops_per_key: to make one key and value anew from its latent, in every forward pass; 0 where they are cached.
+    """
+
+    heads: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    itemsize: int
+    window: int | None
+    flops_per_pair: int
+    flops_per_key: int
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes that one token takes in the cache."""
+        return self.kv_heads * (self.key_dim + self.value_dim) * self.itemsize
+
+    @property
+    def kv_bytes_mha(self) -> int:
+        """The same if every query head had its own keys and values (multi-head attention)."""
+        return self.flops_per_pair // 2 * self.itemsize
+
+    @property
+    def kv_bytes_mqa(self) -> int:
+        """The same if all query heads shared one key and value (multi-query attention)."""
+        return self.kv_bytes_mha // self.heads
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """A model as far as its cost goes.
+
+    Attributes:
+        layers: the attention layers, in order.
+        body_flops: per token, of everything below the output head but what grows with the text: projections,
+            feed-forward layers, active experts.
+        head_flops: per token, of the output head; 0 for a model without one.
+    """
+
+    layers: tuple[LayerShape, ...]
+    body_flops: int
+    head_flops: int
+
+
+_FOUND: WeakKeyDictionary[nn.Module, tuple[Any, Shapes]] = WeakKeyDictionary()
+
+
+def shapes_of(model: Any) -> Shapes:
+    """The shapes of a loaded decoder, as it is now: dtype, attention implementation, expert implementation.
+
+    They are found once for a model, and again when it has changed.
+
+    Raises:
+        SinkscopeError: a model without a cache of keys and values (encoders, vision), attention in chunks, a scope
+            attached, or an attention kernel whose operations torch cannot count.
+    """
+    anatomy = find_anatomy(model)
+    check_decoder(model)
+    check_unscoped(anatomy.base)
+    state = (
+        implementation(model),
+        expert_implementation(model),
+        tuple(type(module) for module in model.modules()),
+        tuple((parameter.shape, parameter.dtype) for parameter in model.parameters()),
+    )
+    if model not in _FOUND or _FOUND[model][0] != state:
+        _FOUND[model] = (state, _find(model, anatomy))
+    return _FOUND[model][1]
+
+
+@torch.no_grad()
+def _find(model: Any, anatomy: Anatomy) -> Shapes:
+    windows = native_windows(model, len(anatomy.parts))
+    base = next(name for name, module in model.named_modules() if module is anatomy.base)
+    names = ["", base, *(part.name for part in anatomy.parts)]
+    cache, fresh = growing_cache(model), growing_cache(model)
+    first, second = _count(model, names, 1, cache), _count(model, names, 1, cache)
+    both = _count(model, names, 2, fresh)
+    layers = []
+    for part, window in zip(anatomy.parts, windows, strict=True):
+        pair = (both[part.name] - 2 * first[part.name]) // 2
+        key = second[part.name] - first[part.name] - pair
+        layers.append(_layer_shape(model, cache, part.number, window, (pair, key)))
+    growing = sum(layer.flops_per_pair + layer.flops_per_key for layer in layers)
+    return Shapes(tuple(layers), body_flops=first[base] - growing, head_flops=first[""] - first[base])
+
+
+class _FlopCounter(TorchDispatchMode):
+    """Counts the operations of this thread, by the modules they happen in.
+
+    torch's own `FlopCounterMode` hangs hooks on the modules of the whole process, and so counts other threads' too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+        self.inside: Flops = {}
+        self._formulas = flop_registry | _formulas()
+        self._thread = threading.get_ident()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, formula = kwargs or {}, self._formulas.get(func._overloadpacket)
+        if formula is None:
+            with self:  # an operation made of others is counted by those
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        result = func(*args, **kwargs)
+        if formula is not None:
+            self.total += formula(*args, **kwargs, out_val=result)
+        return result
+
+    def watch(self, module: nn.Module, name: str, undo: ExitStack) -> None:
+        """Count what happens inside a module under a name, until `undo` is closed."""
+        begun: list[int] = []
+
+        def before(*_: Any) -> None:
+            if threading.get_ident() == self._thread:
+                begun.append(self.total)
+
+        def after(*_: Any) -> None:
+            if threading.get_ident() == self._thread:
+                self.inside[name] = self.inside.get(name, 0) + self.total - begun.pop()
+
+        undo.callback(module.register_forward_pre_hook(before, prepend=True).remove)
+        undo.callback(module.register_forward_hook(after).remove)
+
+
+def _count(model: nn.Module, names: list[str], tokens: int, cache: Any) -> Flops:
+    """Floating-point operations of a forward pass over `tokens` new tokens, by path of the module."""
+    ids = torch.zeros(1, tokens, dtype=torch.long, device=next(model.parameters()).device)
+    with ExitStack() as undo:
+        counter = _FlopCounter()
+        for name in dict.fromkeys(names):
+            counter.watch(model.get_submodule(name), name, undo)
+        with counter:
+            model(input_ids=ids, **with_cache(model, cache))
+    return dict.fromkeys(names, 0) | counter.inside
+
+
+def _layer_shape(model: Any, cache: Any, number: int, window: int | None, flops: tuple[int, int]) -> LayerShape:
+    """What a layer cached, beside the operations per pair and per key counted in it."""
+    name = type(model).__name__
+    held = held_states(cache, number)
+    if len(held) < 2:
+        raise not_a_decoder(name, "keeps no keys in its cache in some layers")
+    pair, key = flops
+    if pair <= 0:
+        raise SinkscopeError(
+            f"{name} computes attention with {implementation(model)!r}, whose operations torch does not "
+            'count; call model.set_attn_implementation("sdpa") first.'
+        )
+    keys, value_dim = held["keys"], held["values"].shape[-1]
+    _, kv_heads, _, key_dim = keys.shape
+    heads = (query_heads(model) or 0) if key else pair // 2 // (key_dim + value_dim)
+    return LayerShape(heads, kv_heads, key_dim, value_dim, keys.element_size(), window, pair, key)
+
+
+def _formulas() -> dict[Any, Callable[..., int]]:
+    """Formulas for products that torch's counter does not know: attention on the CPU and Apple chips, and experts."""
+    known: list[tuple[Any, str, Callable[..., int]]] = [
+        (torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", _attention_flops),
+        (torch.ops.aten, "_scaled_dot_product_attention_math_for_mps", _attention_flops),
+        (torch.ops.aten, "_grouped_mm", _grouped_flops),
+        (torch.ops.transformers, "grouped_mm_fallback", _grouped_flops),
+    ]
+    return {getattr(library, name): _of_shapes(formula) for library, name, formula in known if hasattr(library, name)}
+
+
+def _of_shapes(formula: Callable[..., int]) -> Callable[..., int]:
+    """A formula of shapes as one of tensors, which is what torch's own registry holds."""
+
+    def of_tensors(*args: Any, out_val: Any, **kwargs: Any) -> int:
+        shapes = tree_map(lambda given: given.shape if isinstance(given, torch.Tensor) else given, args)
+        return formula(*shapes)
+
+    return of_tensors
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *args: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _grouped_flops(rows: Any, weight: Any, *args: Any) -> int:
+    """Rows [row, dim] times the weight [expert, dim, out] of the expert each belongs to."""
+    return int(2 * rows[0] * rows[1] * weight[-1])

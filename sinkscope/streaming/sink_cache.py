@@ -1,0 +1,373 @@
+"""The sink + window cache for `generate()`: a conversation without end in a bounded memory.
+
+    cache = SinkCache(model, sinks=4, window=1020)
+    model.generate(**inputs, cache=cache)  # past_key_values=cache before transformers 5.24
+
+It keeps the first tokens and the last ones (StreamingLLM; Xiao et al. 2023) with positions counted in the cache, in any
+rotary or ALiBi decoder and under any attention implementation: the sinks' keys move along with the text, so queries
+are left alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import os
+import sys
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sinkscope.errors import SinkscopeError
+from sinkscope.hf.caches import Cache, argument_name, without_cache
+from sinkscope.models.facts import find_anatomy, weights_hash
+from sinkscope.models.requirements import check_decoder
+from sinkscope.models.rotary import position_limit
+from sinkscope.policies import SinkWindow
+from sinkscope.scope.binding import check_limits
+from sinkscope.streaming.arena import layer_kinds
+from sinkscope.streaming.checkpoint import read_tensors, write_tensors
+from sinkscope.streaming.store import ArenaLayer, Store, read_padding
+from sinkscope.streaming.tie import (
+    Tied,
+    can_read_blocks,
+    checked_ceiling,
+    has_policy,
+    hides_sinks,
+    part_of,
+    read_blocks,
+    read_one_by_one,
+    tie,
+)
+
+
+class SinkCache(Cache, Tied):
+    """The first `sinks` tokens of a text and the last `window`, for `generate()` and for forward passes by hand.
+
+    Greedy search, sampling, beams, batches padded on the left, prompts longer than the cache and any number of turns
+    give what reading one token at a time gives. A forward pass with several tokens of which some are evicted while they
+    come in is run in parts, and its outputs are those of the last token only, which is what `generate()` reads. Layers
+    with a native sliding window beside full ones keep their own window.
+
+    While a cache is open its model carries two functions that look out for it. `close()`, the end of a `with` block, or
+    the end of the cache takes them off. Memory is allocated when the first tokens come and stays as it is. A forward
+    pass that fails or is interrupted leaves the cache as it was, or, if it was run in parts, as the last finished part
+    left it. No gradient flows into the tokens kept.
+
+    Args:
+        model: a transformers decoder in eval mode.
+        sinks: first tokens that are never evicted.
+        window: last tokens kept beside them.
+
+    Raises:
+        SinkscopeError: sinks < 0 or window < 1; learned absolute positions, attention in chunks, an encoder; a rotation
+            that changes with length within the cache. Later, before anything is touched: another model or batch size,
+            a prompt that does not continue what was read, a mask that is not padding on the left, `crop`.
+    """
+
+    def __init__(self, model: nn.Module, sinks: int = 4, window: int = 1020) -> None:
+        policy = SinkWindow(sinks, window)
+        anatomy = find_anatomy(model)
+        check_decoder(model)
+        check_limits(model, policy, sys.maxsize)
+        self.policy, self._model_name = policy, type(model).__name__
+        self._limit = checked_ceiling(model, policy)
+        soft = position_limit(model)
+        limits = [limit for limit in (self._limit, soft) if limit]
+        self._store = Store(layer_kinds(model, policy), sinks, window, min(limits, default=None))
+        forward = anatomy.base.forward
+        names, cache_name = tuple(inspect.signature(forward).parameters), argument_name(forward) or ""
+        hidden = hides_sinks(model, len(anatomy.parts), policy)
+        self._view = View(self._store, names, cache_name, hidden, anatomy.interface)
+        super().__init__(layers=[ArenaLayer(self._store, layer) for layer in range(len(self._store.kinds))])
+        self._model, self._base = weakref.ref(model), weakref.ref(anatomy.base)
+        self._dtype = next(anatomy.base.parameters()).dtype
+        self._untie = tie(self, model, anatomy.base)
+
+    # --- what a reader may ask ------------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """Tokens kept at most."""
+        return self._store.sinks + self._store.window
+
+    @property
+    def seen(self) -> int:
+        """Tokens read so far, padding included."""
+        return self._store.seen
+
+    @property
+    def held(self) -> int:
+        """Tokens kept now."""
+        return min(self.seen, self.size)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated: none before the first tokens come, then always the same."""
+        return self._store.nbytes
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the cache is off its model."""
+        return not self._untie.alive
+
+    @property
+    def batch_size(self) -> int:
+        """Texts read side by side; -1 before the first tokens come."""
+        return self._store.batch or -1
+
+    def __repr__(self) -> str:
+        state = "closed" if self.is_closed else f"{self.held} of {self.size} tokens held, {self.seen} seen"
+        return f"SinkCache({self._model_name}, sinks={self._store.sinks}, window={self._store.window}; {state})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SinkCache:
+        """A cache of its own that holds the same tokens, as for several answers to one prompt."""
+        other = SinkCache.__new__(SinkCache)
+        memo[id(self)] = other
+        vars(other).update(copy.deepcopy({name: held for name, held in vars(self).items() if name != "_untie"}, memo))
+        model, base = self._model(), self._base()
+        other._untie = self._untie if self.is_closed or model is None or base is None else tie(other, model, base)
+        return other
+
+    # --- its life -------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Take the cache off its model."""
+        self._untie()
+
+    def __enter__(self) -> SinkCache:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def reset(self) -> None:
+        """Forget everything; the memory stays."""
+        self._store.forget()
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the cache to a safetensors file; an older one is replaced in one step.
+
+        Raises:
+            SinkscopeError: nothing was read yet, or the file cannot be written.
+        """
+        model, store = self._model(), self._store
+        if not store.seen or store.memory is None or model is None:
+            raise SinkscopeError("there is nothing to save: this cache has read no tokens, or its model is gone.")
+        settings = {
+            "model": self._model_name,
+            "weights": weights_hash(model),
+            "sinks": store.sinks,
+            "window": store.window,
+            "seen": store.seen,
+            "pads": store.pads,
+        }
+        write_cache(Path(path), store.tensors() | {"ids": store.memory.ids}, settings)
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: nn.Module) -> SinkCache:
+        """The cache that `save` wrote, to go on with on the same model.
+
+        Raises:
+            SinkscopeError: no such file, a torn one, or one of another model.
+        """
+        tensors, settings = read_cache(Path(path))
+        name = type(model).__name__
+        if settings["weights"] != weights_hash(model):
+            raise SinkscopeError(
+                f"{path} was saved with a {settings['model']} of other weights or another dtype than this {name}; load "
+                "it with the model it was made for."
+            )
+        cache = cls(model, sinks=settings["sinks"], window=settings["window"])
+        store, ids = cache._store, tensors.pop("ids")
+        store.allocate(len(ids))
+        assert store.memory is not None
+        store.set_pads(settings["pads"])
+        store.load_tensors(tensors, settings["seen"])
+        store.memory.ids.copy_(ids)
+        return cache
+
+    # --- what transformers asks -----------------------------------------------------------------------------------
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Keys before the first new one, in the widest layer."""
+        return self._store.width(1) - 1 if self._store.seen else 0
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Give each row the text of the row in `beam_idx`."""
+        self._store.select(lambda states: states.index_select(0, beam_idx.to(states.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each text, as for several answers to one prompt."""
+        self._store.select(lambda states: states.repeat_interleave(repeats, 0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep only some of the texts."""
+        self._store.select(lambda states: states[indices.to(states.device)])
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused: what was evicted cannot come back.
+
+        Raises:
+            SinkscopeError: always.
+        """
+        raise SinkscopeError(
+            "a SinkCache cannot be rolled back, since evicted tokens are gone; generate without assistant_model and "
+            "prompt_lookup_num_tokens."
+        )
+
+    def activate_past_recording(self) -> None:
+        """Refused, as `crop` is: assisted decoding asks for it first."""
+        self.crop(0)
+
+    # --- what its model shows it ----------------------------------------------------------------------------------
+
+    def before_generation(self, ids: Tensor, new: int | None) -> None:
+        """Refuse a prompt that does not continue what was read, before `generate()` takes a part of it for new."""
+        store = self._store
+        if not store.seen or not ids.shape[1] or store.memory is None:
+            return
+        self._check_batch(len(ids))
+        if new is None:  # only new tokens were given
+            return
+        if new <= 0:
+            raise SinkscopeError(
+                f"the prompt has {ids.shape[1]} tokens, but this cache has read {store.seen} already; give the whole "
+                "conversation with something new at its end, or reset() the cache for another one."
+            )
+        if not store.memory.agree(store.seen, ids):
+            raise SinkscopeError(
+                f"the prompt does not continue the {store.seen} tokens that this cache has read; give the same ids and "
+                "new ones behind them, or reset() the cache for another text."
+            )
+
+    def before_forward(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with which the model sees what is kept as if it were its whole text."""
+        given = self._view.named(args, kwargs)
+        store, mask = self._store, given.get("attention_mask")
+        batch, count = self._checked(module, given)
+        pads = read_padding(mask, store.seen, batch, count, store.pads)
+        store.allocate(batch)
+        store.set_pads(pads)
+        if count > 1 and not (store.fits_at_once(count) and count <= (self._limit or count)):
+            self._read_all_but_last(module, given, count)
+            given, count = given | part_of(given, count - 1, count), 1
+            store.set_pads(pads)
+        store.advance(count, given.get("input_ids"))
+        return (), given | self._view.arguments(self, count)
+
+    def _read_all_but_last(self, base: nn.Module, given: dict[str, Any], count: int) -> None:
+        if can_read_blocks(base, self._store):
+            read_blocks(base, self._store, given, count - 1)
+        else:
+            read_one_by_one(base, self, given, count - 1)
+
+    def _checked(self, module: nn.Module, given: dict[str, Any]) -> tuple[int, int]:
+        """The number of texts and of new tokens in each, if this cache can take them in."""
+        if self.is_closed:
+            raise SinkscopeError("this cache is closed; make a new SinkCache, or keep the `with` block open.")
+        if self._base() is not module:
+            raise SinkscopeError(
+                f"this cache was made for another model, a {self._model_name}; make a SinkCache for this one."
+            )
+        if has_policy(module):
+            raise SinkscopeError("this model carries a policy already; use either `attached` or a SinkCache, not both.")
+        dtype = next(module.parameters()).dtype
+        if dtype != self._dtype:
+            raise SinkscopeError(
+                f"this cache was made when the model was {self._dtype}, now it is {dtype}; make a new one."
+            )
+        tokens = given.get("input_ids")
+        tokens = given.get("inputs_embeds") if tokens is None else tokens
+        if tokens is None or tokens.shape[1] == 0:
+            raise SinkscopeError("the model was called with nothing new to read; give it input_ids of the new tokens.")
+        if self._store.seen:
+            self._check_batch(len(tokens))
+        return tokens.shape[0], tokens.shape[1]
+
+    def _check_batch(self, batch: int) -> None:
+        if batch != self._store.batch:
+            raise SinkscopeError(
+                f"this cache holds {self._store.batch} texts side by side, and was given {batch}; reset() it, or use "
+                "batch_repeat_interleave or batch_select_indices (beams and num_return_sequences need a row each)."
+            )
+
+
+@dataclass(frozen=True)
+class View:
+    """The tokens kept, as the forward pass of one model takes them.
+
+    Attributes:
+        store: what is kept.
+        names: arguments of the forward pass, in order; `cache_name` is that of the cache.
+        overrides_windows: whether a mask takes the place of the model's own, whose native windows would hide the sinks.
+        has_interface: whether attention goes through transformers' interface.
+    """
+
+    store: Store
+    names: tuple[str, ...]
+    cache_name: str
+    overrides_windows: bool
+    has_interface: bool
+
+    def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a forward pass by name, but the cache."""
+        return without_cache(dict(zip(self.names, args, strict=False)) | kwargs)
+
+    def arguments(self, cache: Cache, count: int) -> dict[str, Any]:
+        """Those with which the model reads `count` new tokens behind what is kept."""
+        store = self.store
+        view: dict[str, Any] = {self.cache_name: cache, "attention_mask": None, "use_cache": True}
+        if "position_ids" in self.names:
+            view["position_ids"] = store.positions(count)
+        visible = store.visible(count)
+        if self.overrides_windows:
+            view["attention_mask"] = _causal_bias(store, count, visible)
+        elif visible is not None:
+            view["attention_mask"] = visible.long()
+        elif not self.has_interface:  # they count the tokens before by the mask, or else by how many were ever read
+            device = store.kinds[0].device
+            view["attention_mask"] = torch.ones(store.batch or 1, store.width(count), dtype=torch.long, device=device)
+        return {name: value for name, value in view.items() if name in self.names}
+
+
+def _causal_bias(store: Store, count: int, visible: Tensor | None) -> Tensor:
+    """A mask [batch, 1, token, key] to add to the scores; `visible` [batch, key] is False for padding."""
+    kind, width = store.kinds[0], store.width(count)
+    lowest = torch.finfo(kind.dtype).min
+    bias = torch.full((count, width), lowest, dtype=kind.dtype, device=kind.device).triu(width - count + 1)[None, None]
+    return bias if visible is None else bias.masked_fill(~visible[:, None, None, :], lowest)
+
+
+KIND = "sinkscope sink cache 1"
+
+
+def write_cache(path: Path, tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:
+    """Write a cache's tensors and settings.
+
+    Raises:
+        SinkscopeError: the folder cannot be written, or the disk is full; an older file stays as it was.
+    """
+    write_tensors(path, "the cache", tensors, {"kind": KIND, "settings": json.dumps(settings)})
+
+
+def read_cache(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and settings of a cache that `write_cache` wrote.
+
+    Raises:
+        SinkscopeError: no such file, another kind of file, or a damaged one.
+    """
+    if not path.is_file():
+        raise SinkscopeError(f"there is no cache at {path}.")
+    tensors, about = read_tensors(path, "the cache", "save it again")
+    if about.get("kind") != KIND:
+        raise SinkscopeError(f"{path} is a file of sinkscope, but not a cache that SinkCache.save wrote.")
+    return tensors, json.loads(about["settings"])

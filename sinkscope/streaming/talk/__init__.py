@@ -1,1 +1,0 @@
-"""Writing text without end on one bounded cache."""
