@@ -1,6 +1,7 @@
 """Settings of the whole test run."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -10,6 +11,19 @@ import torch
 import transformers
 
 transformers.logging.set_verbosity_error()
+
+TESTS = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items):
+    """Mark what a test's folder or fixtures tell of it."""
+    for item in items:
+        for folder in ("browser", "versions"):
+            if TESTS / folder in item.path.parents:
+                item.add_marker(folder)
+        if "demo_text" in getattr(item, "fixturenames", ()):
+            item.add_marker("demo")
 
 
 @pytest.fixture(autouse=True)

@@ -75,6 +75,7 @@ def test_a_mistake_is_one_line_and_exit_code_two(monkeypatch, capsys, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_mistake_in_a_fresh_process(tmp_path):
     done = run("report", "/no/such/model", "--out", str(tmp_path / "out"))
     assert done.returncode == 2 and done.stdout == ""
@@ -88,6 +89,7 @@ def test_a_foreign_directory_is_refused_before_anything_is_measured(monkeypatch,
     assert code == 2 and "thesis.tex" in err and measured == []
 
 
+@pytest.mark.slow
 def test_the_report_lands_in_out_and_the_headline_on_the_screen(monkeypatch, capsys, tmp_path, measured):
     out = tmp_path / "out"
     code, said, _ = call(
@@ -150,6 +152,7 @@ def talk(monkeypatch, capsys):
     return chat
 
 
+@pytest.mark.slow
 def test_a_chat_answers_line_by_line_and_tells_how_full_its_cache_is(talk):
     code, said, told = talk("the cat\n\nran\n", "--sinks", "2")
     assert (code, said) == (0, "the cat\nthe cat\n")

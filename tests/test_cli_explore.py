@@ -27,6 +27,7 @@ def cell_of(path: str) -> str:
     return cell.source
 
 
+@pytest.mark.slow
 def test_jupyterlab_opens_a_notebook_whose_cell_explores_the_demo_model(monkeypatch, capsys, started):
     assert call(monkeypatch, capsys, "explore")[0] == 0
     assert started == [[sys.executable, "-m", "jupyterlab", "explore.ipynb", "--ServerApp.port=8888"]]

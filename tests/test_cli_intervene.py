@@ -39,6 +39,7 @@ def texts():
     return loaded, sinkscope.sequences(stream, 80, 2, bos=front if front == tokenizer.bos_token_id else None)
 
 
+@pytest.mark.slow
 def test_sinks_beside_random_keys_is_one_line_of_each_and_a_table_of_both(monkeypatch, capsys, model):
     code, said, err = call(monkeypatch, capsys, *model, "--evict", "sinks", "--evict", "random", "--out", "run")
     assert (code, err) == (0, "")
@@ -65,6 +66,7 @@ def test_sinks_beside_random_keys_is_one_line_of_each_and_a_table_of_both(monkey
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_option_names_its_intervention(monkeypatch, capsys, model):
     words = [
         "--evict", "recent", "delimiters", "--replace", "line breaks", "random", "--shift", "5", "--repeat",
@@ -84,6 +86,7 @@ def test_every_option_names_its_intervention(monkeypatch, capsys, model):
     }
 
 
+@pytest.mark.slow
 def test_without_names_the_usual_ones_run(monkeypatch, capsys, model):
     code, said, _ = call(monkeypatch, capsys, *model, "--out", "run")
     assert code == 0
@@ -95,6 +98,7 @@ def test_without_names_the_usual_ones_run(monkeypatch, capsys, model):
         assert name in said
 
 
+@pytest.mark.slow
 def test_doses_are_a_table_and_a_record_of_their_own(monkeypatch, capsys, model):
     words = ["--dose", "-inf", "-2", "0", "1.5", "--count", "1", "--layers", "0", "--out", "run"]
     code, said, err = call(monkeypatch, capsys, *model, *words)
@@ -185,6 +189,7 @@ def test_a_mistake_in_words_is_one_line_before_a_model_is_loaded(monkeypatch, ca
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -38,6 +38,7 @@ def files(*names: str) -> set[str]:
     return {f"{name}.{kind}" for name in names for kind in FORMATS}
 
 
+@pytest.mark.slow
 def test_bigram_writes_record_tables_and_figure_and_goes_on(monkeypatch, capsys, text, small):
     words = ["lab", *text, "--arms", "softmax", "learned sink", "--seeds", "0", "1", "2", "--steps", "2"]
     words += ["--out", "run"]
@@ -56,6 +57,7 @@ def test_bigram_writes_record_tables_and_figure_and_goes_on(monkeypatch, capsys,
     assert {path: path.stat().st_mtime_ns for path in Path("run/runs").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_several_layers_have_a_figure_each(monkeypatch, capsys, text, small):
     words = ["lab", *text, "--arms", "relu", "--seeds", "0", "--steps", "1", "--layers", "2", "--quiet", "--out", "run"]
     assert call(monkeypatch, capsys, *words) == (0, "", "")

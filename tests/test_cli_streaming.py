@@ -38,6 +38,7 @@ def test_values_after_an_option_belong_to_it():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_perplexity_writes_record_table_and_figure_and_goes_on(monkeypatch, capsys, model):
     words = [
         "perplexity",

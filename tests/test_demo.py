@@ -10,6 +10,7 @@ import sinkscope
 from tests.core.eager import distance_profile, entropy
 
 TOKENS = 256
+pytestmark = pytest.mark.demo
 
 
 @pytest.fixture(scope="module")

@@ -91,6 +91,7 @@ def drawn(shown: bool | None, seconds: float) -> str:
     return out.getvalue()
 
 
+@pytest.mark.slow
 def test_a_bar_shows_after_two_seconds_at_once_or_never():
     assert drawn(None, 0.0) == "" and drawn(False, 0.0) == ""
     assert "2/2" in drawn(True, 0.0)

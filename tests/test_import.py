@@ -18,6 +18,7 @@ def modules_after(code):
     return set(lines.stdout.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [
@@ -30,6 +31,7 @@ def test_neither_torch_nor_transformers_is_imported(code):
     assert not {"torch", "transformers"} & modules_after(code)
 
 
+@pytest.mark.slow
 def test_every_public_name_is_there():
     for name in sinkscope.__all__:
         assert getattr(sinkscope, name) is not None

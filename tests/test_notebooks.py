@@ -149,10 +149,14 @@ def run(request, cache_folder) -> Iterator[Run]:
     yield Run(path.stem, committed, fresh, printed(fresh.cells.pop()).splitlines())
 
 
+@pytest.mark.demo
+@pytest.mark.slow
 def test_what_a_notebook_claims_is_so(run):
     assert run.wrong == []
 
 
+@pytest.mark.demo
+@pytest.mark.slow
 def test_a_notebook_draws_and_prints_what_is_committed(run):
     told = run.name in CLAIMS
     for ours, theirs in zip(code_cells(run.fresh), code_cells(run.committed), strict=True):

@@ -12,6 +12,8 @@ from sinkscope import probes
 README = Path(__file__).parent.parent / "README.md"
 
 
+@pytest.mark.demo
+@pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -75,6 +75,7 @@ def test_attributes_of_any_kind_are_kept_as_plain_ones(record, tmp_path):
     assert opened.attrs["shuffled"] == 1 and opened.attrs["note"] == "a\u2400b ?" and opened.attrs["nothing"] == "None"
 
 
+@pytest.mark.slow
 def test_a_record_damaged_anywhere_is_refused_or_read_but_never_a_traceback(record, tmp_path):
     whole = save_record(record, tmp_path / "whole.nc").read_bytes()
     refused = 0

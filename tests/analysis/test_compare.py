@@ -71,6 +71,7 @@ def test_another_cache_size_is_named_and_not_hidden(pairs):
     assert table["differs"].tolist() == ["", "cache_size, tokens, text"]
 
 
+@pytest.mark.slow
 def test_folders_of_saved_reports_give_what_their_records_give(pairs, tmp_path):
     for name, (record, curve) in zip("ab", pairs, strict=True):
         folder = tmp_path / name / "records"
@@ -85,6 +86,7 @@ def test_folders_of_saved_reports_give_what_their_records_give(pairs, tmp_path):
         assert found.equals(compare(pairs))
 
 
+@pytest.mark.slow
 def test_what_a_report_saves_can_be_compared(tmp_path):
     small = captured()[["sink_mass"]]
     out = Report({"text": small, "perplexity": streamed()}).save(tmp_path / "out", progress=False)
@@ -134,6 +136,7 @@ def test_phantom_sinks_are_not_taken_for_sinks():
         compare([(captured(), odd)])
 
 
+@pytest.mark.slow
 def test_comparing_needs_no_torch(tmp_path):
     (tmp_path / "records").mkdir()
     sinkscope.save_record(captured(), tmp_path / "records" / "text.nc")

@@ -60,6 +60,7 @@ def test_intervals_of_mass_and_output_are_over_texts():
     assert one[["low", "ratio_high"]].notna().all(axis=None)
 
 
+@pytest.mark.slow
 def test_nine_in_ten_paired_intervals_and_more_hold_the_known_cost_of_a_dose():
     """Nominally 95%, of 2 doses in 60 data sets; 4 standard errors are 8% at least."""
     held = []

@@ -94,6 +94,7 @@ def test_another_record_is_refused():
         emergence_table(language_record({"softmax": 0.5}, {"softmax": 1.0}))
 
 
+@pytest.mark.slow
 def test_reading_a_record_needs_no_torch():
     code = (
         "import sys; from tests.lab.records import emergence_record; from sinkscope.lab import emergence_table;"

@@ -57,6 +57,7 @@ def test_perplexities_ratios_and_mass_are_their_formulas():
     assert table.loc["nothing", RATIO].tolist() == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_nine_in_ten_paired_intervals_and_more_hold_an_effect_of_known_size():
     """Nominally 95%, of 100 data sets; 4 standard errors are 9%."""
     found = []

@@ -3,6 +3,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import sys
 import numpy
@@ -17,6 +19,7 @@ assert not heavy, heavy
 """
 
 
+@pytest.mark.slow
 def test_metrics_run_without_importing_torch():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -93,6 +93,7 @@ def covered(correlation, block=None, trials=300, tokens=1500):
     return hits / trials
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_known_perplexity_of_correlated_losses_and_its_known_ratio():
     """Nominally 95%; 93% of such short texts, as of any percentile bootstrap. 3 standard errors are 4%."""
     held = covered(0.5)

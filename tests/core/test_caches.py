@@ -12,6 +12,7 @@ from tests.core.recorded import FULL, record_of
 from tests.zoo import build, inputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["llama", "gemma2", "gpt_oss", "deepseek_v3", "opt", "bloom", "gptj", "mistral_sliding"]
 )

@@ -78,6 +78,7 @@ def losses_of(logits, ids):
 # --- static policies --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("policy", [sinkscope.EveryNth(7, 5), Stripes(), Plain(6)], ids=lambda policy: policy.name)
 def test_a_static_policy_gives_what_its_rule_says(name, policy):
@@ -191,6 +192,7 @@ def test_heads_given_as_pairs_are_refused_with_the_class_that_takes_them():
 # --- scored policies --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("chunk", [1, 3])
 @pytest.mark.parametrize("rule", ["h2o", "tova"])

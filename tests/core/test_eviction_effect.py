@@ -38,6 +38,7 @@ def outputs(model, ids, policy=None, normaliser=None):
     return scope.record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [(0,), (0, 1, 2, 3), (2, 11)])
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt_oss", "gemma2", "deepseek_v3", "gpt2", "softmax1"])
 def test_the_change_is_that_of_evicting_in_that_layer(name, keys):

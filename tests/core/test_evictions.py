@@ -85,6 +85,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("policy", "definition"), CASES.values(), ids=CASES)
 def test_logits_and_probes_equal_the_definition(policy, definition):
     model, ids = build("llama"), inputs("llama", tokens=TOKENS)["input_ids"]

@@ -58,6 +58,7 @@ def assert_probes_match(record, maps, virtual):
         assert "virtual_sink_mass" not in record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_probes_equal_brute_force_on_float64_maps(name):
     given = inputs(name)
@@ -67,6 +68,7 @@ def test_probes_equal_brute_force_on_float64_maps(name):
     assert record.causal == int(name in DECODERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PADDED)
 def test_left_padding_is_as_if_it_were_not_there(name):
     padding = [7, 0]
@@ -78,6 +80,7 @@ def test_left_padding_is_as_if_it_were_not_there(name):
     assert record.token_id.values[0, :33].tolist() == given["input_ids"][0, 7:].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "falcon_alibi"])
 def test_hidden_extremes_equal_those_of_the_hidden_states(name):
     given = inputs(name)

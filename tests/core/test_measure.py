@@ -21,6 +21,7 @@ class Speller:
         return f"<{ids[0]}>\0" if ids[0] % 2 else f" {ids[0]}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "opt", "bloom", "bert", "mpt", "falcon_rotary"])
 @pytest.mark.parametrize("batch_tokens", [1, 80, 4096])
 def test_measure_is_capture_over_the_texts_one_by_one(name, batch_tokens):

@@ -28,6 +28,7 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gemma2", "mistral_sliding", "gpt_oss"])
 @pytest.mark.parametrize("padding", [0, 11])
 def test_no_tensor_is_as_large_as_a_map(name, padding):

@@ -42,6 +42,7 @@ def test_a_band_equals_plain_softmax_over_the_window(rows, past, window, triangl
     torch.testing.assert_close(lse.double(), expected_lse, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
 @pytest.mark.parametrize("name", naive_eviction.FAMILIES)
 def test_logits_and_probes_under_a_policy_equal_the_definition(name, policy):

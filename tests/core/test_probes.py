@@ -34,6 +34,7 @@ def record_of(name, probes, tokens=40, batch=2):
     return scope.record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gemma2", "mistral_sliding", "bert", "bloom"])
 @pytest.mark.parametrize(("entries", "columns"), [(1, 1), (60, 7), (1000, 16)])
 def test_any_tiling_gives_the_same(monkeypatch, name, entries, columns):

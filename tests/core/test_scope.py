@@ -16,6 +16,7 @@ from tests.core.model_state import state_of
 from tests.zoo import DECODERS, ENCODERS, build, inputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*DECODERS, *ENCODERS])
 def test_capture_changes_nothing(name):
     model, given = build(name), inputs(name)

@@ -57,6 +57,7 @@ def embeddings(model) -> np.ndarray:
     return model.get_input_embeddings().weight.detach().numpy().copy()
 
 
+@pytest.mark.slow
 def test_the_second_load_does_not_convert_and_a_moved_file_finds_its_entry(tiny_gguf, cache, tmp_path, monkeypatch):
     first = embeddings(load(tiny_gguf[0])[0])
     monkeypatch.setattr(converted, "_convert", lambda *_: pytest.fail("converted again"))
@@ -115,6 +116,7 @@ def test_a_damaged_entry_is_built_again(tiny_gguf, cache, damage):
     assert entries(cache) == [entry]
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_both_get_the_model_and_one_converts(tiny_gguf, cache, tmp_path, monkeypatch):
     (tmp_path / "meeting").mkdir()
     monkeypatch.setenv("MEETING", str(tmp_path / "meeting"))
@@ -130,6 +132,7 @@ def test_two_processes_at_once_both_get_the_model_and_one_converts(tiny_gguf, ca
     assert len(entries(cache)) == 1
 
 
+@pytest.mark.slow
 def test_a_conversion_killed_in_the_middle_leaves_nothing_visible_and_is_cleared_away(tiny_gguf, cache):
     process = start_conversion(tiny_gguf[0], "die")
     process.communicate(timeout=200)
@@ -141,6 +144,7 @@ def test_a_conversion_killed_in_the_middle_leaves_nothing_visible_and_is_cleared
     assert [path.name[0] == "." for path in entries(cache)] == [False]
 
 
+@pytest.mark.slow
 def test_while_another_converts_this_one_waits_and_touches_nothing(tiny_gguf, cache):
     cache.mkdir()
     theirs = cache / f".another-file.new{converted.PARTIAL}"

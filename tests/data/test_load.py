@@ -198,6 +198,7 @@ def test_importing_the_package_imports_neither_torch_nor_transformers():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.mark.demo
 def test_the_demo_model_has_the_weights_of_the_file_in_its_wheel():
     """Against gguf's own unpacking; in the cache of the user, so that it is converted at most once."""
     import gguf

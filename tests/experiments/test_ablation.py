@@ -28,6 +28,7 @@ def by_hand(model, ids, level, first):
     return float(np.exp(nll[:, first:].astype(np.float64).mean()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma3"])
 def test_every_cell_is_perplexity_with_the_tokens_replaced_by_hand(family):
     model, ids = zoo.build(family), zoo.inputs(family, batch=2, tokens=90)["input_ids"]

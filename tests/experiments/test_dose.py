@@ -25,6 +25,7 @@ def as_arm(record, arm: str):
     return record.sel(arm=arm).rename(dose="policy").assign_coords(policy=[str(dose) for dose in record.dose.values])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [("llama", {"count": 2}), ("llama", {"layers": [1], "heads": [0, 2]}), ("gpt2", {}), ("gpt_oss", {"count": 2})],

@@ -81,6 +81,7 @@ def test_a_policy_that_is_a_combination_too_is_run_once(model, ids, forwards):
     assert forwards.count == 4 and table["cell"].tolist() == [0, 1, 2, 3, 1]
 
 
+@pytest.mark.slow
 def test_cells_of_one_s_own_are_kept_and_run_in_workers(model, ids, forwards, tmp_path):
     first = ablate(model, ids, policies=OTHERS, folder=tmp_path, **FACTORS)
     done = forwards.count

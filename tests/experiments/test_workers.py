@@ -39,6 +39,7 @@ def only_elsewhere(monkeypatch):
     return lambda: monkeypatch.setattr(ablation, "read_texts", refuse)
 
 
+@pytest.mark.slow
 def test_loky_workers_give_identical_numbers(model, ids, only_elsewhere):
     here = ablated(model, ids)
     only_elsewhere()
@@ -54,6 +55,7 @@ def test_threads_that_share_a_model_give_identical_numbers(model, ids):
     pd.testing.assert_frame_equal(here[EXACT], there[EXACT])
 
 
+@pytest.mark.slow
 def test_n_jobs_alone_gives_identical_numbers(model, ids):
     pd.testing.assert_frame_equal(ablated(model, ids)[EXACT], ablated(model, ids, n_jobs=2)[EXACT])
 
@@ -67,6 +69,7 @@ def test_a_backend_that_hands_over_all_at_the_end_gives_identical_numbers(model,
         pd.testing.assert_frame_equal(here[EXACT], ablated(model, ids)[EXACT])
 
 
+@pytest.mark.slow
 def test_dask_workers_give_identical_numbers(dask_workers, model, ids, tmp_path, only_elsewhere):
     here = ablated(model, ids)
     only_elsewhere()
@@ -76,6 +79,7 @@ def test_dask_workers_give_identical_numbers(dask_workers, model, ids, tmp_path,
     assert len(list(tmp_path.iterdir())) == here["cell"].nunique()
 
 
+@pytest.mark.slow
 def test_dask_workers_load_a_model_from_its_path(dask_workers, model, ids, saved, only_elsewhere):
     here = ablated(model, ids)
     only_elsewhere()
@@ -95,6 +99,7 @@ def test_a_path_is_loaded_once_and_travels_without_weights(model, ids, saved, mo
     assert runner._held.cache_info().currsize == 0
 
 
+@pytest.mark.slow
 def test_a_worker_that_holds_older_weights_loads_them_again(model, ids, saved):
     with joblib.parallel_config(backend="loky", n_jobs=2):
         old = ablated(saved, ids)
@@ -106,6 +111,7 @@ def test_a_worker_that_holds_older_weights_loads_them_again(model, ids, saved):
     pd.testing.assert_frame_equal(ablated(model, ids)[EXACT], new[EXACT])
 
 
+@pytest.mark.slow
 def test_a_machine_with_other_weights_is_refused(model, ids, saved, monkeypatch):
     places = itertools.count()
     original = runner.load

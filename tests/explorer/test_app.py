@@ -71,6 +71,7 @@ def set_field(app: Explorer, name: str, value) -> None:
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "name"),
     [
@@ -163,6 +164,7 @@ def test_hovering_is_answered_with_the_exact_numbers_of_the_cell(app, monkeypatc
     assert (sent[0]["probability"], sent[0]["logit"]) == (probability, logit) and sent[1]["hidden"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields", [dict(dose=0.5), dict(dose=-30.0), dict(window=10**6), dict(policy="sinks", sinks=30)]
 )

@@ -29,6 +29,7 @@ def use(app: Explorer) -> None:
     app.wait(60)
 
 
+@pytest.mark.slow
 def test_twenty_explorers_made_and_closed_leave_nothing(monkeypatch):
     model = build("llama")
     before, widgets, threads = state_of(model), set(REGISTRY), threading.active_count()
@@ -63,6 +64,7 @@ def test_an_explorer_that_was_closed_keeps_no_model_alive():
     assert gone() is None
 
 
+@pytest.mark.slow
 def test_running_a_cell_again_takes_the_place_of_the_explorer_it_made_before(monkeypatch):
     cell = ["a"]
     monkeypatch.setattr(launch, "_cell", lambda: cell[0])
@@ -128,6 +130,7 @@ def test_a_cell_displays_the_explorer_once_also_where_it_is_its_last_line(shell)
     assert shell("(app := explore(model, text=ids))") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, dict(policy="sinks", window=20), dict(policy="recompute", window=12)])
 def test_explorers_started_at_the_same_time_read_what_each_reads_alone(fields, monkeypatch):
 

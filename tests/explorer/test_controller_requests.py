@@ -119,6 +119,7 @@ def test_a_configuration_that_failed_can_be_tried_again_as_it_is(controller, rea
     assert controller.problem == "" and is_whole(controller, "window 6")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fields", "message"), INVALID)
 def test_a_configuration_that_cannot_be_leaves_what_is_shown_with_its_own_name(controller, reader, fields, message):
     ask(controller, policy="window", window=6)

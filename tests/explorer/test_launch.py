@@ -180,6 +180,7 @@ def test_a_model_inside_a_scope_is_refused_and_stays_in_its_scope():
     assert scope.record.sizes["query"] == 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [

@@ -75,6 +75,7 @@ def shown_map(controller: Controller) -> np.ndarray:
     return controller.maps.probabilities(UNIT, whole, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*nothing is evicted")
 @pytest.mark.parametrize("case", ASKED)
 def test_the_code_measures_the_map_and_the_perplexities_that_were_shown(case, loads_the_tiny_model):
@@ -135,6 +136,7 @@ def test_the_dense_map_of_the_record_is_that_of_eager_attention():
     np.testing.assert_allclose(record.attention_map.values[0, 0, 0], np.where(np.tri(60), expected, np.nan), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_saving_writes_a_figure_in_three_formats_the_record_and_the_code(tmp_path):
     controller = controller_of(CONFIGURATIONS["window"][0])
     files = save_view(controller, tmp_path / "new" / "folder", "sinkscope.read_tokens(tokenizer, limit=60)")

@@ -24,6 +24,7 @@ def written(results) -> list[int]:
     return ast.literal_eval(results["continuation"][-1].text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "case"),
     [("llama", case) for case in CONFIGURATIONS] + [(name, case) for name in FAMILIES[1:] for case in EVERYWHERE],

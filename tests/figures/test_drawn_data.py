@@ -147,6 +147,7 @@ def test_a_missing_variable_is_an_error_that_names_the_probe(record, name):
         getattr(figures, name)(empty)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CAPTURED)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 9), (2, 2, 2, 24)])
 def test_every_figure_draws_small_records_without_a_warning(name, shape):
@@ -159,6 +160,7 @@ def test_every_figure_draws_small_records_without_a_warning(name, shape):
     assert all(axes.get_xlabel() or axes.get_ylabel() for axes in figure.axes if axes not in inner)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CAPTURED)
 def test_a_layer_that_was_skipped_is_a_gap_and_no_warning(record, name):
     gap = record.copy(deep=True)

@@ -118,6 +118,7 @@ def test_each_head_is_one_point_beside_the_null_and_the_threshold_of_a_sink():
     assert set(heights(axes, "threshold")) == {0.3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_two_drawings_of_the_same_record_are_byte_equal_and_name_their_source(name):
     def saved() -> bytes:

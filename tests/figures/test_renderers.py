@@ -63,6 +63,7 @@ def test_every_public_figure_is_described():
     assert public == set(RECORDS) and len(public) == 21
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECORDS)
 def test_page_and_paper_show_the_same_numbers_in_the_same_order(name):
     drawing = described(name)
@@ -101,6 +102,7 @@ def test_page_and_paper_show_the_same_numbers_in_the_same_order(name):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECORDS)
 def test_intervals_are_the_same_on_both(name):
     drawing = described(name)
@@ -131,6 +133,7 @@ def test_intervals_are_the_same_on_both(name):
     assert not list(bands)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECORDS)
 def test_page_and_paper_have_the_same_scales_limits_labels_titles_and_levels(name):
     drawing = described(name)
@@ -162,6 +165,7 @@ def _levels(axes: Axes) -> list:
     return [line for line in axes.lines if line.get_transform() != axes.transData]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECORDS)
 def test_page_and_paper_name_the_same_series_once_each(name):
     drawing = described(name)
@@ -173,6 +177,7 @@ def test_page_and_paper_name_the_same_series_once_each(name):
     assert page["layout"]["showlegend"] == bool(printed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("themed", [True, False])
 @pytest.mark.parametrize("name", RECORDS)
 def test_the_page_is_json_and_valid_plotly_with_room_for_every_panel(name, themed):

@@ -230,6 +230,7 @@ def test_comparison_draws_one_point_for_each_model_with_both_intervals():
     assert panels[0].get_yscale() == "log"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_provenance_width_text_size_and_bytes_are_those_of_every_figure(name):
     with warnings.catch_warnings():
@@ -244,6 +245,7 @@ def test_provenance_width_text_size_and_bytes_are_those_of_every_figure(name):
     assert saved[0].getvalue() == saved[1].getvalue() and b"2020-02-02" in saved[0].getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_label_lies_inside_the_figure_and_no_legend_on_the_data(name):
     figure = drawn(name)
@@ -260,6 +262,7 @@ def test_every_label_lies_inside_the_figure_and_no_legend_on_the_data(name):
         assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1 + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "record", "over_texts", "over_positions"),
     [

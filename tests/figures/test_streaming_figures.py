@@ -167,6 +167,7 @@ def test_decode_cost_shows_milliseconds_and_mebibytes_against_cache_size():
         assert 3 <= len(axes.get_yticks()) <= 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STREAMED)
 def test_provenance_width_and_bytes_are_those_of_every_figure(name):
     figure = drawn(name)

@@ -30,6 +30,7 @@ def saved(figure, kind: str) -> bytes:
     return target.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CAPTURED)
 def test_width_is_a_column_or_a_page_and_text_is_eight_points(record, name):
     figure = getattr(figures, name)(record)
@@ -37,6 +38,7 @@ def test_width_is_a_column_or_a_page_and_text_is_eight_points(record, name):
     assert figure.axes[0].xaxis.label.get_fontsize() == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pdf", "svg", "png"])
 def test_two_saves_of_the_same_record_are_byte_equal(record, kind):
     first = saved(figures.received_by_position(record), kind)
@@ -67,6 +69,7 @@ def test_no_setting_leaks_in_either_direction(record):
         assert saved(figure, "png") == plain
 
 
+@pytest.mark.slow
 def test_drawing_and_reading_need_neither_torch_nor_pyplot(tmp_path):
     code = (
         "import sys; from tests.analysis.synthetic import synthetic_record; from sinkscope import figures;"

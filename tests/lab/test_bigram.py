@@ -136,6 +136,7 @@ def test_nothing_half_written_is_left_behind(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_workers_find_what_this_process_does(tmp_path):
     here = trained(tmp_path / "here", seeds=0)
     there = trained(tmp_path / "there", seeds=0, n_jobs=2)

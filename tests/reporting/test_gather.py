@@ -180,6 +180,7 @@ def test_models_with_learned_positions_get_no_streaming_section_and_a_note(famil
     assert notes[0].startswith("Streaming was not measured: ") and "position" in notes[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["mpt", "gemma2", "falcon_alibi"])
 def test_families_that_can_be_streamed_get_all_three_records(family):
     ids = inputs(family, 1, 140)["input_ids"][0]
@@ -203,6 +204,7 @@ def test_a_figure_that_cannot_be_measured_leaves_the_others(monkeypatch):
     assert notes == ["Time per token was not measured: this machine has no clock."]
 
 
+@pytest.mark.slow
 def test_the_function_stays_callable_whatever_was_imported_before():
     code = (
         "import sinkscope.reporting.saving, sinkscope; assert callable(sinkscope.report);"

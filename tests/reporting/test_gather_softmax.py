@@ -98,6 +98,7 @@ def small_llama():
     return LlamaForCausalLM(config).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "there", "why"),
     [

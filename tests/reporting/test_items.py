@@ -108,6 +108,7 @@ def test_an_item_with_a_probe_of_its_own_shows_what_the_probe_measured(report, m
     np.testing.assert_allclose(report.figures["kurtosis"].axes[0].lines[0].get_ydata(), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_stands_in_the_page_and_in_the_files_and_is_opened_again(report, tmp_path):
     out = report.save(tmp_path / "out", progress=False)
     text = re.sub(r"<script.*?</script>", "", (out / "report.html").read_text(), flags=re.S)
@@ -228,6 +229,7 @@ MINE = Section(
 )
 
 
+@pytest.mark.slow
 def test_a_section_from_outside_is_measured_shown_saved_and_opened(model, path, tmp_path):
     made = measured(model, path, sections=[*SECTIONS, MINE])
     assert made.records["mine"].sizes["token"] == 20 and made.records["mine"].attrs["text"] == "genesis.txt"

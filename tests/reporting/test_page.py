@@ -173,6 +173,8 @@ def test_the_notebook_view_is_html_without_script_and_plain_text(report):
     assert shown.count("data:image/png;base64,") == 3
 
 
+@pytest.mark.slow
+@pytest.mark.browser
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_draws_it_asks_the_network_nothing_and_runs_no_token(html, tmp_path, scheme):

@@ -37,6 +37,7 @@ def saved(tmp_path_factory) -> Path:
     return full().save(tmp_path_factory.mktemp("reports") / "full", progress=False)
 
 
+@pytest.mark.slow
 def test_everything_is_written_and_listed_with_its_hash(saved):
     manifest = json.loads((saved / "manifest.json").read_text())
     there = files(saved)
@@ -66,6 +67,7 @@ def test_provenance_is_in_every_file(saved):
             assert record.attrs["date"] == "2020-02-02"
 
 
+@pytest.mark.slow
 def test_open_draws_the_same_without_torch_or_transformers(saved):
     code = (
         "import sys; from sinkscope.reporting import Report; report = Report.open(sys.argv[1]);"
@@ -89,6 +91,7 @@ def test_a_saved_and_opened_report_saves_to_the_same_bytes(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_streaming_tables_and_figures_are_the_same_from_the_saved_records(saved):
     first, second = full(), Report.open(saved)
     for name in ("four_policies", "perplexity", "ablation", "decode_cost", "summary"):
@@ -109,6 +112,7 @@ def test_an_earlier_report_is_replaced_and_an_empty_directory_filled(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("foreign", ["thesis.tex", "figures/mine.pdf", "notes/", ".hidden"])
 def test_a_foreign_file_is_named_and_left_alone(tmp_path, foreign):
     out = small().save(tmp_path / "out")
@@ -129,6 +133,7 @@ def test_a_manifest_of_something_else_does_not_make_a_report(tmp_path):
         Report.open(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["_records", "_figure", "_table", "_page", "_manifest"])
 @pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_a_failure_at_any_step_leaves_the_old_report_and_nothing_else(tmp_path, monkeypatch, step, fault):

@@ -29,6 +29,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_half_way_resumes_to_the_bit(tmp_path):
     def start(folder):
         command = [sys.executable, "-c", textwrap.dedent(KILLED), str(folder)]

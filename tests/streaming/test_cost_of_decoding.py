@@ -43,6 +43,7 @@ def held_bytes(cache):
     return sum(each.numel() * each.element_size() for layer in cache.layers for each in (layer.keys, layer.values))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_dense_operations_are_those_torch_counts_in_real_decoding(name):
     model, steps, _ = decoded(name, 24)
@@ -61,6 +62,7 @@ def test_dense_bytes_are_those_a_real_cache_holds(name):
     assert found.kv_bytes + found.kv_bytes_growth == held_bytes(cache)  # 24 tokens fill every native window of the zoo
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DECODERS)
 def test_every_family_has_shapes_that_explain_its_first_steps(name):
     model, steps, cache = decoded(name, 5)

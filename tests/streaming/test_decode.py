@@ -27,6 +27,7 @@ def policies(size: int) -> dict:
     return {"dense": Dense(), "window": Window(size), "recompute": Recompute(size), "sinks": SinkWindow(4, size - 4)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_bytes_and_operations_are_those_of_cost(name):
     model = zoo.build(name)

@@ -71,6 +71,7 @@ def test_a_rotation_that_changes_with_length_is_not_led_beyond_it():
     np.testing.assert_allclose(bounded, perplexity(model, ids, [SinkWindow(4, 400)], block=64).nll, atol=3e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INTERFACE)
 def test_any_block_gives_the_losses_of_one_token_at_a_time(name):
     model, ids = build(name), inputs(name, tokens=80)["input_ids"]
@@ -79,6 +80,7 @@ def test_any_block_gives_the_losses_of_one_token_at_a_time(name):
         np.testing.assert_allclose(perplexity(model, ids, POLICIES, block=block).nll, alone.nll, atol=3e-4)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     block=st.integers(1, 70), sinks=st.integers(0, 6), window=st.integers(1, 60), tokens=st.integers(2, 100),

@@ -65,11 +65,13 @@ def altered(family, **settings):
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(options | settings))).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_generation_equals_the_one_token_loop(family):
     check_greedy(build(family), inputs(family, 2, 10)["input_ids"], NEW)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompts_longer_than_the_cache_are_read_exactly(family):
     check_greedy(build(family), inputs(family, 2, 75)["input_ids"], 10)
@@ -85,6 +87,7 @@ def test_generation_equals_the_rotary_formula(family):
     check_greedy(model, ids, NEW, expected=exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "implementation"),
     [
@@ -96,6 +99,7 @@ def test_any_attention_implementation_gives_the_same(family, implementation):
     check_greedy(build(family, implementation), inputs(family, 2, 50)["input_ids"], 40)
 
 
+@pytest.mark.slow
 @given(sinks=st.integers(0, 7), window=st.integers(1, 20), pieces=st.lists(st.integers(1, 23), min_size=1, max_size=5))
 @settings(max_examples=12, deadline=None)
 @pytest.mark.parametrize("family", ["llama", "deepseek_v3", "gemma2", "gptj", "bloom"])
@@ -103,6 +107,7 @@ def test_pieces_of_any_size_give_the_logits_of_single_tokens(family, sinks, wind
     check_pieces(build(family), inputs(family, 1, sum(pieces))["input_ids"], pieces, sinks, window)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pieces", [(65, 1, 1), (3, 40, 20, 1), (50, 70, 2)])
 @pytest.mark.parametrize("family", ["gemma3", "gpt_oss", "cohere2"])
 def test_native_windows_take_in_more_than_they_hold(family, pieces):
@@ -118,6 +123,7 @@ def test_a_forward_pass_without_eviction_returns_all_its_tokens():
     assert (mine - model(ids).logits).abs().max() < CLOSE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt_neox", "bloom", "mpt", "gemma3"])
 @pytest.mark.parametrize("prompt", [10, 45])
 def test_beams_score_what_the_one_token_loop_scores(family, prompt):
@@ -152,6 +158,7 @@ def test_sampled_sequences_have_the_logits_of_the_one_token_loop(family):
     assert (scores - logits[:, 9:-1]).abs().max() < CLOSE
 
 
+@pytest.mark.slow
 def test_three_thousand_tokens_leave_the_memory_as_it_was():
     model = build("llama")
     ids = inputs("llama", 1, 10)["input_ids"]
@@ -169,6 +176,7 @@ def test_three_thousand_tokens_leave_the_memory_as_it_was():
     assert torch.equal(logits[:, 9:-1].argmax(-1), tokens[:, 10:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gptj", "codegen"])
 def test_positions_stay_within_a_table(family):
     check_greedy(altered(family, n_positions=64), inputs(family, 1, 150)["input_ids"], 100)
@@ -218,12 +226,14 @@ def test_a_million_tokens_later_the_logits_are_the_same(family):
     assert torch.equal(*logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [1, 5, 40])
 @pytest.mark.parametrize("family", ["llama", "deepseek_v3", "glm4", "gemma3"])
 def test_moving_the_base_changes_nothing(family, room):
     check_greedy(build(family), inputs(family, 2, 10)["input_ids"], 80, room=room)
 
 
+@pytest.mark.slow
 def test_bfloat16_keys_do_not_drift():
     """Against float32 on the same rounded weights, late tokens are no worse than early ones, or than the slow loop."""
     model, wide = build("llama", dtype=torch.bfloat16), build("llama", dtype=torch.bfloat16).float()

@@ -17,6 +17,7 @@ from tests.zoo import build, inputs
 SINKS, WINDOW, CLOSE = 4, 28, 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gptj", "bloom", "gemma3"])
 def test_many_turns_on_one_cache_equal_one_text(family):
     model = build(family)
@@ -60,6 +61,7 @@ def test_reset_makes_it_new_also_for_another_batch_size():
             assert torch.equal(greedy(model, rows, cache, 20), one_token_run(model, rows, SINKS, WINDOW, 20)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [2, 20, 80])
 @pytest.mark.parametrize("family", ["llama", "deepseek_v3", "gemma3", "bloom"])
 def test_a_saved_cache_goes_on_to_the_bit(family, tokens, tmp_path):
@@ -168,6 +170,7 @@ def test_a_copied_model_is_free_of_the_cache():
             assert torch.equal(run(twin, ids, second), run(model, ids, cache))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma3", "bloom"])
 def test_an_interrupted_forward_pass_leaves_the_cache_as_it_was(family):
     model = build(family)

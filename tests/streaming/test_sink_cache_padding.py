@@ -27,6 +27,7 @@ def check_rows(model, sequences, scores, lengths, width, new):
         assert (scores[row] - logits[0, length - 1 :]).abs().max() < CLOSE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("lengths", "width"), [([12, 5, 9], 12), ([60, 3, 41], 60)])
 def test_rows_padded_on_the_left_generate_as_they_do_alone(family, lengths, width):

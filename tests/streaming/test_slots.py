@@ -43,6 +43,7 @@ def nll(record, policy=0):
     return torch.from_numpy(record.nll.values[policy][:, 1:]).double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [1, 7, 64])
 @pytest.mark.parametrize("case", CASES)
 def test_block_losses_equal_the_definition(case, block):

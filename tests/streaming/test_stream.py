@@ -14,6 +14,7 @@ from tests.zoo import build
 SINKS, WINDOW = 4, 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gptj", "bloom", "gemma3"])
 @pytest.mark.parametrize("repeats", [1, 30])
 def test_streamed_text_is_what_generate_gives(family, repeats):
