@@ -33,7 +33,7 @@ def passes(model) -> gather.Passes:
 @pytest.fixture
 def read(monkeypatch) -> list:
     """The policies and texts that are read from now on."""
-    from sinkscope.streaming import perplexity
+    from sinkscope.experiments import perplexity
 
     real, seen = perplexity.read_texts, []
 
