@@ -110,6 +110,16 @@ CLAIMS = {
         "and one that never was is not": "ratios[1] < 1.05",
         "nothing is left behind": "app.controller.model is None and app.comm is None",
     },
+    "06_your_own": {
+        "the first token undoes the collapse": "table.ratio_high[policies[3].name] < table.ratio_low[policies[1].name]",
+        "sums of one leave the first token its share": "min(masses['TopEight'], masses['Sparsemax']) > 0.2",
+        "the first token has the heavy tails": "sink_tails > 10 * tails",
+        "H2O and TOVA keep the first token in most heads": "min(first.values()) > 0.5",
+        "and more sinks than by chance": "min(kept_sinks.values()) > 2 * budget / ids.shape[1]",
+        "neither collapses as the window does": (
+            "max(perplexities.ratio_high[name] for name in first) < perplexities.ratio_low[beside[1].name]"
+        ),
+    },
 }
 
 pytestmark = pytest.mark.timeout(900)

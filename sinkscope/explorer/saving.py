@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 from collections.abc import Callable, Iterable
 from html import escape
 from pathlib import Path
@@ -21,6 +22,7 @@ from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.results import compared
 from sinkscope.files import replacing
 from sinkscope.models.facts import model_attributes, token_attributes
+from sinkscope.policies import PerHead
 from sinkscope.record import save_record
 
 NEEDS_KERNEL = "The explorer of sinkscope is here while a kernel runs: run this cell to have it."
@@ -169,7 +171,11 @@ def _imports(slots: Iterable[Any]) -> list[str]:
 def _expression(slot: Any) -> str:
     if slot is None:
         return "None"
-    return ("sinkscope." if _is_ours(slot) else "") + repr(slot).replace("-inf", 'float("-inf")')
+    text = repr(slot).replace("-inf", 'float("-inf")')
+    names = [type(slot).__name__] if _is_ours(slot) else []
+    if isinstance(slot, PerHead):  # made of others
+        names += [type(policy).__name__ for policy in slot.parts if _is_ours(policy)]
+    return re.sub(rf"(?<![\w.])({'|'.join(names)})\(", r"sinkscope.\1(", text) if names else text
 
 
 def _provenance(controller: Controller, record: xr.Dataset) -> dict[str, Any]:

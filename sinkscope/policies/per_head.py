@@ -115,7 +115,7 @@ class PerHead(Policy):
 
     @property
     def is_dense(self) -> bool:
-        return all(policy.is_dense for policy in (self.default, *(policy for _, policy in self._entries)))
+        return all(policy.is_dense for policy in self.parts)
 
     @property
     def is_partial(self) -> bool:
@@ -123,7 +123,7 @@ class PerHead(Policy):
 
     @property
     def remembers(self) -> bool:  # type: ignore[override]
-        return any(policy.remembers for policy in (self.default, *(policy for _, policy in self._entries)))
+        return any(policy.remembers for policy in self.parts)
 
     @property
     def place(self) -> str:
@@ -140,6 +140,11 @@ class PerHead(Policy):
     @property
     def name(self) -> str:
         return self.label or f"{self.description} {self.place}".strip()
+
+    @property
+    def parts(self) -> tuple[Policy, ...]:
+        """The policies that it is made of."""
+        return (self.default, *(policy for _, policy in self._entries))
 
     @property
     def _entries(self) -> tuple[tuple[tuple[int, int], Policy], ...]:
