@@ -206,10 +206,7 @@ def recompute() -> None:
     for size in (256, 512, 1024, 2048):
         with sinkscope.SinkCache(model, sinks=SINKS, window=size - SINKS) as cache:
             model(ids[:, : size + 1], cache=cache)
-            stream = [
-                timed(partial(model, ids[:, at : at + 1], cache=cache))[0]
-                for at in range(size + 1, size + 40)
-            ]
+            stream = [timed(partial(model, ids[:, at : at + 1], cache=cache))[0] for at in range(size + 1, size + 40)]
         again = [timed(partial(model, ids[:, :size], use_cache=False, logits_to_keep=1))[0] for _ in range(3)]
         slow, fast = statistics.median(again) * 1e3, statistics.median(stream[5:]) * 1e3
         print(f"  cache {size:5}   {slow:8.1f} against {fast:6.1f}   x {slow / fast:.1f}")
