@@ -3,7 +3,7 @@
 #   make demo PYTHON=python3.11                the Python that .venv is made with
 #   make demo PIP_OPTIONS="--index-url ..."    passed on to every pip install, for example an index with the smaller,
 #                                              CPU-only builds of torch
-#   make quick                                 the tests of under three seconds that need no browser and no demo model
+#   make quick                                 the short tests, without a browser and the demo model
 #   make lint                                  ruff, mypy and oxlint
 #   make test-versions                         tests/versions with the oldest and the pinned release of transformers
 #   make test-versions RELEASES="5.22.2 newest"    with these; newest is what the package index has
