@@ -186,7 +186,7 @@ def _baseline(nll: xr.DataArray, names: Sequence[str], baseline: str | None) -> 
                 f"baseline={baseline!r} is not a policy of this record: give one of {', '.join(names)}."
             )
         return names.index(baseline)
-    for coord, value in (("recomputed", 1), ("policy_kind", "Dense"), ("cache_size", -1)):
+    for coord, value in (("recomputed", 1), ("policy_kind", "Dense")):
         if coord in nll.coords and (nll[coord].values == value).any():
             return int(np.flatnonzero(nll[coord].values == value)[0])
     return 0

@@ -147,6 +147,8 @@ def whole_rows(normaliser: WholeRows, scores: Tensor) -> Tensor:
             f"{normaliser!r} gave weights that are NaN or infinite; scores of hidden keys are minus infinity, and "
             "their weight is 0."
         )
+    if bool((weights < 0).any()):
+        raise SinkscopeError(f"{normaliser!r} gave weights below 0, which are no shares of attention; give 0 or more.")
     if bool((weights.masked_fill(~hidden, 0.0).abs() > LEAK).any()):
         raise SinkscopeError(
             f"{normaliser!r} gives weight to hidden keys, which lie in a query's future or were taken away; their "

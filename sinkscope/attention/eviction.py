@@ -25,7 +25,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.models.rotary import Rotation
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Eviction(ABC):
     """What one layer keeps.
 
@@ -122,7 +122,7 @@ class Eviction(ABC):
         return in_heads(self.heads, inside, plain)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class WindowEviction(Eviction):
     """The first tokens and the last ones; keys are given as sinks, then neighbours as far back as anyone sees.
 
@@ -165,7 +165,7 @@ class WindowEviction(Eviction):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class KeyEviction(Eviction):
     """Chosen keys apart; attention is given all keys of the text.
 
@@ -197,7 +197,7 @@ class KeyEviction(Eviction):
         return _running_mean(value, (~_among(columns, self.keys)).to(value.dtype), torch.zeros_like(last), last)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ReadKeyEviction(Eviction):
     """Chosen keys gone for every query behind their own; attention is given all keys of the text.
 
@@ -224,7 +224,7 @@ class ReadKeyEviction(Eviction):
         raise NotImplementedError("there are no anchors whose values could be replaced")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class RecentEviction(Eviction):
     """The last tokens gone, but for the query's own; attention is given all keys of the text.
 
@@ -250,7 +250,7 @@ class RecentEviction(Eviction):
         raise NotImplementedError("there are no anchors whose values could be replaced")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SeenEviction(Eviction):
     """Whatever a policy's `sees` says; attention is given all keys of the text.
 
@@ -278,7 +278,7 @@ class SeenEviction(Eviction):
 
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
         shape = torch.broadcast_shapes(query.shape, key.shape)
-        seen = self.policy.sees(query, key)
+        seen = self.policy.sees(query.clone(), key.clone())
         if not isinstance(seen, Tensor) or seen.dtype != torch.bool:
             given = f"{seen.dtype} numbers" if isinstance(seen, Tensor) else f"a {type(seen).__name__}"
             raise SinkscopeError(f"`sees` of {self.policy!r} gave {given}; it has to give a tensor of booleans.")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
+from types import CodeType, FunctionType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sinkscope.errors import SinkscopeError
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Placed:
     """Fields that every policy and normaliser shares.
 
@@ -24,11 +29,39 @@ class Placed:
     layers: Sequence[int] | None = None
     heads: Sequence[int] | None = None
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Equality and repr go by all settings in every class, whether or not it is a dataclass."""
+        super().__init_subclass__(**kwargs)
+        for name in ("__eq__", "__hash__", "__repr__"):
+            if name not in vars(cls):
+                setattr(cls, name, getattr(Placed, name))
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other) or not isinstance(other, Placed):
+            return False
+        mine, others = self.settings, other.settings
+        return mine.keys() == others.keys() and all(_equal(value, others[name]) for name, value in mine.items())
+
+    def __hash__(self) -> int:
+        return hash(type(self))  # a setting may be a list
+
     @property
     def settings(self) -> dict[str, Any]:
         """All that was set on it, by name: fields, and attributes of a class that is no dataclass."""
         names = dict.fromkeys([*(field.name for field in fields(self)), *vars(self)])
-        return {name: getattr(self, name) for name in names}
+        derived = [name for name in names if isinstance(getattr(type(self), name, None), cached_property)]
+        return {name: getattr(self, name) for name in names if name not in derived}
+
+    @property
+    def definition(self) -> str:
+        """A hash of what its repr does not tell: the code of a class from outside the package, and numbers in tensors.
+
+        Empty where there is nothing of the kind.
+        """
+        parts = [_code(cls) for cls in type(self).__mro__ if not is_ours(cls)]
+        parts += [_content(value) for value in self.settings.values()]
+        told = "".join(parts)
+        return hashlib.sha256(told.encode()).hexdigest()[:16] if told else ""
 
     def __repr__(self) -> str:
         silent = {field.name: field.default for field in fields(self) if field.kw_only}
@@ -42,8 +75,11 @@ class Placed:
     @property
     def place(self) -> str:
         """Where it acts, in a few words; empty when everywhere."""
-        chosen = (("layer", self.layers), ("head", self.heads))
-        return ", ".join(f"{kind}{'s' * (len(numbers) > 1)} {_spans(numbers)}" for kind, numbers in chosen if numbers)
+        told = []
+        for kind, numbers in (("layer", self.layers), ("head", self.heads)):
+            if numbers is not None and len(numbers):
+                told.append(f"{kind}{'s' * (len(numbers) > 1)} {_spans(numbers)}")
+        return ", ".join(told)
 
     def acts_in(self, layer: int) -> bool:
         """Whether it acts in a layer."""
@@ -64,6 +100,54 @@ class Placed:
         _check(self, "head", self.heads, None if heads is None else range(heads))
 
 
+def is_ours(cls: type) -> bool:
+    """Whether a class is one of this package, or of Python itself."""
+    return cls.__module__.partition(".")[0] in ("sinkscope", "builtins", "abc", "typing")
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return one is other or bool(one == other)
+    except (RuntimeError, ValueError, TypeError):  # tensors of several numbers
+        return False
+
+
+def _code(cls: type) -> str:
+    """The code of a class's own methods, with the constants, defaults and closures they use."""
+    told = []
+    for name, member in sorted(vars(cls).items()):
+        function = getattr(member, "fget", None) or getattr(member, "__func__", None) or member
+        if isinstance(function, FunctionType):
+            used = [function.__defaults__, *(cell.cell_contents for cell in function.__closure__ or ())]
+            told.append(f"{name} {_instructions(function.__code__)} {''.join(map(_constant, used))}")
+    return "\n".join(told)
+
+
+def _instructions(code: CodeType) -> str:
+    return f"{code.co_code.hex()} {code.co_names} {''.join(map(_constant, code.co_consts))}"
+
+
+def _constant(value: Any) -> str:
+    """A value that code uses, without the places in memory that a repr may tell."""
+    if isinstance(value, CodeType):
+        return _instructions(value)
+    if isinstance(value, FunctionType):
+        return _instructions(value.__code__)
+    return _content(value) or re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _content(value: Any) -> str:
+    """The numbers of a tensor or an array; the definition of what is one itself."""
+    if isinstance(value, Placed):
+        return value.definition
+    if isinstance(value, (tuple, list)):
+        return "".join(map(_content, value))
+    if isinstance(value, (Tensor, np.ndarray)):
+        held = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        return f"{held.dtype} {held.shape} {hashlib.sha256(np.ascontiguousarray(held).tobytes()).hexdigest()}"
+    return ""
+
+
 def chosen_heads(heads: Sequence[int], count: int) -> Tensor:
     """Booleans [head], True for some of `count` heads."""
     chosen = torch.zeros(count, dtype=torch.bool)
@@ -71,17 +155,9 @@ def chosen_heads(heads: Sequence[int], count: int) -> Tensor:
     return chosen
 
 
-def overrides(cls: type, method: str, others: Sequence[str]) -> bool:
-    """Whether a class, or one it descends from, redefines a method below the class that defines any of the others.
-
-    What is built on `others` would then pass over the redefinition.
-    """
-    for each in cls.__mro__:
-        if method in vars(each):
-            return not any(other in vars(each) for other in others)
-        if any(other in vars(each) for other in others):
-            return False
-    return False
+def owner(cls: type, member: str) -> type:
+    """The class that gives another one a member."""
+    return next(each for each in cls.__mro__ if member in vars(each))
 
 
 def _check(placed: Placed, kind: str, chosen: Any, known: Sequence[int] | None) -> None:
@@ -90,7 +166,7 @@ def _check(placed: Placed, kind: str, chosen: Any, known: Sequence[int] | None) 
     if isinstance(chosen, (int, str)) or not hasattr(chosen, "__len__") or len(chosen) == 0:
         raise SinkscopeError(f"{placed!r} acts in no {kind}; give {kind}s=[0, 5] for example, or None for all.")
     for number in chosen:
-        if not isinstance(number, int) or isinstance(number, bool):
+        if not isinstance(number, (int, np.integer)) or isinstance(number, bool):
             advice = "; for other heads in other layers use sinkscope.PerHead" if isinstance(number, tuple) else ""
             raise SinkscopeError(
                 f"{kind}s={chosen!r} holds {number!r}, which is no number of a {kind}; give {kind}s=[0, 5] for "
@@ -103,7 +179,7 @@ def _check(placed: Placed, kind: str, chosen: Any, known: Sequence[int] | None) 
 
 def _spans(numbers: Sequence[int]) -> str:
     """Numbers with runs joined: 0-3 5 7-8; what is no number as it is."""
-    if not all(isinstance(number, int) for number in numbers):
+    if not all(isinstance(number, (int, np.integer)) for number in numbers):
         return " ".join(map(str, numbers))
     runs: list[list[int]] = []
     for number in sorted(numbers):

@@ -8,6 +8,7 @@ time through all layers gives.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -72,15 +73,16 @@ class Memory:
     pending: Tensor | None = None
     holds_all: bool = True
 
+    def tensors(self, prefix: str) -> dict[str, Tensor]:
+        """What it holds by name, for a checkpoint."""
+        held = {"places": self.places, "scores": self.scores, "pending": self.pending}
+        return {prefix + name: states for name, states in held.items() if states is not None}
 
-class Forgetful(Protocol):
-    """A cache that drops the keys that a policy drops."""
-
-    def memory(self, number: int) -> Memory:
-        """What the attention layer `number` (counted from 0) holds."""
-
-    def keep(self, number: int, keys: Tensor, values: Tensor) -> None:
-        """Hold these keys and values [sequence, kv_head, key, dim] and no others."""
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], prefix: str, device: torch.device, holds_all: bool = True) -> Memory:
+        """The memory whose `tensors` these were."""
+        names = (prefix + name for name in ("places", "scores", "pending"))
+        return cls(*(tensors[name].to(device) if name in tensors else None for name in names), holds_all=holds_all)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,9 +113,9 @@ class ScoredEviction(Eviction):
         raise NotImplementedError("there are no anchors whose values could be replaced")
 
     def begin(self, cache: Any, start: int) -> None:
-        self.run.cache = cache if hasattr(cache, "keep") else None
-        if self.run.cache is not None:
-            self.run.memory = cache.memory(self.layer)
+        self.run.cache = cache if hasattr(cache, "keep") else None  # it drops the keys that the policy drops
+        if hasattr(cache, "memory"):
+            self.run.memory = cache.memory(self)
         elif start == 0:
             self.run.memory = Memory()
             self.run.filled = None

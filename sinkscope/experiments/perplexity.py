@@ -29,6 +29,7 @@ from sinkscope.streaming.checkpoint import Checkpoint, Progress
 from sinkscope.streaming.readers import BlockReader, Reader, TokenReader, WindowReader, text_coordinates
 
 FOUR_WAYS = (Dense(), Window(512), Recompute(512), SinkWindow(4, 508))
+LONGEST = 80  # letters of a file's name
 BATCH_TOKENS = 4096  # texts of one length, or windows to recompute, that run together
 
 
@@ -193,17 +194,21 @@ def _checked_policies(policies: Iterable[Policy]) -> list[Policy]:
     for policy in ways:
         if not isinstance(policy, Policy):
             raise SinkscopeError(f"{policy!r} is not a policy; give instances such as sinkscope.SinkWindow(4, 508).")
+    if not ways:
+        raise SinkscopeError("no policy was given; give at least one, such as sinkscope.SinkWindow(4, 508).")
     names = [policy.name for policy in ways]
-    if not ways or len(set(names)) < len(names):
-        raise SinkscopeError("no policy was given, or one of them twice; give each one once.")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SinkscopeError(f"two of the policies are named {twice!r}; give each once, or a label of its own.")
     return ways
 
 
 def check_run(model: nn.Module, texts: list[Tensor], run: Run) -> None:
     check_decoder(model, predicts=True)
     check_eval(model, "losses")
-    if run.block < 1 or (run.samples is not None and run.samples < 1):
-        raise SinkscopeError(f"block = {run.block} and samples = {run.samples}: give 1 or more of each.")
+    sizes = [run.block] if run.samples is None else [run.block, run.samples]
+    if not all(isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in sizes):
+        raise SinkscopeError(f"block = {run.block} and samples = {run.samples}: give whole numbers of 1 or more.")
     if min(map(len, texts)) < 2:
         raise SinkscopeError("a text of one token has nothing to predict; give two tokens at least.")
     for text in texts:
@@ -215,7 +220,10 @@ def settings_of(model: nn.Module, texts: list[Tensor], policy: Policy, run: Run)
     attributes = model_attributes(model)
     tokens = hashlib.sha256(b"|".join(text.numpy().tobytes() for text in texts)).hexdigest()
     own = {name: attributes[name] for name in ("model", "model_type", "dtype")}
-    changed = {} if run.normaliser is None else {"normaliser": run.normaliser}
+    changed: dict[str, Any] = {} if run.normaliser is None else {"normaliser": run.normaliser}
+    for name, slot in (("policy", policy), ("normaliser", run.normaliser)):
+        if slot is not None and slot.definition:
+            changed[f"{name}_definition"] = slot.definition
     given = {"block": run.block, "samples": run.samples, "seed": run.seed}
     return own | {"policy": policy, "tokens": tokens, "weights": weights_hash(model)} | given | changed
 
@@ -225,5 +233,8 @@ def _checkpoint(
 ) -> Checkpoint:
     if folder is None:
         return Checkpoint(None, {})
-    file = Path(folder) / f"{re.sub('[^a-z0-9+.-]+', '-', policy.name)}.safetensors"
+    slug = re.sub("[^a-z0-9+.-]+", "-", policy.name)
+    if len(slug) > LONGEST or re.search("[^a-z0-9+., -]", policy.name):  # else another name could have the same
+        slug = f"{slug[:LONGEST]}-{hashlib.sha256(policy.name.encode()).hexdigest()[:8]}"
+    file = Path(folder) / f"{slug}.safetensors"
     return Checkpoint(file, settings_of(model, texts, policy, run))

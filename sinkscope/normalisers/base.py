@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sinkscope.attention.attend_layer import Weighing, whole_rows
 from sinkscope.attention.masks import is_hidden
-from sinkscope.attention.placement import Placed, overrides
+from sinkscope.attention.placement import Placed
 from sinkscope.errors import SinkscopeError
 
 ALIKE = 1e-4  # weights of the same row may differ by so much when they are made among others
@@ -50,9 +50,7 @@ class Normaliser(Placed, ABC):
     @property
     def needs_whole_rows(self) -> bool:
         """Whether `weights` itself has to be run: there is no quicker form, or it was redefined below that form."""
-        return not isinstance(self, (VirtualKey, Pointwise)) or overrides(
-            type(self), "weights", ("virtual_logit", "weigh")
-        )
+        return type(self).weights not in (VirtualKey.weights, Pointwise.weights)
 
     def check_weights(self, heads: int, device: torch.device | str = "cpu") -> None:
         """Try a normaliser of one's own on small scores.
@@ -61,7 +59,7 @@ class Normaliser(Placed, ABC):
             heads: query heads of a layer.
 
         Raises:
-            SinkscopeError: weights of another shape or that are not finite, weight on hidden keys, or weights that
+            SinkscopeError: weights of another shape, not finite or below 0, weight on hidden keys, or weights that
                 follow from anything but the scores that a query sees in one head.
         """
         if not self.needs_whole_rows:
@@ -81,6 +79,7 @@ class Normaliser(Placed, ABC):
             "on the other texts of the batch": (whole_rows(self, scores[1:]), found[1:]),
             "on the other heads": (whole_rows(self, mixed)[:, :1], found[:, :1]),
             "on how many keys are hidden": (whole_rows(self, wider)[..., :7], found),
+            "on the order of the keys": (whole_rows(self, scores.flip(-1)).flip(-1), found),
         }
         for reason, (weights, expected) in trials.items():
             if not torch.allclose(weights, expected, rtol=ALIKE, atol=ALIKE):

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from sinkscope.attention.eviction import Eviction, SeenEviction
-from sinkscope.attention.placement import Placed, overrides
+from sinkscope.attention.placement import Placed, is_ours, owner
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.models import key_value_heads, query_heads
 from sinkscope.models.rotary import Rotation, find_rotations
@@ -118,10 +118,28 @@ class Policy(Placed):
         return False
 
     @property
+    def sink_values(self) -> str:
+        """What is left of the values of sinks, as in `SinkWindow`."""
+        return "kept"
+
+    @property
+    def sink_bias(self) -> float:
+        """What is added to the logits of sinks, or of chosen keys."""
+        return 0.0
+
+    @property
+    def position_mode(self) -> str:
+        """Whether distances are counted in the "cache", or are those of the "original" text."""
+        return "cache" if self.recomputed or self.kept else "original"
+
+    def check(self) -> None:
+        """Raise SinkscopeError when the class redefines a part of another one that belongs together with the rest."""
+
+    @property
     def coordinates(self) -> dict[str, str | int | float]:
         """What a record keeps of it beside its name, so that whoever reads the record decides by data.
 
-        policy_kind        name of its class
+        policy_kind        name of its class, with its module where that is none of this package
         policy_settings    every field, as JSON; what JSON cannot hold as its repr
         cache_size, sinks  tokens; a cache_size of -1 has no bound
         recomputed         1 where keys and values are rebuilt for every new token, else 0
@@ -131,14 +149,16 @@ class Policy(Placed):
         placement          the layers and heads it acts in, in words; empty for all
         """
         return {
-            "policy_kind": type(self).__name__,
+            "policy_kind": type(self).__name__
+            if is_ours(type(self))
+            else f"{type(self).__module__}.{type(self).__qualname__}",
             "policy_settings": json.dumps(self.settings, default=repr, sort_keys=True),
             "cache_size": -1 if self.cache_size is None else self.cache_size,
             "sinks": 0 if self.kept is None else self.kept.first,
             "recomputed": int(self.recomputed),
-            "sink_values": getattr(self, "values", "kept"),
-            "sink_bias": float(getattr(self, "bias", 0.0)),
-            "positions": getattr(self, "positions", "cache" if self.recomputed or self.kept else "original"),
+            "sink_values": self.sink_values,
+            "sink_bias": float(self.sink_bias),
+            "positions": self.position_mode,
             "placement": self.place,
         }
 
@@ -187,13 +207,17 @@ class StaticPolicy(Policy, ABC):
     def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
         return (SeenEviction(since=0, heads=self.acting_heads(layer.heads), policy=self),)
 
-    def check_sees(self) -> None:
-        """Raise SinkscopeError when `sees` was redefined below a class that binds, or keeps, by other means."""
-        if overrides(type(self), "sees", ("bind", "kept")) and type(self).bind is not StaticPolicy.bind:
-            raise SinkscopeError(
-                f"{type(self).__name__} gives a `sees` of its own to a policy that does not ask it; derive it from "
-                "sinkscope.StaticPolicy itself."
-            )
+    def check(self) -> None:
+        binds = owner(type(self), "bind")
+        for member in ("sees", "kept", "is_dense"):
+            gives = owner(type(self), member)
+            inherited = gives in (Policy, StaticPolicy) or (member == "sees" and binds is StaticPolicy)
+            if gives is not binds and not inherited:
+                first, second = (member, "bind") if issubclass(gives, binds) else ("bind", member)
+                raise SinkscopeError(
+                    f"{type(self).__name__} gives a `{first}` of its own to a policy whose `{second}` does not ask it; "
+                    "derive it from sinkscope.StaticPolicy and give it `sees` alone."
+                )
 
 
 def check_count(policy: Policy, name: str, least: int) -> None:

@@ -37,6 +37,10 @@ class Evict(StaticPolicy):
 
     bias = -math.inf
 
+    @property
+    def sink_bias(self) -> float:
+        return self.bias
+
     def __post_init__(self) -> None:
         keys = _checked_keys(self, self.keys)
         _set_start(self, min(keys) + 1 if self.once_read else max(keys) + 1)
@@ -76,6 +80,14 @@ class Dose(StaticPolicy):
     keys: Sequence[int] = (0,)
     start: int | None = field(default=None, kw_only=True)
     values: str = field(default="kept", kw_only=True)
+
+    @property
+    def sink_values(self) -> str:
+        return self.values
+
+    @property
+    def sink_bias(self) -> float:
+        return self.bias
 
     def __post_init__(self) -> None:
         check_choice(self, "values", VALUES)

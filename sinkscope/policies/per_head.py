@@ -26,6 +26,7 @@ class PerHead(Policy):
         policies: (layer, head) -> the policy of that head.
         default: the policy of all other heads.
         shared: whether heads are numbered as key-value heads, each standing for the query heads that share it.
+        table_shape: layers and heads of the table that it came from, which have to be the model's; None without one.
 
     Raises:
         SinkscopeError: entries that are no (layer, head), or no policies; policies that say themselves where they act,
@@ -35,10 +36,16 @@ class PerHead(Policy):
     policies: Mapping[tuple[int, int], Policy] = field(default_factory=dict)
     default: Policy = field(default_factory=Dense)
     shared: bool = field(default=False, kw_only=True)
+    table_shape: tuple[int, int] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         given: Any = self.policies
-        entries = tuple(given.items() if isinstance(given, Mapping) else given)
+        try:
+            entries = tuple(given.items() if isinstance(given, Mapping) else given)
+        except TypeError as problem:
+            raise SinkscopeError(
+                f"PerHead takes (layer, head) -> policy, got {given!r}; give for example PerHead({{(3, 1): Dense()}})."
+            ) from problem
         for entry in entries:
             if not (isinstance(entry, tuple) and len(entry) == 2 and _is_place(entry[0])):
                 raise SinkscopeError(
@@ -49,6 +56,9 @@ class PerHead(Policy):
             _check_part(policy)
         if self.layers is not None or self.heads is not None:
             raise SinkscopeError("PerHead says by its entries where it acts; leave out layers= and heads=.")
+        places = [place for place, _ in entries]
+        if twice := [place for place in places if places.count(place) > 1]:
+            raise SinkscopeError(f"PerHead names head {twice[0]} twice; give each (layer, head) one policy.")
         object.__setattr__(self, "policies", tuple(sorted(entries, key=lambda entry: entry[0])))
 
     @classmethod
@@ -75,9 +85,12 @@ class PerHead(Policy):
         try:
             is_file = isinstance(table, (str, os.PathLike))
             gates = np.loadtxt(table, delimiter="\t", ndmin=2) if is_file else np.asarray(table, dtype=float)
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, TypeError) as problem:
             raise SinkscopeError(f"{table!r} is no table of gates [layer, kv_head] ({problem}).") from problem
-        numbers = range(len(gates)) if layers is None else layers
+        gates = np.atleast_2d(gates)
+        numbers = list(range(len(gates)) if layers is None else np.atleast_1d(np.asarray(layers)).tolist())
+        if not all(isinstance(number, int) for number in numbers) or len(set(numbers)) < len(numbers):
+            raise SinkscopeError(f"layers={layers!r} are not the numbers of different layers; give one for each row.")
         if gates.ndim != 2 or len(numbers) != len(gates) or not np.isfinite(gates).all():
             raise SinkscopeError(
                 f"a table of gates has a finite number for each layer and key-value head; got the shape {gates.shape} "
@@ -89,7 +102,7 @@ class PerHead(Policy):
             for head, gate in enumerate(row)
             if gate > threshold
         }
-        return cls(chosen, default=streaming or SinkWindow(128, 256), shared=True)
+        return cls(chosen, default=streaming or SinkWindow(128, 256), shared=True, table_shape=gates.shape)
 
     def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
         groups: dict[Policy, list[int]] = {}
@@ -105,6 +118,11 @@ class PerHead(Policy):
 
     def check_place(self, layers: Sequence[int], heads: int | None, kv_heads: int | None = None) -> None:
         most = kv_heads if self.shared else heads
+        if self.table_shape is not None and self.table_shape != (len(layers), most):
+            raise SinkscopeError(
+                f"this table has {self.table_shape[0]} layers of {self.table_shape[1]} heads, and the model has "
+                f"{len(layers)} attention layers of {most} key-value heads; give a table of the whole model."
+            )
         for (layer, head), _ in self._entries:
             if layer not in layers or head < 0 or (most is not None and head >= most):
                 kind = "key-value head" if self.shared else "head"
@@ -153,7 +171,12 @@ class PerHead(Policy):
 
 
 def _is_place(given: Any) -> bool:
-    return isinstance(given, tuple) and len(given) == 2 and all(type(number) is int for number in given)
+    whole = (int, np.integer)
+    return (
+        isinstance(given, tuple)
+        and len(given) == 2
+        and all(isinstance(number, whole) and not isinstance(number, bool) for number in given)
+    )
 
 
 def _check_part(policy: Any) -> None:
@@ -161,5 +184,6 @@ def _check_part(policy: Any) -> None:
         raise SinkscopeError(f"PerHead holds {policy!r}, which is no policy; give instances such as sinkscope.Dense().")
     if policy.recomputed or isinstance(policy, PerHead):
         raise SinkscopeError(f"{policy!r} cannot be the policy of single heads; give one that evicts keys, or Dense().")
+    policy.check()
     if policy.is_partial:
         raise SinkscopeError(f"{policy!r} says itself where it acts; leave out its layers and heads, PerHead has them.")

@@ -51,6 +51,13 @@ class ScoredPolicy(Policy, ABC):
                 f"{self.recent}; give a budget of at least `recent`."
             )
 
+    def check(self) -> None:
+        if type(self).bind is not ScoredPolicy.bind:
+            raise SinkscopeError(
+                f"{type(self).__name__} gives a `bind` of its own to a scored policy, whose cache goes by its scores; "
+                "give it `score` alone."
+            )
+
     @abstractmethod
     def score(self, held: HeldKeys) -> Tensor:
         """Scores [sequence, kv_head, key] of the keys held after a chunk; the highest are kept.

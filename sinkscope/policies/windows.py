@@ -74,6 +74,18 @@ class SinkWindow(StaticPolicy):
         return Kept(self.sinks, self.window)
 
     @property
+    def sink_values(self) -> str:
+        return self.values
+
+    @property
+    def sink_bias(self) -> float:
+        return self.bias
+
+    @property
+    def position_mode(self) -> str:
+        return self.positions
+
+    @property
     def is_plain(self) -> bool:
         return not self.bias and self.values == "kept" and not self.is_partial
 

@@ -16,7 +16,7 @@ from sinkscope.hf.models import key_value_heads, query_heads
 from sinkscope.models.facts import Anatomy, Part, find_anatomy
 from sinkscope.models.requirements import check_unchunked
 from sinkscope.models.rotary import changes_with_length, find_rotations, position_ceiling, position_limit
-from sinkscope.policies import Policy, StaticPolicy
+from sinkscope.policies import Policy
 from sinkscope.policies.base import BoundLayer
 
 
@@ -33,8 +33,7 @@ def layer_evictions(policy: Policy, model: nn.Module, anatomy: Anatomy) -> list[
     if not isinstance(policy, Policy):
         raise SinkscopeError(f"{policy!r} is not a policy; give an instance such as sinkscope.SinkWindow(4, 1020).")
     check_policy_place(policy, model, anatomy)
-    if isinstance(policy, StaticPolicy):
-        policy.check_sees()
+    policy.check()
     if policy.is_dense:
         return [()] * len(anatomy.parts)
     if policy.recomputed:
@@ -64,12 +63,23 @@ def layer_evictions(policy: Policy, model: nn.Module, anatomy: Anatomy) -> list[
 
 def _bound(policy: Policy, model: nn.Module, index: int, part: Part) -> tuple[Eviction, ...]:
     """How one layer carries out a policy, on the layer's device."""
-    evictions = policy.bind(BoundLayer(model, index, part.number))
-    parameter = next(part.attention.parameters(), None)
-    if parameter is None:
-        return evictions
-    heads = [None if eviction.heads is None else eviction.heads.to(parameter.device) for eviction in evictions]
-    return tuple(replace(eviction, heads=chosen) for eviction, chosen in zip(evictions, heads, strict=True))
+    layer = BoundLayer(model, index, part.number)
+    evictions: Any = policy.bind(layer)
+    if not isinstance(evictions, tuple) or not all(isinstance(each, Eviction) for each in evictions):
+        raise SinkscopeError(
+            f"`bind` of {policy!r} gave {evictions!r}; it has to give a tuple of evictions, empty for dense attention."
+        )
+    parameter, own, taken = next(part.attention.parameters(), None), policy.acting_heads(layer.heads), None
+    bound = []
+    for eviction in evictions:
+        heads = own if eviction.heads is None else eviction.heads if own is None else eviction.heads & own
+        everywhere = torch.ones(layer.heads, dtype=torch.bool) if heads is None else heads
+        if taken is not None and bool((taken & everywhere).any()):
+            raise SinkscopeError(f"`bind` of {policy!r} gave two evictions for one head; give each head one at most.")
+        taken = everywhere if taken is None else taken | everywhere
+        moved = heads if heads is None or parameter is None else heads.to(parameter.device)
+        bound.append(replace(eviction, heads=moved))
+    return tuple(bound)
 
 
 def check_policy_place(policy: Policy, model: nn.Module, anatomy: Anatomy) -> None:

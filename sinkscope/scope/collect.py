@@ -7,11 +7,13 @@ cache, token by token) are joined to the earlier ones; a forward pass that raise
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 import xarray as xr
 from torch import Tensor
 
@@ -58,6 +60,11 @@ def checked_probes(probes: Iterable[Probe], layers: Sequence[int]) -> tuple[Prob
                     f"{type(probe).__name__} declares `{name}` as {variable!r}; expected a sinkscope.Variable whose "
                     'first dimension is "sequence".'
                 )
+            if "layer" in variable.dims or len({*variable.dims, name}) <= len(variable.dims) or name in OF_THE_RECORD:
+                raise SinkscopeError(
+                    f"{type(probe).__name__} declares `{name}` with the dimensions {variable.dims}; each needs a name "
+                    f"of its own, and the record itself has {', '.join(OF_THE_RECORD)}."
+                )
             other = makers.setdefault(name, probe)
             if other is not probe and other.makes[name] != variable:
                 raise SinkscopeError(
@@ -74,7 +81,9 @@ def measure_layer(probes: Sequence[Probe], number: int, layer: Layer) -> dict[st
     wanting = [probe for probe in probes if probe.wants(number)]
     for probe in wanting:
         if isinstance(probe, LayerProbe):
-            measured |= declared(probe, probe.observe(layer))
+            with unchanged(probe, *vars(layer).values()):
+                observed = probe.observe(layer)
+            measured |= declared(probe, observed)
     totals = [(probe, probe.start(layer)) for probe in wanting if isinstance(probe, TileProbe)]
     if totals:
         for tile in layer.tiles():
@@ -85,12 +94,31 @@ def measure_layer(probes: Sequence[Probe], number: int, layer: Layer) -> dict[st
     return measured
 
 
+@contextmanager
+def unchanged(probe: Probe, *states: Any) -> Iterator[None]:
+    """A block in which a probe looks at some of the model's own states.
+
+    Raises:
+        SinkscopeError: it changed one of them in place, and so what the model goes on with.
+    """
+    watched = [each for each in states if isinstance(each, Tensor) and not each.is_inference()]
+    versions = [each._version for each in watched]
+    yield
+    if versions != [each._version for each in watched]:
+        raise SinkscopeError(
+            f"{type(probe).__name__} changed the model's own states in place, and so what the model goes on with; "
+            "work on a copy of them."
+        )
+
+
 def declared(probe: Probe, measured: Measurements) -> dict[str, Declared]:
     """What a probe gave, as what it declared.
 
     Raises:
         SinkscopeError: a variable that it did not declare, or numbers of other dimensions.
     """
+    if not isinstance(measured, Mapping):
+        raise SinkscopeError(f"{type(probe).__name__} gave a {type(measured).__name__}; expected a mapping by name.")
     found = {}
     for name, given in measured.items():
         held = given if isinstance(given, Measured) else Measured(given)
@@ -101,15 +129,19 @@ def declared(probe: Probe, measured: Measurements) -> dict[str, Declared]:
                 f"{type(probe).__name__} gave `{name}`, which it does not declare (its `makes` has {makes}); add "
                 f"{name!r}: sinkscope.Variable(dims=...) to it."
             )
-        if not isinstance(held.values, Tensor) or held.values.dim() != len(variable.dims):
-            shape = tuple(held.values.shape) if isinstance(held.values, Tensor) else type(held.values).__name__
+        is_tensor = isinstance(held.values, Tensor)
+        if not is_tensor or held.values.is_complex() or held.values.dim() != len(variable.dims):
+            shape = f"{held.values.dtype} {tuple(held.values.shape)}" if is_tensor else type(held.values).__name__
             raise SinkscopeError(
-                f"{type(probe).__name__} gave `{name}` as {shape}; it declares a tensor "
+                f"{type(probe).__name__} gave `{name}` as {shape}; it declares a tensor of real numbers "
                 f"[{', '.join(variable.dims)}] for each layer."
             )
         found[name] = Declared(variable, held.values, dict(held.coords))
     return found
 
+
+OF_THE_RECORD = ("sequence", "layer", "token", "token_id", "length")
+WHOLE = torch.iinfo(torch.int32).max
 
 FOLLOWING = ("query", "token", "map_query")  # dimensions along which a later forward pass continues
 
@@ -289,7 +321,11 @@ def _check_same(name: str, known: Pieces, new: Pieces) -> None:
 
 def _numpy(values: Tensor) -> np.ndarray:
     values = values.detach().cpu()
-    return values.float().numpy() if values.is_floating_point() else values.int().numpy()
+    if values.is_floating_point():
+        return values.float().numpy()
+    if values.dtype == torch.int64 and values.numel() and int(values.abs().max()) > WHOLE:
+        raise SinkscopeError(f"a probe gave the whole number {int(values.abs().max())}; a record holds 32 bits.")
+    return values.int().numpy()
 
 
 def _join(chunks: list[np.ndarray], dims: tuple[str, ...]) -> np.ndarray:

@@ -157,8 +157,9 @@ def _check_cache(cache: Cache, filled: Filled, past: int, batch: int) -> None:
     unchanged = last_key is None or filled.last_key is None or torch.equal(last_key, filled.last_key)
     if past != filled.columns or not unchanged:
         raise SinkscopeError(
-            "the cache was cropped or its rows reordered since the last forward pass (beam search, assisted "
-            "decoding), so its tokens are no longer those that were measured; use greedy search or sampling."
+            "the cache holds other tokens than those that were measured: it was cropped or its rows reordered (beam "
+            "search, assisted decoding), or a forward pass into it was interrupted; start again with an empty cache, "
+            "and use greedy search or sampling."
         )
 
 

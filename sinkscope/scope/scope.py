@@ -33,7 +33,7 @@ from sinkscope.normalisers import Normaliser, VirtualKey
 from sinkscope.policies import Dense, Policy
 from sinkscope.probes import FREE, HiddenProbe, LayerProbe, Probe, TileProbe
 from sinkscope.scope.binding import layer_evictions
-from sinkscope.scope.collect import Collector, checked_probes, declared, measure_layer
+from sinkscope.scope.collect import Collector, checked_probes, declared, measure_layer, unchanged
 from sinkscope.scope.forward import Caches, Forward, read_forward
 from sinkscope.scope.interface import EVICTIONS, NAME, NORMALISERS, AttentionWatch, cached_states
 
@@ -266,8 +266,10 @@ class Scope:
             ):  # the sum is quick, and may overflow
                 raise not_finite(f"the hidden states after layer {part.number} ({part.name})", self.model)
             for probe in self.probes:
-                if isinstance(probe, HiddenProbe):
-                    self._collector.add(index, texts, declared(probe, probe.observe_hidden(real)))
+                if isinstance(probe, HiddenProbe) and probe.wants(part.number):
+                    with unchanged(probe, real):
+                        measured = probe.observe_hidden(real)
+                    self._collector.add(index, texts, declared(probe, measured))
 
 
 def _check_normaliser(

@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from sinkscope.attention.eviction import SeenEviction
 from sinkscope.errors import SinkscopeError
 from sinkscope.models.facts import model_attributes
 from sinkscope.policies import Policy, ScoredPolicy, StaticPolicy
@@ -70,6 +71,7 @@ def spans(policy: Policy, windows: Sequence[int | None]) -> list[Span]:
     Raises:
         SinkscopeError: a policy that acts in some layers or heads only, or one whose rule cannot be counted.
     """
+    policy.check()
     if policy.is_partial:
         raise SinkscopeError(
             f"`{policy.name}` acts in some layers or heads only, and a cost is counted for policies that act alike in "
@@ -104,9 +106,9 @@ def _scored_keys(policy: ScoredPolicy, query: int) -> int:
 
 def _visible_pairs(policy: StaticPolicy, first: int, last: int) -> int:
     """Pairs that a policy's own rule lets through, for queries from `first` on and before `last`."""
-    key, total = torch.arange(last), 0
+    key, total, rule = torch.arange(last), 0, SeenEviction(since=0, policy=policy)
     for query in torch.arange(first, last).split(max(1, ENTRIES // last)):
-        seen = policy.sees(query[:, None], key) & (key <= query[:, None])
+        seen = rule.sees(query[:, None], key) & (key <= query[:, None])
         total += int(seen.sum())
     return total
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sinkscope.attention.scored import Memory, ScoredEviction
 from sinkscope.hf.caches import Cache, CacheLayer
 from sinkscope.models.facts import find_anatomy
 from sinkscope.models.rotary import Rotation, find_rotations, position_ceiling
@@ -106,6 +107,7 @@ class RollingCache(Cache):
         ]
         super().__init__(layers=[*self.rolling])
         self.seen = 0
+        self.memories: dict[str, Memory] = {}
         takes_positions = "position_ids" in inspect.signature(anatomy.base.forward).parameters
         self._reach = policy.cache_size if bounded and takes_positions else None
         self._takes_positions = takes_positions
@@ -123,9 +125,16 @@ class RollingCache(Cache):
             return {}
         return {"position_ids": torch.arange(start, start + count, device=device)[None]}
 
+    def memory(self, eviction: ScoredEviction) -> Memory:
+        """What a scored policy remembers of the text in its heads of its layer; the cache itself holds all keys."""
+        heads = "all" if eviction.heads is None else eviction.heads.nonzero().flatten().tolist()
+        return self.memories.setdefault(f"{eviction.layer}.heads {heads}.", Memory())
+
     def tensors(self) -> dict[str, Tensor]:
         """All it holds, by name, for a checkpoint."""
         held = {name: part[slot] for name, part, slot in self._places()}
+        for prefix, memory in self.memories.items():
+            held |= memory.tensors(prefix)
         return held | {"base": torch.tensor(self.rolling[0].base)}
 
     def load_tensors(self, tensors: dict[str, Tensor], seen: int, device: torch.device) -> None:
@@ -135,6 +144,8 @@ class RollingCache(Cache):
         for layer in self.rolling:
             layer.seen, layer.base, layer.is_initialized = seen, int(tensors["base"]), True
         self.seen = seen
+        prefixes = [name.removesuffix("places") for name in tensors if name.endswith(".places")]
+        self.memories = {prefix: Memory.of(tensors, prefix, device) for prefix in prefixes}
 
     def _places(self) -> Iterator[tuple[str, dict[str, Tensor], str]]:
         for number, layer in enumerate(self.rolling):

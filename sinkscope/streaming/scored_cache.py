@@ -9,18 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sinkscope.attention.scored import Memory
+from sinkscope.attention.scored import Memory, ScoredEviction
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import Cache, CacheLayer
 from sinkscope.models.facts import find_anatomy
 from sinkscope.models.requirements import check_decoder, check_eval
+from sinkscope.models.rotary import find_rotations
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Policy, ScoredPolicy
 from sinkscope.scope.binding import check_limits, native_windows
 from sinkscope.scope.scope import attached
 from sinkscope.streaming.rolling import RollingCache, RollingLayer
-
-MEMORY = ("places", "scores", "pending")  # in a checkpoint
 
 
 class ScoredLayer(CacheLayer):
@@ -32,6 +31,7 @@ class ScoredLayer(CacheLayer):
         super().__init__()
         self.seen = 0
         self.memory = Memory(holds_all=False)
+        self.is_asked = False  # by the policy, for the forward pass under way
         self.keys: Any = None
         self.values: Any = None
 
@@ -43,8 +43,9 @@ class ScoredLayer(CacheLayer):
         """Take in new keys and values [batch, kv_head, token, dim] and return all that they may see."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if self.held != (0 if self.memory.places is None else self.memory.places.shape[2]):
-            raise SinkscopeError("this cache was interrupted while it read, or used without its policy; reset it.")
+        if not self.is_asked:
+            raise SinkscopeError("these keys are kept by a policy, and it is no longer on the model; use a new cache.")
+        self.is_asked = False
         self.seen += key_states.shape[2]
         self.keys = torch.cat([self.keys, key_states], 2)
         self.values = torch.cat([self.values, value_states], 2)
@@ -63,7 +64,7 @@ class ScoredLayer(CacheLayer):
 
     def forget(self) -> None:
         """Be empty."""
-        self.seen, self.memory, self.is_initialized = 0, Memory(holds_all=False), False
+        self.seen, self.memory, self.is_initialized, self.is_asked = 0, Memory(holds_all=False), False, False
         self.keys = self.values = None
 
 
@@ -74,18 +75,26 @@ class KeptKeys(Cache):
 
     Args:
         model: a decoder.
+        policy: which keys stay.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, policy: ScoredPolicy) -> None:
+        self.policy = policy
         anatomy = find_anatomy(model)
         natives = native_windows(model, len(anatomy.parts))
         self.kept_layers = [ScoredLayer() if native is None else _sliding(native) for native in natives]
         super().__init__(layers=[*self.kept_layers])
 
-    def memory(self, number: int) -> Memory:
-        """What the attention layer `number` holds, and its scores."""
-        layer = self.kept_layers[number]
+    def memory(self, eviction: ScoredEviction) -> Memory:
+        """What a layer holds, and its scores, for a forward pass in which it carries out `eviction`."""
+        layer = self.kept_layers[eviction.layer]
         assert isinstance(layer, ScoredLayer)
+        if eviction.policy != self.policy:
+            raise SinkscopeError(f"this cache is one of {self.policy!r}, and the model carries {eviction.policy!r}.")
+        remembered = 0 if layer.memory.places is None else layer.memory.places.shape[2]
+        if layer.held != remembered or len({each.seen for each in self.kept_layers}) > 1:
+            raise SinkscopeError("this cache was interrupted while it read, and its layers differ; reset it.")
+        layer.is_asked = True
         return layer.memory
 
     def keep(self, number: int, keys: Tensor, values: Tensor) -> None:
@@ -134,8 +143,7 @@ class KeptKeys(Cache):
                     layer.last[slot] = tensors[f"{number}.last.{slot}"].to(device)
                 continue
             layer.keys, layer.values = (tensors[f"{number}.{slot}"].to(device) for slot in ("keys", "values"))
-            places, scores, pending = (tensors[f"{number}.{name}"].to(device) for name in MEMORY)
-            layer.memory = Memory(places, scores, pending if pending.numel() else None, holds_all=False)
+            layer.memory = Memory.of(tensors, f"{number}.", device, holds_all=False)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Refused: a scope follows each text by its row."""
@@ -150,12 +158,10 @@ class KeptKeys(Cache):
             if isinstance(layer, RollingLayer):
                 for slot, states in layer.last.items():
                     yield f"{number}.last.{slot}", states
-            elif layer.is_initialized and layer.memory.places is not None and layer.memory.scores is not None:
+            elif layer.is_initialized and layer.memory.places is not None:
                 yield f"{number}.keys", layer.keys
                 yield f"{number}.values", layer.values
-                pending = torch.zeros(0) if layer.memory.pending is None else layer.memory.pending
-                for name, states in zip(MEMORY, (layer.memory.places, layer.memory.scores, pending), strict=True):
-                    yield f"{number}.{name}", states
+                yield from layer.memory.tensors(f"{number}.").items()
 
 
 class ScoredCache(KeptKeys):
@@ -186,8 +192,12 @@ class ScoredCache(KeptKeys):
         check_decoder(model)
         check_eval(model, "attention")
         check_limits(model, policy, policy.budget + 1)
-        super().__init__(model)
-        self.policy = policy
+        if has_latent_keys(model):
+            raise SinkscopeError(
+                f"{type(model).__name__} caches latent states that all heads share (MLA), so that no head can drop "
+                f"keys of its own; measure {policy!r} with sinkscope.perplexity, which keeps them all."
+            )
+        super().__init__(model, policy)
         self._open = ExitStack()
         self._open.enter_context(attached(model, policy=policy, normaliser=normaliser))
 
@@ -220,8 +230,14 @@ ReadingCache = RollingCache | KeptKeys
 
 def reading_cache(model: nn.Module, policy: Policy) -> ReadingCache:
     """The cache with which a text is read in blocks under a policy, by a model that carries it."""
-    scored = isinstance(policy, ScoredPolicy) and not policy.is_partial
-    return KeptKeys(model) if scored else RollingCache(model, policy)
+    if isinstance(policy, ScoredPolicy) and not policy.is_partial and not has_latent_keys(model):
+        return KeptKeys(model, policy)
+    return RollingCache(model, policy)
+
+
+def has_latent_keys(model: nn.Module) -> bool:
+    """Whether the model caches what keys and values are made of (MLA), and not what attention sees."""
+    return any(rotation is not None and rotation.slot == "values" for rotation in find_rotations(model))
 
 
 def _sliding(native: int) -> RollingLayer:

@@ -13,6 +13,7 @@ import xarray as xr
 
 import sinkscope
 from sinkscope import SinkscopeError, attached, capture, perplexity
+from sinkscope.models.facts import find_anatomy
 from tests.core import naive_scored, naive_slots
 from tests.zoo import build, inputs
 
@@ -165,7 +166,7 @@ def test_a_policy_that_would_be_passed_over_is_refused_by_name():
 
     model, ids = build("llama"), inputs("llama", tokens=12)["input_ids"]
     for policy, message in (
-        (Overridden(1, 4), "Overridden gives a `sees` of its own to a policy that does not ask it"),
+        (Overridden(1, 4), "Overridden gives a `sees` of its own to a policy whose `bind` does not ask it"),
         (Nothing(), "Nothing is a policy that does not say which keys a query sees"),
     ):
         with pytest.raises(SinkscopeError, match=message):
@@ -264,6 +265,56 @@ def test_scored_policies_resume_from_a_checkpoint_to_the_bit(tmp_path, monkeypat
     np.testing.assert_array_equal(again.nll, whole.nll)
 
 
+def run_with(cache, model, ids):
+    with torch.no_grad():
+        return model(ids, **{sinkscope.hf.caches.argument_name(model.forward): cache}).logits
+
+
+@pytest.mark.parametrize("read_before", [False, True])
+def test_an_interrupted_scored_cache_is_refused_until_it_is_reset(read_before):
+    model, ids = build("llama"), inputs("llama", 1, 20)["input_ids"]
+    with sinkscope.ScoredCache(model, sinkscope.TOVA(6)) as cache:
+        if read_before:
+            run_with(cache, model, ids[:, :8])
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        hook = find_anatomy(model).parts[1].attention.register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_with(cache, model, ids[:, 8:])
+        hook.remove()
+        with pytest.raises(SinkscopeError, match="interrupted"):
+            run_with(cache, model, ids[:, 8:])
+        cache.reset()
+        again = run_with(cache, model, ids)
+    expected, *_ = naive_scored.run(model, ids, "tova", 6, 0)
+    torch.testing.assert_close(again.double(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_scored_cache_goes_with_its_own_policy_alone():
+    model, ids = build("llama"), inputs("llama", 1, 20)["input_ids"]
+    with sinkscope.ScoredCache(model, sinkscope.TOVA(6)) as cache:
+        run_with(cache, model, ids[:, :10])
+    with pytest.raises(SinkscopeError, match="no longer on the model"):
+        run_with(cache, model, ids[:, 10:])
+    other = attached(model, policy=sinkscope.HeavyHitters(6, 2))
+    with other, pytest.raises(SinkscopeError, match=r"one of TOVA\(budget=6.* carries HeavyHitters"):
+        run_with(cache, model, ids[:, 10:])
+
+
+def test_scored_policies_read_latent_attention_and_keep_its_whole_cache():
+    model, ids = build("deepseek_v3"), inputs("deepseek_v3", 1, 20)["input_ids"]
+    policy = sinkscope.TOVA(6)
+    with torch.no_grad(), attached(model, policy=policy):
+        logits = model(ids).logits
+    for block in (20, 6, 1):
+        nll = perplexity(model, ids, [policy], block=block).nll[0, :, 1:]
+        np.testing.assert_allclose(nll, losses_of(logits, ids), atol=1e-4)
+    with pytest.raises(SinkscopeError, match="caches latent states that all heads share"):
+        sinkscope.ScoredCache(model, policy)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -351,7 +402,7 @@ def test_a_table_of_gates_gives_each_key_value_head_its_policy(tmp_path):
         ),
         (
             lambda: attached(build("llama"), policy=sinkscope.PerHead.from_table(np.ones((2, 9)))),
-            "key-value head 2 of layer 0",
+            "2 layers of 9 heads",
         ),
     ],
 )
@@ -487,9 +538,17 @@ def test_every_variable_says_its_units_and_dimensions():
     ("makes", "given", "message"),
     [
         ({}, {"other": torch.zeros(2, 40)}, "gave `other`, which it does not declare"),
-        ({"one": sinkscope.Variable(("sequence", "token"))}, {"one": torch.zeros(2)}, r"gave `one` as \(2,\)"),
+        (
+            {"one": sinkscope.Variable(("sequence", "token"))},
+            {"one": torch.zeros(2)},
+            r"gave `one` as torch.float32 \(2,\)",
+        ),
         ({"one": sinkscope.Variable(("sequence", "token"))}, {"one": 3}, "gave `one` as int"),
+        ({"one": sinkscope.Variable(("sequence", "token"))}, {"one": torch.zeros(2, 40) * 1j}, "as torch.complex64"),
+        ({"one": sinkscope.Variable(("sequence", "token"))}, {"one": torch.full((2, 40), 1 << 31)}, "holds 32 bits"),
+        ({"one": sinkscope.Variable(("sequence", "token"))}, None, "gave a NoneType; expected a mapping"),
         ({"one": ("sequence", "token")}, {}, "expected a sinkscope.Variable"),
+        ({"one": sinkscope.Variable(("sequence", "token", "token"))}, {}, "each needs a name of its own"),
     ],
 )
 def test_what_a_probe_did_not_declare_is_refused(makes, given, message):
@@ -498,6 +557,40 @@ def test_what_a_probe_did_not_declare_is_refused(makes, given, message):
     with pytest.raises(SinkscopeError, match=message):
         sinkscope.measure(model, inputs("llama")["input_ids"], [own()])
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_probe_that_changes_what_the_model_goes_on_with_is_refused():
+    class Centred(sinkscope.HiddenProbe):
+        makes: ClassVar = {"norm": sinkscope.Variable(("sequence", "token"))}
+
+        def observe_hidden(self, hidden):
+            hidden -= hidden.mean(-1, keepdim=True)
+            return {"norm": hidden.norm(dim=-1)}
+
+    class Unit(sinkscope.LayerProbe):
+        makes: ClassVar = {"length": sinkscope.Variable(("sequence", "kv_head", "key"))}
+
+        def observe(self, layer):
+            return {"key_length": layer.value.mul_(2).norm(dim=-1)}
+
+    class UnitValues(Unit):
+        makes: ClassVar = {"key_length": sinkscope.Variable(("sequence", "kv_head", "key"))}
+
+    model, ids = build("llama"), inputs("llama")["input_ids"]
+    for probe in (Centred(), UnitValues()):
+        with pytest.raises(SinkscopeError, match="changed the model's own states in place"):
+            sinkscope.measure(model, ids, [probe])
+    with pytest.raises(SinkscopeError, match=r"the record itself has .*length"):
+        sinkscope.measure(model, ids, [Unit()])
+
+
+def test_a_hidden_probe_looks_at_the_layers_it_wants():
+    class Second(Kurtosis):
+        def wants(self, layer):
+            return layer == 1
+
+    record = sinkscope.measure(build("llama"), inputs("llama")["input_ids"], [Second()])
+    assert record.kurtosis[:, 0].isnull().all() and record.kurtosis[:, 1].notnull().all()
 
 
 def test_a_probe_of_no_kind_is_refused():

@@ -44,7 +44,7 @@ def test_a_family_that_cannot_be_streamed_is_refused(ids):
 
 def test_original_positions_are_refused_where_they_cannot_be_counted(ids, tmp_path):
     with pytest.raises(SinkscopeError, match=r'GPTJForCausalLM .* in the cache; give positions="cache"'):
-        ablate(zoo.build("gptj"), ids, (0, 4), 16, positions=("cache", "original"), folder=tmp_path)
+        ablate(zoo.build("falcon_rotary"), ids, (0, 4), 16, positions=("cache", "original"), folder=tmp_path)
     assert not list(tmp_path.iterdir())  # not even of the cells that could have been run
 
 

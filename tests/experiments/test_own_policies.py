@@ -57,7 +57,7 @@ def test_rows_carry_name_kind_and_what_is_kept(model, ids):
     beside = ablate(model, ids, policies=OTHERS, **FACTORS).tail(4)
     columns = ["policy", "policy_kind", "sinks", "cache_size", "positions", "kind"]
     assert beside[columns].values.tolist() == [
-        ["one sink of 12", "OneSink", 0, -1, "original", ""],
+        ["one sink of 12", "tests.experiments.test_own_policies.OneSink", 0, -1, "original", ""],
         ["full sinks", "SinkWindow", 4, 16, "cache", ""],
         ["dense", "Dense", 0, -1, "original", ""],
         ["H2O 8+8", "HeavyHitters", 0, 16, "original", ""],

@@ -155,7 +155,7 @@ def test_the_saved_code_imports_the_classes_and_measures_what_was_shown(monkeypa
     measured = [float(sinkscope.ppl(fresh[name])[0]) for name in ("dense", "changed")]
     np.testing.assert_allclose(measured, [controller.loss.dense, controller.loss.changed], rtol=1e-4)
     record = view_record(controller)
-    assert record.policy_kind.values.tolist() == ["Dense", "TwoSinks"]
+    assert record.policy_kind.values.tolist() == ["Dense", "tests.explorer.own_slots.TwoSinks"]
     assert record.cache_size.values.tolist() == [-1, 22]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sinkscope import Dense, SinkCache, SinkscopeError, attached, cost, perplexity
+from sinkscope import TOVA, Dense, PerHead, SinkCache, SinkscopeError, attached, cost, perplexity
 from sinkscope.explorer.configuration import GONE, Configuration
 from sinkscope.explorer.text_model import WRITTEN, TextModel
 from tests.explorer.references import CONFIGURATIONS, FAMILIES, defined, everything, first, reader, text
@@ -153,7 +153,16 @@ def test_a_cache_larger_than_the_text_is_noted():
     assert first(reader(), Configuration(policy="window", window=20)).note == ""
 
 
-def test_while_a_text_continuation_the_logits_of_the_whole_are_gone():
+@pytest.mark.parametrize("policy", [PerHead({(0, 1): TOVA(8)}), TOVA(8, layers=[1])])
+def test_a_continuation_goes_on_with_what_a_scored_policy_remembers(policy):
+    ids = written(everything(reader(), Configuration(policy=policy)))
+    whole = torch.cat([text(), torch.tensor(ids)])[None]
+    with torch.no_grad(), attached(build("llama"), policy=policy) as scope:
+        expected = scope.model(whole).logits[0].argmax(-1)
+    assert ids == expected[len(text()) - 1 : -1].tolist()
+
+
+def test_while_a_text_goes_on_the_logits_of_the_whole_are_gone():
     results = reader(tokens=97).read(Configuration(), 96, lambda: False)
     while type(next(results)).__name__ != "Continuation":
         pass

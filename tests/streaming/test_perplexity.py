@@ -172,7 +172,7 @@ def test_what_cannot_be_read_is_refused_in_one_sentence():
     model, ids = build("llama"), inputs("llama")["input_ids"]
     for arguments, options, message in (
         ((ids, []), {}, "no policy was given"),
-        ((ids, [Window(8), Window(8)]), {}, "twice"),
+        ((ids, [Window(8), Window(8)]), {}, "two of the policies are named"),
         ((ids, ["window"]), {}, "is not a policy"),
         ((ids[:, :1], [Window(8)]), {}, "nothing to predict"),
         ((torch.full((1, 9), 999), [Window(4)]), {}, "outside the vocabulary"),

@@ -137,7 +137,10 @@ def test_layers_are_taken_in_groups_with_the_rest_dense():
         (lambda ids: perplexity(build("bloom"), ids, [Window(20, layers=[0])]), "not under `window 20, layer 0"),
         (lambda ids: perplexity(build("bloom"), ids, [Dense()], normaliser=Softmax1()), "attention interface"),
         (lambda ids: perplexity(build("llama"), ids, [Evict([0], heads=[9])]), "head 9"),
-        (lambda ids: perplexity(build("llama"), ids, [EvictRecent(3), EvictRecent(3)]), "one of them twice"),
+        (
+            lambda ids: perplexity(build("llama"), ids, [EvictRecent(3), EvictRecent(3)]),
+            "two of the policies are named",
+        ),
         (lambda ids: sinkscope.decompose(build("llama"), ids, 4, 4), "4 sinks leave no window"),
         (lambda ids: sinkscope.decompose_by_layer(build("llama"), ids, 24, groups=3), "more than the 2 layers"),
     ],
