@@ -41,6 +41,7 @@ def test_losses_equal_those_of_perplexity(name, case):
     assert reading.configuration == configuration
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CONFIGURATIONS)
 def test_losses_and_guesses_equal_the_definition_in_float64(case):
     configuration, definition = CONFIGURATIONS[case]
@@ -153,6 +154,7 @@ def test_a_cache_larger_than_the_text_is_noted():
     assert first(reader(), Configuration(policy="window", window=20)).note == ""
 
 
+@pytest.mark.slow
 def test_while_a_text_continuation_the_logits_of_the_whole_are_gone():
     results = reader(tokens=97).read(Configuration(), 96, lambda: False)
     while type(next(results)).__name__ != "Continuation":
