@@ -13,7 +13,7 @@ import anywidget
 
 import sinkscope.explorer  # noqa: F401  (declares the widgets)
 
-RULES = ["-D", "no-undef", "-D", "no-redeclare", "-D", "no-unused-vars"]
+RULES = ["-D", "no-undef", "-D", "no-redeclare"]
 
 
 def main(oxlint: str) -> int:

@@ -81,8 +81,9 @@ class Memory:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], prefix: str, device: torch.device, holds_all: bool = True) -> Memory:
         """The memory whose `tensors` these were."""
-        names = (prefix + name for name in ("places", "scores", "pending"))
-        return cls(*(tensors[name].to(device) if name in tensors else None for name in names), holds_all=holds_all)
+        places, scores, pending = (tensors.get(prefix + name) for name in ("places", "scores", "pending"))
+        moved = [None if states is None else states.to(device) for states in (places, scores, pending)]
+        return cls(moved[0], moved[1], moved[2], holds_all)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -128,6 +128,7 @@ def test_the_automatic_block_is_near_the_best_one_for_a_known_correlation():
     assert block_length([np.ones((400, 1))]) == 8 and block_length([np.ones((3, 1))]) == 1
 
 
+@pytest.mark.slow
 def test_five_policies_of_sixteen_thousand_tokens_take_seconds_even_without_blocks():
     nll = np.random.default_rng(0).gamma(1, 2.7, size=(4, 1, 16384))
     for block in (None, 1):

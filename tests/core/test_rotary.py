@@ -44,6 +44,7 @@ def assert_moves_keys(model):
         assert float((moved - old[rotation.slot]).abs().max()) > 0.1 * scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROTARY)
 def test_a_turned_key_is_the_key_at_another_position(name):
     assert_moves_keys(build(name))

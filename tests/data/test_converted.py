@@ -104,6 +104,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
 def test_a_damaged_entry_is_built_again(tiny_gguf, cache, damage):
     path, tensors = tiny_gguf

@@ -24,7 +24,7 @@ from tests.experiments.ablating import FACTORS, LINE_BREAK, Tokenizer
         (dict(kinds=("first", "last")), "kinds='last' is unknown; give one of first, line breaks, random"),
         (dict(seed=-1), "seed=-1 is not a whole number of 0 or more"),
         (dict(resamples=0), "resamples=0 is not a whole number of 1 or more"),
-        (dict(block=0), "block = 0 .* give 1 or more"),
+        (dict(block=0), "block = 0 .* whole numbers of 1 or more"),
         (dict(tokenizer=None), 'kinds="line breaks" needs a tokenizer'),
         (dict(tokenizer=Tokenizer(5, 6, last="?")), "makes 2 tokens of a line break, and a sink is one"),
         (dict(tokenizer=Tokenizer()), "makes 0 tokens of a line break"),
@@ -43,7 +43,7 @@ def test_a_family_that_cannot_be_streamed_is_refused(ids):
 
 
 def test_original_positions_are_refused_where_they_cannot_be_counted(ids, tmp_path):
-    with pytest.raises(SinkscopeError, match=r'GPTJForCausalLM .* in the cache; give positions="cache"'):
+    with pytest.raises(SinkscopeError, match=r'FalconForCausalLM .* in the cache; give positions="cache"'):
         ablate(zoo.build("falcon_rotary"), ids, (0, 4), 16, positions=("cache", "original"), folder=tmp_path)
     assert not list(tmp_path.iterdir())  # not even of the cells that could have been run
 

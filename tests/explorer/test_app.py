@@ -230,6 +230,7 @@ def test_a_picture_that_fails_does_not_take_the_rest_with_it(app, monkeypatch):
     assert app.wait(60) and "ZeroDivisionError" in app.problem.value and "ready" in app.busy.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", [HOSTILE, QUOTED])
 def test_a_hostile_token_is_only_ever_text(said, tmp_path):
     app = explore(build("llama"), text=text(300), tokenizer=Tokenizer(said), length=40)

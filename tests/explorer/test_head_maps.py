@@ -39,6 +39,7 @@ def stacked(maps: HeadMaps, kind: str = "probabilities") -> np.ndarray:
 # --- live -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CONFIGURATIONS)
 def test_maps_of_every_head_equal_the_definition_and_are_nan_exactly_where_a_key_is_not_seen(case):
     configuration, definition = CONFIGURATIONS[case]

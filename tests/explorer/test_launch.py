@@ -72,6 +72,7 @@ def test_a_text_from_a_file_is_read(opened, tmp_path):
     assert is_read(app) and "cat" in "".join(app.controller.tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("length", "shown"), [(None, 2048), (50, 50), (np.int64(50), 50)])
 def test_of_a_text_longer_than_the_limit_the_first_tokens_are_shown_and_that_is_said_and_stays_said(
     opened, monkeypatch, length, shown

@@ -27,6 +27,7 @@ def test_cells_are_as_even_as_whole_tokens_allow(length, cells):
     assert sizes.max() - sizes.min() <= 1
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(
     values=arrays(

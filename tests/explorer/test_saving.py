@@ -93,6 +93,7 @@ def test_the_code_measures_the_map_and_the_perplexities_that_were_shown(case, lo
     assert int(sinkscope.ppl(fresh["dense"]).tokens_used) == loss.tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gemma2", "gpt_oss", "mpt"])
 def test_the_code_is_right_for_other_families(name, loads_the_tiny_model):
     loads_the_tiny_model(name)

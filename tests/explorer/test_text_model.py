@@ -41,6 +41,7 @@ def test_losses_equal_those_of_perplexity(name, case):
     assert reading.configuration == configuration
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CONFIGURATIONS)
 def test_losses_and_guesses_equal_the_definition_in_float64(case):
     configuration, definition = CONFIGURATIONS[case]
@@ -162,6 +163,7 @@ def test_a_continuation_goes_on_with_what_a_scored_policy_remembers(policy):
     assert ids == expected[len(text()) - 1 : -1].tolist()
 
 
+@pytest.mark.slow
 def test_while_a_text_goes_on_the_logits_of_the_whole_are_gone():
     results = reader(tokens=97).read(Configuration(), 96, lambda: False)
     while type(next(results)).__name__ != "Continuation":

@@ -86,6 +86,7 @@ def test_a_layer_that_is_not_there_is_refused():
         figures.emergence(emergence_record(), layer=1)
 
 
+@pytest.mark.slow
 def test_perplexities_and_their_intervals_stand_at_the_number_of_sinks():
     record = language()
     axes, table = figures.language_emergence(record).axes[0], language_table(record)

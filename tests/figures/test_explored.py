@@ -41,6 +41,7 @@ def test_losses_are_running_means_over_the_tokens_that_were_scored():
     assert list(curves(figures.explored(record))) == ["dense", "recompute 12"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, 28])
 def test_the_map_of_a_window_stands_where_it_stands_in_the_text(first):
     image = figures.explored(view(first)).axes[0].images[0]

@@ -60,6 +60,7 @@ def test_the_source_line_stands_under_the_figure(record):
     assert "some/model" in text and "a text" in text and "2020-02-02" in text
 
 
+@pytest.mark.slow
 def test_no_setting_leaks_in_either_direction(record):
     plain = saved(figures.norms(record), "png")
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "black", "text.color": "white", "pdf.fonttype": 3}):

@@ -79,6 +79,7 @@ def test_open_draws_the_same_without_torch_or_transformers(saved):
     assert done.stdout.strip() == full().headline
 
 
+@pytest.mark.slow
 def test_a_saved_and_opened_report_saves_to_the_same_bytes(tmp_path):
     small().save(tmp_path / "a")
     Report.open(tmp_path / "a").save(tmp_path / "b")
@@ -103,6 +104,7 @@ def test_the_streaming_tables_and_figures_are_the_same_from_the_saved_records(sa
         assert drawn[0].getvalue() == drawn[1].getvalue(), name
 
 
+@pytest.mark.slow
 def test_an_earlier_report_is_replaced_and_an_empty_directory_filled(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -156,6 +158,7 @@ def test_a_failure_at_any_step_leaves_the_old_report_and_nothing_else(tmp_path, 
     assert [p.name for p in out.parent.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_a_failing_rename_brings_the_old_report_back(tmp_path, monkeypatch):
     import os
 
@@ -207,6 +210,7 @@ def test_a_damaged_record_is_a_clear_error(tmp_path):
         Report.open(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_notes_survive_saving(tmp_path):
     record = naive.norms_only()
     record.attrs["notes"] = "one thing\nanother"

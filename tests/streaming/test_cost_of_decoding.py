@@ -53,6 +53,7 @@ def test_dense_operations_are_those_torch_counts_in_real_decoding(name):
         assert found.flops_per_token == steps[tokens - 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_dense_bytes_are_those_a_real_cache_holds(name):
     model, _, cache = decoded(name, 24)
