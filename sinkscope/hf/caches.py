@@ -61,7 +61,8 @@ def without_cache(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def returned_cache(output: Any) -> Any:
     """The cache that a forward pass gave back; None where it gave none."""
-    held = (getattr(output, name, None) for name in NAMES)
+    declared = getattr(type(output), "__dataclass_fields__", {})  # asking for an older name prints a warning
+    held = (getattr(output, name) for name in NAMES if name in declared)
     return next((cache for cache in held if cache is not None), None)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import DynamicCache, StaticCache
+from transformers.utils import generic
 
 from sinkscope import Norms, SinkMass, SinkscopeError, capture
 from tests.core.recorded import FULL, record_of
@@ -160,3 +161,12 @@ def test_a_static_cache_in_generate():
     options = dict(max_new_tokens=3, cache_implementation="static", pad_token_id=0)
     with torch.no_grad(), capture(model), pytest.raises(SinkscopeError, match="static cache"):
         model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+
+
+def test_no_name_of_another_release_is_asked_for_where_no_cache_is_used(monkeypatch):
+    model, ids = build("llama"), inputs("llama")["input_ids"]
+    said = []
+    monkeypatch.setattr(generic.logger, "warning_once", said.append, raising=False)
+    with torch.no_grad(), capture(model) as scope:
+        model(ids, use_cache=False)
+    assert scope.record.sizes["layer"] == 2 and said == []
