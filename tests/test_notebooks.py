@@ -113,7 +113,7 @@ CLAIMS = {
     "06_your_own": {
         "the first token undoes the collapse": "table.ratio_high[policies[3].name] < table.ratio_low[policies[1].name]",
         "sums of one leave the first token its share": "min(masses['TopEight'], masses['Sparsemax']) > 0.2",
-        "the first token has the heavy tails": "sink_tails > 10 * tails",
+        "the first token has the heavy tails": "sink_tails > 3 * tails",
         "H2O and TOVA keep the first token in most heads": "min(first.values()) > 0.5",
         "and more sinks than by chance": "min(kept_sinks.values()) > 2 * budget / ids.shape[1]",
         "neither collapses as the window does": (
