@@ -16,6 +16,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.models.facts import find_anatomy, model_attributes, token_attributes, weights_hash
 from sinkscope.models.requirements import check_decoder, check_eval
@@ -206,9 +207,9 @@ def _checked_policies(policies: Iterable[Policy]) -> list[Policy]:
 def check_run(model: nn.Module, texts: list[Tensor], run: Run) -> None:
     check_decoder(model, predicts=True)
     check_eval(model, "losses")
-    sizes = [run.block] if run.samples is None else [run.block, run.samples]
-    if not all(isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in sizes):
-        raise SinkscopeError(f"block = {run.block} and samples = {run.samples}: give whole numbers of 1 or more.")
+    whole_number(run.block, "block", 1)
+    if run.samples is not None:
+        whole_number(run.samples, "samples", 1)
     if min(map(len, texts)) < 2:
         raise SinkscopeError("a text of one token has nothing to predict; give two tokens at least.")
     for text in texts:
@@ -224,7 +225,7 @@ def settings_of(model: nn.Module, texts: list[Tensor], policy: Policy, run: Run)
     for name, slot in (("policy", policy), ("normaliser", run.normaliser)):
         if slot is not None and slot.definition:
             changed[f"{name}_definition"] = slot.definition
-    given = {"block": run.block, "samples": run.samples, "seed": run.seed}
+    given = {"block": int(run.block), "samples": run.samples and int(run.samples), "seed": run.seed}
     return own | {"policy": policy, "tokens": tokens, "weights": weights_hash(model)} | given | changed
 
 

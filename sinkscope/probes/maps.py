@@ -46,9 +46,16 @@ class Maps(TileProbe):
         if self.resolution is not None and self.resolution < 1:
             raise SinkscopeError(f"Maps(resolution={self.resolution}) has no cells; give resolution >= 1 or None.")
         for name, chosen in (("layers", self.layers), ("heads", self.heads)):
-            if chosen is not None and (isinstance(chosen, (int, str)) or len(chosen) == 0):
+            if chosen is None:
+                continue
+            if isinstance(chosen, (int, str)) or len(chosen) == 0:
                 raise SinkscopeError(
                     f"Maps({name}={chosen!r}) names none; give a list such as [0, 5], or None for all."
+                )
+            if len({each for each in chosen if isinstance(each, (int, np.integer))}) < len(chosen):
+                raise SinkscopeError(
+                    f"Maps({name}={chosen!r}) is no list of different whole numbers; give each once, such as [0, 5]. "
+                    "The heads are those of every layer in `layers`."
                 )
         if self.pool not in ("mass", "max"):
             raise SinkscopeError(f'Maps(pool="{self.pool}") is unknown; give "mass" or "max".')
@@ -57,7 +64,7 @@ class Maps(TileProbe):
         return self.layers is None or layer in self.layers
 
     def check(self, layers: Sequence[int]) -> None:
-        outside = [layer for layer in self.layers or () if layer not in layers]
+        outside = [layer for layer in (() if self.layers is None else self.layers) if layer not in layers]
         if outside:
             raise SinkscopeError(
                 f"layer {outside[0]} is out of range: the model has attention in layers {layers[0]} to {layers[-1]}."

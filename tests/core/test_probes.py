@@ -167,6 +167,8 @@ def test_mean_logits_of_short_texts_leave_the_rest_empty():
         (lambda: Maps(pool="median"), '"mass" or "max"'),
         (lambda: capture(build("llama"), [Maps(layers=[2])]), "layers 0 to 1"),
         (lambda: record_of("llama", [Maps(layers=[-1])]), "layers 0 to 1"),
+        (lambda: Maps(heads=[(0, 1)]), "no list of different whole numbers"),
+        (lambda: Maps(layers=[1], heads=[0, 0]), "no list of different whole numbers"),
         (lambda: record_of("llama", [Maps(heads=[4])]), "heads 0 to 3"),
     ],
 )

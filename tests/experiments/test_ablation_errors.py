@@ -24,7 +24,7 @@ from tests.experiments.ablating import FACTORS, LINE_BREAK, Tokenizer
         (dict(kinds=("first", "last")), "kinds='last' is unknown; give one of first, line breaks, random"),
         (dict(seed=-1), "seed=-1 is not a whole number of 0 or more"),
         (dict(resamples=0), "resamples=0 is not a whole number of 1 or more"),
-        (dict(block=0), "block = 0 .* whole numbers of 1 or more"),
+        (dict(block=0), "block=0 is not a whole number of 1 or more"),
         (dict(tokenizer=None), 'kinds="line breaks" needs a tokenizer'),
         (dict(tokenizer=Tokenizer(5, 6, last="?")), "makes 2 tokens of a line break, and a sink is one"),
         (dict(tokenizer=Tokenizer()), "makes 0 tokens of a line break"),

@@ -176,8 +176,8 @@ def test_what_cannot_be_read_is_refused_in_one_sentence():
         ((ids, ["window"]), {}, "is not a policy"),
         ((ids[:, :1], [Window(8)]), {}, "nothing to predict"),
         ((torch.full((1, 9), 999), [Window(4)]), {}, "outside the vocabulary"),
-        ((ids, [Window(8)]), {"block": 0}, "give 1 or more"),
-        ((ids, [Recompute(8)]), {"samples": 0}, "give 1 or more"),
+        ((ids, [Window(8)]), {"block": 0}, "block=0 is not a whole number"),
+        ((ids, [Recompute(8)]), {"samples": 0}, "samples=0 is not a whole number"),
     ):
         with pytest.raises(SinkscopeError, match=message):
             perplexity(model, *arguments, **options)
