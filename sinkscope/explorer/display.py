@@ -295,6 +295,8 @@ def prices(controller: Controller) -> str:
 
 
 def _price(price: Price) -> str:
+    if price.unknown:
+        return f"unknown: {escape(price.unknown)}"
     return f"{price.kv_bytes / 1e6:,.2f} MB of keys and values, {price.flops / 1e9:,.3g} GFLOP"
 
 

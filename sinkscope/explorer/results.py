@@ -90,12 +90,14 @@ class Price:
         configuration: which.
         kv_bytes: keys and values held behind the text.
         flops: operations for its last token.
+        unknown: why neither can be told; empty where both are.
     """
 
     kind: ClassVar[Change] = Change.PRICE
     configuration: Configuration
     kv_bytes: int
     flops: int
+    unknown: str = ""
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,10 @@ class TextModel:
     def _price(self, configuration: Configuration) -> Price:
         policy = configuration.policy_slot
         kept = Dense() if policy.is_partial else policy  # beside dense layers the cache holds all tokens
-        found = cost(self.model, kept, len(self.ids))
+        try:
+            found = cost(self.model, kept, len(self.ids))
+        except SinkscopeError as problem:  # what can be read need not have a cost that can be told
+            return Price(configuration, 0, 0, unknown=str(problem))
         return Price(configuration, found.kv_bytes, found.flops_per_token)
 
     def _cached_steps(self, configuration: Configuration, cache: ReadingCache, last: Tensor) -> Iterator[int]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sinkscope import TOVA, Dense, PerHead, SinkCache, SinkscopeError, attached, cost, perplexity
+from sinkscope.explorer import display
 from sinkscope.explorer.configuration import GONE, Configuration
 from sinkscope.explorer.text_model import WRITTEN, TextModel
 from tests.explorer.references import CONFIGURATIONS, FAMILIES, defined, everything, first, reader, text
@@ -161,6 +162,17 @@ def test_a_continuation_goes_on_with_what_a_scored_policy_remembers(policy):
     with torch.no_grad(), attached(build("llama"), policy=policy) as scope:
         expected = scope.model(whole).logits[0].argmax(-1)
     assert ids == expected[len(text()) - 1 : -1].tolist()
+
+
+def test_a_cost_that_cannot_be_told_is_said_and_the_text_goes_on(monkeypatch):
+    def refused(*_):
+        raise SinkscopeError("no cost of <this>")
+
+    monkeypatch.setattr("sinkscope.explorer.text_model.cost", refused)
+    results = everything(reader(), Configuration(policy="window", window=20))
+    price = results["price"][0]
+    assert price.unknown == "no cost of <this>" and len(written(results)) == WRITTEN
+    assert display._price(price) == "unknown: no cost of &lt;this&gt;"
 
 
 @pytest.mark.slow
