@@ -114,6 +114,13 @@ def test_a_source_that_is_no_text_is_a_clear_error(tmp_path):
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_wide_text_without_a_mark_is_not_taken_for_utf_8(tmp_path, encoding):
+    (tmp_path / "wide.txt").write_bytes("In the beginning".encode(encoding))
+    with pytest.raises(SinkscopeError, match=r"has a NUL .* convert it"):
+        read_text(tmp_path / "wide.txt")
+
+
 def test_a_dataset_in_a_local_directory_is_read(tmp_path, monkeypatch):
     pandas = pytest.importorskip("pandas")
     pytest.importorskip("datasets")
