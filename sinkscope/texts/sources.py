@@ -118,7 +118,7 @@ def _file(source: str | os.PathLike[str]) -> Iterator[str]:
             while piece := text.read(1 << 16):
                 if 4 * piece.count("\0") > len(piece):  # a few belong to the text
                     raise SinkscopeError(
-                        f"{shown} has a NUL at more than every fourth place, as UTF-16 and UTF-32 do when read as UTF-8: "
+                        f"{shown} has a NUL at more than every fourth place, as UTF-16 and UTF-32 do read as UTF-8: "
                         "convert it, for example with `iconv -f UTF-16LE -t UTF-8`."
                     )
                 yield piece
