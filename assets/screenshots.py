@@ -12,8 +12,8 @@ from playwright.sync_api import sync_playwright
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests.browser.conftest import CHROMIUM_OPTIONS
-from tests.browser.lab import Lab
-from tests.browser.open_notebook import OpenNotebook, opened
+from tests.support.jupyter_lab import Lab
+from tests.support.open_notebook import OpenNotebook, opened
 
 HERE = Path(__file__).parent
 CELLS = ["import sinkscope\nmodel, tokenizer = sinkscope.load()", "app = sinkscope.explore(model, tokenizer)"]

@@ -23,8 +23,8 @@ from streaming import bar
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests.browser.conftest import CHROMIUM_OPTIONS
-from tests.browser.lab import Lab
-from tests.browser.open_notebook import OpenNotebook, opened
+from tests.support.jupyter_lab import Lab
+from tests.support.open_notebook import OpenNotebook, opened
 
 ROUNDS = 15
 WINDOW, SINKS = 1, 3  # their places in the list of policies

@@ -14,8 +14,7 @@ import sinkscope
 from sinkscope import cli
 from sinkscope.errors import SinkscopeError
 from sinkscope.reporting import Report
-from tests.reporting import naive
-from tests.streaming import talking
+from tests.support import naive_record, talking
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -40,7 +39,7 @@ def measured(monkeypatch):
 
     def report(*given, **options):
         calls.append((given, options))
-        return Report(naive.norms_only())
+        return Report(naive_record.norms_only())
 
     monkeypatch.setattr(gather, "report", report)
     return calls

@@ -9,7 +9,7 @@ import pytest
 
 import sinkscope
 from sinkscope import lab
-from tests.lab.records import TEXT
+from tests.support.training_records import TEXT
 from tests.test_cli import call
 
 FORMATS = ("pdf", "svg", "png")

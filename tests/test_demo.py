@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import sinkscope
-from tests.core.eager import distance_profile, entropy
+from tests.support.eager import distance_profile, entropy
 
 TOKENS = 256
 pytestmark = pytest.mark.demo

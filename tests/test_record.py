@@ -11,7 +11,7 @@ import xarray as xr
 
 from sinkscope import ALL, SinkscopeError, measure, open_record, save_record
 from tests.core.test_measure import Speller
-from tests.zoo import build, inputs
+from tests.support.zoo import build, inputs
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from tests.analysis.synthetic import synthetic_maps
+from tests.support.synthetic import synthetic_maps
 
 
 def ragged_maps(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sinkscope.analysis import massive_activations
 from sinkscope.errors import SinkscopeError
-from tests.analysis.synthetic import delimiter_position, synthetic_record, synthetic_texts
+from tests.support.synthetic import delimiter_position, synthetic_record, synthetic_texts
 
 COLUMNS = ["sequence", "layer", "position", "token_text", "dimension", "magnitude", "times_median"]
 

@@ -8,7 +8,7 @@ import pytest
 from sinkscope.analysis import predictability_bins
 from sinkscope.analysis.predictability import mean_mass_by_bin
 from sinkscope.errors import SinkscopeError
-from tests.analysis import experiments
+from tests.support import experiments
 
 
 def test_means_are_those_of_the_queries_in_each_bin_and_lie_in_their_intervals():
@@ -23,7 +23,10 @@ def test_means_are_those_of_the_queries_in_each_bin_and_lie_in_their_intervals()
 
 
 def test_intervals_of_independent_queries_are_as_wide_as_the_textbook_says():
-    record, random = experiments.predictability(sequences=4, layers=1, heads=1, tokens=500), np.random.default_rng(0)
+    record, random = (
+        experiments.predictability(sequences=4, layers=1, heads=1, tokens=500),
+        np.random.default_rng(0),
+    )
     mass = random.normal(0.5, 0.1, record["sink_mass"].shape).astype(np.float32)
     found = mean_mass_by_bin(record.assign(sink_mass=(record["sink_mass"].dims, mass)), bins=4, start=100, block=4)
     half = 1.96 * 0.1 / 400**0.5  # 4 texts x 400 queries in 4 bins

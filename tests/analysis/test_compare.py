@@ -13,8 +13,8 @@ import sinkscope
 from sinkscope.analysis.compare import compare
 from sinkscope.errors import SinkscopeError
 from sinkscope.reporting import Report
-from tests.analysis.losses import collapsing, loss_record
-from tests.analysis.synthetic import synthetic_maps, synthetic_record
+from tests.support.loss_records import collapsing, loss_record
+from tests.support.synthetic import synthetic_maps, synthetic_record
 
 
 def captured(model: str = "one/model", tokens: int = 48, seed: int = 0, **attributes: str) -> xr.Dataset:

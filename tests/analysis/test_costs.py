@@ -9,8 +9,8 @@ import pytest
 from sinkscope.analysis.costs import costs_of, timing_table, with_costs
 from sinkscope.errors import SinkscopeError
 from sinkscope.record import open_record, save_record
-from tests.analysis.losses import collapsing
-from tests.reporting import naive_streaming
+from tests.support import naive_streaming
+from tests.support.loss_records import collapsing
 
 
 def test_timings_are_a_table_also_from_a_file(tmp_path):

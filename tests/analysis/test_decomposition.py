@@ -10,8 +10,8 @@ from sinkscope.analysis.decomposition import DECIDING, PARTS, collapse_table, is
 from sinkscope.analysis.perplexity import losses_from
 from sinkscope.errors import SinkscopeError
 from sinkscope.record import first_evicted
-from tests.analysis import experiments
-from tests.analysis.losses import collapsing
+from tests.support import experiments
+from tests.support.loss_records import collapsing
 
 
 def late_means(record) -> np.ndarray:

@@ -9,7 +9,7 @@ from sinkscope.analysis import discover, from_maps, sink_rate
 from sinkscope.errors import SinkscopeError
 from tests.analysis import naive
 from tests.analysis.ragged import planted_maps, ragged_maps, uniform_maps
-from tests.analysis.synthetic import synthetic_maps, synthetic_record, synthetic_texts
+from tests.support.synthetic import synthetic_maps, synthetic_record, synthetic_texts
 
 COLUMNS = ["sequence", "position", "token_text", "kind", "heads", "importance", "null", "times_null"]
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sinkscope.analysis import value_drain
 from sinkscope.errors import SinkscopeError
-from tests.analysis.synthetic import synthetic_record
+from tests.support.synthetic import synthetic_record
 
 
 @settings(max_examples=15, deadline=None)

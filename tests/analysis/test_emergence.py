@@ -13,7 +13,7 @@ import pytest
 from sinkscope.analysis.lab import t_interval
 from sinkscope.errors import SinkscopeError
 from sinkscope.lab import emergence_summary, emergence_table
-from tests.lab.records import emergence_record, language_record
+from tests.support.training_records import emergence_record, language_record
 
 QUANTILES = {3: 4.302652730, 4: 3.182446305, 10: 2.262157163}
 """Of Student's t at 97.5%, by number of values (tables: 2, 3 and 9 degrees of freedom)."""
@@ -97,7 +97,8 @@ def test_another_record_is_refused():
 @pytest.mark.slow
 def test_reading_a_record_needs_no_torch():
     code = (
-        "import sys; from tests.lab.records import emergence_record; from sinkscope.lab import emergence_table;"
+        "import sys; from tests.support.training_records import emergence_record;"
+        "from sinkscope.lab import emergence_table;"
         "from sinkscope import figures; figures.emergence(emergence_record()); emergence_table(emergence_record());"
         "assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules), 'imported'"
     )

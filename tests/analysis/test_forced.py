@@ -8,7 +8,7 @@ import xarray as xr
 
 from sinkscope.analysis import amplification, eviction_by_layer
 from sinkscope.errors import SinkscopeError
-from tests.analysis.synthetic import synthetic_maps
+from tests.support.synthetic import synthetic_maps
 
 NORMS = ("output_norm", "change_norm", "lost_denominator", "lost_value")
 COLUMNS = {"change": "change_norm", "lost_denominator": "lost_denominator", "lost_value": "lost_value"}

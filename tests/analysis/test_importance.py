@@ -11,7 +11,7 @@ from sinkscope.analysis import from_maps, importance, uniform_importance
 from sinkscope.errors import SinkscopeError
 from tests.analysis import naive
 from tests.analysis.ragged import planted_maps, ragged_maps, several_lengths, uniform_maps
-from tests.analysis.synthetic import synthetic_maps, synthetic_record
+from tests.support.synthetic import synthetic_maps, synthetic_record
 
 FLOAT32 = {"rtol": 3e-6, "atol": 1e-7}  # `received` is stored in float32
 

@@ -8,7 +8,7 @@ import pytest
 from sinkscope.analysis.perplexity import ppl_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.lab import head_masses, language_table, language_verdict
-from tests.lab.records import emergence_record, language_record
+from tests.support.training_records import emergence_record, language_record
 
 
 def said(mass: float, ratio: float, **options: float) -> str:

@@ -12,7 +12,7 @@ from sinkscope.analysis import from_maps
 from sinkscope.errors import SinkscopeError
 from tests.analysis import naive
 from tests.analysis.ragged import ragged_maps
-from tests.analysis.synthetic import softmax, synthetic_maps, synthetic_record
+from tests.support.synthetic import softmax, synthetic_maps, synthetic_record
 
 FLOAT32 = {"rtol": 2e-6, "atol": 1e-7}  # variables are stored in float32
 SCHEMA = {

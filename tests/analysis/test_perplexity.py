@@ -8,7 +8,7 @@ import pytest
 from sinkscope.analysis import ppl, ppl_table
 from sinkscope.analysis.intervals import block_length, resampled_means
 from sinkscope.errors import SinkscopeError
-from tests.analysis.losses import autoregressive, collapsing, loss_record
+from tests.support.loss_records import autoregressive, collapsing, loss_record
 
 
 def gathered_means(parts, block, resamples, seed):

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from sinkscope.analysis import predictability_bins, predictability_table
 from sinkscope.errors import SinkscopeError
-from tests.analysis.losses import autoregressive
+from tests.support.loss_records import autoregressive
 
 MEASURES = ("next_loss", "next_entropy")
 

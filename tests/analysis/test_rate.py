@@ -9,7 +9,7 @@ from sinkscope.analysis import from_maps, sink_rate, sink_rate_curve, uniform_im
 from sinkscope.errors import SinkscopeError
 from tests.analysis import naive
 from tests.analysis.ragged import planted_maps, ragged_maps, several_lengths, uniform_maps
-from tests.analysis.synthetic import synthetic_maps, synthetic_record
+from tests.support.synthetic import synthetic_maps, synthetic_record
 
 
 def gu_sink_metric(attention: np.ndarray, epsilon: float, k: int) -> float:

@@ -33,8 +33,8 @@ from contextlib import ExitStack
 import pytest
 from playwright.sync_api import sync_playwright
 
-from tests.browser.lab import Lab
-from tests.browser.open_notebook import opened
+from tests.support.jupyter_lab import Lab
+from tests.support.open_notebook import opened
 
 CHROMIUM_OPTIONS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",

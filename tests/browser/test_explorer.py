@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.browser.open_notebook import opened
+from tests.support.open_notebook import opened
 
 ROOT = Path(__file__).parent.parent.parent
 HOSTILE = '<img src=x onerror="globalThis.wasRun = true">'
@@ -17,7 +17,7 @@ SETUP = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 import numpy as np, torch, sinkscope
-from tests.zoo import build, inputs
+from tests.support.zoo import build, inputs
 torch.set_num_threads(1)
 
 class Words:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.browser.open_notebook import leaves_the_machine
+from tests.support.open_notebook import leaves_the_machine
 
 
 def test_a_foreign_request_and_a_console_error_fail_the_check(open_notebook):

@@ -10,7 +10,7 @@ from transformers.utils import generic
 
 from sinkscope import Norms, SinkMass, SinkscopeError, capture
 from tests.core.recorded import FULL, record_of
-from tests.zoo import build, inputs
+from tests.support.zoo import build, inputs
 
 
 @pytest.mark.slow

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from sinkscope import capture
-from tests.core.eager import eager_maps
 from tests.core.recorded import FULL, record_of
-from tests.zoo import build, inputs
+from tests.support.eager import eager_maps
+from tests.support.zoo import build, inputs
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss", "bloom", "gptj"])

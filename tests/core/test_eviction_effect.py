@@ -14,7 +14,7 @@ from sinkscope.attention.masks import CausalMask
 from sinkscope.probes.base import LayerProbe, Variable
 from sinkscope.probes.eviction_effect import eviction_effect
 from sinkscope.scope.interface import Sight, observed_layer
-from tests.zoo import build, inputs
+from tests.support.zoo import build, inputs
 
 TOKENS = 40
 

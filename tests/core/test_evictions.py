@@ -25,8 +25,8 @@ from sinkscope import (
     attached,
 )
 from sinkscope.scope.interface import EVICTIONS
-from tests.core import naive_slots
-from tests.zoo import build, inputs
+from tests.support import naive_slots
+from tests.support.zoo import build, inputs
 
 TOKENS = 60
 

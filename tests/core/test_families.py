@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sinkscope import ALL, Maps, capture
-from tests.core.eager import (
+from tests.support.eager import (
     distance_profile,
     eager_maps,
     entropy,
@@ -16,7 +16,7 @@ from tests.core.eager import (
     stack_ragged,
     without_padding,
 )
-from tests.zoo import DECODERS, ENCODERS, VISION, build, inputs
+from tests.support.zoo import DECODERS, ENCODERS, VISION, build, inputs
 
 FAMILIES = [*DECODERS, *ENCODERS]
 PADDED = [name for name in FAMILIES if name not in VISION]

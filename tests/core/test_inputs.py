@@ -8,7 +8,7 @@ import torch
 
 from sinkscope import SinkscopeError, capture
 from tests.core.recorded import FULL, record_of
-from tests.zoo import VISION, build, inputs
+from tests.support.zoo import VISION, build, inputs
 
 
 def test_padding_on_the_right_is_removed_too():

@@ -10,8 +10,8 @@ import torch
 
 import sinkscope
 from sinkscope import ALL, Maps, SinkMass, SinkscopeError, attention_maps, capture, measure
-from tests.core.eager import eager_maps
-from tests.zoo import build, inputs
+from tests.support.eager import eager_maps
+from tests.support.zoo import build, inputs
 
 
 class Speller:

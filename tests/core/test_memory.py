@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sinkscope import ALL, FREE, capture
-from tests.zoo import build, inputs
+from tests.support.zoo import build, inputs
 
 TOKENS = 3000
 

@@ -21,8 +21,8 @@ from sinkscope import (
     Softmax1,
     attached,
 )
-from tests.core import naive_slots
-from tests.zoo import build, inputs
+from tests.support import naive_slots
+from tests.support.zoo import build, inputs
 
 SCORES = torch.randn(2, 4, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 4
 LOGITS = torch.tensor([1.0, -2, 3, 0.5])

@@ -17,7 +17,7 @@ from transformers import (
 
 from sinkscope import LogSumExp, Maps, MeanLogits, SinkMass, SinkscopeError, capture, measure
 from tests.core.recorded import record_of
-from tests.zoo import build, inputs
+from tests.support.zoo import build, inputs
 
 
 class Reader(nn.Module):

@@ -11,9 +11,9 @@ import xarray as xr
 
 import sinkscope
 from sinkscope import SinkscopeError, attached, capture, perplexity
-from tests.core import naive_slots
 from tests.core.own import Hard, Squared, losses_of, naive_sparsemax, naive_squared
-from tests.zoo import build, inputs
+from tests.support import naive_slots
+from tests.support.zoo import build, inputs
 
 # --- normalisers ------------------------------------------------------------------------------------------------------
 

@@ -10,9 +10,9 @@ import torch
 
 import sinkscope
 from sinkscope import SinkscopeError, attached, perplexity
-from tests.core import naive_slots
 from tests.core.own import FAMILIES, Plain, Stripes, losses_of
-from tests.zoo import build, inputs
+from tests.support import naive_slots
+from tests.support.zoo import build, inputs
 
 # --- static policies --------------------------------------------------------------------------------------------------
 

@@ -21,9 +21,9 @@ from sinkscope import (
 )  # fmt: skip
 from sinkscope.attention.masks import BandMask
 from sinkscope.scope.interface import EVICTIONS
-from tests.core import naive_eviction, naive_slots
 from tests.core.test_attend import plain, states
-from tests.zoo import build, inputs
+from tests.support import naive_eviction, naive_slots
+from tests.support.zoo import build, inputs
 
 POLICIES = [SinkWindow(4, 20), SinkWindow(1, 70), SinkWindow(3, 25, "original"), Window(30), Window(66)]
 

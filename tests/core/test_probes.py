@@ -23,8 +23,8 @@ from sinkscope import (
 from sinkscope.attention.attend import attend
 from sinkscope.attention.layer import FusedLayer
 from sinkscope.attention.masks import CausalMask, FullMask
-from tests.core.eager import distance_profile, eager_maps
-from tests.zoo import build, inputs
+from tests.support.eager import distance_profile, eager_maps
+from tests.support.zoo import build, inputs
 
 
 def record_of(name, probes, tokens=40, batch=2):

@@ -27,8 +27,8 @@ from sinkscope import (
 from sinkscope.models.requirements import check_decoder
 from sinkscope.models.rotary import find_rotations
 from sinkscope.scope.binding import native_windows
-from tests.streaming.talking import tokenizer
-from tests.zoo import DECODERS, ENCODERS, build, inputs
+from tests.support.talking import tokenizer
+from tests.support.zoo import DECODERS, ENCODERS, build, inputs
 
 IDS = inputs("llama", 1, 40)["input_ids"]
 NOT_CAUSAL, NO_CACHE, OTHER_STATES, NO_HEAD = "not causal", "no keys in a cache", "other states", "no language head"

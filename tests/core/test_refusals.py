@@ -20,8 +20,8 @@ from sinkscope import (
     capture,
     measure,
 )
-from tests.core.model_state import hooks_of
-from tests.zoo import build, inputs
+from tests.support.model_state import hooks_of
+from tests.support.zoo import build, inputs
 
 
 def test_a_probe_given_twice():

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from sinkscope import SinkscopeError
 from sinkscope.models.rotary import changes_with_length, find_rotations, position_limit
-from tests.zoo import DECODERS, build, with_uneven_attention
+from tests.support.zoo import DECODERS, build, with_uneven_attention
 
 ABSOLUTE = ("gpt2", "gpt_bigcode", "gpt_neo", "opt")
 UNROTATED = ("falcon_alibi", "mpt", "bloom")

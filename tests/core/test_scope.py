@@ -12,8 +12,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sinkscope import ALL, Maps, SinkMass, SinkscopeError, capture
-from tests.core.model_state import state_of
-from tests.zoo import DECODERS, ENCODERS, build, inputs
+from tests.support.model_state import state_of
+from tests.support.zoo import DECODERS, ENCODERS, build, inputs
 
 
 @pytest.mark.slow

@@ -11,9 +11,9 @@ import torch
 import sinkscope
 from sinkscope import SinkscopeError, attached, perplexity
 from sinkscope.models.facts import find_anatomy
-from tests.core import naive_scored, naive_slots
 from tests.core.own import FAMILIES, losses_of
-from tests.zoo import build, inputs
+from tests.support import naive_scored, naive_slots
+from tests.support.zoo import build, inputs
 
 # --- scored policies --------------------------------------------------------------------------------------------------
 

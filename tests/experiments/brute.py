@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tests.zoo import build, inputs
+from tests.support.zoo import build, inputs
 
 LENGTHS = (60, 53)
 START = 40

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests import zoo
 from tests.experiments.ablating import Interrupted
+from tests.support import zoo
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import torch
 import sinkscope
 from sinkscope import SinkWindow, ablate, perplexity
 from sinkscope.record import first_evicted
-from tests import zoo
 from tests.experiments.ablating import COMBINATION, EXACT, LINE_BREAK, ablated
+from tests.support import zoo
 
 
 def by_hand(model, ids, level, first):

@@ -6,8 +6,8 @@ import pytest
 
 from sinkscope import ablate
 from sinkscope.errors import SinkscopeError
-from tests import zoo
 from tests.experiments.ablating import FACTORS, LINE_BREAK, Tokenizer
+from tests.support import zoo
 
 
 @pytest.mark.parametrize(

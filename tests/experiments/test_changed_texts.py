@@ -10,7 +10,7 @@ from sinkscope import Repeat, ReplaceTokens, Shift, SinkscopeError, intervene, r
 from sinkscope.experiments.intervention import Conditions
 from tests.experiments import brute
 from tests.experiments.brute import LINE_BREAK, START
-from tests.zoo import VOCABULARY, build
+from tests.support.zoo import VOCABULARY, build
 
 CONDITIONS = Conditions(START, 4, 0, brute.Tokenizer())
 

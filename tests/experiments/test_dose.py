@@ -11,7 +11,7 @@ from sinkscope import EvictKeys, SinkscopeError, dose_response, dose_table, run_
 from sinkscope.experiments.intervention import Conditions
 from tests.experiments import brute
 from tests.experiments.brute import START
-from tests.zoo import build
+from tests.support.zoo import build
 
 DOSES = [-math.inf, -2.0, 0.0, 1.5]
 

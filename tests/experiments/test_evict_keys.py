@@ -13,7 +13,7 @@ from sinkscope import EvictKeys, SinkscopeError, run_interventions
 from sinkscope.experiments.intervention import Conditions
 from tests.experiments import brute
 from tests.experiments.brute import START
-from tests.zoo import build
+from tests.support.zoo import build
 
 CONDITIONS = Conditions(START, 4, 0, brute.Tokenizer())
 

@@ -23,10 +23,10 @@ from sinkscope import (
     run_interventions,
 )
 from sinkscope.experiments.intervention import Intervention, Trial
-from tests.core.model_state import state_of
 from tests.experiments import brute
 from tests.experiments.brute import START
-from tests.zoo import build
+from tests.support.model_state import state_of
+from tests.support.zoo import build
 
 EVERY = [
     EvictKeys("sinks"), EvictKeys("recent"), EvictKeys("delimiters", 2), EvictKeys("sinks", bias=2.0),

@@ -10,7 +10,7 @@ from sinkscope import SetMassive, SinkscopeError, run_interventions
 from sinkscope.experiments.intervention import Conditions
 from tests.experiments import brute
 from tests.experiments.brute import START
-from tests.zoo import build
+from tests.support.zoo import build
 
 PLANTED, DIMENSION, SECOND = 1, 5, 40
 CONDITIONS = Conditions(START, 4, 0)

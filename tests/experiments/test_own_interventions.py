@@ -13,7 +13,7 @@ import sinkscope
 from sinkscope import Evict, Intervention, SinkscopeError, Softmax1, Trial, Window, intervene, run_interventions
 from tests.experiments import brute
 from tests.experiments.brute import START
-from tests.zoo import build
+from tests.support.zoo import build
 
 
 def run(chosen, **options):

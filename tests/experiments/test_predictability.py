@@ -8,7 +8,7 @@ import torch
 
 from sinkscope import SinkscopeError, capture, predictability
 from tests.experiments import brute
-from tests.zoo import build
+from tests.support.zoo import build
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_oss"])

@@ -11,9 +11,9 @@ import torch
 from sinkscope.explorer.configuration import GONE, Configuration
 from sinkscope.explorer.results import Change
 from sinkscope.explorer.text_model import TextModel
-from tests.core import naive_slots
 from tests.core.test_evictions import windowed
-from tests.zoo import build, inputs
+from tests.support import naive_slots
+from tests.support.zoo import build, inputs
 
 TOKENS = 60
 FAMILIES = ("llama", "gemma2", "gpt_oss", "deepseek_v3", "gpt_neox")

@@ -20,7 +20,7 @@ from sinkscope.explorer.results import Change
 from sinkscope.explorer.saving import view_record
 from tests.explorer.hostile import ESCAPED, HOSTILE, QUOTED, Tokenizer, is_harmless, pages
 from tests.explorer.references import text
-from tests.zoo import build
+from tests.support.zoo import build
 
 REGISTRY = w.widgets.widget._instances
 TOKENS = 60

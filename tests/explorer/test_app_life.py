@@ -16,9 +16,9 @@ from sinkscope.explorer import launch
 from sinkscope.explorer.app import Explorer
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.text_model import TextModel
-from tests.core.model_state import state_of
 from tests.explorer.references import text
-from tests.zoo import build
+from tests.support.model_state import state_of
+from tests.support.zoo import build
 
 REGISTRY = w.widgets.widget._instances
 

@@ -21,9 +21,9 @@ from sinkscope import (
 )
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.head_maps import HeadMaps, SavedMaps, Unit
-from tests.core.eager import eager_maps
 from tests.explorer.references import CONFIGURATIONS, FAMILIES, TOKENS, defined, first, reader, text
-from tests.zoo import build, inputs
+from tests.support.eager import eager_maps
+from tests.support.zoo import build, inputs
 
 
 def whole(maps: HeadMaps, unit: int, kind: str = "probabilities") -> np.ndarray:

@@ -19,8 +19,8 @@ from sinkscope.explorer.app import Explorer
 from sinkscope.explorer.configuration import Configuration
 from tests.explorer.hostile import Tokenizer
 from tests.explorer.references import first, reader, text
-from tests.streaming import talking
-from tests.zoo import build, inputs
+from tests.support import talking
+from tests.support.zoo import build, inputs
 
 SENTENCE = "the cat sat on the mat and then the dog came and the cat ran away "
 

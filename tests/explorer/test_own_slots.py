@@ -14,7 +14,7 @@ from sinkscope.explorer.saving import code_of, view_record
 from tests.explorer.fakes import LENGTH, Gate, ask, is_whole
 from tests.explorer.own_slots import OddKeys, Plain, Squares, TwoSinks
 from tests.explorer.references import TOKENS, defined, everything, first, reader, text
-from tests.zoo import build
+from tests.support.zoo import build
 
 
 def squares(scores: torch.Tensor) -> torch.Tensor:

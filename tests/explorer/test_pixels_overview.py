@@ -10,9 +10,9 @@ from sinkscope import Maps, capture
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.head_maps import SavedMaps
 from sinkscope.explorer.pixels import FAINTEST, RANKINGS, THUMBNAIL, saved_overview, thumbnails
-from tests.core.eager import eager_maps, entropy
 from tests.explorer.references import CONFIGURATIONS, FAMILIES, defined, everything, first, reader, text
-from tests.zoo import build, inputs
+from tests.support.eager import eager_maps, entropy
+from tests.support.zoo import build, inputs
 
 
 def overview(name: str = "llama", configuration: Configuration | None = None, tokens: int = 60):

@@ -16,7 +16,7 @@ from sinkscope.explorer.head_maps import HeadMaps, SavedMaps
 from sinkscope.explorer.pixels import MapOptions, encoded, numbers_at, pooled, row_of, tile_of
 from tests.explorer.fakes import random_maps
 from tests.explorer.references import CONFIGURATIONS, TOKENS, first, reader
-from tests.zoo import build, inputs
+from tests.support.zoo import build, inputs
 
 CASES = ("dense", "sinks", "sigmoid over sinks", "ReLU", "learned sink")
 

@@ -10,7 +10,7 @@ from sinkscope import Dense, perplexity
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.results import Change, Results, compared, guesses_at, loss_of
 from tests.explorer.references import CONFIGURATIONS, TOKENS, defined, everything, first, reader, text, without_since
-from tests.zoo import build
+from tests.support.zoo import build
 
 SAME = ("dense", "softmax", "clipped")  # as the model is, or at the first query, whose one key keeps its weight
 

@@ -15,10 +15,10 @@ from sinkscope.explorer.configuration import GONE, Configuration
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.head_maps import SavedMaps
 from sinkscope.explorer.saving import code_of, save_view, view_record
-from tests.core.eager import eager_maps
 from tests.explorer.fakes import random_maps
 from tests.explorer.references import CONFIGURATIONS, TOKENS, reader, text
-from tests.zoo import build
+from tests.support.eager import eager_maps
+from tests.support.zoo import build
 
 WAIT = 60
 UNIT = 6  # layer 1, head 2

@@ -11,9 +11,9 @@ import torch
 from sinkscope import Dense, Recompute, SinkscopeError, SinkWindow, Window, perplexity
 from sinkscope.explorer import streaming
 from sinkscope.explorer.streaming import BLOCK, Player
-from tests.core.model_state import state_of
 from tests.explorer.references import text
-from tests.zoo import build
+from tests.support.model_state import state_of
+from tests.support.zoo import build
 
 POLICIES = [Window(60), SinkWindow(4, 56)]
 TOKENS = 300

@@ -11,7 +11,7 @@ from sinkscope.explorer.app import Explorer
 from sinkscope.explorer.streaming import SPEEDS
 from tests.explorer.hostile import ESCAPED, HOSTILE, is_harmless
 from tests.explorer.references import text
-from tests.zoo import build
+from tests.support.zoo import build
 
 TOKENS = 300
 SLOW = 1e-6  # tokens a second

@@ -14,7 +14,7 @@ from sinkscope.explorer import display
 from sinkscope.explorer.configuration import GONE, Configuration
 from sinkscope.explorer.text_model import WRITTEN, TextModel
 from tests.explorer.references import CONFIGURATIONS, FAMILIES, defined, everything, first, reader, text
-from tests.zoo import build
+from tests.support.zoo import build
 
 OUTSIDE = ("mpt", "bloom", "falcon_rotary")  # the attention interface
 EVERYWHERE = ("window", "weaker sinks of a window", "chosen in a layer", "clipped")

@@ -11,9 +11,9 @@ import torch
 from sinkscope import Recompute, Softmax1, perplexity
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.text_model import SAMPLED
-from tests.core.eager import eager_maps
 from tests.explorer.references import FAMILIES, everything, first, reader, text
-from tests.zoo import build
+from tests.support.eager import eager_maps
+from tests.support.zoo import build
 
 WINDOW = 12
 CONFIGURATION = Configuration(policy="recompute", window=WINDOW)

@@ -12,9 +12,9 @@ import torch
 from sinkscope import SinkscopeError, capture
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.text_model import TextModel, copy_sharing_weights
-from tests.core.model_state import hooks_of, state_of
 from tests.explorer.references import CONFIGURATIONS, FAMILIES, everything, first, text
-from tests.zoo import build
+from tests.support.model_state import hooks_of, state_of
+from tests.support.zoo import build
 
 CASES = ("dense", "sinks", "chosen in a layer", "sigmoid over sinks")
 RECOMPUTED = Configuration(policy="recompute", window=20)

@@ -12,10 +12,10 @@ import xarray as xr
 
 from sinkscope import figures
 from sinkscope.figures.matplotlib_renderer import PaperFigure
-from tests.analysis import experiments
-from tests.analysis.losses import collapsing
-from tests.analysis.synthetic import synthetic_maps, synthetic_record
-from tests.lab.records import emergence_record, language_record
+from tests.support import experiments
+from tests.support.loss_records import collapsing
+from tests.support.synthetic import synthetic_maps, synthetic_record
+from tests.support.training_records import emergence_record, language_record
 
 ATTRIBUTES = {"model": "some/model", "text": "a text", "date": "2020-02-02", "sinkscope": "0.1.0"}
 

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from sinkscope import figures
 from sinkscope.analysis import from_maps
 from sinkscope.errors import SinkscopeError
-from tests.analysis.synthetic import synthetic_maps, synthetic_record
 from tests.figures.records import CAPTURED
+from tests.support.synthetic import synthetic_maps, synthetic_record
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from sinkscope import figures
 from sinkscope.errors import SinkscopeError
 from sinkscope.lab import head_masses, language_table
 from tests.figures.records import TRAINED, drawn, language
-from tests.lab.records import emergence_record, language_record
+from tests.support.training_records import emergence_record, language_record
 
 STUDENT = 4.302652730  # t at 97.5% of three seeds
 

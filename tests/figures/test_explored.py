@@ -10,8 +10,8 @@ import pytest
 from sinkscope import figures
 from sinkscope.analysis import from_maps
 from sinkscope.errors import SinkscopeError
-from tests.analysis.synthetic import synthetic_maps
 from tests.figures.records import TOKENS, view
+from tests.support.synthetic import synthetic_maps
 
 
 def curves(figure) -> dict[str, np.ndarray]:

@@ -16,8 +16,8 @@ from sinkscope.analysis import dose_table, intervention_table, predictability_ta
 from sinkscope.analysis.decomposition import collapse_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures.interventions import sides
-from tests.analysis import experiments
 from tests.figures.records import EXPERIMENTS, comparison_table, drawn
+from tests.support import experiments
 
 
 def artists(axes) -> dict[str, object]:
@@ -297,9 +297,15 @@ def test_one_text_and_small_models_are_drawn_without_a_warning_or_intervals_over
     ("draw", "words"),
     [
         (lambda: figures.collapse(experiments.dose()), "no nll"),
-        (lambda: figures.collapse(collapse_table(experiments.collapse()).drop(columns="part")), "part is missing"),
+        (
+            lambda: figures.collapse(collapse_table(experiments.collapse()).drop(columns="part")),
+            "part is missing",
+        ),
         (lambda: figures.dose_response(experiments.collapse()), "no arm and dose"),
-        (lambda: figures.dose_response(dose_table(experiments.dose()).drop(columns="output")), "output is missing"),
+        (
+            lambda: figures.dose_response(dose_table(experiments.dose()).drop(columns="output")),
+            "output is missing",
+        ),
         (lambda: figures.effects(experiments.collapse()), "not one of interventions"),
         (lambda: figures.effects(intervention_table(experiments.interventions()).iloc[:1]), "at least one row"),
         (lambda: figures.predictability(experiments.forced()), r"sinkscope\.predictability"),

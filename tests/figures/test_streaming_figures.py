@@ -14,8 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sinkscope import figures
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures.streaming import estimated
-from tests.analysis.losses import autoregressive, collapsing, loss_record
 from tests.figures.records import STREAMED, ablation_table, decode_table, drawn
+from tests.support.loss_records import autoregressive, collapsing, loss_record
 
 
 def artists(axes) -> dict[str, object]:

@@ -13,8 +13,8 @@ from PIL import Image
 
 from sinkscope import figures
 from sinkscope.figures.style import number
-from tests.analysis.synthetic import synthetic_record
 from tests.figures.records import CAPTURED
+from tests.support.synthetic import synthetic_record
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_no_setting_leaks_in_either_direction(record):
 @pytest.mark.slow
 def test_drawing_and_reading_need_neither_torch_nor_pyplot(tmp_path):
     code = (
-        "import sys; from tests.analysis.synthetic import synthetic_record; from sinkscope import figures;"
+        "import sys; from tests.support.synthetic import synthetic_record; from sinkscope import figures;"
         "figures.norms(synthetic_record(2, 2, 2, 24));"
         "assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules), 'imported'"
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sinkscope import figures
 from sinkscope.figures.style import _glyphs, drawable, visible
-from tests.analysis.synthetic import synthetic_record
+from tests.support.synthetic import synthetic_record
 
 NASTY = [
     "\n",

@@ -11,7 +11,7 @@ import torch
 import sinkscope
 from sinkscope import ScoredCache, SinkCache, attached, capture
 from sinkscope.hf.caches import argument_name
-from tests.zoo import build, inputs
+from tests.support.zoo import build, inputs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 FAMILIES = ["llama", "gemma2", "gpt_oss", "deepseek_v3", "falcon_rotary", "gpt2"]

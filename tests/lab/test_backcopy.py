@@ -13,7 +13,7 @@ import torch
 from sinkscope.errors import SinkscopeError
 from sinkscope.lab.backcopy import Backcopy
 from sinkscope.lab.texts import Text
-from tests.lab.records import TEXT
+from tests.support.training_records import TEXT
 
 
 def task(triggers: str | None = "at", most: int = 64) -> Backcopy:

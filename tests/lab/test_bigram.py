@@ -15,7 +15,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.lab.backcopy import Backcopy, BackcopyRun
 from sinkscope.lab.texts import Text
 from sinkscope.normalisers import Softmax1
-from tests.lab.records import SMALL, TEXT
+from tests.support.training_records import SMALL, TEXT
 
 
 def trained(folder, arms=("softmax", "sigmoid"), seeds=(0, 1), steps=5, **options) -> xr.Dataset:

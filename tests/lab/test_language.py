@@ -14,7 +14,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.lab.decoder import Sizes
 from sinkscope.lab.language_run import LanguageRun, LanguageSchedule, training_attention
 from sinkscope.normalisers import ReLU, Sigmoid, Softmax, Softmax1
-from tests.lab.records import TEXT
+from tests.support.training_records import TEXT
 
 LONG = TEXT * 6
 TINY = dict(

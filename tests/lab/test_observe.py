@@ -11,7 +11,7 @@ import torch
 from sinkscope.lab.backcopy import TOKENS, Backcopy, observed, uniform_bos_mass
 from sinkscope.lab.decoder import ARMS, NAMES, Arm, Decoder, Sizes, arms_of
 from sinkscope.lab.texts import Text
-from tests.lab.records import TEXT
+from tests.support.training_records import TEXT
 
 TASK = Backcopy.of(Text("a text", TEXT), "at")
 LENGTH, WIDTH, HEADS = 7, 12, 2

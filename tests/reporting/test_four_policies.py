@@ -9,8 +9,8 @@ from sinkscope.analysis.costs import four_policies
 from sinkscope.errors import SinkscopeError
 from sinkscope.reporting.table_files import latex_text
 from sinkscope.streaming.cost import cost_table
-from tests import zoo
-from tests.streaming.costed import POLICIES
+from tests.support import zoo
+from tests.support.costed import POLICIES
 
 
 def test_the_four_policies_table_joins_costs_and_perplexities():

@@ -17,7 +17,7 @@ import sinkscope
 from sinkscope.errors import SinkscopeError
 from sinkscope.reporting import gather, streaming
 from tests.reporting.byte_tokens import byte_tokenizer
-from tests.zoo import build, inputs
+from tests.support.zoo import build, inputs
 
 CAUSAL = {"text": xr.Dataset(attrs={"causal": 1})}
 TEXT = "In the beginning God created the heaven and the earth. <b>汉字</b>\n"

@@ -9,10 +9,11 @@ import torch
 import sinkscope
 from sinkscope.errors import SinkscopeError
 from sinkscope.reporting import Report, gather, softmax
-from tests.reporting import naive, naive_softmax
+from tests.reporting import naive_softmax
 from tests.reporting.byte_tokens import byte_tokenizer
 from tests.reporting.test_gather import CAUSAL
-from tests.zoo import build, inputs
+from tests.support import naive_record
+from tests.support.zoo import build, inputs
 
 WORDS = "Go, see the light. It is good;\n"
 SECTION = list(naive_softmax.NAMES)
@@ -59,7 +60,7 @@ def test_every_record_is_what_its_experiment_gives_alone(records):
 
 
 def test_a_report_of_them_draws_and_says_everything(records):
-    report = Report({"text": naive.norms_only(), **records})
+    report = Report({"text": naive_record.norms_only(), **records})
     assert set(naive_softmax.FIGURES) <= set(report.figures) and set(naive_softmax.TABLES) <= set(report.tables)
     for name in naive_softmax.FIGURES:
         assert report.figures[name].axes and report.finding(name).endswith(".")
@@ -114,7 +115,7 @@ def small_llama():
 def test_what_a_family_cannot_take_is_left_out_with_the_reason_and_the_rest_is_there(family, there, why):
     records, notes = measured(family, 140)
     assert set(records) == there and any(why in note for note in notes)
-    report = Report({"text": naive.norms_only(), **records})
+    report = Report({"text": naive_record.norms_only(), **records})
     for name in report.figures:
         assert report.figures[name].axes
     said = " ".join(notes)

@@ -18,9 +18,9 @@ import sinkscope
 from sinkscope import ITEMS, SECTIONS, Item, Report, Section, SinkscopeError, Table, figures
 from sinkscope.probes import HiddenProbe, Variable
 from sinkscope.reporting.page import page
-from tests.reporting import naive
 from tests.reporting.byte_tokens import byte_tokenizer
-from tests.zoo import build
+from tests.support import naive_record
+from tests.support.zoo import build
 
 TEXT = "In the beginning God created the heaven and the earth.\n" * 8
 
@@ -150,7 +150,7 @@ def test_items_that_are_left_out_of_the_list_are_not_shown(model, path):
 def test_what_no_record_serves_is_left_out_with_the_reason():
     causal = Item("reach", record="text", figure=drawn, causal_only=True)
     elsewhere = Item("losses", record="perplexity", table=by_layer)
-    made = Report(naive.norms_only().assign_attrs(causal=0), items=[*ITEMS, KURTOSIS, causal, elsewhere])
+    made = Report(naive_record.norms_only().assign_attrs(causal=0), items=[*ITEMS, KURTOSIS, causal, elsewhere])
     assert list(made.figures) == ["norms"] and made.notes == [
         "`kurtosis` was left out: the record `text` holds no kurtosis.",
         "`reach` was left out: it is defined by causal attention, and this model reads a text both ways.",
@@ -194,7 +194,7 @@ def test_a_figure_is_drawn_when_it_is_asked_for_and_once():
         calls.append(record)
         return drawn(record)
 
-    record = naive.norms_only().assign(kurtosis=naive.record()["key_norm"])
+    record = naive_record.norms_only().assign(kurtosis=naive_record.record()["key_norm"])
     made = Report(record, items=[Item("one", variables="kurtosis", figure=figure)])
     assert "one" in made.figures and "other" not in made.figures and list(made.figures) == ["one"]
     assert "one" in repr(made) and not calls
@@ -205,14 +205,14 @@ def test_a_figure_is_drawn_when_it_is_asked_for_and_once():
 
 def test_the_page_draws_no_figure_that_the_browser_draws(monkeypatch):
     plain = Item("plain", "A picture", figure=lambda record: figures.norms(record))  # nothing describes it
-    made = Report(naive.record(), items=[*ITEMS, plain])
+    made = Report(naive_record.record(), items=[*ITEMS, plain])
     page(made.content, [])
     assert list(made.figures._made) == ["plain"]
 
 
 def test_a_sentence_without_a_figure_stands_in_the_page_with_its_title():
     said = Item("heads", "How many <heads>", sentence=lambda record, table: f"{record.sizes['kv_head']} of them.")
-    text = page(Report(naive.norms_only(), items=[said]).content, [])
+    text = page(Report(naive_record.norms_only(), items=[said]).content, [])
     assert "How many &lt;heads&gt;</h3>" in text and ">2 of them.</p>" in text and 'id="plot-heads"' not in text
 
 

@@ -15,7 +15,8 @@ from sinkscope import figures
 from sinkscope.figures.plotly_renderer import page_text, thinned
 from sinkscope.reporting import Report
 from sinkscope.reporting.page import _script_json, description, page
-from tests.reporting import naive, naive_softmax, naive_streaming
+from tests.reporting import naive_softmax
+from tests.support import naive_record, naive_streaming
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
@@ -26,7 +27,7 @@ FLAGS = [
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    return Report({"text": naive.record(), **naive_streaming.records(), **naive_softmax.records()})
+    return Report({"text": naive_record.record(), **naive_streaming.records(), **naive_softmax.records()})
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_hover_texts_are_text_to_plotly():
 
 
 def test_every_interactive_figure_is_valid_plotly_with_named_axes(report):
-    content = Report({**report.records, "short": naive.record()}).content
+    content = Report({**report.records, "short": naive_record.record()}).content
     described = {name: description(content.items[name], content.source(name)) for name in content.figures}
     assert all(described.values())
     for made in described.values():
@@ -111,7 +112,7 @@ def uncoloured(value, key=""):
 
 
 def test_the_interactive_figures_hold_the_numbers_of_the_printed_ones(report):
-    record, maps = report.records["text"], naive.maps()
+    record, maps = report.records["text"], naive_record.maps()
     heat = drawn("sink_mass_heatmap", record)["data"][0]["z"]
     np.testing.assert_allclose(heat, maps[:, :, :, 1:, 0].mean(axis=(0, 3)), rtol=1e-4)
     by_layer = {trace.get("name"): trace for trace in drawn("mass_by_layer", record)["data"]}

@@ -10,7 +10,7 @@ import sinkscope
 from sinkscope.policies import Dense, Recompute, SinkWindow, Window
 from sinkscope.reporting import gather, softmax, streaming
 from tests.reporting.test_gather import CAUSAL
-from tests.zoo import build, inputs
+from tests.support.zoo import build, inputs
 
 POLICIES = [Dense(), Window(32), Recompute(32), SinkWindow(4, 28)]
 

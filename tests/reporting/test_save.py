@@ -17,15 +17,15 @@ import xarray as xr
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.reporting import Report, check_directory, saving
-from tests.reporting import naive, naive_streaming
+from tests.support import naive_record, naive_streaming
 
 
 def small() -> Report:
-    return Report(naive.norms_only())
+    return Report(naive_record.norms_only())
 
 
 def full() -> Report:
-    return Report({"text": naive.record(), "short": naive.record(), **naive_streaming.records()})
+    return Report({"text": naive_record.record(), "short": naive_record.record(), **naive_streaming.records()})
 
 
 def files(directory: Path) -> dict[str, bytes]:
@@ -109,7 +109,7 @@ def test_an_earlier_report_is_replaced_and_an_empty_directory_filled(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     small().save(out)
-    Report(naive.norms_only().isel(layer=[0])).save(out)
+    Report(naive_record.norms_only().isel(layer=[0])).save(out)
     assert Report.open(out).records["text"].sizes["layer"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -212,7 +212,7 @@ def test_a_damaged_record_is_a_clear_error(tmp_path):
 
 @pytest.mark.slow
 def test_notes_survive_saving(tmp_path):
-    record = naive.norms_only()
+    record = naive_record.norms_only()
     record.attrs["notes"] = "one thing\nanother"
     out = Report(record).save(tmp_path / "out")
     assert Report.open(out).notes == ["one thing", "another"]

@@ -18,23 +18,23 @@ from sinkscope.figures.style import number
 from sinkscope.reporting import Report
 from sinkscope.reporting.page import description, page
 from sinkscope.reporting.softmax import SOFTMAX, within
-from tests.analysis import experiments
-from tests.reporting import naive, naive_softmax, naive_streaming
+from tests.reporting import naive_softmax
+from tests.support import experiments, naive_record, naive_streaming
 
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    return Report({"text": naive.norms_only(), **naive_softmax.records()})
+    return Report({"text": naive_record.norms_only(), **naive_softmax.records()})
 
 
 def alone(name: str, record) -> Report:
-    return Report({"text": naive.norms_only(), name: record})
+    return Report({"text": naive_record.norms_only(), name: record})
 
 
 def test_the_records_give_their_figures_and_tables_and_no_others(report):
     assert [name for name in report.figures if name != "norms"] == list(naive_softmax.FIGURES)
     assert [name for name in report.tables if name not in ("summary", "value_drain")] == list(naive_softmax.TABLES)
-    without = Report({"text": naive.norms_only(), **naive_streaming.records()})
+    without = Report({"text": naive_record.norms_only(), **naive_streaming.records()})
     assert not {*naive_softmax.FIGURES} & {*without.figures}
     assert not any(without.finding(name) for name in without.figures)
 
@@ -139,8 +139,11 @@ def test_the_summary_has_the_amplification_and_what_halves_of_sinks_close(report
 
 
 def test_one_text_gives_sentences_without_intervals_over_texts():
-    records = {"forced": experiments.forced(sequences=1), "predictability": experiments.predictability(sequences=1)}
-    report = Report({"text": naive.norms_only(), **records})
+    records = {
+        "forced": experiments.forced(sequences=1),
+        "predictability": experiments.predictability(sequences=1),
+    }
+    report = Report({"text": naive_record.norms_only(), **records})
     said = report.finding("forced_mass")
     assert "[" not in said and "longer part" not in said  # there are no intervals that could stay apart
     assert "Of 12 heads" in report.finding("predictability")

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from sinkscope.reporting.table_files import csv_text, latex_escape, latex_text
-from tests.reporting.naive import EVIL
+from tests.support.naive_record import EVIL
 
 SOURCE = {"model": "a/model", "revision": "r1", "text": "evil\nnewline % text", "date": "2020-02-02"}
 

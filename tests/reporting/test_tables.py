@@ -8,21 +8,21 @@ import pytest
 from sinkscope.analysis.costs import with_costs
 from sinkscope.errors import SinkscopeError
 from sinkscope.reporting import Report
-from tests.analysis.losses import collapsing
-from tests.analysis.synthetic import synthetic_maps, synthetic_record
-from tests.reporting import naive, naive_streaming
+from tests.support import naive_record, naive_streaming
+from tests.support.loss_records import collapsing
+from tests.support.synthetic import synthetic_maps, synthetic_record
 
-T = naive.SHAPE["tokens"]
+T = naive_record.SHAPE["tokens"]
 
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    return Report({"text": synthetic_record(**naive.SHAPE), "short": synthetic_record(4, 3, 2, 16, seed=5)})
+    return Report({"text": synthetic_record(**naive_record.SHAPE), "short": synthetic_record(4, 3, 2, 16, seed=5)})
 
 
 @pytest.fixture(scope="module")
 def maps() -> np.ndarray:
-    return naive.maps()
+    return naive_record.maps()
 
 
 def row(report: Report, quantity: str):
@@ -97,7 +97,7 @@ def test_one_sequence_gives_numbers_without_intervals():
 
 
 def test_a_partial_record_gives_what_it_can():
-    report = Report(naive.norms_only())
+    report = Report(naive_record.norms_only())
     assert list(report.figures) == ["norms"]
     assert list(report.tables) == ["summary", "value_drain"]
     assert "no sink mass" in report.headline
@@ -116,14 +116,14 @@ def test_an_encoder_gives_a_reduced_report():
 
 
 def test_sentences_serve_the_mean_maps_before_the_text_does():
-    text, sentences = synthetic_record(**naive.SHAPE), synthetic_record(5, 3, 2, 16, seed=9)
+    text, sentences = synthetic_record(**naive_record.SHAPE), synthetic_record(5, 3, 2, 16, seed=9)
     figure = Report({"text": text, "sentences": sentences}).figures["mean_maps"]
     drawn = np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)
     np.testing.assert_array_equal(drawn, sentences["mean_logit"].values[0, 0])
 
 
 def streamed() -> Report:
-    return Report({"text": naive.norms_only(), **naive_streaming.records()})
+    return Report({"text": naive_record.norms_only(), **naive_streaming.records()})
 
 
 def late_losses() -> np.ndarray:
@@ -159,7 +159,7 @@ def test_the_four_policies_stand_beside_each_other_with_a_sampled_one_estimated(
 
 def test_a_policy_that_scored_every_token_is_not_estimated():
     curve = with_costs(collapsing(sequences=1), naive_streaming.costs())
-    report = Report({"text": naive.norms_only(), "perplexity": curve})
+    report = Report({"text": naive_record.norms_only(), "perplexity": curve})
     assert set(report.tables["perplexity"]["scored_at"]) == {"every token"}
     expected = np.exp(curve["nll"].values[2, 0, 66:].astype(float).mean())
     assert report.tables["four_policies"]["ppl"][2] == pytest.approx(expected, rel=1e-6)
@@ -182,16 +182,16 @@ def test_the_second_sentence_states_collapse_recovery_and_recomputation():
 
 def test_a_record_without_costs_or_without_eviction_gives_what_it_can():
     curve = collapsing(sequences=1, tokens=60)
-    report = Report({"text": naive.norms_only(), "perplexity": curve})
+    report = Report({"text": naive_record.norms_only(), "perplexity": curve})
     assert "four_policies" not in report.tables and "ablation" not in report.tables
     np.testing.assert_allclose(report.tables["perplexity"]["ppl"], np.exp(curve["nll"].mean(["sequence", "token"])))
-    dense = Report({"text": naive.norms_only(), "perplexity": curve.sel(policy=["dense"])})
+    dense = Report({"text": naive_record.norms_only(), "perplexity": curve.sel(policy=["dense"])})
     assert "cache" not in dense.headline and "log_perplexity" in dense.figures
     assert list(dense.tables["perplexity"]["policy"]) == ["dense"]
 
 
 def test_records_a_report_does_not_know_are_refused():
     with pytest.raises(SinkscopeError, match="text"):
-        Report({"short": naive.norms_only()})
+        Report({"short": naive_record.norms_only()})
     with pytest.raises(SinkscopeError, match="novel"):
-        Report({"text": naive.norms_only(), "novel": naive.norms_only()})
+        Report({"text": naive_record.norms_only(), "novel": naive_record.norms_only()})

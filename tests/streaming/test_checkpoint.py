@@ -14,13 +14,13 @@ import torch
 
 import sinkscope.streaming.checkpoint as checkpoint_module
 from sinkscope import SinkscopeError, SinkWindow, Window, open_record, perplexity
-from tests.zoo import build, inputs
+from tests.support.zoo import build, inputs
 
 KILLED = """
     import sys
     import sinkscope.streaming.checkpoint as checkpoint
     from sinkscope import Dense, Recompute, SinkWindow, perplexity, save_record
-    from tests.zoo import build, inputs
+    from tests.support.zoo import build, inputs
 
     checkpoint.SECONDS = 0
     model, ids = build("llama"), inputs("llama", tokens=200)["input_ids"]

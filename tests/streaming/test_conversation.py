@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sinkscope import Conversation, SinkscopeError, stream
-from tests.streaming.talking import BOS, END, EOS, reading, talker, tokenizer, wanting, without_eos
-from tests.zoo import build
+from tests.support.talking import BOS, END, EOS, reading, talker, tokenizer, wanting, without_eos
+from tests.support.zoo import build
 
 SINKS, WINDOW = 4, 60
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sinkscope import Conversation, SinkscopeError, stream
-from tests.streaming.talking import tokenizer
-from tests.zoo import build
+from tests.support.talking import tokenizer
+from tests.support.zoo import build
 
 WINDOW = 60
 

@@ -12,8 +12,8 @@ from sinkscope.policies import Dense, Recompute, SinkWindow, Window
 from sinkscope.scope.scope import attached
 from sinkscope.streaming.cost import Cost, cost, cost_table
 from sinkscope.streaming.shapes import shapes_of
-from tests import zoo
-from tests.streaming.costed import FAMILIES, POLICIES
+from tests.support import zoo
+from tests.support.costed import FAMILIES, POLICIES
 
 
 def test_llama_agrees_with_its_formula_by_hand():

@@ -10,8 +10,8 @@ from transformers import DynamicCache
 from sinkscope.policies import Dense, Recompute, SinkWindow, Window
 from sinkscope.streaming.cost import cost
 from sinkscope.streaming.shapes import shapes_of
-from tests import zoo
-from tests.streaming.costed import FAMILIES
+from tests.support import zoo
+from tests.support.costed import FAMILIES
 
 DECODERS = [name for name in zoo.DECODERS if name != "llama4"]
 COUNTED = {

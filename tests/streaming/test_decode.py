@@ -12,7 +12,7 @@ from sinkscope.figures import decode_cost
 from sinkscope.policies import Dense, Recompute, SinkWindow, Window
 from sinkscope.streaming.cost import cost
 from sinkscope.streaming.sink_cache import SinkCache
-from tests import zoo
+from tests.support import zoo
 
 NAMES = ("llama", "gemma2", "gpt_neox", "falcon_alibi", "mpt", "deepseek_v3", "mistral_sliding")
 LONG = 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sinkscope import Conversation
-from tests.streaming.talking import END, decoded, interrupted, reading, talker, tokenizer, wanting
+from tests.support.talking import END, decoded, interrupted, reading, talker, tokenizer, wanting
 
 SINKS, WINDOW = 4, 60
 

@@ -8,7 +8,7 @@ import pytest
 
 from sinkscope import Dense, Recompute, SinkscopeError, SinkWindow, Window
 from sinkscope.scope.binding import check_limits, limit_notes
-from tests.zoo import build
+from tests.support.zoo import build
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ from sinkscope import (
     save_record,
 )
 from sinkscope.streaming.readers import BlockReader
-from tests.core import naive_eviction
 from tests.core.test_rotary import SCALINGS, scaled_model
-from tests.zoo import build, inputs
+from tests.support import naive_eviction
+from tests.support.zoo import build, inputs
 
 INTERFACE = (
     "llama", "qwen3", "gemma", "gemma2", "gemma3", "phi", "gpt_neox", "stablelm", "olmo3", "cohere2", "smollm3",

@@ -8,7 +8,7 @@ import torch
 from sinkscope.policies import Dense, Recompute, SinkWindow, Window
 from sinkscope.streaming.cost import cost
 from sinkscope.streaming.shapes import LayerShape, shapes_of
-from tests import zoo
+from tests.support import zoo
 
 
 def test_only_active_experts_count():

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sinkscope import SinkCache, SinkscopeError
 from tests.streaming.cached import run
 from tests.streaming.one_token import by_formula, one_token_run
-from tests.zoo import DECODERS, build, inputs
+from tests.support.zoo import DECODERS, build, inputs
 
 LEARNED = ("gpt2", "gpt_bigcode", "gpt_neo", "opt")
 FAMILIES = [name for name in DECODERS if name not in (*LEARNED, "llama4")]

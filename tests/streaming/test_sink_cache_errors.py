@@ -8,7 +8,7 @@ import torch
 from sinkscope import SinkCache, SinkscopeError, SinkWindow, attached
 from tests.streaming.cached import greedy, run
 from tests.streaming.one_token import one_token_run
-from tests.zoo import build, inputs
+from tests.support.zoo import build, inputs
 
 SINKS, WINDOW = 4, 28
 

@@ -7,7 +7,7 @@ import torch
 
 from sinkscope import SinkCache, SinkscopeError
 from tests.streaming.one_token import one_token_run
-from tests.zoo import build, inputs
+from tests.support.zoo import build, inputs
 
 SINKS, WINDOW, CLOSE = 4, 28, 1e-4
 FAMILIES = ["llama", "gpt_neox", "gemma3", "bloom", "mpt", "falcon_alibi", "gptj", "deepseek_v3", "mistral_sliding"]

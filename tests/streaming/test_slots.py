@@ -26,9 +26,9 @@ from sinkscope import (
     attached,
     perplexity,
 )
-from tests.core import naive_slots
 from tests.core.test_evictions import CASES
-from tests.zoo import build, inputs
+from tests.support import naive_slots
+from tests.support.zoo import build, inputs
 
 TOKENS = 60
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sinkscope.policies import Dense, Policy, Recompute, SinkWindow, Window
 from sinkscope.streaming.cost import cost, pairs, rerun_pairs, spans
 from sinkscope.streaming.shapes import Shapes, shapes_of
-from tests import zoo
-from tests.streaming.costed import POLICIES
+from tests.support import zoo
+from tests.support.costed import POLICIES
 
 policies = st.one_of(
     st.just(Dense()),

@@ -8,8 +8,8 @@ import torch
 from sinkscope import SinkCache, stream
 from sinkscope.streaming.writing import TextPieces
 from tests.streaming.cached import greedy, run
-from tests.streaming.talking import EOS, decoded, reading, talker, tokenizer, wanting, without_eos
-from tests.zoo import build
+from tests.support.talking import EOS, decoded, reading, talker, tokenizer, wanting, without_eos
+from tests.support.zoo import build
 
 SINKS, WINDOW = 4, 60
 

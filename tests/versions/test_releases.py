@@ -17,8 +17,8 @@ from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.text_model import TextModel
 from sinkscope.hf.caches import argument_name, with_cache
 from sinkscope.hf.versions import NEWEST, OLDEST
-from tests.core import naive_scored, naive_slots
-from tests.zoo import build, inputs
+from tests.support import naive_scored, naive_slots
+from tests.support.zoo import build, inputs
 
 pytestmark = pytest.mark.versions
 FAMILIES = ["llama", "gemma3", "falcon_rotary"]  # plain; with sliding windows; outside the attention interface

@@ -7,7 +7,7 @@ import pytest
 from tests.browser.canvases.data import CELLS
 from tests.browser.canvases.page import settle
 from tests.browser.canvases.spies import SPIES
-from tests.browser.open_notebook import opened
+from tests.support.open_notebook import opened
 
 
 @pytest.fixture(scope="module")

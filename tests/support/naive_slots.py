@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from sinkscope import ALL, attached
-from tests.core.naive_eviction import _rotated
+from tests.support.naive_eviction import _rotated
 
 
 def softmax(scores: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import xarray as xr
 from sinkscope.analysis.ablation import ablation_table
 from sinkscope.analysis.costs import with_costs
 from sinkscope.policies import SinkWindow
-from tests.analysis.losses import collapsing
+from tests.support.loss_records import collapsing
 
 SOURCE = {"model": "evil/<b>model</b>", "sinkscope": "0", "date": "2020-02-02", "text": "a & b"}
 

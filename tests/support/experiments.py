@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from tests.analysis.losses import as_perplexity_keeps_them
-from tests.analysis.synthetic import synthetic_maps, synthetic_record
+from tests.support.loss_records import as_perplexity_keeps_them
+from tests.support.synthetic import synthetic_maps, synthetic_record
 
 SOURCE = {"model": "evil/<b>model</b>", "sinkscope": "0", "date": "2020-02-02", "text": "a & b"}
 PARTS = ("sinks 4+60", "sinks 4+60, mean values", "sinks 4+60, values zeroed", "sinks 4+60, values only", "window 64")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from tests.analysis.synthetic import synthetic_maps, synthetic_record
+from tests.support.synthetic import synthetic_maps, synthetic_record
 
 SHAPE = {"sequences": 3, "layers": 3, "heads": 2, "tokens": 32}
 EVIL = [

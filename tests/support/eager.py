@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import pad
 
-from tests.zoo import build
+from tests.support.zoo import build
 
 
 def eager_maps(name: str, inputs: dict[str, torch.Tensor]) -> np.ndarray:

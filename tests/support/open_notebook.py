@@ -17,7 +17,7 @@ import nbformat
 import numpy as np
 from playwright.sync_api import Browser, Locator, Page
 
-from tests.browser.lab import Lab
+from tests.support.jupyter_lab import Lab
 
 # Console errors that say nothing about sinkscope, each with its reason. A message that matches none fails the test.
 ALLOWED_ERRORS: dict[str, str] = {}
