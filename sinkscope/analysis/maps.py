@@ -176,7 +176,7 @@ def _provenance(lengths: np.ndarray, causal: bool, tokens: np.ndarray | None) ->
         "sinkscope": version,
         "numpy": np.__version__,
         "python": platform.python_version(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     if tokens is not None:
         rows = ["\0".join(str(token) for token in row[:n]) for row, n in zip(tokens, lengths, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import ClassVar
 
 import numpy as np
@@ -13,7 +13,7 @@ from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.head_maps import HeadMaps
 
 
-class Change(str, Enum):
+class Change(StrEnum):
     """The kinds of message that a controller sends to its listener: what has changed.
 
     The first four are also the kinds of results, each named like the attribute of `Results` that holds it.

@@ -127,5 +127,5 @@ def run_attributes(arms: Sequence[Arm], seeds: Sequence[int], device: str) -> di
         "sinkscope": sinkscope.__version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }

@@ -168,7 +168,7 @@ def model_attributes(model: nn.Module) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "transformers": version("transformers"),
         "python": platform.python_version(),
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
 

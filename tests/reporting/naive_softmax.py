@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import xarray as xr
 
+from tests.support import experiments
+
 NAMES = ("forced", "collapse", "dose", "interventions", "predictability")
 FIGURES = ("forced_mass", "collapse", "dose_response", "effects", "predictability")
 TABLES = ("forced_mass", "collapse", "dose_response", "interventions", "predictability", "predictability_heads")

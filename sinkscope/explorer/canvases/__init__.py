@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from enum import Enum
+from enum import StrEnum
 from importlib import resources
 from typing import Any
 
@@ -22,7 +22,7 @@ SHARED = ["colours.js", "stage.js", "texts.js"]
 STYLE = (resources.files(__package__) / "canvases.css").read_text(encoding="utf-8")
 
 
-class Message(str, Enum):
+class Message(StrEnum):
     """The kinds of message between a canvas and Python, each a dictionary whose ``kind`` it is."""
 
     HOVER = "hover"  # query, key, request: the browser asks for the numbers of a cell, and is answered
