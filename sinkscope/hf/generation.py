@@ -27,14 +27,13 @@ def show_prompts(
 ) -> bool:
     """Have a model's `generate()` show its whole prompt, of which a forward pass gets only what is new.
 
+    A function on the model is put around its own. A model that does not generate, or that carries such a function
+    already, is left alone; returned is whether it is done.
+
     Args:
-        model: the model; a function on it is put around its own.
         is_ours: whether to look at a generation that uses a cache.
         show: called at its beginning with the cache, the ids [batch, token], and how many of the last are new; None
             where all are.
-
-    Returns:
-        Whether it is done: a model that does not generate, or that carries such a function already, is left alone.
     """
     if not hasattr(type(model), PREPARE) or PREPARE in vars(model):
         return False
@@ -42,7 +41,6 @@ def show_prompts(
 
     @functools.wraps(original)
     def prepare_inputs_for_generation(self: Any, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
-        generic: Any = GenerationMixin
         cache = given_cache(kwargs)
         if not is_ours(cache):
             return original(self, input_ids, *args, **kwargs)
@@ -52,7 +50,7 @@ def show_prompts(
             kwargs["next_sequence_length"] = 1
         inputs = original(self, input_ids, *args, **kwargs)
         if given_cache(inputs) is not cache:  # longrope models drop it where their frequencies would change
-            inputs = generic.prepare_inputs_for_generation(self, input_ids, *args, **kwargs)
+            inputs = GenerationMixin.prepare_inputs_for_generation(self, input_ids, *args, **kwargs)
         return inputs
 
     setattr(model, PREPARE, types.MethodType(prepare_inputs_for_generation, model))

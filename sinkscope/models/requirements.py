@@ -9,7 +9,7 @@ from weakref import WeakSet
 from torch import nn
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.hf.caches import has_only_keys_and_values, takes_cache
+from sinkscope.hf.caches import argument_name, has_only_keys_and_values
 from sinkscope.hf.models import attends_in_chunks, has_config, is_head_present
 from sinkscope.models.facts import find_anatomy
 
@@ -20,17 +20,13 @@ SCOPED: WeakSet[nn.Module] = WeakSet()
 def check_decoder(model: Any, predicts: bool = False) -> None:
     """Check that a model reads text token by token, and keeps keys and values of it and nothing else.
 
-    Args:
-        model: any model.
-        predicts: whether it must have a language head too.
-
     Raises:
-        SinkscopeError: no tokens to read, no cache, attention that is not causal, other states in the cache, no
-            language head; or no attention at all.
+        SinkscopeError: no tokens to read, no cache, attention that is not causal, other states in the cache; no
+            attention at all; no language head where it `predicts`.
     """
     anatomy, name = find_anatomy(model), type(model).__name__
     accepted = inspect.signature(anatomy.base.forward).parameters
-    if not has_config(model) or "input_ids" not in accepted or not takes_cache(anatomy.base.forward):
+    if not has_config(model) or "input_ids" not in accepted or argument_name(anatomy.base.forward) is None:
         raise not_a_decoder(name, "keeps no keys in a cache")
     if any(getattr(part.attention, "is_causal", True) is False for part in anatomy.parts):
         raise not_a_decoder(name, "has attention that is not causal")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.hf.caches import growing_cache, with_cache
+from sinkscope.hf.caches import growing_cache, held_states, with_cache
 from sinkscope.hf.models import position_limits, rope_parameters, vocabulary_size
 from sinkscope.models.facts import find_anatomy
 from sinkscope.models.requirements import check_decoder, check_eval, check_unscoped, not_a_decoder
@@ -26,31 +26,19 @@ from sinkscope.models.requirements import check_decoder, check_eval, check_unsco
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """Rotary geometry of one layer (Su et al. 2021): pairs of dimensions turn by position times frequency.
+    """Rotary geometry of one layer (Su et al. 2021): pairs of dimensions turn by position times frequency."""
 
-    Attributes:
-        slot: "keys" or "values", the cached state that turns; latent attention (MLA) keeps its rotated part in the
-            slot of the values.
-        low, high: the dimensions that turn.
-        interleaved: whether neighbours form a pair, rather than dimensions half the width apart.
-        frequencies: [pair], radians per position, float64.
-    """
-
-    slot: str
-    low: int
+    slot: str  # the cached state that turns, "keys" or "values": latent attention (MLA) keeps its rotated part there
+    low: int  # the dimensions that turn
     high: int
-    interleaved: bool
-    frequencies: Tensor
+    interleaved: bool  # whether neighbours form a pair, rather than dimensions half the width apart
+    frequencies: Tensor  # [pair], radians per position, float64
 
     def turned(self, states: Tensor, by: Tensor | int) -> Tensor:
-        """States moved along the text.
+        """States [batch, head, token, dim], rotated already, moved along the text; angles are formed in float64.
 
         Args:
-            states: [batch, head, token, dim], rotated already, at any position.
             by: positions to move by: one number, [token] or [batch, token].
-
-        Returns:
-            States of the same shape and dtype; angles are formed in float64.
         """
         return self.turned_by(states, *self.angles(torch.as_tensor(by, device=states.device), states.dtype))
 
@@ -85,9 +73,8 @@ class Rotation:
 
     def is_like(self, other: Rotation) -> bool:
         """Whether the two turn alike."""
-        layout = (self.slot, self.low, self.high, self.interleaved)
-        others = (other.slot, other.low, other.high, other.interleaved)
-        return layout == others and torch.equal(self.frequencies, other.frequencies)
+        layouts = {(each.slot, each.low, each.high, each.interleaved) for each in (self, other)}
+        return len(layouts) == 1 and torch.equal(self.frequencies, other.frequencies)
 
     def of_query(self, dim: int) -> Rotation:
         """The geometry of the layer's queries of width `dim`: latent attention rotates their last dimensions."""
@@ -105,9 +92,6 @@ _FOUND: WeakKeyDictionary[nn.Module, tuple[torch.dtype, list[Rotation | None]]] 
 
 def find_rotations(model: nn.Module) -> list[Rotation | None]:
     """The rotary geometry of each attention layer; None where keys do not depend on position (ALiBi, no positions).
-
-    Args:
-        model: a transformers decoder in eval mode.
 
     Raises:
         SinkscopeError: keys depend on position in another way (learned absolute positions); no decoder; one in
@@ -138,8 +122,9 @@ def position_ceiling(model: Any) -> int | None:
     """
     base = find_anatomy(model).base
     ends = [len(table) for name, table in base.named_buffers() if ROTARY_TABLE in name and table.dim() == 2]
-    limit = position_limit(model) if changes_with_length(model) else None
-    return min([*ends, *([limit] if limit else [])], default=None)
+    if changes_with_length(model) and (limit := position_limit(model)):
+        ends.append(limit)
+    return min(ends, default=None)
 
 
 def changes_with_length(model: Any) -> bool:
@@ -178,10 +163,8 @@ def _cached(base: Any, tokens: Tensor, position: int, name: str) -> list[dict[st
 
 
 def _states(cache: Any, name: str) -> list[dict[str, Tensor]]:
-    layers: list[dict[str, Any]] = [
-        {slot: getattr(layer, slot, None) for slot in ("keys", "values")} for layer in cache.layers
-    ]
-    if not layers or any(state is None for layer in layers for state in layer.values()):
+    layers = [held_states(cache, index) for index in range(len(cache.layers))]
+    if not layers or any(len(layer) < 2 for layer in layers):
         raise not_a_decoder(name, "keeps no keys in its cache in some layers")
     return [{slot: state.double() for slot, state in layer.items()} for layer in layers]
 
