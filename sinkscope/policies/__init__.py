@@ -19,8 +19,6 @@ throws the cache away and runs the last tokens as a text of their own, for every
 sink again, so it works, at a cost of window squared per token (Xiao et al. 2023, Figure 1).
 """
 
-from __future__ import annotations
-
 from sinkscope.policies.base import POSITIONS, VALUES, Kept, Policy, StaticPolicy
 from sinkscope.policies.chosen_keys import Dose, Evict, EvictRecent
 from sinkscope.policies.every_nth import EveryNth

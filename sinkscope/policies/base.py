@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,26 +30,17 @@ VALUES = ("kept", "zeroed", "mean", "added")
 
 
 class BoundLayer:
-    """One attention layer, as a policy is told of it when it binds itself.
-
-    Attributes:
-        index: which of the attention layers it is, counted from 0.
-        number: its number among the model's layers.
-        heads, kv_heads: query heads, and the key-value heads that they share.
-    """
+    """One attention layer, as a policy is told of it when it binds itself."""
 
     def __init__(self, model: nn.Module, index: int, number: int) -> None:
-        self.index, self.number = index, number
+        self.index = index  # among the attention layers, from 0
+        self.number = number  # among the model's layers
         self.heads, self.kv_heads = query_heads(model) or 0, key_value_heads(model) or 0
         self._model = model
 
     @property
     def rotation(self) -> Rotation | None:
-        """The layer's rotary geometry; None where keys do not depend on position.
-
-        Raises:
-            SinkscopeError: keys depend on position in another way (learned absolute positions).
-        """
+        """The layer's rotary geometry; None where keys do not depend on position, SinkscopeError for absolute ones."""
         return find_rotations(self._model)[self.index]
 
 
@@ -79,14 +69,7 @@ class Policy(Placed):
     remembers = False
 
     def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
-        """How one attention layer carries it out: evictions in different heads; none for dense attention.
-
-        Args:
-            layer: the layer's number, heads and rotary geometry.
-
-        Raises:
-            SinkscopeError: the class does not say.
-        """
+        """How one attention layer carries it out: evictions in different heads; none for dense attention."""
         raise SinkscopeError(
             f"{type(self).__name__} is a policy that does not say which keys a query sees; derive it from "
             "sinkscope.StaticPolicy and give it `sees`, or from sinkscope.ScoredPolicy and give it `score`."
@@ -148,10 +131,9 @@ class Policy(Placed):
         positions          "cache" or "original"
         placement          the layers and heads it acts in, in words; empty for all
         """
+        kind = type(self)
         return {
-            "policy_kind": type(self).__name__
-            if is_ours(type(self))
-            else f"{type(self).__module__}.{type(self).__qualname__}",
+            "policy_kind": kind.__name__ if is_ours(kind) else f"{kind.__module__}.{kind.__qualname__}",
             "policy_settings": json.dumps(self.settings, default=repr, sort_keys=True),
             "cache_size": -1 if self.cache_size is None else self.cache_size,
             "sinks": 0 if self.kept is None else self.kept.first,
@@ -165,9 +147,7 @@ class Policy(Placed):
     @property
     def name(self) -> str:
         """A short name, as figures and records show it."""
-        if self.label is not None:
-            return self.label
-        return ", ".join(filter(None, [self.description, self.place]))
+        return ", ".join(filter(None, [self.description, self.place])) if self.label is None else self.label
 
     @property
     def description(self) -> str:
@@ -195,13 +175,10 @@ class StaticPolicy(Policy, ABC):
 
     @abstractmethod
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        """Whether queries see keys; keys behind a query are hidden from it in any case.
+        """Whether queries see keys: every query its own, and none those behind it in any case.
 
         Args:
-            query, key: places in the text, 0 for its first token; int64, of shapes that broadcast.
-
-        Returns:
-            Booleans of the broadcast shape. Every query has to see its own key.
+            query, key: places in the text, 0 for its first token; int64, of shapes that broadcast; so is the answer's.
         """
 
     def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
@@ -233,9 +210,3 @@ def check_bias(bias: float) -> None:
     """Raise SinkscopeError when a bias is no number, or one that leaves nothing but the keys it is added to."""
     if not isinstance(bias, (int, float)) or math.isnan(bias) or bias == math.inf:
         raise SinkscopeError(f"bias={bias!r} is no dose; give a number, or -math.inf to evict.")
-
-
-def check_choice(policy: Policy, name: str, known: Sequence[str]) -> None:
-    """Raise SinkscopeError when a field is none of the words it may be."""
-    if getattr(policy, name) not in known:
-        raise SinkscopeError(f"{name}={getattr(policy, name)!r} is unknown; give one of {', '.join(known)}.")

@@ -5,18 +5,68 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from sinkscope.arguments import are_places, one_of
 from sinkscope.attention.eviction import Eviction, KeyEviction, ReadKeyEviction, RecentEviction
 from sinkscope.errors import SinkscopeError
-from sinkscope.policies.base import VALUES, BoundLayer, StaticPolicy, check_bias, check_choice, check_count
+from sinkscope.policies.base import VALUES, BoundLayer, StaticPolicy, check_bias, check_count
+
+
+class _ChosenKeys(StaticPolicy):
+    """A bias on the logits of keys from query `start` on, or what `Evict` and `Dose` share."""
+
+    keys: Sequence[int]
+    start: int | None
+    bias: float
+    values: str = "kept"
+    once_read: bool = False
+
+    def __post_init__(self) -> None:
+        if not are_places(self.keys):
+            raise SinkscopeError(f"{self!r} names no keys; give different places in the text, such as keys=(0, 1).")
+        if self.start is None:
+            object.__setattr__(self, "start", 1 + (min(self.keys) if self.once_read else max(self.keys)))
+        start = self.start
+        if not isinstance(start, int) or start < 0:
+            raise SinkscopeError(f"start={start!r} is no place in a text; give a whole number, 0 or more.")
+        if self.bias == -math.inf and not self.once_read and set(range(start + 1)) <= set(self.keys):
+            raise SinkscopeError(
+                f"query {start} would see no key: all {start + 1} up to its own are evicted; give "
+                f"start={max(self.keys) + 1}, so that they are evicted once they have been read, or fewer keys."
+            )
+
+    @property
+    def sink_values(self) -> str:
+        return self.values
+
+    @property
+    def sink_bias(self) -> float:
+        return self.bias
+
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        gone = torch.isin(key, torch.tensor(list(self.keys), device=key.device)) & (query >= (self.start or 0))
+        return ~gone | ((key == query) & self.once_read) | (self.bias > -math.inf)
+
+    def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
+        since, heads, keys = self.start or 0, self.acting_heads(layer.heads), tuple(self.keys)
+        if self.once_read:
+            return (ReadKeyEviction(since=since, heads=heads, keys=keys),)
+        return (KeyEviction(since=since, heads=heads, keys=keys, bias=self.bias, values=self.values),)
+
+    @property
+    def named_keys(self) -> str:
+        """The keys in words, as "keys 0-3"."""
+        keys = sorted(self.keys)
+        if keys == list(range(keys[0], keys[-1] + 1)) and len(keys) > 1:
+            return f"keys {keys[0]}-{keys[-1]}"
+        return f"key{'s' * (len(keys) > 1)} " + " ".join(map(str, keys))
 
 
 @dataclass(frozen=True, repr=False)
-class Evict(StaticPolicy):
+class Evict(_ChosenKeys):
     """Take keys away from every query from `start` on; all other keys stay at their places.
 
     Args:
@@ -38,32 +88,12 @@ class Evict(StaticPolicy):
     bias = -math.inf
 
     @property
-    def sink_bias(self) -> float:
-        return self.bias
-
-    def __post_init__(self) -> None:
-        keys = _checked_keys(self, self.keys)
-        _set_start(self, min(keys) + 1 if self.once_read else max(keys) + 1)
-        if not self.once_read:
-            _check_left(self, keys)
-
-    def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        gone = torch.isin(key, torch.tensor(list(self.keys), device=key.device)) & (query >= (self.start or 0))
-        return ~gone | ((key == query) & self.once_read)
-
-    def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
-        since, heads, keys = self.start or 0, self.acting_heads(layer.heads), tuple(self.keys)
-        if self.once_read:
-            return (ReadKeyEviction(since=since, heads=heads, keys=keys),)
-        return (KeyEviction(since=since, heads=heads, keys=keys, bias=self.bias),)
-
-    @property
     def description(self) -> str:
-        return f"evict {_named(self.keys)}" + f" from query {self.start}" * self.once_read
+        return f"evict {self.named_keys}" + f" from query {self.start}" * self.once_read
 
 
 @dataclass(frozen=True, repr=False)
-class Dose(StaticPolicy):
+class Dose(_ChosenKeys):
     """Add a bias to the logits of keys: a dial from evicting them (minus infinity) over 0 to strengthening them.
 
     Args:
@@ -81,40 +111,15 @@ class Dose(StaticPolicy):
     start: int | None = field(default=None, kw_only=True)
     values: str = field(default="kept", kw_only=True)
 
-    @property
-    def sink_values(self) -> str:
-        return self.values
-
-    @property
-    def sink_bias(self) -> float:
-        return self.bias
-
     def __post_init__(self) -> None:
-        check_choice(self, "values", VALUES)
+        one_of(self.values, "values", VALUES)
         check_bias(self.bias)
-        keys = _checked_keys(self, self.keys)
-        _set_start(self, max(keys) + 1)
-        if self.bias == -math.inf:
-            _check_left(self, keys)
-
-    def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        gone = torch.isin(key, torch.tensor(list(self.keys), device=key.device)) & (query >= (self.start or 0))
-        return ~gone | (self.bias > -math.inf)
-
-    def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
-        eviction = KeyEviction(
-            keys=tuple(self.keys),
-            since=self.start or 0,
-            heads=self.acting_heads(layer.heads),
-            bias=self.bias,
-            values=self.values,
-        )
-        return (eviction,)
+        super().__post_init__()
 
     @property
     def description(self) -> str:
         left = "" if self.values == "kept" else f", values {self.values}"
-        return f"dose {self.bias:+g} on {_named(self.keys)}{left}"
+        return f"dose {self.bias:+g} on {self.named_keys}{left}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -150,34 +155,3 @@ class EvictRecent(StaticPolicy):
     @property
     def description(self) -> str:
         return f"evict the last {self.recent}"
-
-
-def _checked_keys(policy: StaticPolicy, keys: Any) -> list[int]:
-    whole = not isinstance(keys, (int, str)) and all(isinstance(key, int) and key >= 0 for key in keys)
-    if not whole or not len(keys) or len(set(keys)) < len(keys):
-        raise SinkscopeError(f"{policy!r} names no keys; give different places in the text, such as keys=(0, 1).")
-    return list(keys)
-
-
-def _set_start(policy: Evict | Dose, default: int) -> None:
-    if policy.start is None:
-        object.__setattr__(policy, "start", default)
-    if not isinstance(policy.start, int) or policy.start < 0:
-        raise SinkscopeError(f"start={policy.start!r} is no place in a text; give a whole number, 0 or more.")
-
-
-def _check_left(policy: Evict | Dose, keys: list[int]) -> None:
-    """Raise SinkscopeError when the first query that notices would see no key."""
-    start = policy.start or 0
-    if set(range(start + 1)) <= set(keys):
-        raise SinkscopeError(
-            f"query {start} would see no key: all {start + 1} up to its own are evicted; give start={max(keys) + 1}, "
-            "so that they are evicted once they have been read, or fewer keys."
-        )
-
-
-def _named(given: Sequence[int]) -> str:
-    keys = sorted(given)
-    if keys == list(range(keys[0], keys[-1] + 1)) and len(keys) > 1:
-        return f"keys {keys[0]}-{keys[-1]}"
-    return f"key{'s' * (len(keys) > 1)} " + " ".join(map(str, keys))

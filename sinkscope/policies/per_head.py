@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +14,7 @@ from sinkscope.attention.eviction import Eviction
 from sinkscope.attention.placement import chosen_heads
 from sinkscope.errors import SinkscopeError
 from sinkscope.policies.base import BoundLayer, Policy
-from sinkscope.policies.windows import Dense
+from sinkscope.policies.windows import Dense, SinkWindow
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,7 +55,7 @@ class PerHead(Policy):
                 )
         for policy in (self.default, *(policy for _, policy in entries)):
             _check_part(policy)
-        if self.layers is not None or self.heads is not None:
+        if super().is_partial:
             raise SinkscopeError("PerHead says by its entries where it acts; leave out layers= and heads=.")
         places = [place for place, _ in entries]
         if twice := [place for place in places if places.count(place) > 1]:
@@ -80,8 +81,6 @@ class PerHead(Policy):
             threshold: above it a head is given `full`.
             layers: the number of the layer of each row; 0, 1, 2, ... when None.
         """
-        from sinkscope.policies.windows import SinkWindow
-
         try:
             is_file = isinstance(table, (str, os.PathLike))
             gates = np.loadtxt(table, delimiter="\t", ndmin=2) if is_file else np.asarray(table, dtype=float)
@@ -146,9 +145,7 @@ class PerHead(Policy):
     @property
     def place(self) -> str:
         """Which heads have which policy, in a few words."""
-        counts: dict[str, int] = {}
-        for _, policy in self._entries:
-            counts[policy.name] = counts.get(policy.name, 0) + 1
+        counts = Counter(policy.name for _, policy in self._entries)
         return "; ".join(f"{name} in {count} heads" for name, count in counts.items())
 
     @property

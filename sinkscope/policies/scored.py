@@ -60,11 +60,7 @@ class ScoredPolicy(Policy, ABC):
 
     @abstractmethod
     def score(self, held: HeldKeys) -> Tensor:
-        """Scores [sequence, kv_head, key] of the keys held after a chunk; the highest are kept.
-
-        Args:
-            held: the keys, the attention that the chunk gave them, and their scores of last time.
-        """
+        """Scores [sequence, kv_head, key] of the keys held after a chunk; the highest are kept."""
 
     @property
     def cache_size(self) -> int:

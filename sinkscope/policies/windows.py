@@ -7,18 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from sinkscope.arguments import one_of
 from sinkscope.attention.eviction import Eviction, WindowEviction
-from sinkscope.policies.base import (
-    POSITIONS,
-    VALUES,
-    BoundLayer,
-    Kept,
-    Policy,
-    StaticPolicy,
-    check_bias,
-    check_choice,
-    check_count,
-)
+from sinkscope.policies.base import POSITIONS, VALUES, BoundLayer, Kept, Policy, StaticPolicy, check_bias, check_count
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,8 +56,8 @@ class SinkWindow(StaticPolicy):
     def __post_init__(self) -> None:
         check_count(self, "sinks", 0)
         check_count(self, "window", 1)
-        check_choice(self, "positions", POSITIONS)
-        check_choice(self, "values", VALUES)
+        one_of(self.positions, "positions", POSITIONS)
+        one_of(self.values, "values", VALUES)
         check_bias(self.bias)
 
     @property
