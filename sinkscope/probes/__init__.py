@@ -14,9 +14,8 @@ from sinkscope.probes.base import (
 )
 from sinkscope.probes.eviction_effect import EvictionEffect
 from sinkscope.probes.maps import Maps, MeanLogits
-from sinkscope.probes.mass import LogSumExp, SinkMass
+from sinkscope.probes.mass import DistanceProfile, Entropy, LogSumExp, Received, SinkMass
 from sinkscope.probes.norms import HiddenExtremes, Norms, OutputNorm
-from sinkscope.probes.totals import DistanceProfile, Entropy, Received
 
 FREE: tuple[Probe, ...] = (SinkMass(), LogSumExp(), MeanLogits(), Norms(), HiddenExtremes())
 """Probes that cost no second pass over the scores; the default of `capture` and `measure`."""

@@ -30,10 +30,10 @@ class Variable:
     """A variable of the record that a probe makes.
 
     Attributes:
-        dims: names of the dimensions of what the probe gives for one layer; the first is always "sequence", and the
-            record adds "layer" behind it. "query", "map_query" and "token" run over the tokens of a forward pass, and
-            those of a later one follow. Arrays without such a dimension hold sums over the queries, and a later forward
-            pass of the same sequences adds to them.
+        dims: of what the probe gives for one layer; the first is always "sequence", and the record adds "layer" behind
+            it. "query", "map_query" and "token" run over the tokens of a forward pass, and those of a later one follow.
+            Arrays without such a dimension hold sums over the queries, to which a later forward pass of the same
+            sequences adds.
         units: of the numbers, "1" for those without.
         description: what it is, in a few words.
         averaged: the record keeps the mean over sequences only (NaN entries left out).
@@ -59,6 +59,10 @@ class Measured:
 
 
 Measurements = Mapping[str, "Tensor | Measured"]
+
+
+PER_HEAD = ("sequence", "head")
+PER_QUERY = (*PER_HEAD, "query")
 
 
 class Probe(ABC):  # noqa: B024 - what there is to implement depends on the kind of probe

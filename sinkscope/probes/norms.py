@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sinkscope.attention.layer import Layer
-from sinkscope.probes.base import HiddenProbe, LayerProbe, Measurements, Variable
+from sinkscope.probes.base import PER_QUERY, HiddenProbe, LayerProbe, Measurements, Variable
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,10 @@ class OutputNorm(LayerProbe):
     Makes ``output_norm`` [sequence, layer, head, query]; a model outside the attention interface does not show it.
     """
 
-    makes: ClassVar = {
-        "output_norm": Variable(("sequence", "head", "query"), "1", "Euclidean norm of what a head hands on")
-    }
+    makes: ClassVar = {"output_norm": Variable(PER_QUERY, "1", "Euclidean norm of what a head hands on")}
 
     def observe(self, layer: Layer) -> Measurements:
-        if layer.output is None:
-            return {}
-        return {"output_norm": layer.output.float().norm(dim=-1)}
+        return {} if layer.output is None else {"output_norm": layer.output.float().norm(dim=-1)}
 
 
 @dataclass(frozen=True)
