@@ -37,14 +37,11 @@ class Normaliser(Placed, ABC):
 
     @abstractmethod
     def weights(self, scores: Tensor) -> Tensor:
-        """The definition.
+        """The definition: weights of the shape of the scores, 0 where a key is hidden.
 
         Args:
             scores: [batch, head, query, key], minus infinity where a key is hidden. Each row holds all keys that its
                 query sees, and any number of hidden ones.
-
-        Returns:
-            Weights of the same shape, 0 where a key is hidden.
         """
 
     @property
@@ -53,10 +50,7 @@ class Normaliser(Placed, ABC):
         return type(self).weights not in (VirtualKey.weights, Pointwise.weights)
 
     def check_weights(self, heads: int, device: torch.device | str = "cpu") -> None:
-        """Try a normaliser of one's own on small scores.
-
-        Args:
-            heads: query heads of a layer.
+        """Try a normaliser of one's own on small scores, in a layer of so many query heads.
 
         Raises:
             SinkscopeError: weights of another shape, not finite or below 0, weight on hidden keys, or weights that
@@ -69,10 +63,8 @@ class Normaliser(Placed, ABC):
         hidden = torch.ones(5, 7, dtype=torch.bool).triu(3)
         scores = scores.masked_fill(hidden, -torch.inf).to(device)
         found = whole_rows(self, scores)
-        mixed = scores.clone()
-        mixed[:, 1:] = (
-            mixed[:, 1:].flip(2).roll(1, -1).nan_to_num(neginf=0.5).masked_fill(hidden.to(device), -torch.inf)
-        )
+        others = scores[:, 1:].flip(2).roll(1, -1).nan_to_num(neginf=0.5).masked_fill(hidden.to(device), -torch.inf)
+        mixed = torch.cat([scores[:, :1], others], 1)
         wider = torch.nn.functional.pad(scores, (0, 3), value=-torch.inf)
         trials = {
             "on the other queries": (whole_rows(self, scores[:, :, 2:3]), found[:, :, 2:3]),
@@ -126,12 +118,7 @@ class Pointwise(Normaliser):
 
 
 def weighing_of(normaliser: Normaliser | None, native: Tensor | None, heads: int, device: torch.device) -> Weighing:
-    """How a layer weighs under a normaliser, or under its own when None.
-
-    Args:
-        native: [head] logits of the model's own learned sinks, or None.
-        heads: how many query heads the layer has.
-    """
+    """How a layer weighs under a normaliser, or under its own when None; `native` [head] are its own learned sinks."""
     own = None if native is None else native.float().to(device)
     if normaliser is None:
         return Weighing(own)
@@ -139,8 +126,7 @@ def weighing_of(normaliser: Normaliser | None, native: Tensor | None, heads: int
     acting = None if acting is None else acting.to(device)
     whole = normaliser if normaliser.needs_whole_rows else None
     pointwise = normaliser if isinstance(normaliser, Pointwise) and whole is None else None
-    virtual = isinstance(normaliser, VirtualKey) and whole is None
-    logit = normaliser.virtual_logit(heads, device) if isinstance(normaliser, VirtualKey) and virtual else None
+    logit = normaliser.virtual_logit(heads, device) if isinstance(normaliser, VirtualKey) and whole is None else None
     if acting is not None and not (logit is None and own is None):
         nothing = torch.full((heads,), -torch.inf, device=device)
         logit = torch.where(acting, nothing if logit is None else logit, nothing if own is None else own)
