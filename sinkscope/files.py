@@ -13,11 +13,10 @@ from sinkscope.errors import SinkscopeError
 
 @contextmanager
 def replacing(path: Path, what: str) -> Iterator[Path]:
-    """A path to write to, which takes the place of `path` when the context ends well.
+    """A path to write to, which takes the place of `path` when the context ends well; else an older file stays.
 
     Args:
-        path: the file; an older one stays as it was until then, and whenever writing fails.
-        what: its name in the error message, such as "the record".
+        what: the name of the file in the error message, such as "the record".
 
     Raises:
         SinkscopeError: the folder cannot be written, or the disk is full.
@@ -34,11 +33,7 @@ def replacing(path: Path, what: str) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, what: str) -> None:
-    """Write a text file, making its folder; an older file is replaced in one step.
-
-    Raises:
-        SinkscopeError: as `replacing`.
-    """
+    """Write a text file by `replacing`, and make its folder."""
     with replacing(path, what) as partial:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")
@@ -50,9 +45,6 @@ def writable_folder(folder: str | os.PathLike[str], what: str) -> Path:
     Args:
         folder: "~" is the user's home.
         what: that will be written, in the error message, such as "training runs".
-
-    Raises:
-        SinkscopeError: it cannot be made, or nothing can be written to it.
     """
     place = Path(folder).expanduser().resolve()
     try:
