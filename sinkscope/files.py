@@ -15,11 +15,7 @@ from sinkscope.errors import SinkscopeError
 def replacing(path: Path, what: str) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` when the context ends well; else an older file stays.
 
-    Args:
-        what: the name of the file in the error message, such as "the record".
-
-    Raises:
-        SinkscopeError: the folder cannot be written, or the disk is full.
+    `what` is its name in the error message, such as "the record".
     """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
@@ -42,9 +38,7 @@ def write_text(path: Path, text: str, what: str) -> None:
 def writable_folder(folder: str | os.PathLike[str], what: str) -> Path:
     """The folder, made where it is not there, as an absolute path: better refused now than after an hour.
 
-    Args:
-        folder: "~" is the user's home.
-        what: that will be written, in the error message, such as "training runs".
+    "~" is the user's home; `what` will be written is told in the error message.
     """
     place = Path(folder).expanduser().resolve()
     try:

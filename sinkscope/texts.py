@@ -1,7 +1,5 @@
 """Texts: where they come from, and how they become token ids, read and encoded only as far as needed.
 
-    ids = read_tokens(tokenizer)           # the demo text, or a file, or "hf:..."; LongTensor [1, T]
-
 Importing this module imports neither torch nor transformers.
 """
 
@@ -47,7 +45,8 @@ def read_text(source: str | os.PathLike[str] | None = None) -> str:
 def text_pieces(source: str | os.PathLike[str] | None) -> Iterator[str]:
     """The text of `read_text(source)` piece by piece; raises as it does, for an empty text at once."""
     if source is None:
-        pieces = (BETWEEN * (number > 0) + chapter for number, chapter in enumerate(_demo_chapters()))
+        joined = enumerate(_demo_chapters())
+        pieces: Iterator[str] = (BETWEEN + chapter if number else chapter for number, chapter in joined)
     elif isinstance(source, str) and source.startswith("hf:"):
         pieces = _dataset(source)
     elif isinstance(source, (str, os.PathLike)):
@@ -84,7 +83,7 @@ def read_tokens(
 
     Args:
         tokenizer: of transformers.
-        source: as in `read_text`: None for the demo text, a UTF-8 file, or "hf:name[:config][:split]".
+        source: as in `read_text`.
         text: the text itself, in place of a source.
         bos: "auto" adds the special tokens the tokenizer adds by itself; True puts exactly one BOS token in front and
             no other special token; False adds none. They count towards `limit`. `measure` records in attrs["bos"]

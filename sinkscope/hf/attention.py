@@ -57,11 +57,9 @@ class AttentionCall(NamedTuple):
 def register(
     name: str, attention: Callable[[AttentionCall], tuple[Tensor, Any]], mask: Callable[[MaskRequest], Any]
 ) -> None:
-    """Make an attention implementation known to transformers by a name.
+    """Make known to transformers by a name an implementation of attention, and of the mask that this gets.
 
-    Args:
-        attention: gives the output [batch, head, query, dim], and what takes the place of the attention map.
-        mask: gives what `attention` gets as its mask.
+    `attention` gives the output [batch, head, query, dim], and what takes the place of the attention map.
     """
 
     def attend(
@@ -128,11 +126,7 @@ def expert_implementation(model: Any) -> str:
 
 
 def use_implementation(model: Any, name: str, undo: ExitStack) -> None:
-    """Send a model's attention through a registered implementation until `undo` is closed.
-
-    Raises:
-        SinkscopeError: its configuration is shared with a model that uses this implementation now.
-    """
+    """Send a model's attention through a registered implementation until `undo` is closed."""
     before = [(config, config._attn_implementation) for config in _configurations(model)]
     if any(used == name for _, used in before):
         raise SinkscopeError(
@@ -149,11 +143,7 @@ def use_implementation(model: Any, name: str, undo: ExitStack) -> None:
 
 def _configurations(model: Any) -> list[Any]:
     """The configurations of a model, its parts and theirs, each once, outer ones first."""
-    found: dict[int, Any] = {}
-    waiting = [module.config for module in model.modules() if hasattr(getattr(module, "config", None), "sub_configs")]
-    while waiting:
-        config = waiting.pop(0)
-        if id(config) not in found:
-            found[id(config)] = config
-            waiting += [part for key in config.sub_configs if (part := getattr(config, key, None)) is not None]
-    return list(found.values())
+    found = [module.config for module in model.modules() if hasattr(getattr(module, "config", None), "sub_configs")]
+    for config in found:  # grows on the way
+        found += [part for key in config.sub_configs if (part := getattr(config, key, None)) is not None]
+    return list({id(config): config for config in found}.values())

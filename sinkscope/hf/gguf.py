@@ -39,12 +39,7 @@ def cache_directory() -> Path:
 
 
 def converted(gguf: Path, dtype: Any) -> Path:
-    """The directory with a GGUF file's weights, unpacked to a torch.dtype, in safetensors, and its tokenizer.
-
-    Raises:
-        SinkscopeError: a file that is not GGUF, is damaged or of an unknown architecture; a cache that cannot be
-            written.
-    """
+    """The directory with a GGUF file's weights, unpacked to a torch.dtype, in safetensors, and its tokenizer."""
     entry = cache_directory() / _entry_name(gguf, dtype)
     if _is_intact(entry):
         return entry

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from sinkscope.errors import SinkscopeError, first_line
 from sinkscope.hf.gguf import converted, demo_model_file
-from sinkscope.hf.models import auto_class, quiet_transformers
+from sinkscope.hf.models import auto_class, quiet_transformers, setting
 
 HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab.*", "vocab*.json", "merges.txt", "tekken.json")
@@ -37,8 +37,7 @@ def load(
 
     Args:
         source: None for the demo model (SmolLM2-135M-Instruct); a .gguf file; a directory written by `save_pretrained`;
-            the name of a model on the Hugging Face Hub; or a model that is already loaded, which is given back as it
-            is.
+            a name on the Hugging Face Hub; or a model that is already loaded, which is given back as it is.
         dtype: torch.dtype or its name. None means float32 for a .gguf file, else the checkpoint's own dtype.
         device: where to put the whole model; give it or `device_map`.
         device_map: how to spread it (accelerate).
@@ -84,15 +83,13 @@ def _find(source: str | os.PathLike[str]) -> tuple[str, Path | None]:
     text = os.fspath(source)
     try:
         path = Path(text).expanduser()
-        is_directory, is_file = path.is_dir(), path.is_file()
+        is_directory, is_file = bool(text) and path.is_dir(), path.is_file()
     except (OSError, ValueError, RuntimeError):
         is_directory = is_file = False
-    if is_directory and text:
-        if not (path / "config.json").is_file():
-            files = [f"the file itself, such as {str(file)!r}" for file in sorted(path.glob("*.gguf"))]
-            advice = files[0] if files else "one that save_pretrained wrote"
-            raise SinkscopeError(f"The directory {text!r} is not a model, it has no config.json: give {advice}.")
-        return str(path), path
+    if is_directory and not (path / "config.json").is_file():
+        files = [f"the file itself, such as {str(file)!r}" for file in sorted(path.glob("*.gguf"))]
+        advice = files[0] if files else "one that save_pretrained wrote"
+        raise SinkscopeError(f"The directory {text!r} is not a model, it has no config.json: give {advice}.")
     if is_file:
         with path.open("rb") as file:
             is_gguf = path.suffix.lower() == ".gguf" or file.read(4) == b"GGUF"
@@ -100,6 +97,7 @@ def _find(source: str | os.PathLike[str]) -> tuple[str, Path | None]:
             raise SinkscopeError(
                 f"The file {text!r} is not a model: give a directory, a .gguf file or a name on the Hub."
             )
+    if is_directory or is_file:
         return str(path), path
     looks_like_path = not isinstance(source, str) or text.lower().endswith(".gguf") or text[:1] in "./~\\"
     if looks_like_path or not HUB_ID.fullmatch(text):
@@ -138,13 +136,12 @@ def _model(place: str, name: str, options: dict[str, Any], trust_remote_code: bo
 
 
 def _reason(name: str, error: BaseException) -> str:
-    line = first_line(error)
     if "trust_remote_code" in str(error):
         return f"{name!r} brings its own Python code: read it, and pass trust_remote_code=True if you trust it."
     if Path(name).exists():
-        return f"The model in {name!r} cannot be loaded: {line}."
+        return f"The model in {name!r} cannot be loaded: {first_line(error)}."
     return (
-        f"{name!r} cannot be loaded from the Hugging Face Hub ({line}): check the name and the network, "
+        f"{name!r} cannot be loaded from the Hugging Face Hub ({first_line(error)}): check the name and the network, "
         "or log in with `hf auth login` if access to it is restricted."
     )
 
@@ -171,15 +168,11 @@ def _already_loaded(model: Any, given: list[str]) -> tuple[Any, Any]:
         )
     if given:
         raise SinkscopeError(f"The model is loaded already, so {given[0]} has no effect: change the model itself.")
-    config = getattr(model, "config", None)
-    name = str(getattr(config, "name_or_path", "") or "")
     try:
-        if not name:
-            return model, None
-        place, path = _find(name)
+        place, path = _find(str(setting(model, "name_or_path") or ""))
         if path is not None and path.is_file():
             place = str(converted(path, torch.float32))
-    except SinkscopeError:  # the place it came from is gone
+    except SinkscopeError:  # there is no name, or the place it came from is gone
         return model, None
     with quiet_transformers():
-        return model, _tokenizer(place, config, None, False)
+        return model, _tokenizer(place, model.config, None, False)

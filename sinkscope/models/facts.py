@@ -55,9 +55,6 @@ def find_anatomy(model: nn.Module) -> Anatomy:
     """Find the attention modules of a model: the innermost modules with "Attention" in the name of their class.
 
     They are looked for once; a model whose modules were replaced or added to is looked at again.
-
-    Raises:
-        SinkscopeError: not a torch module, no attention in it, an encoder-decoder, or several models in one.
     """
     if not isinstance(model, nn.Module):
         raise SinkscopeError(
@@ -143,8 +140,7 @@ def token_attributes(record: xr.Dataset, model: nn.Module) -> dict[str, Any]:
     if "token_id" not in record.coords:
         return {"sequences": record.sizes["sequence"], "tokens": int(record.length.sum()), "bos": "unknown"}
     ids = record.token_id.values
-    bos = begin_token(model)
-    starts = "unknown"
+    bos, starts = begin_token(model), "unknown"
     if bos is not None and bool((ids[:, 0] >= 0).all()):
         starts = "yes" if np.isin(ids[:, 0], bos).all() else "no"
     return {

@@ -18,11 +18,9 @@ SCOPED: WeakSet[nn.Module] = WeakSet()
 
 
 def check_decoder(model: Any, predicts: bool = False) -> None:
-    """Check that a model reads text token by token, and keeps keys and values of it and nothing else.
+    """Raise SinkscopeError unless a model reads text token by token, and keeps keys and values of it and nothing else.
 
-    Raises:
-        SinkscopeError: no tokens to read, no cache, attention that is not causal, other states in the cache; no
-            attention at all; no language head where it `predicts`.
+    One that `predicts` must have a language head too.
     """
     anatomy, name = find_anatomy(model), type(model).__name__
     accepted = inspect.signature(anatomy.base.forward).parameters
@@ -74,10 +72,9 @@ def check_unchunked(model: Any) -> None:
 
 def not_finite(what: str, model: nn.Module) -> SinkscopeError:
     """The error for NaN or infinity, naming the weights to blame if it is them."""
-    for name, parameter in model.named_parameters():
-        if not bool(parameter.isfinite().all()):
-            cause = f": the weights {name} are not finite; load the model again or repair its checkpoint."
-            break
-    else:
+    weights = next((name for name, each in model.named_parameters() if not bool(each.isfinite().all())), None)
+    if weights is None:
         cause = "; all weights are finite, so look at the inputs or the dtype (float16 overflows: try bfloat16)."
+    else:
+        cause = f": the weights {weights} are not finite; load the model again or repair its checkpoint."
     return SinkscopeError(f"{what} hold NaN or infinity{cause}")

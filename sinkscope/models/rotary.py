@@ -35,10 +35,9 @@ class Rotation:
     frequencies: Tensor  # [pair], radians per position, float64
 
     def turned(self, states: Tensor, by: Tensor | int) -> Tensor:
-        """States [batch, head, token, dim], rotated already, moved along the text; angles are formed in float64.
+        """States [batch, head, token, dim], rotated already, moved along the text by so many positions.
 
-        Args:
-            by: positions to move by: one number, [token] or [batch, token].
+        These are one number, [token] or [batch, token]; angles are formed in float64.
         """
         return self.turned_by(states, *self.angles(torch.as_tensor(by, device=states.device), states.dtype))
 
@@ -91,12 +90,7 @@ _FOUND: WeakKeyDictionary[nn.Module, tuple[torch.dtype, list[Rotation | None]]] 
 
 
 def find_rotations(model: nn.Module) -> list[Rotation | None]:
-    """The rotary geometry of each attention layer; None where keys do not depend on position (ALiBi, no positions).
-
-    Raises:
-        SinkscopeError: keys depend on position in another way (learned absolute positions); no decoder; one in
-            training mode, or with a scope.
-    """
+    """The rotary geometry of each attention layer; None where keys do not depend on position (ALiBi, no positions)."""
     base = find_anatomy(model).base
     dtype = next(base.parameters()).dtype
     if base not in _FOUND or _FOUND[base][0] != dtype:
@@ -116,10 +110,7 @@ def position_limit(model: Any) -> int | None:
 
 
 def position_ceiling(model: Any) -> int | None:
-    """Positions from which on a model fails or rotates otherwise; None where there is no such limit.
-
-    They end with a table of rotary positions, or where the frequencies change.
-    """
+    """Positions from which on a model fails (its rotary table ends) or rotates otherwise; None without such a limit."""
     base = find_anatomy(model).base
     ends = [len(table) for name, table in base.named_buffers() if ROTARY_TABLE in name and table.dim() == 2]
     if changes_with_length(model) and (limit := position_limit(model)):
@@ -143,8 +134,7 @@ def _look(base: Any, name: str) -> list[Rotation | None]:
     rotations: list[Rotation | None] = []
     for layer in range(len(cached[0])):
         seen = {slot: {at: cached[at][layer][slot] for at in positions} for slot in ("keys", "values")}
-        keys = _fitted(seen["keys"], "keys", base, name)
-        found = keys or _fitted(seen["values"], "values", base, name)
+        found = _fitted(seen["keys"], "keys", base, name) or _fitted(seen["values"], "values", base, name)
         rotations.append(next((known for known in rotations if known and found and known.is_like(found)), found))
     return rotations
 
@@ -179,12 +169,12 @@ def _fitted(seen: dict[int, Tensor], slot: str, base: Any, name: str) -> Rotatio
         return None
     dim = still.shape[-1]
     low, high = moving[0], moving[-1] + 1
-    fits = []
-    for start, stop in {(low, high), (0, high), (low, dim), (0, dim)}:  # the slowest pairs may hardly have moved
-        for interleaved in (False, True):
-            if (stop - start) % 2 == 0:
-                guess = Rotation(slot, start, stop, interleaved, torch.empty(0))
-                fits.append(_with_frequencies(guess, seen, base, precision))
+    fits = [
+        _with_frequencies(Rotation(slot, start, stop, interleaved, torch.empty(0)), seen, base, precision)
+        for start, stop in {(low, high), (0, high), (low, dim), (0, dim)}  # the slowest pairs may hardly have moved
+        for interleaved in (False, True)
+        if (stop - start) % 2 == 0
+    ]
     best = min(fits, key=lambda fit: (fit[0], fit[1].high - fit[1].low), default=None)
     if best is None or not best[0] < max(1e-3, 16 * precision):
         raise _absolute(name)

@@ -1,7 +1,16 @@
 """The normaliser slot: how scores become weights."""
 
-from sinkscope.normalisers.base import Normaliser, Pointwise, VirtualKey
-from sinkscope.normalisers.quick import ClippedSoftmax, LearnedSink, ReLU, Sigmoid, Softmax, Softmax1
+from sinkscope.normalisers.base import (
+    ClippedSoftmax,
+    LearnedSink,
+    Normaliser,
+    Pointwise,
+    ReLU,
+    Sigmoid,
+    Softmax,
+    Softmax1,
+    VirtualKey,
+)
 from sinkscope.normalisers.sparsemax import Sparsemax
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What a normaliser is: how the scores of a query become weights.
+"""What a normaliser is, how the scores of a query become weights, and those that need no whole rows.
 
 A class with `weights` alone works everywhere, run block by block on whole rows of scores. Two kinds are quicker, by
 what their weights follow from. A `VirtualKey` adds one term to the denominator of softmax, so softmax attention and its
@@ -8,6 +8,7 @@ the query's log-sum-exp and of how many keys the query sees: one more pass over 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -26,13 +27,8 @@ ALIKE = 1e-4  # weights of the same row may differ by so much when they are made
 class Normaliser(Placed, ABC):
     """How scores become weights, in all or in chosen layers and heads.
 
-    For a normaliser of one's own, `weights` is all there is to write:
-
-        class Sparsemax(sinkscope.Normaliser):
-            def weights(self, scores):
-                ...
-
-    Weights of a query follow from that query's own scores in one head; they need not sum to one.
+    For a normaliser of one's own, `weights` is all there is to write, as in `Sparsemax`. Weights of a query follow from
+    that query's own scores in one head; they need not sum to one.
     """
 
     @abstractmethod
@@ -52,9 +48,8 @@ class Normaliser(Placed, ABC):
     def check_weights(self, heads: int, device: torch.device | str = "cpu") -> None:
         """Try a normaliser of one's own on small scores, in a layer of so many query heads.
 
-        Raises:
-            SinkscopeError: weights of another shape, not finite or below 0, weight on hidden keys, or weights that
-                follow from anything but the scores that a query sees in one head.
+        SinkscopeError is raised for weights of another shape, not finite, below 0 or on hidden keys, and for those that
+        follow from anything but the scores that a query sees in one head.
         """
         if not self.needs_whole_rows:
             return
@@ -97,6 +92,52 @@ class VirtualKey(Normaliser):
         return torch.cat([scores, extra], -1).softmax(-1)[..., :-1]
 
 
+@dataclass(frozen=True, repr=False)
+class Softmax(VirtualKey):
+    """``exp(x_i) / sum_j exp(x_j)``: the weights of a query sum to one, whether or not anything deserves them.
+
+    On a model with learned sinks of its own it takes them away.
+    """
+
+    def virtual_logit(self, heads: int, device: torch.device) -> None:
+        return None
+
+
+@dataclass(frozen=True, repr=False)
+class Softmax1(VirtualKey):
+    """``exp(x_i) / (1 + sum_j exp(x_j))`` (Miller 2023, "Attention is off by one"): a virtual key of logit 0.
+
+    With nothing worth attending to, all weights can be small. StreamingLLM calls it the zero sink (Xiao et al. 2023,
+    section 3.3).
+    """
+
+    def virtual_logit(self, heads: int, device: torch.device) -> Tensor:
+        return torch.zeros(heads, device=device)
+
+
+@dataclass(frozen=True, repr=False)
+class LearnedSink(VirtualKey):
+    """One more logit per head joins the softmax and its column is dropped, so rows sum to less than one (gpt-oss).
+
+    On a model with learned sinks of its own it takes their place. The logits are [head], or one number for all heads; a
+    tensor that requires a gradient gets one.
+    """
+
+    logit: Tensor | float
+
+    def __repr__(self) -> str:
+        shown = self.logit.tolist() if isinstance(self.logit, Tensor) else self.logit  # every digit
+        return super().__repr__().replace(f"logit={self.logit!r}", f"logit={shown!r}")
+
+    def virtual_logit(self, heads: int, device: torch.device) -> Tensor:
+        logit = torch.as_tensor(self.logit, dtype=torch.float32, device=device).flatten()
+        if len(logit) not in (1, heads) or bool(logit.isnan().any()):
+            raise SinkscopeError(
+                f"LearnedSink holds {len(logit)} logits, or NaN, for {heads} heads; give one number, or one per head."
+            )
+        return logit.expand(heads)
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Pointwise(Normaliser):
     """Weights that each follow from their own score."""
@@ -115,6 +156,55 @@ class Pointwise(Normaliser):
         hidden = is_hidden(scores)
         seen = (~hidden).sum(-1, keepdim=True)
         return self.weigh(scores, scores.logsumexp(-1, keepdim=True), seen).masked_fill(hidden, 0.0)
+
+
+@dataclass(frozen=True, repr=False)
+class ClippedSoftmax(Pointwise):
+    """``clip((zeta - gamma) * softmax(x) + gamma, 0, 1)`` (Bondarenko et al. 2023, "Quantizable transformers").
+
+    Small weights become exact zeros, so a head can do nothing without a sink to do it on. Gamma is at most 0, in the
+    paper about ``-4 / T`` to ``-2 / T``; zeta is at least 1.
+    """
+
+    gamma: float = -0.03
+    zeta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (-1e4 < self.gamma <= 0 and 1 <= self.zeta < 1e4):
+            raise SinkscopeError(f"{self!r} does not stretch softmax; give gamma <= 0 and zeta >= 1.")
+
+    def weigh(self, scores: Tensor, lse: Tensor, seen: Tensor) -> Tensor:
+        return ((self.zeta - self.gamma) * (scores - lse).exp() + self.gamma).clamp(0, 1)
+
+
+@dataclass(frozen=True, repr=False)
+class ReLU(Pointwise):
+    """``max(0, x_i) / n`` where the query sees n keys (Wortsman et al. 2023, "Replacing softmax with ReLU in ViTs")."""
+
+    def weigh(self, scores: Tensor, lse: Tensor, seen: Tensor) -> Tensor:
+        return scores.clamp(min=0) / seen
+
+
+@dataclass(frozen=True, repr=False)
+class Sigmoid(Pointwise):
+    """``1 / (1 + exp(-(x_i + bias)))``: no key competes with another, and no sum has to be filled.
+
+    Ramapuram et al. 2024, "Theory, analysis, and best practices for sigmoid self-attention".
+
+    Args:
+        bias: added to each score; minus the logarithm of the number of keys the query sees when None, so that even
+            scores of 0 begin at a sum of about one.
+    """
+
+    bias: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.bias is not None and not math.isfinite(self.bias):
+            raise SinkscopeError(f"{self!r} has no finite bias; give a number, or None for -log(keys seen).")
+
+    def weigh(self, scores: Tensor, lse: Tensor, seen: Tensor) -> Tensor:
+        bias = -seen.to(scores.dtype).log() if self.bias is None else self.bias
+        return torch.sigmoid(scores + bias)
 
 
 def weighing_of(normaliser: Normaliser | None, native: Tensor | None, heads: int, device: torch.device) -> Weighing:

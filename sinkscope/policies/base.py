@@ -57,16 +57,12 @@ class Policy(Placed):
 
     Args:
         label: the name it has in figures and records; one that tells its numbers when None.
-
-    Attributes:
-        recomputed: whether keys and values are rebuilt from the tokens kept, for every new token.
-        remembers: whether which keys a query sees follows from the attention of earlier ones.
     """
 
     label: str | None = None
 
-    recomputed = False
-    remembers = False
+    recomputed = False  # whether keys and values are rebuilt from the tokens kept, for every new token
+    remembers = False  # whether which keys a query sees follows from the attention of earlier ones
 
     def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
         """How one attention layer carries it out: evictions in different heads; none for dense attention."""
@@ -100,21 +96,6 @@ class Policy(Placed):
         """Whether keeping tokens, or rebuilding them, is all it does: what any cache can, on any model."""
         return False
 
-    @property
-    def sink_values(self) -> str:
-        """What is left of the values of sinks, as in `SinkWindow`."""
-        return "kept"
-
-    @property
-    def sink_bias(self) -> float:
-        """What is added to the logits of sinks, or of chosen keys."""
-        return 0.0
-
-    @property
-    def position_mode(self) -> str:
-        """Whether distances are counted in the "cache", or are those of the "original" text."""
-        return "cache" if self.recomputed or self.kept else "original"
-
     def check(self) -> None:
         """Raise SinkscopeError when the class redefines a part of another one that belongs together with the rest."""
 
@@ -138,9 +119,9 @@ class Policy(Placed):
             "cache_size": -1 if self.cache_size is None else self.cache_size,
             "sinks": 0 if self.kept is None else self.kept.first,
             "recomputed": int(self.recomputed),
-            "sink_values": self.sink_values,
-            "sink_bias": float(self.sink_bias),
-            "positions": self.position_mode,
+            "sink_values": "kept",
+            "sink_bias": 0.0,
+            "positions": "cache" if self.recomputed or self.kept else "original",
             "placement": self.place,
         }
 
@@ -160,17 +141,8 @@ class Policy(Placed):
 class StaticPolicy(Policy, ABC):
     """Visibility that follows from places in the text alone, so that blocks of any size give the same.
 
-    For a policy of one's own, `sees` is all there is to write. Queries and keys stay at their positions in the text:
-
-        @dataclass(frozen=True)
-        class EveryNth(sinkscope.StaticPolicy):
-            step: int = 64
-            window: int = 256
-
-            def sees(self, query, key):
-                return (query - key <= self.window) | (key % self.step == 0)
-
-    It works wherever the built-in ones do. A cache holds all keys for it, since any may be seen later.
+    For a policy of one's own, `sees` is all there is to write, as in `EveryNth`: it works wherever built-in ones do.
+    Queries and keys stay at their positions in the text. A cache holds all keys for it, since any may be seen later.
     """
 
     @abstractmethod

@@ -39,12 +39,8 @@ class _ChosenKeys(StaticPolicy):
             )
 
     @property
-    def sink_values(self) -> str:
-        return self.values
-
-    @property
-    def sink_bias(self) -> float:
-        return self.bias
+    def coordinates(self) -> dict[str, str | int | float]:
+        return super().coordinates | {"sink_values": self.values, "sink_bias": float(self.bias)}
 
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
         gone = torch.isin(key, torch.tensor(list(self.keys), device=key.device)) & (query >= (self.start or 0))

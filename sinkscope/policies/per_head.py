@@ -55,7 +55,7 @@ class PerHead(Policy):
                 )
         for policy in (self.default, *(policy for _, policy in entries)):
             _check_part(policy)
-        if super().is_partial:
+        if self.layers is not None or self.heads is not None:
             raise SinkscopeError("PerHead says by its entries where it acts; leave out layers= and heads=.")
         places = [place for place, _ in entries]
         if twice := [place for place in places if places.count(place) > 1]:
@@ -144,7 +144,6 @@ class PerHead(Policy):
 
     @property
     def place(self) -> str:
-        """Which heads have which policy, in a few words."""
         counts = Counter(policy.name for _, policy in self._entries)
         return "; ".join(f"{name} in {count} heads" for name, count in counts.items())
 
@@ -169,11 +168,8 @@ class PerHead(Policy):
 
 def _is_place(given: Any) -> bool:
     whole = (int, np.integer)
-    return (
-        isinstance(given, tuple)
-        and len(given) == 2
-        and all(isinstance(number, whole) and not isinstance(number, bool) for number in given)
-    )
+    is_pair = isinstance(given, tuple) and len(given) == 2
+    return is_pair and all(isinstance(number, whole) and not isinstance(number, bool) for number in given)
 
 
 def _check_part(policy: Any) -> None:

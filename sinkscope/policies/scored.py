@@ -99,9 +99,6 @@ class TOVA(ScoredPolicy):
 
     A key's score is the weight it got from the last query, averaged over all heads of the layer, so that all heads keep
     the same tokens; the last token itself may go.
-
-    Args:
-        budget: keys kept.
     """
 
     def score(self, held: HeldKeys) -> Tensor:

@@ -65,16 +65,12 @@ class SinkWindow(StaticPolicy):
         return Kept(self.sinks, self.window)
 
     @property
-    def sink_values(self) -> str:
-        return self.values
-
-    @property
-    def sink_bias(self) -> float:
-        return self.bias
-
-    @property
-    def position_mode(self) -> str:
-        return self.positions
+    def coordinates(self) -> dict[str, str | int | float]:
+        return super().coordinates | {
+            "sink_values": self.values,
+            "sink_bias": float(self.bias),
+            "positions": self.positions,
+        }
 
     @property
     def is_plain(self) -> bool:

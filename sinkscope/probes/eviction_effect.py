@@ -19,7 +19,7 @@ THIN = 1 / 16  # with less mass than this left, the rest is attended anew: a dif
 
 @dataclass(frozen=True)
 class EvictionEffect(LayerProbe):
-    """What evicting keys from one layer would do to its heads, exactly and without doing it.
+    """What evicting the keys at the places `keys` from one layer would do to its heads, exactly, without doing it.
 
     With the mass ``m = sum_{j in E} A_j`` on the evicted keys and ``b = sum_{j in E} A_j v_j``, what they hand on, a
     head's output ``o`` becomes ``o' = (o - b) / (1 - m)``: sum-to-one multiplies every other weight by ``1 / (1 - m)``.
@@ -35,9 +35,6 @@ class EvictionEffect(LayerProbe):
         lost_value          of b
 
     Only the first is made for models outside the attention interface.
-
-    Args:
-        keys: places of the evicted keys.
     """
 
     keys: Sequence[int] = (0, 1, 2, 3)
@@ -85,11 +82,7 @@ class Effect(NamedTuple):
 
 
 def eviction_effect(layer: Layer, keys: Sequence[int]) -> Effect:
-    """The closed form, for queries that see another key too; what it gives for others means nothing.
-
-    Raises:
-        SinkscopeError: the layer's weights do not compete for one unit, or a policy acts on it.
-    """
+    """The closed form, for queries that see another key too; what it gives for others means nothing."""
     if isinstance(layer, FusedLayer) and layer.evictions:
         raise SinkscopeError("EvictionEffect reads a dense pass; leave out the policy, or its layer.")
     if isinstance(layer, FusedLayer) and layer.weighing.replaces_softmax:

@@ -64,11 +64,11 @@ class Maps(TileProbe):
         return self.layers is None or layer in self.layers
 
     def check(self, layers: Sequence[int]) -> None:
-        outside = [layer for layer in (() if self.layers is None else self.layers) if layer not in layers]
-        if outside:
-            raise SinkscopeError(
-                f"layer {outside[0]} is out of range: the model has attention in layers {layers[0]} to {layers[-1]}."
-            )
+        for layer in () if self.layers is None else self.layers:
+            if layer not in layers:
+                raise SinkscopeError(
+                    f"layer {layer} is out of range: the model has attention in layers {layers[0]} to {layers[-1]}."
+                )
 
     def start(self, layer: Layer) -> Tensor:
         heads = self._heads(layer)
@@ -152,15 +152,12 @@ CORNER = (*PER_HEAD, "corner_query", "corner_key")
 
 @dataclass(frozen=True)
 class MeanLogits(LayerProbe):
-    """Mean over sequences of the attention *logits*, and beside them of the *probabilities*, of the first tokens.
+    """Mean over sequences of the attention *logits*, and beside them of the *probabilities*, of the first `tokens`.
 
     StreamingLLM (Xiao et al. 2023) shows logits in its Figure 2 (256 sentences of 16 tokens) and probabilities in
     Figure 12; the two are easily mixed up, so both are kept, each under its name. Makes ``mean_logit`` and
     ``mean_probability`` [layer, head, corner_query, corner_key], NaN where the key is hidden. Logits are scaled and
     soft-capped as the softmax sees them.
-
-    Args:
-        tokens: side of the corner of the map, in tokens.
     """
 
     tokens: int = 16
@@ -176,14 +173,11 @@ class MeanLogits(LayerProbe):
 
     def observe(self, layer: Layer) -> Measurements:
         shape = (*layer.lse.shape[:2], self.tokens, self.tokens)
-        logit = torch.full(shape, torch.nan, device=layer.lse.device)
-        probability = logit.clone()
+        corners = {name: torch.full(shape, torch.nan, device=layer.lse.device) for name in MeanLogits.makes}
         stop = min(self.tokens, layer.length)
         if layer.start < stop and layer.key_start == 0:
             queries, keys = slice(0, stop - layer.start), slice(0, stop)
-            corner = layer.logits(queries, keys)
-            hidden = is_hidden(corner)
-            logit[:, :, layer.start : stop, :stop] = corner.masked_fill(hidden, torch.nan)
-            weights = layer.probabilities(queries, keys).masked_fill(hidden, torch.nan)
-            probability[:, :, layer.start : stop, :stop] = weights
-        return {"mean_logit": logit, "mean_probability": probability}
+            logits, probabilities = layer.logits(queries, keys), layer.probabilities(queries, keys)
+            for corner, values in zip(corners.values(), (logits, probabilities), strict=True):
+                corner[:, :, layer.start : stop, :stop] = values.masked_fill(is_hidden(logits), torch.nan)
+        return corners
