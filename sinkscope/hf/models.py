@@ -80,7 +80,6 @@ def position_limits(model: Any) -> list[int]:
 
 
 def is_head_present(model: nn.Module) -> bool:
-    """Whether a model has a language head."""
     return getattr(model, "get_output_embeddings", lambda: None)() is not None
 
 

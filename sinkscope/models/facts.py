@@ -43,7 +43,6 @@ class Anatomy:
 
     @property
     def numbers(self) -> list[int]:
-        """The number of each attention layer."""
         return [part.number for part in self.parts]
 
 

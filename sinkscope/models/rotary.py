@@ -51,7 +51,6 @@ class Rotation:
         return angles.cos().to(wide), angles.sin().to(wide)
 
     def turned_by(self, states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        """States turned by known angles."""
         first, second = self.pairs(states.to(cosine.dtype))
         turned = (
             torch.addcmul(first * cosine, second, sine, value=-1),
@@ -71,7 +70,6 @@ class Rotation:
         return first, second
 
     def is_like(self, other: Rotation) -> bool:
-        """Whether the two turn alike."""
         layouts = {(each.slot, each.low, each.high, each.interleaved) for each in (self, other)}
         return len(layouts) == 1 and torch.equal(self.frequencies, other.frequencies)
 

@@ -157,7 +157,6 @@ class PerHead(Policy):
 
     @property
     def parts(self) -> tuple[Policy, ...]:
-        """The policies that it is made of."""
         return (self.default, *(policy for _, policy in self._entries))
 
     @property
