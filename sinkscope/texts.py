@@ -9,7 +9,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
@@ -199,11 +199,10 @@ def _demo_chapters() -> Iterator[str]:
 def _file(source: str | os.PathLike[str]) -> Iterator[str]:
     name = os.fspath(source)
     shown = repr(name if len(name) <= 60 else name[:57] + "...")
-    try:
+    found = False
+    with suppress(OSError, ValueError, RuntimeError):
         path = Path(name).expanduser()
         found = path.is_file()
-    except (OSError, ValueError, RuntimeError):
-        found = False
     if not found:
         raise SinkscopeError(f"{shown} is not a file: give the path of a text file, or pass a text itself as text=...")
     try:

@@ -1,9 +1,8 @@
 """GGUF files, converted once: unpacking one takes many times as long as reading the weights it gives.
 
-An entry of the cache is a directory with what `save_pretrained` writes and a manifest with the SHA-256 of each file.
-Its name holds the SHA-256 of the GGUF file, the dtype and the version of transformers that converted it, so an entry
-never goes stale, and a file that was moved or installed again finds its entry. Hashing costs no more than reading,
-which the load has to do anyway, and it is the only thing that tells an intact entry from a damaged one.
+An entry of the cache is a directory with what `save_pretrained` writes and a manifest with the SHA-256 of each file:
+nothing else tells an intact entry from a damaged one, and it costs no more than reading. Its name holds the SHA-256 of
+the GGUF file, the dtype and the version of transformers, so an entry never goes stale, and a moved file finds it again.
 
 An entry is written under a hidden name beside its place and renamed when it is whole, by one process at a time: a lock
 on the cache makes others wait, and what a killed process left is cleared away by the next.

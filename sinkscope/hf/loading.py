@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,10 @@ def load(
 def _find(source: str | os.PathLike[str]) -> tuple[str, Path | None]:
     """The source as transformers wants it, and its path where it is on this machine."""
     text = os.fspath(source)
-    try:
+    is_directory = is_file = False
+    with suppress(OSError, ValueError, RuntimeError):
         path = Path(text).expanduser()
         is_directory, is_file = bool(text) and path.is_dir(), path.is_file()
-    except (OSError, ValueError, RuntimeError):
-        is_directory = is_file = False
     if is_directory and not (path / "config.json").is_file():
         files = [f"the file itself, such as {str(file)!r}" for file in sorted(path.glob("*.gguf"))]
         advice = files[0] if files else "one that save_pretrained wrote"

@@ -12,15 +12,13 @@ A policy binds itself to each layer of a model: `bind` gives the evictions that 
 from __future__ import annotations
 
 import json
-import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
-from sinkscope.attention.eviction import Eviction, SeenEviction
-from sinkscope.attention.placement import Placed, is_ours, owner
+from sinkscope.attention.eviction import Eviction
+from sinkscope.attention.placement import Placed, is_ours
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.models import key_value_heads, query_heads
 from sinkscope.models.rotary import Rotation, find_rotations
@@ -137,38 +135,6 @@ class Policy(Placed):
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in own.items())})"
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class StaticPolicy(Policy, ABC):
-    """Visibility that follows from places in the text alone, so that blocks of any size give the same.
-
-    For a policy of one's own, `sees` is all there is to write, as in `EveryNth`: it works wherever built-in ones do.
-    Queries and keys stay at their positions in the text. A cache holds all keys for it, since any may be seen later.
-    """
-
-    @abstractmethod
-    def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        """Whether queries see keys: every query its own, and none those behind it in any case.
-
-        Args:
-            query, key: places in the text, 0 for its first token; int64, of shapes that broadcast; so is the answer's.
-        """
-
-    def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
-        return (SeenEviction(since=0, heads=self.acting_heads(layer.heads), policy=self),)
-
-    def check(self) -> None:
-        binds = owner(type(self), "bind")
-        for member in ("sees", "kept", "is_dense"):
-            gives = owner(type(self), member)
-            inherited = gives in (Policy, StaticPolicy) or (member == "sees" and binds is StaticPolicy)
-            if gives is not binds and not inherited:
-                first, second = (member, "bind") if issubclass(gives, binds) else ("bind", member)
-                raise SinkscopeError(
-                    f"{type(self).__name__} gives a `{first}` of its own to a policy whose `{second}` does not ask it; "
-                    "derive it from sinkscope.StaticPolicy and give it `sees` alone."
-                )
-
-
 def check_count(policy: Policy, name: str, least: int) -> None:
     """Raise SinkscopeError when a field is no whole number from `least` on."""
     value = getattr(policy, name)
@@ -176,9 +142,3 @@ def check_count(policy: Policy, name: str, least: int) -> None:
         raise SinkscopeError(
             f"{type(policy).__name__}({name}={value!r}) cannot be kept; give a whole {name} >= {least}."
         )
-
-
-def check_bias(bias: float) -> None:
-    """Raise SinkscopeError when a bias is no number, or one that leaves nothing but the keys it is added to."""
-    if not isinstance(bias, (int, float)) or math.isnan(bias) or bias == math.inf:
-        raise SinkscopeError(f"bias={bias!r} is no dose; give a number, or -math.inf to evict.")

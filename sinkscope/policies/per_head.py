@@ -14,7 +14,7 @@ from sinkscope.attention.eviction import Eviction
 from sinkscope.attention.placement import chosen_heads
 from sinkscope.errors import SinkscopeError
 from sinkscope.policies.base import BoundLayer, Policy
-from sinkscope.policies.windows import Dense, SinkWindow
+from sinkscope.policies.static import Dense, SinkWindow
 
 
 @dataclass(frozen=True, repr=False)

@@ -20,12 +20,7 @@ class ScoredPolicy(Policy, ABC):
     The text is read `chunk` tokens at a time. A chunk attends to the keys held and to its own; then every key held gets
     a score, and all but the highest are dropped for good. Keys stay at their positions in the text.
 
-    For a policy of one's own, `score` is all there is to write:
-
-        @dataclass(frozen=True)
-        class LargestKeys(sinkscope.ScoredPolicy):
-            def score(self, held):
-                return held.key.float().norm(dim=-1)
+    For a policy of one's own, `score` is all there is to write, as in `HeavyHitters` and `TOVA`.
 
     Args:
         budget: keys kept.

@@ -60,8 +60,18 @@ class LogSumExp(LayerProbe):
         return {"log_sum_exp": layer.lse, "virtual_sink_mass": mass}
 
 
+class _Total(TileProbe):
+    """A sum over tiles, under the one name that it makes; for each key where no other is said."""
+
+    def start(self, layer: Layer) -> Tensor:
+        return layer.lse.new_zeros(*layer.lse.shape[:2], layer.length)
+
+    def finish(self, total: Tensor, layer: Layer) -> Measurements:
+        return dict.fromkeys(self.makes, total)
+
+
 @dataclass(frozen=True)
-class Received(TileProbe):
+class Received(_Total):
     """Attention that each key receives, summed over the queries: ``received[j] = sum_i A[i, j]``.
 
     The importance of Gu et al. (2024) is this divided by the number of queries that come at or after the key.
@@ -72,19 +82,13 @@ class Received(TileProbe):
         "received": Variable((*PER_HEAD, "key"), "queries", "attention that each key receives from all queries")
     }
 
-    def start(self, layer: Layer) -> Tensor:
-        return layer.lse.new_zeros(*layer.lse.shape[:2], layer.length)
-
     def add(self, total: Tensor, layer: Layer, tile: Tile) -> None:
         first, last = tile.columns.start + layer.key_start, tile.columns.stop + layer.key_start
         total[:, tile.heads, first:last] += tile.probabilities.sum(-2)
 
-    def finish(self, total: Tensor, layer: Layer) -> Measurements:
-        return {"received": total}
-
 
 @dataclass(frozen=True)
-class Entropy(TileProbe):
+class Entropy(_Total):
     """Shannon entropy of each query's attention over the keys: ``-sum_j A[i, j] log A[i, j]``, in nats.
 
     Makes ``entropy`` [sequence, layer, head, query]; between 0 (one key) and ``log(i + 1)`` (uniform).
@@ -98,12 +102,9 @@ class Entropy(TileProbe):
     def add(self, total: Tensor, layer: Layer, tile: Tile) -> None:
         total[:, tile.heads, tile.rows] -= torch.linalg.vecdot(tile.probabilities, tile.log_probabilities)
 
-    def finish(self, total: Tensor, layer: Layer) -> Measurements:
-        return {"entropy": total}
-
 
 @dataclass(frozen=True)
-class DistanceProfile(TileProbe):
+class DistanceProfile(_Total):
     """Attention by distance, summed over the queries: ``profile[d] = sum_i A[i, i - d]``.
 
     Makes ``distance_mass`` [sequence, layer, head, distance], in queries. Where attention also looks ahead (encoders)
@@ -114,9 +115,6 @@ class DistanceProfile(TileProbe):
         "distance_mass": Variable((*PER_HEAD, "distance"), "queries", "attention by distance, over all queries")
     }
 
-    def start(self, layer: Layer) -> Tensor:
-        return layer.lse.new_zeros(*layer.lse.shape[:2], layer.length)
-
     def add(self, total: Tensor, layer: Layer, tile: Tile) -> None:
         diagonals = tile.diagonal_sums()
         rows, keys = tile.probabilities.shape[-2:]
@@ -124,9 +122,6 @@ class DistanceProfile(TileProbe):
         distance = nearest + rows - 1 - torch.arange(rows + keys - 1, device=total.device)
         reached = distance.abs() < total.shape[-1]  # a tile's corners may lie outside the map: nothing is there
         total[:, tile.heads].index_add_(-1, distance[reached].abs(), diagonals[..., reached])
-
-    def finish(self, total: Tensor, layer: Layer) -> Measurements:
-        return {"distance_mass": total}
 
 
 @dataclass(frozen=True)
@@ -145,9 +140,8 @@ class Norms(LayerProbe):
 
     def observe(self, layer: Layer) -> Measurements:
         states = {"key_norm": layer.key, "value_norm": layer.value}
-        return {
-            name: state[:, :, -layer.rows :].float().norm(dim=-1) for name, state in states.items() if state is not None
-        }
+        new = {name: state[:, :, -layer.rows :] for name, state in states.items() if state is not None}
+        return {name: state.float().norm(dim=-1) for name, state in new.items()}
 
 
 @dataclass(frozen=True)
