@@ -42,11 +42,7 @@ def one_of(value: Any, name: str, known: Sequence[str]) -> str:
 
 
 def one_or_several(given: Any, name: str, check: Callable[[Any], Any]) -> list[Any]:
-    """One value or several as a list of what `check` makes of each, those given twice once.
-
-    Raises:
-        SinkscopeError: there is none, or what `check` raises.
-    """
+    """One value or several as a list of what `check` makes of each, those given twice once; none is refused."""
     several = isinstance(given, Iterable) and not isinstance(given, str)
     checked = list(dict.fromkeys(check(each) for each in (given if several else [given])))
     if not checked:
@@ -54,12 +50,15 @@ def one_or_several(given: Any, name: str, check: Callable[[Any], Any]) -> list[A
     return checked
 
 
+def are_places(numbers: Any) -> bool:
+    """Whether these are layers, heads or places in a text: whole numbers from 0 on, at least one and each once."""
+    whole = not isinstance(numbers, (int, str)) and all(isinstance(each, int) and each >= 0 for each in numbers)
+    return whole and 0 < len(numbers) == len(set(numbers))
+
+
 def check_places(numbers: Any, name: str) -> None:
     """Raise SinkscopeError for what is not a list of layers, heads or places in a text; None stands for all."""
-    if numbers is None:
-        return
-    whole = not isinstance(numbers, (int, str)) and all(isinstance(each, int) and each >= 0 for each in numbers)
-    if not whole or len(set(numbers)) < max(1, len(numbers)):
+    if numbers is not None and not are_places(numbers):
         raise SinkscopeError(f"{name}={numbers!r} says not which; give different whole numbers, such as {name}=[0, 5].")
 
 

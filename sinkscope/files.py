@@ -13,14 +13,9 @@ from sinkscope.errors import SinkscopeError
 
 @contextmanager
 def replacing(path: Path, what: str) -> Iterator[Path]:
-    """A path to write to, which takes the place of `path` when the context ends well.
+    """A path to write to, which takes the place of `path` when the context ends well; else an older file stays.
 
-    Args:
-        path: the file; an older one stays as it was until then, and whenever writing fails.
-        what: its name in the error message, such as "the record".
-
-    Raises:
-        SinkscopeError: the folder cannot be written, or the disk is full.
+    `what` is its name in the error message, such as "the record".
     """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
@@ -34,11 +29,7 @@ def replacing(path: Path, what: str) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, what: str) -> None:
-    """Write a text file, making its folder; an older file is replaced in one step.
-
-    Raises:
-        SinkscopeError: as `replacing`.
-    """
+    """Write a text file by `replacing`, and make its folder."""
     with replacing(path, what) as partial:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")
@@ -47,12 +38,7 @@ def write_text(path: Path, text: str, what: str) -> None:
 def writable_folder(folder: str | os.PathLike[str], what: str) -> Path:
     """The folder, made where it is not there, as an absolute path: better refused now than after an hour.
 
-    Args:
-        folder: "~" is the user's home.
-        what: that will be written, in the error message, such as "training runs".
-
-    Raises:
-        SinkscopeError: it cannot be made, or nothing can be written to it.
+    "~" is the user's home; `what` will be written is told in the error message.
     """
     place = Path(folder).expanduser().resolve()
     try:

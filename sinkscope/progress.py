@@ -10,13 +10,5 @@ PATIENCE = 2.0  # seconds
 
 
 def progress_bar(total: int, unit: str, shown: bool | None = None, **options: Any) -> tqdm[Any]:
-    """A bar, to be used as a context.
-
-    Args:
-        total: how many units there are in all.
-        unit: what they are called.
-        shown: True from the start, False never, None once two seconds have passed.
-        options: as those of `tqdm`: desc, initial.
-    """
-    delay = PATIENCE if shown is None else 0.0
-    return tqdm(total=total, unit=unit, disable=shown is False, delay=delay, **options)
+    """A bar, to be used as a context: shown from the start (True), never (False), or after two seconds (None)."""
+    return tqdm(total=total, unit=unit, disable=shown is False, delay=PATIENCE if shown is None else 0.0, **options)

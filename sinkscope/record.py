@@ -26,14 +26,7 @@ def first_evicted(cache_size: int) -> int:
 
 
 def save_record(record: xr.Dataset, path: str | os.PathLike[str]) -> Path:
-    """Write a record as NetCDF-4 (HDF5, compressed).
-
-    Args:
-        record: what `capture`, `measure` or `from_maps` made.
-        path: the file; an older one is replaced in one step.
-
-    Returns:
-        The path.
+    """Write what `capture`, `measure` or `from_maps` made as NetCDF-4 (HDF5, compressed); returns the path.
 
     Raises:
         SinkscopeError: the folder cannot be written, or the disk is full; an older file stays as it was.
@@ -63,15 +56,10 @@ def open_record(path: str | os.PathLike[str]) -> xr.Dataset:
             record = stored.load()
     except (OSError, ValueError, KeyError, RuntimeError) as problem:
         raise SinkscopeError(f"{path} is not a record of sinkscope, or it is damaged ({problem}).") from problem
-    if not _is_record(record):
+    measured = {"layer", "policy"} & set(record.dims) and "length" in record.coords
+    if not (measured or record.attrs.get("kind") in STREAMED):
         raise SinkscopeError(f"{path} is a NetCDF file but not a record of sinkscope (no layers, policies or lengths).")
     return record
-
-
-def _is_record(record: xr.Dataset) -> bool:
-    """Whether it was measured over texts, or is one of the streaming records."""
-    measured = bool({"layer", "policy"} & set(record.dims)) and "length" in record.coords
-    return measured or record.attrs.get("kind") in STREAMED
 
 
 def _storable(record: xr.Dataset) -> xr.Dataset:

@@ -15,78 +15,51 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf.models import setting
 
 CHANGES_ATTENTION = ("position_bias", "indices", "block_indices", "sinks")
 """Arguments by which some families change attention in a way of their own: a bias, or a sparse choice of keys."""
 
 
 class MaskRequest(NamedTuple):
-    """Which mask a model asks for.
-
-    Attributes:
-        batch: texts.
-        queries, keys: how many there are in this forward pass.
-        start, key_start: places of the first of each.
-        function: (batch, head, query, key) indices -> whether the key is seen; None for plain causal attention.
-        padding: booleans or numbers [batch, key] that are 0 for padding; None without any.
-        window: keys of a native sliding window, or of a chunk; None for full attention.
-        causal, bidirectional: whether `function` is just that.
-        scalar: whether `function` takes one index at a time.
-        device: where the mask is wanted.
-    """
+    """Which mask a model asks for."""
 
     batch: int
     queries: int
     keys: int
-    start: int
-    key_start: int
-    function: Callable[..., Tensor] | None
-    padding: Tensor | None
-    window: int | None
-    causal: bool
-    bidirectional: bool
-    scalar: bool
+    start: int  # the place of the first query
+    key_start: int  # and of the first key
+    function: Callable[..., Tensor] | None  # of indices (batch, head, query, key): is it seen; None: causal attention
+    padding: Tensor | None  # booleans or numbers [batch, key] that are 0 for padding
+    window: int | None  # keys of a native sliding window, or of a chunk; None for full attention
+    causal: bool  # whether `function` is just that
+    bidirectional: bool  # whether it hides nothing
+    scalar: bool  # whether it takes one index at a time
     device: torch.device | str
 
 
 class AttentionCall(NamedTuple):
-    """A call of one layer's attention.
-
-    Attributes:
-        module: the attention module.
-        query: [batch, head, query, dim].
-        key, value: [batch, kv_head, key, dim].
-        mask: what the mask function gave, a tensor, or None.
-        scale: factor on the scores; None for dim ** -0.5.
-        dropout: of the weights.
-        softcap: of the scores, or None.
-        learned_sinks: [head] logits that join the softmax, or None.
-        causal: whether attention is causal where there is no mask.
-        foreign: arguments that change attention and are not known here.
-    """
+    """A call of one layer's attention."""
 
     module: nn.Module
-    query: Tensor
-    key: Tensor
+    query: Tensor  # [batch, head, query, dim]
+    key: Tensor  # [batch, kv_head, key, dim]
     value: Tensor
-    mask: Any
-    scale: float | None
-    dropout: float
-    softcap: float | None
-    learned_sinks: Tensor | None
-    causal: bool
-    foreign: tuple[str, ...]
+    mask: Any  # what the mask function gave, a tensor, or None
+    scale: float | None  # factor on the scores; None for dim ** -0.5
+    dropout: float  # of the weights
+    softcap: float | None  # of the scores
+    learned_sinks: Tensor | None  # [head] logits that join the softmax
+    causal: bool  # whether attention is causal where there is no mask
+    foreign: tuple[str, ...]  # arguments that change attention and are not known here
 
 
 def register(
     name: str, attention: Callable[[AttentionCall], tuple[Tensor, Any]], mask: Callable[[MaskRequest], Any]
 ) -> None:
-    """Make an attention implementation known to transformers.
+    """Make known to transformers by a name an implementation of attention, and of the mask that this gets.
 
-    Args:
-        name: what models call it.
-        attention: gives the output [batch, head, query, dim], and what takes the place of the attention map.
-        mask: gives what `attention` gets as its mask.
+    `attention` gives the output [batch, head, query, dim], and what takes the place of the attention map.
     """
 
     def attend(
@@ -144,20 +117,16 @@ def has_interface(model: Any) -> bool:
 
 def implementation(model: Any) -> str:
     """The attention implementation that a model uses now; "unknown" for a module without a configuration."""
-    return str(getattr(getattr(model, "config", None), "_attn_implementation", "unknown"))
+    return str(setting(model, "_attn_implementation", "unknown"))
 
 
 def expert_implementation(model: Any) -> str:
     """The implementation of experts that a model uses now; "unknown" where it says none."""
-    return str(getattr(getattr(model, "config", None), "_experts_implementation", "unknown"))
+    return str(setting(model, "_experts_implementation", "unknown"))
 
 
 def use_implementation(model: Any, name: str, undo: ExitStack) -> None:
-    """Send a model's attention through a registered implementation until `undo` is closed.
-
-    Raises:
-        SinkscopeError: its configuration is shared with a model that uses this implementation now.
-    """
+    """Send a model's attention through a registered implementation until `undo` is closed."""
     before = [(config, config._attn_implementation) for config in _configurations(model)]
     if any(used == name for _, used in before):
         raise SinkscopeError(
@@ -174,11 +143,7 @@ def use_implementation(model: Any, name: str, undo: ExitStack) -> None:
 
 def _configurations(model: Any) -> list[Any]:
     """The configurations of a model, its parts and theirs, each once, outer ones first."""
-    found: dict[int, Any] = {}
-    waiting = [module.config for module in model.modules() if hasattr(getattr(module, "config", None), "sub_configs")]
-    while waiting:
-        config = waiting.pop(0)
-        if id(config) not in found:
-            found[id(config)] = config
-            waiting += [part for key in config.sub_configs if (part := getattr(config, key, None)) is not None]
-    return list(found.values())
+    found = [module.config for module in model.modules() if hasattr(getattr(module, "config", None), "sub_configs")]
+    for config in found:  # grows on the way
+        found += [part for key in config.sub_configs if (part := getattr(config, key, None)) is not None]
+    return list({id(config): config for config in found}.values())

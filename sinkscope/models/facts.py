@@ -20,148 +20,110 @@ from torch import nn
 import sinkscope
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import has_interface
-from sinkscope.hf.models import begin_token, is_encoder_decoder, is_pretrained, model_type, name_or_path, revision
+from sinkscope.hf.models import begin_token, is_encoder_decoder, is_pretrained, origin
 
 
 @dataclass(frozen=True)
 class Part:
-    """One attention layer of a model.
+    """One attention layer of a model."""
 
-    Attributes:
-        number: its place among the model's layers; in a hybrid model those without attention count too.
-        name: path of the attention module.
-        attention: the attention module.
-        layer: the decoder or encoder layer around it, or None where blocks are not kept in a list.
-    """
-
-    number: int
-    name: str
+    number: int  # its place among the model's layers; in a hybrid model those without attention count too
+    name: str  # path of the attention module
     attention: nn.Module
-    layer: nn.Module | None
+    layer: nn.Module | None  # the decoder or encoder layer around it; None where blocks are not kept in a list
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The parts of a model that matter here.
+    """The parts of a model that matter here."""
 
-    Attributes:
-        base: the module that takes tokens (or pixels) and runs the layers; the model without its head.
-        parts: the attention layers, in order.
-        interface: whether the attention goes through transformers' attention interface.
-    """
-
-    base: nn.Module
-    parts: list[Part]
-    interface: bool
+    base: nn.Module  # takes tokens (or pixels) and runs the layers: the model without its head
+    parts: list[Part]  # the attention layers, in order
+    interface: bool  # whether the attention goes through transformers' attention interface
 
     @property
     def numbers(self) -> list[int]:
-        """The number of each attention layer."""
         return [part.number for part in self.parts]
 
 
-@dataclass(frozen=True)
-class _Names:
-    """An anatomy by the names of its modules, which keeps no model alive; `modules` is how many the model had."""
-
-    modules: int
-    base: str
-    attentions: tuple[str, ...]
-    kinds: tuple[type, ...]
-
-
-_FOUND: WeakKeyDictionary[nn.Module, _Names] = WeakKeyDictionary()
+_FOUND: WeakKeyDictionary[nn.Module, tuple[int, str, dict[str, type]]] = WeakKeyDictionary()
+"""How many modules a model has, the name of its base, and the classes of its attention modules by their names."""
 
 
 def find_anatomy(model: nn.Module) -> Anatomy:
     """Find the attention modules of a model: the innermost modules with "Attention" in the name of their class.
 
     They are looked for once; a model whose modules were replaced or added to is looked at again.
-
-    Raises:
-        SinkscopeError: not a torch module, no attention in it, an encoder-decoder, or several models in one.
     """
     if not isinstance(model, nn.Module):
         raise SinkscopeError(
             f"expected a loaded model (a torch module), got {type(model).__name__}; sinkscope.load() makes one."
         )
-    names = _FOUND.get(model)
-    if names is None or not _still_there(model, names):
-        names = _FOUND[model] = _search(model)
-    base = model.get_submodule(names.base)
-    attentions = {name: model.get_submodule(name) for name in names.attentions}
-    return Anatomy(base, _parts(model, attentions), interface=has_interface(base))
+    modules = dict(model.named_modules())
+    count, base, kinds = _FOUND.get(model, (0, "", {}))
+    if count != len(modules) or any(type(modules.get(name)) is not kind for name, kind in kinds.items()):
+        base, kinds = _search(model, modules)
+        _FOUND[model] = (len(modules), base, kinds)
+    return Anatomy(modules[base], _parts(modules, list(kinds)), interface=has_interface(modules[base]))
 
 
-def _still_there(model: nn.Module, names: _Names) -> bool:
-    try:
-        kinds = tuple(type(model.get_submodule(name)) for name in names.attentions)
-    except AttributeError:
-        return False
-    return kinds == names.kinds and sum(1 for _ in model.modules()) == names.modules
-
-
-def _search(model: nn.Module) -> _Names:
+def _search(model: nn.Module, modules: dict[str, nn.Module]) -> tuple[str, dict[str, type]]:
+    """The name of the innermost transformers model around the attention modules, and their classes by name."""
     if is_encoder_decoder(model):
         raise SinkscopeError(
             f"{type(model).__name__} has cross attention (encoder-decoder), which sinkscope does not measure; "
             "pass its encoder, or a decoder-only model."
         )
-    named = {name: module for name, module in model.named_modules() if "Attention" in type(module).__name__}
+    named = [name for name, module in modules.items() if "Attention" in type(module).__name__]
     outer = {name[:end] for name in named for end in range(len(name)) if name[end] == "."}
-    innermost = [name for name in named if name not in outer]
-    if not innermost:
+    kinds = {name: type(modules[name]) for name in named if name not in outer}
+    if not kinds:
         raise SinkscopeError(
             f"{type(model).__name__} has no attention modules (no class with Attention in its name); "
             "sinkscope measures models with softmax attention."
         )
-    kinds = tuple(type(named[name]) for name in innermost)
-    return _Names(sum(1 for _ in model.modules()), _base_around(model, innermost), tuple(innermost), kinds)
-
-
-def _base_around(model: nn.Module, names: list[str]) -> str:
-    """Name of the innermost transformers model around the attention modules; the model itself where there is none."""
-    models = {name: module for name, module in model.named_modules() if is_pretrained(module)}
+    models = [name for name, module in modules.items() if is_pretrained(module)]
     around = {
         max((name for name in models if attention.startswith(f"{name}." if name else "")), key=len, default="")
-        for attention in names
+        for attention in kinds
     }
     if len(around) > 1:
         raise SinkscopeError(
             f"{type(model).__name__} holds several models with attention ({', '.join(sorted(around))}), whose layers "
             f"would be mixed; pass one of them, such as model.{max(around, key=len)}."
         )
-    return around.pop()
+    return around.pop(), kinds
 
 
-def _parts(model: nn.Module, attentions: dict[str, nn.Module]) -> list[Part]:
+def _parts(modules: dict[str, nn.Module], names: list[str]) -> list[Part]:
     """The attention layers, numbered by their place in the model's list of layers where there is one such list."""
-    places = [_place_in_list(model, name) for name in attentions]
+    places = [_place_in_list(modules, name) for name in names]
     indices = [index for _, index in places]
     numbered = all(earlier < later for earlier, later in pairwise(indices)) and -1 not in indices
-    numbers = indices if numbered else list(range(len(places)))
+    numbers = indices if numbered else range(len(places))
     return [
-        Part(number, name, module, layer)
-        for number, (name, module), (layer, _) in zip(numbers, attentions.items(), places, strict=True)
+        Part(number, name, modules[name], layer)
+        for number, name, (layer, _) in zip(numbers, names, places, strict=True)
     ]
 
 
-def _place_in_list(model: nn.Module, name: str) -> tuple[nn.Module | None, int]:
+def _place_in_list(modules: dict[str, nn.Module], name: str) -> tuple[nn.Module | None, int]:
     """The element of the innermost list of modules on the way to a module, and its index; (None, -1) without a list."""
     steps = name.split(".")
     for end in range(len(steps) - 1, 0, -1):
-        if isinstance(model.get_submodule(".".join(steps[:end])), (nn.ModuleList, nn.Sequential)):
-            return model.get_submodule(".".join(steps[: end + 1])), int(steps[end])
+        if isinstance(modules[".".join(steps[:end])], (nn.ModuleList, nn.Sequential)):
+            return modules[".".join(steps[: end + 1])], int(steps[end])
     return None, -1
 
 
 def model_attributes(model: nn.Module) -> dict[str, Any]:
     """Name, family, revision, dtype and device of a model, and the versions of what ran it."""
     parameter = next(model.parameters(), torch.empty(0))
-    return {
-        "model": _public_name(name_or_path(model)) or type(model).__name__,
-        "model_type": model_type(model),
-        "revision": revision(model),
+    known = origin(model)
+    name = Path(known["model"])
+    public = name.name if name.exists() or name.is_absolute() else known["model"]  # folders mean nothing elsewhere
+    return known | {
+        "model": public or type(model).__name__,
         "dtype": str(parameter.dtype).removeprefix("torch."),
         "device": str(parameter.device),
         "sinkscope": sinkscope.__version__,
@@ -172,18 +134,12 @@ def model_attributes(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _public_name(name: str) -> str:
-    """A name on the hub as it is; of a path its last part, since the folders of one machine mean nothing elsewhere."""
-    return Path(name).name if Path(name).exists() or Path(name).is_absolute() else name
-
-
 def token_attributes(record: xr.Dataset, model: nn.Module) -> dict[str, Any]:
     """How many tokens were read, their hash, and whether every sequence starts with the model's BOS token."""
     if "token_id" not in record.coords:
         return {"sequences": record.sizes["sequence"], "tokens": int(record.length.sum()), "bos": "unknown"}
     ids = record.token_id.values
-    bos = begin_token(model)
-    starts = "unknown"
+    bos, starts = begin_token(model), "unknown"
     if bos is not None and bool((ids[:, 0] >= 0).all()):
         starts = "yes" if np.isin(ids[:, 0], bos).all() else "no"
     return {

@@ -9,7 +9,7 @@ from weakref import WeakSet
 from torch import nn
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.hf.caches import has_only_keys_and_values, takes_cache
+from sinkscope.hf.caches import argument_name, has_only_keys_and_values
 from sinkscope.hf.models import attends_in_chunks, has_config, is_head_present
 from sinkscope.models.facts import find_anatomy
 
@@ -18,19 +18,13 @@ SCOPED: WeakSet[nn.Module] = WeakSet()
 
 
 def check_decoder(model: Any, predicts: bool = False) -> None:
-    """Check that a model reads text token by token, and keeps keys and values of it and nothing else.
+    """Raise SinkscopeError unless a model reads text token by token, and keeps keys and values of it and nothing else.
 
-    Args:
-        model: any model.
-        predicts: whether it must have a language head too.
-
-    Raises:
-        SinkscopeError: no tokens to read, no cache, attention that is not causal, other states in the cache, no
-            language head; or no attention at all.
+    One that `predicts` must have a language head too.
     """
     anatomy, name = find_anatomy(model), type(model).__name__
     accepted = inspect.signature(anatomy.base.forward).parameters
-    if not has_config(model) or "input_ids" not in accepted or not takes_cache(anatomy.base.forward):
+    if not has_config(model) or "input_ids" not in accepted or argument_name(anatomy.base.forward) is None:
         raise not_a_decoder(name, "keeps no keys in a cache")
     if any(getattr(part.attention, "is_causal", True) is False for part in anatomy.parts):
         raise not_a_decoder(name, "has attention that is not causal")
@@ -78,10 +72,9 @@ def check_unchunked(model: Any) -> None:
 
 def not_finite(what: str, model: nn.Module) -> SinkscopeError:
     """The error for NaN or infinity, naming the weights to blame if it is them."""
-    for name, parameter in model.named_parameters():
-        if not bool(parameter.isfinite().all()):
-            cause = f": the weights {name} are not finite; load the model again or repair its checkpoint."
-            break
-    else:
+    weights = next((name for name, each in model.named_parameters() if not bool(each.isfinite().all())), None)
+    if weights is None:
         cause = "; all weights are finite, so look at the inputs or the dtype (float16 overflows: try bfloat16)."
+    else:
+        cause = f": the weights {weights} are not finite; load the model again or repair its checkpoint."
     return SinkscopeError(f"{what} hold NaN or infinity{cause}")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.hf.caches import growing_cache, with_cache
+from sinkscope.hf.caches import growing_cache, held_states, with_cache
 from sinkscope.hf.models import position_limits, rope_parameters, vocabulary_size
 from sinkscope.models.facts import find_anatomy
 from sinkscope.models.requirements import check_decoder, check_eval, check_unscoped, not_a_decoder
@@ -26,31 +26,18 @@ from sinkscope.models.requirements import check_decoder, check_eval, check_unsco
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """Rotary geometry of one layer (Su et al. 2021): pairs of dimensions turn by position times frequency.
+    """Rotary geometry of one layer (Su et al. 2021): pairs of dimensions turn by position times frequency."""
 
-    Attributes:
-        slot: "keys" or "values", the cached state that turns; latent attention (MLA) keeps its rotated part in the
-            slot of the values.
-        low, high: the dimensions that turn.
-        interleaved: whether neighbours form a pair, rather than dimensions half the width apart.
-        frequencies: [pair], radians per position, float64.
-    """
-
-    slot: str
-    low: int
+    slot: str  # the cached state that turns, "keys" or "values": latent attention (MLA) keeps its rotated part there
+    low: int  # the dimensions that turn
     high: int
-    interleaved: bool
-    frequencies: Tensor
+    interleaved: bool  # whether neighbours form a pair, rather than dimensions half the width apart
+    frequencies: Tensor  # [pair], radians per position, float64
 
     def turned(self, states: Tensor, by: Tensor | int) -> Tensor:
-        """States moved along the text.
+        """States [batch, head, token, dim], rotated already, moved along the text by so many positions.
 
-        Args:
-            states: [batch, head, token, dim], rotated already, at any position.
-            by: positions to move by: one number, [token] or [batch, token].
-
-        Returns:
-            States of the same shape and dtype; angles are formed in float64.
+        These are one number, [token] or [batch, token]; angles are formed in float64.
         """
         return self.turned_by(states, *self.angles(torch.as_tensor(by, device=states.device), states.dtype))
 
@@ -64,7 +51,6 @@ class Rotation:
         return angles.cos().to(wide), angles.sin().to(wide)
 
     def turned_by(self, states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        """States turned by known angles."""
         first, second = self.pairs(states.to(cosine.dtype))
         turned = (
             torch.addcmul(first * cosine, second, sine, value=-1),
@@ -84,10 +70,8 @@ class Rotation:
         return first, second
 
     def is_like(self, other: Rotation) -> bool:
-        """Whether the two turn alike."""
-        layout = (self.slot, self.low, self.high, self.interleaved)
-        others = (other.slot, other.low, other.high, other.interleaved)
-        return layout == others and torch.equal(self.frequencies, other.frequencies)
+        layouts = {(each.slot, each.low, each.high, each.interleaved) for each in (self, other)}
+        return len(layouts) == 1 and torch.equal(self.frequencies, other.frequencies)
 
     def of_query(self, dim: int) -> Rotation:
         """The geometry of the layer's queries of width `dim`: latent attention rotates their last dimensions."""
@@ -104,15 +88,7 @@ _FOUND: WeakKeyDictionary[nn.Module, tuple[torch.dtype, list[Rotation | None]]] 
 
 
 def find_rotations(model: nn.Module) -> list[Rotation | None]:
-    """The rotary geometry of each attention layer; None where keys do not depend on position (ALiBi, no positions).
-
-    Args:
-        model: a transformers decoder in eval mode.
-
-    Raises:
-        SinkscopeError: keys depend on position in another way (learned absolute positions); no decoder; one in
-            training mode, or with a scope.
-    """
+    """The rotary geometry of each attention layer; None where keys do not depend on position (ALiBi, no positions)."""
     base = find_anatomy(model).base
     dtype = next(base.parameters()).dtype
     if base not in _FOUND or _FOUND[base][0] != dtype:
@@ -132,14 +108,12 @@ def position_limit(model: Any) -> int | None:
 
 
 def position_ceiling(model: Any) -> int | None:
-    """Positions from which on a model fails or rotates otherwise; None where there is no such limit.
-
-    They end with a table of rotary positions, or where the frequencies change.
-    """
+    """Positions from which on a model fails (its rotary table ends) or rotates otherwise; None without such a limit."""
     base = find_anatomy(model).base
     ends = [len(table) for name, table in base.named_buffers() if ROTARY_TABLE in name and table.dim() == 2]
-    limit = position_limit(model) if changes_with_length(model) else None
-    return min([*ends, *([limit] if limit else [])], default=None)
+    if changes_with_length(model) and (limit := position_limit(model)):
+        ends.append(limit)
+    return min(ends, default=None)
 
 
 def changes_with_length(model: Any) -> bool:
@@ -158,8 +132,7 @@ def _look(base: Any, name: str) -> list[Rotation | None]:
     rotations: list[Rotation | None] = []
     for layer in range(len(cached[0])):
         seen = {slot: {at: cached[at][layer][slot] for at in positions} for slot in ("keys", "values")}
-        keys = _fitted(seen["keys"], "keys", base, name)
-        found = keys or _fitted(seen["values"], "values", base, name)
+        found = _fitted(seen["keys"], "keys", base, name) or _fitted(seen["values"], "values", base, name)
         rotations.append(next((known for known in rotations if known and found and known.is_like(found)), found))
     return rotations
 
@@ -178,10 +151,8 @@ def _cached(base: Any, tokens: Tensor, position: int, name: str) -> list[dict[st
 
 
 def _states(cache: Any, name: str) -> list[dict[str, Tensor]]:
-    layers: list[dict[str, Any]] = [
-        {slot: getattr(layer, slot, None) for slot in ("keys", "values")} for layer in cache.layers
-    ]
-    if not layers or any(state is None for layer in layers for state in layer.values()):
+    layers = [held_states(cache, index) for index in range(len(cache.layers))]
+    if not layers or any(len(layer) < 2 for layer in layers):
         raise not_a_decoder(name, "keeps no keys in its cache in some layers")
     return [{slot: state.double() for slot, state in layer.items()} for layer in layers]
 
@@ -196,12 +167,12 @@ def _fitted(seen: dict[int, Tensor], slot: str, base: Any, name: str) -> Rotatio
         return None
     dim = still.shape[-1]
     low, high = moving[0], moving[-1] + 1
-    fits = []
-    for start, stop in {(low, high), (0, high), (low, dim), (0, dim)}:  # the slowest pairs may hardly have moved
-        for interleaved in (False, True):
-            if (stop - start) % 2 == 0:
-                guess = Rotation(slot, start, stop, interleaved, torch.empty(0))
-                fits.append(_with_frequencies(guess, seen, base, precision))
+    fits = [
+        _with_frequencies(Rotation(slot, start, stop, interleaved, torch.empty(0)), seen, base, precision)
+        for start, stop in {(low, high), (0, high), (low, dim), (0, dim)}  # the slowest pairs may hardly have moved
+        for interleaved in (False, True)
+        if (stop - start) % 2 == 0
+    ]
     best = min(fits, key=lambda fit: (fit[0], fit[1].high - fit[1].low), default=None)
     if best is None or not best[0] < max(1e-3, 16 * precision):
         raise _absolute(name)

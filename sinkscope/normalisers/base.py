@@ -1,4 +1,4 @@
-"""What a normaliser is: how the scores of a query become weights.
+"""What a normaliser is, how the scores of a query become weights, and those that need no whole rows.
 
 A class with `weights` alone works everywhere, run block by block on whole rows of scores. Two kinds are quicker, by
 what their weights follow from. A `VirtualKey` adds one term to the denominator of softmax, so softmax attention and its
@@ -8,6 +8,7 @@ the query's log-sum-exp and of how many keys the query sees: one more pass over 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -26,25 +27,17 @@ ALIKE = 1e-4  # weights of the same row may differ by so much when they are made
 class Normaliser(Placed, ABC):
     """How scores become weights, in all or in chosen layers and heads.
 
-    For a normaliser of one's own, `weights` is all there is to write:
-
-        class Sparsemax(sinkscope.Normaliser):
-            def weights(self, scores):
-                ...
-
-    Weights of a query follow from that query's own scores in one head; they need not sum to one.
+    For a normaliser of one's own, `weights` is all there is to write, as in `Sparsemax`. Weights of a query follow from
+    that query's own scores in one head; they need not sum to one.
     """
 
     @abstractmethod
     def weights(self, scores: Tensor) -> Tensor:
-        """The definition.
+        """The definition: weights of the shape of the scores, 0 where a key is hidden.
 
         Args:
             scores: [batch, head, query, key], minus infinity where a key is hidden. Each row holds all keys that its
                 query sees, and any number of hidden ones.
-
-        Returns:
-            Weights of the same shape, 0 where a key is hidden.
         """
 
     @property
@@ -53,14 +46,10 @@ class Normaliser(Placed, ABC):
         return type(self).weights not in (VirtualKey.weights, Pointwise.weights)
 
     def check_weights(self, heads: int, device: torch.device | str = "cpu") -> None:
-        """Try a normaliser of one's own on small scores.
+        """Try a normaliser of one's own on small scores, in a layer of so many query heads.
 
-        Args:
-            heads: query heads of a layer.
-
-        Raises:
-            SinkscopeError: weights of another shape, not finite or below 0, weight on hidden keys, or weights that
-                follow from anything but the scores that a query sees in one head.
+        SinkscopeError is raised for weights of another shape, not finite, below 0 or on hidden keys, and for those that
+        follow from anything but the scores that a query sees in one head.
         """
         if not self.needs_whole_rows:
             return
@@ -69,10 +58,8 @@ class Normaliser(Placed, ABC):
         hidden = torch.ones(5, 7, dtype=torch.bool).triu(3)
         scores = scores.masked_fill(hidden, -torch.inf).to(device)
         found = whole_rows(self, scores)
-        mixed = scores.clone()
-        mixed[:, 1:] = (
-            mixed[:, 1:].flip(2).roll(1, -1).nan_to_num(neginf=0.5).masked_fill(hidden.to(device), -torch.inf)
-        )
+        others = scores[:, 1:].flip(2).roll(1, -1).nan_to_num(neginf=0.5).masked_fill(hidden.to(device), -torch.inf)
+        mixed = torch.cat([scores[:, :1], others], 1)
         wider = torch.nn.functional.pad(scores, (0, 3), value=-torch.inf)
         trials = {
             "on the other queries": (whole_rows(self, scores[:, :, 2:3]), found[:, :, 2:3]),
@@ -105,6 +92,52 @@ class VirtualKey(Normaliser):
         return torch.cat([scores, extra], -1).softmax(-1)[..., :-1]
 
 
+@dataclass(frozen=True, repr=False)
+class Softmax(VirtualKey):
+    """``exp(x_i) / sum_j exp(x_j)``: the weights of a query sum to one, whether or not anything deserves them.
+
+    On a model with learned sinks of its own it takes them away.
+    """
+
+    def virtual_logit(self, heads: int, device: torch.device) -> None:
+        return None
+
+
+@dataclass(frozen=True, repr=False)
+class Softmax1(VirtualKey):
+    """``exp(x_i) / (1 + sum_j exp(x_j))`` (Miller 2023, "Attention is off by one"): a virtual key of logit 0.
+
+    With nothing worth attending to, all weights can be small. StreamingLLM calls it the zero sink (Xiao et al. 2023,
+    section 3.3).
+    """
+
+    def virtual_logit(self, heads: int, device: torch.device) -> Tensor:
+        return torch.zeros(heads, device=device)
+
+
+@dataclass(frozen=True, repr=False)
+class LearnedSink(VirtualKey):
+    """One more logit per head joins the softmax and its column is dropped, so rows sum to less than one (gpt-oss).
+
+    On a model with learned sinks of its own it takes their place. The logits are [head], or one number for all heads; a
+    tensor that requires a gradient gets one.
+    """
+
+    logit: Tensor | float
+
+    def __repr__(self) -> str:
+        shown = self.logit.tolist() if isinstance(self.logit, Tensor) else self.logit  # every digit
+        return super().__repr__().replace(f"logit={self.logit!r}", f"logit={shown!r}")
+
+    def virtual_logit(self, heads: int, device: torch.device) -> Tensor:
+        logit = torch.as_tensor(self.logit, dtype=torch.float32, device=device).flatten()
+        if len(logit) not in (1, heads) or bool(logit.isnan().any()):
+            raise SinkscopeError(
+                f"LearnedSink holds {len(logit)} logits, or NaN, for {heads} heads; give one number, or one per head."
+            )
+        return logit.expand(heads)
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Pointwise(Normaliser):
     """Weights that each follow from their own score."""
@@ -125,13 +158,57 @@ class Pointwise(Normaliser):
         return self.weigh(scores, scores.logsumexp(-1, keepdim=True), seen).masked_fill(hidden, 0.0)
 
 
-def weighing_of(normaliser: Normaliser | None, native: Tensor | None, heads: int, device: torch.device) -> Weighing:
-    """How a layer weighs under a normaliser, or under its own when None.
+@dataclass(frozen=True, repr=False)
+class ClippedSoftmax(Pointwise):
+    """``clip((zeta - gamma) * softmax(x) + gamma, 0, 1)`` (Bondarenko et al. 2023, "Quantizable transformers").
+
+    Small weights become exact zeros, so a head can do nothing without a sink to do it on. Gamma is at most 0, in the
+    paper about ``-4 / T`` to ``-2 / T``; zeta is at least 1.
+    """
+
+    gamma: float = -0.03
+    zeta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (-1e4 < self.gamma <= 0 and 1 <= self.zeta < 1e4):
+            raise SinkscopeError(f"{self!r} does not stretch softmax; give gamma <= 0 and zeta >= 1.")
+
+    def weigh(self, scores: Tensor, lse: Tensor, seen: Tensor) -> Tensor:
+        return ((self.zeta - self.gamma) * (scores - lse).exp() + self.gamma).clamp(0, 1)
+
+
+@dataclass(frozen=True, repr=False)
+class ReLU(Pointwise):
+    """``max(0, x_i) / n`` where the query sees n keys (Wortsman et al. 2023, "Replacing softmax with ReLU in ViTs")."""
+
+    def weigh(self, scores: Tensor, lse: Tensor, seen: Tensor) -> Tensor:
+        return scores.clamp(min=0) / seen
+
+
+@dataclass(frozen=True, repr=False)
+class Sigmoid(Pointwise):
+    """``1 / (1 + exp(-(x_i + bias)))``: no key competes with another, and no sum has to be filled.
+
+    Ramapuram et al. 2024, "Theory, analysis, and best practices for sigmoid self-attention".
 
     Args:
-        native: [head] logits of the model's own learned sinks, or None.
-        heads: how many query heads the layer has.
+        bias: added to each score; minus the logarithm of the number of keys the query sees when None, so that even
+            scores of 0 begin at a sum of about one.
     """
+
+    bias: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.bias is not None and not math.isfinite(self.bias):
+            raise SinkscopeError(f"{self!r} has no finite bias; give a number, or None for -log(keys seen).")
+
+    def weigh(self, scores: Tensor, lse: Tensor, seen: Tensor) -> Tensor:
+        bias = -seen.to(scores.dtype).log() if self.bias is None else self.bias
+        return torch.sigmoid(scores + bias)
+
+
+def weighing_of(normaliser: Normaliser | None, native: Tensor | None, heads: int, device: torch.device) -> Weighing:
+    """How a layer weighs under a normaliser, or under its own when None; `native` [head] are its own learned sinks."""
     own = None if native is None else native.float().to(device)
     if normaliser is None:
         return Weighing(own)
@@ -139,8 +216,7 @@ def weighing_of(normaliser: Normaliser | None, native: Tensor | None, heads: int
     acting = None if acting is None else acting.to(device)
     whole = normaliser if normaliser.needs_whole_rows else None
     pointwise = normaliser if isinstance(normaliser, Pointwise) and whole is None else None
-    virtual = isinstance(normaliser, VirtualKey) and whole is None
-    logit = normaliser.virtual_logit(heads, device) if isinstance(normaliser, VirtualKey) and virtual else None
+    logit = normaliser.virtual_logit(heads, device) if isinstance(normaliser, VirtualKey) and whole is None else None
     if acting is not None and not (logit is None and own is None):
         nothing = torch.full((heads,), -torch.inf, device=device)
         logit = torch.where(acting, nothing if logit is None else logit, nothing if own is None else own)

@@ -19,14 +19,11 @@ throws the cache away and runs the last tokens as a text of their own, for every
 sink again, so it works, at a cost of window squared per token (Xiao et al. 2023, Figure 1).
 """
 
-from __future__ import annotations
-
-from sinkscope.policies.base import POSITIONS, VALUES, Kept, Policy, StaticPolicy
-from sinkscope.policies.chosen_keys import Dose, Evict, EvictRecent
+from sinkscope.policies.base import POSITIONS, VALUES, Kept, Policy
 from sinkscope.policies.every_nth import EveryNth
 from sinkscope.policies.per_head import PerHead
 from sinkscope.policies.scored import TOVA, HeavyHitters, ScoredPolicy
-from sinkscope.policies.windows import Dense, Recompute, SinkWindow, Window
+from sinkscope.policies.static import Dense, Dose, Evict, EvictRecent, Recompute, SinkWindow, StaticPolicy, Window
 
 __all__ = [
     "POSITIONS",

@@ -12,16 +12,13 @@ A policy binds itself to each layer of a model: `bind` gives the evictions that 
 from __future__ import annotations
 
 import json
-import math
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
-from sinkscope.attention.eviction import Eviction, SeenEviction
-from sinkscope.attention.placement import Placed, is_ours, owner
+from sinkscope.attention.eviction import Eviction
+from sinkscope.attention.placement import Placed, is_ours
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.models import key_value_heads, query_heads
 from sinkscope.models.rotary import Rotation, find_rotations
@@ -31,26 +28,17 @@ VALUES = ("kept", "zeroed", "mean", "added")
 
 
 class BoundLayer:
-    """One attention layer, as a policy is told of it when it binds itself.
-
-    Attributes:
-        index: which of the attention layers it is, counted from 0.
-        number: its number among the model's layers.
-        heads, kv_heads: query heads, and the key-value heads that they share.
-    """
+    """One attention layer, as a policy is told of it when it binds itself."""
 
     def __init__(self, model: nn.Module, index: int, number: int) -> None:
-        self.index, self.number = index, number
+        self.index = index  # among the attention layers, from 0
+        self.number = number  # among the model's layers
         self.heads, self.kv_heads = query_heads(model) or 0, key_value_heads(model) or 0
         self._model = model
 
     @property
     def rotation(self) -> Rotation | None:
-        """The layer's rotary geometry; None where keys do not depend on position.
-
-        Raises:
-            SinkscopeError: keys depend on position in another way (learned absolute positions).
-        """
+        """The layer's rotary geometry; None where keys do not depend on position, SinkscopeError for absolute ones."""
         return find_rotations(self._model)[self.index]
 
 
@@ -67,26 +55,15 @@ class Policy(Placed):
 
     Args:
         label: the name it has in figures and records; one that tells its numbers when None.
-
-    Attributes:
-        recomputed: whether keys and values are rebuilt from the tokens kept, for every new token.
-        remembers: whether which keys a query sees follows from the attention of earlier ones.
     """
 
     label: str | None = None
 
-    recomputed = False
-    remembers = False
+    recomputed = False  # whether keys and values are rebuilt from the tokens kept, for every new token
+    remembers = False  # whether which keys a query sees follows from the attention of earlier ones
 
     def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
-        """How one attention layer carries it out: evictions in different heads; none for dense attention.
-
-        Args:
-            layer: the layer's number, heads and rotary geometry.
-
-        Raises:
-            SinkscopeError: the class does not say.
-        """
+        """How one attention layer carries it out: evictions in different heads; none for dense attention."""
         raise SinkscopeError(
             f"{type(self).__name__} is a policy that does not say which keys a query sees; derive it from "
             "sinkscope.StaticPolicy and give it `sees`, or from sinkscope.ScoredPolicy and give it `score`."
@@ -117,21 +94,6 @@ class Policy(Placed):
         """Whether keeping tokens, or rebuilding them, is all it does: what any cache can, on any model."""
         return False
 
-    @property
-    def sink_values(self) -> str:
-        """What is left of the values of sinks, as in `SinkWindow`."""
-        return "kept"
-
-    @property
-    def sink_bias(self) -> float:
-        """What is added to the logits of sinks, or of chosen keys."""
-        return 0.0
-
-    @property
-    def position_mode(self) -> str:
-        """Whether distances are counted in the "cache", or are those of the "original" text."""
-        return "cache" if self.recomputed or self.kept else "original"
-
     def check(self) -> None:
         """Raise SinkscopeError when the class redefines a part of another one that belongs together with the rest."""
 
@@ -148,76 +110,29 @@ class Policy(Placed):
         positions          "cache" or "original"
         placement          the layers and heads it acts in, in words; empty for all
         """
+        kind = type(self)
         return {
-            "policy_kind": type(self).__name__
-            if is_ours(type(self))
-            else f"{type(self).__module__}.{type(self).__qualname__}",
+            "policy_kind": kind.__name__ if is_ours(kind) else f"{kind.__module__}.{kind.__qualname__}",
             "policy_settings": json.dumps(self.settings, default=repr, sort_keys=True),
             "cache_size": -1 if self.cache_size is None else self.cache_size,
             "sinks": 0 if self.kept is None else self.kept.first,
             "recomputed": int(self.recomputed),
-            "sink_values": self.sink_values,
-            "sink_bias": float(self.sink_bias),
-            "positions": self.position_mode,
+            "sink_values": "kept",
+            "sink_bias": 0.0,
+            "positions": "cache" if self.recomputed or self.kept else "original",
             "placement": self.place,
         }
 
     @property
     def name(self) -> str:
         """A short name, as figures and records show it."""
-        if self.label is not None:
-            return self.label
-        return ", ".join(filter(None, [self.description, self.place]))
+        return ", ".join(filter(None, [self.description, self.place])) if self.label is None else self.label
 
     @property
     def description(self) -> str:
         """What it does, in a few words."""
         own = {name: value for name, value in self.settings.items() if name not in ("layers", "heads", "label")}
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in own.items())})"
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class StaticPolicy(Policy, ABC):
-    """Visibility that follows from places in the text alone, so that blocks of any size give the same.
-
-    For a policy of one's own, `sees` is all there is to write. Queries and keys stay at their positions in the text:
-
-        @dataclass(frozen=True)
-        class EveryNth(sinkscope.StaticPolicy):
-            step: int = 64
-            window: int = 256
-
-            def sees(self, query, key):
-                return (query - key <= self.window) | (key % self.step == 0)
-
-    It works wherever the built-in ones do. A cache holds all keys for it, since any may be seen later.
-    """
-
-    @abstractmethod
-    def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        """Whether queries see keys; keys behind a query are hidden from it in any case.
-
-        Args:
-            query, key: places in the text, 0 for its first token; int64, of shapes that broadcast.
-
-        Returns:
-            Booleans of the broadcast shape. Every query has to see its own key.
-        """
-
-    def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
-        return (SeenEviction(since=0, heads=self.acting_heads(layer.heads), policy=self),)
-
-    def check(self) -> None:
-        binds = owner(type(self), "bind")
-        for member in ("sees", "kept", "is_dense"):
-            gives = owner(type(self), member)
-            inherited = gives in (Policy, StaticPolicy) or (member == "sees" and binds is StaticPolicy)
-            if gives is not binds and not inherited:
-                first, second = (member, "bind") if issubclass(gives, binds) else ("bind", member)
-                raise SinkscopeError(
-                    f"{type(self).__name__} gives a `{first}` of its own to a policy whose `{second}` does not ask it; "
-                    "derive it from sinkscope.StaticPolicy and give it `sees` alone."
-                )
 
 
 def check_count(policy: Policy, name: str, least: int) -> None:
@@ -227,15 +142,3 @@ def check_count(policy: Policy, name: str, least: int) -> None:
         raise SinkscopeError(
             f"{type(policy).__name__}({name}={value!r}) cannot be kept; give a whole {name} >= {least}."
         )
-
-
-def check_bias(bias: float) -> None:
-    """Raise SinkscopeError when a bias is no number, or one that leaves nothing but the keys it is added to."""
-    if not isinstance(bias, (int, float)) or math.isnan(bias) or bias == math.inf:
-        raise SinkscopeError(f"bias={bias!r} is no dose; give a number, or -math.inf to evict.")
-
-
-def check_choice(policy: Policy, name: str, known: Sequence[str]) -> None:
-    """Raise SinkscopeError when a field is none of the words it may be."""
-    if getattr(policy, name) not in known:
-        raise SinkscopeError(f"{name}={getattr(policy, name)!r} is unknown; give one of {', '.join(known)}.")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sinkscope.policies.base import StaticPolicy, check_count
+from sinkscope.policies.base import check_count
+from sinkscope.policies.static import StaticPolicy
 
 
 @dataclass(frozen=True, repr=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +14,7 @@ from sinkscope.attention.eviction import Eviction
 from sinkscope.attention.placement import chosen_heads
 from sinkscope.errors import SinkscopeError
 from sinkscope.policies.base import BoundLayer, Policy
-from sinkscope.policies.windows import Dense
+from sinkscope.policies.static import Dense, SinkWindow
 
 
 @dataclass(frozen=True, repr=False)
@@ -80,8 +81,6 @@ class PerHead(Policy):
             threshold: above it a head is given `full`.
             layers: the number of the layer of each row; 0, 1, 2, ... when None.
         """
-        from sinkscope.policies.windows import SinkWindow
-
         try:
             is_file = isinstance(table, (str, os.PathLike))
             gates = np.loadtxt(table, delimiter="\t", ndmin=2) if is_file else np.asarray(table, dtype=float)
@@ -145,10 +144,7 @@ class PerHead(Policy):
 
     @property
     def place(self) -> str:
-        """Which heads have which policy, in a few words."""
-        counts: dict[str, int] = {}
-        for _, policy in self._entries:
-            counts[policy.name] = counts.get(policy.name, 0) + 1
+        counts = Counter(policy.name for _, policy in self._entries)
         return "; ".join(f"{name} in {count} heads" for name, count in counts.items())
 
     @property
@@ -161,7 +157,6 @@ class PerHead(Policy):
 
     @property
     def parts(self) -> tuple[Policy, ...]:
-        """The policies that it is made of."""
         return (self.default, *(policy for _, policy in self._entries))
 
     @property
@@ -172,11 +167,8 @@ class PerHead(Policy):
 
 def _is_place(given: Any) -> bool:
     whole = (int, np.integer)
-    return (
-        isinstance(given, tuple)
-        and len(given) == 2
-        and all(isinstance(number, whole) and not isinstance(number, bool) for number in given)
-    )
+    is_pair = isinstance(given, tuple) and len(given) == 2
+    return is_pair and all(isinstance(number, whole) and not isinstance(number, bool) for number in given)
 
 
 def _check_part(policy: Any) -> None:

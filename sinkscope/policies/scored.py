@@ -20,12 +20,7 @@ class ScoredPolicy(Policy, ABC):
     The text is read `chunk` tokens at a time. A chunk attends to the keys held and to its own; then every key held gets
     a score, and all but the highest are dropped for good. Keys stay at their positions in the text.
 
-    For a policy of one's own, `score` is all there is to write:
-
-        @dataclass(frozen=True)
-        class LargestKeys(sinkscope.ScoredPolicy):
-            def score(self, held):
-                return held.key.float().norm(dim=-1)
+    For a policy of one's own, `score` is all there is to write, as in `HeavyHitters` and `TOVA`.
 
     Args:
         budget: keys kept.
@@ -60,11 +55,7 @@ class ScoredPolicy(Policy, ABC):
 
     @abstractmethod
     def score(self, held: HeldKeys) -> Tensor:
-        """Scores [sequence, kv_head, key] of the keys held after a chunk; the highest are kept.
-
-        Args:
-            held: the keys, the attention that the chunk gave them, and their scores of last time.
-        """
+        """Scores [sequence, kv_head, key] of the keys held after a chunk; the highest are kept."""
 
     @property
     def cache_size(self) -> int:
@@ -103,9 +94,6 @@ class TOVA(ScoredPolicy):
 
     A key's score is the weight it got from the last query, averaged over all heads of the layer, so that all heads keep
     the same tokens; the last token itself may go.
-
-    Args:
-        budget: keys kept.
     """
 
     def score(self, held: HeldKeys) -> Tensor:

@@ -1,28 +1,33 @@
 """Probes: what is measured on the way."""
 
-from __future__ import annotations
-
-from sinkscope.probes.base import (
-    HiddenProbe,
-    LayerProbe,
-    Measured,
-    Measurements,
-    Probe,
-    TileProbe,
-    Variable,
-    probe_classes,
-)
+from sinkscope.probes.base import HiddenProbe, LayerProbe, Measured, Measurements, Probe, TileProbe, Variable
 from sinkscope.probes.eviction_effect import EvictionEffect
 from sinkscope.probes.maps import Maps, MeanLogits
-from sinkscope.probes.mass import LogSumExp, SinkMass
-from sinkscope.probes.norms import HiddenExtremes, Norms, OutputNorm
-from sinkscope.probes.totals import DistanceProfile, Entropy, Received
+from sinkscope.probes.summaries import (
+    DistanceProfile,
+    Entropy,
+    HiddenExtremes,
+    LogSumExp,
+    Norms,
+    OutputNorm,
+    Received,
+    SinkMass,
+)
 
 FREE: tuple[Probe, ...] = (SinkMass(), LogSumExp(), MeanLogits(), Norms(), HiddenExtremes())
 """Probes that cost no second pass over the scores; the default of `capture` and `measure`."""
 
 ALL: tuple[Probe, ...] = (*FREE, Received(), Entropy(), DistanceProfile(), Maps())
 """The free probes and those that share one blockwise pass."""
+
+
+def probe_classes() -> list[type[Probe]]:
+    """All classes of probes that are known now, those of users too."""
+    found = Probe.__subclasses__()
+    for each in found:  # grows on the way
+        found += each.__subclasses__()
+    return found
+
 
 __all__ = [
     "ALL",

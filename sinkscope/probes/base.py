@@ -15,7 +15,7 @@ hidden states behind each decoder layer. A probe declares the variables that it 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -30,10 +30,10 @@ class Variable:
     """A variable of the record that a probe makes.
 
     Attributes:
-        dims: names of the dimensions of what the probe gives for one layer; the first is always "sequence", and the
-            record adds "layer" behind it. "query", "map_query" and "token" run over the tokens of a forward pass, and
-            those of a later one follow. Arrays without such a dimension hold sums over the queries, and a later forward
-            pass of the same sequences adds to them.
+        dims: of what the probe gives for one layer; the first is always "sequence", and the record adds "layer" behind
+            it. "query", "map_query" and "token" run over the tokens of a forward pass, and those of a later one follow.
+            Arrays without such a dimension hold sums over the queries, to which a later forward pass of the same
+            sequences adds.
         units: of the numbers, "1" for those without.
         description: what it is, in a few words.
         averaged: the record keeps the mean over sequences only (NaN entries left out).
@@ -47,12 +47,7 @@ class Variable:
 
 @dataclass(frozen=True)
 class Measured:
-    """Numbers with coordinates, for dimensions that do not simply count from 0; else a tensor alone will do.
-
-    Attributes:
-        values: of the dimensions declared.
-        coords: by name of the dimension.
-    """
+    """Numbers with coordinates, by name of the dimension, where that does not simply count from 0."""
 
     values: Tensor
     coords: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -60,15 +55,15 @@ class Measured:
 
 Measurements = Mapping[str, "Tensor | Measured"]
 
+PER_HEAD = ("sequence", "head")
+PER_QUERY = (*PER_HEAD, "query")
+
 
 class Probe(ABC):  # noqa: B024 - what there is to implement depends on the kind of probe
-    """Something measured in each layer; derive from `LayerProbe`, `TileProbe` or `HiddenProbe`.
-
-    Attributes:
-        makes: by name, the variables that it makes.
-    """
+    """Something measured in each layer; derive from `LayerProbe`, `TileProbe` or `HiddenProbe`."""
 
     makes: ClassVar[Mapping[str, Variable]] = {}
+    """By name, the variables that it makes."""
 
     def wants(self, layer: int) -> bool:
         """Whether the probe looks at this layer."""
@@ -81,15 +76,6 @@ class Probe(ABC):  # noqa: B024 - what there is to implement depends on the kind
 
     def check(self, layers: Sequence[int]) -> None:  # noqa: B027 - most probes ask for nothing special
         """Raise SinkscopeError when the probe asks for what a model with these attention layers does not have."""
-
-
-def probe_classes() -> Iterator[type[Probe]]:
-    """All classes of probes that are known now, those of users too."""
-    waiting = Probe.__subclasses__()
-    while waiting:
-        each = waiting.pop(0)
-        waiting += each.__subclasses__()
-        yield each
 
 
 class LayerProbe(Probe):

@@ -8,20 +8,18 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from einops import rearrange, repeat
 from torch import Tensor
 
 from sinkscope.attention.layer import FusedLayer, Layer
 from sinkscope.errors import SinkscopeError
-from sinkscope.probes.base import LayerProbe, Measurements, Variable
+from sinkscope.probes.base import PER_QUERY, LayerProbe, Measurements, Variable
 
-PER_QUERY = ("sequence", "head", "query")
 THIN = 1 / 16  # with less mass than this left, the rest is attended anew: a difference would have too few digits
 
 
 @dataclass(frozen=True)
 class EvictionEffect(LayerProbe):
-    """What evicting keys from one layer would do to its heads, exactly and without doing it.
+    """What evicting the keys at the places `keys` from one layer would do to its heads, exactly, without doing it.
 
     With the mass ``m = sum_{j in E} A_j`` on the evicted keys and ``b = sum_{j in E} A_j v_j``, what they hand on, a
     head's output ``o`` becomes ``o' = (o - b) / (1 - m)``: sum-to-one multiplies every other weight by ``1 / (1 - m)``.
@@ -37,9 +35,6 @@ class EvictionEffect(LayerProbe):
         lost_value          of b
 
     Only the first is made for models outside the attention interface.
-
-    Args:
-        keys: places of the evicted keys.
     """
 
     keys: Sequence[int] = (0, 1, 2, 3)
@@ -79,26 +74,22 @@ class EvictionEffect(LayerProbe):
 
 
 class Effect(NamedTuple):
-    """The effect of evicting keys from one layer.
+    """The effect of evicting keys from one layer; the last two are None where the layer does not show its output."""
 
-    Attributes:
-        log_amplification: [sequence, head, query] logarithm of what the other weights are multiplied by.
-        change: [sequence, head, query, dim] of the output; None where the layer does not show its output.
-        value: [sequence, head, query, dim] what the evicted keys handed on; None likewise.
-    """
-
-    log_amplification: Tensor
-    change: Tensor | None
-    value: Tensor | None
+    log_amplification: Tensor  # [sequence, head, query] logarithm of what the other weights are multiplied by
+    change: Tensor | None  # [sequence, head, query, dim] of the output
+    value: Tensor | None  # [sequence, head, query, dim] what the evicted keys handed on
 
 
 def eviction_effect(layer: Layer, keys: Sequence[int]) -> Effect:
-    """The closed form, for queries that see another key too; what it gives for others means nothing.
-
-    Raises:
-        SinkscopeError: the layer's weights do not compete for one unit, or a policy acts on it.
-    """
-    _check(layer)
+    """The closed form, for queries that see another key too; what it gives for others means nothing."""
+    if isinstance(layer, FusedLayer) and layer.evictions:
+        raise SinkscopeError("EvictionEffect reads a dense pass; leave out the policy, or its layer.")
+    if isinstance(layer, FusedLayer) and layer.weighing.replaces_softmax:
+        raise SinkscopeError(
+            f"under {layer.weighing.pointwise or layer.weighing.whole!r} the weights are not shares of a denominator, "
+            "which is all that this closed form knows; EvictionEffect is for normalisers that have one."
+        )
     rows, places = slice(0, layer.rows), [key - layer.key_start for key in sorted(keys)]
     seen = [place for place in places if 0 <= place < layer.length - layer.key_start]
     columns = [layer.probabilities(rows, slice(place, place + 1)) for place in seen]
@@ -107,11 +98,7 @@ def eviction_effect(layer: Layer, keys: Sequence[int]) -> Effect:
     amplification = -torch.log1p(-mass.clamp(max=1 - 1e-12)).to(layer.lse)
     if layer.output is None or layer.value is None or not isinstance(layer, FusedLayer):
         return Effect(amplification, None, None)
-    group = layer.heads // layer.value.shape[1]
-    states = repeat(
-        layer.value[:, :, seen].float(), "sequence kv_head key dim -> sequence (kv_head group) key dim", group=group
-    )
-    value = weights @ states
+    value = weights @ layer.value[:, :, seen].float().repeat_interleave(layer.heads // layer.value.shape[1], 1)
     output, left = layer.output.float(), (1 - mass).to(layer.lse)[..., None]
     change = (output - value) / left.clamp(min=torch.finfo(torch.float32).tiny) - output
     for sequence, head in (mass > 1 - THIN).any(-1).nonzero().tolist():
@@ -134,14 +121,4 @@ def _attended_anew(
         lse = torch.logaddexp(lse, layer.virtual_logit[head])
     assert one.value is not None
     output = (scores - lse[..., None]).exp() @ one.value.float()
-    return rearrange(output, "1 1 query dim -> query dim"), lse[0, 0]
-
-
-def _check(layer: Layer) -> None:
-    if isinstance(layer, FusedLayer) and layer.evictions:
-        raise SinkscopeError("EvictionEffect reads a dense pass; leave out the policy, or its layer.")
-    if isinstance(layer, FusedLayer) and layer.weighing.replaces_softmax:
-        raise SinkscopeError(
-            f"under {layer.weighing.pointwise or layer.weighing.whole!r} the weights are not shares of a denominator, "
-            "which is all that this closed form knows; EvictionEffect is for normalisers that have one."
-        )
+    return output[0, 0], lse[0, 0]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from sinkscope.attention.layer import Layer, Tile
 from sinkscope.attention.masks import is_hidden
 from sinkscope.errors import SinkscopeError
-from sinkscope.probes.base import LayerProbe, Measured, Measurements, TileProbe, Variable
+from sinkscope.probes.base import PER_HEAD, LayerProbe, Measured, Measurements, TileProbe, Variable
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Maps(TileProbe):
     """
 
     makes: ClassVar = {
-        "attention_map": Variable(("sequence", "head", "map_query", "map_key"), "1", "attention, pooled into cells")
+        "attention_map": Variable((*PER_HEAD, "map_query", "map_key"), "1", "attention, pooled into cells")
     }
 
     layers: Sequence[int] | None = None
@@ -64,11 +64,11 @@ class Maps(TileProbe):
         return self.layers is None or layer in self.layers
 
     def check(self, layers: Sequence[int]) -> None:
-        outside = [layer for layer in (() if self.layers is None else self.layers) if layer not in layers]
-        if outside:
-            raise SinkscopeError(
-                f"layer {outside[0]} is out of range: the model has attention in layers {layers[0]} to {layers[-1]}."
-            )
+        for layer in () if self.layers is None else self.layers:
+            if layer not in layers:
+                raise SinkscopeError(
+                    f"layer {layer} is out of range: the model has attention in layers {layers[0]} to {layers[-1]}."
+                )
 
     def start(self, layer: Layer) -> Tensor:
         heads = self._heads(layer)
@@ -81,44 +81,36 @@ class Maps(TileProbe):
         return layer.lse.new_zeros(layer.lse.shape[0], len(heads), rows, columns)
 
     def add(self, total: Tensor, layer: Layer, tile: Tile) -> None:
-        places, picked = self._pick(layer, tile)
-        if not places:
+        places = {head: place for place, head in enumerate(self._heads(layer))}
+        inside = range(tile.heads.start, tile.heads.stop)
+        wanted = [head for head in inside if head in places]
+        if not wanted:
             return
-        first = tile.columns.start + layer.key_start
-        last = tile.columns.stop + layer.key_start
+        picked, into = tile.probabilities, [places[head] for head in wanted]
+        if len(wanted) < len(inside):  # no copy of what is wanted whole
+            picked = picked[:, [head - tile.heads.start for head in wanted]]
+        first, last = tile.columns.start + layer.key_start, tile.columns.stop + layer.key_start
         if self.resolution is None:
-            total[:, places, tile.rows, first:last] = picked
+            total[:, into, tile.rows, first:last] = picked
             return
-        rows = _edges(layer.start + tile.rows.start, layer.start + tile.rows.stop, layer.length, self._cells(layer))
-        columns = _edges(first, last, layer.length, self._cells(layer))
-        cells = (slice(None), places, slice(rows.cell, rows.cell + len(rows.sizes)),
-                 slice(columns.cell, columns.cell + len(columns.sizes)))  # fmt: skip
+        cells = self._cells(layer)
+        rows, heights = _cut(layer.start + tile.rows.start, layer.start + tile.rows.stop, layer.length, cells)
+        columns, widths = _cut(first, last, layer.length, cells)
         if self.pool == "mass":
-            total[cells] += _pooled(picked, rows.sizes, -2, torch.sum) @ _membership(columns.sizes).to(picked)
+            total[:, into, rows, columns] += _pooled(picked, heights, -2, torch.sum) @ _membership(widths).to(picked)
         else:
-            part = _pooled(_pooled(picked, rows.sizes, -2, torch.amax), columns.sizes, -1, torch.amax)
-            total[cells] = torch.maximum(total[cells], part)
+            part = _pooled(_pooled(picked, heights, -2, torch.amax), widths, -1, torch.amax)
+            total[:, into, rows, columns] = torch.maximum(total[:, into, rows, columns], part)
 
     def finish(self, total: Tensor, layer: Layer) -> Measurements:
         coords = {"head": np.asarray(self._heads(layer))}
         if self.resolution is not None:
-            cells = self._cells(layer)
-            sizes = torch.tensor(_edges(0, layer.length, layer.length, cells).sizes, device=total.device)
+            _, sizes = _cut(0, layer.length, layer.length, self._cells(layer))
             if self.pool == "mass":
-                total /= sizes[:, None]
-            starts = np.cumsum([0, *sizes[:-1].tolist()])
+                total /= torch.tensor(sizes, device=total.device)[:, None]
+            starts = np.cumsum([0, *sizes[:-1]])
             coords |= {"map_query": starts, "map_key": starts}
         return {"attention_map": Measured(total, coords)}
-
-    def _pick(self, layer: Layer, tile: Tile) -> tuple[list[int], Tensor]:
-        """Where the wanted heads of a tile go, and their probabilities."""
-        places = {head: place for place, head in enumerate(self._heads(layer))}
-        inside = range(tile.heads.start, tile.heads.stop)
-        wanted = [head for head in inside if head in places]
-        if len(wanted) == len(inside):  # no copy of what is wanted whole
-            return [places[head] for head in wanted], tile.probabilities
-        picked = tile.probabilities[:, [head - tile.heads.start for head in wanted]]
-        return [places[head] for head in wanted], picked
 
     def _heads(self, layer: Layer) -> Sequence[int]:
         heads = range(layer.heads) if self.heads is None else self.heads
@@ -131,20 +123,16 @@ class Maps(TileProbe):
         return min(layer.length, self.resolution or layer.length)
 
 
-class _Edges(NamedTuple):
-    """How a range of positions falls into cells: the first cell it touches, and how much of each lies inside."""
-
-    cell: int
-    sizes: tuple[int, ...]
-
-
 @lru_cache(maxsize=4096)
-def _edges(first: int, last: int, length: int, cells: int) -> _Edges:
-    """Cells as even as whole tokens allow: position p lies in cell ``p * cells // length``."""
+def _cut(first: int, last: int, length: int, cells: int) -> tuple[slice, tuple[int, ...]]:
+    """The cells that a range of positions touches, and how much of each lies inside.
+
+    They are as even as whole tokens allow: position p lies in cell ``p * cells // length``.
+    """
     low, high = first * cells // length, (last - 1) * cells // length
     starts = [-(-cell * length // cells) for cell in range(low, high + 2)]
     bounds = [max(first, min(last, start)) for start in starts]
-    return _Edges(low, tuple(stop - start for start, stop in pairwise(bounds)))
+    return slice(low, high + 1), tuple(stop - start for start, stop in pairwise(bounds))
 
 
 @lru_cache(maxsize=64)
@@ -159,20 +147,17 @@ def _pooled(values: Tensor, sizes: tuple[int, ...], dim: int, reduce: Callable[.
     return torch.stack([reduce(part, dim) for part in values.split(sizes, dim)], dim)
 
 
-CORNER = ("sequence", "head", "corner_query", "corner_key")
+CORNER = (*PER_HEAD, "corner_query", "corner_key")
 
 
 @dataclass(frozen=True)
 class MeanLogits(LayerProbe):
-    """Mean over sequences of the attention *logits*, and beside them of the *probabilities*, of the first tokens.
+    """Mean over sequences of the attention *logits*, and beside them of the *probabilities*, of the first `tokens`.
 
     StreamingLLM (Xiao et al. 2023) shows logits in its Figure 2 (256 sentences of 16 tokens) and probabilities in
     Figure 12; the two are easily mixed up, so both are kept, each under its name. Makes ``mean_logit`` and
     ``mean_probability`` [layer, head, corner_query, corner_key], NaN where the key is hidden. Logits are scaled and
     soft-capped as the softmax sees them.
-
-    Args:
-        tokens: side of the corner of the map, in tokens.
     """
 
     tokens: int = 16
@@ -188,14 +173,11 @@ class MeanLogits(LayerProbe):
 
     def observe(self, layer: Layer) -> Measurements:
         shape = (*layer.lse.shape[:2], self.tokens, self.tokens)
-        logit = torch.full(shape, torch.nan, device=layer.lse.device)
-        probability = logit.clone()
+        corners = {name: torch.full(shape, torch.nan, device=layer.lse.device) for name in MeanLogits.makes}
         stop = min(self.tokens, layer.length)
         if layer.start < stop and layer.key_start == 0:
             queries, keys = slice(0, stop - layer.start), slice(0, stop)
-            corner = layer.logits(queries, keys)
-            hidden = is_hidden(corner)
-            logit[:, :, layer.start : stop, :stop] = corner.masked_fill(hidden, torch.nan)
-            weights = layer.probabilities(queries, keys).masked_fill(hidden, torch.nan)
-            probability[:, :, layer.start : stop, :stop] = weights
-        return {"mean_logit": logit, "mean_probability": probability}
+            logits, probabilities = layer.logits(queries, keys), layer.probabilities(queries, keys)
+            for corner, values in zip(corners.values(), (logits, probabilities), strict=True):
+                corner[:, :, layer.start : stop, :stop] = values.masked_fill(is_hidden(logits), torch.nan)
+        return corners

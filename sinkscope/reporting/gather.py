@@ -70,8 +70,7 @@ def report(
             two items of one name, or an item that no section can serve.
     """
     from sinkscope.hf.loading import load
-    from sinkscope.texts import read_tokens
-    from sinkscope.texts.sources import text_pieces
+    from sinkscope.texts import read_tokens, text_pieces
 
     for name, value in (("sequences", sequences), ("length", length)):
         if value < 1:

@@ -15,8 +15,8 @@ import sinkscope
 from sinkscope import ScoredCache, SinkCache, attached, capture
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.text_model import TextModel
+from sinkscope.hf import NEWEST, OLDEST
 from sinkscope.hf.caches import argument_name, with_cache
-from sinkscope.hf.versions import NEWEST, OLDEST
 from tests.support import naive_scored, naive_slots
 from tests.support.zoo import build, inputs
 
@@ -41,7 +41,7 @@ def test_the_release_is_one_that_is_supported():
     if release <= tuple(map(int, NEWEST.split("."))):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            sinkscope.hf.versions.check_version()
+            sinkscope.hf.check_version()
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -1,0 +1,343 @@
+"""Policies that follow from places in the text: all tokens, windows with or without the first ones, chosen keys."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sinkscope.arguments import are_places, one_of
+from sinkscope.attention.eviction import (
+    Eviction,
+    KeyEviction,
+    ReadKeyEviction,
+    RecentEviction,
+    SeenEviction,
+    WindowEviction,
+)
+from sinkscope.attention.placement import owner
+from sinkscope.errors import SinkscopeError
+from sinkscope.policies.base import POSITIONS, VALUES, BoundLayer, Kept, Policy, check_count
+
+WHAT_IS_LEFT = {"kept": "", "zeroed": "values zeroed", "mean": "mean values", "added": "values only"}
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class StaticPolicy(Policy, ABC):
+    """Visibility that follows from places in the text alone, so that blocks of any size give the same.
+
+    For a policy of one's own, `sees` is all there is to write, as in `EveryNth`: it works wherever built-in ones do.
+    Queries and keys stay at their positions in the text. A cache holds all keys for it, since any may be seen later.
+    """
+
+    @abstractmethod
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        """Whether queries see keys: booleans. Each has to see its own; keys behind it are hidden in any case.
+
+        Args:
+            query, key: places in the text, 0 for its first token; int64, of shapes that broadcast to the answer's.
+        """
+
+    def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
+        return (SeenEviction(since=0, heads=self.acting_heads(layer.heads), policy=self),)
+
+    def check(self) -> None:
+        binds = owner(type(self), "bind")
+        for member in ("sees", "kept", "is_dense"):
+            gives = owner(type(self), member)
+            inherited = gives in (Policy, StaticPolicy) or (member == "sees" and binds is StaticPolicy)
+            if gives is not binds and not inherited:
+                first, second = (member, "bind") if issubclass(gives, binds) else ("bind", member)
+                raise SinkscopeError(
+                    f"{type(self).__name__} gives a `{first}` of its own to a policy whose `{second}` does not ask it; "
+                    "derive it from sinkscope.StaticPolicy and give it `sees` alone."
+                )
+
+
+@dataclass(frozen=True, repr=False)
+class Dense(StaticPolicy):
+    """Every token sees all tokens before it: the cache grows with the text."""
+
+    is_dense = True
+    is_plain = True
+
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        return key <= query
+
+    def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
+        return ()
+
+    @property
+    def description(self) -> str:
+        return "dense"
+
+
+@dataclass(frozen=True, repr=False)
+class SinkWindow(StaticPolicy):
+    """Keep the first `sinks` tokens and the last `window` (StreamingLLM; Xiao et al. 2023, section 3.2).
+
+    Args:
+        sinks: first tokens kept.
+        window: last tokens kept.
+        positions: "cache" moves the sinks along, so that no distance exceeds sinks + window; "original" leaves them at
+            their place in the text, ever farther away.
+        values: what is left of the sinks' values once something was evicted. "kept" is StreamingLLM; with "zeroed" or
+            "mean" they are phantoms that only fill the denominator; with "added" only the values are there.
+        bias: added to the logits of the sinks once something was evicted, as in `Dose`.
+    """
+
+    sinks: int = 4
+    window: int = 1020
+    positions: str = "cache"
+    values: str = field(default="kept", kw_only=True)
+    bias: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_count(self, "sinks", 0)
+        check_count(self, "window", 1)
+        one_of(self.positions, "positions", POSITIONS)
+        one_of(self.values, "values", VALUES)
+        _check_bias(self.bias)
+
+    @property
+    def kept(self) -> Kept:
+        return Kept(self.sinks, self.window)
+
+    @property
+    def coordinates(self) -> dict[str, str | int | float]:
+        return super().coordinates | {
+            "sink_values": self.values,
+            "sink_bias": float(self.bias),
+            "positions": self.positions,
+        }
+
+    @property
+    def is_plain(self) -> bool:
+        return not self.bias and self.values == "kept" and not self.is_partial
+
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        early = query <= self.sinks + self.window
+        return early | (query - key <= self.window) | ((key < self.sinks) & (self.bias > -math.inf))
+
+    def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
+        moves = self.sinks > 0 and self.positions == "cache"
+        eviction = WindowEviction(
+            sinks=self.sinks,
+            window=self.window,
+            rotation=layer.rotation if moves else None,
+            since=self.sinks + self.window + 1,
+            heads=self.acting_heads(layer.heads),
+            bias=self.bias,
+            values=self.values,
+        )
+        return (eviction,)
+
+    @property
+    def description(self) -> str:
+        mode = "" if self.positions == "cache" else f"{self.positions} positions"
+        dose = f"dose {self.bias:+g}" if self.bias else ""
+        return ", ".join(filter(None, [f"sinks {self.sinks}+{self.window}", mode, WHAT_IS_LEFT[self.values], dose]))
+
+
+@dataclass(frozen=True, repr=False)
+class Window(StaticPolicy):
+    """Keep the last `size` tokens: the cache is bounded, and the model collapses once its first token is evicted."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        check_count(self, "size", 1)
+
+    @property
+    def kept(self) -> Kept:
+        return Kept(0, self.size)
+
+    @property
+    def is_plain(self) -> bool:
+        return not self.is_partial
+
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        return query - key <= self.size
+
+    def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
+        heads = self.acting_heads(layer.heads)
+        return (WindowEviction(sinks=0, window=self.size, rotation=None, since=self.size + 1, heads=heads),)
+
+    @property
+    def description(self) -> str:
+        return f"window {self.size}"
+
+
+@dataclass(frozen=True, repr=False)
+class Recompute(Policy):
+    """Run the last `size` tokens afresh for every new token: the reference in quality, slow.
+
+    The token being read is one of them, at position size - 1.
+    """
+
+    size: int
+
+    recomputed = True
+
+    def __post_init__(self) -> None:
+        check_count(self, "size", 1)
+
+    @property
+    def kept(self) -> Kept:
+        return Kept(0, self.size)
+
+    @property
+    def is_plain(self) -> bool:
+        return not self.is_partial
+
+    @property
+    def description(self) -> str:
+        return f"recompute {self.size}"
+
+
+class _ChosenKeys(StaticPolicy):
+    """What `Evict` and `Dose` share: keys, and what becomes of their logits from query `start` on."""
+
+    keys: Sequence[int]
+    start: int | None
+    bias: float
+    values: str = "kept"
+    once_read: bool = False
+
+    def __post_init__(self) -> None:
+        if not are_places(self.keys):
+            raise SinkscopeError(f"{self!r} names no keys; give different places in the text, such as keys=(0, 1).")
+        if self.start is None:
+            object.__setattr__(self, "start", 1 + (min(self.keys) if self.once_read else max(self.keys)))
+        start = self.start
+        if not isinstance(start, int) or start < 0:
+            raise SinkscopeError(f"start={start!r} is no place in a text; give a whole number, 0 or more.")
+        if self.bias == -math.inf and not self.once_read and set(range(start + 1)) <= set(self.keys):
+            raise SinkscopeError(
+                f"query {start} would see no key: all {start + 1} up to its own are evicted; give "
+                f"start={max(self.keys) + 1}, so that they are evicted once they have been read, or fewer keys."
+            )
+
+    @property
+    def coordinates(self) -> dict[str, str | int | float]:
+        return super().coordinates | {"sink_values": self.values, "sink_bias": float(self.bias)}
+
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        gone = torch.isin(key, torch.tensor(list(self.keys), device=key.device)) & (query >= (self.start or 0))
+        return ~gone | ((key == query) & self.once_read) | (self.bias > -math.inf)
+
+    def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
+        since, heads, keys = self.start or 0, self.acting_heads(layer.heads), tuple(self.keys)
+        if self.once_read:
+            return (ReadKeyEviction(since=since, heads=heads, keys=keys),)
+        return (KeyEviction(since=since, heads=heads, keys=keys, bias=self.bias, values=self.values),)
+
+    @property
+    def named_keys(self) -> str:
+        """The keys in words, as "keys 0-3"."""
+        keys = sorted(self.keys)
+        if keys == list(range(keys[0], keys[-1] + 1)) and len(keys) > 1:
+            return f"keys {keys[0]}-{keys[-1]}"
+        return f"key{'s' * (len(keys) > 1)} " + " ".join(map(str, keys))
+
+
+@dataclass(frozen=True, repr=False)
+class Evict(_ChosenKeys):
+    """Take keys away from every query from `start` on; all other keys stay at their places.
+
+    Args:
+        keys: places in the text.
+        start: the first query that does not see them; the one behind the last of them when None, as when a cache
+            evicts tokens that have all been read.
+        once_read: whether each key stays for its own query, which reads it, and leaves behind it: as when a cache
+            evicts tokens one by one. `start` is then the query behind the first of them when None; given a later one,
+            those read by then leave together.
+
+    Raises:
+        SinkscopeError: no keys, or a key that is no place in a text; keys that would leave a query nothing to see.
+    """
+
+    keys: Sequence[int]
+    start: int | None = field(default=None, kw_only=True)
+    once_read: bool = field(default=False, kw_only=True)
+
+    bias = -math.inf
+
+    @property
+    def description(self) -> str:
+        return f"evict {self.named_keys}" + f" from query {self.start}" * self.once_read
+
+
+@dataclass(frozen=True, repr=False)
+class Dose(_ChosenKeys):
+    """Add a bias to the logits of keys: a dial from evicting them (minus infinity) over 0 to strengthening them.
+
+    Args:
+        bias: added to the logits, natural logarithm: with log(2) the keys weigh twice as much against the others.
+        keys: places in the text.
+        start: the first query that notices; the one behind the last of the keys when None.
+        values: what is left of the keys' values, as in `SinkWindow`.
+
+    Raises:
+        SinkscopeError: as `Evict`; also a bias that is no number.
+    """
+
+    bias: float
+    keys: Sequence[int] = (0,)
+    start: int | None = field(default=None, kw_only=True)
+    values: str = field(default="kept", kw_only=True)
+
+    def __post_init__(self) -> None:
+        one_of(self.values, "values", VALUES)
+        _check_bias(self.bias)
+        super().__post_init__()
+
+    @property
+    def description(self) -> str:
+        left = "" if self.values == "kept" else f", values {self.values}"
+        return f"dose {self.bias:+g} on {self.named_keys}{left}"
+
+
+@dataclass(frozen=True, repr=False)
+class EvictRecent(StaticPolicy):
+    """Take the last `recent` tokens before it away from every query; it sees itself and all older ones.
+
+    The control for evicting as many sinks: those tokens are of use.
+
+    Args:
+        recent: how many tokens.
+        start: the first query that does not see them; the first that has another one left when None.
+    """
+
+    recent: int
+    start: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_count(self, "recent", 1)
+        if self.start is None:
+            object.__setattr__(self, "start", self.recent + 1)
+        elif not isinstance(self.start, int) or self.start <= self.recent:
+            raise SinkscopeError(
+                f"query {self.start!r} has no token left but itself when the last {self.recent} are evicted; "
+                f"give start > {self.recent}."
+            )
+
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        return (query < (self.start or 0)) | (key == query) | (key < query - self.recent)
+
+    def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
+        return (RecentEviction(recent=self.recent, since=self.start or 0, heads=self.acting_heads(layer.heads)),)
+
+    @property
+    def description(self) -> str:
+        return f"evict the last {self.recent}"
+
+
+def _check_bias(bias: float) -> None:
+    """Raise SinkscopeError when a bias is no number, or one that leaves nothing but the keys it is added to."""
+    if not isinstance(bias, (int, float)) or math.isnan(bias) or bias == math.inf:
+        raise SinkscopeError(f"bias={bias!r} is no dose; give a number, or -math.inf to evict.")
