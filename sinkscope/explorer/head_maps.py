@@ -27,19 +27,12 @@ class Unit:
 
 
 class HeadMaps(ABC):
-    """The maps of one text under one configuration.
+    """The maps of one text under one configuration."""
 
-    Attributes:
-        units: all heads, layer by layer.
-        first: place in the text of the first row and column.
-        starts: [cell] place, counted from `first`, of the first token of each row and column.
-        length: tokens covered.
-    """
-
-    units: list[Unit]
-    first: int = 0
-    starts: np.ndarray
-    length: int
+    units: list[Unit]  # all heads, layer by layer
+    first: int = 0  # place in the text of the first row and column
+    starts: np.ndarray  # [cell] place, counted from `first`, of the first token of each row and column
+    length: int  # tokens covered
 
     @property
     def cells(self) -> int:
@@ -61,7 +54,7 @@ class LiveMaps(HeadMaps):
     Args:
         layers: each attention layer, of one sequence.
         numbers: their numbers in the model.
-        first: as the attribute.
+        first: place in the text of the first query.
     """
 
     def __init__(self, layers: Sequence[Layer], numbers: Sequence[int], first: int = 0) -> None:
@@ -71,31 +64,28 @@ class LiveMaps(HeadMaps):
         self.first, self.length = first, layers[0].length
         self.starts = np.arange(self.length)
 
-    @torch.no_grad()
     def logits(self, unit: int, rows: slice, columns: slice) -> np.ndarray:
-        layer = self._queries(unit, rows)
-        logits = layer.logits(slice(0, layer.rows), columns)
-        return logits.masked_fill_(is_hidden(logits), torch.nan)[0, 0].cpu().numpy()
+        return self._values(unit, rows, columns, are_weights=False)
+
+    def probabilities(self, unit: int, rows: slice, columns: slice) -> np.ndarray:
+        return self._values(unit, rows, columns, are_weights=True)
 
     @torch.no_grad()
-    def probabilities(self, unit: int, rows: slice, columns: slice) -> np.ndarray:
-        layer = self._queries(unit, rows)
-        everything = slice(0, layer.rows)
-        logits = layer.logits(everything, columns)
-        hidden = is_hidden(logits)
-        weights = layer.weights(logits, everything, columns)
-        return weights.masked_fill_(hidden, torch.nan)[0, 0].cpu().numpy()
-
-    def _queries(self, unit: int, rows: slice) -> Layer:
-        """Some queries of one head."""
+    def _values(self, unit: int, rows: slice, columns: slice, are_weights: bool) -> np.ndarray:
         place, head = self._places[unit]
         whole = self.layers[place]
         layer = whole.one_head(0, head, torch.arange(rows.start, rows.stop))
-        return replace(layer, start=whole.start + rows.start)  # how far a query is from sinks that move along with it
+        layer = replace(layer, start=whole.start + rows.start)  # how far a query is from sinks that move along with it
+        everything = slice(0, layer.rows)
+        values = layer.logits(everything, columns)
+        hidden = is_hidden(values)
+        if are_weights:
+            values = layer.weights(values, everything, columns)
+        return values.masked_fill_(hidden, torch.nan)[0, 0].cpu().numpy()
 
 
 class SavedMaps(HeadMaps):
-    """Maps from a record that holds them (`Maps` probe, `from_maps`), of its first sequence.
+    """Maps from a record that holds them (`Maps` probe, `from_maps`), of its first sequence; `stop` is where that ends.
 
     Raises:
         SinkscopeError: a record without maps.
@@ -111,8 +101,8 @@ class SavedMaps(HeadMaps):
         maps = maps.expand_dims([dim for dim in ("sequence", "layer", "head") if dim not in maps.dims])
         maps = maps.isel(sequence=0).transpose("layer", "head", "map_query", "map_key")
         places = np.asarray(maps["map_query"].values, dtype=int)
-        stop = int(np.ravel(record["length"])[0]) if "length" in record.coords else int(places[-1]) + 1
-        places = places[places < stop]  # of another sequence, where that one is longer
+        self.stop = int(np.ravel(record["length"])[0]) if "length" in record.coords else int(places[-1]) + 1
+        places = places[places < self.stop]  # of another sequence, where that one is longer
         every = [Unit(int(layer), int(head)) for layer in maps["layer"].values for head in maps["head"].values]
         values = maps.values.reshape(len(every), *maps.shape[-2:])[:, : len(places), : len(places)]
         measured = np.flatnonzero(np.isfinite(values).any((1, 2)))
@@ -121,7 +111,7 @@ class SavedMaps(HeadMaps):
         self.first = int(places[0])
         self.starts = places - self.first
         is_pooled = bool((np.diff(places) > 1).any())
-        self.length = stop - self.first if is_pooled else len(places)
+        self.length = self.stop - self.first if is_pooled else len(places)
 
     def logits(self, unit: int, rows: slice, columns: slice) -> np.ndarray:
         raise SinkscopeError("a saved map holds probabilities only; logits need the model.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
@@ -14,7 +14,7 @@ from sinkscope.explorer.head_maps import HeadMaps
 
 
 class Change(StrEnum):
-    """The kinds of message that a controller sends to its listener: what has changed.
+    """What has changed, as a controller tells its listener.
 
     The first four are also the kinds of results, each named like the attribute of `Results` that holds it.
     """
@@ -33,99 +33,63 @@ class Change(StrEnum):
 
 @dataclass(frozen=True)
 class Guesses:
-    """The likeliest next tokens at each query, likeliest first.
+    """The likeliest next tokens [query, rank] at each query, likeliest first."""
 
-    Attributes:
-        ids: [query, rank], -1 where a query was not scored.
-        probabilities: [query, rank].
-    """
-
-    ids: np.ndarray
+    ids: np.ndarray  # -1 where a query was not scored
     probabilities: np.ndarray
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A text, read under one configuration.
+class Result:
+    """What was found under one configuration."""
 
-    Attributes:
-        configuration: which.
-        maps: where attention went. Under re-computation every query has maps of its own: those of one are here.
-        losses: [token] nats, NaN where a token was not scored.
-        guesses: the next tokens at each query.
-        record: the sink mass and norms, as `sinkscope.measure` gives them.
-        note: what has to be said about it; or empty.
-    """
-
-    kind: ClassVar[Change] = Change.READING
+    kind: ClassVar[Change]
     configuration: Configuration
-    maps: HeadMaps
-    losses: np.ndarray
+
+
+@dataclass(frozen=True)
+class Reading(Result):
+    """A text that was read."""
+
+    kind = Change.READING
+    maps: HeadMaps  # under re-computation every query has maps of its own: those of one are here
+    losses: np.ndarray  # [token] nats, NaN where a token was not scored
     guesses: Guesses
-    record: xr.Dataset
-    note: str = ""
+    record: xr.Dataset  # sink mass and norms, as `sinkscope.measure` gives them
+    note: str = ""  # what has to be said about it
 
 
 @dataclass(frozen=True)
-class Overview:
-    """All heads at once.
+class Overview(Result):
+    """All heads at once."""
 
-    Attributes:
-        configuration: under which they were seen.
-        units: [unit, side, side] bytes of the max-pooled log10 probabilities (see `pixels`).
-        scores: by name, [unit]: what heads can be ranked by.
-    """
-
-    kind: ClassVar[Change] = Change.OVERVIEW
-    configuration: Configuration
-    units: np.ndarray
-    scores: dict[str, np.ndarray] = field(default_factory=dict)
+    kind = Change.OVERVIEW
+    units: np.ndarray  # [unit, side, side] bytes of the max-pooled log10 probabilities (see `pixels`)
+    scores: dict[str, np.ndarray]  # by name, [unit]: what heads can be ranked by
 
 
 @dataclass(frozen=True)
-class Price:
-    """What the configuration costs.
+class Price(Result):
+    """What the configuration costs."""
 
-    Attributes:
-        configuration: which.
-        kv_bytes: keys and values held behind the text.
-        flops: operations for its last token.
-        unknown: why neither can be told; empty where both are.
-    """
-
-    kind: ClassVar[Change] = Change.PRICE
-    configuration: Configuration
-    kv_bytes: int
-    flops: int
-    unknown: str = ""
+    kind = Change.PRICE
+    kv_bytes: int  # of keys and values held behind the text
+    flops: int  # operations for its last token
+    unknown: str = ""  # why neither can be told; empty where both are
 
 
 @dataclass(frozen=True)
-class Continuation:
-    """The greedy continuation of the text.
+class Continuation(Result):
+    """The greedy continuation of the text."""
 
-    Attributes:
-        configuration: under which.
-        text: so far.
-        done: whether it is as long as it gets.
-    """
-
-    kind: ClassVar[Change] = Change.CONTINUATION
-    configuration: Configuration
-    text: str
-    done: bool = False
-
-
-Result = Reading | Overview | Price | Continuation
+    kind = Change.CONTINUATION
+    text: str  # so far
+    done: bool = False  # whether it is as long as it gets
 
 
 @dataclass
 class Results:
-    """All there is of one configuration so far.
-
-    Attributes:
-        reading, overview, price, continuation: None until they are there.
-    """
+    """All there is of one configuration so far; None for what is not there yet."""
 
     reading: Reading | None = None
     overview: Overview | None = None
@@ -137,23 +101,14 @@ class Results:
         setattr(self, result.kind.value, result)
 
 
-# --- beside the model as it is ----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Loss:
-    """How two readings compare over the same tokens.
-
-    Attributes:
-        dense, changed: perplexities.
-        tokens: how many tokens were scored under both.
-        first: the first of them.
-    """
+    """The perplexities of two readings over the same tokens."""
 
     dense: float
     changed: float
-    tokens: int
-    first: int
+    tokens: int  # how many were scored under both
+    first: int  # the place of the first of them
 
 
 def loss_of(dense: Reading, changed: Reading) -> Loss | None:
@@ -175,25 +130,18 @@ def compared(dense: Reading, changed: Reading) -> np.ndarray:
 def guesses_at(
     query: int, dense: Reading, changed: Reading, count: int
 ) -> list[tuple[int, float | None, float | None]]:
-    """The likeliest next tokens at a query.
-
-    Args:
-        query: the token that predicts.
-        dense: the reading of the model as it is.
-        changed: the one under a configuration.
-        count: how many.
+    """The `count` likeliest next tokens at a query; empty where one of the readings has none there.
 
     Returns:
-        Token id, its probability under the model as it is, and under the configuration; None stands for a probability
-        below those that were kept. Empty where one of them was not read at this query.
+        Token id, its probability in the dense reading, and in the changed one; None stands for a probability below
+        those that were kept.
     """
-    kept: list[dict[int, float]] = []
-    for reading in (dense, changed):
-        guesses = reading.guesses
-        if guesses.ids[query, 0] < 0:
-            return []
-        kept.append(dict(zip(guesses.ids[query].tolist(), guesses.probabilities[query].tolist(), strict=True)))
-    before, after = kept
+    both = [each.guesses for each in (dense, changed)]
+    if any(guesses.ids[query, 0] < 0 for guesses in both):
+        return []
+    before, after = (
+        dict(zip(each.ids[query].tolist(), each.probabilities[query].tolist(), strict=True)) for each in both
+    )
     best = {*list(before)[:count], *list(after)[:count]}
     order = sorted(best, key=lambda token: -max(before.get(token, 0.0), after.get(token, 0.0)))
     return [(token, before.get(token), after.get(token)) for token in order[:count]]

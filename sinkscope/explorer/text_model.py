@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -58,13 +59,9 @@ class TextModel:
     """A copy of a model that shares its weights, with a text.
 
     Args:
-        model: a decoder with a language head; it is neither changed nor run itself.
+        model: a decoder with a language head; it is neither changed nor run itself, but a copy of it.
         ids: [token].
         tokenizer: turns continuations into text; their ids are shown where None.
-
-    Attributes:
-        original: the model as it was given.
-        model: the copy, which is run in its place.
 
     Raises:
         SinkscopeError: a model that predicts no next token or carries a scope, ids outside its vocabulary, fewer than
@@ -99,14 +96,12 @@ class TextModel:
             SinkscopeError: a configuration that this model, or this text, cannot be read under.
         """
         self._is_overtaken = is_overtaken
-        try:
-            configuration.check(len(self.ids))
+        configuration.check(len(self.ids))
+        with suppress(Overtaken):
             if configuration.is_recomputed:
                 yield from self._recomputed(configuration, query)
             else:
                 yield from self._whole(configuration)
-        except Overtaken:
-            return
 
     def _check(self, *_: Any) -> None:
         if self._is_overtaken():
@@ -120,8 +115,7 @@ class TextModel:
         logits, maps, record = self._measured(configuration, self.ids, cache)
         losses, guesses = self._scored(logits)
         yield Reading(configuration, maps, losses, guesses, record, " ".join(notes))
-        yield self._overview(configuration, maps, record)
-        yield self._price(configuration)
+        yield from self._beside(configuration, maps, record)
         last = logits[-1].clone()  # alone: a view would keep the logits of the whole text
         del logits
         yield from self._continuation(configuration, self._cached_steps(configuration, cache, last), WRITTEN)
@@ -156,18 +150,16 @@ class TextModel:
             shares.append((best.values - total[:, None]).exp().cpu().numpy())
         return losses, Guesses(np.concatenate(ids), np.concatenate(shares))
 
-    def _overview(self, configuration: Configuration, maps: LiveMaps, record: Any) -> Overview:
+    def _beside(self, configuration: Configuration, maps: LiveMaps, record: Any) -> Iterator[Overview | Price]:
         units, scores = thumbnails(maps.layers, self._check)
-        return Overview(configuration, units, scores | free_scores(record))
-
-    def _price(self, configuration: Configuration) -> Price:
+        yield Overview(configuration, units, scores | free_scores(record))
         policy = configuration.policy_slot
         kept = Dense() if policy.is_partial else policy  # beside dense layers the cache holds all tokens
         try:
             found = cost(self.model, kept, len(self.ids))
+            yield Price(configuration, found.kv_bytes, found.flops_per_token)
         except SinkscopeError as problem:  # what can be read need not have a cost that can be told
-            return Price(configuration, 0, 0, unknown=str(problem))
-        return Price(configuration, found.kv_bytes, found.flops_per_token)
+            yield Price(configuration, 0, 0, unknown=str(problem))
 
     def _cached_steps(self, configuration: Configuration, cache: ReadingCache, last: Tensor) -> Iterator[int]:
         with attached(self.model, policy=configuration.policy_slot, normaliser=configuration.normaliser_slot):
@@ -180,38 +172,33 @@ class TextModel:
     # --- re-computation -----------------------------------------------------------------------------------------------
 
     def _recomputed(self, configuration: Configuration, query: int) -> Iterator[Result]:
-        policy = configuration.policy_slot
+        policy, tokens = configuration.policy_slot, len(self.ids)
         assert policy.cache_size is not None
-        notes = limit_notes(self.model, policy, len(self.ids))
+        notes = limit_notes(self.model, policy, tokens)
         first = max(0, query - policy.cache_size + 1)
         logits, maps, record = self._measured(configuration, self.ids[first : query + 1], None, first)
-        guesses = self._guesses_at(query, logits[-1:])
+        best = logits[-1].float().softmax(-1).topk(min(RANKS, logits.shape[-1]))
+        shape = (tokens, len(best.values))
+        guesses = Guesses(np.full(shape, -1), np.full(shape, np.nan, dtype=np.float32))
+        guesses.ids[query], guesses.probabilities[query] = best.indices.cpu().numpy(), best.values.cpu().numpy()
         known = self._losses_afresh
-        losses = known[1] if known and known[0] == configuration else np.full(len(self.ids), np.nan, dtype=np.float32)
+        losses = known[1] if known and known[0] == configuration else np.full(tokens, np.nan, dtype=np.float32)
         note = (
             "re-computation has maps of its own for every query: these are of the window of tokens "
             f"{first} to {query}; its losses are those of the first window and of a sample behind it"
         )
         reading = Reading(configuration, maps, losses, guesses, record, ". ".join([*notes, note]))
         yield reading
-        yield self._overview(configuration, maps, record)
-        yield self._price(configuration)
+        yield from self._beside(configuration, maps, record)
         if known is None or known[0] != configuration:
             for losses in self._losses_recomputed(configuration):
                 yield replace(reading, losses=losses)
             self._losses_afresh = (configuration, losses)
         yield from self._continuation(configuration, self._steps_afresh(configuration), WRITTEN_AFRESH)
 
-    def _guesses_at(self, query: int, logits: Tensor) -> Guesses:
-        shape = (len(self.ids), min(RANKS, logits.shape[-1]))
-        guesses = Guesses(np.full(shape, -1), np.full(shape, np.nan, dtype=np.float32))
-        best = logits.float().softmax(-1).topk(shape[1], -1)
-        guesses.ids[query], guesses.probabilities[query] = best.indices[0].cpu().numpy(), best.values[0].cpu().numpy()
-        return guesses
-
     def _losses_recomputed(self, configuration: Configuration) -> Iterator[np.ndarray]:
-        policy, last = configuration.policy_slot, len(self.ids) - 1
-        size, normaliser = policy.cache_size, configuration.normaliser_slot
+        policy, normaliser = configuration.policy_slot, configuration.normaliser_slot
+        size, last = policy.cache_size, len(self.ids) - 1
         assert size is not None
         early = np.arange(min(size, last))
         late = np.linspace(size, last - 1, SAMPLED).astype(int) if size < last else early[:0]
@@ -233,8 +220,6 @@ class TextModel:
                 yield int(token)
                 ids = torch.cat([ids, token[None]])
 
-    # --- continuations ------------------------------------------------------------------------------------------------
-
     def _continuation(self, configuration: Configuration, steps: Iterator[int], count: int) -> Iterator[Continuation]:
         written: list[int] = []
         for _, token in zip(range(count), steps, strict=False):  # in this order no step is taken that nobody wants
@@ -245,10 +230,9 @@ class TextModel:
 
 
 def copy_sharing_weights(model: nn.Module) -> nn.Module:
-    """A copy of a model's modules and configuration that shares its parameters and buffers.
+    """A copy of a model that shares its parameters and buffers.
 
-    What is hung on the copy, or set in it, does not touch the model, which another thread may be using; its weights
-    cost nothing again. Training the model trains the copy.
+    What is hung on the copy, or set in it, does not touch the model, which another thread may be using.
     """
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     return copy.deepcopy(model, shared)
