@@ -18,9 +18,8 @@ from sinkscope.explorer.canvases import Message
 from sinkscope.explorer.configuration import CONTROLS, Choice, Control, LayerRange, Number, is_same
 from sinkscope.explorer.controller import NEEDS_MODEL, Controller, sentence
 from sinkscope.explorer.display import STYLE, Pictures, alert, continuations, headline, next_tokens, prices
-from sinkscope.explorer.head_maps import HeadMaps
 from sinkscope.explorer.pixels import MAP_CONTROLS, RANKINGS, saved_overview
-from sinkscope.explorer.results import Change
+from sinkscope.explorer.results import Change, HeadMaps
 from sinkscope.explorer.saving import NEEDS_KERNEL, SaveBar, save_view, static_picture, view_record
 from sinkscope.explorer.streaming import StreamingTab
 from sinkscope.explorer.text_model import TextModel
@@ -30,9 +29,7 @@ class Explorer(w.VBox):
     """What `sinkscope.explore` shows; its `controller` does all of it without widgets.
 
     Args:
-        model: reads the text; None to look at saved maps only.
-        tokens: [token] their texts.
-        saved: maps to look at without a model.
+        model, tokens, saved: as those of a `Controller`.
         long_ids: [token] of the text that the streaming tab plays; given with a model.
         code_text: an expression for the token ids in saved code.
         note: what has to be said about the text.

@@ -29,8 +29,7 @@ _INTERRUPTS: WeakSet[Interrupts] = WeakSet()  # those that have been started
 class Worker:
     """Runs jobs off the main thread; a new one takes the place of the one that runs. Idle, it has no thread.
 
-    Args:
-        deliver: takes a function to be called where results are wanted; it may hand it to another thread.
+    `deliver` takes a function to be called where results are wanted; it may hand it to another thread.
     """
 
     def __init__(self, deliver: Deliver) -> None:
@@ -42,12 +41,9 @@ class Worker:
         _WORKERS.add(self)
 
     def submit(self, job: Job, take: Receiver, end: Receiver) -> None:
-        """Do a job instead of whatever is under way.
+        """Do a job instead of whatever is under way, of which nothing more is heard.
 
-        Args:
-            take: gets each result.
-            end: called once, with the exception that ended the job or None. Neither is called for a job that a newer
-                one has overtaken.
+        `take` gets each result, and `end`, at last, the exception that ended the job or None.
         """
         with self._lock:
             self._number += 1
@@ -82,11 +78,7 @@ class Worker:
 
     def _do(self, number: int, job: Job, take: Receiver, end: Receiver) -> None:
         def give(receiver: Receiver, value: Any) -> None:
-            def handed() -> None:
-                if number == self._number:
-                    receiver(value)
-
-            self._deliver(handed)
+            self._deliver(lambda: receiver(value) if number == self._number else None)
 
         problem: BaseException | None = None
         try:

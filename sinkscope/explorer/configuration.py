@@ -42,8 +42,6 @@ from sinkscope.policies import (
 GONE = -math.inf
 MOST_SINKS = 16
 
-# --- kinds of controls ------------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Control:
@@ -78,9 +76,6 @@ def controls_of(kind: type) -> dict[str, Control]:
     """The controls of a dataclass, by field: the annotation of a field holds its entry."""
     hints = get_type_hints(kind, vars(sys.modules[kind.__module__]), include_extras=True)
     return {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}
-
-
-# --- what can be chosen -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -156,21 +151,17 @@ DOSES = {"−∞ (gone)": GONE} | {f"{d:+g}".replace("-", "−") if d else "0": 
 POSITIONS = {"in the cache": "cache", "in the text": "original"}
 
 
-# --- the configuration ------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, eq=False)
 class Configuration:
     """How the model is to attend.
 
     Attributes:
-        policy: a name in `POLICIES`, or a policy of any class.
+        policy, normaliser: a name in `POLICIES` or `NORMALISERS`, or an object of any class.
         sinks: first tokens that are kept beside a window, or that the dose acts on.
         window: last tokens that are kept; under H2O and TOVA how many tokens.
         dose: added to the logits of the sinks; minus infinity evicts them.
         positions: "cache" or "original", as in `SinkWindow`.
         since: the first query that does not see evicted tokens. From the start on another token would become the sink.
-        normaliser: a name in `NORMALISERS`, or a normaliser of any class.
         layers: the first and the last layer that a policy and a normaliser chosen by name act in; all when None.
         evicted: places of the tokens taken away, none before it has been read. Its control is the text itself.
 

@@ -12,9 +12,8 @@ import numpy as np
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.background import Deliver, Job, Worker
 from sinkscope.explorer.configuration import Configuration, is_same
-from sinkscope.explorer.head_maps import HeadMaps, Unit
 from sinkscope.explorer.pixels import RANKINGS, MapOptions, Tile, numbers_at, row_of, tile_of
-from sinkscope.explorer.results import Change, Loss, Reading, Result, Results, guesses_at, loss_of
+from sinkscope.explorer.results import Change, HeadMaps, Loss, Reading, Result, Results, Unit, guesses_at, loss_of
 from sinkscope.explorer.text_model import TextModel
 
 NEEDS_MODEL = "this needs the model; a saved record was opened without one"
@@ -258,14 +257,11 @@ class Controller:
         is_wanted = (results is self.dense) == self.configuration.is_baseline
         if isinstance(result, Reading) and (is_wanted or self.now.reading is None):
             self.now = results
-            self._fit(result.maps)
+            self.unit = min(self.unit, len(result.maps.units) - 1)
+            tokens, region = result.maps.tokens, self.map_options.region
+            if region and (region[0] < tokens.start or max(region[1], region[3]) > tokens.stop):
+                self.map_options = replace(self.map_options, region=None)
         self.listen(result.kind)
-
-    def _fit(self, maps: HeadMaps) -> None:
-        self.unit = min(self.unit, len(maps.units) - 1)
-        region = self.map_options.region
-        if region and (region[0] < maps.first or max(region[1], region[3]) > maps.first + maps.length):
-            self.map_options = replace(self.map_options, region=None)
 
     def _end(self, problem: BaseException | None) -> None:
         self._set_busy("")

@@ -148,9 +148,6 @@ class Pictures(w.Box):
             self.map.pixels, self.map.frame = tile.pixels.tobytes(), frame
 
 
-# --- the chart of the losses ------------------------------------------------------------------------------------------
-
-
 def loss_figure() -> go.FigureWidget:
     """An empty chart: losses of single tokens as points, running means as lines."""
     figure = go.FigureWidget()
@@ -158,15 +155,14 @@ def loss_figure() -> go.FigureWidget:
         points = {"color": colour, "size": 3, "opacity": 0.45, "symbol": symbol}
         figure.add_scatter(x=[], y=[], mode="markers", marker=points, name=f"{name}: each token", showlegend=False)
         figure.add_scatter(x=[], y=[], mode="lines", line={"color": colour, "width": 2, "dash": dash}, name=name)
-    lay_out(figure, WIDTH, HEIGHT, {"l": 50, "r": 10, "t": 26, "b": 36})
-    figure.update_layout(hovermode="x")
+    lay_out(figure, WIDTH, HEIGHT, {"l": 50, "r": 10, "t": 26, "b": 36}, hovermode="x")
     figure.update_xaxes(title="token")
     figure.update_yaxes(title="loss (nats)", rangemode="tozero")
     return figure
 
 
-def lay_out(figure: go.FigureWidget, width: int, height: int, margin: dict[str, int]) -> None:
-    """Give a chart its size in pixels, and the colours that suit light and dark pages."""
+def lay_out(figure: go.FigureWidget, width: int, height: int, margin: dict[str, int], **more: Any) -> None:
+    """Give a chart its size in pixels, the colours that suit light and dark pages, and what `more` its layout has."""
     figure.update_layout(
         width=width,
         height=height,
@@ -175,10 +171,10 @@ def lay_out(figure: go.FigureWidget, width: int, height: int, margin: dict[str, 
         plot_bgcolor="rgba(0,0,0,0)",
         font={"size": 11, "color": GREY},
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        **more,
     )
-    axis = {"gridcolor": "rgba(128,128,128,0.25)", "zeroline": False}
-    figure.update_xaxes(**axis)
-    figure.update_yaxes(**axis)
+    for update in (figure.update_xaxes, figure.update_yaxes):
+        update(gridcolor="rgba(128,128,128,0.25)", zeroline=False)
 
 
 def vertical_line(place: float, **line: Any) -> dict[str, Any]:
@@ -208,9 +204,6 @@ def draw_losses(figure: Any, dense: np.ndarray, changed: np.ndarray | None, name
 def running_mean(values: np.ndarray, width: int = SMOOTH) -> np.ndarray:
     """The mean of each value and up to `width - 1` before it."""
     return pd.Series(values, dtype=np.float64).rolling(width, min_periods=1).mean().to_numpy()
-
-
-# --- words ------------------------------------------------------------------------------------------------------------
 
 
 def alert(problem: str) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.app import Explorer
-from sinkscope.explorer.head_maps import SavedMaps
+from sinkscope.explorer.results import SavedMaps
 from sinkscope.explorer.text_model import TextModel
 from sinkscope.hf.loading import load
 from sinkscope.models.requirements import check_decoder

@@ -15,8 +15,7 @@ import xarray as xr
 from sinkscope.attention.layer import Layer
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.configuration import Choice, Configuration, Number, controls_of
-from sinkscope.explorer.head_maps import HeadMaps
-from sinkscope.explorer.results import Overview
+from sinkscope.explorer.results import HeadMaps, Overview
 from sinkscope.probes import Entropy, Maps, Received
 from sinkscope.scope.collect import measure_layer
 
@@ -82,9 +81,8 @@ def scaled(probabilities: np.ndarray, scale: str) -> np.ndarray:
 def limits(values: np.ndarray, scale: str, stretched: bool = False) -> Limits:
     """The ends of the colour scale for values [query, key] that are on it.
 
-    Args:
-        stretched: whether a linear scale ends at the largest value even where that is below 1. Weights above 1, which
-            ReLU can give, stretch every scale.
+    A linear scale that is `stretched` ends at the largest value even where that is below 1. Weights above 1, which ReLU
+    can give, stretch every scale.
     """
     if scale == "log":
         highest = float(np.nanmax(values, initial=FAINTEST))
@@ -162,7 +160,7 @@ class Tile:
 
 def tile_of(maps: HeadMaps, unit: int, options: MapOptions) -> Tile:
     """What map options show of one head."""
-    region = options.region or (maps.first, maps.first + maps.length) * 2
+    region = options.region or (maps.tokens.start, maps.tokens.stop) * 2
     rows, columns = _cells(maps, *region[:2]), _cells(maps, *region[2:])
     values, left = _shown(maps, unit, rows, columns, options)
     small = pooled(scaled(values, options.scale), SIDE)
@@ -175,10 +173,9 @@ def row_of(maps: HeadMaps, unit: int, query: int, options: MapOptions, length: i
 
     None when the map has no such query. Where a saved map was pooled a cell's value stands at its first token.
     """
-    cell = _cell(maps, query)
-    if cell is None:
+    if query not in maps.tokens:
         return None
-    values, _ = _shown(maps, unit, slice(cell, cell + 1), slice(0, maps.cells), options)
+    values, _ = _shown(maps, unit, _cells(maps, query, query + 1), slice(0, maps.cells), options)
     row = np.full(length, np.nan, dtype=np.float32)
     row[maps.first + maps.starts] = values[0]
     return row, WHOLE_LOG if options.scale == "log" else limits(values, options.scale, stretched=True)
@@ -186,10 +183,9 @@ def row_of(maps: HeadMaps, unit: int, query: int, options: MapOptions, length: i
 
 def numbers_at(maps: HeadMaps, unit: int, query: int, key: int) -> tuple[float | None, float | None]:
     """Exact probability and logit of one cell; None for what is not seen, or not known."""
-    row, column = _cell(maps, query), _cell(maps, key)
-    if row is None or column is None:
+    if query not in maps.tokens or key not in maps.tokens:
         return None, None
-    cell = slice(row, row + 1), slice(column, column + 1)
+    cell = _cells(maps, query, query + 1), _cells(maps, key, key + 1)
     probability, logit = maps.probabilities(unit, *cell).item(), np.nan
     with suppress(SinkscopeError):  # saved maps have no logits
         logit = maps.logits(unit, *cell).item()
@@ -222,12 +218,6 @@ def _cells(maps: HeadMaps, first: int, stop: int) -> slice:
     low = int(np.searchsorted(maps.starts, max(0, first - maps.first), side="right")) - 1
     high = int(np.searchsorted(maps.starts, max(0, stop - maps.first)))
     return slice(low, max(high, low + 1))
-
-
-def _cell(maps: HeadMaps, token: int) -> int | None:
-    if not maps.first <= token < maps.first + maps.length:
-        return None
-    return int(np.searchsorted(maps.starts, token - maps.first, side="right")) - 1
 
 
 def _tokens(maps: HeadMaps, cells: slice) -> tuple[int, int]:

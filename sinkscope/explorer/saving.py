@@ -91,9 +91,9 @@ def code_of(controller: Controller, text: str | None = None) -> str:
     ]
     arguments, seen = "policy=policy, normaliser=normaliser", "ids"
     if configuration.is_recomputed:
-        first, stop = reading.maps.first, reading.maps.first + reading.maps.length
-        arguments, seen = "normaliser=normaliser", f"ids[:, {first}:{stop}]"
-        lines.append(f"# re-computation runs the window of token {stop - 1} as a text of its own")
+        window = reading.maps.tokens
+        arguments, seen = "normaliser=normaliser", f"ids[:, {window.start}:{window.stop}]"
+        lines.append(f"# re-computation runs the window of token {window[-1]} as a text of its own")
     lines += [
         f"probe = sinkscope.Maps(layers=[{unit.layer}], heads=[{unit.head}], resolution=None)",
         f"with torch.no_grad(), sinkscope.attached(model, {arguments}, probes=[probe]) as scope:",

@@ -101,9 +101,7 @@ class Player:
 class StreamingTab(w.VBox):
     """Play, pause, and the perplexity of both policies along a text [token], as it comes.
 
-    Args:
-        deliver: as for `Worker`.
-        begin: called before playing, so that nothing else uses the machine.
+    `begin` is called before playing, so that nothing else uses the machine.
     """
 
     def __init__(self, model: TextModel, ids: Tensor, deliver: Deliver, begin: Callable[[], None]) -> None:
@@ -171,8 +169,7 @@ class StreamingTab(w.VBox):
             self.chart = go.FigureWidget()
             for colour, dash in ((CHANGED, "dash"), (DENSE, "solid")):
                 self.chart.add_scatter(x=[], y=[], mode="lines", line={"color": colour, "width": 2, "dash": dash})
-            lay_out(self.chart, 840, 300, {"l": 60, "r": 10, "t": 26, "b": 40})
-            self.chart.update_layout(showlegend=True)
+            lay_out(self.chart, 840, 300, {"l": 60, "r": 10, "t": 26, "b": 40}, showlegend=True)
             self.chart.update_xaxes(title="tokens read; dotted: the cache is full")
             self.chart.update_yaxes(title="perplexity, last 256 tokens", type="log")
             self.place.children = [self.chart]

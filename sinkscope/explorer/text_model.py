@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from sinkscope.attention.layer import Layer
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.configuration import Configuration
-from sinkscope.explorer.head_maps import LiveMaps
 from sinkscope.explorer.pixels import FIRST, free_scores, thumbnails
-from sinkscope.explorer.results import Continuation, Guesses, Overview, Price, Reading, Result
+from sinkscope.explorer.results import Continuation, Guesses, LiveMaps, Overview, Price, Reading, Result
 from sinkscope.hf.caches import with_cache
 from sinkscope.models.facts import find_anatomy
 from sinkscope.models.requirements import check_decoder, check_unscoped, not_finite
@@ -80,7 +79,7 @@ class TextModel:
         self.ids = ids.to(next(self.model.parameters()).device)
         self.tokenizer = tokenizer
         self._is_overtaken: Callable[[], bool] = lambda: False
-        self._losses_afresh: tuple[Configuration, np.ndarray] | None = None
+        self._losses_afresh: tuple[Configuration | None, np.ndarray] = (None, np.empty(0))
         for part in self.anatomy.parts:
             (part.layer or part.attention).register_forward_pre_hook(self._check)
 
@@ -107,8 +106,6 @@ class TextModel:
         if self._is_overtaken():
             raise Overtaken
 
-    # --- dense, window, sinks, chosen tokens --------------------------------------------------------------------------
-
     def _whole(self, configuration: Configuration) -> Iterator[Result]:
         notes = limit_notes(self.model, configuration.policy_slot, len(self.ids))
         cache = reading_cache(self.model, configuration.policy_slot)
@@ -134,21 +131,17 @@ class TextModel:
 
     def _scored(self, logits: Tensor) -> tuple[np.ndarray, Guesses]:
         """Losses [token] of predicting each from those before it, and the guesses at each query."""
-        losses = np.full(len(self.ids), np.nan, dtype=np.float32)
-        ids, shares = [], []
-        for start in range(0, len(logits), CHUNK):
+        losses, ids, shares = [np.full(1, np.nan, dtype=np.float32)], [], []  # nothing predicts the first token
+        for start, targets in zip(range(0, len(logits), CHUNK), self.ids.roll(-1).split(CHUNK), strict=True):
             rows = logits[start : start + CHUNK].float()
             total = rows.logsumexp(-1)
             if not bool(total.isfinite().all()):
                 raise not_finite(f"the logits at tokens {start} to {start + len(rows) - 1}", self.model)
-            targets = self.ids[start + 1 : start + 1 + len(rows)]
-            predicting = slice(0, len(targets))
-            found = total[predicting] - rows[predicting].gather(-1, targets[:, None])[:, 0]
-            losses[start + 1 : start + 1 + len(targets)] = found.cpu().numpy()
             best = rows.topk(min(RANKS, rows.shape[-1]), -1)
+            losses.append((total - rows.gather(-1, targets[:, None])[:, 0]).cpu().numpy())
             ids.append(best.indices.cpu().numpy())
             shares.append((best.values - total[:, None]).exp().cpu().numpy())
-        return losses, Guesses(np.concatenate(ids), np.concatenate(shares))
+        return np.concatenate(losses)[:-1], Guesses(np.concatenate(ids), np.concatenate(shares))
 
     def _beside(self, configuration: Configuration, maps: LiveMaps, record: Any) -> Iterator[Overview | Price]:
         units, scores = thumbnails(maps.layers, self._check)
@@ -169,8 +162,6 @@ class TextModel:
                 positions = cache.positions(1, token.device)
                 last = self.model(token[None, None], **with_cache(self.model, cache), **positions).logits[0, -1]
 
-    # --- re-computation -----------------------------------------------------------------------------------------------
-
     def _recomputed(self, configuration: Configuration, query: int) -> Iterator[Result]:
         policy, tokens = configuration.policy_slot, len(self.ids)
         assert policy.cache_size is not None
@@ -181,8 +172,9 @@ class TextModel:
         shape = (tokens, len(best.values))
         guesses = Guesses(np.full(shape, -1), np.full(shape, np.nan, dtype=np.float32))
         guesses.ids[query], guesses.probabilities[query] = best.indices.cpu().numpy(), best.values.cpu().numpy()
-        known = self._losses_afresh
-        losses = known[1] if known and known[0] == configuration else np.full(tokens, np.nan, dtype=np.float32)
+        known, losses = self._losses_afresh
+        if known != configuration:
+            losses = np.full(tokens, np.nan, dtype=np.float32)
         note = (
             "re-computation has maps of its own for every query: these are of the window of tokens "
             f"{first} to {query}; its losses are those of the first window and of a sample behind it"
@@ -190,7 +182,7 @@ class TextModel:
         reading = Reading(configuration, maps, losses, guesses, record, ". ".join([*notes, note]))
         yield reading
         yield from self._beside(configuration, maps, record)
-        if known is None or known[0] != configuration:
+        if known != configuration:
             for losses in self._losses_recomputed(configuration):
                 yield replace(reading, losses=losses)
             self._losses_afresh = (configuration, losses)
@@ -222,7 +214,7 @@ class TextModel:
 
     def _continuation(self, configuration: Configuration, steps: Iterator[int], count: int) -> Iterator[Continuation]:
         written: list[int] = []
-        for _, token in zip(range(count), steps, strict=False):  # in this order no step is taken that nobody wants
+        for token in islice(steps, count):
             written.append(token)
             text = str(written) if self.tokenizer is None else self.tokenizer.decode(written)
             yield Continuation(configuration, text, len(written) == count)
