@@ -127,9 +127,9 @@ class Explorer(w.VBox):
         consequences = w.Box([self.pictures.losses, predictions], layout=wrap)
         heads = w.VBox([self.map_controls, self.pictures, consequences, self.price, self.saving])
         tabs = w.Tab([heads], titles=["heads"])
-        if self.streaming is not None:
-            tabs.children, tabs.titles = [heads, self.streaming], ["heads", "streaming"]
-            tabs.observe(self._tab_chosen, "selected_index")
+        if streaming := self.streaming:
+            tabs.children, tabs.titles = [heads, streaming], ["heads", "streaming"]
+            tabs.observe(lambda at: streaming.make_chart() if at["new"] else streaming.pause(), "selected_index")
         top = w.HBox([self.headline, self.busy], layout={"justify_content": "space-between"})
         return [w.HTML(STYLE), top, self.problem, self.controls, tabs]
 
@@ -162,13 +162,6 @@ class Explorer(w.VBox):
         if content.get("kind") == Message.HOVER:
             self.pictures.map.answer(content, *self.controller.numbers(int(content["query"]), int(content["key"])))
 
-    def _tab_chosen(self, change: dict[str, Any]) -> None:
-        assert self.streaming is not None
-        if change["new"] == 1:
-            self.streaming.make_chart()
-        else:
-            self.streaming.pause()
-
     # --- what the controller says -------------------------------------------------------------------------------------
 
     def _changed(self, change: Change) -> None:
@@ -184,7 +177,7 @@ class Explorer(w.VBox):
         if busy:
             self._interrupts.start()
             self._say("")
-            if self.streaming is not None:
+            if self.streaming:
                 self.streaming.pause()
         else:
             self._interrupts.stop()

@@ -100,9 +100,6 @@ def encoded(values: np.ndarray, ends: Limits) -> np.ndarray:
     return np.where(np.isnan(values), 0, steps).astype(np.uint8)
 
 
-# --- one head ---------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class MapOptions:
     """How maps are shown; none of it runs the model.
@@ -223,9 +220,6 @@ def _cells(maps: HeadMaps, first: int, stop: int) -> slice:
 def _tokens(maps: HeadMaps, cells: slice) -> tuple[int, int]:
     stop = maps.starts[cells.stop] if cells.stop < maps.cells else maps.length
     return int(maps.first + maps.starts[cells.start]), int(maps.first + stop)
-
-
-# --- all heads --------------------------------------------------------------------------------------------------------
 
 
 def thumbnails(layers: Iterable[Layer], check: Callable[[], None]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
