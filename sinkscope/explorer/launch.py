@@ -69,7 +69,7 @@ def _of_record(record: xr.Dataset) -> Explorer:
     texts = [""] * maps.stop
     for name, form in (("token_id", "#{}"), ("token_text", "{}")):
         if name in record.coords:
-            first = record[name].isel(sequence=0) if "sequence" in record[name].dims else record[name]
+            first = record[name].isel(sequence=0, missing_dims="ignore")
             texts = [form.format(each) for each in first.values[: maps.stop]]
     return Explorer(None, texts, saved=maps)
 
