@@ -1,4 +1,4 @@
-"""The application: widgets around a controller."""
+"""The application: widgets around a controller, which ask it and show what it says."""
 
 from __future__ import annotations
 
@@ -8,36 +8,31 @@ from html import escape
 from pathlib import Path
 from typing import Any, ClassVar
 
+import IPython.display
 import ipywidgets as w
 import xarray as xr
 from torch import Tensor
 
 from sinkscope.explorer.background import Interrupts, Mailbox
 from sinkscope.explorer.canvases import Message
+from sinkscope.explorer.configuration import CONTROLS, Choice, Control, LayerRange, Number, is_same
 from sinkscope.explorer.controller import NEEDS_MODEL, Controller, sentence
-from sinkscope.explorer.controls import Controls, MapControls
-from sinkscope.explorer.display import STYLE, Pictures, continuations, headline, next_tokens, prices
-from sinkscope.explorer.head_maps import HeadMaps
-from sinkscope.explorer.pixels import saved_overview
-from sinkscope.explorer.results import Change
+from sinkscope.explorer.display import STYLE, Pictures, alert, continuations, headline, next_tokens, prices
+from sinkscope.explorer.pixels import MAP_CONTROLS, RANKINGS, saved_overview
+from sinkscope.explorer.results import Change, HeadMaps
 from sinkscope.explorer.saving import NEEDS_KERNEL, SaveBar, save_view, static_picture, view_record
 from sinkscope.explorer.streaming import StreamingTab
 from sinkscope.explorer.text_model import TextModel
 
 
 class Explorer(w.VBox):
-    """What `sinkscope.explore` shows.
+    """What `sinkscope.explore` shows; its `controller` does all of it without widgets.
 
     Args:
-        model: reads the text; None to look at saved maps only.
-        tokens: [token] their texts.
-        saved: maps to look at without a model.
-        long_ids: [token] of the text that the streaming tab plays.
+        model, tokens, saved: as those of a `Controller`.
+        long_ids: [token] of the text that the streaming tab plays; given with a model.
         code_text: an expression for the token ids in saved code.
         note: what has to be said about the text.
-
-    Attributes:
-        controller: all that can be done here, without widgets.
     """
 
     def __init__(
@@ -62,12 +57,16 @@ class Explorer(w.VBox):
         self.problem = w.HTML(self._note)
         self.next_tokens, self.continuation, self.price = w.HTML(), w.HTML(), w.HTML()
         self.saving = SaveBar(self.save_to)
-        self.streaming = self._streaming_tab(model, long_ids)
+        if model is not None and long_ids is not None:
+            self.streaming = StreamingTab(model, long_ids, self._mailbox.deliver, self.controller.cancel)
         super().__init__(self._laid_out())
         self.add_class("sinkscope-app")
         self._wire()
         if saved is not None:
-            self._show_saved(saved)
+            self.controller.now.overview = saved_overview(saved)
+            self._draw_reading()
+            self._note = "<i>A saved record was opened without its model, so policies are at rest.</i>"
+            self._say("")
         self.controller.begin()
 
     # --- life -----------------------------------------------------------------------------------------------------
@@ -101,21 +100,16 @@ class Explorer(w.VBox):
 
     def show(self) -> Explorer:
         """Display the application, and below it a still picture for readers without a kernel."""
-        from IPython.display import HTML, display
-
         self._ipython_display_()
-        self._picture = display(HTML(""), display_id=True)
+        self._picture = IPython.display.display(IPython.display.HTML(""), display_id=True)
         return self
 
     def _ipython_display_(self) -> None:
         """Display the application, unless the cell that runs has done so and now ends with it."""
-        from IPython import get_ipython
-        from IPython.display import display
-
-        cell = getattr(get_ipython(), "execution_count", None)
+        cell = getattr(IPython.get_ipython(), "execution_count", None)
         if cell is None or cell != self._shown_in:
             self._shown_in = cell
-            display(self._repr_mimebundle_(), raw=True)
+            IPython.display.display(self._repr_mimebundle_(), raw=True)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         bundle = super()._repr_mimebundle_(**kwargs)
@@ -127,21 +121,15 @@ class Explorer(w.VBox):
 
     # --- building -------------------------------------------------------------------------------------------------
 
-    def _streaming_tab(self, model: TextModel | None, ids: Tensor | None) -> StreamingTab | None:
-        if model is None or ids is None or len(ids) < 2:
-            return None
-        return StreamingTab(model, ids, self._mailbox.deliver, self.controller.cancel)
-
     def _laid_out(self) -> list[w.Widget]:
         wrap = {"flex_flow": "row wrap", "align_items": "flex-start"}
         predictions = w.VBox([self.next_tokens, self.continuation], layout={"flex": "1 1 300px", "min_width": "260px"})
         consequences = w.Box([self.pictures.losses, predictions], layout=wrap)
         heads = w.VBox([self.map_controls, self.pictures, consequences, self.price, self.saving])
-        if self.streaming is None:
-            tabs = w.Tab([heads], titles=["heads"])
-        else:
-            tabs = w.Tab([heads, self.streaming], titles=["heads", "streaming"])
-            tabs.observe(self._tab_chosen, "selected_index")
+        tabs = w.Tab([heads], titles=["heads"])
+        if streaming := self.streaming:
+            tabs.children, tabs.titles = [heads, streaming], ["heads", "streaming"]
+            tabs.observe(lambda at: streaming.make_chart() if at["new"] else streaming.pause(), "selected_index")
         top = w.HBox([self.headline, self.busy], layout={"justify_content": "space-between"})
         return [w.HTML(STYLE), top, self.problem, self.controls, tabs]
 
@@ -149,28 +137,17 @@ class Explorer(w.VBox):
         controller, pictures = self.controller, self.pictures
         pictures.atlas.observe(lambda change: controller.choose(change["new"]), "selected")
         pictures.map.observe(lambda change: controller.choose_query(change["new"]), "query")
-        pictures.map.observe(lambda change: self._look_at(change["new"]), "view")
+        pictures.map.observe(lambda change: controller.show(region=tuple(change["new"]) or None), "view")
         pictures.map.on_msg(self._hovered)
         pictures.text.observe(lambda change: controller.choose_query(change["new"]), "query")
         pictures.text.observe(self._tokens_evicted, "evicted")
         self.map_controls.ranking.observe(self._ranked, "value")
         self.saving.button.on_click(lambda _: self._draw_picture())
-        pictures.text.can_evict = controller.model is not None
-        pictures.text.why_not = "" if controller.model is not None else NEEDS_MODEL
+        if controller.model is None:
+            pictures.text.can_evict, pictures.text.why_not = False, NEEDS_MODEL
         self.saving.button.disabled = controller.maps is None
 
-    def _show_saved(self, maps: HeadMaps) -> None:
-        self.controller.now.overview = saved_overview(maps)
-        self.pictures.draw_overview(self.controller.now.overview.units)
-        self.pictures.draw_head()
-        self._draw_words()
-        self._note = "<i>A saved record was opened without its model, so policies are at rest.</i>"
-        self._say("")
-
     # --- what the widgets ask ---------------------------------------------------------------------------------------
-
-    def _look_at(self, region: list[int]) -> None:
-        self.controller.show(region=tuple(region) if region else None)
 
     def _tokens_evicted(self, change: dict[str, Any]) -> None:
         evicted = tuple(sorted(change["new"]))
@@ -185,13 +162,6 @@ class Explorer(w.VBox):
         if content.get("kind") == Message.HOVER:
             self.pictures.map.answer(content, *self.controller.numbers(int(content["query"]), int(content["key"])))
 
-    def _tab_chosen(self, change: dict[str, Any]) -> None:
-        assert self.streaming is not None
-        if change["new"] == 1:
-            self.streaming.make_chart()
-        elif self.streaming.is_playing:
-            self.streaming.pause()
-
     # --- what the controller says -------------------------------------------------------------------------------------
 
     def _changed(self, change: Change) -> None:
@@ -202,15 +172,12 @@ class Explorer(w.VBox):
 
     def _draw_busy(self) -> None:
         busy = self.controller.busy
-        self.busy.value = (
-            f"<span role='status' aria-live='polite'>⏳ {escape(busy)} …</span>"
-            if busy
-            else "<span role='status'>ready</span>"
-        )
+        live = f"<span role='status' aria-live='polite'>⏳ {escape(busy)} …</span>"
+        self.busy.value = live if busy else "<span role='status'>ready</span>"
         if busy:
             self._interrupts.start()
             self._say("")
-            if self.streaming is not None and self.streaming.is_playing:
+            if self.streaming:
                 self.streaming.pause()
         else:
             self._interrupts.stop()
@@ -226,8 +193,7 @@ class Explorer(w.VBox):
         self._draw_words()
         self.pictures.dim()
         self.saving.button.disabled = False
-        if self.controller.now.overview is not None:
-            self._draw_overview()
+        self._draw_overview()
         if self.pictures.chart is not None:
             self.pictures.draw_losses()
 
@@ -237,9 +203,6 @@ class Explorer(w.VBox):
             self.pictures.dim()
             if self.pictures.chart is None:  # last: the page stands still while it loads what draws charts
                 self.pictures.draw_losses()
-
-    def _draw_unit(self) -> None:
-        self.pictures.draw_head()
 
     def _draw_query(self) -> None:
         self.pictures.draw_query()
@@ -263,27 +226,25 @@ class Explorer(w.VBox):
         self.price.value = prices(self.controller)
 
     def _say(self, problem: str) -> None:
-        self.problem.value = f"<b role='alert'>{escape(problem)}</b>" if problem else self._note
+        self.problem.value = alert(problem) if problem else self._note
 
     def _draw_words(self) -> None:
         self.headline.value = headline(self.controller)
-        self.price.value = prices(self.controller)
+        self._draw_price()
         if self.controller.model is not None:
             self.next_tokens.value = next_tokens(self.controller)
             self.continuation.value = continuations(self.controller)
 
     def _draw_picture(self) -> None:
-        from IPython.display import HTML
-
         if self._picture is not None:
             self._has_picture = True
-            self._picture.update(HTML(static_picture(self.controller)))
+            self._picture.update(IPython.display.HTML(static_picture(self.controller)))
 
     _draw: ClassVar[dict[Change, Callable[[Explorer], None]]] = {
         Change.BUSY: _draw_busy, Change.CONFIGURATION: _draw_configuration, Change.READING: _draw_reading,
         Change.OVERVIEW: _draw_overview, Change.PRICE: _draw_price, Change.CONTINUATION: _draw_continuation,
-        Change.MAP_OPTIONS: _draw_map_options, Change.UNIT: _draw_unit, Change.QUERY: _draw_query,
-        Change.PROBLEM: _draw_problem,
+        Change.MAP_OPTIONS: _draw_map_options, Change.UNIT: lambda app: app.pictures.draw_head(),
+        Change.QUERY: _draw_query, Change.PROBLEM: _draw_problem,
     }  # fmt: skip
 
 
@@ -296,3 +257,94 @@ def descendants(widget: w.Widget) -> list[w.Widget]:
             if isinstance(part, w.Widget):
                 found += [part, *descendants(part)]
     return found
+
+
+# --- the widgets that ask ---------------------------------------------------------------------------------------------
+
+
+class Controls(w.Box):
+    """Shows the controller's configuration, a widget for each field, and asks; what does not matter is greyed."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller, self._is_silent = controller, False
+        look = {"style": {"description_width": "76px"}, "layout": {"width": "232px"}}
+        self.fields = {name: widget_of(control, controller, **look) for name, control in CONTROLS.items()}
+        self.reset = w.Button(description="reset", tooltip="back to the model as it is", layout={"width": "60px"})
+        self.stop = w.Button(description="stop", tooltip="stop what is under way", layout={"width": "60px"})
+        for name, widget in self.fields.items():
+            widget.observe(lambda _, name=name: self._ask(name), "value")
+        self.reset.on_click(lambda _: controller.reset())
+        self.stop.on_click(lambda _: controller.cancel())
+        children = [*self.fields.values(), self.reset, self.stop]
+        super().__init__(children, layout={"flex_flow": "row wrap", "align_items": "center"})
+        self.show()
+
+    def show(self) -> None:
+        controller, configuration = self._controller, self._controller.configuration
+        self._is_silent = True
+        try:
+            for name, widget in self.fields.items():
+                show_value(widget, CONTROLS[name], getattr(configuration, name))
+                widget.disabled = controller.model is None or name not in configuration.uses
+        finally:
+            self._is_silent = False
+        self.stop.disabled = controller.model is None or not controller.busy
+        self.reset.disabled = controller.model is None
+
+    def _ask(self, name: str) -> None:
+        widget = self.fields[name]
+        if not self._is_silent:
+            is_all = isinstance(CONTROLS[name], LayerRange) and widget.value == (widget.min, widget.max)
+            self._controller.change(**{name: None if is_all else widget.value})
+
+
+class MapControls(w.Box):
+    """Shows the controller's map options and the `ranking` of the overview, and asks. None runs the model."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        look = {"style": {"description_width": "initial"}, "layout": {"width": "auto", "max_width": "330px"}}
+        rankings = Choice("heads by", "the order of the heads", {label: name for name, label in RANKINGS.items()})
+        self.ranking = widget_of(rankings, controller, **look)
+        self.fields = {name: widget_of(control, controller, **look) for name, control in MAP_CONTROLS.items()}
+        if controller.model is None:
+            scale = self.fields["scale"]
+            scale.options = [(label, value) for label, value in scale.options if value != "logit"]
+        for name, widget in self.fields.items():
+            widget.observe(lambda change, name=name: controller.show(**{name: change["new"]}), "value")
+        super().__init__([self.ranking, *self.fields.values()], layout={"flex_flow": "row wrap"})
+        self.show()
+
+    def show(self) -> None:
+        options = self._controller.map_options
+        for name, widget in self.fields.items():
+            show_value(widget, MAP_CONTROLS[name], getattr(options, name))
+            widget.disabled = name not in options.uses
+
+
+def widget_of(control: Control, controller: Controller, **look: Any) -> w.ValueWidget:
+    """The widget of a control, for the controller's text and model; `look` is its style and layout."""
+    look |= {"description": control.label, "tooltip": control.tooltip}
+    if isinstance(control, Choice):
+        kind = w.SelectionSlider if control.is_ordered else w.Dropdown
+        return kind(options=list(control.values.items()), equals=is_same, **look)
+    if isinstance(control, Number):
+        low, high = control.limits(len(controller.tokens))
+        high = max(low, high)
+        if control.is_typed:
+            return w.BoundedIntText(low, low, high, **look | {"layout": {"width": "90px"}})
+        return w.IntSlider(low, low, high, **look)
+    layers = [0] if controller.model is None else controller.model.anatomy.numbers
+    low, high = min(layers), max(layers)
+    return w.IntRangeSlider(value=(low, high), min=low, max=high, **look)
+
+
+def show_value(widget: w.ValueWidget, control: Control, value: Any) -> None:
+    """Set a widget to the value of a field, also to one that only code can ask for."""
+    if isinstance(control, Choice) and not any(is_same(value, each) for _, each in widget.options):
+        widget.options = [*control.values.items(), (control.label_of(value), value)]
+    elif isinstance(control, Number):
+        value = min(max(value, widget.min), widget.max)
+    elif isinstance(control, LayerRange) and value is None:
+        value = (widget.min, widget.max)
+    widget.value = value

@@ -9,12 +9,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 from weakref import WeakMethod, WeakSet
 
-Job = Callable[[Callable[[], bool]], Iterator[Any]]
-"""Given a function that says whether to stop, yields results as they come."""
+Job = Callable[[Callable[[], bool]], Iterator[Any]]  # given a function that says whether to stop, yields results
+Receiver = Callable[[Any], None]
+Request = tuple[int, Job, Receiver, Receiver]
+Deliver = Callable[[Callable[[], None]], None]
 
 PATIENCE = 0.03  # seconds in which a newer request may come before work begins: a slider on its way
 LATER = 0.1  # seconds until the handler of interrupts is looked at again
@@ -26,26 +29,21 @@ _INTERRUPTS: WeakSet[Interrupts] = WeakSet()  # those that have been started
 class Worker:
     """Runs jobs off the main thread; a new one takes the place of the one that runs. Idle, it has no thread.
 
-    Args:
-        deliver: takes a function to be called where results are wanted; it may hand it to another thread.
+    `deliver` takes a function to be called where results are wanted; it may hand it to another thread.
     """
 
-    def __init__(self, deliver: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(self, deliver: Deliver) -> None:
         self._deliver = deliver
         self._lock = threading.RLock()  # an interrupt may cancel while its own thread submits
         self._number = 0  # of the latest request
-        self._next: tuple[int, Job, Callable[[Any], None], Callable[[BaseException | None], None]] | None = None
+        self._next: Request | None = None
         self._thread: threading.Thread | None = None
         _WORKERS.add(self)
 
-    def submit(self, job: Job, take: Callable[[Any], None], end: Callable[[BaseException | None], None]) -> None:
-        """Do this instead of whatever is under way.
+    def submit(self, job: Job, take: Receiver, end: Receiver) -> None:
+        """Do a job instead of whatever is under way, of which nothing more is heard.
 
-        Args:
-            job: what to do.
-            take: gets each result.
-            end: called once, with the exception that ended the job or None. Neither is called for a job that a newer
-                one has overtaken.
+        `take` gets each result, and `end`, at last, the exception that ended the job or None.
         """
         with self._lock:
             self._number += 1
@@ -63,10 +61,10 @@ class Worker:
     def join(self, timeout: float | None = None) -> bool:
         """Wait for the thread to end; False when it is still at work after `timeout` seconds."""
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout)
-            return not thread.is_alive()
-        return True
+        if thread is None or thread is threading.current_thread():
+            return True
+        thread.join(timeout)
+        return not thread.is_alive()
 
     def _run(self) -> None:
         while True:
@@ -75,18 +73,12 @@ class Worker:
                 if self._next is None:
                     self._thread = None
                     return
-                (number, job, take, end), self._next = self._next, None
-            self._do(number, job, take, end)
+                request, self._next = self._next, None
+            self._do(*request)
 
-    def _do(
-        self, number: int, job: Job, take: Callable[[Any], None], end: Callable[[BaseException | None], None]
-    ) -> None:
-        def give(receiver: Callable[[Any], None], value: Any) -> None:
-            def handed() -> None:
-                if number == self._number:
-                    receiver(value)
-
-            self._deliver(handed)
+    def _do(self, number: int, job: Job, take: Receiver, end: Receiver) -> None:
+        def give(receiver: Receiver, value: Any) -> None:
+            self._deliver(lambda: receiver(value) if number == self._number else None)
 
         problem: BaseException | None = None
         try:
@@ -117,7 +109,6 @@ class Mailbox:
             self._loop = None
 
     def deliver(self, call: Callable[[], None]) -> None:
-        """Have a function called in the mailbox's thread, soon."""
         self._calls.put(call)
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._drain)
@@ -128,27 +119,22 @@ class Mailbox:
         while not until():
             if end is not None and time.monotonic() > end:
                 return False
-            try:
+            with suppress(queue.Empty):
                 self._calls.get(timeout=0.05)()
-            except queue.Empty:
-                continue
         return True
 
     def _drain(self) -> None:
-        while True:
-            try:
-                call = self._calls.get_nowait()
-            except queue.Empty:
-                return
-            call()
+        with suppress(queue.Empty):
+            while True:
+                self._calls.get_nowait()()
 
 
 class Interrupts:
-    """Between `start` and `stop`, an interrupt (SIGINT) of an idle kernel calls a method.
+    """Between `start` and `stop`, an interrupt (SIGINT) of an idle kernel calls a method, which is held weakly.
 
-    A kernel ignores interrupts between cells, when nothing of its own can be interrupted; during a cell they raise
-    KeyboardInterrupt there as ever. All that have been started share one handler, so that one interrupt reaches every
-    explorer that is at work. The method is held weakly, and nothing stays installed once the last one has stopped.
+    A kernel ignores interrupts between cells; during a cell they raise KeyboardInterrupt there as ever. All that have
+    been started share one handler, so that one interrupt reaches every explorer that is at work. The last one to stop
+    takes the handler away.
     """
 
     def __init__(self, interrupted: Callable[[], None]) -> None:
@@ -165,7 +151,6 @@ class Interrupts:
         _INTERRUPTS.add(self)
 
     def stop(self) -> None:
-        """No longer."""
         _INTERRUPTS.discard(self)
         if not _INTERRUPTS and signal.getsignal(signal.SIGINT) is _interrupt:
             signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -42,53 +42,34 @@ from sinkscope.policies import (
 GONE = -math.inf
 MOST_SINKS = 16
 
-# --- kinds of controls ------------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
-class Choice:
-    """A control with a list of values.
-
-    Attributes:
-        label: the name beside it.
-        tooltip: what it does.
-        values: what can be chosen, by its label.
-        label_of: the label of a value that is not listed, which only code can ask for.
-        is_ordered: whether the values run from the least to the most, so that a slider suits them.
-    """
-
-    label: str
-    tooltip: str
-    values: Mapping[str, Any]
-    label_of: Callable[[Any], str] = str
-    is_ordered: bool = False
-
-
-@dataclass(frozen=True)
-class Number:
-    """A control with whole numbers.
-
-    Attributes:
-        label, tooltip: as those of a `Choice`.
-        limits: the lowest and the highest number in a text of so many tokens.
-        is_typed: whether it is typed, and not a slider.
-    """
-
-    label: str
-    tooltip: str
-    limits: Callable[[int], tuple[int, int]]
-    is_typed: bool = False
-
-
-@dataclass(frozen=True)
-class LayerRange:
-    """A control with a first and a last layer of the model; None stands for all layers."""
+class Control:
+    """What a field is set with: the name beside it, and what it does."""
 
     label: str
     tooltip: str
 
 
-Control = Choice | Number | LayerRange
+@dataclass(frozen=True)
+class Choice(Control):
+    """A list of values."""
+
+    values: Mapping[str, Any]  # what can be chosen, by its label
+    label_of: Callable[[Any], str] = str  # the label of a value that is not listed, which only code can ask for
+    is_ordered: bool = False  # whether the values run from the least to the most, so that a slider suits them
+
+
+@dataclass(frozen=True)
+class Number(Control):
+    """Whole numbers."""
+
+    limits: Callable[[int], tuple[int, int]]  # the lowest and the highest in a text of so many tokens
+    is_typed: bool = False  # whether it is typed, and not a slider
+
+
+class LayerRange(Control):
+    """A first and a last layer of the model; None stands for all layers."""
 
 
 def controls_of(kind: type) -> dict[str, Control]:
@@ -97,17 +78,13 @@ def controls_of(kind: type) -> dict[str, Control]:
     return {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}
 
 
-# --- what can be chosen -----------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class PolicyEntry:
     """A policy that the explorer offers.
 
     Attributes:
         label: its name in the list.
-        uses: the fields of the configuration that it is made from.
-        make: makes it.
+        uses: the fields of the configuration that `make` makes it from.
         first_affected: the first query that differs from the model as it is, where neither the size of the cache nor
             the policy's own `sees` says it; all may differ when None.
     """
@@ -169,16 +146,9 @@ NORMALISERS: dict[str, Normaliser | None] = {
     "sigmoid": Sigmoid(),
     "ReLU": ReLU(),
 }
-DOSES = {
-    "−∞ (gone)": GONE,
-    **{f"{dose:+g}".replace("-", "−"): float(dose) for dose in (-8, -6, -4, -3, -2, -1)},
-    "0": 0.0,
-    **{f"{dose:+g}": float(dose) for dose in (1, 2, 3, 4, 6)},
-}
+_FINITE_DOSES = (-8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6)
+DOSES = {"−∞ (gone)": GONE} | {f"{d:+g}".replace("-", "−") if d else "0": float(d) for d in _FINITE_DOSES}
 POSITIONS = {"in the cache": "cache", "in the text": "original"}
-
-
-# --- the configuration ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,14 +156,12 @@ class Configuration:
     """How the model is to attend.
 
     Attributes:
-        policy: a name in `POLICIES`, or a policy of any class.
+        policy, normaliser: a name in `POLICIES` or `NORMALISERS`, or an object of any class.
         sinks: first tokens that are kept beside a window, or that the dose acts on.
         window: last tokens that are kept; under H2O and TOVA how many tokens.
         dose: added to the logits of the sinks; minus infinity evicts them.
         positions: "cache" or "original", as in `SinkWindow`.
-        since: the first query that does not see evicted tokens. From the start on another token would grow into the
-            sink.
-        normaliser: a name in `NORMALISERS`, or a normaliser of any class.
+        since: the first query that does not see evicted tokens. From the start on another token would become the sink.
         layers: the first and the last layer that a policy and a normaliser chosen by name act in; all when None.
         evicted: places of the tokens taken away, none before it has been read. Its control is the text itself.
 
@@ -242,11 +210,7 @@ class Configuration:
 
     @property
     def policy_slot(self) -> Policy:
-        """The policy that fills the slot.
-
-        Raises:
-            SinkscopeError: sizes that no cache can have.
-        """
+        """The policy that fills the slot; raises SinkscopeError for sizes that no cache can have."""
         return POLICIES[self.policy].make(self) if isinstance(self.policy, str) else self.policy
 
     @property
@@ -322,9 +286,9 @@ class Configuration:
                 f"`{policy.name}` runs whole windows afresh, in all layers and heads; give it without layers and heads."
             )
         evicted = self.chosen_tokens
-        outside = [key for key in evicted if not 0 <= key < length]
-        if outside:
-            raise SinkscopeError(f"token {outside[0]} cannot be evicted: the text has tokens 0 to {length - 1}.")
+        for key in evicted:
+            if not 0 <= key < length:
+                raise SinkscopeError(f"token {key} cannot be evicted: the text has tokens 0 to {length - 1}.")
         if evicted and self.since >= length:
             raise SinkscopeError(
                 f"tokens are evicted from query {self.since} on, but the last query is {length - 1}; choose an earlier "

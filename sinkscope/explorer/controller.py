@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.explorer.background import Worker
+from sinkscope.explorer.background import Deliver, Job, Worker
 from sinkscope.explorer.configuration import Configuration, is_same
-from sinkscope.explorer.head_maps import HeadMaps, Unit
 from sinkscope.explorer.pixels import RANKINGS, MapOptions, Tile, numbers_at, row_of, tile_of
-from sinkscope.explorer.results import Change, Loss, Reading, Result, Results, guesses_at, loss_of
+from sinkscope.explorer.results import Change, HeadMaps, Loss, Reading, Result, Results, Unit, guesses_at, loss_of
 from sinkscope.explorer.text_model import TextModel
 
 NEEDS_MODEL = "this needs the model; a saved record was opened without one"
@@ -31,10 +31,9 @@ class Controller:
         listen: called with what changed.
 
     Attributes:
-        baseline: the model as it is.
-        configuration: what was asked for last.
-        now: what is there under the configuration shown; it may be an earlier one while a new one is read.
-        dense: the same of the model as it is.
+        configuration: what was asked for last; `baseline` is that of the model as it is.
+        now: what is there under the configuration shown, which may be an earlier one while a new one is read; `dense`
+            is the same of the model as it is.
         unit, query, map_options: what is looked at, and how.
         busy: what is under way, or empty.
         problem: one sentence on what went wrong last, or empty.
@@ -45,7 +44,7 @@ class Controller:
         model: TextModel | None,
         tokens: list[str],
         saved: HeadMaps | None = None,
-        deliver: Callable[[Callable[[], None]], None] = lambda call: call(),
+        deliver: Deliver = lambda call: call(),
         listen: Callable[[Change], None] = lambda change: None,
     ) -> None:
         self.model, self.tokens, self.saved, self.listen = model, tokens, saved, listen
@@ -59,15 +58,13 @@ class Controller:
 
     def begin(self) -> None:
         """Read the text with the model as it is."""
-        if self.model is not None:
-            self._read()
+        self._read()
 
     def change(self, **fields: Any) -> None:
         """Ask for another configuration; a sentence in `problem` says why it cannot be, and what is shown stays.
 
         Args:
-            fields: those of `Configuration` that change. `policy` may be a policy of any class, `normaliser` a
-                normaliser of any class; `kind` is another word for `policy`.
+            fields: those of `Configuration` that change; `kind` is another word for `policy`.
 
         Raises:
             SinkscopeError: a field, or a name, that there is not; an object that is no policy or no normaliser.
@@ -76,7 +73,7 @@ class Controller:
             self._tell(NEEDS_MODEL)
             return
         if "kind" in fields:
-            fields = {"policy": fields["kind"], **{name: fields[name] for name in fields if name != "kind"}}
+            fields.setdefault("policy", fields.pop("kind"))
         unknown = fields.keys() - vars(self.baseline).keys()
         if unknown:
             raise SinkscopeError(f"{min(unknown)!r} is no control; give some of {', '.join(vars(self.baseline))}.")
@@ -127,7 +124,7 @@ class Controller:
             return
         self.query = query
         self.listen(Change.QUERY)
-        if self.configuration.is_recomputed and self.model is not None:
+        if self.configuration.is_recomputed:
             self._read()
 
     def show(self, **fields: Any) -> None:
@@ -190,6 +187,12 @@ class Controller:
         return None if self.now.overview is None else self.now.overview.scores.get(ranking)
 
     @property
+    def side_by_side(self) -> list[tuple[str, Results]]:
+        """What stands side by side, with its name: the model as it is, and the configuration where that is another."""
+        both = [("dense", self.dense), (self.name, self.now)]
+        return both[:1] if self.now is self.dense else both
+
+    @property
     def loss(self) -> Loss | None:
         """What the configuration does to perplexity; None where no token was scored under both."""
         dense, now = self.dense.reading, self.now.reading
@@ -208,12 +211,12 @@ class Controller:
         if self.now.reading is None:
             return False
         shown, asked = self.now.reading.configuration, self.configuration
-        return all(
-            is_same(*pair)
-            for pair in ((shown.policy_slot, asked.policy_slot), (shown.normaliser_slot, asked.normaliser_slot))
-        )
+        is_same_policy = is_same(shown.policy_slot, asked.policy_slot)
+        return is_same_policy and is_same(shown.normaliser_slot, asked.normaliser_slot)
 
     def _read(self) -> None:
+        if self.model is None:
+            return
         try:
             self.configuration.check(len(self.tokens))
         except SinkscopeError as error:
@@ -221,26 +224,22 @@ class Controller:
             self._tell(str(error))
             return
         self.problem = ""
-        self._worker.submit(self._job(self.configuration, self.query), self._take, self._end)
+        self._worker.submit(self._job(self.model, self.configuration, self.query), self._take, self._end)
         self._set_busy(self.configuration.name)
 
-    def _job(self, configuration: Configuration, query: int) -> Any:
-        model, dense, baseline = self.model, self.dense, self.baseline
+    def _job(self, model: TextModel, configuration: Configuration, query: int) -> Job:
+        dense, baseline = self.dense, self.baseline
         known = replace(dense)  # what is there for the job itself: the listener may take what it yields much later
 
         def as_it_is(is_overtaken: Callable[[], bool]) -> Iterator[tuple[Results, Result]]:
-            assert model is not None
             for result in model.read(baseline, query, is_overtaken):
                 known.take(result)
                 yield dense, result
 
         def read(is_overtaken: Callable[[], bool]) -> Iterator[tuple[Results, Result]]:
-            assert model is not None
             if known.reading is None:
-                for message in as_it_is(is_overtaken):
-                    yield message
-                    if not configuration.is_baseline:  # its reading is what comes first, and enough to compare with
-                        break
+                # of another configuration the reading, which comes first, is enough to compare with
+                yield from islice(as_it_is(is_overtaken), None if configuration.is_baseline else 1)
             elif configuration.is_baseline:
                 yield dense, known.reading
             if not configuration.is_baseline:
@@ -258,15 +257,11 @@ class Controller:
         is_wanted = (results is self.dense) == self.configuration.is_baseline
         if isinstance(result, Reading) and (is_wanted or self.now.reading is None):
             self.now = results
-            self._fit(result.maps)
+            self.unit = min(self.unit, len(result.maps.units) - 1)
+            tokens, region = result.maps.tokens, self.map_options.region
+            if region and (region[0] < tokens.start or max(region[1], region[3]) > tokens.stop):
+                self.map_options = replace(self.map_options, region=None)
         self.listen(result.kind)
-
-    def _fit(self, maps: HeadMaps) -> None:
-        """Look at something that is there."""
-        self.unit = min(self.unit, len(maps.units) - 1)
-        region = self.map_options.region
-        if region and (region[0] < maps.first or max(region[1], region[3]) > maps.first + maps.length):
-            self.map_options = replace(self.map_options, region=None)
 
     def _end(self, problem: BaseException | None) -> None:
         self._set_busy("")

@@ -6,16 +6,18 @@ Words are HTML in which every token and every name is escaped.
 from __future__ import annotations
 
 from html import escape
+from itertools import count
 from typing import Any
 
 import ipywidgets as w
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 
 from sinkscope.explorer.canvases import Atlas, HeadMap, TokenText
 from sinkscope.explorer.controller import Controller
-from sinkscope.explorer.pixels import RANKINGS
-from sinkscope.explorer.results import Continuation, Price
+from sinkscope.explorer.pixels import RANKINGS, Limits
+from sinkscope.explorer.results import Price
 from sinkscope.figures.style import BLUE, VERMILION
 
 WIDEST_ROW = 12  # heads in a row of the overview, where rows are layers
@@ -33,19 +35,15 @@ VISIBLE = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"})
 
 
 class Pictures(w.Box):
-    """Overview, map and text of one head, side by side where there is room.
-
-    Args:
-        controller: what is drawn.
+    """The canvases: overview, map and text of one head, side by side where there is room.
 
     Attributes:
-        atlas, map, text: the canvases.
         losses: where the chart of the losses stands; it is made with the first losses, as it takes a browser seconds.
         ranking: by what heads are ordered.
     """
 
     def __init__(self, controller: Controller) -> None:
-        self._controller, self._request = controller, 0
+        self._controller, self._requests = controller, count(1)
         self.ranking, self.chart = "layer", None
         self.atlas = Atlas(layout={"flex": "0 0 auto", "width": "210px"})
         self.map = HeadMap(tokens=controller.tokens, layout={"flex": "0 1 440px", "min_width": "340px"})
@@ -56,13 +54,11 @@ class Pictures(w.Box):
         super().__init__(children, layout={"flex_flow": "row wrap", "align_items": "flex-start"})
 
     def draw_head(self) -> None:
-        """The map and the row of the head shown."""
         self.atlas.selected = self._controller.unit
         self._draw_map()
         self.draw_row()
 
     def draw_query(self) -> None:
-        """The chosen query, everywhere."""
         query = self._controller.query
         self.map.query = self.text.query = query
         self.draw_row()
@@ -71,19 +67,17 @@ class Pictures(w.Box):
 
     def draw_row(self) -> None:
         """The chosen query's row; empty where the map has no such query."""
-        controller, row = self._controller, self._controller.row()
+        controller, scale = self._controller, self._controller.map_options.scale
         if controller.maps is None:
             return
-        values, low, high = np.full(len(controller.tokens), np.nan), 0.0, 1.0
-        if row is not None:
-            values, low, high = row[0], row[1].low, row[1].high
+        values, ends = controller.row() or (np.full(len(controller.tokens), np.nan), Limits(0.0, 1.0, ""))
         frame = {
             "query": controller.query,
-            "scale": "log" if controller.map_options.scale == "log" else "linear",
-            "unit": "logit" if controller.map_options.scale == "logit" else "probability",
-            "low": low,
-            "high": high,
-            "request": self._next_request(),
+            "scale": "log" if scale == "log" else "linear",
+            "unit": "logit" if scale == "logit" else "probability",
+            "low": ends.low,
+            "high": ends.high,
+            "request": next(self._requests),
             "caption": f"{controller.caption} · query {controller.query}",
         }
         with self.text.hold_sync():
@@ -96,7 +90,7 @@ class Pictures(w.Box):
             "side": units.shape[-1],
             "labels": [str(unit) for unit in self._controller.units],
             "columns": heads if heads <= WIDEST_ROW else 2 * WIDEST_ROW,
-            "request": self._next_request(),
+            "request": next(self._requests),
             "caption": self._controller.name,
         }
         with self.atlas.hold_sync():
@@ -114,7 +108,6 @@ class Pictures(w.Box):
             self.atlas.score_name = RANKINGS[ranking]
 
     def draw_losses(self) -> None:
-        """The losses of the configuration shown beside those of the model as it is."""
         controller = self._controller
         dense, now = controller.dense.reading, controller.now.reading
         if dense is None or now is None:
@@ -143,12 +136,9 @@ class Pictures(w.Box):
             "query": list(tile.query),
             "key": list(tile.key),
             "length": len(self._controller.tokens),
-            "low": tile.limits.low,
-            "high": tile.limits.high,
             "scale": options.scale,
-            "unit": tile.limits.unit,
-            "diverging": tile.limits.diverging,
-            "request": self._next_request(),
+            **vars(tile.limits),
+            "request": next(self._requests),
             "caption": self._controller.caption,
             "preview": preview,
         }
@@ -156,13 +146,6 @@ class Pictures(w.Box):
             self.map.view = []
         with self.map.hold_sync():
             self.map.pixels, self.map.frame = tile.pixels.tobytes(), frame
-
-    def _next_request(self) -> int:
-        self._request += 1
-        return self._request
-
-
-# --- the chart of the losses ------------------------------------------------------------------------------------------
 
 
 def loss_figure() -> go.FigureWidget:
@@ -172,15 +155,14 @@ def loss_figure() -> go.FigureWidget:
         points = {"color": colour, "size": 3, "opacity": 0.45, "symbol": symbol}
         figure.add_scatter(x=[], y=[], mode="markers", marker=points, name=f"{name}: each token", showlegend=False)
         figure.add_scatter(x=[], y=[], mode="lines", line={"color": colour, "width": 2, "dash": dash}, name=name)
-    lay_out(figure, WIDTH, HEIGHT, {"l": 50, "r": 10, "t": 26, "b": 36})
-    figure.update_layout(hovermode="x")
+    lay_out(figure, WIDTH, HEIGHT, {"l": 50, "r": 10, "t": 26, "b": 36}, hovermode="x")
     figure.update_xaxes(title="token")
     figure.update_yaxes(title="loss (nats)", rangemode="tozero")
     return figure
 
 
-def lay_out(figure: go.FigureWidget, width: int, height: int, margin: dict[str, int]) -> None:
-    """Give a chart its size in pixels, and the colours that suit light and dark pages."""
+def lay_out(figure: go.FigureWidget, width: int, height: int, margin: dict[str, int], **more: Any) -> None:
+    """Give a chart its size in pixels, the colours that suit light and dark pages, and what `more` its layout has."""
     figure.update_layout(
         width=width,
         height=height,
@@ -189,10 +171,10 @@ def lay_out(figure: go.FigureWidget, width: int, height: int, margin: dict[str, 
         plot_bgcolor="rgba(0,0,0,0)",
         font={"size": 11, "color": GREY},
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        **more,
     )
-    axis = {"gridcolor": "rgba(128,128,128,0.25)", "zeroline": False}
-    figure.update_xaxes(**axis)
-    figure.update_yaxes(**axis)
+    for update in (figure.update_xaxes, figure.update_yaxes):
+        update(gridcolor="rgba(128,128,128,0.25)", zeroline=False)
 
 
 def vertical_line(place: float, **line: Any) -> dict[str, Any]:
@@ -202,33 +184,31 @@ def vertical_line(place: float, **line: Any) -> dict[str, Any]:
 
 
 def draw_losses(figure: Any, dense: np.ndarray, changed: np.ndarray | None, name: str, query: int) -> None:
-    """Show losses [token]; `changed` is None where nothing but the model as it is was read.
-
-    Args:
-        name: of the configuration.
-        query: the chosen token, marked by a line.
-    """
-    pairs = [(dense, "dense"), (np.full(0, np.nan) if changed is None else changed, name)]
+    """Show losses [token] and mark the query; `changed` is None where nothing but the model as it is was read."""
+    points, lines = figure.data[::2], figure.data[1::2]
     with figure.batch_update():
-        for place, (losses, label) in enumerate(pairs):
-            points, line = figure.data[2 * place], figure.data[2 * place + 1]
+        for place, (losses, label) in enumerate(
+            ((dense, "dense"), (np.empty(0) if changed is None else changed, name))
+        ):
             seen = np.flatnonzero(np.isfinite(losses))
-            points.x, points.y = seen.tolist(), losses[seen].tolist()
-            means = running_mean(losses[seen])
-            line.x, line.y, line.name = seen.tolist(), means.tolist(), label
-            line.showlegend = bool(len(seen))
+            points[place].x, points[place].y = seen.tolist(), losses[seen].tolist()
+            lines[place].x, lines[place].y, lines[place].name = (
+                seen.tolist(),
+                running_mean(losses[seen]).tolist(),
+                label,
+            )
+            lines[place].showlegend = bool(len(seen))
         figure.layout.shapes = [vertical_line(query)]
 
 
 def running_mean(values: np.ndarray, width: int = SMOOTH) -> np.ndarray:
     """The mean of each value and up to `width - 1` before it."""
-    sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
-    last = np.arange(1, len(values) + 1)
-    first = np.maximum(0, last - width)
-    return (sums[last] - sums[first]) / (last - first)
+    return pd.Series(values, dtype=np.float64).rolling(width, min_periods=1).mean().to_numpy()
 
 
-# --- words ------------------------------------------------------------------------------------------------------------
+def alert(problem: str) -> str:
+    """What went wrong, as screen readers say at once."""
+    return f"<b role='alert'>{escape(problem)}</b>"
 
 
 def token_text(controller: Controller, token: int) -> str:
@@ -239,10 +219,10 @@ def token_text(controller: Controller, token: int) -> str:
 
 def headline(controller: Controller) -> str:
     """The configuration shown, and what it does to perplexity."""
-    name, loss = escape(controller.name), controller.loss
-    if controller.now.reading is None:
+    name, loss, reading = escape(controller.name), controller.loss, controller.now.reading
+    if reading is None:
         return f"<b>{name}</b>" if controller.saved is not None else "<b>reading the text …</b>"
-    note = f"<br><i>{escape(controller.now.reading.note)}.</i>" if controller.now.reading.note else ""
+    note = f"<br><i>{escape(reading.note)}.</i>" if reading.note else ""
     if loss is None or controller.now is controller.dense:
         only = "" if loss is None else f": perplexity {loss.dense:.2f} over {loss.tokens:,} tokens"
         return f"Shown: <b>{name}</b>{only}{note}"
@@ -254,35 +234,27 @@ def headline(controller: Controller) -> str:
 
 def next_tokens(controller: Controller) -> str:
     """The likeliest next tokens at the chosen query as a table, dense beside the configuration."""
-    rows = controller.guesses()
-    at = f"next token after token {controller.query}"
+    rows, at = controller.guesses(), f"next token after token {controller.query}"
     if not rows:
         return f"<b>{at}</b><br>not read under {escape(controller.name)}"
-    same = controller.now is controller.dense
-    columns = [("dense", DENSE, 1)] + ([] if same else [(controller.name, CHANGED, 2)])
-    head = "".join(f"<th>{escape(name)}</th>" for name, _, _ in columns)
-    body = "".join(
-        f"<tr><td><code>{escape(token_text(controller, row[0]))}</code></td>"
-        + "".join(f"<td>{_bar(row[place], colour)}</td>" for _, colour, place in columns)
-        + "</tr>"
-        for row in rows
-    )
-    return f"<table class='sinkscope-next'><caption>{at}</caption><tr><th>token</th>{head}</tr>{body}</table>"
+    columns = [name for name, _ in controller.side_by_side]
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("token", *columns))
+    body = ""
+    for token, *probabilities in rows:
+        bars = [_bar(each, colour) for each, colour, _ in zip(probabilities, (DENSE, CHANGED), columns, strict=False)]
+        cells = [f"<code>{escape(token_text(controller, token))}</code>", *bars]
+        body += f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    return f"<table class='sinkscope-next'><caption>{at}</caption><tr>{head}</tr>{body}</table>"
 
 
 def continuations(controller: Controller) -> str:
     """The greedy continuations of the text, dense beside the configuration."""
-    pairs = [("dense", controller.dense.continuation)]
-    if controller.now is not controller.dense:
-        pairs.append((controller.name, controller.now.continuation))
-    lines = "".join(f"<p><i>{escape(name)}:</i> {_so_far(each)}</p>" for name, each in pairs)
+    lines = ""
+    for name, results in controller.side_by_side:
+        so_far = results.continuation
+        text = "…" if so_far is None else escape(so_far.text) + ("" if so_far.done else " …")
+        lines += f"<p><i>{escape(name)}:</i> {text}</p>"
     return f"<div class='sinkscope-continuation'><b>greedy continuation</b>{lines}</div>"
-
-
-def _so_far(continuation: Continuation | None) -> str:
-    if continuation is None:
-        return "…"
-    return escape(continuation.text) + ("" if continuation.done else " …")
 
 
 def prices(controller: Controller) -> str:

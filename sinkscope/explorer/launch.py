@@ -8,13 +8,12 @@ from numbers import Integral
 from typing import Any
 from weakref import WeakValueDictionary
 
-import numpy as np
 import xarray as xr
 from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.app import Explorer
-from sinkscope.explorer.head_maps import SavedMaps
+from sinkscope.explorer.results import SavedMaps
 from sinkscope.explorer.text_model import TextModel
 from sinkscope.hf.loading import load
 from sinkscope.models.requirements import check_decoder
@@ -55,30 +54,23 @@ def explore(
         SinkscopeError: a model that predicts no next token or cannot be read, an empty text or one of a single token,
             a text without a tokenizer, a length below 2 or above 2,048, a record without maps.
     """
-    record = _record(model)
-    app = _of_record(record) if record is not None else _of_model(model, tokenizer, text, length, load_options)
+    if isinstance(model, (str, os.PathLike)) and os.fspath(model).endswith(".nc"):
+        model = open_record(model)
+    is_record = isinstance(model, xr.Dataset)
+    app = _of_record(model) if is_record else _of_model(model, tokenizer, text, length, load_options)
     replace_earlier(app)
     if _in_notebook():
         app.show()
     return app
 
 
-def _record(model: Any) -> xr.Dataset | None:
-    if isinstance(model, xr.Dataset):
-        return model
-    if isinstance(model, (str, os.PathLike)) and os.fspath(model).endswith(".nc"):
-        return open_record(model)
-    return None
-
-
 def _of_record(record: xr.Dataset) -> Explorer:
     maps = SavedMaps(record)
-    length = int(np.ravel(record["length"])[0]) if "length" in record.coords else maps.first + maps.length
-    texts = [""] * length
+    texts = [""] * maps.stop
     for name, form in (("token_id", "#{}"), ("token_text", "{}")):
         if name in record.coords:
-            first = record[name].isel(sequence=0) if "sequence" in record[name].dims else record[name]
-            texts = [form.format(each) for each in first.values[:length]]
+            first = record[name].isel(sequence=0, missing_dims="ignore")
+            texts = [form.format(each) for each in first.values[: maps.stop]]
     return Explorer(None, texts, saved=maps)
 
 
@@ -92,14 +84,14 @@ def _of_model(model: Any, tokenizer: Any, text: Any, length: int | None, load_op
     check_decoder(loaded, predicts=True)  # before anything is asked of a tokenizer, which an encoder may lack
     ids = _long_ids(tokenizer, text)
     shown = length or (LENGTH if text is None else MOST)
-    note = ""
-    if len(ids) > shown and text is not None:
-        note = f"The text is longer than is shown: these are its first {shown:,} tokens (length= changes that)."
+    note = f"The text is longer than is shown: these are its first {shown:,} tokens (length= changes that)."
     short = ids[:shown]
     reader = TextModel(loaded, short, tokenizer)  # which refuses ids that its tokenizer may not know
     tokens = [f"#{token}" if tokenizer is None else tokenizer.decode([token]) for token in short.tolist()]
-    demo = f"sinkscope.read_tokens(tokenizer, limit={len(short)})" if text is None else None
-    return Explorer(reader, tokens, long_ids=ids, code_text=demo, note=note)
+    if text is None:
+        demo = f"sinkscope.read_tokens(tokenizer, limit={len(short)})"
+        return Explorer(reader, tokens, long_ids=ids, code_text=demo)
+    return Explorer(reader, tokens, long_ids=ids, note=note if len(ids) > shown else "")
 
 
 def _long_ids(tokenizer: Any, text: Any) -> Tensor:
@@ -117,11 +109,11 @@ def _long_ids(tokenizer: Any, text: Any) -> Tensor:
         raise SinkscopeError(
             "this model has no tokenizer beside it; pass tokenizer=..., or token ids as text=torch.tensor([...])."
         )
-    if isinstance(text, str) and not text.startswith("hf:"):
-        if not text.strip():
-            raise SinkscopeError("the text is empty; give a text of two tokens at least, or None for the demo text.")
-        return read_tokens(tokenizer, text=text, limit=LONG)[0]
-    return read_tokens(tokenizer, text, limit=LONG)[0]
+    if not isinstance(text, str) or text.startswith("hf:"):
+        return read_tokens(tokenizer, text, limit=LONG)[0]
+    if not text.strip():
+        raise SinkscopeError("the text is empty; give a text of two tokens at least, or None for the demo text.")
+    return read_tokens(tokenizer, text=text, limit=LONG)[0]
 
 
 def replace_earlier(app: Any) -> None:

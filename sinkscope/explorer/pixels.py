@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
 from typing import Annotated
@@ -14,8 +15,7 @@ import xarray as xr
 from sinkscope.attention.layer import Layer
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.configuration import Choice, Configuration, Number, controls_of
-from sinkscope.explorer.head_maps import HeadMaps
-from sinkscope.explorer.results import Overview
+from sinkscope.explorer.results import HeadMaps, Overview
 from sinkscope.probes import Entropy, Maps, Received
 from sinkscope.scope.collect import measure_layer
 
@@ -42,18 +42,15 @@ RANKINGS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What the ends of the colour scale mean.
-
-    Attributes:
-        low, high: values, on the scale, of bytes 1 and 255.
-        unit: of those values.
-        diverging: whether zero is the middle of the scale.
-    """
+    """What the ends of the colour scale mean: the values, in `unit`, of bytes 1 and 255."""
 
     low: float
     high: float
     unit: str
-    diverging: bool = False
+    diverging: bool = False  # whether zero is the middle of the scale
+
+
+WHOLE_LOG = Limits(FAINTEST, 0.0, SCALES["log"])  # from none to all of the attention
 
 
 def edges(length: int, cells: int) -> np.ndarray:
@@ -62,12 +59,7 @@ def edges(length: int, cells: int) -> np.ndarray:
 
 
 def pooled(values: np.ndarray, side: int = SIDE) -> np.ndarray:
-    """The largest value in each cell, so that a sink one column wide survives; NaN where nothing is seen.
-
-    Args:
-        values: [query, key] with NaN for hidden keys.
-        side: cells along each side at most.
-    """
+    """The largest of the values [query, key] in each cell, so that a sink one column wide survives; NaN for none."""
     for axis in (0, 1):
         length = values.shape[axis]
         if length > side and length % side == 0:  # the same as below, many times faster
@@ -87,13 +79,10 @@ def scaled(probabilities: np.ndarray, scale: str) -> np.ndarray:
 
 
 def limits(values: np.ndarray, scale: str, stretched: bool = False) -> Limits:
-    """The ends of the colour scale for values that are on it.
+    """The ends of the colour scale for values [query, key] that are on it.
 
-    Args:
-        values: [query, key], NaN where hidden.
-        scale: one of `SCALES`.
-        stretched: whether a linear scale ends at the largest value even where that is below 1. Weights above 1, which
-            ReLU can give, stretch every scale.
+    A linear scale that is `stretched` ends at the largest value even where that is below 1. Weights above 1, which ReLU
+    can give, stretch every scale.
     """
     if scale == "log":
         highest = float(np.nanmax(values, initial=FAINTEST))
@@ -111,9 +100,6 @@ def encoded(values: np.ndarray, ends: Limits) -> np.ndarray:
     return np.where(np.isnan(values), 0, steps).astype(np.uint8)
 
 
-# --- one head ---------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class MapOptions:
     """How maps are shown; none of it runs the model.
@@ -122,8 +108,7 @@ class MapOptions:
         scale: one of `SCALES`.
         hiding: "nothing", or first keys of the text "hidden", the rest of a row as it is or "renormalised".
         hidden: how many first keys those are.
-        region: half-open ranges of tokens (first query, last query, first key, last key); everything when None. Its
-            control is the map itself, where it is zoomed and dragged.
+        region: half-open token ranges (first query, last query, first key, last key); everything when None.
 
     Raises:
         SinkscopeError: a scale or a hiding that there is not.
@@ -161,27 +146,21 @@ MAP_CONTROLS = controls_of(MapOptions)
 
 @dataclass(frozen=True)
 class Tile:
-    """A part of a map, ready for a browser.
+    """A part of a map, ready for a browser."""
 
-    Attributes:
-        pixels: [row, column] bytes.
-        query, key: half-open ranges of tokens.
-        limits: what the bytes mean.
-        left: mean share of the attention of a row that is on keys which are not hidden; 1 when none are.
-    """
-
-    pixels: np.ndarray
-    query: tuple[int, int]
+    pixels: np.ndarray  # [row, column] bytes
+    query: tuple[int, int]  # half-open ranges of tokens
     key: tuple[int, int]
     limits: Limits
-    left: float
+    left: float  # mean share of the attention of a row that is on keys which are not hidden; 1 when none are
 
 
 def tile_of(maps: HeadMaps, unit: int, options: MapOptions) -> Tile:
     """What map options show of one head."""
-    rows, columns = _cells(maps, options.region, 0), _cells(maps, options.region, 2)
+    region = options.region or (maps.tokens.start, maps.tokens.stop) * 2
+    rows, columns = _cells(maps, *region[:2]), _cells(maps, *region[2:])
     values, left = _shown(maps, unit, rows, columns, options)
-    small = pooled(values, SIDE)
+    small = pooled(scaled(values, options.scale), SIDE)
     ends = limits(small, options.scale, stretched=options.hiding != "nothing")
     return Tile(encoded(small, ends), _tokens(maps, rows), _tokens(maps, columns), ends, left)
 
@@ -191,55 +170,40 @@ def row_of(maps: HeadMaps, unit: int, query: int, options: MapOptions, length: i
 
     None when the map has no such query. Where a saved map was pooled a cell's value stands at its first token.
     """
-    cell = _cell(maps, query)
-    if cell is None:
+    if query not in maps.tokens:
         return None
-    values, _ = _shown(maps, unit, slice(cell, cell + 1), slice(0, maps.cells), options, raw=True)
+    values, _ = _shown(maps, unit, _cells(maps, query, query + 1), slice(0, maps.cells), options)
     row = np.full(length, np.nan, dtype=np.float32)
     row[maps.first + maps.starts] = values[0]
-    ends = limits(values if options.scale != "log" else np.zeros((1, 1)), options.scale, stretched=True)
-    return row, ends
+    return row, WHOLE_LOG if options.scale == "log" else limits(values, options.scale, stretched=True)
 
 
 def numbers_at(maps: HeadMaps, unit: int, query: int, key: int) -> tuple[float | None, float | None]:
     """Exact probability and logit of one cell; None for what is not seen, or not known."""
-    row, column = _cell(maps, query), _cell(maps, key)
-    if row is None or column is None:
+    if query not in maps.tokens or key not in maps.tokens:
         return None, None
-    cell = slice(row, row + 1), slice(column, column + 1)
-    probability = maps.probabilities(unit, *cell)[0, 0]
-    try:
-        logit = maps.logits(unit, *cell)[0, 0]
-    except SinkscopeError:
-        logit = np.float32(np.nan)
-    return None if np.isnan(probability) else float(probability), None if np.isnan(logit) else float(logit)
+    cell = _cells(maps, query, query + 1), _cells(maps, key, key + 1)
+    probability, logit = maps.probabilities(unit, *cell).item(), np.nan
+    with suppress(SinkscopeError):  # saved maps have no logits
+        logit = maps.logits(unit, *cell).item()
+    return None if np.isnan(probability) else probability, None if np.isnan(logit) else logit
 
 
-def _shown(
-    maps: HeadMaps, unit: int, rows: slice, columns: slice, options: MapOptions, raw: bool = False
-) -> tuple[np.ndarray, float]:
-    """Values of a part of a map on their scale, or before it when `raw`, and what is left beside hidden keys."""
-    hidden = 0 if options.hiding == "nothing" else int(np.searchsorted(maps.starts + maps.first, options.hidden))
-    if hidden:
-        values, left = _without(hidden, maps, unit, rows, columns, options)
-    else:
-        values, left = (maps.logits if options.scale == "logit" else maps.probabilities)(unit, rows, columns), 1.0
-    return values if raw else scaled(values, options.scale), left
-
-
-def _without(
-    hidden: int, maps: HeadMaps, unit: int, rows: slice, columns: slice, options: MapOptions
-) -> tuple[np.ndarray, float]:
-    """Values of a part of a map with its first cells hidden, and the mean share of attention on the others.
+def _shown(maps: HeadMaps, unit: int, rows: slice, columns: slice, options: MapOptions) -> tuple[np.ndarray, float]:
+    """Probabilities or logits of a part of a map, and the mean share of attention beside hidden keys.
 
     Logits stay as they are where the rest is renormalised: softmax does not care for what is taken off all.
     """
+    is_logit = options.scale == "logit"
+    hidden = 0 if options.hiding == "nothing" else int(np.searchsorted(maps.starts + maps.first, options.hidden))
+    if not hidden:
+        return (maps.logits if is_logit else maps.probabilities)(unit, rows, columns), 1.0
     weights = maps.probabilities(unit, rows, slice(0, maps.cells))
     total = np.nansum(weights, axis=1, keepdims=True)  # which is 1 under softmax only
     weights = np.where(np.arange(maps.cells) < hidden, np.nan, weights)
     kept = np.nansum(weights, axis=1, keepdims=True)
     left = float(np.mean(kept[total > 0] / total[total > 0])) if (total > 0).any() else 0.0
-    if options.scale == "logit":
+    if is_logit:
         logits = maps.logits(unit, rows, columns)
         return np.where(np.arange(columns.start, columns.stop) < hidden, np.nan, logits), left
     if options.hiding == "renormalised":
@@ -247,20 +211,10 @@ def _without(
     return weights[:, columns], left
 
 
-def _cells(maps: HeadMaps, region: tuple[int, int, int, int] | None, side: int) -> slice:
-    if region is None:
-        return slice(0, maps.cells)
-    first, stop = (max(0, at - maps.first) for at in region[side : side + 2])
-    low = int(np.searchsorted(maps.starts, first, side="right")) - 1
-    high = int(np.searchsorted(maps.starts, stop))
-    low = min(max(low, 0), maps.cells - 1)
+def _cells(maps: HeadMaps, first: int, stop: int) -> slice:
+    low = int(np.searchsorted(maps.starts, max(0, first - maps.first), side="right")) - 1
+    high = int(np.searchsorted(maps.starts, max(0, stop - maps.first)))
     return slice(low, max(high, low + 1))
-
-
-def _cell(maps: HeadMaps, token: int) -> int | None:
-    if not maps.first <= token < maps.first + maps.length:
-        return None
-    return int(np.searchsorted(maps.starts, token - maps.first, side="right")) - 1
 
 
 def _tokens(maps: HeadMaps, cells: slice) -> tuple[int, int]:
@@ -268,15 +222,10 @@ def _tokens(maps: HeadMaps, cells: slice) -> tuple[int, int]:
     return int(maps.first + maps.starts[cells.start]), int(maps.first + stop)
 
 
-# --- all heads --------------------------------------------------------------------------------------------------------
-
-
 def thumbnails(layers: Iterable[Layer], check: Callable[[], None]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Bytes [unit, side, side] of all heads, and their mean entropy and largest importance, both [unit].
 
-    Args:
-        layers: the attention layers of one sequence.
-        check: called before each layer; may raise.
+    `check` is called before each layer, and may raise.
     """
     maps, entropies, peaks = [], [], []
     for layer in layers:
@@ -304,7 +253,7 @@ def saved_overview(maps: HeadMaps) -> Overview:
 def in_bytes(probabilities: np.ndarray) -> np.ndarray:
     """Bytes of max-pooled probabilities [unit, row, column]; 0 where there is none at all."""
     values = np.where(probabilities > 0, scaled(probabilities, "log"), np.nan)
-    return encoded(values, limits(np.array([[FAINTEST]]), "log"))
+    return encoded(values, WHOLE_LOG)
 
 
 def free_scores(record: xr.Dataset) -> dict[str, np.ndarray]:

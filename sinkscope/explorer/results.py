@@ -1,20 +1,132 @@
-"""What a model makes of a text under one configuration, and how that compares with the model as it is."""
+"""What a model makes of a text under one configuration, and how two such readings compare.
+
+Attention maps of single heads are made when somebody looks at them; a record may hold them as well.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import ClassVar
 
 import numpy as np
+import torch
 import xarray as xr
 
+from sinkscope.attention.layer import Layer
+from sinkscope.attention.masks import is_hidden
+from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.configuration import Configuration
-from sinkscope.explorer.head_maps import HeadMaps
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One head: the number of its layer in the model, and its own."""
+
+    layer: int
+    head: int
+
+    def __str__(self) -> str:
+        return f"layer {self.layer}, head {self.head}"
+
+
+class HeadMaps(ABC):
+    """The maps of one text under one configuration."""
+
+    units: list[Unit]  # all heads, layer by layer
+    first: int = 0  # place in the text of the first row and column
+    starts: np.ndarray  # [cell] place, counted from `first`, of the first token of each row and column
+    length: int  # tokens covered
+
+    @property
+    def cells(self) -> int:
+        """Rows and columns: one for each token, unless a saved map was pooled."""
+        return len(self.starts)
+
+    @property
+    def tokens(self) -> range:
+        return range(self.first, self.first + self.length)
+
+    @abstractmethod
+    def logits(self, unit: int, rows: slice, columns: slice) -> np.ndarray:
+        """Scores [row, column], NaN where a key is not seen."""
+
+    @abstractmethod
+    def probabilities(self, unit: int, rows: slice, columns: slice) -> np.ndarray:
+        """Weights [row, column], NaN where a key is not seen."""
+
+
+class LiveMaps(HeadMaps):
+    """Maps from the queries, keys and log-sum-exp that one sequence left; nothing of size T x T is kept."""
+
+    def __init__(self, layers: Sequence[Layer], numbers: Sequence[int], first: int = 0) -> None:
+        self.layers = layers
+        self.units = [Unit(n, head) for n, layer in zip(numbers, layers, strict=True) for head in range(layer.heads)]
+        self._layer_of = [layer for layer in layers for _ in range(layer.heads)]
+        self.first, self.length = first, layers[0].length
+        self.starts = np.arange(self.length)
+
+    def logits(self, unit: int, rows: slice, columns: slice) -> np.ndarray:
+        return self._values(unit, rows, columns, are_weights=False)
+
+    def probabilities(self, unit: int, rows: slice, columns: slice) -> np.ndarray:
+        return self._values(unit, rows, columns, are_weights=True)
+
+    @torch.no_grad()
+    def _values(self, unit: int, rows: slice, columns: slice, are_weights: bool) -> np.ndarray:
+        whole = self._layer_of[unit]
+        layer = whole.one_head(0, self.units[unit].head, torch.arange(rows.start, rows.stop))
+        layer = replace(layer, start=whole.start + rows.start)  # how far a query is from sinks that move along with it
+        everything = slice(0, layer.rows)
+        values = layer.logits(everything, columns)
+        hidden = is_hidden(values)
+        if are_weights:
+            values = layer.weights(values, everything, columns)
+        return values.masked_fill_(hidden, torch.nan)[0, 0].cpu().numpy()
+
+
+class SavedMaps(HeadMaps):
+    """Maps from a record that holds them (`Maps` probe, `from_maps`), of its first sequence; `stop` is where that ends.
+
+    Raises:
+        SinkscopeError: a record without maps.
+    """
+
+    def __init__(self, record: xr.Dataset) -> None:
+        if "attention_map" not in record:
+            raise SinkscopeError(
+                "this record holds no attention maps; measure with the probe sinkscope.Maps(resolution=None) or use "
+                "sinkscope.from_maps."
+            )
+        maps = record["attention_map"]
+        maps = maps.expand_dims([dim for dim in ("sequence", "layer", "head") if dim not in maps.dims])
+        maps = maps.isel(sequence=0).transpose("layer", "head", "map_query", "map_key")
+        places = np.asarray(maps["map_query"].values, dtype=int)
+        self.stop = int(np.ravel(record["length"])[0]) if "length" in record.coords else int(places[-1]) + 1
+        places = places[places < self.stop]  # of another sequence, where that one is longer
+        every = [Unit(int(layer), int(head)) for layer in maps["layer"].values for head in maps["head"].values]
+        values = maps.values.reshape(len(every), *maps.shape[-2:])[:, : len(places), : len(places)]
+        measured = np.flatnonzero(np.isfinite(values).any((1, 2)))
+        self._maps, self.units = values[measured], [every[place] for place in measured]
+        self._causal = bool(record.attrs.get("causal", 1))
+        self.first = int(places[0])
+        self.starts = places - self.first
+        is_pooled = bool((np.diff(places) > 1).any())
+        self.length = self.stop - self.first if is_pooled else len(places)
+
+    def logits(self, unit: int, rows: slice, columns: slice) -> np.ndarray:
+        raise SinkscopeError("a saved map holds probabilities only; logits need the model.")
+
+    def probabilities(self, unit: int, rows: slice, columns: slice) -> np.ndarray:
+        queries, keys = self.starts[rows], self.starts[columns]
+        part = self._maps[unit][rows, columns].astype(np.float32)
+        return np.where(keys[None] > queries[:, None], np.nan, part) if self._causal else part
 
 
 class Change(StrEnum):
-    """The kinds of message that a controller sends to its listener: what has changed.
+    """What has changed, as a controller tells its listener.
 
     The first four are also the kinds of results, each named like the attribute of `Results` that holds it.
     """
@@ -33,99 +145,63 @@ class Change(StrEnum):
 
 @dataclass(frozen=True)
 class Guesses:
-    """The likeliest next tokens at each query, likeliest first.
+    """The likeliest next tokens [query, rank] at each query, likeliest first."""
 
-    Attributes:
-        ids: [query, rank], -1 where a query was not scored.
-        probabilities: [query, rank].
-    """
-
-    ids: np.ndarray
+    ids: np.ndarray  # -1 where a query was not scored
     probabilities: np.ndarray
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A text, read under one configuration.
+class Result:
+    """What was found under one configuration."""
 
-    Attributes:
-        configuration: which.
-        maps: where attention went. Under re-computation every query has maps of its own: those of one are here.
-        losses: [token] nats, NaN where a token was not scored.
-        guesses: the next tokens at each query.
-        record: the sink mass and norms, as `sinkscope.measure` gives them.
-        note: what has to be said about it; or empty.
-    """
-
-    kind: ClassVar[Change] = Change.READING
+    kind: ClassVar[Change]
     configuration: Configuration
-    maps: HeadMaps
-    losses: np.ndarray
+
+
+@dataclass(frozen=True)
+class Reading(Result):
+    """A text that was read."""
+
+    kind = Change.READING
+    maps: HeadMaps  # under re-computation every query has maps of its own: those of one are here
+    losses: np.ndarray  # [token] nats, NaN where a token was not scored
     guesses: Guesses
-    record: xr.Dataset
-    note: str = ""
+    record: xr.Dataset  # sink mass and norms, as `sinkscope.measure` gives them
+    note: str = ""  # what has to be said about it
 
 
 @dataclass(frozen=True)
-class Overview:
-    """All heads at once.
+class Overview(Result):
+    """All heads at once."""
 
-    Attributes:
-        configuration: under which they were seen.
-        units: [unit, side, side] bytes of the max-pooled log10 probabilities (see `pixels`).
-        scores: by name, [unit]: what heads can be ranked by.
-    """
-
-    kind: ClassVar[Change] = Change.OVERVIEW
-    configuration: Configuration
-    units: np.ndarray
-    scores: dict[str, np.ndarray] = field(default_factory=dict)
+    kind = Change.OVERVIEW
+    units: np.ndarray  # [unit, side, side] bytes of the max-pooled log10 probabilities (see `pixels`)
+    scores: dict[str, np.ndarray]  # by name, [unit]: what heads can be ranked by
 
 
 @dataclass(frozen=True)
-class Price:
-    """What the configuration costs.
+class Price(Result):
+    """What the configuration costs."""
 
-    Attributes:
-        configuration: which.
-        kv_bytes: keys and values held behind the text.
-        flops: operations for its last token.
-        unknown: why neither can be told; empty where both are.
-    """
-
-    kind: ClassVar[Change] = Change.PRICE
-    configuration: Configuration
-    kv_bytes: int
-    flops: int
-    unknown: str = ""
+    kind = Change.PRICE
+    kv_bytes: int  # of keys and values held behind the text
+    flops: int  # operations for its last token
+    unknown: str = ""  # why neither can be told; empty where both are
 
 
 @dataclass(frozen=True)
-class Continuation:
-    """The greedy continuation of the text.
+class Continuation(Result):
+    """The greedy continuation of the text."""
 
-    Attributes:
-        configuration: under which.
-        text: so far.
-        done: whether it is as long as it gets.
-    """
-
-    kind: ClassVar[Change] = Change.CONTINUATION
-    configuration: Configuration
-    text: str
-    done: bool = False
-
-
-Result = Reading | Overview | Price | Continuation
+    kind = Change.CONTINUATION
+    text: str  # so far
+    done: bool = False  # whether it is as long as it gets
 
 
 @dataclass
 class Results:
-    """All there is of one configuration so far.
-
-    Attributes:
-        reading, overview, price, continuation: None until they are there.
-    """
+    """All there is of one configuration so far; None for what is not there yet."""
 
     reading: Reading | None = None
     overview: Overview | None = None
@@ -137,23 +213,14 @@ class Results:
         setattr(self, result.kind.value, result)
 
 
-# --- beside the model as it is ----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Loss:
-    """How two readings compare over the same tokens.
-
-    Attributes:
-        dense, changed: perplexities.
-        tokens: how many tokens were scored under both.
-        first: the first of them.
-    """
+    """The perplexities of two readings over the same tokens."""
 
     dense: float
     changed: float
-    tokens: int
-    first: int
+    tokens: int  # how many were scored under both
+    first: int  # the place of the first of them
 
 
 def loss_of(dense: Reading, changed: Reading) -> Loss | None:
@@ -175,25 +242,16 @@ def compared(dense: Reading, changed: Reading) -> np.ndarray:
 def guesses_at(
     query: int, dense: Reading, changed: Reading, count: int
 ) -> list[tuple[int, float | None, float | None]]:
-    """The likeliest next tokens at a query.
+    """The `count` likeliest next tokens at a query: id, and probability in the dense and in the changed reading.
 
-    Args:
-        query: the token that predicts.
-        dense: the reading of the model as it is.
-        changed: the one under a configuration.
-        count: how many.
-
-    Returns:
-        Token id, its probability under the model as it is, and under the configuration; None stands for a probability
-        below those that were kept. Empty where one of them was not read at this query.
+    None stands for a probability below those that were kept. Empty where one of the readings has none at this query.
     """
-    kept: list[dict[int, float]] = []
-    for reading in (dense, changed):
-        guesses = reading.guesses
-        if guesses.ids[query, 0] < 0:
-            return []
-        kept.append(dict(zip(guesses.ids[query].tolist(), guesses.probabilities[query].tolist(), strict=True)))
-    before, after = kept
+    both = [each.guesses for each in (dense, changed)]
+    if any(guesses.ids[query, 0] < 0 for guesses in both):
+        return []
+    before, after = (
+        dict(zip(each.ids[query].tolist(), each.probabilities[query].tolist(), strict=True)) for each in both
+    )
     best = {*list(before)[:count], *list(after)[:count]}
     order = sorted(best, key=lambda token: -max(before.get(token, 0.0), after.get(token, 0.0)))
     return [(token, before.get(token), after.get(token)) for token in order[:count]]

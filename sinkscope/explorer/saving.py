@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -14,20 +12,20 @@ from typing import Any
 import ipywidgets as w
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 
+from sinkscope import figures
+from sinkscope.attention.placement import is_ours
 from sinkscope.errors import SinkscopeError
-from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.controller import Controller
-from sinkscope.explorer.results import compared
-from sinkscope.files import replacing
+from sinkscope.explorer.display import alert
+from sinkscope.explorer.results import Reading, compared
+from sinkscope.files import replacing, write_text
 from sinkscope.models.facts import model_attributes, token_attributes
 from sinkscope.policies import PerHead
 from sinkscope.record import save_record
+from sinkscope.reporting.page import inline_png
 
 NEEDS_KERNEL = "The explorer of sinkscope is here while a kernel runs: run this cell to have it."
-
-# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def view_record(controller: Controller) -> xr.Dataset:
@@ -36,7 +34,7 @@ def view_record(controller: Controller) -> xr.Dataset:
     Raises:
         SinkscopeError: nothing was read yet.
     """
-    maps, reading, dense = controller.maps, controller.now.reading, controller.dense.reading
+    maps, model = controller.maps, controller.model
     if maps is None:
         raise SinkscopeError("nothing was read yet, so there is nothing to save; wait for the first map.")
     unit, whole = maps.units[controller.unit], slice(0, maps.cells)
@@ -55,29 +53,31 @@ def view_record(controller: Controller) -> xr.Dataset:
             "token_text": (("sequence", "token"), np.array([controller.tokens], dtype=object)),
         },
     )  # fmt: skip
-    if reading is not None and dense is not None:
-        shown = [("dense", dense)] + ([] if reading is dense else [(controller.name, reading)])
-        losses = np.stack([each.losses[None] for _, each in shown])
+    readings = [(name, each.reading) for name, each in controller.side_by_side if each.reading is not None]
+    if readings:
+        losses = np.stack([each.losses[None] for _, each in readings])
         record["nll"] = (("policy", "sequence", "token"), losses, {"units": "nats"})
-        known = [each.configuration.policy_slot.coordinates for _, each in shown]
+        known = [each.configuration.policy_slot.coordinates for _, each in readings]
         per_policy = {name: ("policy", [each[name] for each in known]) for name in known[0]}
-        record = record.assign_coords({"policy": [name for name, _ in shown], **per_policy})
-    return record.assign_attrs(kind="explored", setting=controller.name, **_provenance(controller, record))
+        record = record.assign_coords({"policy": [name for name, _ in readings], **per_policy})
+    record.attrs = {"kind": "explored", "setting": controller.name}
+    if model is not None:
+        hashed = record.assign_coords(token_id=(("sequence", "token"), model.ids.cpu().numpy()[None]))
+        record.attrs |= model_attributes(model.model) | token_attributes(hashed, model.model)
+    return record
 
 
 def code_of(controller: Controller, text: str | None = None) -> str:
     """Lines of Python that measure what is shown, with nothing of the explorer.
 
-    Args:
-        text: an expression for the token ids [1, token]; the ids themselves when None.
+    `text` is an expression for the token ids [1, token]; the ids themselves are written when None.
     """
-    if controller.model is None or controller.now.reading is None:
+    model, reading, dense = controller.model, controller.now.reading, controller.dense.reading
+    if model is None or reading is None or dense is None:
         raise SinkscopeError("a saved record was opened without its model, so there is no code that measures it again.")
-    configuration, unit = controller.now.reading.configuration, controller.units[controller.unit]
-    name = model_attributes(controller.model.model)["model"]
-    ids = text or f"torch.tensor([{controller.model.ids.tolist()}])"
+    configuration, unit = reading.configuration, controller.units[controller.unit]
+    name = model_attributes(model.model)["model"]
     slots = {"policy": configuration.policy_slot, "normaliser": configuration.normaliser_slot}
-    probe = f"sinkscope.Maps(layers=[{unit.layer}], heads=[{unit.head}], resolution=None)"
     lines = [
         f"# {unit} of {name}, under {configuration.name}",
         "import torch",
@@ -85,33 +85,29 @@ def code_of(controller: Controller, text: str | None = None) -> str:
         *_imports(slots.values()),
         "",
         f"model, tokenizer = sinkscope.load()  # or the model that was explored: {name}",
-        f"ids = {ids}",
+        f"ids = {text or f'torch.tensor([{model.ids.tolist()}])'}",
         *(f"{name} = {_expression(slot)}" for name, slot in slots.items()),
         "",
     ]
+    arguments, seen = "policy=policy, normaliser=normaliser", "ids"
     if configuration.is_recomputed:
-        first, stop = controller.now.reading.maps.first, controller.now.reading.maps.first
-        stop += controller.now.reading.maps.length
-        arguments, seen = "normaliser=normaliser", f"ids[:, {first}:{stop}]"
-        lines.append(f"# re-computation runs the window of token {stop - 1} as a text of its own")
-    else:
-        arguments, seen = "policy=policy, normaliser=normaliser", "ids"
+        window = reading.maps.tokens
+        arguments, seen = "normaliser=normaliser", f"ids[:, {window.start}:{window.stop}]"
+        lines.append(f"# re-computation runs the window of token {window[-1]} as a text of its own")
     lines += [
-        f"probe = {probe}",
+        f"probe = sinkscope.Maps(layers=[{unit.layer}], heads=[{unit.head}], resolution=None)",
         f"with torch.no_grad(), sinkscope.attached(model, {arguments}, probes=[probe]) as scope:",
         f"    model({seen})",
         'attention_map = scope.array("attention_map")[0, 0, 0]  # [query, key]',
         "",
-        *_perplexities(controller, configuration),
+        *_perplexities(dense, reading),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _perplexities(controller: Controller, configuration: Configuration) -> list[str]:
+def _perplexities(dense: Reading, now: Reading) -> list[str]:
     """Lines that measure the perplexities, dense and under the configuration, over the tokens compared."""
-    dense, now = controller.dense.reading, controller.now.reading
-    assert dense is not None and now is not None
-    places = compared(dense, now)
+    places, configuration = compared(dense, now), now.configuration
     is_sample = configuration.is_recomputed and len(places)
     tokens = places.tolist() if is_sample else f"slice({places[0] if len(places) else 1}, None)"
     measured = {"dense": "[sinkscope.Dense()]"}
@@ -127,20 +123,15 @@ def _perplexities(controller: Controller, configuration: Configuration) -> list[
 def save_view(controller: Controller, folder: str | os.PathLike[str], text: str | None = None) -> list[Path]:
     """Write the view as view.pdf, view.svg and view.png, its record as view.nc, and, with a model, its code as view.py.
 
-    Returns:
-        The files.
-
     Raises:
         SinkscopeError: nothing was read yet, or the folder cannot be written.
     """
-    from sinkscope.figures import explored
-
     record, folder = view_record(controller), Path(folder).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise SinkscopeError(f"cannot write to {folder}: {problem.strerror or problem}.") from problem
-    figure, files = explored(record), []
+    figure, files = figures.explored(record), []
     for kind in ("pdf", "svg", "png"):
         files.append(folder / f"view.{kind}")
         with replacing(files[-1], "the figure") as partial:
@@ -148,75 +139,44 @@ def save_view(controller: Controller, folder: str | os.PathLike[str], text: str 
     files.append(save_record(record, folder / "view.nc"))
     if controller.model is not None:
         files.append(folder / "view.py")
-        with replacing(files[-1], "the code") as partial:
-            partial.write_text(code_of(controller, text), encoding="utf-8")
+        write_text(files[-1], code_of(controller, text), "the code")
     return files
-
-
-def _is_ours(slot: Any) -> bool:
-    return type(slot).__module__.split(".")[0] == "sinkscope"
 
 
 def _imports(slots: Iterable[Any]) -> list[str]:
     """Lines for classes from outside the package: imports, or a comment for those that only a notebook has."""
-    foreign = [type(slot) for slot in slots if slot is not None and not _is_ours(slot)]
     return [
         f"# here goes the definition of your class {each.__qualname__}"
         if each.__module__ == "__main__" or "." in each.__qualname__
         else f"from {each.__module__} import {each.__name__}"
-        for each in foreign
+        for each in map(type, slots)
+        if not is_ours(each)
     ]
 
 
 def _expression(slot: Any) -> str:
-    if slot is None:
-        return "None"
     text = repr(slot).replace("-inf", 'float("-inf")')
-    names = [type(slot).__name__] if _is_ours(slot) else []
-    if isinstance(slot, PerHead):  # made of others
-        names += [type(policy).__name__ for policy in slot.parts if _is_ours(policy)]
+    parts = [slot, *slot.parts] if isinstance(slot, PerHead) else [slot]
+    names = [type(part).__name__ for part in parts if is_ours(type(part))]
     return re.sub(rf"(?<![\w.])({'|'.join(names)})\(", r"sinkscope.\1(", text) if names else text
-
-
-def _provenance(controller: Controller, record: xr.Dataset) -> dict[str, Any]:
-    if controller.model is None:
-        return {}
-    record = record.assign_coords(token_id=(("sequence", "token"), controller.model.ids.cpu().numpy()[None]))
-    return {**model_attributes(controller.model.model), **token_attributes(record, controller.model.model)}
-
-
-# --- in the notebook --------------------------------------------------------------------------------------------------
-
-
-def png(figure: Figure) -> bytes:
-    """A figure as a PNG file."""
-    target = io.BytesIO()
-    figure.savefig(target, format="png", dpi=110)
-    return target.getvalue()
 
 
 def static_picture(controller: Controller) -> str:
     """HTML: the view as it is now, in a fold, with its configuration; a sentence where there is none yet."""
-    from sinkscope.figures import explored
-
     try:
-        picture = png(explored(view_record(controller)))
+        picture = inline_png(figures.explored(view_record(controller)), dpi=110)
     except SinkscopeError as error:
         return f"<p>{escape(NEEDS_KERNEL)} ({escape(str(error))})</p>"
-    caption, data = escape(controller.caption), base64.b64encode(picture).decode("ascii")
+    caption = escape(controller.caption)
     return (
         f"<details><summary>A still picture of the explorer, for reading without a kernel: {caption}</summary>"
-        f'<img alt="attention map and losses: {caption}" style="max-width:100%" src="data:image/png;base64,{data}">'
+        f'<img alt="attention map and losses: {caption}" style="max-width:100%" src="{picture}">'
         "</details>"
     )
 
 
 class SaveBar(w.HBox):
-    """Where to save, the button, and what came of it.
-
-    Args:
-        save: writes the view into a folder and gives the files.
-    """
+    """Where to save, the button, and what came of it; `save` writes the view into a folder and gives the files."""
 
     def __init__(self, save: Callable[[str | os.PathLike[str]], list[Path]]) -> None:
         self._save = save
@@ -230,6 +190,6 @@ class SaveBar(w.HBox):
         try:
             files = self._save(self.folder.value or ".")
         except SinkscopeError as error:
-            self.status.value = f"<b role='alert'>{escape(str(error))}</b>"
+            self.status.value = alert(str(error))
             return
         self.status.value = "saved " + ", ".join(escape(str(file)) for file in files)

@@ -15,14 +15,13 @@ from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.perplexity import Run, check_run, reader_of
-from sinkscope.explorer.background import Worker
+from sinkscope.explorer.background import Deliver, Worker
 from sinkscope.explorer.configuration import MOST_SINKS, POLICIES, Configuration
 from sinkscope.explorer.controller import sentence
-from sinkscope.explorer.display import CHANGED, DENSE, lay_out, vertical_line
+from sinkscope.explorer.display import CHANGED, DENSE, alert, lay_out, vertical_line
 from sinkscope.explorer.text_model import TextModel, copy_sharing_weights
 from sinkscope.policies import Policy
 from sinkscope.scope.binding import limit_notes
-from sinkscope.streaming.readers import Reader
 
 BLOCK = 128  # tokens read at once, and drawn at once
 SPEEDS = {"as fast as it goes": None, "150 tokens/s": 150.0, "50 tokens/s": 50.0}
@@ -30,17 +29,7 @@ PLAYED = {POLICIES[name].label: name for name in ("window", "sinks", "dense")}  
 
 
 class Player:
-    """Reads block by block, each policy in turn, and goes on from where it stopped.
-
-    Args:
-        model: a decoder with a language head; copies of it that share its weights are run.
-        ids: [token].
-        policies: which keys a query may see; none that is recomputed.
-
-    Attributes:
-        losses: [policy, token] nats, NaN where not yet read.
-        done: [policy] tokens read.
-        seconds: [policy] the model took for them.
+    """Reads a text [token] block by block, each policy in turn, and goes on from where it stopped.
 
     Raises:
         SinkscopeError: a text of fewer than two tokens, a policy that is recomputed or that the model cannot carry out.
@@ -48,19 +37,22 @@ class Player:
 
     def __init__(self, model: nn.Module, ids: Tensor, policies: Sequence[Policy]) -> None:
         self.ids, self.policies = ids, list(policies)
-        self.losses = np.full((len(self.policies), len(ids)), np.nan, dtype=np.float32)
-        self.done, self.seconds = [0] * len(self.policies), [0.0] * len(self.policies)
-        self.notes = []
+        self.losses = np.full((len(self.policies), len(ids)), np.nan, dtype=np.float32)  # nats, NaN where not yet read
+        self.done = [0] * len(self.policies)  # tokens read
+        self.seconds = [0.0] * len(self.policies)  # the model took for them
+        self.notes: list[str] = []
         for policy in self.policies:
             if policy.coordinates["recomputed"]:
                 raise SinkscopeError(f"`{policy.name}` keeps nothing to play on from; give policies that keep a cache.")
             self.notes += limit_notes(model, policy, len(ids))
-        # begun once and kept while paused: the scopes they hold open are on copies that nobody else has
-        self._steps = [self._reader(copy_sharing_weights(model).eval(), policy).steps() for policy in self.policies]
+        run, self._steps = Run(BLOCK, None, 0), []
+        for policy in self.policies:  # begun once and kept while paused: the scopes they hold open are on copies
+            copied = copy_sharing_weights(model).eval()
+            check_run(copied, [ids], run)
+            self._steps.append(reader_of(copied, ids[None], policy, run).steps())
 
     @property
     def is_over(self) -> bool:
-        """Whether the text has ended."""
         return min(self.done) >= len(self.ids) - 1
 
     @torch.no_grad()
@@ -69,18 +61,18 @@ class Player:
     ) -> Iterator[list[int]]:
         """Read on until the text ends or `is_stopped()`; gives `done` after each round of all policies.
 
-        Args:
-            pace: tokens per second and policy that it should not go beyond; None for as fast as it goes.
+        `pace()` gives the tokens per second and policy that it should not go beyond; None is as fast as it goes.
         """
         while not self.is_over and not is_stopped():
             began, before = time.perf_counter(), min(self.done)
             for place in range(len(self.policies)):
                 self._read_on(place)
             yield list(self.done)
-            self._rest(began, min(self.done) - before, pace, is_stopped)
+            tokens = min(self.done) - before
+            while (limit := pace()) and time.perf_counter() - began < tokens / limit and not is_stopped():
+                time.sleep(0.02)
 
     def close(self) -> None:
-        """Let go of what was read."""
         for steps in self._steps:
             steps.close()  # type: ignore[attr-defined]
 
@@ -95,11 +87,6 @@ class Player:
         """Tokens per second of one policy, while it has the machine."""
         return self.done[place] / self.seconds[place] if self.seconds[place] else 0.0
 
-    def _reader(self, model: nn.Module, policy: Policy) -> Reader:
-        run = Run(BLOCK, None, 0)
-        check_run(model, [self.ids], run)
-        return reader_of(model, self.ids[None], policy, run)
-
     def _read_on(self, place: int) -> None:
         """Read until a block is whole; families that go token by token take many steps for one."""
         goal = min(self.done[place] + BLOCK, len(self.ids) - 1)
@@ -110,26 +97,14 @@ class Player:
             self.done[place] = step.done
         self.seconds[place] += time.perf_counter() - began
 
-    def _rest(
-        self, began: float, tokens: int, pace: Callable[[], float | None], is_stopped: Callable[[], bool]
-    ) -> None:
-        while (limit := pace()) and time.perf_counter() - began < tokens / limit and not is_stopped():
-            time.sleep(0.02)
-
 
 class StreamingTab(w.VBox):
-    """Play, pause, and the perplexity of both policies along the text, as it comes.
+    """Play, pause, and the perplexity of both policies along a text [token], as it comes.
 
-    Args:
-        model: reads the text.
-        ids: [token] of the long text.
-        deliver: as for `Worker`.
-        begin: called before playing, so that nothing else uses the machine.
+    `begin` is called before playing, so that nothing else uses the machine.
     """
 
-    def __init__(
-        self, model: TextModel, ids: Tensor, deliver: Callable[[Callable[[], None]], None], begin: Callable[[], None]
-    ) -> None:
+    def __init__(self, model: TextModel, ids: Tensor, deliver: Deliver, begin: Callable[[], None]) -> None:
         self._original: nn.Module | None = model.original
         self._ids, self._begin = ids, begin
         self._worker = Worker(deliver)
@@ -160,11 +135,9 @@ class StreamingTab(w.VBox):
 
     @property
     def is_playing(self) -> bool:
-        """Whether a text is being read."""
         return self.play.description == "pause"
 
     def toggle(self) -> None:
-        """Play, or pause."""
         if self.is_playing:
             self.pause()
             return
@@ -182,25 +155,26 @@ class StreamingTab(w.VBox):
 
     def pause(self) -> None:
         """Stop where it is, after the block under way."""
-        self._worker.cancel()
-        self._worker.join(timeout=10)
-        self.play.description = "play"
-        if self.player is not None:
+        if self.is_playing:
+            self._stop()
             self._draw()
 
     def restart(self) -> None:
-        """Back to the start of the text."""
         self._forget()
         self.toggle()
 
     def make_chart(self) -> None:
         """Make the chart, once; it takes the browser a moment to load."""
         if self.chart is None:
-            self.chart = _chart()
+            self.chart = go.FigureWidget()
+            for colour, dash in ((CHANGED, "dash"), (DENSE, "solid")):
+                self.chart.add_scatter(x=[], y=[], mode="lines", line={"color": colour, "width": 2, "dash": dash})
+            lay_out(self.chart, 840, 300, {"l": 60, "r": 10, "t": 26, "b": 40}, showlegend=True)
+            self.chart.update_xaxes(title="tokens read; dotted: the cache is full")
+            self.chart.update_yaxes(title="perplexity, last 256 tokens", type="log")
             self.place.children = [self.chart]
 
     def close(self) -> None:
-        """Stop, and let go of everything."""
         self._forget()
         self._original = None
         super().close()
@@ -215,10 +189,13 @@ class StreamingTab(w.VBox):
             raise SinkscopeError("both policies are the same; choose two to compare.")
         return made
 
-    def _forget(self) -> None:
+    def _stop(self) -> None:
         self._worker.cancel()
         self._worker.join(timeout=10)
         self.play.description = "play"
+
+    def _forget(self) -> None:
+        self._stop()
         if self.player is not None:
             self.player.close()
             self.player = None
@@ -227,10 +204,7 @@ class StreamingTab(w.VBox):
         self.play.description = "play"
         if problem is not None:
             self._forget()  # what failed cannot be gone on with
-            self._say(sentence(problem))
-
-    def _say(self, problem: str) -> None:
-        self.status.value = f"<b role='alert'>{escape(problem)}</b>"
+            self.status.value = alert(sentence(problem))
 
     def _draw(self) -> None:
         player, chart = self.player, self.chart
@@ -249,14 +223,3 @@ class StreamingTab(w.VBox):
             chart.layout.shapes = [vertical_line(size, dash="dot") for size in sizes]
         over = " · the text has ended" if player.is_over else ""
         self.status.value = " · ".join(lines) + over
-
-
-def _chart() -> go.FigureWidget:
-    figure = go.FigureWidget()
-    for colour, dash in ((CHANGED, "dash"), (DENSE, "solid")):
-        figure.add_scatter(x=[], y=[], mode="lines", line={"color": colour, "width": 2, "dash": dash})
-    lay_out(figure, 840, 300, {"l": 60, "r": 10, "t": 26, "b": 40})
-    figure.update_layout(showlegend=True)
-    figure.update_xaxes(title="tokens read; dotted: the cache is full")
-    figure.update_yaxes(title="perplexity, last 256 tokens", type="log")
-    return figure

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,8 @@ from torch import Tensor, nn
 from sinkscope.attention.layer import Layer
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.configuration import Configuration
-from sinkscope.explorer.head_maps import LiveMaps
 from sinkscope.explorer.pixels import FIRST, free_scores, thumbnails
-from sinkscope.explorer.results import Continuation, Guesses, Overview, Price, Reading, Result
+from sinkscope.explorer.results import Continuation, Guesses, LiveMaps, Overview, Price, Reading, Result
 from sinkscope.hf.caches import with_cache
 from sinkscope.models.facts import find_anatomy
 from sinkscope.models.requirements import check_decoder, check_unscoped, not_finite
@@ -58,13 +58,9 @@ class TextModel:
     """A copy of a model that shares its weights, with a text.
 
     Args:
-        model: a decoder with a language head; it is neither changed nor run itself.
+        model: a decoder with a language head; it is neither changed nor run itself, but a copy of it.
         ids: [token].
         tokenizer: turns continuations into text; their ids are shown where None.
-
-    Attributes:
-        original: the model as it was given.
-        model: the copy, which is run in its place.
 
     Raises:
         SinkscopeError: a model that predicts no next token or carries a scope, ids outside its vocabulary, fewer than
@@ -83,7 +79,7 @@ class TextModel:
         self.ids = ids.to(next(self.model.parameters()).device)
         self.tokenizer = tokenizer
         self._is_overtaken: Callable[[], bool] = lambda: False
-        self._losses_afresh: tuple[Configuration, np.ndarray] | None = None
+        self._losses_afresh: tuple[Configuration | None, np.ndarray] = (None, np.empty(0))
         for part in self.anatomy.parts:
             (part.layer or part.attention).register_forward_pre_hook(self._check)
 
@@ -99,20 +95,16 @@ class TextModel:
             SinkscopeError: a configuration that this model, or this text, cannot be read under.
         """
         self._is_overtaken = is_overtaken
-        try:
-            configuration.check(len(self.ids))
+        configuration.check(len(self.ids))
+        with suppress(Overtaken):
             if configuration.is_recomputed:
                 yield from self._recomputed(configuration, query)
             else:
                 yield from self._whole(configuration)
-        except Overtaken:
-            return
 
     def _check(self, *_: Any) -> None:
         if self._is_overtaken():
             raise Overtaken
-
-    # --- dense, window, sinks, chosen tokens --------------------------------------------------------------------------
 
     def _whole(self, configuration: Configuration) -> Iterator[Result]:
         notes = limit_notes(self.model, configuration.policy_slot, len(self.ids))
@@ -120,8 +112,7 @@ class TextModel:
         logits, maps, record = self._measured(configuration, self.ids, cache)
         losses, guesses = self._scored(logits)
         yield Reading(configuration, maps, losses, guesses, record, " ".join(notes))
-        yield self._overview(configuration, maps, record)
-        yield self._price(configuration)
+        yield from self._beside(configuration, maps, record)
         last = logits[-1].clone()  # alone: a view would keep the logits of the whole text
         del logits
         yield from self._continuation(configuration, self._cached_steps(configuration, cache, last), WRITTEN)
@@ -140,34 +131,28 @@ class TextModel:
 
     def _scored(self, logits: Tensor) -> tuple[np.ndarray, Guesses]:
         """Losses [token] of predicting each from those before it, and the guesses at each query."""
-        losses = np.full(len(self.ids), np.nan, dtype=np.float32)
-        ids, shares = [], []
-        for start in range(0, len(logits), CHUNK):
+        losses, ids, shares = [np.full(1, np.nan, dtype=np.float32)], [], []  # nothing predicts the first token
+        for start, targets in zip(range(0, len(logits), CHUNK), self.ids.roll(-1).split(CHUNK), strict=True):
             rows = logits[start : start + CHUNK].float()
             total = rows.logsumexp(-1)
             if not bool(total.isfinite().all()):
                 raise not_finite(f"the logits at tokens {start} to {start + len(rows) - 1}", self.model)
-            targets = self.ids[start + 1 : start + 1 + len(rows)]
-            predicting = slice(0, len(targets))
-            found = total[predicting] - rows[predicting].gather(-1, targets[:, None])[:, 0]
-            losses[start + 1 : start + 1 + len(targets)] = found.cpu().numpy()
             best = rows.topk(min(RANKS, rows.shape[-1]), -1)
+            losses.append((total - rows.gather(-1, targets[:, None])[:, 0]).cpu().numpy())
             ids.append(best.indices.cpu().numpy())
             shares.append((best.values - total[:, None]).exp().cpu().numpy())
-        return losses, Guesses(np.concatenate(ids), np.concatenate(shares))
+        return np.concatenate(losses)[:-1], Guesses(np.concatenate(ids), np.concatenate(shares))
 
-    def _overview(self, configuration: Configuration, maps: LiveMaps, record: Any) -> Overview:
+    def _beside(self, configuration: Configuration, maps: LiveMaps, record: Any) -> Iterator[Overview | Price]:
         units, scores = thumbnails(maps.layers, self._check)
-        return Overview(configuration, units, scores | free_scores(record))
-
-    def _price(self, configuration: Configuration) -> Price:
+        yield Overview(configuration, units, scores | free_scores(record))
         policy = configuration.policy_slot
         kept = Dense() if policy.is_partial else policy  # beside dense layers the cache holds all tokens
         try:
             found = cost(self.model, kept, len(self.ids))
+            yield Price(configuration, found.kv_bytes, found.flops_per_token)
         except SinkscopeError as problem:  # what can be read need not have a cost that can be told
-            return Price(configuration, 0, 0, unknown=str(problem))
-        return Price(configuration, found.kv_bytes, found.flops_per_token)
+            yield Price(configuration, 0, 0, unknown=str(problem))
 
     def _cached_steps(self, configuration: Configuration, cache: ReadingCache, last: Tensor) -> Iterator[int]:
         with attached(self.model, policy=configuration.policy_slot, normaliser=configuration.normaliser_slot):
@@ -177,41 +162,35 @@ class TextModel:
                 positions = cache.positions(1, token.device)
                 last = self.model(token[None, None], **with_cache(self.model, cache), **positions).logits[0, -1]
 
-    # --- re-computation -----------------------------------------------------------------------------------------------
-
     def _recomputed(self, configuration: Configuration, query: int) -> Iterator[Result]:
-        policy = configuration.policy_slot
+        policy, tokens = configuration.policy_slot, len(self.ids)
         assert policy.cache_size is not None
-        notes = limit_notes(self.model, policy, len(self.ids))
+        notes = limit_notes(self.model, policy, tokens)
         first = max(0, query - policy.cache_size + 1)
         logits, maps, record = self._measured(configuration, self.ids[first : query + 1], None, first)
-        guesses = self._guesses_at(query, logits[-1:])
-        known = self._losses_afresh
-        losses = known[1] if known and known[0] == configuration else np.full(len(self.ids), np.nan, dtype=np.float32)
+        best = logits[-1].float().softmax(-1).topk(min(RANKS, logits.shape[-1]))
+        shape = (tokens, len(best.values))
+        guesses = Guesses(np.full(shape, -1), np.full(shape, np.nan, dtype=np.float32))
+        guesses.ids[query], guesses.probabilities[query] = best.indices.cpu().numpy(), best.values.cpu().numpy()
+        known, losses = self._losses_afresh
+        if known != configuration:
+            losses = np.full(tokens, np.nan, dtype=np.float32)
         note = (
             "re-computation has maps of its own for every query: these are of the window of tokens "
             f"{first} to {query}; its losses are those of the first window and of a sample behind it"
         )
         reading = Reading(configuration, maps, losses, guesses, record, ". ".join([*notes, note]))
         yield reading
-        yield self._overview(configuration, maps, record)
-        yield self._price(configuration)
-        if known is None or known[0] != configuration:
+        yield from self._beside(configuration, maps, record)
+        if known != configuration:
             for losses in self._losses_recomputed(configuration):
                 yield replace(reading, losses=losses)
             self._losses_afresh = (configuration, losses)
         yield from self._continuation(configuration, self._steps_afresh(configuration), WRITTEN_AFRESH)
 
-    def _guesses_at(self, query: int, logits: Tensor) -> Guesses:
-        shape = (len(self.ids), min(RANKS, logits.shape[-1]))
-        guesses = Guesses(np.full(shape, -1), np.full(shape, np.nan, dtype=np.float32))
-        best = logits.float().softmax(-1).topk(shape[1], -1)
-        guesses.ids[query], guesses.probabilities[query] = best.indices[0].cpu().numpy(), best.values[0].cpu().numpy()
-        return guesses
-
     def _losses_recomputed(self, configuration: Configuration) -> Iterator[np.ndarray]:
-        policy, last = configuration.policy_slot, len(self.ids) - 1
-        size, normaliser = policy.cache_size, configuration.normaliser_slot
+        policy, normaliser = configuration.policy_slot, configuration.normaliser_slot
+        size, last = policy.cache_size, len(self.ids) - 1
         assert size is not None
         early = np.arange(min(size, last))
         late = np.linspace(size, last - 1, SAMPLED).astype(int) if size < last else early[:0]
@@ -233,11 +212,9 @@ class TextModel:
                 yield int(token)
                 ids = torch.cat([ids, token[None]])
 
-    # --- continuations ------------------------------------------------------------------------------------------------
-
     def _continuation(self, configuration: Configuration, steps: Iterator[int], count: int) -> Iterator[Continuation]:
         written: list[int] = []
-        for _, token in zip(range(count), steps, strict=False):  # in this order no step is taken that nobody wants
+        for token in islice(steps, count):
             written.append(token)
             text = str(written) if self.tokenizer is None else self.tokenizer.decode(written)
             yield Continuation(configuration, text, len(written) == count)
@@ -245,10 +222,9 @@ class TextModel:
 
 
 def copy_sharing_weights(model: nn.Module) -> nn.Module:
-    """A copy of a model's modules and configuration that shares its parameters and buffers.
+    """A copy of a model that shares its parameters and buffers.
 
-    What is hung on the copy, or set in it, does not touch the model, which another thread may be using; its weights
-    cost nothing again. Training the model trains the copy.
+    What is hung on the copy, or set in it, does not touch the model, which another thread may be using.
     """
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     return copy.deepcopy(model, shared)

@@ -11,8 +11,7 @@ import xarray as xr
 
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.controller import Controller
-from sinkscope.explorer.head_maps import HeadMaps, Unit
-from sinkscope.explorer.results import Continuation, Guesses, Overview, Price, Reading
+from sinkscope.explorer.results import Continuation, Guesses, HeadMaps, Overview, Price, Reading, Unit
 
 WAIT = 30  # seconds until a test gives up
 LENGTH = 24

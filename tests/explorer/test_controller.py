@@ -11,8 +11,7 @@ from sinkscope import SinkscopeError
 from sinkscope.explorer.background import Mailbox
 from sinkscope.explorer.configuration import OWN, Configuration
 from sinkscope.explorer.controller import NEEDS_MODEL, Controller
-from sinkscope.explorer.head_maps import Unit
-from sinkscope.explorer.results import Change
+from sinkscope.explorer.results import Change, Unit
 from tests.explorer.fakes import LENGTH, TEXTS, WAIT, Gate, ask, is_whole, random_maps
 
 # --- reading ----------------------------------------------------------------------------------------------------------

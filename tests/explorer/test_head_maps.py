@@ -20,7 +20,7 @@ from sinkscope import (
     save_record,
 )
 from sinkscope.explorer.configuration import Configuration
-from sinkscope.explorer.head_maps import HeadMaps, SavedMaps, Unit
+from sinkscope.explorer.results import HeadMaps, SavedMaps, Unit
 from tests.explorer.references import CONFIGURATIONS, FAMILIES, TOKENS, defined, first, reader, text
 from tests.support.eager import eager_maps
 from tests.support.zoo import build, inputs

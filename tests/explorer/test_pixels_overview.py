@@ -8,8 +8,8 @@ import torch
 
 from sinkscope import Maps, capture
 from sinkscope.explorer.configuration import Configuration
-from sinkscope.explorer.head_maps import SavedMaps
 from sinkscope.explorer.pixels import FAINTEST, RANKINGS, THUMBNAIL, saved_overview, thumbnails
+from sinkscope.explorer.results import SavedMaps
 from tests.explorer.references import CONFIGURATIONS, FAMILIES, defined, everything, first, reader, text
 from tests.support.eager import eager_maps, entropy
 from tests.support.zoo import build, inputs

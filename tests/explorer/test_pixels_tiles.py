@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from sinkscope import Maps, SinkscopeError, capture
 from sinkscope.explorer.configuration import Configuration
-from sinkscope.explorer.head_maps import HeadMaps, SavedMaps
 from sinkscope.explorer.pixels import MapOptions, encoded, numbers_at, pooled, row_of, tile_of
+from sinkscope.explorer.results import HeadMaps, SavedMaps
 from tests.explorer.fakes import random_maps
 from tests.explorer.references import CONFIGURATIONS, TOKENS, first, reader
 from tests.support.zoo import build, inputs

@@ -13,7 +13,7 @@ import sinkscope.figures
 from sinkscope import SinkscopeError, open_record, save_record
 from sinkscope.explorer.configuration import GONE, Configuration
 from sinkscope.explorer.controller import Controller
-from sinkscope.explorer.head_maps import SavedMaps
+from sinkscope.explorer.results import SavedMaps
 from sinkscope.explorer.saving import code_of, save_view, view_record
 from tests.explorer.fakes import random_maps
 from tests.explorer.references import CONFIGURATIONS, TOKENS, reader, text

@@ -3,6 +3,10 @@
 anywidget takes one module per widget as a text, and such a module cannot import a file beside it. So the files that the
 widgets share are joined in front of the widget's own: all of them live in one scope, and no name is used twice. The
 kinds of messages are declared here, and for JavaScript as the object `MESSAGES` in front of each module.
+
+The bytes of a canvas and its `frame` are set together, inside `with canvas.hold_sync():`; the `request` in a frame is a
+rising integer. `tokens` are the texts of all tokens, "" where unknown; `query` is the chosen one. `dimmed`: what is
+shown is stale, a new run is under way.
 """
 
 from __future__ import annotations
@@ -29,40 +33,33 @@ class Message(StrEnum):
 
 
 def module(*names: str) -> str:
-    """One ES module: the kinds of messages, the shared files, then the files ``names`` in this order."""
+    """One ES module: the kinds of messages, the shared files, then the files `names` in this order."""
     kinds = json.dumps({each.name: each.value for each in Message})
     files = [(resources.files(__package__) / name).read_text(encoding="utf-8") for name in [*SHARED, *names]]
     return "\n".join([f"const MESSAGES = Object.freeze({kinds});", *files])
 
 
 def finite(value: float | None) -> float | None:
-    """``value`` as a float, or None where it is infinite or not a number: JSON has neither."""
+    """The value as a float, or None where it is infinite or not a number: JSON has neither."""
     return float(value) if value is not None and math.isfinite(value) else None
 
 
 class Atlas(anywidget.AnyWidget):
-    """Thumbnails of the attention of all heads; click, arrow keys, Home and End select one.
-
-    Set ``pixels`` and ``frame`` together inside ``with atlas.hold_sync():``.
-
-    pixels: uint8 [unit, side, side] as bytes; a unit is a head's place in the labels; rows are queries, the first on
-        top; 1 to 255 run along the colour scale, 0 is not seen.
-    frame: ``side``, ``labels`` (one per unit), ``columns`` (heads per row), ``request`` (rising integer), ``caption``.
-    order: the units in the order shown, row by row.
-    scores: one number per unit, called ``score_name``, shown on hover and read out with the label; – if not finite.
-    selected: the unit selected.
-    dimmed: what is shown is stale, a new run is under way.
-    """
+    """Thumbnails of the attention of all heads; click, arrow keys, Home and End select one."""
 
     _esm = module("atlas.js")
     _css = STYLE
 
+    # uint8 [unit, side, side] as bytes; a unit is a head's place in the labels; rows are queries, the first on top;
+    # 1 to 255 run along the colour scale, 0 is not seen
     pixels = traitlets.Bytes(b"").tag(sync=True)
+    # `side`, `labels` (one per unit), `columns` (heads per row), `request`, `caption`
     frame = traitlets.Dict().tag(sync=True)
-    order = traitlets.List(traitlets.CInt()).tag(sync=True)
+    order = traitlets.List(traitlets.CInt()).tag(sync=True)  # the units in the order shown, row by row
+    # one number per unit, called `score_name`, shown on hover and read out with the label; – if not finite
     scores = traitlets.List(traitlets.CFloat(allow_none=True)).tag(sync=True)
     score_name = traitlets.Unicode("").tag(sync=True)
-    selected = traitlets.Int(0).tag(sync=True)
+    selected = traitlets.Int(0).tag(sync=True)  # the unit selected
     dimmed = traitlets.Bool(False).tag(sync=True)
 
     @traitlets.validate("scores")
@@ -71,31 +68,24 @@ class Atlas(anywidget.AnyWidget):
 
 
 class HeadMap(anywidget.AnyWidget):
-    """Queries downwards, keys to the right. The browser holds one tile; another one is asked for through ``view``.
+    """Queries downwards, keys to the right. The browser holds one tile; another one is asked for through `view`.
 
-    Set ``pixels`` and ``frame`` together inside ``with head_map.hold_sync():``.
-
-    pixels: uint8 [rows, cols] as bytes, the tile: 1 to 255 from ``low`` to ``high``, 0 where the key is not seen.
-    frame: ``rows``, ``cols``; ``query`` [q0, q1] and ``key`` [k0, k1], the half-open token ranges the tile covers;
-        ``length`` of the text in tokens; ``low`` and ``high``, the values of 1 and 255 on the shown scale, in ``unit``;
-        ``scale`` ("log", "linear" or "logit"), ``unit`` ("probability", "logit" or "log10 probability"); ``diverging``
-        (colours centred on zero); ``request`` (rising integer), ``caption``; ``preview``, shown over the map if not "".
-    tokens: the text of every token, "" where unknown.
-    view: [q0, q1, k0, k1], the part shown; empty is everything. The browser sets it after zoom and pan and shows the
-        old tile until one that covers it comes; Python sets it to [] to show everything. It empties itself when
-        a frame of another length is set.
-    query: the chosen query.
-    dimmed: what is shown is stale, a new run is under way.
-
-    Messages: the browser sends ``{"kind": Message.HOVER, "query", "key", "request"}`` and is answered by ``answer``.
+    The browser sends the message ``{"kind": Message.HOVER, "query", "key", "request"}`` and is answered by `answer`.
     """
 
     _esm = module("map_view.js", "map_drawing.js", "head_map.js")
     _css = STYLE
 
+    # uint8 [rows, cols] as bytes, the tile: 1 to 255 from `low` to `high`, 0 where the key is not seen
     pixels = traitlets.Bytes(b"").tag(sync=True)
+    # `rows`, `cols`; `query` [q0, q1] and `key` [k0, k1], the half-open token ranges the tile covers; `length` of the
+    # text in tokens; `low` and `high`, the values of 1 and 255 on the shown scale, in `unit`; `scale` ("log", "linear"
+    # or "logit"), `unit` ("probability", "logit" or "log10 probability"); `diverging` (colours centred on zero);
+    # `request`, `caption`; `preview`, shown over the map if not ""
     frame = traitlets.Dict().tag(sync=True)
     tokens = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    # [q0, q1, k0, k1], the part shown; empty is everything. The browser sets it after zoom and pan and shows the old
+    # tile until one that covers it comes; Python sets it to [] to show everything
     view = traitlets.List(traitlets.Int()).tag(sync=True)
     query = traitlets.Int(0).tag(sync=True)
     dimmed = traitlets.Bool(False).tag(sync=True)
@@ -114,31 +104,21 @@ class HeadMap(anywidget.AnyWidget):
 
 
 class TokenText(anywidget.AnyWidget):
-    """Every token can be chosen as the query or evicted, by a click or from the keyboard.
-
-    Set ``values`` and ``frame`` together inside ``with token_text.hold_sync():``.
-
-    tokens: the text of every token, "" where unknown.
-    values: float32 [token], little-endian, as bytes: what the chosen query gives each key, in ``unit`` before the
-        scale, so a probability stays one when the scale is "log"; NaN where the key is not seen.
-    frame: ``query``; ``scale`` ("log" or "linear"); ``unit`` ("probability" or "logit"; "log10 " in front is ignored);
-        ``low`` and ``high`` on the shown scale, so log10 of the value when it is "log"; ``request``, ``caption``.
-    query: the chosen query.
-    evicted: the tokens evicted, rising.
-    mode: "query" or "evict", what a click does; with Alt it does the other one.
-    can_evict: whether tokens can be evicted; if not, ``why_not`` says why.
-    dimmed: what is shown is stale, a new run is under way.
-    """
+    """Every token can be chosen as the query or evicted, by a click or from the keyboard."""
 
     _esm = module("text_bars.js", "token_text.js")
     _css = STYLE
 
     tokens = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    # float32 [token], little-endian, as bytes: what the chosen query gives each key, in `unit` before the scale, so a
+    # probability stays one when the scale is "log"; NaN where the key is not seen
     values = traitlets.Bytes(b"").tag(sync=True)
+    # `query`; `scale` ("log" or "linear"); `unit` ("probability" or "logit"; "log10 " in front is ignored); `low` and
+    # `high` on the shown scale, so log10 of the value when it is "log"; `request`, `caption`
     frame = traitlets.Dict().tag(sync=True)
     query = traitlets.Int(0).tag(sync=True)
-    evicted = traitlets.List(traitlets.Int()).tag(sync=True)
-    mode = traitlets.Enum(["query", "evict"], "query").tag(sync=True)
-    can_evict = traitlets.Bool(True).tag(sync=True)
+    evicted = traitlets.List(traitlets.Int()).tag(sync=True)  # rising
+    mode = traitlets.Enum(["query", "evict"], "query").tag(sync=True)  # what a click does; with Alt it does the other
+    can_evict = traitlets.Bool(True).tag(sync=True)  # if not, `why_not` says why
     why_not = traitlets.Unicode("").tag(sync=True)
     dimmed = traitlets.Bool(False).tag(sync=True)
