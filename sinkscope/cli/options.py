@@ -76,7 +76,7 @@ FORMATS = ("pdf", "svg", "png")
 
 def write_table(table: pd.DataFrame, path: Path, caption: str, attributes: Any) -> None:
     """The table as path.csv and path.tex, each with its source."""
-    from sinkscope.reporting.table_files import csv_text, latex_text
+    from sinkscope.reporting.saving import csv_text, latex_text
 
     named = {str(name): value for name, value in attributes.items()}
     write_text(path.with_suffix(".csv"), csv_text(table, named), "the table")
