@@ -77,11 +77,6 @@ def sink_rates(record: xr.Dataset, short: xr.Dataset | None) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def drain(record: xr.Dataset) -> pd.DataFrame:
-    """Mean key and value norm of the first token over that of the rest, per layer and KV head."""
-    return value_drain(record, first=1).to_dataframe().reset_index()
-
-
 def masses(record: xr.Dataset) -> Numbers:
     """Mass on the first tokens, mean over the queries after them, layers and heads."""
     kind = "causal " if is_causal(record) else ""
@@ -282,7 +277,12 @@ ITEMS = (
         meaning="The largest magnitude in the hidden state after each layer, and the median magnitude of the whole "
         "layer. A massive activation (Sun et al. 2024) is above 100 and at least about 1,000 times the median.",
     ),
-    Item("value_drain", "Value drain", variables=("key_norm", "value_norm"), table=drain),
+    Item(
+        "value_drain",
+        "Value drain",
+        variables=("key_norm", "value_norm"),
+        table=lambda record: value_drain(record, first=1).to_dataframe().reset_index(),
+    ),
 )
 ATTENTION = Section(
     "Where attention goes",
