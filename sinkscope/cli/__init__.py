@@ -15,13 +15,7 @@ from sinkscope.errors import SinkscopeError
 
 INTERRUPTED = 130  # 128 + SIGINT
 
-app = typer.Typer(
-    name="sinkscope",
-    help="Where the attention of a transformer goes, exactly.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+app = typer.Typer(name="sinkscope", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 def _show_version(asked: bool) -> None:

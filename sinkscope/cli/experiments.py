@@ -143,10 +143,10 @@ def _policies(names: list[str], cache: int, sinks: int) -> list[Policy]:
     """The ways of these names; one given twice counts once."""
     made: dict[str, Callable[[], Policy]] = {
         "dense": sinkscope.Dense,
-        "window": lambda: sinkscope.Window(cache),
-        "recompute": lambda: sinkscope.Recompute(cache),
+        "window": partial(sinkscope.Window, cache),
+        "recompute": partial(sinkscope.Recompute, cache),
+        **{name: partial(sinkscope.SinkWindow, sinks, cache - sinks, values=kept) for name, kept in VALUES.items()},
     }
-    made |= {name: partial(sinkscope.SinkWindow, sinks, cache - sinks, values=kept) for name, kept in VALUES.items()}
     policies = []
     for name in dict.fromkeys(names):
         if name not in made:

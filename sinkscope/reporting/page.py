@@ -26,12 +26,7 @@ def description(item: Item, record: xr.Dataset) -> dict[str, Any] | None:
 
 
 def page(content: Content, files: list[str]) -> str:
-    """The whole page.
-
-    Args:
-        content: what it shows.
-        files: paths, relative to the page, that it may link to.
-    """
+    """The whole page, with links to those of `files`, paths relative to it."""
     from plotly.offline import get_plotlyjs
 
     main = content.records[MAIN].attrs
