@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import sinkscope
-from sinkscope.cli.intervene import _read, beside
+from sinkscope.cli.experiments import _read, beside
 from tests.data.conftest import write_tiny_gguf
 from tests.test_cli import call
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import sinkscope
-from sinkscope.cli.options import spread
+from sinkscope.cli import spread
 from tests.data.conftest import write_tiny_gguf
 from tests.test_cli import call
 

@@ -1,36 +1,21 @@
-"""The command line: one module for each group of commands, and what they share."""
+"""The command line: its program, and one module for each group of commands."""
 
 from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from sinkscope.cli.chat import chat
-from sinkscope.cli.experiments import ablate, cost, lab, perplexity, report
-from sinkscope.cli.explore import explore
-from sinkscope.cli.intervene import intervene
-from sinkscope.cli.options import spread
+from sinkscope.cli.experiments import ablate, cost, intervene, lab, perplexity, report
+from sinkscope.cli.sessions import chat, explore
 from sinkscope.errors import SinkscopeError
 
-SEVERAL = {  # options that take several values at once
-    "perplexity": ("--policies",),
-    "ablate": ("--sinks", "--cache", "--positions", "--kinds"),
-    "cost": ("--policies",),
-    "intervene": ("--evict", "--replace", "--massive", "--dose", "--layers", "--heads"),
-    "lab": ("--arms", "--seeds"),
-}
 INTERRUPTED = 130  # 128 + SIGINT
 
-app = typer.Typer(
-    name="sinkscope",
-    help="Where the attention of a transformer goes, exactly.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+app = typer.Typer(name="sinkscope", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 def _show_version(asked: bool) -> None:
@@ -62,8 +47,10 @@ def main() -> None:
     """The program: a user's mistake is one line on stderr and exit code 2, an interrupt exit code 130."""
     warnings.showwarning = _one_line
     words = sys.argv[1:]
+    command = typer.main.get_group(app).commands.get(words[0]) if words else None
+    several = [name for option in command.params if option.multiple for name in option.opts] if command else []
     try:
-        code = app(spread(words, SEVERAL.get(words[0] if words else "", ())), standalone_mode=False)
+        code = app(spread(words, several), standalone_mode=False)
     except SinkscopeError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
@@ -75,6 +62,19 @@ def main() -> None:
     if code == INTERRUPTED:  # some versions of typer catch the interrupt and return this
         print("sinkscope: interrupted; nothing was left half-written.", file=sys.stderr)
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def spread(words: Sequence[str], several: Collection[str]) -> list[str]:
+    """The words of a command line with `--sinks 0 1` written as `--sinks=0 --sinks=1`, as the parser wants it."""
+    option, spread_words = "", []
+    for word in words:
+        if word.startswith("--"):
+            option = word if word in several else ""
+        if not option:
+            spread_words.append(word)
+        elif word != option:
+            spread_words.append(f"{option}={word}")
+    return spread_words
 
 
 def _one_line(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -1,166 +1,173 @@
-"""`sinkscope perplexity`, `ablate`, `cost` and `lab`."""
+"""The commands that measure: `perplexity`, `ablate`, `cost`, `lab`, `report` and `intervene`.
+
+Each writes its record, tables and figures to a folder.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import sinkscope
 from sinkscope.cli import options as given
-from sinkscope.cli.options import draw, say, write_table
+from sinkscope.cli.options import draw, printed, say, write_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.files import write_text
 
 if TYPE_CHECKING:
+    import pandas as pd
+    import torch
     import xarray as xr
 
+    from sinkscope.experiments.intervention import Intervention
     from sinkscope.policies import Policy
 
-
-HALVES = {"phantom": "zeroed", "mean-values": "mean", "values-only": "added"}  # what is left of the sinks' values
-WAYS = ("dense", "window", "recompute", "sinks", *HALVES)
+VALUES = {"sinks": "kept", "phantom": "zeroed", "mean-values": "mean", "values-only": "added"}  # what sinks hand on
+WAYS = ("dense", "window", "recompute", *VALUES)
 FOUR_WAYS, SINKS, CACHES, POSITIONS, KINDS = list(WAYS[:4]), [0, 1, 2, 4, 8], [512], ["cache"], ["first"]  # defaults
 
 TASKS = ("bigram", "language")
 ALL: list[Any] = []  # as many as the task has by itself
 
-LabArms = Annotated[
+Arms = Annotated[
     list[str],
     typer.Option(
-        "--arms",
         help="Any of: softmax softmax1 'learned sink' 'clipped softmax' sigmoid relu 'sink token'; all if left out (of "
         "the task language: softmax softmax1 'sink token').",
     ),
 ]
+Words = list[str] | None
+Numbers = list[int] | None
 
-Policies = Annotated[list[str], typer.Option("--policies", help=f"Any of: {' '.join(WAYS)}.")]
-Cache = Annotated[int, typer.Option("--cache", help="Tokens that every policy but dense keeps.")]
-Sinks = Annotated[int, typer.Option("--sinks", help="First tokens among them, for the policy sinks.")]
+Policies = Annotated[list[str], typer.Option(help=f"Any of: {' '.join(WAYS)}.")]
+Cache = Annotated[int, typer.Option(help="Tokens that every policy but dense keeps.")]
+Tokens = Annotated[int, typer.Option(min=2, help="Tokens of the text to read.")]
+Sinks = Annotated[int, typer.Option(help="First tokens among them, for the policy sinks.")]
 
 
 @given.loads_model
 def perplexity(
     model: given.Model = None,
     text: given.Text = None,
-    tokens: Annotated[int, typer.Option("--tokens", min=2, help="Tokens of the text to read.")] = 4096,
+    tokens: Tokens = 4096,
     start: given.Start = 0,
     policies: Policies = FOUR_WAYS,
     cache: Cache = 512,
     sinks: Sinks = 4,
     samples: Annotated[
-        int, typer.Option("--samples", min=0, help="Tokens that re-computation scores beyond its first window; 0: all.")
+        int, typer.Option(min=0, help="Tokens that re-computation scores beyond its first window; 0: all.")
     ] = 256,
-    block: Annotated[int, typer.Option("--block", min=1, help="Tokens per forward pass; losses stay the same.")] = 1024,
+    block: Annotated[int, typer.Option(min=1, help="Tokens per forward pass; losses stay the same.")] = 1024,
     out: given.Out = Path("perplexity"),
     *,
     loading: given.Loading,
     quiet: given.Quiet = False,
 ) -> None:
     """Perplexity of one text under several ways to attend to it. The same command goes on where it was stopped."""
-    from sinkscope import load, perplexity, ppl_table, read_tokens, save_record
-    from sinkscope.figures import log_perplexity
     from sinkscope.reporting.gather import text_name
 
-    ways = [_policy(name, cache, sinks) for name in dict.fromkeys(policies)]
-    loaded, tokenizer = load(model, **loading)
-    ids = read_tokens(tokenizer, text, limit=tokens, start=start)
-    record = perplexity(
+    ways = _policies(policies, cache, sinks)
+    loaded, tokenizer = sinkscope.load(model, **loading)
+    ids = sinkscope.read_tokens(tokenizer, text, limit=tokens, start=start)
+    record = sinkscope.perplexity(
         loaded, ids, ways, block=block, samples=samples or None, checkpoint=out / "checkpoints",
         progress=False if quiet else None, text=text_name(text),
     )  # fmt: skip
-    save_record(record, out / "perplexity.nc")
-    table = ppl_table(record)
+    sinkscope.save_record(record, out / "perplexity.nc")
+    table = sinkscope.ppl_table(record)
     write_table(table, out / "perplexity", "Perplexity over the tokens that every policy scored.", record.attrs)
-    draw(log_perplexity(record), out / "log_perplexity")
-    say(quiet, table, f"{int(record.length.sum()):,} tokens; perplexity over those that every policy scored:", out)
+    draw(sinkscope.figures.log_perplexity(record), out / "log_perplexity")
+    title = f"{int(record.length.sum()):,} tokens; perplexity over those that every policy scored:"
+    say(quiet, title, printed(table), f"Written to {out}")
 
 
 @given.loads_model
 def ablate(
     model: given.Model = None,
     text: given.Text = None,
-    tokens: Annotated[int, typer.Option("--tokens", min=2, help="Tokens of the text to read.")] = 4096,
+    tokens: Tokens = 4096,
     start: given.Start = 0,
-    sinks: Annotated[list[int], typer.Option("--sinks", help="Numbers of sink tokens.")] = SINKS,
-    cache: Annotated[list[int], typer.Option("--cache", help="Cache sizes, sinks included.")] = CACHES,
-    positions: Annotated[list[str], typer.Option("--positions", help="cache, original or both.")] = POSITIONS,
-    kinds: Annotated[
-        list[str], typer.Option("--kinds", help="What the sinks are: first, 'line breaks', random.")
-    ] = KINDS,
-    jobs: Annotated[int, typer.Option("--jobs", help="Cells at the same time, each in a process of its own.")] = 1,
+    sinks: Annotated[list[int], typer.Option(help="Numbers of sink tokens.")] = SINKS,
+    cache: Annotated[list[int], typer.Option(help="Cache sizes, sinks included.")] = CACHES,
+    positions: Annotated[list[str], typer.Option(help="cache, original or both.")] = POSITIONS,
+    kinds: Annotated[list[str], typer.Option(help="What the sinks are: first, 'line breaks', random.")] = KINDS,
+    jobs: Annotated[int, typer.Option(help="Cells at the same time, each in a process of its own.")] = 1,
     out: given.Out = Path("ablation"),
     *,
     loading: given.Loading,
     quiet: given.Quiet = False,
 ) -> None:
     """Perplexity against the number of sink tokens. Cells that are finished are not run again."""
-    from sinkscope import ablate, load, read_tokens
-    from sinkscope.figures import ablation
     from sinkscope.reporting.gather import text_name
 
-    loaded, tokenizer = load(model, **loading)
-    ids = read_tokens(tokenizer, text, limit=tokens, start=start)
+    loaded, tokenizer = sinkscope.load(model, **loading)
+    ids = sinkscope.read_tokens(tokenizer, text, limit=tokens, start=start)
     travels = loaded if loading or jobs == 1 else model  # a name is lighter than weights
-    table = ablate(
+    table = sinkscope.ablate(
         travels, ids, sinks, cache, positions, kinds, tokenizer=tokenizer, n_jobs=jobs, folder=out / "cells",
         progress=False if quiet else None, text=text_name(text),
     )  # fmt: skip
-    write_table(table, out / "ablation", "Perplexity against the number of sink tokens.", table.attrs)
-    draw(ablation(table), out / "ablation")
-    say(quiet, table, f"{ids.numel():,} tokens:", out)
+    write_table(table, out / "ablation", "Perplexity against the number of sink tokens.")
+    draw(sinkscope.figures.ablation(table), out / "ablation")
+    say(quiet, f"{ids.numel():,} tokens:", printed(table), f"Written to {out}")
 
 
 @given.loads_model
 def cost(
     model: given.Model = None,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Length of the text.")] = 65536,
+    tokens: Annotated[int, typer.Option(min=1, help="Length of the text.")] = 65536,
     policies: Policies = FOUR_WAYS,
     cache: Cache = 1024,
     sinks: Sinks = 4,
-    out: Annotated[Path | None, typer.Option("--out", help="A folder for the table as CSV and LaTeX.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder for the table as CSV and LaTeX.")] = None,
     *,
     loading: given.Loading,
 ) -> None:
     """Operations and KV memory of the ways to attend, from the model's own shapes."""
-    from sinkscope import cost_table, load
     from sinkscope.analysis.costs import four_policies
 
-    ways = [_policy(name, cache, sinks) for name in dict.fromkeys(policies)]
-    loaded, _ = load(model, **loading)
-    table = four_policies(cost_table(loaded, ways, tokens))
+    ways = _policies(policies, cache, sinks)
+    loaded, _ = sinkscope.load(model, **loading)
+    table = four_policies(sinkscope.cost_table(loaded, ways, tokens))
     if out is not None:
-        write_table(table, out / "cost", f"Cost of attending to {tokens:,} tokens.", table.attrs)
-    say(False, table, f"{tokens:,} tokens:", out)
+        write_table(table, out / "cost", f"Cost of attending to {tokens:,} tokens.")
+    say(False, f"{tokens:,} tokens:", printed(table), *([] if out is None else [f"Written to {out}"]))
 
 
-def _policy(name: str, cache: int, sinks: int) -> Policy:
-    from sinkscope import Dense, Recompute, SinkWindow, Window
-
-    if name not in WAYS:
-        raise SinkscopeError(f"{name!r} is no policy; give any of {', '.join(WAYS)}.")
-    if name not in WAYS[:3] and sinks >= cache:
-        raise SinkscopeError(f"{sinks} sinks leave no window in a cache of {cache}; give fewer sinks or more cache.")
-    made: dict[str, Any] = {
-        "dense": Dense,
-        "window": lambda: Window(cache),
-        "recompute": lambda: Recompute(cache),
-        "sinks": lambda: SinkWindow(sinks, cache - sinks),
-        **{half: partial(SinkWindow, sinks, cache - sinks, values=values) for half, values in HALVES.items()},
+def _policies(names: list[str], cache: int, sinks: int) -> list[Policy]:
+    """The ways of these names; one given twice counts once."""
+    made: dict[str, Callable[[], Policy]] = {
+        "dense": sinkscope.Dense,
+        "window": partial(sinkscope.Window, cache),
+        "recompute": partial(sinkscope.Recompute, cache),
+        **{name: partial(sinkscope.SinkWindow, sinks, cache - sinks, values=kept) for name, kept in VALUES.items()},
     }
-    return made[name]()
+    policies = []
+    for name in dict.fromkeys(names):
+        if name not in made:
+            raise SinkscopeError(f"{name!r} is no policy; give any of {', '.join(WAYS)}.")
+        if name in VALUES and sinks >= cache:
+            raise SinkscopeError(
+                f"{sinks} sinks leave no window in a cache of {cache}; give fewer sinks or more cache."
+            )
+        policies.append(made[name]())
+    return policies
 
 
 def lab(
-    task: Annotated[str, typer.Option("--task", help="bigram: Bigram-Backcopy; language: the text itself.")] = "bigram",
-    arms: LabArms = ALL,
-    seeds: Annotated[list[int], typer.Option("--seeds", help="One run each; 0 1 2 if left out (language: 0).")] = ALL,
-    steps: Annotated[int | None, typer.Option("--steps", help="Updates; 1000 if left out (language: 3000).")] = None,
-    layers: Annotated[int | None, typer.Option("--layers", help="1 to 3, 1 if left out (language: 4).")] = None,
+    task: Annotated[str, typer.Option(help="bigram: Bigram-Backcopy; language: the text itself.")] = "bigram",
+    arms: Arms = ALL,
+    seeds: Annotated[list[int], typer.Option(help="One run each; 0 1 2 if left out (language: 0).")] = ALL,
+    steps: Annotated[int | None, typer.Option(help="Updates; 1000 if left out (language: 3000).")] = None,
+    layers: Annotated[int | None, typer.Option(help="1 to 3, 1 if left out (language: 4).")] = None,
     text: given.Text = None,
-    jobs: Annotated[int, typer.Option("--jobs", help="Runs at the same time, each in a process of its own.")] = 1,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1.")] = "cpu",
+    jobs: Annotated[int, typer.Option(help="Runs at the same time, each in a process of its own.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")] = "cpu",
     out: given.Out = Path("lab"),
     quiet: given.Quiet = False,
 ) -> None:
@@ -172,22 +179,19 @@ def lab(
     options |= {"source": text, "device": device, "folder": out / "runs", "n_jobs": jobs}
     options["progress"] = False if quiet else None
     said = _bigram(out, options) if task == "bigram" else _language(out, options)
-    if not quiet:
-        for line in (*said, f"Written to {out}"):
-            typer.echo(line)
+    say(quiet, *said, f"Written to {out}")
 
 
 def _bigram(out: Path, options: dict[str, Any]) -> list[str]:
     """Train, write, and say what came out."""
-    from sinkscope import save_record
     from sinkscope.figures import emergence
     from sinkscope.lab import bigram_backcopy, emergence_summary, emergence_table
 
     record = bigram_backcopy(**options)
-    save_record(record, out / "emergence.nc")
+    sinkscope.save_record(record, out / "emergence.nc")
     table = emergence_table(record)
     summary, intervals = emergence_summary(table), table.attrs["intervals"]
-    write_table(table, out / "emergence", f"Emergence on Bigram-Backcopy: {intervals}.", table.attrs)
+    write_table(table, out / "emergence", f"Emergence on Bigram-Backcopy: {intervals}.")
     write_table(summary, out / "emergence_summary", f"Emergence on Bigram-Backcopy: mean, {intervals}.", table.attrs)
     for layer in record["layer"].values:
         name = f"emergence_layer_{layer}" if record.sizes["layer"] > 1 else "emergence"
@@ -202,58 +206,163 @@ def _bigram(out: Path, options: dict[str, Any]) -> list[str]:
 
 def _language(out: Path, options: dict[str, Any]) -> list[str]:
     """Train, write, and say what came out."""
-    from sinkscope import save_record
     from sinkscope.figures import language_emergence
     from sinkscope.lab import head_masses, language_model, language_table, language_verdict
 
     record: xr.Dataset = language_model(**options)
-    save_record(record, out / "language.nc")
+    sinkscope.save_record(record, out / "language.nc")
     table, heads, verdict = language_table(record), head_masses(record), language_verdict(record)
-    write_table(table, out / "language", "Perplexity of models trained from scratch.", table.attrs)
-    write_table(heads, out / "heads", "Attention of each head on the first token.", heads.attrs)
+    write_table(table, out / "language", "Perplexity of models trained from scratch.")
+    write_table(heads, out / "heads", "Attention of each head on the first token.")
     draw(language_emergence(record), out / "language_emergence")
     write_text(out / "verdict.txt", "\n".join(verdict) + "\n", "the verdict")
-    return [table.to_string(index=False, float_format=lambda value: f"{value:.4g}"), *verdict]
+    return [printed(table), *verdict]
 
 
 @given.loads_model
 def report(
     model: given.Model = None,
     text: given.Text = None,
-    out: Annotated[Path, typer.Option("--out", help="Where to write: new, empty, or an earlier report.")] = Path(
-        "report"
-    ),
-    sequences: Annotated[int, typer.Option("--sequences", min=1, help="How many sequences of the text.")] = 8,
-    length: Annotated[int, typer.Option("--length", min=1, help="Tokens in each sequence.")] = 1024,
-    tokens: Annotated[
-        int | None, typer.Option("--tokens", min=1, help="Tokens in all, in place of --sequences.")
-    ] = None,
-    streaming: Annotated[
-        bool, typer.Option("--streaming/--no-streaming", help="Also stream the text: perplexity, sinks, costs.")
-    ] = True,
-    softmax: Annotated[
-        bool, typer.Option("--softmax/--no-softmax", help="Also what sum-to-one forces: interventions and controls.")
-    ] = True,
+    out: Annotated[Path, typer.Option(help="Where to write: new, empty, or an earlier report.")] = Path("report"),
+    sequences: Annotated[int, typer.Option(min=1, help="How many sequences of the text.")] = 8,
+    length: Annotated[int, typer.Option(min=1, help="Tokens in each sequence.")] = 1024,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens in all, in place of --sequences.")] = None,
+    streaming: Annotated[bool, typer.Option(help="Also stream the text: perplexity, sinks, costs.")] = True,
+    softmax: Annotated[bool, typer.Option(help="Also what sum-to-one forces: interventions and controls.")] = True,
     *,
     loading: given.Loading,
     quiet: given.Quiet = False,
 ) -> None:
     """Measure where a model's attention goes and write it up: a page, figures, tables and the record."""
-    from sinkscope.reporting import check_directory
+    from sinkscope import reporting
 
-    target = check_directory(out)
+    target = reporting.check_directory(out)
     if tokens is not None:
         length = min(length, tokens)
         sequences = max(1, tokens // length)
-
-    from sinkscope.reporting.gather import report as measure_report
-
     progress = False if quiet else None
-    made = measure_report(
+    made = reporting.report(
         model, None, text, sequences=sequences, length=length, streaming=streaming, softmax=softmax, progress=progress,
         **loading,
     )  # fmt: skip
     made.save(target, progress=progress)
-    if not quiet:
-        for line in (made.headline, *made.notes, f"Open {target / 'report.html'}"):
-            typer.echo(line)
+    say(quiet, made.headline, *made.notes, f"Open {target / 'report.html'}")
+
+
+@given.loads_model
+def intervene(
+    model: given.Model = None,
+    text: given.Text = None,
+    evict: Annotated[Words, typer.Option(help="Keys: sinks, random, recent, delimiters.")] = None,
+    replace: Annotated[
+        Words, typer.Option(help="Put 'line breaks' or random tokens in the place of the first ones.")
+    ] = None,
+    shift: Annotated[int | None, typer.Option(min=1, help="Start the text so many tokens later.")] = None,
+    repeat: Annotated[bool, typer.Option("--repeat", help="A text of one token again and again.")] = False,
+    massive: Annotated[Words, typer.Option(help="Massive activations to: zero, mean.")] = None,
+    dose: Annotated[
+        list[float] | None,
+        typer.Option(help="Biases on the logits of the first keys, and of as many random ones; -inf evicts."),
+    ] = None,
+    layers: Annotated[Numbers, typer.Option(help="Where; all, or the first massive layer.")] = None,
+    heads: Annotated[Numbers, typer.Option(help="Where keys go; in all heads if left out.")] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="How many keys or tokens; as many as --sinks if left out.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens in each sequence.")] = 512,
+    sequences: Annotated[int, typer.Option(min=1, help="How many sequences of the text.")] = 8,
+    start: Annotated[int, typer.Option(min=2, help="The first query that notices, of each sequence.")] = 64,
+    sinks: Annotated[int, typer.Option(min=1, help="How many first tokens count as sinks.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")] = 0,
+    out: given.Out = Path("interventions"),
+    *,
+    loading: given.Loading,
+    quiet: given.Quiet = False,
+) -> None:
+    """Take sinks away, or other keys, and see what happens. With nothing named: the usual interventions."""
+    from sinkscope.experiments.dose import checked_doses
+    from sinkscope.reporting.gather import text_name
+
+    where: dict[str, Any] = {"layers": layers or None, "heads": heads or None}
+    chosen: list[Intervention] = [  # a word given twice counts once
+        *(sinkscope.EvictKeys(which, count, **where) for which in dict.fromkeys(evict or [])),
+        *(sinkscope.ReplaceTokens(by, count) for by in dict.fromkeys(replace or [])),
+        *([] if shift is None else [sinkscope.Shift(shift)]),
+        *([sinkscope.Repeat()] if repeat else []),
+        *(sinkscope.SetMassive(layers or None, mode) for mode in dict.fromkeys(massive or [])),
+    ]
+    doses = checked_doses(dose) if dose else []
+    used = {  # each option, and the words that it is for
+        "--layers": (layers, evict or massive or doses),
+        "--heads": (heads, evict or doses),
+        "--count": (count, evict or replace or doses),
+    }
+    for option, (value, words) in used.items():
+        if value and not words:
+            raise SinkscopeError(f"{option} is for interventions on keys or layers; name some, such as --evict sinks.")
+    loaded, tokenizer = sinkscope.load(model, **loading)
+    ids = _read(tokenizer, text, tokens, sequences)
+    options: dict[str, Any] = {"start": start, "sinks": sinks, "seed": seed, "progress": False if quiet else None}
+    read = f"{sequences} sequences of {tokens} tokens; keys go, and losses are scored, from query {start} on"
+    done = response = None
+    if chosen or not doses:
+        done = sinkscope.run_interventions(loaded, ids, chosen or None, tokenizer=tokenizer, **options)
+        done.attrs["text"] = text_name(text)
+    if doses:
+        keys: dict[str, Any] = {"count": count or sinks, "layers": layers, "heads": heads}
+        response = sinkscope.dose_response(loaded, ids, doses, **keys, **options, text=text_name(text))
+    if done is not None:
+        table = sinkscope.intervention_table(done, seed=seed)
+        write_table(table, out / "interventions", f"Interventions and their controls: {read}.")
+        sinkscope.save_record(done, out / "interventions.nc")
+        draw(sinkscope.figures.effects(table), out / "effects")
+        title = f"{read}. ratio: perplexity over that with nothing done; brackets: 95%."
+        say(quiet, title, printed(beside(table)))
+    if response is not None:
+        table = sinkscope.dose_table(response, seed=seed)
+        caption = f"A bias on the logits of the first keys ({count or sinks}), and of as many random ones: {read}."
+        write_table(table, out / "dose", caption)
+        sinkscope.save_record(response, out / "dose.nc")
+        draw(sinkscope.figures.dose_response(table), out / "dose")
+        say(quiet, caption, printed(table))
+    say(quiet, f"Written to {out}")
+
+
+def _read(tokenizer: Any, text: str | None, tokens: int, count: int) -> torch.Tensor:
+    """Sequences [sequence, token] of a text, each with the token in front that this tokenizer puts there."""
+    from sinkscope.reporting.gather import front_token
+
+    stream = sinkscope.read_tokens(tokenizer, text, limit=tokens * count, bos=False)
+    return sinkscope.sequences(stream, tokens, count, bos=front_token(tokenizer))
+
+
+def beside(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of interventions for a reader: one line for each effect, its control on the same line."""
+    import pandas as pd
+
+    lines, rows = [], table.to_dict("records")
+    for row, below in zip(rows, [*rows[1:], {}], strict=True):
+        if row["role"] == "control":
+            continue
+        control = below if below.get("role") == "control" else {}
+        lines.append(
+            {
+                "intervention": row["intervention"],
+                "ppl": f"{row['ppl']:#.4g}",
+                "ratio": _bounded(row, "ratio"),
+                "sink mass": _bounded(row, "sink_mass", "mass"),
+                "control": control.get("intervention", ""),
+                "its ratio": _bounded(control, "ratio"),
+                "its sink mass": _bounded(control, "sink_mass", "mass"),
+                "ratio over control's": _bounded(row, "over_control"),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def _bounded(row: Any, name: str, bounds: str = "") -> str:
+    """A value and its interval, as far as they are known."""
+    value, low, high = (row.get(each, nan) for each in (name, f"{bounds or name}_low", f"{bounds or name}_high"))
+    if value != value:
+        return ""
+    return f"{value:#.4g}" + ("" if low != low or low == high else f" [{low:#.4g}, {high:#.4g}]")

@@ -45,10 +45,14 @@ def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
     return steps
 
 
+def first_tokens(record: xr.Dataset) -> list[int]:
+    """How many first keys masses are given for: one, and four or as many as there are."""
+    return sorted({1, min(4, record.sizes["sink"])})
+
+
 def mass_by_layer(record: xr.Dataset) -> pd.DataFrame:
-    """Mean mass on the first token and the first k, layer by layer, with 95% intervals and the null."""
     parts = []
-    for first in sorted({1, min(4, record.sizes["sink"])}):
+    for first in first_tokens(record):
         mass = layer_masses(record, first=first)
         columns = {name: np.asarray(mass[name], dtype=float) for name in ("mean", "lower", "upper")}
         frame = pd.DataFrame({"first": first, "layer": np.arange(record.sizes["layer"]), **columns})
@@ -57,7 +61,6 @@ def mass_by_layer(record: xr.Dataset) -> pd.DataFrame:
 
 
 def top_heads(record: xr.Dataset) -> pd.DataFrame:
-    """The heads that give the first token most, strongest first."""
     mass = sink_mass(record, first=1).transpose("layer", "head")
     frame = mass.to_series().rename("mass").reset_index()[["layer", "head", "mass"]].dropna()
     frame = frame.sort_values(["mass", "layer", "head"], ascending=[False, True, True]).head(TOP)
@@ -77,16 +80,11 @@ def sink_rates(record: xr.Dataset, short: xr.Dataset | None) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def drain(record: xr.Dataset) -> pd.DataFrame:
-    """Mean key and value norm of the first token over that of the rest, per layer and KV head."""
-    return value_drain(record, first=1).to_dataframe().reset_index()
-
-
 def masses(record: xr.Dataset) -> Numbers:
     """Mass on the first tokens, mean over the queries after them, layers and heads."""
     kind = "causal " if is_causal(record) else ""
     rows = []
-    for first in sorted({1, min(4, record.sizes["sink"])}):
+    for first in first_tokens(record):
         mass = record["sink_mass"].isel(sink=slice(0, first)).sum("sink", skipna=False)
         each = mass.isel(query=slice(first, None)).mean(["query", "layer", "head"], dtype=np.float64)
         note = f"mean over queries i ≥ {first}; null: uniform {kind}attention"
@@ -282,7 +280,12 @@ ITEMS = (
         meaning="The largest magnitude in the hidden state after each layer, and the median magnitude of the whole "
         "layer. A massive activation (Sun et al. 2024) is above 100 and at least about 1,000 times the median.",
     ),
-    Item("value_drain", "Value drain", variables=("key_norm", "value_norm"), table=drain),
+    Item(
+        "value_drain",
+        "Value drain",
+        variables=("key_norm", "value_norm"),
+        table=lambda record: value_drain(record, first=1).to_dataframe().reset_index(),
+    ),
 )
 ATTENTION = Section(
     "Where attention goes",

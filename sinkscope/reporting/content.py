@@ -104,26 +104,20 @@ class Item:
         object.__setattr__(self, "probes", tuple(self.probes) if isinstance(self.probes, Iterable) else (self.probes,))
         if not self.title and isinstance(self.name, str):
             object.__setattr__(self, "title", self.name.replace("_", " ").capitalize())
+        names = [self.name, *self.record]
         if self.table is not None:
-            table = self.table if isinstance(self.table, Table) else Table(self.table, meaning=self._of_the_table)
+            meaning = self.meaning if self.figure is None else ""  # it stands once: at the figure, if there is one
+            table = self.table if isinstance(self.table, Table) else Table(self.table, meaning=meaning)
             named = replace(table, name=table.name or self.name, title=table.title or self.title)
             object.__setattr__(self, "table", named)
-        for name in (self.name, self._table_name, *self.record):
+            names.insert(1, named.name)
+        for name in names:
             if not (isinstance(name, str) and name.isidentifier() and name.isascii()):
                 raise SinkscopeError(f"{name!r} cannot name a file; give letters, digits and underscores.")
         if all(made is None for made in (self.figure, self.table, self.sentence, self.numbers)):
             raise SinkscopeError(
                 f"the item `{self.name}` shows nothing; give a figure, a table, a sentence or numbers."
             )
-
-    @property
-    def _of_the_table(self) -> str:
-        """The meaning stands once: at the figure, if there is one."""
-        return self.meaning if self.figure is None else ""
-
-    @property
-    def _table_name(self) -> str:
-        return self.table.name if isinstance(self.table, Table) else self.name
 
     def served_by(self, records: Records, variables: Iterable[str] = ()) -> tuple[xr.Dataset | None, str]:
         """The first of its records that holds what is needed, or None and the reason."""
@@ -176,9 +170,8 @@ class Section:
         object.__setattr__(self, "items", tuple(self.items))
         object.__setattr__(self, "subject", self.subject or self.title)
         if not self.records and self.run is not None:
-            known = {name: f"The record `{name}`" for item in self.items for name in item.record}  # MAIN is another's
-            known.pop(MAIN, None)
-            object.__setattr__(self, "records", known)
+            known = {name: f"The record `{name}`" for item in self.items for name in item.record if name != MAIN}
+            object.__setattr__(self, "records", known)  # the main one is another section's
         check_names(self.items)
 
 
@@ -214,10 +207,9 @@ def arranged(sections: Iterable[Section], items: Iterable[Item] | None = None) -
 def check_names(items: Iterable[Item]) -> None:
     """Raise SinkscopeError when two figures or two tables would have one name."""
     items = list(items)
-    figures, tables = [item.name for item in items], [SUMMARY, *(item._table_name for item in items if item.table)]
-    for names in (figures, tables):
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
+    tables = [item.table.name for item in items if isinstance(item.table, Table)]
+    for names in ([item.name for item in items], [SUMMARY, *tables]):
+        if twice := [name for name in names if names.count(name) > 1]:
             raise SinkscopeError(f"two items of a report are named `{twice[0]}`; give each a name of its own.")
 
 
@@ -245,12 +237,11 @@ class Made(Mapping[str, T]):
         return f"{type(self).__name__}({', '.join(self)})"
 
 
-class Figures(Made[Figure]):
-    """Figures by name."""
+class Figures(Made[Figure]): ...
 
 
 class Tables(Made[pd.DataFrame]):
-    """Tables by name, a copy for everyone who asks."""
+    """A copy for everyone who asks."""
 
     def __getitem__(self, name: str) -> pd.DataFrame:
         return super().__getitem__(name).copy()
@@ -294,8 +285,8 @@ class Content:
             elif item in expected:
                 self._left_out.append(f"`{item.name}` was left out: {reason}.")
         self.items = {item.name: item for item in every if item.name in self._served}
-        drawn = [item for item in self.items.values() if item.figure is not None]
-        self.figures = Figures({item.name: partial(self._figure, item) for item in drawn})
+        drawn = {name: item.figure for name, item in self.items.items() if item.figure is not None}
+        self.figures = Figures({name: partial(self._figure, name, figure) for name, figure in drawn.items()})
         self.captions: dict[str, tuple[Table, xr.Dataset]] = {
             SUMMARY: (Table(self._summary, SUMMARY, "Summary"), self.records[MAIN])
         }
@@ -318,7 +309,8 @@ class Content:
         item = self.items.get(name)
         if item is None or item.sentence is None:
             return ""
-        table = self.tables[item._table_name] if item.table and item._table_name in self.tables else None
+        named = item.table.name if isinstance(item.table, Table) else ""
+        table = self.tables[named] if named in self.captions else None
         return self._called(item, item.sentence, self._served[name], table)
 
     @property
@@ -336,10 +328,9 @@ class Content:
     def _called(self, item: Item, make: Callable[..., T], *given: Any) -> T:
         return make(*given, *(self.records.get(name) for name in item.beside))
 
-    def _figure(self, item: Item) -> Figure:
-        assert item.figure is not None
-        figure = item.figure(self._served[item.name])
-        figure.name = item.name  # type: ignore[attr-defined]
+    def _figure(self, name: str, draw: Callable[[xr.Dataset], Figure]) -> Figure:
+        figure = draw(self._served[name])
+        figure.name = name  # type: ignore[attr-defined]
         return figure
 
     def _summary(self) -> pd.DataFrame:
@@ -349,8 +340,7 @@ class Content:
         for item in self.items.values():
             record = self._served[item.name]
             for row in [] if item.numbers is None else self._called(item, item.numbers, record):
-                rows.append({**blank, **row})
-                rows[-1].setdefault("measured_on", measured_on(record))
+                rows.append({**blank, "measured_on": measured_on(record), **row})
         table = pd.DataFrame(rows, columns=list(COLUMNS))
         null = table["null"].astype(float)
         table["times_null"] = table["value"].astype(float) / null.where(null > 0)

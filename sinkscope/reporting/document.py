@@ -15,7 +15,7 @@ from sinkscope.record import open_record
 from sinkscope.reporting.attention import ATTENTION
 from sinkscope.reporting.content import MAIN, Content, Figures, Item, Records, Section, Tables, arranged
 from sinkscope.reporting.page import fragment
-from sinkscope.reporting.saving import read_manifest, save
+from sinkscope.reporting.saving import save, saved_files
 from sinkscope.reporting.softmax import SOFTMAX
 from sinkscope.reporting.streaming import STREAMING
 
@@ -104,16 +104,16 @@ class Report:
             SinkscopeError: there is none, or a record is damaged.
         """
         path = Path(directory).expanduser()
-        manifest = read_manifest(path)
-        if manifest is None:
+        files = saved_files(path)
+        if files is None:
             raise SinkscopeError(
                 f"{path} is not a saved report (no manifest.json of one): give a directory that save made."
             )
         parts = arranged(sections, items)
         known = dict.fromkeys(name for section in parts for name in section.records)
         known |= dict.fromkeys(name for section in parts for item in section.items for name in item.record)
-        listed = [name for name in known if f"records/{name}.nc" in manifest["files"]]  # type: ignore[operator]
-        records = {name: open_record(path / "records" / f"{name}.nc") for name in listed}
+        paths = {name: f"records/{name}.nc" for name in known}
+        records = {name: open_record(path / saved) for name, saved in paths.items() if saved in files}
         return cls(records, items=items, sections=sections)
 
     def __repr__(self) -> str:

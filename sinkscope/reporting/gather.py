@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 import xarray as xr
 
 from sinkscope.errors import SinkscopeError
+from sinkscope.experiments import perplexity as experiment
+from sinkscope.hf.loading import load
+from sinkscope.normalisers import Normaliser
+from sinkscope.policies import Policy, SinkWindow, Window
+from sinkscope.probes import Probe
 from sinkscope.reporting.content import MAIN, Item, Section, arranged
 from sinkscope.reporting.document import SECTIONS, Report
 from sinkscope.reporting.softmax import SOFTMAX
 from sinkscope.reporting.streaming import LENGTH, STREAMING
-
-if TYPE_CHECKING:
-    import torch
-
-    from sinkscope.experiments.perplexity import Run
-    from sinkscope.normalisers import Normaliser
-    from sinkscope.policies import Policy
-    from sinkscope.probes import Probe
-    from sinkscope.streaming.checkpoint import Progress
+from sinkscope.scope.binding import check_limits
+from sinkscope.scope.measure import measure
+from sinkscope.streaming.checkpoint import Checkpoint, Progress
+from sinkscope.texts import read_tokens, text_pieces
+from sinkscope.texts import sequences as split
 
 FEWEST_TOKENS = 8  # a text must reach past the first four keys, with a few queries to average over
 
@@ -69,9 +72,6 @@ def report(
         SinkscopeError: a model or text that cannot be read, a model without a tokenizer, a text of fewer than 8 tokens;
             two items of one name, or an item that no section can serve.
     """
-    from sinkscope.hf.loading import load
-    from sinkscope.texts import read_tokens, text_pieces
-
     for name, value in (("sequences", sequences), ("length", length)):
         if value < 1:
             raise SinkscopeError(f"{name} is {value}, but at least one is needed.")
@@ -86,11 +86,8 @@ def report(
         raise SinkscopeError("This model has no tokenizer beside it, and a report reads a text: pass tokenizer=...")
     front = front_token(tokenizer)
     asked = {STREAMING.title: streaming, SOFTMAX.title: softmax}
-    run = [
-        part
-        for part in parts
-        if part.run is not None and (MAIN in part.records or (part.items and asked.get(part.title, True)))
-    ]
+    wanted = [part for part in parts if MAIN in part.records or (part.items and asked.get(part.title, True))]
+    run = [part for part in wanted if part.run is not None]
     limit = max(sequences * length, LENGTH if len(run) > 1 else 1)
     tokens = read_tokens(tokenizer, text, limit=limit, bos=False).reshape(-1)
     rows, notes = text_rows(loaded, tokens, sequences, length, front)
@@ -105,6 +102,7 @@ def report(
     return Report(records, items=chosen, sections=sections)
 
 
+@dataclass(eq=False)
 class Passes:
     """What sections run of one model over one text.
 
@@ -112,8 +110,7 @@ class Passes:
     the same tokens or over more of the same text, is given its result.
 
     Args:
-        model: a loaded model.
-        tokenizer: its tokenizer.
+        model, tokenizer: a loaded model and its tokenizer.
         tokens: [token] of the text, without a token in front.
         rows: [sequence, token] of the main record.
         front: the token that this tokenizer puts in front of a text, or None.
@@ -124,20 +121,16 @@ class Passes:
         notes: where a section says what it had to leave out.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        tokens: torch.Tensor,
-        rows: torch.Tensor,
-        front: int | None = None,
-        probes: Mapping[str, Sequence[Probe]] | None = None,
-        progress: bool | None = None,
-    ) -> None:
-        self.model, self.tokenizer, self.tokens, self.rows, self.front = model, tokenizer, tokens, rows, front
-        self.probes, self.progress, self.notes = dict(probes or {}), progress, list[str]()
-        self._measured: list[tuple[torch.Tensor, set[Probe], bool, xr.Dataset]] = []
-        self._known: list[tuple[torch.Tensor, Policy, Run, Progress]] = []
+    model: Any
+    tokenizer: Any
+    tokens: torch.Tensor
+    rows: torch.Tensor
+    front: int | None = None
+    probes: Mapping[str, Iterable[Probe]] = field(default_factory=dict)
+    progress: bool | None = None
+    notes: list[str] = field(default_factory=list, init=False)
+    _measured: list[tuple[torch.Tensor, set[Probe], bool, xr.Dataset]] = field(default_factory=list, init=False)
+    _read: list[tuple[torch.Tensor, Policy, experiment.Run, Progress]] = field(default_factory=list, init=False)
 
     @cached_property
     def one_text(self) -> torch.Tensor:
@@ -146,16 +139,10 @@ class Passes:
 
     def sequences(self, length: int, count: int) -> torch.Tensor:
         """`count` consecutive pieces of the text, [sequence, token], each with the token in front."""
-        from sinkscope.texts import sequences as split
-
         return split(self.tokens, length, count, bos=self.front)
 
     def pieces(self, count: int, length: int) -> torch.Tensor | None:
-        """Up to `count` sequences of `length` tokens of the main record's text; None for fewer than two, or none
-        shorter than its own.
-        """
-        from sinkscope.texts import sequences as split
-
+        """Up to `count` sequences of the main record's text; None for fewer than two, or none shorter than its own."""
         own = self.rows.reshape(-1) if self.front is None else self.rows[:, 1:].reshape(-1)
         count = min(count, own.numel() // (length - (self.front is not None)))
         short = count >= 2 and length < self.rows.shape[1]
@@ -164,18 +151,10 @@ class Passes:
     def measure(
         self, record: str, ids: torch.Tensor, probes: Iterable[Probe] = (), *, token_texts: bool = True
     ) -> xr.Dataset:
-        """What `sinkscope.measure` makes of token ids [sequence, token], with the probes of this record's items on.
+        """What `sinkscope.measure` makes of token ids [sequence, token], with the probes of this record's items on too.
 
-        Args:
-            record: its name.
-            ids: the texts.
-            probes: what its section measures.
-            token_texts: whether to keep the text of each token.
+        The text of each token is kept with `token_texts`.
         """
-        import torch
-
-        from sinkscope.scope.measure import measure
-
         wanted = list(dict.fromkeys([*probes, *self.probes.get(record, ())]))
         for known, made, texts, result in self._measured:
             if torch.equal(known, ids) and set(wanted) <= made and texts >= token_texts:
@@ -193,36 +172,25 @@ class Passes:
         normaliser: Normaliser | None = None,
     ) -> xr.Dataset:
         """The record that `sinkscope.perplexity` makes of one text [token]; no policy reads it twice."""
-        from sinkscope.experiments.perplexity import Run, check_run, record_of
-        from sinkscope.scope.binding import check_limits
-
-        run = Run(1024, samples, 0, normaliser)
-        check_run(self.model, [ids], run)
+        run = experiment.Run(1024, samples, 0, normaliser)
+        experiment.check_run(self.model, [ids], run)
         for policy in policies:
             check_limits(self.model, policy, len(ids))
         finished = [self.losses([ids], policy, run) for policy in policies]
-        return record_of(self.model, [ids], list(policies), finished).assign_attrs(run.attributes())
+        return experiment.record_of(self.model, [ids], list(policies), finished).assign_attrs(run.attributes())
 
-    def losses(self, texts: list[torch.Tensor], policy: Policy, run: Run) -> Progress:
-        """The losses of one text, as `read_texts` finds them; of the beginning of one that was read already, where a
-        policy scores every token.
-        """
-        import torch
-
-        from sinkscope.experiments.perplexity import read_texts
-        from sinkscope.policies import SinkWindow, Window
-        from sinkscope.streaming.checkpoint import Checkpoint, Progress
-
+    def losses(self, texts: list[torch.Tensor], policy: Policy, run: experiment.Run) -> Progress:
+        """The losses of one text, as `read_texts` finds them, or out of those of a longer one."""
         (ids,) = texts
         if policy.kept is not None and policy == SinkWindow(0, policy.kept.last):
             policy = Window(policy.kept.last)  # without sinks it is the same
-        for known, other, way, done in self._known:
+        for known, other, way, done in self._read:
             sampled = policy.recomputed and (len(known) != len(ids) or way.samples != run.samples)
             same = other == policy and way.normaliser is run.normaliser and not sampled
             if same and torch.equal(known[: len(ids)], ids):
                 return Progress(done.losses[:, : len(ids)], seconds=done.seconds)
-        done = read_texts(self.model, texts, policy, run, Checkpoint(None, {}), None, self.progress)
-        self._known.append((ids, policy, run, done))
+        done = experiment.read_texts(self.model, texts, policy, run, Checkpoint(None, {}), None, self.progress)
+        self._read.append((ids, policy, run, done))
         return done
 
 
@@ -253,21 +221,16 @@ def _measured(
 
 def _note(whats: list[str], reason: str) -> str:
     """One sentence for all that was refused for one reason."""
-    if len(whats) == 1:
-        return f"{whats[0]} was not measured: {reason}"
-    listed = ", ".join([whats[0], *(what[0].lower() + what[1:] for what in whats[1:-1])])
-    return f"{listed} and {whats[-1][0].lower()}{whats[-1][1:]} were not measured: {reason}"
+    *others, last = [whats[0], *(what[0].lower() + what[1:] for what in whats[1:])]
+    said = f"{', '.join(others)} and {last} were" if others else f"{last} was"
+    return f"{said} not measured: {reason}"
 
 
-def _probes(parts: Sequence[Section]) -> dict[str, list[Probe]]:
+def _probes(parts: Sequence[Section]) -> dict[str, dict[Probe, None]]:
     """By record, the probes of the items that read it. Raises SinkscopeError where none of their records takes one."""
-    probed = {
-        name
-        for part in parts
-        for name in (part.records if part.probed is None else part.probed)
-        if part.run is not None
-    }
-    by_record: dict[str, list[Probe]] = {}
+    run = [part for part in parts if part.run is not None]
+    probed = {name for part in run for name in (part.records if part.probed is None else part.probed)}
+    by_record: dict[str, dict[Probe, None]] = {}
     for item in (item for part in parts for item in part.items if item.probes):
         names = [name for name in item.record if name in probed]
         if not names:
@@ -276,9 +239,7 @@ def _probes(parts: Sequence[Section]) -> dict[str, list[Probe]]:
                 f"one of {', '.join(sorted(probed))}."
             )
         for name in names:
-            by_record.setdefault(name, []).extend(
-                probe for probe in item.probes if probe not in by_record.get(name, ())
-            )
+            by_record.setdefault(name, {}).update(dict.fromkeys(item.probes))
     return by_record
 
 
@@ -299,11 +260,7 @@ def front_token(tokenizer: Any) -> int | None:
 def text_rows(
     model: Any, tokens: torch.Tensor, sequences: int, length: int, front: int | None
 ) -> tuple[torch.Tensor, list[str]]:
-    """The sequences to measure, LongTensor [N, T], of the tokens [token] of a text, and what had to be less than was
-    asked for.
-    """
-    from sinkscope.texts import sequences as split
-
+    """Sequences [sequence, token] of the tokens [token] of a text, and notes on what is less than was asked for."""
     notes = []
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     limit = getattr(config, "max_position_embeddings", None)
@@ -313,15 +270,13 @@ def text_rows(
     own = length - (front is not None)
     stream = tokens[: max(sequences * own, 1)]
     got = stream.numel()
+    if length < FEWEST_TOKENS:
+        raise SinkscopeError(f"length is {length}, and a report needs at least {FEWEST_TOKENS} tokens in a sequence.")
     if got + (front is not None) < FEWEST_TOKENS:
         raise SinkscopeError(
             f"The text has {got} token{'' if got == 1 else 's'}, and a report needs at least "
             f"{FEWEST_TOKENS}: give a longer text."
-            if length >= FEWEST_TOKENS
-            else f"length is {length}, and a report needs at least {FEWEST_TOKENS} tokens in a sequence."
         )
-    if length < FEWEST_TOKENS:
-        raise SinkscopeError(f"length is {length}, and a report needs at least {FEWEST_TOKENS} tokens in a sequence.")
     if got < own:
         notes.append(f"The text has only {got:,} tokens: one sequence of them was measured, so there are no intervals.")
         own = got

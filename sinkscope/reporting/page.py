@@ -6,7 +6,6 @@ import base64
 import io
 import json
 from collections.abc import Hashable, Mapping
-from html import escape
 from importlib import resources
 from typing import Any
 
@@ -18,7 +17,6 @@ from sinkscope import figures
 from sinkscope.figures.provenance import model_name, source_line
 from sinkscope.figures.style import number, visible
 from sinkscope.reporting.content import MAIN, SUMMARY, Content, Item
-from sinkscope.reporting.table_files import formatted
 
 
 def description(item: Item, record: xr.Dataset) -> dict[str, Any] | None:
@@ -28,60 +26,54 @@ def description(item: Item, record: xr.Dataset) -> dict[str, Any] | None:
 
 
 def page(content: Content, files: list[str]) -> str:
-    """The whole page.
-
-    Args:
-        content: what it shows.
-        files: paths, relative to the page, that it may link to.
-    """
+    """The whole page, with links to those of `files`, paths relative to it."""
     from plotly.offline import get_plotlyjs
 
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string((resources.files(__package__) / "template.html").read_text(encoding="utf-8"))
     main = content.records[MAIN].attrs
     made = {name: description(item, content.source(name)) for name, item in content.items.items() if item.figure}
     descriptions = {name: each for name, each in made.items() if each is not None}
-    return template.render(
+    shown = {name for name, item in content.items.items() if item.figure is not None or item.sentence is not None}
+    parts = [(section.title, [item for item in section.items if item.name in shown]) for section in content.sections]
+    return _template("template.html").render(
+        content=content,
         title=visible(model_name(main), spaces=False),
-        headline=content.headline,
         source=source_line(main),
         tiles=_tiles(content.tables[SUMMARY]),
-        notes=content.notes,
-        sections=_sections(content, set(descriptions), files),
-        tables=[_table(content, name, files) for name in content.tables],
+        parts=[(title, items) for title, items in parts if items],
+        tables=[_table(content, name) for name in content.tables],
+        links=lambda start: [(path.rpartition(".")[2].upper(), path) for path in files if path.startswith(start)],
         records=[path for path in files if path.endswith(".nc")],
         provenance={
             key: visible(value, spaces=False)
             for key, value in sorted({**main, "model": model_name(main)}.items())
             if key != "notes"
         },
-        descriptions=_script_json(descriptions),
+        descriptions=descriptions,
+        data=_script_json(descriptions),
         plotly=get_plotlyjs(),
-        style=(resources.files(__package__) / "page.css").read_text(encoding="utf-8"),
-        script=(resources.files(__package__) / "page.js").read_text(encoding="utf-8"),
+        style=_resource("page.css"),
+        script=_resource("page.js"),
     )
 
 
 def fragment(content: Content, names: list[str]) -> str:
     """A piece of HTML for a notebook, without a script: headline, notes, summary and the figures of these names."""
     summary = content.tables[SUMMARY][["quantity", "value", "lower", "upper", "null", "unit", "measured_on"]]
-    heads = "".join(f"<th>{escape(column.replace('_', ' '))}</th>" for column in summary.columns)
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in formatted(summary))
-    images = "".join(
-        f'<img src="{inline_png(content.figures[name], dpi=110)}" alt="{escape(name)}" '
-        'style="background:#fff;max-width:100%;border-radius:4px">'
-        for name in names
+    return _template("fragment.html").render(
+        content=content, names=names, columns=summary.columns, rows=formatted(summary)
     )
-    notes = "".join(f"<p><em>{escape(note)}</em></p>" for note in content.notes)
-    return (
-        f'<div><p style="font-size:115%"><strong>{escape(content.headline)}</strong></p>{notes}'
-        f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
-        f'<div style="display:flex;flex-wrap:wrap;gap:8px;align-items:flex-start">{images}</div>'
-        f'<p style="opacity:.7;font-size:85%">{escape(source_line(content.records[MAIN].attrs))}<br>'
-        "report.figures[name], report.tables[name], report.save(directory)</p></div>"
+
+
+def _resource(name: str) -> str:
+    return (resources.files(__package__) / name).read_text(encoding="utf-8")
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
+    environment.globals |= {"inline_png": inline_png, "source_line": source_line, "MAIN": MAIN}
+    return environment.from_string(_resource(name))
 
 
 def inline_png(figure: Any, dpi: int = 200) -> str:
@@ -91,43 +83,40 @@ def inline_png(figure: Any, dpi: int = 200) -> str:
     return "data:image/png;base64," + base64.b64encode(target.getvalue()).decode("ascii")
 
 
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """A copy with every character of every text visible: line breaks, null bytes and spaces of tokens escaped."""
+    shown = table.copy()
+    for column in shown.columns:
+        if not pd.api.types.is_numeric_dtype(shown[column]):
+            spaces = "token" in str(column)
+            shown[column] = [
+                visible(value, spaces=spaces) if isinstance(value, str) else value for value in shown[column]
+            ]
+    return shown
+
+
+def formatted(table: pd.DataFrame) -> list[list[str]]:
+    """The cells as a reader has them, row by row: whole numbers whole, others to three digits, nothing for NaN."""
+    return [[_cell(value) for value in row] for row in readable(table).itertuples(index=False)]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if pd.isna(value):
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:d}" if isinstance(value, int) else number(float(value))
+
+
 def _script_json(value: Mapping[str, Any]) -> str:
     """JSON that nothing in it can end the <script> around it or open a comment in it."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _sections(content: Content, interactive: set[str], files: list[str]) -> list[dict[str, Any]]:
-    """Those that have a figure or a sentence, in order."""
-    shown = [
-        {
-            "title": section.title,
-            "plates": [
-                _plate(content, item, item.name in interactive, files)
-                for item in section.items
-                if item.name in content.items and (item.figure is not None or item.sentence is not None)
-            ],
-        }
-        for section in content.sections
-    ]
-    return [section for section in shown if section["plates"]]
-
-
-def _plate(content: Content, item: Item, interactive: bool, files: list[str]) -> dict[str, Any]:
-    drawn = item.figure is not None and not interactive
-    return {
-        "name": item.name,
-        "title": item.title,
-        "meaning": item.meaning,
-        "finding": content.sentence(item.name),
-        "source": source_line(content.source(item.name).attrs),
-        "image": inline_png(content.figures[item.name]) if drawn else None,
-        "interactive": interactive,
-        "files": _links(f"figures/{item.name}.", files),
-    }
-
-
-def _table(content: Content, name: str, files: list[str]) -> dict[str, Any]:
+def _table(content: Content, name: str) -> dict[str, Any]:
     about, _ = content.captions[name]
     table = content.tables[name].drop(columns="note", errors="ignore")  # the notes stand in the tiles
     return {
@@ -137,13 +126,7 @@ def _table(content: Content, name: str, files: list[str]) -> dict[str, Any]:
         "columns": [str(column).replace("_", " ") for column in table.columns],
         "numeric": [bool(pd.api.types.is_numeric_dtype(table[column])) for column in table.columns],
         "rows": formatted(table),
-        "files": _links(f"tables/{name}.", files),
     }
-
-
-def _links(start: str, files: list[str]) -> list[tuple[str, str]]:
-    """PDF, CSV and so on, and the path of each."""
-    return [(path.rpartition(".")[2].upper(), path) for path in files if path.startswith(start)]
 
 
 def _tiles(summary: pd.DataFrame) -> list[dict[str, str]]:

@@ -1,5 +1,7 @@
 """A report as files: a directory that is written whole or not at all, and that never takes a stranger's file with it.
 
+A table is a CSV file with its source in a column, and a LaTeX table (booktabs) with its source in a comment.
+
 Everything goes into a hidden sibling directory first, which is then renamed into place. An earlier report is replaced
 only if it is one, by its own manifest, and holds nothing else.
 """
@@ -10,31 +12,43 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 from tqdm.auto import tqdm
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.figures.provenance import source_json
+from sinkscope.figures.provenance import source_json, source_line
 from sinkscope.record import save_record
 from sinkscope.reporting.content import Content
-from sinkscope.reporting.page import page
-from sinkscope.reporting.table_files import csv_text, latex_text
+from sinkscope.reporting.page import formatted, page, readable
 
 MANIFEST = "manifest.json"
 FORMAT = "sinkscope report"
 FORMATS = ("pdf", "svg", "png")
+_LATEX = str.maketrans({
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", "␣": r"\textvisiblespace{}", "…": r"\ldots{}",
+    "×": r"$\times$", "−": r"$-$", "·": r"$\cdot$", "α": r"$\alpha$", "ε": r"$\varepsilon$", "≥": r"$\geq$",
+    "∞": r"$\infty$",
+    **{raised: f"$^{{{plain}}}$" for raised, plain in zip("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789", strict=True)},
+})  # fmt: skip
 
 
 def save(content: Content, directory: str | os.PathLike[str], progress: bool | None = None) -> Path:
-    """Write the whole report to `directory`, or nothing; see `Report.save`."""
+    """See `Report.save`."""
     target = check_directory(directory)
     files: list[str] = []
-    with whole_directory(target) as folder:
+    with _whole_directory(target) as folder:
         steps: list[Callable[[], list[str]]] = [
             lambda: _records(content, folder),
             *(lambda name=name: _figure(content, folder, name) for name in content.figures),
@@ -72,10 +86,43 @@ def _figure(content: Content, folder: Path, name: str) -> list[str]:
 def _table(content: Content, folder: Path, name: str) -> list[str]:
     (folder / "tables").mkdir(exist_ok=True)
     table, (about, record) = content.tables[name], content.captions[name]
-    attributes = {str(key): value for key, value in record.attrs.items()}
-    _write(folder / f"tables/{name}.csv", csv_text(table, attributes))
-    _write(folder / f"tables/{name}.tex", latex_text(table, attributes, about.caption, name))
+    _write(folder / f"tables/{name}.csv", csv_text(table, record.attrs))
+    _write(folder / f"tables/{name}.tex", latex_text(table, record.attrs, about.caption, name))
     return [f"tables/{name}.csv", f"tables/{name}.tex"]
+
+
+def csv_text(table: pd.DataFrame, attributes: Mapping[Any, Any]) -> str:
+    """CSV at full precision, with the column `source` naming where every row comes from."""
+    return readable(table).assign(source=source_line(attributes)).to_csv(index=False, lineterminator="\n")
+
+
+def latex_text(table: pd.DataFrame, attributes: Mapping[Any, Any], caption: str, label: str) -> str:
+    """A booktabs table; \\usepackage{booktabs}. Every cell is escaped; its source is a comment above it."""
+    kinds = "".join("r" if pd.api.types.is_numeric_dtype(table[c]) else "l" for c in table.columns)
+    heads = [latex_escape(str(column).replace("_", " ")) for column in table.columns]
+    lines = [
+        f"% {source_line(attributes)}",
+        f"% {source_json(attributes)}",
+        "% needs \\usepackage{booktabs}; letters outside Latin need LuaLaTeX or XeLaTeX",
+        "\\begin{table}",
+        "\\centering",
+        f"\\caption{{{latex_escape(caption)}}}",
+        f"\\label{{tab:{re.sub(r'[^a-z0-9-]', '-', label)}}}",
+        f"\\begin{{tabular}}{{{kinds}}}",
+        "\\toprule",
+        " & ".join(heads) + " \\\\",
+        "\\midrule",
+        *(" & ".join(map(latex_escape, row)) + " \\\\" for row in formatted(table)),
+        "\\bottomrule",
+        "\\end{tabular}",
+        "\\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def latex_escape(text: str) -> str:
+    """`text` as LaTeX that prints it; nothing in it can be a command or end the row."""
+    return text.translate(_LATEX)
 
 
 def _page(content: Content, folder: Path, files: list[str]) -> list[str]:
@@ -89,13 +136,12 @@ def _manifest(content: Content, folder: Path, files: list[str]) -> None:
     for path in sorted(files):
         held = (folder / path).read_bytes()
         listed[path] = {"bytes": len(held), "sha256": hashlib.sha256(held).hexdigest()}
-    provenance = {name: json.loads(source_json(record.attrs)) for name, record in content.records.items()}
     manifest = {
         "format": FORMAT,
         "version": 1,
         "headline": content.headline,
         "files": listed,
-        "provenance": provenance,
+        "provenance": {name: json.loads(source_json(record.attrs)) for name, record in content.records.items()},
     }
     _write(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
@@ -137,11 +183,8 @@ def check_directory(directory: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def whole_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary directory that takes the name `directory` when the block ends well, and vanishes when it
-    does not.
-    """
-    path = check_directory(directory)
+def _whole_directory(path: Path) -> Iterator[Path]:
+    """A directory that takes the name `path` when the block ends well, and vanishes when it does not."""
     made: list[Path] = []
     partial: Path | None = None
     try:
@@ -149,8 +192,8 @@ def whole_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
             if not parent.exists():
                 parent.mkdir()
                 made.append(parent)
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name[:50]}.partial-", dir=path.parent))
-        os.chmod(partial, 0o777 & ~_umask())
+        partial = path.with_name(f".{path.name[:50]}.partial-{uuid.uuid4().hex}")
+        partial.mkdir()
         yield partial
         _replace(partial, check_directory(path))
         partial, made = None, []
@@ -164,23 +207,19 @@ def whole_directory(directory: str | os.PathLike[str]) -> Iterator[Path]:
                 parent.rmdir()
 
 
-def read_manifest(path: Path) -> dict[str, object] | None:
-    """The manifest of the report in `path`, or None if there is none or it is not ours."""
+def saved_files(path: Path) -> set[str] | None:
+    """The files of the report in `path`, relative to it, as its manifest lists them; None without one of ours."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        return None
-    return manifest if isinstance(manifest.get("files"), dict) else None
+    ours = isinstance(manifest, dict) and manifest.get("format") == FORMAT and isinstance(manifest.get("files"), dict)
+    return {MANIFEST, *manifest["files"]} if ours else None
 
 
 def _foreign_file(path: Path) -> str | None:
     """The first entry of `path`, relative to it, that the manifest of an earlier report does not list."""
-    manifest = read_manifest(path)
-    listed = set(manifest["files"]) if manifest else set()  # type: ignore[call-overload]
-    if manifest:
-        listed.add(MANIFEST)
+    listed = saved_files(path) or set()
     folders = {str(parent) for name in listed for parent in Path(name).parents if str(parent) != "."}
     for here, names, files in os.walk(path):
         inside = Path(here).relative_to(path)
@@ -210,12 +249,6 @@ def _replace(partial: Path, path: Path) -> None:
             aside.rmdir()  # only if empty: whatever happens, the old report is not deleted
         raise
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def _cannot_write(path: Path, error: OSError) -> SinkscopeError:

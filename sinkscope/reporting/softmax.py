@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,6 @@ import xarray as xr
 from sinkscope import analysis
 from sinkscope import figures as draw
 from sinkscope.analysis.decomposition import collapse_table, is_decomposed
-from sinkscope.analysis.interventions import OVER_CONTROL
 from sinkscope.analysis.predictability import HEADS_SHOWN, correlated_heads, correlations, mean_mass_by_bin
 from sinkscope.analysis.variables import whole
 from sinkscope.errors import SinkscopeError
@@ -42,16 +41,6 @@ RECORDS = {
 PREDICTED = ("sink_mass", "next_loss", "next_entropy")
 
 
-class Sizes(NamedTuple):
-    """What suits a model and a text; `read` and `cache` are the tokens read and kept for the collapse."""
-
-    texts: int
-    length: int
-    start: int
-    read: int
-    cache: int
-
-
 def run(passes: Passes) -> Mapping[str, Measure]:
     """Eviction in closed form, the collapse decomposed, doses, interventions, and mass against predictability."""
     from sinkscope.experiments.decomposition import collapse_policies
@@ -59,9 +48,9 @@ def run(passes: Passes) -> Mapping[str, Measure]:
     from sinkscope.experiments.predictability import predictability
     from sinkscope.probes import EvictionEffect
 
-    sizes = sizes_of(passes.model, passes.tokens.numel(), passes.front is not None)
-    texts, effect = passes.sequences(sizes.length, sizes.texts), EvictionEffect(tuple(range(SINKS)))
-    shown: dict[str, Any] = {"start": sizes.start, "progress": passes.progress}
+    count, length, start, read, kept = sizes_of(passes.model, passes.tokens.numel(), passes.front is not None)
+    texts, effect = passes.sequences(length, count), EvictionEffect(tuple(range(SINKS)))
+    shown: dict[str, Any] = {"start": start, "progress": passes.progress}
 
     @cache
     def dense() -> xr.Dataset:  # one pass for two records
@@ -78,15 +67,18 @@ def run(passes: Passes) -> Mapping[str, Measure]:
 
     return {
         "forced": forced,
-        "collapse": lambda: passes.perplexity(passes.one_text[: sizes.read], collapse_policies(sizes.cache, SINKS)),
+        "collapse": lambda: passes.perplexity(passes.one_text[:read], collapse_policies(kept, SINKS)),
         "dose": lambda: dose_response(passes.model, texts[:, :CHANGED], DOSES, **shown),
-        "interventions": lambda: _interventions(passes, texts[:, :CHANGED], sizes.start),
+        "interventions": lambda: _interventions(passes, texts[:, :CHANGED], start),
         "predictability": lambda: dense().drop_vars([name for name in dense() if name not in PREDICTED]),
     }
 
 
-def sizes_of(model: Any, tokens: int, fronted: bool) -> Sizes:
-    """Raises SinkscopeError for a text or a model too short."""
+def sizes_of(model: Any, tokens: int, fronted: bool) -> tuple[int, int, int, int, int]:
+    """What suits a model and a text: texts, their length, their start; tokens read and kept for the collapse.
+
+    Raises SinkscopeError for a text or a model too short.
+    """
     from sinkscope.models.rotary import position_limit
 
     count, longest = TEXTS
@@ -96,7 +88,8 @@ def sizes_of(model: Any, tokens: int, fronted: bool) -> Sizes:
     if length < FEWEST:
         raise SinkscopeError(f"it needs {FEWEST} tokens, and there are {length}.")
     cache = 1 << (min(CACHE, read // 4, limit - 1).bit_length() - 1)
-    return Sizes(min(count, tokens // (length - fronted)), length, min(START, min(length, CHANGED) // 4), read, cache)
+    start = min(START, min(length, CHANGED) // 4)
+    return min(count, tokens // (length - fronted)), length, start, read, cache
 
 
 def _interventions(passes: Passes, texts: torch.Tensor, start: int) -> xr.Dataset:
@@ -142,7 +135,7 @@ def say_collapse(record: xr.Dataset, table: pd.DataFrame) -> str:
     window = rows["window"]
     said = (
         f"Over the {int(window['tokens']):,} tokens after the first eviction from a cache of "
-        f"{int(window['cache_size']):,}, the window's perplexity is {_ratio(window)} times that with full sinks"
+        f"{int(window['cache_size']):,}, the window's perplexity is {_interval(window)} times that with full sinks"
     )
     if not np.isfinite(window["recovered"]):
         return f"{said}: no gap that could be divided."
@@ -165,7 +158,8 @@ def say_dose(record: xr.Dataset, table: pd.DataFrame) -> str:
     for of, control in ((sinks[0], random[0]), (sinks[-1], random[-1])):
         amount = "gone" if of["dose"] == -np.inf else f"at a dose of {of['dose']:+g}".replace("-", "−")
         parts.append(
-            f"with the {first} {amount} perplexity is {_ratio(of)} times that at dose 0, with {other} {_ratio(control)}"
+            f"with the {first} {amount} perplexity is {_interval(of)} times that at dose 0, "
+            f"with {other} {_interval(control)}"
         )
     low, high = (number(sinks[row]["sink_mass"]) for row in (0, -1))
     return f"{parts[0][0].upper()}{'; '.join(parts)[1:]}. The mass on the {first} goes from {low} to {high}."
@@ -178,7 +172,7 @@ def say_effects(record: xr.Dataset, table: pd.DataFrame) -> str:
     for which, words in ((more, "higher"), (less, "lower")):
         if which.any():
             rows = effects[which].to_dict("records")
-            told = ", ".join(f"{row['intervention']} {within(*(row[name] for name in OVER_CONTROL))}" for row in rows)
+            told = ", ".join(f"{row['intervention']} {_interval(row, 'over_control')}" for row in rows)
             parts.append(f"Perplexity is {words} than under the control, by the factor given, for: {told}.")
     same = effects[~more & ~less]["intervention"]
     if len(same):
@@ -220,8 +214,8 @@ def _share(row: Mapping[Hashable, Any]) -> str:
     return f"{value:.0f}% [{low:.0f}, {high:.0f}]".replace("-", "−")
 
 
-def _ratio(row: Mapping[Hashable, Any]) -> str:
-    return within(row["ratio"], row["ratio_low"], row["ratio_high"])
+def _interval(row: Mapping[Hashable, Any], name: str = "ratio") -> str:
+    return within(row[name], row[f"{name}_low"], row[f"{name}_high"])
 
 
 def amplified(record: xr.Dataset) -> Numbers:

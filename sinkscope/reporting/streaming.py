@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import xarray as xr
@@ -26,8 +26,6 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.reporting.content import Item, Measure, Numbers, Records, Section, Table
 
 if TYPE_CHECKING:
-    import torch
-
     from sinkscope.reporting.gather import Passes
 
 LENGTH = 3072  # tokens of one text, under each policy
@@ -40,16 +38,9 @@ SAMPLES = 64  # tokens that re-computation scores once its cache is full, L² op
 REPEATS = 5
 
 
-class Sizes(NamedTuple):
-    """What suits a model and a text: tokens read, cache size, and the cache sizes that are timed."""
-
-    length: int
-    cache: int
-    timed: list[int]
-
-
 def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
     """Losses under four policies, for several numbers of sinks, and time per token, all of one text."""
+    from sinkscope.experiments.ablation import run_ablation
     from sinkscope.experiments.timing import run_timing
     from sinkscope.policies import Dense, Recompute, SinkWindow, Window
     from sinkscope.streaming.cost import cost_table
@@ -61,13 +52,18 @@ def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
     curve = passes.perplexity(text, policies, samples=SAMPLES)  # a model that cannot be streamed says so here, and once
     return {
         "perplexity": with_costs(curve, cost_table(model, policies, length)),
-        "ablation": lambda: _ablation(passes, text[:ABLATED], cache),
+        "ablation": lambda: run_ablation(
+            model, text[None, :ABLATED], COUNTS, cache, known=passes.losses, progress=passes.progress
+        ),
         "decode": lambda: run_timing(model, text[None], timed, **shown),
     }
 
 
-def sizes_of(model: Any, tokens: int) -> Sizes:
-    """Raises SinkscopeError for a text too short, or a model that predicts no next token."""
+def sizes_of(model: Any, tokens: int) -> tuple[int, int, list[int]]:
+    """What suits a model and a text: tokens read, cache size, and the cache sizes that are timed.
+
+    Raises SinkscopeError for a text too short, or a model that predicts no next token.
+    """
     from sinkscope.models.requirements import check_decoder
     from sinkscope.models.rotary import position_limit
     from sinkscope.policies import Dense
@@ -86,20 +82,12 @@ def sizes_of(model: Any, tokens: int) -> Sizes:
         raise SinkscopeError(f"{type(model).__name__} has only {limit} positions.")
     cache = 1 << (most.bit_length() - 1)
     timed = [size for size in (cache, 2 * cache, 4 * cache) if size < min(length, limit)]
-    return Sizes(length, cache, timed)
-
-
-def _ablation(passes: Passes, text: torch.Tensor, cache: int) -> xr.Dataset:
-    """As `sinkscope.run_ablation` makes it, of losses that other passes may have made already."""
-    from sinkscope.experiments.ablation import run_ablation
-
-    return run_ablation(passes.model, text[None], COUNTS, cache, known=passes.losses, progress=passes.progress)
+    return length, cache, timed
 
 
 def ablated(record: xr.Dataset) -> pd.DataFrame:
     """Perplexity for each number of sinks, with paired ratios."""
-    hidden = ["cell", "policy", "policy_kind", "seconds"]
-    return ablation_table(record).drop(columns=hidden, errors="ignore")
+    return ablation_table(record).drop(columns=["cell", "policy", "policy_kind", "seconds"], errors="ignore")
 
 
 def collapsed(curve: xr.Dataset) -> Numbers:
