@@ -38,7 +38,7 @@ _HOMES = {
         "sink_rate_curve", "uniform_importance", "uniform_mass", "value_drain",
     ],
     "sinkscope.analysis.ablation": ["ablate", "ablation_table"],
-    "sinkscope.analysis.decomposition": ["collapse_table"],
+    "sinkscope.analysis.perplexity": ["collapse_table"],
     "sinkscope.analysis.compare": ["compare"],
     "sinkscope.analysis.interventions": ["intervene"],
     "sinkscope.experiments.perplexity": ["perplexity"],

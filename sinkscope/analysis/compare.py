@@ -11,11 +11,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinkscope.analysis.decomposition import policy_parts
 from sinkscope.analysis.importance import sink_rate, sink_rate_curve
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.mass import sink_mass
-from sinkscope.analysis.perplexity import losses, losses_from, ppl_table
+from sinkscope.analysis.perplexity import losses, losses_from, policy_parts, ppl_table
 from sinkscope.analysis.variables import sequence_lengths, variable, whole
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
