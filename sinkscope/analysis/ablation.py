@@ -32,15 +32,10 @@ def ablate(
     Args:
         model, ids: as in `run_ablation`.
         sinks, cache_size, positions, kinds: the factors, as there; one level or several of each.
-        seed: of random tokens and of the bootstrap.
-        resamples: of the bootstrap.
+        seed, resamples: of the bootstrap; the seed also of random tokens.
         options: policies beside the factors, tokenizer, block, n_jobs, folder, progress, and what to note in attrs.
 
-    Returns:
-        As `ablation_table`.
-
-    Raises:
-        SinkscopeError: as `run_ablation`.
+    Returns what `ablation_table` does, and raises what `run_ablation` does.
     """
     from sinkscope.experiments.ablation import run_ablation  # not above: reading a record needs no torch
 
@@ -68,12 +63,7 @@ def ablation_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> 
     The first max(sinks) + 1 tokens count in no row, so that the same tokens of the text are scored in all. Intervals
     are those of `ppl_table`, the same resamples for all rows.
 
-    Args:
-        record: of `run_ablation`.
-        resamples, seed: of the bootstrap.
-
-    Raises:
-        SinkscopeError: a record of something else.
+    Raises SinkscopeError if the record is not one of `run_ablation`.
     """
     if record.attrs.get("kind") != "ablation" or "level_cell" not in record.coords:
         raise SinkscopeError("the record is not one of an ablation: make one with sinkscope.run_ablation.")
@@ -82,41 +72,38 @@ def ablation_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> 
     late, first = first_evicted(int(levels["cache_size"].max())), int(factors["sinks"].max()) + 1
     evicted = ppl_table(losses_from(record, late), resamples=resamples, seed=seed)
     scored, block = losses_from(record, first), None
-    names, rows = record["policy"].values, []
-    tables: dict[int, pd.DataFrame] = {}
-    baselines: dict[int, dict[str, Any]] = {}
+    names, rows, tables, baselines = record["policy"].values, [], {}, []
     for size in factors["cache_size"].unique().tolist():
-        baselines[size] = _baseline(factors[factors["cache_size"] == size])
-        tables[size] = ppl_table(scored, str(names[baselines[size]["cell"]]), block, resamples, seed)
+        most = _baseline(factors[factors["cache_size"] == size])
+        baselines.append(f"{most['sinks']} sinks of {size} ({most['kind']}, {most['positions']} positions)")
+        tables[size] = ppl_table(scored, str(names[most["cell"]]), block, resamples, seed)
         block = tables[size].attrs["block"]  # the same for all, and so are then the resamples
+    largest = tables[max(tables)]
     for level in levels.to_dict("records"):
         cell = level["cell"]
-        whole, own = tables.get(level["cache_size"], tables[max(tables)]).iloc[cell], evicted.iloc[cell]
+        whole, own = tables.get(level["cache_size"], largest).iloc[cell], evicted.iloc[cell]
         rows.append(
             {
                 "cell": cell,
                 "policy": str(names[cell]),
                 "policy_kind": str(record["policy_kind"].values[cell]),
                 **{name: level[name] for name in LEVELS},
-                **{name: whole[name] for name in ("ppl", "low", "high", "ratio", "ratio_low", "ratio_high")},
-                **{f"{name}_evicted": own[name] for name in ("ppl", "low", "high")},
+                **whole[["ppl", "low", "high", "ratio", "ratio_low", "ratio_high"]],
+                **own[["ppl", "low", "high"]].add_suffix("_evicted"),
                 "seconds": float(record["seconds"].values[cell]),
             }
         )
-    table, about = pd.DataFrame(rows), next(iter(tables.values())).attrs
+    table, about = pd.DataFrame(rows), evicted.attrs
     table.attrs = record.attrs | {
         "computed": about["computed"],
-        "baseline": "; ".join(
-            f"{each['sinks']} sinks of {size} ({each['kind']}, {each['positions']} positions)"
-            for size, each in baselines.items()
-        ),
+        "baseline": "; ".join(baselines),
         "bootstrap_block": block,
         "resamples": resamples,
         "confidence": about["confidence"],
         "first_scored": first,
         "first_evicted": late,
-        "tokens_used": about["tokens_used"],
-        "tokens_evicted": evicted.attrs["tokens_used"],
+        "tokens_used": largest.attrs["tokens_used"],
+        "tokens_evicted": about["tokens_used"],
     }
     return table
 

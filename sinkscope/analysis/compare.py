@@ -15,7 +15,7 @@ from sinkscope.analysis.importance import sink_rate, sink_rate_curve
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.mass import sink_mass
 from sinkscope.analysis.perplexity import losses, losses_from, policy_parts, ppl_table
-from sinkscope.analysis.variables import sequence_lengths, variable, whole
+from sinkscope.analysis.variables import is_causal, sequence_lengths, variable, whole
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.record import first_evicted, open_record
@@ -56,7 +56,11 @@ def compare(saved: Iterable[Saved], length: int | None = None, resamples: int = 
         SinkscopeError: nothing to compare, a folder without records, a record without sink mass or losses, without a
             window or sinks + window of one cache size, or too short.
     """
-    pairs = [_opened(each) for each in _listed(saved)]
+    if isinstance(saved, (str, os.PathLike)) or not isinstance(saved, Iterable):
+        raise SinkscopeError(f"compare takes a list of saved reports, not {saved!r}: put it in brackets.")
+    pairs = [_opened(each) for each in saved]
+    if not pairs:
+        raise SinkscopeError("there is nothing to compare: give folders of saved reports.")
     shortest = min(int(sequence_lengths(record).min()) for record, _, _ in pairs)
     most = min(shortest, whole_number(length, "length", 2)) if length is not None else shortest
     read = min(int(curve.sizes["token"]) for _, curve, _ in pairs)
@@ -78,17 +82,9 @@ def compare(saved: Iterable[Saved], length: int | None = None, resamples: int = 
     return table
 
 
-def _listed(saved: Iterable[Saved]) -> list[Saved]:
-    if isinstance(saved, (str, os.PathLike)) or not isinstance(saved, Iterable):
-        raise SinkscopeError(f"compare takes a list of saved reports, not {saved!r}: put it in brackets.")
-    listed = list(saved)
-    if not listed:
-        raise SinkscopeError("there is nothing to compare: give folders of saved reports.")
-    return listed
-
-
 def _opened(saved: Saved) -> tuple[xr.Dataset, xr.Dataset, str]:
     """The captured record, the perplexity record, and what to call them in an error."""
+    where = "a pair"
     if isinstance(saved, (str, os.PathLike)):
         folder = Path(saved).expanduser()
         here = folder / "records" if (folder / "records").is_dir() else folder
@@ -98,10 +94,7 @@ def _opened(saved: Saved) -> tuple[xr.Dataset, xr.Dataset, str]:
         if missing:
             what = "losses, as one made with --no-streaming" if missing == ["perplexity.nc"] else "sink mass"
             raise SinkscopeError(f"{folder} is a report without {what} ({missing[0]} is not there): make it again.")
-        saved = [here / name for name in FILES]
-        where = str(folder)
-    else:
-        where = "a pair"
+        saved, where = [here / name for name in FILES], str(folder)
     if isinstance(saved, xr.Dataset) or not isinstance(saved, Sequence) or len(saved) != 2:
         raise SinkscopeError(f"{type(saved).__name__} is no saved report: give a folder, or a pair of records.")
     record, curve = (each if isinstance(each, xr.Dataset) else open_record(each) for each in saved)
@@ -112,7 +105,7 @@ def _row(
     record: xr.Dataset, curve: xr.Dataset, where: str, length: int, read: int, resamples: int, seed: int
 ) -> dict[str, Any]:
     variable(record, "sink_mass")
-    if not record.attrs.get("causal", 1):
+    if not is_causal(record):
         raise SinkscopeError(f"{_name(record)} is an encoder, which has no window to collapse: leave it out.")
     if _name(record) != _name(curve):
         raise SinkscopeError(f"{where} has sinks of {_name(record)} and losses of {_name(curve)}: give one model's.")
