@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinkscope.analysis.perplexity import losses_from, ppl_table
+from sinkscope.analysis.perplexity import LOSSES, losses_from, ppl_table
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.record import first_evicted
@@ -47,22 +48,21 @@ def ablate(
 def ablation_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """One row for each combination of the factors, and one for each policy beside them.
 
-    cell                                     number of the run the row shows: without sinks, kind and positions make no
-                                             difference, and one run stands for several rows;
-                                             `table.drop_duplicates("cell")` keeps each once
-    policy, policy_kind                      name and class of its policy
-    sinks, cache_size, positions, kind       the combination; kind is empty for a policy beside the factors, whose
-                                             cache_size is -1 where nothing bounds it
-    ppl, low, high                           perplexity over the tokens scored, and its 95% interval
-    ratio, ratio_low, ratio_high             to the most sinks of the same cache size (the first tokens, positions
-                                             in the cache, where there are such cells), or of the largest where a
-                                             policy beside the factors has another; and its paired interval
-    ppl_evicted, low_evicted, high_evicted   the same over the tokens from which every bounded cache has evicted some
-    seconds                                  that the run took
+    cell                            number of the run the row shows: without sinks, kind and positions make no
+                                    difference; `table.drop_duplicates("cell")` keeps each run once
+    policy, policy_kind             name and class of its policy
+    sinks, cache_size, positions, kind
+                                    the combination; kind is empty for a policy beside the factors, whose cache_size is
+                                    -1 where nothing bounds it
+    ppl, low, high                  perplexity over the tokens scored, and its 95% interval
+    ratio, ratio_low, ratio_high    to the most sinks of the same cache size (the first tokens, positions in the cache,
+                                    where there are such cells), or of the largest where a policy beside the factors has
+                                    another; and its paired interval
+    .._evicted                      ppl, low and high over the tokens from which every bounded cache has evicted some
+    seconds                         that the run took
 
     The first max(sinks) + 1 tokens count in no row, so that the same tokens of the text are scored in all. Intervals
     are those of `ppl_table`, the same resamples for all rows.
-
     Raises SinkscopeError if the record is not one of `run_ablation`.
     """
     if record.attrs.get("kind") != "ablation" or "level_cell" not in record.coords:
@@ -72,28 +72,21 @@ def ablation_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> 
     late, first = first_evicted(int(levels["cache_size"].max())), int(factors["sinks"].max()) + 1
     evicted = ppl_table(losses_from(record, late), resamples=resamples, seed=seed)
     scored, block = losses_from(record, first), None
-    names, rows, tables, baselines = record["policy"].values, [], {}, []
+    names, tables, baselines = record["policy"].values, {}, []
     for size in factors["cache_size"].unique().tolist():
         most = _baseline(factors[factors["cache_size"] == size])
         baselines.append(f"{most['sinks']} sinks of {size} ({most['kind']}, {most['positions']} positions)")
         tables[size] = ppl_table(scored, str(names[most["cell"]]), block, resamples, seed)
         block = tables[size].attrs["block"]  # the same for all, and so are then the resamples
-    largest = tables[max(tables)]
-    for level in levels.to_dict("records"):
-        cell = level["cell"]
-        whole, own = tables.get(level["cache_size"], largest).iloc[cell], evicted.iloc[cell]
-        rows.append(
-            {
-                "cell": cell,
-                "policy": str(names[cell]),
-                "policy_kind": str(record["policy_kind"].values[cell]),
-                **{name: level[name] for name in LEVELS},
-                **whole[["ppl", "low", "high", "ratio", "ratio_low", "ratio_high"]],
-                **own[["ppl", "low", "high"]].add_suffix("_evicted"),
-                "seconds": float(record["seconds"].values[cell]),
-            }
-        )
-    table, about = pd.DataFrame(rows), evicted.attrs
+    largest, about, cells = tables[max(tables)], evicted.attrs, levels["cell"].to_numpy()
+    sizes = levels["cache_size"]
+    whole = [tables.get(size, largest).loc[cell, LOSSES] for cell, size in zip(cells, sizes, strict=True)]
+    table = levels.copy()
+    table.insert(1, "policy", [str(names[cell]) for cell in cells])
+    table.insert(2, "policy_kind", [str(record["policy_kind"].values[cell]) for cell in cells])
+    table[LOSSES] = np.array(whole, dtype=np.float64)
+    table[["ppl_evicted", "low_evicted", "high_evicted"]] = evicted[["ppl", "low", "high"]].to_numpy()[cells]
+    table["seconds"] = record["seconds"].values[cells]
     table.attrs = record.attrs | {
         "computed": about["computed"],
         "baseline": "; ".join(baselines),

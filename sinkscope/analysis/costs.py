@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinkscope.analysis.perplexity import losses, losses_from, ppl_table
+from sinkscope.analysis.perplexity import RATIO, losses, losses_from, ppl_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.record import first_evicted
 
@@ -139,7 +139,7 @@ def estimates(curve: xr.Dataset) -> pd.DataFrame:
     for name in table.index.difference(whole.index):
         pairs = [(ppl_table(late.sel(policy=[name, other]), baseline=other).iloc[0], other) for other in whole.index]
         found, nearest = min(pairs, key=lambda each: np.nan_to_num(each[0].ratio_high / each[0].ratio_low, nan=np.inf))
-        ratios = found[["ratio", "ratio_low", "ratio_high"]].to_numpy(np.float64)
+        ratios = found[RATIO].to_numpy(np.float64)
         base = whole.loc[nearest].to_numpy(np.float64)
         value, spread = base[0] * ratios[0], np.hypot(np.log(base[1:] / base[0]), np.log(ratios[1:] / ratios[0]))
         table.loc[name] = value, value / np.exp(spread[0]), value * np.exp(spread[1])

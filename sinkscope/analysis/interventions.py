@@ -9,13 +9,11 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis.intervals import interval
-from sinkscope.analysis.perplexity import ppl_table
+from sinkscope.analysis.perplexity import LOSSES, RATIO, ppl_table
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 
 BASELINE = "nothing"
-RATIO = ("ratio", "ratio_low", "ratio_high")
-LOSSES = ("ppl", "low", "high", *RATIO)
 OVER_CONTROL = ("over_control", "over_control_low", "over_control_high")
 OUTPUT = ("output", "output_low", "output_high")
 MASS = ("sink_mass", "mass_low", "mass_high")
@@ -84,9 +82,9 @@ def intervention_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0)
         control, over = control_of[name], [np.nan] * 3
         if role == "effect" and control and {name, control} <= set(comparable):
             pair = ppl_table(record.sel(policy=[name, control]), control, block, resamples, seed)
-            over = pair.loc[0, list(RATIO)].tolist()
-        own, bounds = losses.loc[name], masses.loc[name, ["mean", "lower", "upper"]]
-        rows.append((name, role, *own[list(LOSSES)], *over, *bounds, int(own["tokens"])))
+            over = pair[RATIO].to_numpy()[0].tolist()
+        own, bounds = losses.loc[name, LOSSES], masses.loc[name, ["mean", "lower", "upper"]]
+        rows.append((name, role, *own, *over, *bounds, losses.at[name, "tokens"]))
     table = pd.DataFrame(rows, columns=["intervention", "role", *LOSSES, *OVER_CONTROL, *MASS, "tokens"])
     table.attrs = record.attrs | {
         name: every.attrs[name] for name in ("computed", "baseline", "block", "resamples", "seed", "confidence")
@@ -117,7 +115,7 @@ def dose_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.D
     tables = []
     for number, arm in enumerate(arms):
         part, own = record.sel(arm=arm), names[number * len(doses) : (number + 1) * len(doses)]
-        kept = ppl_table(curves.sel(policy=own), own[zero], block, resamples, seed)[list(LOSSES)]
+        kept = ppl_table(curves.sel(policy=own), own[zero], block, resamples, seed)[LOSSES]
         mass, norm = part.sink_mass.astype("float64"), part.output_norm.astype("float64")
         for columns, values in ((MASS, mass), (OUTPUT, norm / norm.isel(dose=zero))):
             found = interval(values.mean(["layer", "head"]), resamples=resamples, seed=seed)
@@ -125,7 +123,6 @@ def dose_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.D
         kept.insert(0, "arm", arm)
         kept.insert(1, "dose", doses)
         tables.append(kept)
-    table = pd.concat(tables, ignore_index=True)
-    about = {"reference_dose": float(doses[zero]), "block": block, "resamples": resamples, "seed": seed}
-    table.attrs = record.attrs | about
+    table, about = pd.concat(tables, ignore_index=True), {"block": block, "resamples": resamples, "seed": seed}
+    table.attrs = record.attrs | {"reference_dose": float(doses[zero])} | about
     return table

@@ -10,7 +10,7 @@ import xarray as xr
 from scipy.special import stdtrit
 
 from sinkscope.analysis.intervals import interval
-from sinkscope.analysis.perplexity import losses_from, ppl_table
+from sinkscope.analysis.perplexity import RATIO, check_coordinates, losses_from, ppl_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.record import first_evicted
 
@@ -45,24 +45,17 @@ def emergence_quantities(record: xr.Dataset) -> dict[str, xr.DataArray]:
 
 
 def emergence_table(record: xr.Dataset, step: int | None = None) -> pd.DataFrame:
-    """Where each arm stands after some step: means over seeds, with intervals.
+    """Where each arm of `bigram_backcopy` stands after a step (the last when None): means over seeds, with intervals.
 
-    Args:
-        record: of `bigram_backcopy`.
-        step: one that was measured; the last when None.
+    One row for each arm, quantity and layer (no layer for losses):
 
-    Returns:
-        One row for each arm, quantity and layer (no layer for losses):
+    arm, quantity, layer, seeds     seeds: how many
+    mean, low, high                 over seeds, with its 95% t interval
+    difference, .._low, .._high     to softmax, or else the first arm, seed by seed: runs of one seed share their first
+                                    weights and sequences
 
-        arm, quantity, layer, seeds                     seeds: how many
-        mean, low, high                                 over seeds, with its 95% t interval
-        difference, difference_low, difference_high     to softmax, or else the first arm, seed by seed: runs of one
-                                                        seed share their first weights and sequences
-
-        Fewer than three seeds give no intervals (NaN), which attrs["intervals"] says.
-
-    Raises:
-        SinkscopeError: a record of something else, or a step that was not measured.
+    Fewer than three seeds give no intervals (NaN), which attrs["intervals"] says. Raises SinkscopeError for a record of
+    something else, or a step that was not measured.
     """
     quantities = emergence_quantities(record)
     measured = record["step"].values.tolist()
@@ -101,15 +94,13 @@ def emergence_summary(table: pd.DataFrame) -> pd.DataFrame:
         f"{mean:.3f}" if np.isnan(low) else f"{mean:.3f} ({low:.3f} to {high:.3f})"
         for mean, low, high in table[["mean", "low", "high"]].itertuples(index=False)
     ]
-    shown = table.assign(cell=cells)
-    layers = sorted(table["layer"].dropna().unique())
-    pieces = [
-        shown[shown["layer"].isna() | (shown["layer"] == layer)]
-        .pivot(index="arm", columns="quantity", values="cell")
-        .reindex(index=table["arm"].unique(), columns=table["quantity"].unique())
-        .assign(layer=layer)
-        for layer in layers
-    ]
+    shown, layers = table.assign(cell=cells), sorted(table["layer"].dropna().unique())
+    pieces = []
+    for layer in layers:
+        own = shown[shown["layer"].isna() | (shown["layer"] == layer)]
+        wide = own.pivot(index="arm", columns="quantity", values="cell")
+        wide = wide.reindex(index=table["arm"].unique(), columns=table["quantity"].unique())
+        pieces.append(wide.assign(layer=layer))
     whole = pd.concat(pieces).reset_index().rename_axis(columns=None)
     if len(layers) == 1:
         return whole.drop(columns="layer")
@@ -133,22 +124,17 @@ def intervals_said(seeds: int) -> str:
 
 
 def language_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Perplexity of each arm under each policy, over the tokens from which every cache has evicted some.
+    """Perplexity of each arm of `language_model` under each policy, over the tokens from which every cache has evicted
+    some.
 
-    Args:
-        record: of `language_model`.
-        resamples, seed: of the bootstrap.
+    One row for each arm, seed and policy:
 
-    Returns:
-        One row for each arm, seed and policy:
+    arm, seed, policy, sinks, cache_size    cache_size -1: dense
+    ppl, low, high, tokens                  perplexity of the held-out texts, its interval, and over how many tokens
+    ratio, ratio_low, ratio_high            to that with the most sinks, and its paired interval
 
-        arm, seed, policy, sinks, cache_size    cache_size -1: dense
-        ppl, low, high, tokens                  perplexity of the held-out texts, its interval, and over how many tokens
-        ratio, ratio_low, ratio_high            to that with the most sinks, and its paired interval
-
-        Intervals are those of `ppl_table`: they speak of other texts, not of models trained with other seeds.
-
-    Raises SinkscopeError for a record of something else.
+    Intervals are those of `ppl_table`: they speak of other texts, not of models trained with other seeds. Raises
+    SinkscopeError for a record of something else.
     """
     _check(record, "language", "of language models", "language_model")
     first = first_evicted(record.attrs["cache_size"])  # from there on every cache has evicted something
@@ -167,16 +153,15 @@ def language_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> 
 
 
 def head_masses(record: xr.Dataset) -> pd.DataFrame:
-    """Attention of each head on the first token, and whether that makes a sink.
+    """Attention of each head of `language_model` on the first token, and whether that makes a sink.
 
-    Returns:
-        One row for each arm, seed, layer and head:
+    One row for each arm, seed, layer and head:
 
-        arm, seed, layer, head
-        mass, low, high     mean over later queries and texts, its bootstrap interval over texts; the intervals of all
-                            heads of a model hold together with 95% (Bonferroni)
-        null                of a head that looks at every key alike
-        is_sink             whether the interval lies above 0.3 (Gu et al. 2024)
+    arm, seed, layer, head
+    mass, low, high     mean over later queries and texts, its bootstrap interval over texts; the intervals of all heads
+                        of a model hold together with 95% (Bonferroni)
+    null                of a head that looks at every key alike
+    is_sink             whether the interval lies above 0.3 (Gu et al. 2024)
 
     Raises SinkscopeError for a record of something else.
     """
@@ -193,19 +178,22 @@ def head_masses(record: xr.Dataset) -> pd.DataFrame:
 
 def language_verdict(record: xr.Dataset) -> list[str]:
     """For each model: whether sinks appeared, and whether window attention collapsed. A null result says so.
-
-    Raises SinkscopeError for a record of something else.
-    """
+    Raises SinkscopeError for a record of something else."""
     table, masses = language_table(record), head_masses(record)
     window = table[(table["sinks"] == 0) & (table["cache_size"] > 0)]
-    several = record.sizes["seed"] > 1
+    seeds = record.sizes["seed"]
+    several = seeds > 1
     sentences = []
     for _, row in window.iterrows():
         own = masses[(masses["arm"] == row["arm"]) & (masses["seed"] == row["seed"])]
         name = f"{row['arm']}, seed {row['seed']}" if several else str(row["arm"])
         first = "the sink token" if int(record["has_sink_token"].sel(arm=row["arm"])) else "the first token"
         sentences.append(f"{name}: {_sinks_said(own, first)}; {_collapse_said(row, table.attrs['baseline'])}.")
-    return [*sentences, _limits_said(record)]
+    limits = (
+        f"Intervals are over held-out texts; {seeds} model{'s were' if several else ' was'} trained per arm, for "
+        f"{record.attrs['steps']:,} steps, so nothing is said of longer training{' or of other seeds' * (not several)}."
+    )
+    return [*sentences, limits]
 
 
 def _sinks_said(heads: pd.DataFrame, first: str) -> str:
@@ -232,7 +220,7 @@ def _sinks_said(heads: pd.DataFrame, first: str) -> str:
 
 
 def _collapse_said(row: pd.Series, baseline: str) -> str:
-    ratio, low, high = (round(row[name], 3) for name in ("ratio", "ratio_low", "ratio_high"))  # as they are told
+    ratio, low, high = (round(row[name], 3) for name in RATIO)  # as they are told
     said = (
         f"its perplexity of {row['ppl']:.3g} is {ratio:.3f} ({low:.3f} to {high:.3f}) times that of {baseline} tokens "
         f"in the same cache of {row['cache_size']}"
@@ -248,22 +236,8 @@ def _collapse_said(row: pd.Series, baseline: str) -> str:
     return f"no collapse of window attention is shown: {said}"
 
 
-def _limits_said(record: xr.Dataset) -> str:
-    seeds = record.sizes["seed"]
-    return (
-        f"Intervals are over held-out texts; {seeds} model{'s were' if seeds > 1 else ' was'} trained per arm, for "
-        f"{record.attrs['steps']:,} steps, so nothing is said of longer training"
-        f"{'' if seeds > 1 else ' or of other seeds'}."
-    )
-
-
 def _check(record: xr.Dataset, kind: str, words: str, maker: str) -> None:
-    """Raise SinkscopeError for a record of another kind, or of an older version that does not say what its arms are."""
+    """Raise SinkscopeError for a record of another kind, or of an older version."""
     if record.attrs.get("kind") != kind:
         raise SinkscopeError(f"this is not a record {words}: make one with sinkscope.lab.{maker}.")
-    for name in ARMS:
-        if name not in record.coords:
-            raise SinkscopeError(
-                f"the record does not say what its arms are: {name} is missing, as in records of older versions; "
-                f"make it again with sinkscope.lab.{maker}."
-            )
+    check_coordinates(record, ARMS, "arms are", f"sinkscope.lab.{maker}")

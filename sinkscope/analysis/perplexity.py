@@ -16,6 +16,8 @@ from sinkscope.record import first_evicted
 
 CONFIDENCE = 0.95
 DIMS = ("policy", "sequence", "token")
+RATIO = ["ratio", "ratio_low", "ratio_high"]
+LOSSES = ["ppl", "low", "high", *RATIO]
 
 PARTS = {
     "full sinks": "kept",
@@ -70,9 +72,8 @@ def ppl_table(
     The intervals are percentiles of a circular block bootstrap over positions (Künsch 1989; Politis and Romano 1992):
     neighbouring losses are correlated. Every resample takes the same blocks for all policies, so what makes a passage
     hard for each of them cancels in the ratio. Tokens read before and after a cache is full are resampled apart, as how
-    many there are is no accident of the text. A policy that scored a sample of positions, as re-computation does,
-    leaves the others that sample too: blocks are then runs of sampled positions. For the others over all tokens,
-    select them first: ppl_table(curve.sel(policy=["dense", "window 512"])).
+    many there are is no accident of the text. Where a policy scored a sample of positions, as re-computation does, the
+    others have that sample too, and blocks are runs of it: for all tokens, select curve.sel(policy=[..]) first.
 
     baseline  name of a policy; by default the first that re-computes, otherwise the dense one, otherwise the first.
     block     tokens in a block, which crosses neither sequences nor the point where a cache is full; by default chosen
@@ -191,43 +192,42 @@ def _baseline(nll: xr.DataArray, names: Sequence[str], baseline: str | None) -> 
 
 
 def _checked_block(strata: Sequence[Sequence[np.ndarray]], reference: int, block: int | None) -> int:
+    """By default from losses and their differences to the baseline, less their means over each stretch."""
     if block is None:
-        return block_length([centred for parts in strata for centred in _centred(parts, reference)])
+        with np.errstate(invalid="ignore"):
+            both = [[np.hstack([part, part - part[:, [reference]]]) for part in parts] for parts in strata]
+            centred = [part - np.concatenate(parts).mean(0) for parts in both for part in parts]
+        return block_length(centred)
     block, count = whole_number(block, "block", 1), _count(strata)
-    lengths = [len(part) for parts in strata for part in parts]
-    if count > 1 and sum(max(1.0, length / block) for length in lengths) < 2:
+    if count > 1 and sum(max(1.0, len(part) / block) for parts in strata for part in parts) < 2:
         raise SinkscopeError(
             f"block={block} leaves fewer than two blocks in {count} tokens: give {count // 2} or less."
         )
     return block
 
 
-def _centred(parts: Sequence[np.ndarray], reference: int) -> list[np.ndarray]:
-    """Losses and their differences to the baseline [token, 2 x policy], less their means over the stretch."""
-    with np.errstate(invalid="ignore"):
-        both = [np.hstack([part, part - part[:, [reference]]]) for part in parts]
-        return [part - np.concatenate(both).mean(0) for part in both]
-
-
 def collapse_table(curve: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Perplexity with what is left of the sinks, one row for each part, over the tokens after the first eviction.
 
-    part                                  "full sinks", "phantom, mean values", "phantom, values zeroed" (keys in the
-                                          denominator), "values only" (keys out of it), "window" (neither)
-    policy, sinks, cache_size             as the record has them
-    ppl, low, high, tokens                perplexity, its 95% interval and the number of tokens
-    ratio, ratio_low, ratio_high          to the perplexity with full sinks, and its paired interval
-    recovered, recovered_low, .._high     share of the gap in mean loss between window and full sinks that the part
-                                          closes, and its paired interval: 1 for full sinks, 0 for the window, below 0
-                                          for what is worse than the window. NaN where there is no gap: where the
-                                          interval of the window's ratio reaches down to 1.
+    part                        "full sinks"; "phantom, mean values", "phantom, values zeroed" (keys in the
+                                denominator); "values only" (keys out of it); "window" (neither)
+    policy, sinks, cache_size   as the record has them
+    ppl, low, high, tokens      perplexity, its 95% interval and the number of tokens
+    ratio, .._low, .._high      to the perplexity with full sinks, and its paired interval
+    recovered, .._low, .._high  share of the gap in mean loss between window and full sinks that the part closes, and
+                                its paired interval: 1 for full sinks, 0 for the window, below 0 for what is worse. NaN
+                                where there is no gap: where the interval of the window's ratio reaches down to 1.
 
     All intervals are of one block bootstrap, as in `ppl_table`. Raises SinkscopeError if the record has no losses, does
     not say what its policies do, has no policy with full sinks or no window, policies of several cache sizes, or no
     token after the first eviction.
     """
     losses(curve)  # or an error that says what is needed
-    named = _chosen(curve)
+    names, parts = [str(name) for name in curve["policy"].values], policy_parts(curve)
+    for part in ("full sinks", "window"):
+        if part not in parts:
+            raise SinkscopeError(f"the record has no policy that is the {part}: make one with sinkscope.decompose.")
+    named = {names[parts.index(part)]: part for part in PARTS if part in parts}  # the first of each, in this order
     sizes = sorted({int(size) for size in curve["cache_size"].sel(policy=list(named)).values})
     if len(sizes) > 1:
         raise SinkscopeError(f"the policies have caches of {sizes[0]} and {sizes[-1]} tokens: decompose one at a time.")
@@ -257,12 +257,7 @@ def policy_parts(curve: xr.Dataset | xr.DataArray) -> list[str]:
     A part acts in all layers and heads, counts positions in the cache, adds no bias and rebuilds nothing. Raises
     SinkscopeError if the record does not say what its policies do.
     """
-    for name in DECIDING:
-        if name not in curve.coords:
-            raise SinkscopeError(
-                f"the record does not say what its policies do: {name} is missing, as in records of older versions; "
-                "make it again with sinkscope.perplexity or sinkscope.decompose."
-            )
+    check_coordinates(curve, DECIDING, "policies do", "sinkscope.perplexity or sinkscope.decompose")
     policies = zip(*(np.atleast_1d(curve[name].values).tolist() for name in DECIDING), strict=True)
     part_of, parts = {values: part for part, values in PARTS.items()}, []
     for kind, size, sinks, again, values, bias, positions, placement in policies:
@@ -272,13 +267,14 @@ def policy_parts(curve: xr.Dataset | xr.DataArray) -> list[str]:
     return parts
 
 
-def _chosen(curve: xr.Dataset) -> dict[str, str]:
-    """Part by name of the policy, the first of each part, full sinks first and the window last."""
-    names, parts = [str(name) for name in curve["policy"].values], policy_parts(curve)
-    for part in ("full sinks", "window"):
-        if part not in parts:
-            raise SinkscopeError(f"the record has no policy that is the {part}: make one with sinkscope.decompose.")
-    return {names[parts.index(part)]: part for part in PARTS if part in parts}
+def check_coordinates(record: xr.Dataset | xr.DataArray, names: Sequence[str], what: str, maker: str) -> None:
+    """Raise SinkscopeError for a record of an older version, which does not say what its policies or arms are."""
+    for name in names:
+        if name not in record.coords:
+            raise SinkscopeError(
+                f"the record does not say what its {what}: {name} is missing, as in records of older versions; "
+                f"make it again with {maker}."
+            )
 
 
 def _recovered(mean: np.ndarray) -> np.ndarray:
