@@ -24,7 +24,6 @@ SHARE_OF_QUERIES = 0.25
 
 SPECIAL = re.compile(r"<[^<>\s]+>|\[[A-Z]+\d*\]")
 """<s>, <|im_start|>, <bos>, [CLS]: how tokenizers write tokens that stand for no text."""
-
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 WRITTEN_SPACES = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "\n", "ĉ": "\t", "č": "\r"})
 """How byte-level and SentencePiece vocabularies write white space."""
@@ -43,16 +42,15 @@ def discover(
     and its mean over heads is at least `times_null` times the null, the alpha of uniform attention for that position.
 
     heads        fraction of layers x heads with alpha > epsilon (at position 0 the sink rate of that text)
-    importance   mean of alpha over layers and heads
-    null         that of uniform attention; times_null: how often it fits
+    importance   mean of alpha over layers and heads; null, times_null: that of uniform attention, how often it fits
     kind         "first"; "delimiter": only punctuation or white space, or a special token such as <s>; "other" (also
                  where the record has no texts)
 
-    Late keys are seen by few queries, and every query must put its attention somewhere: a head that only looks nearby
-    gives each key about one query's worth, alpha = 1/n with n queries. For n of T/4 that is 3.5 nulls, and for the last
-    tokens it passes any threshold. So keys seen by fewer than `queries` queries are left out: by default a quarter of
-    the text and at least 16 (a shorter text is judged at position 0 alone). An encoder's keys are seen by all queries.
     top          rows per sequence, ordered by heads, then importance; None for all.
+    queries      keys seen by fewer are left out; by default a quarter of the text and at least 16 (a shorter text is
+                 judged at position 0 alone), in an encoder none. Every query must put its attention somewhere: a head
+                 that only looks nearby gives each key about one query's worth, alpha = 1/n with n queries. For n of T/4
+                 that is 3.5 nulls, and for the last tokens it passes any threshold.
 
     Needs `received`; with `sink_mass` alone only the first keys are judged (attrs["from"]).
     Raises SinkscopeError if epsilon is outside (0, 1), times_null is negative, top or queries is below 1.
@@ -66,8 +64,12 @@ def discover(
     mean, null = alpha.mean(["layer", "head"]).values, alpha["null"].values
     with np.errstate(invalid="ignore", divide="ignore"):
         times = mean / null
-    seen = alpha["queries"].values >= _fewest_queries(record, queries)[:, None]
-    listed = (heads > 0) & (times >= times_null) & seen
+    fewest = queries
+    if queries is None:
+        lengths = sequence_lengths(record).values[:, None]
+        share = np.maximum(FEWEST_QUERIES, np.ceil(SHARE_OF_QUERIES * lengths))
+        fewest = np.minimum(lengths, share) if is_causal(record) else 1  # no more than a text has
+    listed = (heads > 0) & (times >= times_null) & (alpha["queries"].values >= fewest)
     rows = []
     for s, number in enumerate(alpha["sequence"].values):
         found = np.flatnonzero(listed[s])
@@ -88,16 +90,6 @@ def discover(
         "from": alpha.attrs["from"],
     }
     return table
-
-
-def _fewest_queries(record: xr.Dataset, queries: int | None) -> np.ndarray:
-    """[sequence] the number of queries that must see a key; never more than the text has."""
-    lengths = sequence_lengths(record).values
-    if queries is not None:
-        return np.full(len(lengths), queries)
-    if not is_causal(record):
-        return np.ones(len(lengths), dtype=int)
-    return np.minimum(lengths, np.maximum(FEWEST_QUERIES, np.ceil(SHARE_OF_QUERIES * lengths).astype(int)))
 
 
 def massive_activations(record: xr.Dataset, magnitude: float = 100, ratio: float = 1000) -> pd.DataFrame:

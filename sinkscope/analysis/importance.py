@@ -90,9 +90,7 @@ def sink_rate(record: xr.Dataset, epsilon: float = 0.3, position: int = 0) -> xr
     No dimensions. A fraction of heads, not a mass; heads a layer lacks are left out, and so are texts that end before
     the position. It falls as T grows and depends on BOS, so attrs hold epsilon, position, T (of the longest text),
     T_shortest, bos, sequences, null_alpha (alpha under uniform attention, mean over sequences: H_T / T for position 0)
-    and null_rate (the rate such heads would have). alpha of position 0 includes the first query's attention to itself,
-    which is 1.
-
+    and null_rate (of such heads). alpha of position 0 includes the first query's attention to itself, which is 1.
     Raises SinkscopeError if epsilon is outside (0, 1), the position is in no text, or the record cannot give its alpha.
     """
     record, epsilon = whole(record), open_unit(epsilon, "epsilon")
@@ -181,13 +179,12 @@ def _importance_at(record: xr.Dataset, position: int) -> xr.DataArray:
     kept = record.sizes.get("sink", 0) if "sink_mass" in record else 0
     if position < kept:
         record = record.drop_vars("received", errors="ignore").isel(sink=[position])
-        return importance(record).isel(key=0, drop=True)
-    if "received" not in record:
+    elif "received" not in record:
         raise SinkscopeError(
             f"position={position} is beyond the {kept} first keys the record keeps apart, and it has no "
             f"received: measure with the probe Received() or SinkMass(first={position + 1})."
         )
-    return importance(record).isel(key=position, drop=True)
+    return importance(record).sel(key=position, drop=True)
 
 
 def _checked_lengths(record: xr.Dataset, lengths: Sequence[int] | None, position: int) -> list[int]:

@@ -1,8 +1,8 @@
 """Bootstrap intervals: over sequences (Efron and Tibshirani 1993, chapter 13), and over blocks of a text.
 
-Values next to each other in a text rise and fall together, so resampling them one by one gives intervals that are too
-narrow. Whole runs of neighbours are drawn instead (Künsch 1989), from the text closed to a circle, so that every value
-is drawn equally often (Politis and Romano 1992).
+Neighbours in a text rise and fall together, so resampling them one by one gives intervals that are too narrow. Whole
+runs of them are drawn instead (Künsch 1989), from the text closed to a circle, so that every value is drawn equally
+often (Politis and Romano 1992).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _bounds(sample: np.ndarray, confidence: float, resamples: int, seed: int) ->
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return found.low, found.high
+    return np.asarray(found.low), np.asarray(found.high)
 
 
 def resampled_means(parts: Sequence[np.ndarray], block: int, resamples: int, random: np.random.Generator) -> np.ndarray:
@@ -91,8 +91,7 @@ def resampled_means(parts: Sequence[np.ndarray], block: int, resamples: int, ran
 
     parts   one array [value, column] per sequence, in reading order. All columns of a resample take the same blocks,
             so their differences are paired.
-    block   values in a block. A block stays in its sequence: a sequence of no more than `block` values is drawn as a
-            whole. Starts are drawn so that every value has the same chance.
+    block   values in a block, which stays in its sequence: one of no more than `block` values is drawn as a whole.
 
     Costs resamples * values / block, whatever the block holds: its sum is a difference of two cumulative sums.
     """
@@ -102,7 +101,7 @@ def resampled_means(parts: Sequence[np.ndarray], block: int, resamples: int, ran
     blocks = max(1, round(shares.sum()))
     sums = np.concatenate([_circular_sums(part, size) for part, size in zip(parts, sizes, strict=True)])
     counts = np.repeat(sizes, lengths)
-    chance = np.concatenate([[0.0], np.cumsum(shares)]) / shares.sum()
+    chance = np.concatenate([[0.0], np.cumsum(shares)]) / shares.sum()  # the same for every value
     first = np.concatenate([[0], np.cumsum(lengths)])
     means = np.empty((resamples, sums.shape[1]))
     batch = max(1, BATCH_VALUES // (blocks * sums.shape[1]))
@@ -164,8 +163,6 @@ def _automatic_length(parts: Sequence[np.ndarray]) -> float:
 
 def _last_seen(small: np.ndarray, several: int) -> int:
     """The lag after which `several` autocorrelations in a row are small; the last that is not, if there is none."""
-    for lag in range(len(small) - several + 1):
-        if small[lag : lag + several].all():
-            return lag
-    seen = np.flatnonzero(~small)
-    return int(seen[-1]) + 1 if len(seen) else 0
+    lags, seen = range(len(small) - several + 1), np.flatnonzero(~small)
+    last = int(seen[-1]) + 1 if len(seen) else 0
+    return next((lag for lag in lags if small[lag : lag + several].all()), last)

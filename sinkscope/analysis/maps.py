@@ -71,7 +71,9 @@ def _is_causal(maps: np.ndarray) -> bool:
 def _measured(maps: list[np.ndarray], length: int, first: int, causal: bool) -> xr.Dataset:
     """All variables, one layer of one text at a time in float64, stored as float32 with NaN past each text's end."""
     sequences, (layers, heads) = len(maps), maps[0].shape[:2]
-    cells = _cell_starts(length)
+    cells = np.arange(length)  # first positions
+    if length > FULL_RESOLUTION:
+        cells = np.arange(POOLED_RESOLUTION) * length // POOLED_RESOLUTION
     corner = min(CORNER, length)
     sizes = {"sequence": sequences, "layer": layers, "head": heads, "sink": first}
     sizes |= dict.fromkeys(("query", "key", "token", "distance"), length)
@@ -119,13 +121,6 @@ def _measured(maps: list[np.ndarray], length: int, first: int, causal: bool) -> 
     return record
 
 
-def _cell_starts(length: int) -> np.ndarray:
-    """First position of each cell of the stored map."""
-    if length <= FULL_RESOLUTION:
-        return np.arange(length)
-    return np.arange(POOLED_RESOLUTION) * length // POOLED_RESOLUTION
-
-
 def _pooled(a: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """[head, query, key] to [head, cell, cell]: mean over the cell's queries of the mass on the cell's keys."""
     if len(starts) == a.shape[-1]:
@@ -163,9 +158,9 @@ def _provenance(lengths: np.ndarray, causal: bool, tokens: np.ndarray | None) ->
 def _checked_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
     for name, value in attributes.items():
         if not isinstance(value, (str, int, float, np.bool_, np.number)):
+            kind = type(value).__name__
             raise SinkscopeError(
-                f"attribute {name}= is a {type(value).__name__}, which a record cannot store: give a number "
-                "or a string."
+                f"attribute {name}= is a {kind}, which a record cannot store: give a number or a string."
             )
     if attributes.get("causal", 0) not in (0, 1):
         raise SinkscopeError(f"attribute causal={attributes['causal']!r} must be 1 (a query sees no later key) or 0.")
@@ -175,8 +170,7 @@ def _checked_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
 def _checked_maps(array: Any) -> list[np.ndarray]:
     """One [layer, head, query, key] array per sequence; layers and heads the same for all."""
     maps = _one_per_sequence(array)
-    shapes = {each.shape[:2] for each in maps}
-    if len(shapes) > 1:
+    if len(shapes := {each.shape[:2] for each in maps}) > 1:
         raise SinkscopeError(
             f"the sequences' maps have different numbers of layers and heads {sorted(shapes)}: "
             "give maps of one model, [layer, head, query, key] each."
@@ -187,24 +181,22 @@ def _checked_maps(array: Any) -> list[np.ndarray]:
 
 
 def _one_per_sequence(array: Any) -> list[np.ndarray]:
-    if isinstance(array, tuple) and len(array) > 0 and all(_dimensions(each) == 4 for each in array):
-        layers = [_as_array(each) for each in array]
-        if len({each.shape for each in layers}) > 1:
+    if isinstance(array, (tuple, list)) and len(array) > 0 and all(_dimensions(each) == 4 for each in array):
+        parts = [_as_array(each) for each in array]
+        alike = len({each.shape for each in parts}) == 1
+        if isinstance(array, tuple):
+            if not alike:
+                raise SinkscopeError(
+                    "the layers' maps have different shapes: a tuple is read as one [sequence, head, query, key] array "
+                    "per layer, all of one shape; give a list for one array per sequence."
+                )
+            return list(np.stack(parts, axis=1))
+        if alike and len(parts) > 1 and len(parts[0]) == 1:
             raise SinkscopeError(
-                "the layers' maps have different shapes: a tuple is read as one "
-                "[sequence, head, query, key] array per layer, all of one shape; give a list for one array "
-                "per sequence."
+                f"a list of {len(parts)} arrays of shape {parts[0].shape} may hold one array per layer or one per "
+                "sequence: give a tuple for one [sequence, head, query, key] array per layer, or stack them yourself."
             )
-        return list(np.stack(layers, axis=1))
-    if isinstance(array, list) and len(array) > 0 and all(_dimensions(each) == 4 for each in array):
-        sequences = [_as_array(each) for each in array]
-        if len(sequences) > 1 and len({each.shape for each in sequences}) == 1 and sequences[0].shape[0] == 1:
-            raise SinkscopeError(
-                f"a list of {len(sequences)} arrays of shape {sequences[0].shape} may hold one array per "
-                "layer or one per sequence: give a tuple for one [sequence, head, query, key] array per "
-                "layer, or stack them yourself."
-            )
-        return sequences
+        return parts
     whole = _as_array(array)
     if whole.ndim not in (4, 5):
         raise SinkscopeError(
@@ -260,8 +252,7 @@ def _check(maps: np.ndarray) -> None:
                 f"the maps of layer {layer} hold {float(values.min()):.4g}, below zero: give probabilities "
                 "(after the softmax), not logits."
             )
-        total = float(values.sum(-1, dtype=np.float64).max())
-        if total > 1 + ROUNDING:
+        if (total := float(values.sum(-1, dtype=np.float64).max())) > 1 + ROUNDING:
             raise SinkscopeError(
                 f"a row of the maps of layer {layer} sums to {total:.4g}: give probabilities (after the "
                 "softmax) that sum to at most 1."

@@ -57,10 +57,9 @@ def _per_sequence(record: xr.Dataset, first: int) -> xr.DataArray:
             f"first={first} keys are asked for, but the record keeps {kept.sizes['sink']} apart: "
             f"measure with the probe SinkMass(first={first})."
         )
-    if first >= text_length(record):
+    if first >= (length := text_length(record)):
         raise SinkscopeError(
-            f"first={first} keys leave no query in a text of {text_length(record)} tokens: give a longer "
-            "text or a smaller first."
+            f"first={first} keys leave no query in a text of {length} tokens: give a longer text or a smaller first."
         )
     later = kept["query"] >= first
     each = kept.isel(sink=slice(first)).sum("sink", skipna=False, dtype="float64")
@@ -133,11 +132,11 @@ def eviction_by_layer(record: xr.Dataset, resamples: int = 2000, seed: int = 0) 
     """What evicting the keys of `EvictionEffect` would do in each layer alone.
 
     layer
-    amplification, .._low, .._high   geometric mean over queries and heads
-    change, lost_denominator, lost_value (each with _low and _high)
-                                     mean norm over the mean norm of the head's output, means over queries and heads
-    Intervals are 95% bootstrap intervals over sequences (NaN with one). Raises SinkscopeError if the record has no
-    norms.
+    amplification                           geometric mean over queries and heads
+    change, lost_denominator, lost_value    mean norm over the mean norm of the head's output, over queries and heads
+    .._low, .._high                         95% bootstrap interval of each over sequences (NaN with one)
+
+    Raises SinkscopeError if the record has no norms.
     """
     record = whole(record)
     variable(record, "log_amplification")
@@ -167,8 +166,8 @@ def value_drain(record: xr.Dataset, first: int = 1) -> xr.Dataset:
     record, first = whole(record), whole_number(first, "first", 1)
     if first >= int(sequence_lengths(record).max()):
         raise SinkscopeError(
-            f"first={first} leaves no other token in a text of {text_length(record)}: give a longer text or "
-            "a smaller first."
+            f"first={first} leaves no other token in a text of {text_length(record)}: give a longer text or a smaller "
+            "first."
         )
     ratios = {}
     for name in ("value", "key"):

@@ -24,19 +24,17 @@ def predictability_table(
 ) -> pd.DataFrame:
     """Spearman correlation between sink mass and predictability, one row for each layer, head and measure.
 
-    layer, head, measure        "next_loss" or "next_entropy"
-    correlation, low, high      over the queries from `start` on, ranks within each text, mean over texts; 95%
-                                percentile interval of a circular block bootstrap over queries, ranks as in the text,
-                                blocks of `block` queries, or of a tenth of a text where that is less
-    null                        the same for a head that spreads its attention evenly: what the place of the query
-                                alone explains
-    sink_mass                   mean over those queries
+    layer, head, measure    "next_loss" or "next_entropy"
+    correlation, low, high  over the queries from `start` on, ranks within each text, mean over texts; 95% percentile
+                            interval of a circular block bootstrap over queries, ranks as in the text, blocks of `block`
+                            queries, or of a tenth of a text where that is less
+    null                    the same for a head that spreads its attention evenly: what the query's place alone explains
+    sink_mass               mean over those queries
 
     A head whose mass does not vary has no correlation (NaN). Raises SinkscopeError if the record is not one of
     `sinkscope.predictability` or no query is left.
     """
-    _check(record)
-    record, start, block = whole(record), whole_number(start, "start", 1), whole_number(block, "block", 1)
+    record, start, block = _checked(record), whole_number(start, "start", 1), whole_number(block, "block", 1)
     resamples, seed = whole_number(resamples, "resamples", 1), whole_number(seed, "seed", 0)
     mass, share = _summed(record), even_share(record).transpose("sequence", "query").values
     flat = mass.stack(place=("layer", "head")).transpose("sequence", "query", "place")
@@ -44,11 +42,8 @@ def predictability_table(
     layers, heads = zip(*flat["place"].values, strict=True)
     tables = []
     for measure in MEASURES:
-        parts = [
-            _moments(one.values, even, known.values, start)
-            for one, even, known in zip(flat, share, record[measure], strict=True)
-        ]
-        parts = [part for part in parts if len(part) > 2]
+        texts = zip(flat.values, share, record[measure].values, strict=True)
+        parts = [part for each in texts if len(part := _moments(*each, start)) > 2]
         if not parts:
             raise SinkscopeError(f"no text has three queries from start={start} on: give longer texts or less.")
         random = np.random.default_rng(seed)
@@ -72,10 +67,10 @@ def predictability_bins(
     sink_mass [layer, head, bin]; `null` [bin], that of even attention over the same queries; `middle` [bin], the median
     of the measure, nats. Raises SinkscopeError as `predictability_table`, or if a bin is empty.
     """
-    _check(record)
+    record = _checked(record)
     if measure not in MEASURES:
         raise SinkscopeError(f"measure={measure!r} is unknown: give one of {', '.join(MEASURES)}.")
-    record, bins, start = whole(record), whole_number(bins, "bins", 2), whole_number(start, "start", 1)
+    bins, start = whole_number(bins, "bins", 2), whole_number(start, "start", 1)
     known = _places(record, measure, start)
     if len(known) < bins:
         raise SinkscopeError(f"{len(known)} queries do not fill {bins} bins: give longer texts or fewer bins.")
@@ -92,11 +87,12 @@ def predictability_bins(
     return found.assign_attrs(record.attrs | {"measure": measure, "bins": bins, "start": start})
 
 
-def _check(record: xr.Dataset) -> None:
+def _checked(record: xr.Dataset) -> xr.Dataset:
     for name in MEASURES:
         if name not in record:
             raise SinkscopeError(f"the record has no {name}: make one with sinkscope.predictability.")
     variable(record, "sink_mass")
+    return whole(record)
 
 
 def _places(record: xr.Dataset, measure: str, start: int) -> np.ndarray:
@@ -117,7 +113,7 @@ def _moments(mass: np.ndarray, share: np.ndarray, measure: np.ndarray, start: in
     known = np.isfinite(measure) & np.isfinite(share) & (np.arange(len(measure)) >= start)
     columns = np.column_stack([mass[known], share[known]])
     if not len(columns):
-        return np.zeros((0, 0))
+        return columns
     ranks = rankdata(columns, axis=0) / len(columns) - 0.5
     other = (rankdata(measure[known]) / len(columns) - 0.5)[:, None]
     return np.hstack([ranks, ranks**2, ranks * other, other, other**2])

@@ -23,26 +23,27 @@ def variable(record: xr.Dataset, name: str) -> xr.DataArray:
 
 def advice(name: str) -> str:
     """What to do to have a variable."""
-    makers = [each.__name__ for each in _probe_classes() if name in each.makes]
+    makers = [each.__name__ for each in _makers(name)]
     return f"measure with the probe {'() or '.join(makers)}()" if makers else "it was not measured"
 
 
-def _probe_classes() -> list[Any]:
-    """The probes known now; none without torch, which they need and a reader of records may do without."""
+def _makers(name: Any) -> list[Any]:
+    """The probes that make a variable; none without torch, which they need and a reader of records may do without."""
     try:
         from sinkscope.probes import probe_classes
     except ImportError:
         return []
-    return list(probe_classes())
+    return [each for each in probe_classes() if name in each.makes]
 
 
 def _dims(variable: xr.DataArray) -> list[str]:
     """The dimensions that a variable was recorded with; those that its probe declares where the record does not say."""
     if "dims" in variable.attrs:
         return str(variable.attrs["dims"]).split()
-    declared = [each.makes[variable.name] for each in _probe_classes() if variable.name in each.makes]
-    dims = [dim for each in declared[:1] for dim in each.dims if not (each.averaged and dim == "sequence")]
-    return ["layer", *dims] if declared else []
+    for maker in _makers(variable.name):
+        made = maker.makes[variable.name]
+        return ["layer", *(dim for dim in made.dims if not (made.averaged and dim == "sequence"))]
+    return []
 
 
 def whole(record: xr.Dataset) -> xr.Dataset:
