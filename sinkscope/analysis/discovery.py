@@ -45,7 +45,6 @@ def discover(
     importance   mean of alpha over layers and heads; null, times_null: that of uniform attention, how often it fits
     kind         "first"; "delimiter": only punctuation or white space, or a special token such as <s>; "other" (also
                  where the record has no texts)
-
     top          rows per sequence, ordered by heads, then importance; None for all.
     queries      keys seen by fewer are left out; by default a quarter of the text and at least 16 (a shorter text is
                  judged at position 0 alone), in an encoder none. Every query must put its attention somewhere: a head

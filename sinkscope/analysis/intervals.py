@@ -91,7 +91,7 @@ def resampled_means(parts: Sequence[np.ndarray], block: int, resamples: int, ran
 
     parts   one array [value, column] per sequence, in reading order. All columns of a resample take the same blocks,
             so their differences are paired.
-    block   values in a block, which stays in its sequence: one of no more than `block` values is drawn as a whole.
+    block   values in a block, which stays in its sequence: a shorter sequence is drawn as a whole.
 
     Costs resamples * values / block, whatever the block holds: its sum is a difference of two cumulative sums.
     """

@@ -124,8 +124,7 @@ def intervals_said(seeds: int) -> str:
 
 
 def language_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Perplexity of each arm of `language_model` under each policy, over the tokens from which every cache has evicted
-    some.
+    """Perplexity of each arm of `language_model` under each policy, where every cache has evicted some token.
 
     One row for each arm, seed and policy:
 

@@ -36,10 +36,10 @@ def sink_mass(record: xr.Dataset, first: int = 4) -> xr.DataArray:
 
 
 def mass_by_layer(record: xr.Dataset, first: int = 1) -> xr.Dataset:
-    """Sink mass of each layer, mean over its heads, with a 95% bootstrap interval over sequences: mean, lower, upper
-    [layer].
+    """Sink mass of each layer, mean over its heads, with a 95% interval: mean, lower, upper [layer].
 
-    attrs: `first`, `null` (uniform attention) and those of `interval`. Raises SinkscopeError as `sink_mass` does.
+    The interval is a bootstrap over sequences. attrs: `first`, `null` (uniform attention) and those of `interval`.
+    Raises SinkscopeError as `sink_mass` does.
     """
     mass = _per_sequence(record, first)
     result = interval(mass.mean("head"))
@@ -74,8 +74,7 @@ def _per_sequence(record: xr.Dataset, first: int) -> xr.DataArray:
 
 
 def uniform_importance(length: int, position: int = 0, causal: bool = True) -> float:
-    """Importance (Gu et al. 2024) of the key at `position` (0-based) in a text of `length` tokens under uniform
-    attention.
+    """Importance (Gu et al. 2024) of the key at `position` (0-based) of `length` tokens under uniform attention.
 
     Causal: the mean of 1/(i+1) over the queries i = position .. length-1; for position 0 the harmonic number H_T / T.
     Otherwise 1/length. Raises SinkscopeError if the position is not in the text.

@@ -147,9 +147,8 @@ def mean_mass_by_bin(
 ) -> xr.Dataset:
     """The bins of `predictability_bins`, and the mean over layers and heads with a 95% interval.
 
-    Adds `mean`, `lower` and `upper` [bin]: a circular block bootstrap over queries, the same blocks in all bins, the
-    bounds of the bins fixed. NaN bounds where a resample leaves a bin empty. Raises SinkscopeError as
-    `predictability_bins` does.
+    Adds `mean`, `lower` and `upper` [bin]: a circular block bootstrap over queries, the same blocks in all bins, whose
+    bounds are fixed. NaN where a resample leaves a bin empty. Raises SinkscopeError as `predictability_bins` does.
     """
     found = predictability_bins(record, measure, bins, start)
     record = whole(record)
