@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "sinkscope.errors": ["SinkscopeError"],
-    "sinkscope.record": ["open_record", "save_record"],
+    "sinkscope.record": ["first_evicted", "open_record", "save_record"],
     "sinkscope.hf.loading": ["load"],
     "sinkscope.texts": ["read_text", "read_tokens", "sequences"],
     "sinkscope.attention.attend": ["attend", "merge", "attend_split"],
@@ -32,13 +32,13 @@ _HOMES = {
         "SinkMass", "TileProbe", "Variable",
     ],
     "sinkscope.analysis": [
-        "amplification", "discover", "dose_table", "eviction_by_layer", "first_evicted", "from_maps",
+        "amplification", "discover", "dose_table", "eviction_by_layer", "from_maps",
         "importance", "interval", "intervention_table", "losses_from", "mass_by_layer", "massive_activations",
         "ppl", "ppl_table", "predictability_bins", "predictability_table", "sink_mass", "sink_rate",
         "sink_rate_curve", "uniform_importance", "uniform_mass", "value_drain",
     ],
     "sinkscope.analysis.ablation": ["ablate", "ablation_table"],
-    "sinkscope.analysis.decomposition": ["collapse_table"],
+    "sinkscope.analysis.perplexity": ["collapse_table"],
     "sinkscope.analysis.compare": ["compare"],
     "sinkscope.analysis.interventions": ["intervene"],
     "sinkscope.experiments.perplexity": ["perplexity"],

@@ -16,14 +16,12 @@ from sinkscope.analysis.mass import (
 )
 from sinkscope.analysis.perplexity import losses_from, ppl, ppl_table
 from sinkscope.analysis.predictability import predictability_bins, predictability_table
-from sinkscope.record import first_evicted
 
 __all__ = [
     "amplification",
     "discover",
     "dose_table",
     "eviction_by_layer",
-    "first_evicted",
     "from_maps",
     "importance",
     "interval",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinkscope.analysis.perplexity import losses_from, ppl_table
+from sinkscope.analysis.perplexity import LOSSES, losses_from, ppl_table
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.record import first_evicted
@@ -32,15 +33,10 @@ def ablate(
     Args:
         model, ids: as in `run_ablation`.
         sinks, cache_size, positions, kinds: the factors, as there; one level or several of each.
-        seed: of random tokens and of the bootstrap.
-        resamples: of the bootstrap.
+        seed, resamples: of the bootstrap; the seed also of random tokens.
         options: policies beside the factors, tokenizer, block, n_jobs, folder, progress, and what to note in attrs.
 
-    Returns:
-        As `ablation_table`.
-
-    Raises:
-        SinkscopeError: as `run_ablation`.
+    Returns what `ablation_table` does, and raises what `run_ablation` does.
     """
     from sinkscope.experiments.ablation import run_ablation  # not above: reading a record needs no torch
 
@@ -52,28 +48,22 @@ def ablate(
 def ablation_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """One row for each combination of the factors, and one for each policy beside them.
 
-    cell                                     number of the run the row shows: without sinks, kind and positions make no
-                                             difference, and one run stands for several rows;
-                                             `table.drop_duplicates("cell")` keeps each once
-    policy, policy_kind                      name and class of its policy
-    sinks, cache_size, positions, kind       the combination; kind is empty for a policy beside the factors, whose
-                                             cache_size is -1 where nothing bounds it
-    ppl, low, high                           perplexity over the tokens scored, and its 95% interval
-    ratio, ratio_low, ratio_high             to the most sinks of the same cache size (the first tokens, positions
-                                             in the cache, where there are such cells), or of the largest where a
-                                             policy beside the factors has another; and its paired interval
-    ppl_evicted, low_evicted, high_evicted   the same over the tokens from which every bounded cache has evicted some
-    seconds                                  that the run took
+    cell                            number of the run the row shows: without sinks, kind and positions make no
+                                    difference; `table.drop_duplicates("cell")` keeps each run once
+    policy, policy_kind             name and class of its policy
+    sinks, cache_size, positions, kind
+                                    the combination; kind is empty for a policy beside the factors, whose cache_size is
+                                    -1 where nothing bounds it
+    ppl, low, high                  perplexity over the tokens scored, and its 95% interval
+    ratio, ratio_low, ratio_high    to the most sinks of the same cache size (the first tokens, positions in the cache,
+                                    where there are such cells), or of the largest where a policy beside the factors has
+                                    another; and its paired interval
+    .._evicted                      ppl, low and high over the tokens from which every bounded cache has evicted some
+    seconds                         that the run took
 
     The first max(sinks) + 1 tokens count in no row, so that the same tokens of the text are scored in all. Intervals
     are those of `ppl_table`, the same resamples for all rows.
-
-    Args:
-        record: of `run_ablation`.
-        resamples, seed: of the bootstrap.
-
-    Raises:
-        SinkscopeError: a record of something else.
+    Raises SinkscopeError if the record is not one of `run_ablation`.
     """
     if record.attrs.get("kind") != "ablation" or "level_cell" not in record.coords:
         raise SinkscopeError("the record is not one of an ablation: make one with sinkscope.run_ablation.")
@@ -82,41 +72,31 @@ def ablation_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> 
     late, first = first_evicted(int(levels["cache_size"].max())), int(factors["sinks"].max()) + 1
     evicted = ppl_table(losses_from(record, late), resamples=resamples, seed=seed)
     scored, block = losses_from(record, first), None
-    names, rows = record["policy"].values, []
-    tables: dict[int, pd.DataFrame] = {}
-    baselines: dict[int, dict[str, Any]] = {}
+    names, tables, baselines = record["policy"].values, {}, []
     for size in factors["cache_size"].unique().tolist():
-        baselines[size] = _baseline(factors[factors["cache_size"] == size])
-        tables[size] = ppl_table(scored, str(names[baselines[size]["cell"]]), block, resamples, seed)
+        most = _baseline(factors[factors["cache_size"] == size])
+        baselines.append(f"{most['sinks']} sinks of {size} ({most['kind']}, {most['positions']} positions)")
+        tables[size] = ppl_table(scored, str(names[most["cell"]]), block, resamples, seed)
         block = tables[size].attrs["block"]  # the same for all, and so are then the resamples
-    for level in levels.to_dict("records"):
-        cell = level["cell"]
-        whole, own = tables.get(level["cache_size"], tables[max(tables)]).iloc[cell], evicted.iloc[cell]
-        rows.append(
-            {
-                "cell": cell,
-                "policy": str(names[cell]),
-                "policy_kind": str(record["policy_kind"].values[cell]),
-                **{name: level[name] for name in LEVELS},
-                **{name: whole[name] for name in ("ppl", "low", "high", "ratio", "ratio_low", "ratio_high")},
-                **{f"{name}_evicted": own[name] for name in ("ppl", "low", "high")},
-                "seconds": float(record["seconds"].values[cell]),
-            }
-        )
-    table, about = pd.DataFrame(rows), next(iter(tables.values())).attrs
+    largest, about, cells = tables[max(tables)], evicted.attrs, levels["cell"].to_numpy()
+    sizes = levels["cache_size"]
+    whole = [tables.get(size, largest).loc[cell, LOSSES] for cell, size in zip(cells, sizes, strict=True)]
+    table = levels.copy()
+    table.insert(1, "policy", [str(names[cell]) for cell in cells])
+    table.insert(2, "policy_kind", [str(record["policy_kind"].values[cell]) for cell in cells])
+    table[LOSSES] = np.array(whole, dtype=np.float64)
+    table[["ppl_evicted", "low_evicted", "high_evicted"]] = evicted[["ppl", "low", "high"]].to_numpy()[cells]
+    table["seconds"] = record["seconds"].values[cells]
     table.attrs = record.attrs | {
         "computed": about["computed"],
-        "baseline": "; ".join(
-            f"{each['sinks']} sinks of {size} ({each['kind']}, {each['positions']} positions)"
-            for size, each in baselines.items()
-        ),
+        "baseline": "; ".join(baselines),
         "bootstrap_block": block,
         "resamples": resamples,
         "confidence": about["confidence"],
         "first_scored": first,
         "first_evicted": late,
-        "tokens_used": about["tokens_used"],
-        "tokens_evicted": evicted.attrs["tokens_used"],
+        "tokens_used": largest.attrs["tokens_used"],
+        "tokens_evicted": about["tokens_used"],
     }
     return table
 

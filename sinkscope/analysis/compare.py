@@ -11,12 +11,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinkscope.analysis.decomposition import policy_parts
 from sinkscope.analysis.importance import sink_rate, sink_rate_curve
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.mass import sink_mass
-from sinkscope.analysis.perplexity import losses, losses_from, ppl_table
-from sinkscope.analysis.variables import sequence_lengths, variable, whole
+from sinkscope.analysis.perplexity import RATIO, losses, losses_from, policy_parts, ppl_table
+from sinkscope.analysis.variables import is_causal, sequence_lengths, variable, whole
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.record import first_evicted, open_record
@@ -35,29 +34,30 @@ def compare(saved: Iterable[Saved], length: int | None = None, resamples: int = 
         length: tokens of each sequence that count for the sinks; those of the shortest text of all when None.
         resamples, seed: of the bootstrap.
 
-    Returns:
-        model
-        sink_rate, rate_low, rate_high, rate_null   share of heads with an importance of the first token above 0.3
-                                                    (Gu et al. 2024); of uniform attention
-        sink_mass, mass_low, mass_high, mass_null   mean attention on the first token; of uniform attention
-        T, sequences, bos                           tokens of each sequence they are of, how many, and whether each
-                                                    starts with BOS
-        collapse, collapse_low, collapse_high       perplexity of the window over that of sinks + window, over the same
-                                                    tokens after the first eviction, with its paired interval
-        cache_size, sinks, tokens, read             of both policies; tokens scored, and read in all
-        text                                        its name
-        differs                                     which of cache_size, sinks, bos, sequences, tokens and text are not
-                                                    those of the first row; such rows answer another question
+    model, text                      their names
+    sink_rate, sink_mass             share of heads with an importance of the first token above 0.3 (Gu et al. 2024);
+                                     mean attention on it
+    rate_low, rate_high, rate_null, mass_low, mass_high, mass_null
+                                     their intervals, and what they are of uniform attention
+    T, sequences, bos                tokens of each sequence of these, how many, and whether each starts with BOS
+    collapse, .._low, .._high        perplexity of the window over that of sinks + window, over the same tokens after
+                                     the first eviction, with its paired interval
+    cache_size, sinks, tokens, read  of both policies; tokens scored, and read in all
+    differs                          which of cache_size, sinks, bos, sequences, tokens and text are not those of the
+                                     first row; such rows answer another question
 
-        The sink metric falls as T grows and a causal query sees no later token, so all rows are cut to the same T,
-        which changes nothing else. The collapse is cut to the tokens that all texts have; with other tokenizers as many
-        tokens are not the same words.
+    The sink metric falls as T grows and a causal query sees no later token, so all rows are cut to the same T, which
+    changes nothing else. The collapse is cut to the tokens that all texts have; with other tokenizers as many tokens
+    are not the same words.
 
-    Raises:
-        SinkscopeError: nothing to compare, a folder without records, a record without sink mass or losses, without a
-            window or sinks + window of one cache size, or too short.
+    Raises SinkscopeError if there is nothing to compare, a folder is without records, or a record without sink mass or
+    losses, without a window or sinks + window of one cache size, or too short.
     """
-    pairs = [_opened(each) for each in _listed(saved)]
+    if isinstance(saved, (str, os.PathLike)) or not isinstance(saved, Iterable):
+        raise SinkscopeError(f"compare takes a list of saved reports, not {saved!r}: put it in brackets.")
+    pairs = [_opened(each) for each in saved]
+    if not pairs:
+        raise SinkscopeError("there is nothing to compare: give folders of saved reports.")
     shortest = min(int(sequence_lengths(record).min()) for record, _, _ in pairs)
     most = min(shortest, whole_number(length, "length", 2)) if length is not None else shortest
     read = min(int(curve.sizes["token"]) for _, curve, _ in pairs)
@@ -79,17 +79,9 @@ def compare(saved: Iterable[Saved], length: int | None = None, resamples: int = 
     return table
 
 
-def _listed(saved: Iterable[Saved]) -> list[Saved]:
-    if isinstance(saved, (str, os.PathLike)) or not isinstance(saved, Iterable):
-        raise SinkscopeError(f"compare takes a list of saved reports, not {saved!r}: put it in brackets.")
-    listed = list(saved)
-    if not listed:
-        raise SinkscopeError("there is nothing to compare: give folders of saved reports.")
-    return listed
-
-
 def _opened(saved: Saved) -> tuple[xr.Dataset, xr.Dataset, str]:
     """The captured record, the perplexity record, and what to call them in an error."""
+    where = "a pair"
     if isinstance(saved, (str, os.PathLike)):
         folder = Path(saved).expanduser()
         here = folder / "records" if (folder / "records").is_dir() else folder
@@ -99,10 +91,7 @@ def _opened(saved: Saved) -> tuple[xr.Dataset, xr.Dataset, str]:
         if missing:
             what = "losses, as one made with --no-streaming" if missing == ["perplexity.nc"] else "sink mass"
             raise SinkscopeError(f"{folder} is a report without {what} ({missing[0]} is not there): make it again.")
-        saved = [here / name for name in FILES]
-        where = str(folder)
-    else:
-        where = "a pair"
+        saved, where = [here / name for name in FILES], str(folder)
     if isinstance(saved, xr.Dataset) or not isinstance(saved, Sequence) or len(saved) != 2:
         raise SinkscopeError(f"{type(saved).__name__} is no saved report: give a folder, or a pair of records.")
     record, curve = (each if isinstance(each, xr.Dataset) else open_record(each) for each in saved)
@@ -113,11 +102,14 @@ def _row(
     record: xr.Dataset, curve: xr.Dataset, where: str, length: int, read: int, resamples: int, seed: int
 ) -> dict[str, Any]:
     variable(record, "sink_mass")
-    if not record.attrs.get("causal", 1):
+    if not is_causal(record):
         raise SinkscopeError(f"{_name(record)} is an encoder, which has no window to collapse: leave it out.")
     if _name(record) != _name(curve):
         raise SinkscopeError(f"{where} has sinks of {_name(record)} and losses of {_name(curve)}: give one model's.")
-    record = _first_tokens(record, length)
+    # the first tokens alone are exact, as no causal query sees a later one
+    record = record[["sink_mass"]].isel(query=slice(0, length), token=slice(0, length), missing_dims="ignore")
+    record = record.drop_vars(["token_id", "token_text"], errors="ignore")
+    record = record.assign_coords(length=("sequence", np.full(record.sizes["sequence"], length)))
     rate = sink_rate(record, EPSILON)
     rates = sink_rate_curve(record, [EPSILON], [length]).squeeze()
     mass = sink_mass(record, first=1)
@@ -143,43 +135,27 @@ def _row(
 
 def _collapse(curve: xr.Dataset, read: int, resamples: int, seed: int) -> dict[str, Any]:
     """The window against sinks + window, over the tokens up to `read` after the first eviction."""
-    name = _name(curve)
-    nll = losses(curve)
-    parts, size, sinks = np.array(policy_parts(nll)), nll["cache_size"].values, nll["sinks"].values
-    pairs = [
-        (int(w), int(s))
-        for w in np.flatnonzero(parts == "window")
-        for s in np.flatnonzero(parts == "full sinks")
-        if size[w] == size[s]
-    ]
+    name, nll = _name(curve), losses(curve)
+    parts, sizes = policy_parts(nll), nll["cache_size"].values.tolist()
+    windows, full = ([at for at, part in enumerate(parts) if part == each] for each in ("window", "full sinks"))
+    pairs = [[window, kept] for window in windows for kept in full if sizes[window] == sizes[kept]]
     if not pairs:
         raise SinkscopeError(f"the losses of {name} have no window and sinks + window of one cache size: measure both.")
-    window, kept = pairs[0]
-    both = curve.isel(policy=[window, kept], token=slice(0, read))
-    late = losses_from(both, first_evicted(int(size[kept])))
+    both, size = curve.isel(policy=pairs[0], token=slice(0, read)), sizes[pairs[0][1]]
+    late = losses_from(both, first_evicted(size))
     if not bool(late["nll"].notnull().any()):
         raise SinkscopeError(
-            f"no token of {name} below {read} comes after the first eviction from a cache of {size[kept]}: give longer "
-            "texts."
+            f"no token of {name} below {read} comes after the first eviction from a cache of {size}: give longer texts."
         )
-    found = ppl_table(late, str(nll["policy"].values[kept]), None, resamples, seed).iloc[0]
+    names, sinks = both["policy"].values, both["sinks"].values
+    found = ppl_table(late, str(names[1]), None, resamples, seed).iloc[0]
     return {
-        "collapse": float(found["ratio"]),
-        "collapse_low": float(found["ratio_low"]),
-        "collapse_high": float(found["ratio_high"]),
-        "cache_size": int(size[kept]),
-        "sinks": int(sinks[kept]),
+        **dict(zip(("collapse", "collapse_low", "collapse_high"), map(float, found[RATIO]), strict=True)),
+        "cache_size": size,
+        "sinks": int(sinks[1]),
         "tokens": int(found["tokens"]),
-        "read": int(both["nll"].sizes["token"]),
+        "read": both.sizes["token"],
     }
-
-
-def _first_tokens(record: xr.Dataset, length: int) -> xr.Dataset:
-    """The record of the first `length` tokens of each text: exact, as no causal query sees a later one."""
-    kept = record[["sink_mass"]]
-    kept = kept.isel({dim: slice(0, length) for dim in ("query", "token") if dim in kept.dims})
-    kept = kept.drop_vars([name for name in ("token_id", "token_text") if name in kept.coords])
-    return kept.assign_coords(length=("sequence", np.full(kept.sizes["sequence"], length)))
 
 
 def _name(record: xr.Dataset) -> str:

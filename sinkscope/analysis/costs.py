@@ -8,11 +8,16 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinkscope.analysis.perplexity import losses, losses_from, ppl_table
+from sinkscope.analysis.perplexity import RATIO, losses, losses_from, ppl_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.record import first_evicted
 
 COST = "cost_"
+COST_COLUMNS = {
+    "policy": "policy", "attention_size": "attention_size", "complexity": "cost", "flops_per_token": "flops_per_token",
+    "memory": "kv_memory", "kv_bytes": "kv_megabytes",
+}  # fmt: skip
+PERPLEXITY_COLUMNS = ["policy", "ppl", "low", "high"]
 
 
 def time_per_token(
@@ -25,12 +30,8 @@ def time_per_token(
         cache_sizes, policies: L in tokens, and which policies, one or several; as there when None.
         options: sinks, repeats, progress, and what to note in attrs.
 
-    Returns:
-        One row for each policy and cache size: policy, cache_size, milliseconds (median) with low and high (quartiles),
-        kv_bytes, kv_bytes_kept, flops_per_token, samples.
-
-    Raises:
-        SinkscopeError: as `run_timing`.
+    One row for each policy and cache size: policy, cache_size, milliseconds (median) with low and high (quartiles),
+    kv_bytes, kv_bytes_kept, flops_per_token, samples. Raises SinkscopeError as `run_timing` does.
     """
     from sinkscope.experiments.timing import FAMILIES, run_timing  # not above: reading a record needs no torch
 
@@ -72,20 +73,10 @@ def _table(record: xr.Dataset, attribute: str, prefix: str) -> pd.DataFrame:
     missing = [name for name in columns if f"{prefix}{name}" not in record]
     if missing:
         raise SinkscopeError(f"the record holds no table: {missing[0] or attribute} is missing.")
-    table = pd.DataFrame({name: _plain(record[f"{prefix}{name}"].values) for name in columns})
+    held = {name: record[f"{prefix}{name}"].values for name in columns}
+    table = pd.DataFrame({name: each if each.dtype.kind in "iufb" else each.astype(str) for name, each in held.items()})
     table.attrs = {str(name): value for name, value in record.attrs.items() if name != attribute}
     return table
-
-
-def _plain(values: np.ndarray) -> np.ndarray | list[str]:
-    return values if values.dtype.kind in "iufb" else [str(value) for value in values]
-
-
-COST_COLUMNS = {
-    "policy": "policy", "attention_size": "attention_size", "complexity": "cost", "flops_per_token": "flops_per_token",
-    "memory": "kv_memory", "kv_megabytes": "kv_megabytes",
-}  # fmt: skip
-PERPLEXITY_COLUMNS = ["policy", "ppl", "low", "high"]
 
 
 class Family(NamedTuple):
@@ -143,40 +134,29 @@ def estimates(curve: xr.Dataset) -> pd.DataFrame:
     """
     late = after_eviction(curve)
     names = [str(name) for name in late["policy"].values]
-    whole = ppl_table(late.sel(policy=scored_everywhere(late))).set_index("policy")[["ppl", "low", "high"]]
-    rows = {}
-    for name in names:
-        if name in whole.index:
-            rows[name] = whole.loc[name].to_numpy(np.float64)
-            continue
-        pairs = {other: ppl_table(late.sel(policy=[name, other]), baseline=other).iloc[0] for other in whole.index}
-        nearest = min(
-            pairs, key=lambda other: np.nan_to_num(pairs[other].ratio_high / pairs[other].ratio_low, nan=np.inf)
-        )
-        ratios = pairs[nearest][["ratio", "ratio_low", "ratio_high"]].to_numpy(np.float64)
+    whole = ppl_table(late.sel(policy=scored_everywhere(late)))[PERPLEXITY_COLUMNS].set_index("policy")
+    table = whole.reindex(names)
+    for name in table.index.difference(whole.index):
+        pairs = [(ppl_table(late.sel(policy=[name, other]), baseline=other).iloc[0], other) for other in whole.index]
+        found, nearest = min(pairs, key=lambda each: np.nan_to_num(each[0].ratio_high / each[0].ratio_low, nan=np.inf))
+        ratios = found[RATIO].to_numpy(np.float64)
         base = whole.loc[nearest].to_numpy(np.float64)
         value, spread = base[0] * ratios[0], np.hypot(np.log(base[1:] / base[0]), np.log(ratios[1:] / ratios[0]))
-        rows[name] = np.array([value, value / np.exp(spread[0]), value * np.exp(spread[1])])
-    table = pd.DataFrame([(name, *rows[name]) for name in names], columns=PERPLEXITY_COLUMNS)
-    table.attrs = {str(key): value for key, value in curve.attrs.items()}
+        table.loc[name] = value, value / np.exp(spread[0]), value * np.exp(spread[1])
+    table = table.reset_index()
+    table.attrs = dict(curve.attrs)
     return table
 
 
 def four_policies(costs: pd.DataFrame, perplexities: pd.DataFrame | None = None) -> pd.DataFrame:
     """Attention size, cost, memory and perplexity of the ways to attend to a long text (Xiao et al. 2023, Fig. 1).
 
-    Args:
-        costs: made by `sinkscope.cost_table`.
-        perplexities: columns policy, ppl, low, high; policies without a row are left blank.
-
-    Returns:
-        One row per policy, in the order of `costs`.
-
-    Raises:
-        SinkscopeError: a column is missing, a policy is there twice, or has a perplexity and no cost.
+    One row per policy of `costs` (of `sinkscope.cost_table`), in that order. `perplexities` has columns policy, ppl,
+    low and high; policies without a row are left blank. Raises SinkscopeError if a column is missing, or a policy is
+    there twice or has a perplexity and no cost.
     """
-    _check(costs, "costs", [name for name in COST_COLUMNS if name != "kv_megabytes"] + ["kv_bytes"])
-    table = costs.assign(kv_megabytes=costs["kv_bytes"] / 1e6)[list(COST_COLUMNS)].rename(columns=COST_COLUMNS)
+    _check(costs, "costs", list(COST_COLUMNS))
+    table = costs.assign(kv_bytes=costs["kv_bytes"] / 1e6)[list(COST_COLUMNS)].rename(columns=COST_COLUMNS)
     table.attrs = dict(costs.attrs)
     if perplexities is None:
         return table
@@ -193,8 +173,7 @@ def four_policies(costs: pd.DataFrame, perplexities: pd.DataFrame | None = None)
 
 
 def _check(table: pd.DataFrame, name: str, columns: list[str]) -> None:
-    missing = [column for column in columns if column not in table]
-    if missing:
+    if missing := [column for column in columns if column not in table]:
         raise SinkscopeError(f"{name} has no column {', '.join(missing)}; it needs {', '.join(columns)}.")
     twice = table["policy"][table["policy"].duplicated()]
     if len(twice):

@@ -24,7 +24,6 @@ SHARE_OF_QUERIES = 0.25
 
 SPECIAL = re.compile(r"<[^<>\s]+>|\[[A-Z]+\d*\]")
 """<s>, <|im_start|>, <bos>, [CLS]: how tokenizers write tokens that stand for no text."""
-
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 WRITTEN_SPACES = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "\n", "ĉ": "\t", "č": "\r"})
 """How byte-level and SentencePiece vocabularies write white space."""
@@ -39,22 +38,18 @@ def discover(
 ) -> pd.DataFrame:
     """The sinks of each text, strongest first: one row per sequence and position.
 
-    A position is listed if the importance alpha of its key (see `importance`) is above `epsilon` in at least
-    one head, and its mean over heads is at least `times_null` times the null, the alpha of uniform attention
-    for that very position.
+    A position is listed if the importance alpha of its key (see `importance`) is above `epsilon` in at least one head,
+    and its mean over heads is at least `times_null` times the null, the alpha of uniform attention for that position.
 
     heads        fraction of layers x heads with alpha > epsilon (at position 0 the sink rate of that text)
-    importance   mean of alpha over layers and heads;  null, times_null: that of uniform attention, and how
-                 often it fits
-    kind         "first"; "delimiter": only punctuation or white space, or a special token such as <s>;
-                 "other" (also where the record has no texts)
-
-    Late keys are seen by few queries, and every query must put its attention somewhere: a head that only
-    looks nearby gives each key about one query's worth, alpha = 1/n with n queries. For n of T/4 that is 3.5
-    nulls, and for the last tokens it passes any threshold. So keys seen by fewer than `queries` queries are
-    left out: by default a quarter of the text and at least 16 (a text shorter than that is judged at position
-    0 alone). An encoder's keys are all seen by all queries.
+    importance   mean of alpha over layers and heads; null, times_null: that of uniform attention, how often it fits
+    kind         "first"; "delimiter": only punctuation or white space, or a special token such as <s>; "other" (also
+                 where the record has no texts)
     top          rows per sequence, ordered by heads, then importance; None for all.
+    queries      keys seen by fewer are left out; by default a quarter of the text and at least 16 (a shorter text is
+                 judged at position 0 alone), in an encoder none. Every query must put its attention somewhere: a head
+                 that only looks nearby gives each key about one query's worth, alpha = 1/n with n queries. For n of T/4
+                 that is 3.5 nulls, and for the last tokens it passes any threshold.
 
     Needs `received`; with `sink_mass` alone only the first keys are judged (attrs["from"]).
     Raises SinkscopeError if epsilon is outside (0, 1), times_null is negative, top or queries is below 1.
@@ -64,39 +59,26 @@ def discover(
     top = None if top is None else whole_number(top, "top", 1)
     queries = None if queries is None else whole_number(queries, "queries", 1)
     alpha = importance(record)
-    present = alpha.notnull()
-    heads = (alpha > epsilon).where(present).mean(["layer", "head"], skipna=True).values
-    mean = alpha.mean(["layer", "head"], skipna=True).values
-    null = alpha["null"].values
-    seen_by = alpha["queries"].values
+    heads = (alpha > epsilon).where(alpha.notnull()).mean(["layer", "head"]).values
+    mean, null = alpha.mean(["layer", "head"]).values, alpha["null"].values
     with np.errstate(invalid="ignore", divide="ignore"):
         times = mean / null
-    fewest = _fewest_queries(record, queries)[:, None]
-    listed = (heads > 0) & (times >= times_null) & (seen_by >= fewest)
+    fewest = queries
+    if queries is None:
+        lengths = sequence_lengths(record).values[:, None]
+        share = np.maximum(FEWEST_QUERIES, np.ceil(SHARE_OF_QUERIES * lengths))
+        fewest = np.minimum(lengths, share) if is_causal(record) else 1  # no more than a text has
+    listed = (heads > 0) & (times >= times_null) & (alpha["queries"].values >= fewest)
     rows = []
-    for s in range(len(mean)):
+    for s, number in enumerate(alpha["sequence"].values):
         found = np.flatnonzero(listed[s])
-        order = found[np.lexsort((found, -mean[s, found], -heads[s, found]))]
-        for column in order[:top]:
+        for column in found[np.lexsort((found, -mean[s, found], -heads[s, found]))][:top]:
             position = int(alpha["key"].values[column])
             text = text_of(record, s, position)
             kind = "first" if position == 0 else "delimiter" if is_delimiter(text) else "other"
-            number = int(alpha["sequence"].values[s])
-            rows.append(
-                (
-                    number,
-                    position,
-                    text,
-                    kind,
-                    heads[s, column],
-                    mean[s, column],
-                    null[s, column],
-                    times[s, column],
-                )
-            )
+            rows.append((number, position, text, kind, *(each[s, column] for each in (heads, mean, null, times))))
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    numbers = {"sequence": np.int64, "position": np.int64} | dict.fromkeys(COLUMNS[4:], np.float64)
-    table = table.astype(numbers)
+    table = table.astype({"sequence": np.int64, "position": np.int64} | dict.fromkeys(COLUMNS[4:], np.float64))
     table.attrs = {
         **record.attrs,
         "computed": f"keys with importance above {epsilon:g} in some head and a mean of at least "
@@ -109,50 +91,31 @@ def discover(
     return table
 
 
-def _fewest_queries(record: xr.Dataset, queries: int | None) -> np.ndarray:
-    """[sequence] the number of queries that must see a key; never more than the text has."""
-    lengths = np.atleast_1d(sequence_lengths(record).values)
-    if queries is not None:
-        return np.full(len(lengths), queries)
-    if not is_causal(record):
-        return np.ones(len(lengths), dtype=int)
-    return np.minimum(lengths, np.maximum(FEWEST_QUERIES, np.ceil(SHARE_OF_QUERIES * lengths).astype(int)))
-
-
 def massive_activations(record: xr.Dataset, magnitude: float = 100, ratio: float = 1000) -> pd.DataFrame:
-    """The tokens whose largest hidden-state entry is above `magnitude` and at least `ratio` times the layer's
-    median magnitude.
+    """The tokens whose largest hidden-state entry is above `magnitude` and at least `ratio` times the layer's median.
 
-    One row per (sequence, layer, position): token_text ("" if unknown), dimension (-1 if not measured),
-    magnitude, times_median; ordered by sequence, layer and position. Only each token's largest entry was
-    recorded, so a second massive dimension of a token does not show. attrs hold what was computed and the
-    record's provenance.
+    One row per (sequence, layer, position): token_text ("" if unknown), dimension (-1 if not measured), magnitude,
+    times_median; ordered by sequence, layer and position. Only each token's largest entry was recorded, so a second
+    massive dimension of a token does not show. attrs hold what was computed and the record's provenance.
     Raises SinkscopeError if the record has no hidden-state extremes, or a threshold is not above zero.
     """
     magnitude, ratio = finite_number(magnitude, "magnitude", 0.0), finite_number(ratio, "ratio", 0.0)
     record = whole(record)
-    order = ("sequence", "layer", "token")
-    largest = variable(record, "activation_max").transpose(*order)
-    median = variable(record, "activation_median").transpose(*order)
+    axes = ("sequence", "layer", "token")
+    largest, median = (variable(record, f"activation_{name}").transpose(*axes) for name in ("max", "median"))
     values, medians = largest.values.astype(np.float64), median.values.astype(np.float64)
     massive = (values > magnitude) & (values >= ratio * medians)
     where = np.argwhere(massive)
-    dimension = (
-        variable(record, "activation_dimension").transpose(*order).values if "activation_dimension" in record else None
-    )
-    with np.errstate(divide="ignore"):
-        times = values[massive] / medians[massive]
     table = pd.DataFrame(
-        {
-            "sequence": largest["sequence"].values[where[:, 0]].astype(np.int64),
-            "layer": largest["layer"].values[where[:, 1]].astype(np.int64),
-            "position": largest["token"].values[where[:, 2]].astype(np.int64),
-            "token_text": [text_of(record, s, p) for s, p in where[:, [0, 2]]],
-            "dimension": dimension[massive].astype(np.int64) if dimension is not None else np.full(len(where), -1),
-            "magnitude": values[massive],
-            "times_median": times,
-        }
-    )
+        {name: largest[name].values[at].astype(np.int64) for name, at in zip(axes, where.T, strict=True)}
+    ).rename(columns={"token": "position"})
+    table["token_text"] = [text_of(record, s, p) for s, p in where[:, [0, 2]]]
+    table["dimension"] = -1
+    if "activation_dimension" in record:
+        table["dimension"] = record["activation_dimension"].transpose(*axes).values[massive].astype(np.int64)
+    table["magnitude"] = values[massive]
+    with np.errstate(divide="ignore"):
+        table["times_median"] = values[massive] / medians[massive]
     table.attrs = {
         **record.attrs,
         "computed": f"largest magnitude above {magnitude:g} and at least {ratio:g} times the layer's median "
@@ -183,12 +146,5 @@ def is_delimiter(text: str) -> bool:
     elif SPECIAL.fullmatch(text):
         return True
     text = text.translate(WRITTEN_SPACES)
-    return bool(text) and all(_separates(character) for character in text)
-
-
-def _separates(character: str) -> bool:
-    return (
-        character in string.punctuation
-        or unicodedata.category(character)[0] in "PZ"
-        or unicodedata.category(character) == "Cc"
-    )
+    kinds = ((character, unicodedata.category(character)) for character in text)
+    return bool(text) and all(each in string.punctuation or kind[0] in "PZ" or kind == "Cc" for each, kind in kinds)

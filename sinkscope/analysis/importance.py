@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from sinkscope.analysis.intervals import interval
-from sinkscope.analysis.mass import even_share
+from sinkscope.analysis.mass import even_share, position_within
 from sinkscope.analysis.variables import (
     PER_QUERY,
     is_causal,
@@ -29,10 +29,10 @@ EPSILONS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 def importance(record: xr.Dataset) -> xr.DataArray:
     """alpha of every key: [sequence, layer, head, key], in 0..1.
 
-    alpha(l, h, k) = sum_i A(l, h)[i, k] / (number of queries i >= k), k's own query included; in an encoder,
-    where every query sees every key, the mean over all queries. Only measured queries count. NaN past the end
-    of a text and for heads a layer lacks. The coordinate `null` [sequence, key] holds the alpha of uniform
-    attention, `queries` [sequence, key] the number of queries in the mean: with few of them alpha is noisy.
+    alpha(l, h, k) = sum_i A(l, h)[i, k] / (number of queries i >= k), k's own query included; in an encoder, where all
+    queries see every key, the mean over all of them. Only measured queries count. NaN past the end of a text and for
+    heads a layer lacks. The coordinate `null` [sequence, key] holds the alpha of uniform attention, `queries`
+    [sequence, key] the number of queries in the mean: with few of them alpha is noisy.
 
     From `received`; without it from `sink_mass`, for the first keys only (attrs["from"] says which).
     Raises SinkscopeError if the record has neither.
@@ -41,19 +41,15 @@ def importance(record: xr.Dataset) -> xr.DataArray:
     if "received" in record or "sink_mass" not in record:
         total, source = variable(record, "received").astype("float64"), "received"
     else:
-        kept = variable(record, "sink_mass")
-        kept = kept.sel(sink=kept["sink"] < text_length(record))
+        kept = record["sink_mass"].sel(sink=record["sink"] < text_length(record))
         total = kept.sum("query", skipna=True, min_count=1, dtype="float64").rename(sink="key")
         source = "sink_mass"
-    measured = measured_queries(record)
     key = total["key"]
-    share = even_share(record)
-    counts = _sum_from_key(measured.astype("float64"), key, record)
-    null = _sum_from_key(share.fillna(0.0), key, record) / counts.where(counts > 0)
+    counts = _sum_from_key(measured_queries(record).astype("float64"), key, record)
+    null = _sum_from_key(even_share(record).fillna(0.0), key, record) / counts.where(counts > 0)
     in_text = key < sequence_lengths(record)
     alpha = (total / _queries_per_head(record, key, counts)).where(in_text)
-    alpha = alpha.transpose("sequence", "layer", "head", "key")
-    alpha = alpha.assign_coords(
+    alpha = alpha.transpose("sequence", "layer", "head", "key").assign_coords(
         null=null.where(in_text).transpose("sequence", "key"),
         queries=counts.where(in_text, 0).astype("int64").transpose("sequence", "key"),
     )
@@ -82,45 +78,40 @@ def _queries_per_head(record: xr.Dataset, key: xr.DataArray, counts: xr.DataArra
         if name in record:
             found = record[name].notnull()
             found = found.isel(sink=0, drop=True) if "sink" in found.dims else found
-            if bool((found == found.any(["layer", "head"])).where(found.any("query"), True).all()):
-                break
-            each = _sum_from_key(found.astype("float64"), key, record)
-            return each.where(found.any("query"), counts).where(lambda count: count > 0)
+            if not bool((found == found.any(["layer", "head"])).where(found.any("query"), True).all()):
+                counts = _sum_from_key(found.astype("float64"), key, record).where(found.any("query"), counts)
+            break
     return counts.where(counts > 0)
 
 
 def sink_rate(record: xr.Dataset, epsilon: float = 0.3, position: int = 0) -> xr.DataArray:
     """Fraction of heads, over layers and sequences, with an importance alpha of `position` above epsilon.
 
-    No dimensions. A fraction of heads, not a mass; heads a layer lacks are left out, and so are texts that
-    end before the position. It falls as T grows and depends on BOS, so attrs hold epsilon, position, T (of
-    the longest text), T_shortest, bos, sequences, null_alpha (alpha under uniform attention, mean over
-    sequences: H_T / T for position 0) and null_rate (the rate such heads would have). alpha of position 0
-    includes the first query's attention to itself, which is 1.
-
-    Raises SinkscopeError if epsilon is outside (0, 1), the position is in no text, or the record cannot give
-    its alpha.
+    No dimensions. A fraction of heads, not a mass; heads a layer lacks are left out, and so are texts that end before
+    the position. It falls as T grows and depends on BOS, so attrs hold epsilon, position, T (of the longest text),
+    T_shortest, bos, sequences, null_alpha (alpha under uniform attention, mean over sequences: H_T / T for position 0)
+    and null_rate (of such heads). alpha of position 0 includes the first query's attention to itself, which is 1.
+    Raises SinkscopeError if epsilon is outside (0, 1), the position is in no text, or the record cannot give its alpha.
     """
     record, epsilon = whole(record), open_unit(epsilon, "epsilon")
-    alpha = _importance_at(record, _checked_position(record, position))
-    null = alpha["null"]
-    rate = (alpha > epsilon).where(alpha.notnull()).mean(skipna=True)
+    position = position_within(int(sequence_lengths(record).max()), position)
+    alpha = _importance_at(record, position)
     counted = alpha.notnull().any(["layer", "head"])
     if not bool(counted.any()):
         raise SinkscopeError(f"the record holds no attention to position {position}: measure with SinkMass().")
-    lengths = sequence_lengths(record).where(counted)
-    rate = rate.drop_vars(list(rate.coords))
+    null, lengths = alpha["null"].where(counted), sequence_lengths(record).where(counted)
+    rate = (alpha > epsilon).where(alpha.notnull()).mean().reset_coords(drop=True)
     rate.attrs = {
         **record.attrs,
         "computed": f"fraction of heads with importance of position {position} above {epsilon:g} (Gu et al. 2024)",
         "epsilon": epsilon,
-        "position": int(position),
+        "position": position,
         "T": int(lengths.max()),
         "T_shortest": int(lengths.min()),
         "bos": record.attrs.get("bos", "unknown"),
         "sequences": int(counted.sum()),
-        "null_alpha": float(null.where(counted).mean(skipna=True)),
-        "null_rate": float((null > epsilon).where(counted).mean(skipna=True)),
+        "null_alpha": float(null.mean()),
+        "null_rate": float((null > epsilon).where(counted).mean()),
     }
     return rate.rename("sink_rate")
 
@@ -133,39 +124,42 @@ def sink_rate_curve(
 ) -> xr.Dataset:
     """The sink rate against epsilon and the number T of tokens read: rate, lower, upper [length, epsilon].
 
-    A causal query sees no later token, so alpha over the queries below t is exactly that of the text's first
-    t tokens.
+    A causal query sees no later token, so alpha over the queries below t is exactly that of the text's first t tokens.
     epsilons  thresholds; default 0.05, 0.10 .. 0.95.
-    lengths   numbers of tokens; default 16, 32, 64 .. and that of the longest text. An encoder has no
-              prefixes: only the length of its texts is allowed.
-    lower and upper are a 95% percentile bootstrap over sequences (NaN with one sequence). null_alpha [length]
-    is the alpha of uniform attention; sequences [length] is how many texts are that long: shorter ones are
-    left out.
+    lengths   numbers of tokens; default 16, 32, 64 .. and that of the longest text. An encoder has no prefixes: only
+              the lengths of its texts are allowed.
+    lower and upper are a 95% percentile bootstrap over sequences (NaN with one sequence). null_alpha [length] is the
+    alpha of uniform attention; sequences [length] is how many texts are that long: shorter ones are left out.
 
-    Raises SinkscopeError if an epsilon is outside (0, 1), a length or the position is in no text, or the
-    record keeps too few first keys apart (`sink_mass`).
+    Raises SinkscopeError if an epsilon is outside (0, 1), a length or the position is in no text, or the record keeps
+    too few first keys apart (`sink_mass`).
     """
     record = whole(record)
-    position = _checked_position(record, position)
-    chosen = _several(EPSILONS if epsilons is None else epsilons, "epsilons")
-    thresholds = np.array([open_unit(each, "epsilon") for each in chosen])
-    prefixes = _checked_lengths(record, lengths, position)
-    attention = _attention_on(record, position)
     texts = sequence_lengths(record)
+    position = position_within(int(texts.max()), position)
+    thresholds = [
+        open_unit(each, "epsilon") for each in _several(EPSILONS if epsilons is None else epsilons, "epsilons")
+    ]
+    prefixes = _checked_lengths(record, lengths, position)
+    kept = variable(record, "sink_mass")
+    if position >= kept.sizes["sink"]:
+        raise SinkscopeError(
+            f"position={position} is beyond the {kept.sizes['sink']} first keys the record keeps apart: "
+            f"measure with the probe SinkMass(first={position + 1})."
+        )
+    attention, share, query = kept.isel(sink=position, drop=True).astype("float64"), even_share(record), kept["query"]
     rates, nulls, counts = [], [], []
     for prefix in prefixes:
         long_enough = (texts >= prefix) if is_causal(record) else (texts == prefix)
-        query = attention["query"]
         seen = (query < prefix) & (query >= position) if is_causal(record) else query < prefix
-        alpha = attention.where(seen).mean("query", skipna=True).where(long_enough)
+        alpha = attention.where(seen).mean("query").where(long_enough)
         above = (alpha > xr.DataArray(thresholds, dims="epsilon")).where(alpha.notnull())
-        rates.append(above.mean(["layer", "head"], skipna=True).drop_vars("length", errors="ignore"))
-        nulls.append(float(even_share(record).where(seen).mean("query").where(long_enough).mean(skipna=True)))
+        rates.append(above.mean(["layer", "head"]).drop_vars("length", errors="ignore"))
+        nulls.append(float(share.where(seen).mean("query").where(long_enough).mean()))
         counts.append(int(alpha.notnull().any(["layer", "head"]).sum()))
     curve = interval(xr.concat(rates, dim="length")).rename(mean="rate").transpose("length", "epsilon")
     curve = curve.assign_coords(length=prefixes, epsilon=thresholds)
-    curve["null_alpha"] = ("length", np.array(nulls))
-    curve["sequences"] = ("length", np.array(counts))
+    curve = curve.assign(null_alpha=("length", nulls), sequences=("length", counts))
     curve.attrs = {
         **record.attrs,
         **curve.attrs,
@@ -185,34 +179,12 @@ def _importance_at(record: xr.Dataset, position: int) -> xr.DataArray:
     kept = record.sizes.get("sink", 0) if "sink_mass" in record else 0
     if position < kept:
         record = record.drop_vars("received", errors="ignore").isel(sink=[position])
-        return importance(record).isel(key=0, drop=True)
-    if "received" not in record:
+    elif "received" not in record:
         raise SinkscopeError(
             f"position={position} is beyond the {kept} first keys the record keeps apart, and it has no "
             f"received: measure with the probe Received() or SinkMass(first={position + 1})."
         )
-    return importance(record).isel(key=position, drop=True)
-
-
-def _attention_on(record: xr.Dataset, position: int) -> xr.DataArray:
-    """[sequence, layer, head, query] attention to the key at `position`, in float64."""
-    kept = variable(record, "sink_mass")
-    if position >= kept.sizes["sink"]:
-        raise SinkscopeError(
-            f"position={position} is beyond the {kept.sizes['sink']} first keys the record keeps apart: "
-            f"measure with the probe SinkMass(first={position + 1})."
-        )
-    return kept.isel(sink=position, drop=True).astype("float64")
-
-
-def _checked_position(record: xr.Dataset, position: int) -> int:
-    position = whole_number(position, "position", 0)
-    longest = int(sequence_lengths(record).max())
-    if position >= longest:
-        raise SinkscopeError(
-            f"position={position} is not in a text of {longest} tokens: give one from 0 to {longest - 1}."
-        )
-    return position
+    return importance(record).sel(key=position, drop=True)
 
 
 def _checked_lengths(record: xr.Dataset, lengths: Sequence[int] | None, position: int) -> list[int]:
@@ -238,7 +210,7 @@ def _checked_lengths(record: xr.Dataset, lengths: Sequence[int] | None, position
 
 
 def _several(values: Sequence[float] | np.ndarray, name: str) -> list[Any]:
-    items = [] if isinstance(values, str) else list(np.atleast_1d(np.asarray(values)).ravel().tolist())
+    items = [] if isinstance(values, str) else np.asarray(values).ravel().tolist()
     if not items:
         raise SinkscopeError(f"{name}={values!r} holds no number: give a list of at least one.")
     return items

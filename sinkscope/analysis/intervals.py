@@ -1,8 +1,8 @@
 """Bootstrap intervals: over sequences (Efron and Tibshirani 1993, chapter 13), and over blocks of a text.
 
-Values next to each other in a text rise and fall together, so resampling them one by one gives intervals that are too
-narrow. Whole runs of neighbours are drawn instead (Künsch 1989), from the text closed to a circle, so that every value
-is drawn equally often (Politis and Romano 1992).
+Neighbours in a text rise and fall together, so resampling them one by one gives intervals that are too narrow. Whole
+runs of them are drawn instead (Künsch 1989), from the text closed to a circle, so that every value is drawn equally
+often (Politis and Romano 1992).
 """
 
 from __future__ import annotations
@@ -29,44 +29,35 @@ def interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Mean over `dim` with a percentile bootstrap interval: mean, lower, upper, with the other dimensions of
-    `values`.
+    """Mean over `dim` with a percentile bootstrap interval: mean, lower, upper, with the other dimensions of `values`.
 
-    Each element is resampled from those of its values that are not NaN: with one there is a mean but no
-    interval (NaN bounds), with none all three are NaN. The same seed gives the same bounds, whatever the
-    other dimensions are. attrs: confidence, resamples, seed, n (sequences with any value).
-    Raises SinkscopeError if `dim` is not in `values`, confidence not in (0, 1), resamples below 1 or seed
-    below 0.
+    Each element is resampled from those of its values that are not NaN: with one there is a mean but no interval (NaN
+    bounds), with none all three are NaN. The same seed gives the same bounds, whatever the other dimensions are.
+    attrs: confidence, resamples, seed, n (sequences with any value).
+    Raises SinkscopeError if `dim` is not in `values`, confidence not in (0, 1), resamples below 1 or seed below 0.
     """
     if dim not in values.dims:
         raise SinkscopeError(
             f"dim={dim!r} is not among the dimensions {tuple(map(str, values.dims))} of the values: give one of them."
         )
     confidence = open_unit(confidence, "confidence")
-    resamples = whole_number(resamples, "resamples", 1)
-    seed = whole_number(seed, "seed", 0)
-    rest = [name for name in values.dims if name != dim]
-    table = values.transpose(dim, *rest)
+    resamples, seed = whole_number(resamples, "resamples", 1), whole_number(seed, "seed", 0)
+    table = values.transpose(dim, ...)
     flat = table.values.astype(np.float64).reshape(table.sizes[dim], -1)
-    mean, lower, upper = (np.full(flat.shape[1], np.nan) for _ in range(3))
+    found = np.full((3, flat.shape[1]), np.nan)
     present = ~np.isnan(flat)
     patterns, pattern_of = np.unique(present, axis=1, return_inverse=True)
     for number, pattern in enumerate(patterns.T):
         columns = np.flatnonzero(pattern_of.ravel() == number)
         if pattern.any():
             sample = flat[np.ix_(pattern, columns)]
-            mean[columns] = sample.mean(0)
+            found[0, columns] = sample.mean(0)
             if len(sample) > 1:
-                lower[columns], upper[columns] = _bounds(sample, confidence, resamples, seed)
+                found[1:, columns] = _bounds(sample, confidence, resamples, seed)
     frame = table.drop_vars([name for name, coord in table.coords.items() if dim in coord.dims]).isel({dim: 0})
-    result = xr.Dataset(
-        {
-            name: frame.copy(data=bound.reshape(frame.shape))
-            for name, bound in (("mean", mean), ("lower", lower), ("upper", upper))
-        }
-    )
-    for each in result.values():
-        each.attrs = {}
+    frame.attrs = {}
+    named = zip(("mean", "lower", "upper"), found.reshape(3, *frame.shape), strict=True)
+    result = xr.Dataset({name: frame.copy(data=each) for name, each in named})
     result.attrs = {
         **values.attrs,
         "bounds": f"{confidence:.0%} percentile bootstrap interval over {dim}",
@@ -79,7 +70,6 @@ def interval(
 
 
 def _bounds(sample: np.ndarray, confidence: float, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """[n, columns] to lower and upper [columns]."""
     from scipy.stats import bootstrap  # takes a second to import, and most callers never come here
 
     found = bootstrap(
@@ -101,8 +91,7 @@ def resampled_means(parts: Sequence[np.ndarray], block: int, resamples: int, ran
 
     parts   one array [value, column] per sequence, in reading order. All columns of a resample take the same blocks,
             so their differences are paired.
-    block   values in a block. A block stays in its sequence: a sequence of no more than `block` values is drawn as a
-            whole. Starts are drawn so that every value has the same chance.
+    block   values in a block, which stays in its sequence: a shorter sequence is drawn as a whole.
 
     Costs resamples * values / block, whatever the block holds: its sum is a difference of two cumulative sums.
     """
@@ -112,7 +101,7 @@ def resampled_means(parts: Sequence[np.ndarray], block: int, resamples: int, ran
     blocks = max(1, round(shares.sum()))
     sums = np.concatenate([_circular_sums(part, size) for part, size in zip(parts, sizes, strict=True)])
     counts = np.repeat(sizes, lengths)
-    chance = np.concatenate([[0.0], np.cumsum(shares)]) / shares.sum()
+    chance = np.concatenate([[0.0], np.cumsum(shares)]) / shares.sum()  # the same for every value
     first = np.concatenate([[0], np.cumsum(lengths)])
     means = np.empty((resamples, sums.shape[1]))
     batch = max(1, BATCH_VALUES // (blocks * sums.shape[1]))
@@ -174,8 +163,6 @@ def _automatic_length(parts: Sequence[np.ndarray]) -> float:
 
 def _last_seen(small: np.ndarray, several: int) -> int:
     """The lag after which `several` autocorrelations in a row are small; the last that is not, if there is none."""
-    for lag in range(len(small) - several + 1):
-        if small[lag : lag + several].all():
-            return lag
-    seen = np.flatnonzero(~small)
-    return int(seen[-1]) + 1 if len(seen) else 0
+    lags, seen = range(len(small) - several + 1), np.flatnonzero(~small)
+    last = int(seen[-1]) + 1 if len(seen) else 0
+    return next((lag for lag in lags if small[lag : lag + several].all()), last)

@@ -9,15 +9,14 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis.intervals import interval
-from sinkscope.analysis.perplexity import ppl_table
+from sinkscope.analysis.perplexity import LOSSES, RATIO, ppl_table
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 
 BASELINE = "nothing"
-RATIO = ("ratio", "ratio_low", "ratio_high")
-LOSSES = ("ppl", "low", "high", *RATIO)
 OVER_CONTROL = ("over_control", "over_control_low", "over_control_high")
-MASS = {"sink_mass": "mean", "mass_low": "lower", "mass_high": "upper"}
+OUTPUT = ("output", "output_low", "output_high")
+MASS = ("sink_mass", "mass_low", "mass_high")
 
 
 def intervene(
@@ -33,15 +32,10 @@ def intervene(
 
     Args:
         model, ids, interventions: as in `run_interventions`.
-        seed: of all that is drawn at random, and of the bootstrap.
-        resamples: of the bootstrap.
+        seed, resamples: of the bootstrap; the seed also of all that is drawn at random.
         options: tokenizer, start, sinks, first, progress, as there, and what to note in attrs.
 
-    Returns:
-        As `intervention_table`.
-
-    Raises:
-        SinkscopeError: as `run_interventions`.
+    Returns what `intervention_table` does, and raises what `run_interventions` does.
     """
     from sinkscope.experiments.interventions import run_interventions  # not above: reading a record needs no torch
 
@@ -76,29 +70,22 @@ def intervention_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0)
         alone = ppl_table(record.sel(policy=others), None, block, resamples, seed).set_index("policy")
         losses = pd.concat([losses, alone.assign(**dict.fromkeys(RATIO, np.nan))])
     mass = record.sink_mass.astype("float64").mean(["layer", "head"])
-    masses: pd.DataFrame = interval(mass, resamples=resamples, seed=seed).to_dataframe()
-
-    def row(name: str, role: str) -> dict[str, object]:
+    masses = interval(mass, resamples=resamples, seed=seed).to_dataframe()
+    roles = [(BASELINE, "baseline")]
+    for name, control in control_of.items():
+        if control:
+            roles += [(name, "effect"), (control, "control")]
+    shown = [name for name, _ in roles]
+    roles += [(name, "effect") for name in names if name not in shown]
+    rows = []
+    for name, role in roles:
         control, over = control_of[name], [np.nan] * 3
         if role == "effect" and control and {name, control} <= set(comparable):
             pair = ppl_table(record.sel(policy=[name, control]), control, block, resamples, seed)
-            over = pair[list(RATIO)].to_numpy(float)[0].tolist()
-        return {
-            "intervention": name,
-            "role": role,
-            **{column: losses.at[name, column] for column in LOSSES},
-            **dict(zip(OVER_CONTROL, over, strict=True)),
-            **{column: masses.at[name, bound] for column, bound in MASS.items()},
-            "tokens": losses.at[name, "tokens"],
-        }
-
-    rows = [row(BASELINE, "baseline")]
-    for name, control in control_of.items():
-        if control:
-            rows += [row(name, "effect"), row(control, "control")]
-    shown = {each["intervention"] for each in rows}
-    rows += [row(name, "effect") for name in names if name not in shown]
-    table = pd.DataFrame(rows).astype({"tokens": int})
+            over = pair[RATIO].to_numpy()[0].tolist()
+        own, bounds = losses.loc[name, LOSSES], masses.loc[name, ["mean", "lower", "upper"]]
+        rows.append((name, role, *own, *over, *bounds, losses.at[name, "tokens"]))
+    table = pd.DataFrame(rows, columns=["intervention", "role", *LOSSES, *OVER_CONTROL, *MASS, "tokens"])
     table.attrs = record.attrs | {
         name: every.attrs[name] for name in ("computed", "baseline", "block", "resamples", "seed", "confidence")
     }
@@ -128,23 +115,14 @@ def dose_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.D
     tables = []
     for number, arm in enumerate(arms):
         part, own = record.sel(arm=arm), names[number * len(doses) : (number + 1) * len(doses)]
-        kept = ppl_table(curves.sel(policy=own), own[zero], block, resamples, seed)[list(LOSSES)]
-        norm = part.output_norm.astype("float64")
-        output = norm / norm.isel(dose=zero)
-        columns = {"mass": part.sink_mass.astype("float64"), "output": output}
-        for name, values in columns.items():
+        kept = ppl_table(curves.sel(policy=own), own[zero], block, resamples, seed)[LOSSES]
+        mass, norm = part.sink_mass.astype("float64"), part.output_norm.astype("float64")
+        for columns, values in ((MASS, mass), (OUTPUT, norm / norm.isel(dose=zero))):
             found = interval(values.mean(["layer", "head"]), resamples=resamples, seed=seed)
-            middle = "sink_mass" if name == "mass" else name
-            bounds = {middle: found["mean"], f"{name}_low": found["lower"], f"{name}_high": found["upper"]}
-            kept = kept.assign(**{column: value.values for column, value in bounds.items()})
+            kept[list(columns)] = np.stack([found[bound].values for bound in ("mean", "lower", "upper")], axis=-1)
         kept.insert(0, "arm", arm)
         kept.insert(1, "dose", doses)
         tables.append(kept)
-    table = pd.concat(tables, ignore_index=True)
-    table.attrs = record.attrs | {
-        "reference_dose": float(doses[zero]),
-        "block": block,
-        "resamples": resamples,
-        "seed": seed,
-    }
+    table, about = pd.concat(tables, ignore_index=True), {"block": block, "resamples": resamples, "seed": seed}
+    table.attrs = record.attrs | {"reference_dose": float(doses[zero])} | about
     return table

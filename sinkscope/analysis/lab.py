@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import product
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy.special import stdtrit
 
 from sinkscope.analysis.intervals import interval
-from sinkscope.analysis.perplexity import losses_from, ppl_table
+from sinkscope.analysis.perplexity import RATIO, check_coordinates, losses_from, ppl_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.record import first_evicted
 
@@ -23,11 +24,7 @@ ARMS = ("normaliser_kind", "has_sink_logit", "has_sink_token")
 
 
 def emergence_quantities(record: xr.Dataset) -> dict[str, xr.DataArray]:
-    """What is told of a record, by name: each [arm, seed, step], those of a layer [.., layer]; means over heads.
-
-    Raises:
-        SinkscopeError: a record of something else.
-    """
+    """What is told of a record, by name: each [arm, seed, step], those of a layer [.., layer]; means over heads."""
     _check(record, "emergence", "of emergence", "bigram_backcopy")
     heads = record.mean("head", keep_attrs=True)
     trigger, other = heads.sel(tokens="trigger", drop=True), heads.sel(tokens="non-trigger", drop=True)
@@ -48,24 +45,17 @@ def emergence_quantities(record: xr.Dataset) -> dict[str, xr.DataArray]:
 
 
 def emergence_table(record: xr.Dataset, step: int | None = None) -> pd.DataFrame:
-    """Where each arm stands after some step: means over seeds, with intervals.
+    """Where each arm of `bigram_backcopy` stands after a step (the last when None): means over seeds, with intervals.
 
-    Args:
-        record: of `bigram_backcopy`.
-        step: one that was measured; the last when None.
+    One row for each arm, quantity and layer (no layer for losses):
 
-    Returns:
-        One row for each arm, quantity and layer (no layer for losses):
+    arm, quantity, layer, seeds     seeds: how many
+    mean, low, high                 over seeds, with its 95% t interval
+    difference, .._low, .._high     to softmax, or else the first arm, seed by seed: runs of one seed share their first
+                                    weights and sequences
 
-        arm, quantity, layer, seeds                     seeds: how many
-        mean, low, high                                 over seeds, with its 95% t interval
-        difference, difference_low, difference_high     to softmax, or else the first arm, seed by seed: runs of one
-                                                        seed share their first weights and sequences
-
-        Fewer than three seeds give no intervals (NaN), which attrs["intervals"] says.
-
-    Raises:
-        SinkscopeError: a record of something else, or a step that was not measured.
+    Fewer than three seeds give no intervals (NaN), which attrs["intervals"] says. Raises SinkscopeError for a record of
+    something else, or a step that was not measured.
     """
     quantities = emergence_quantities(record)
     measured = record["step"].values.tolist()
@@ -77,17 +67,16 @@ def emergence_table(record: xr.Dataset, step: int | None = None) -> pd.DataFrame
     baseline = arms[int(plain.values.argmax())]  # the first where none is
     rows = []
     for name, quantity in quantities.items():
-        for layer, values in _by_layer(quantity.sel(step=step)):
+        for layer in quantity["layer"].values if "layer" in quantity.dims else [None]:
+            values = quantity.sel(step=step) if layer is None else quantity.sel(step=step, layer=layer)
             for arm in arms:
                 own = values.sel(arm=arm).values
                 difference = own - values.sel(arm=baseline).values
-                rows.append(
-                    (arm, name, layer, len(own), *map(float, t_interval(own)), *map(float, t_interval(difference)))
-                )
-    columns = ["arm", "quantity", "layer", "seeds", "mean", "low", "high"]
-    table = pd.DataFrame(rows, columns=[*columns, "difference", "difference_low", "difference_high"])
-    table["layer"] = table["layer"].astype("Int64")
-    table.loc[table["arm"] == baseline, ["difference", "difference_low", "difference_high"]] = np.nan
+                rows.append((arm, name, layer, len(own), *t_interval(own), *t_interval(difference)))
+    differences = ["difference", "difference_low", "difference_high"]
+    columns = ["arm", "quantity", "layer", "seeds", "mean", "low", "high", *differences]
+    table = pd.DataFrame(rows, columns=columns).astype({"layer": "Int64"})
+    table.loc[table["arm"] == baseline, differences] = np.nan
     table.attrs = record.attrs | {
         "step": step,
         "baseline": baseline,
@@ -101,15 +90,17 @@ def emergence_table(record: xr.Dataset, step: int | None = None) -> pd.DataFrame
 
 def emergence_summary(table: pd.DataFrame) -> pd.DataFrame:
     """The table for a page: one row for each arm and layer, one column for each quantity, "mean (low to high)"."""
-    shown = table.assign(cell=[_cell(*row) for row in table[["mean", "low", "high"]].itertuples(index=False)])
-    layers = sorted(table["layer"].dropna().unique())
-    pieces = [
-        shown[shown["layer"].isna() | (shown["layer"] == layer)]
-        .pivot(index="arm", columns="quantity", values="cell")
-        .reindex(index=table["arm"].unique(), columns=table["quantity"].unique())
-        .assign(layer=layer)
-        for layer in layers
+    cells = [
+        f"{mean:.3f}" if np.isnan(low) else f"{mean:.3f} ({low:.3f} to {high:.3f})"
+        for mean, low, high in table[["mean", "low", "high"]].itertuples(index=False)
     ]
+    shown, layers = table.assign(cell=cells), sorted(table["layer"].dropna().unique())
+    pieces = []
+    for layer in layers:
+        own = shown[shown["layer"].isna() | (shown["layer"] == layer)]
+        wide = own.pivot(index="arm", columns="quantity", values="cell")
+        wide = wide.reindex(index=table["arm"].unique(), columns=table["quantity"].unique())
+        pieces.append(wide.assign(layer=layer))
     whole = pd.concat(pieces).reset_index().rename_axis(columns=None)
     if len(layers) == 1:
         return whole.drop(columns="layer")
@@ -118,13 +109,10 @@ def emergence_summary(table: pd.DataFrame) -> pd.DataFrame:
 
 def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean over the first axis and Student's interval ``mean -+ t * s / sqrt(n)``; NaN bounds below three values."""
-    from scipy.special import stdtrit
-
     values = np.asarray(values, dtype=np.float64)
-    count, mean = len(values), values.mean(0)
-    if count < FEWEST_SEEDS:
-        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    half = stdtrit(count - 1, (1 + CONFIDENCE) / 2) * values.std(0, ddof=1) / count**0.5
+    count, mean, half = len(values), values.mean(0), np.nan
+    if count >= FEWEST_SEEDS:
+        half = stdtrit(count - 1, (1 + CONFIDENCE) / 2) * values.std(0, ddof=1) / count**0.5
     return mean, mean - half, mean + half
 
 
@@ -135,102 +123,76 @@ def intervals_said(seeds: int) -> str:
     return f"{CONFIDENCE:.0%} t intervals over {seeds} seeds"
 
 
-def _by_layer(quantity: xr.DataArray) -> Iterator[tuple[int | None, xr.DataArray]]:
-    if "layer" not in quantity.dims:
-        yield None, quantity
-    else:
-        for layer in quantity["layer"].values:
-            yield int(layer), quantity.sel(layer=layer)
-
-
-def _cell(mean: float, low: float, high: float) -> str:
-    return f"{mean:.3f}" if np.isnan(low) else f"{mean:.3f} ({low:.3f} to {high:.3f})"
-
-
 def language_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Perplexity of each arm under each policy, over the tokens from which every cache has evicted some.
+    """Perplexity of each arm of `language_model` under each policy, where every cache has evicted some token.
 
-    Args:
-        record: of `language_model`.
-        resamples, seed: of the bootstrap.
+    One row for each arm, seed and policy:
 
-    Returns:
-        One row for each arm, seed and policy:
+    arm, seed, policy, sinks, cache_size    cache_size -1: dense
+    ppl, low, high, tokens                  perplexity of the held-out texts, its interval, and over how many tokens
+    ratio, ratio_low, ratio_high            to that with the most sinks, and its paired interval
 
-        arm, seed, policy, sinks, cache_size    cache_size -1: dense
-        ppl, low, high, tokens                  perplexity of the held-out texts, its interval, and over how many tokens
-        ratio, ratio_low, ratio_high            to that with the most sinks, and its paired interval
-
-        Intervals are those of `ppl_table`: they speak of other texts, not of models trained with other seeds.
-
-    Raises:
-        SinkscopeError: a record of something else.
+    Intervals are those of `ppl_table`: they speak of other texts, not of models trained with other seeds. Raises
+    SinkscopeError for a record of something else.
     """
     _check(record, "language", "of language models", "language_model")
+    first = first_evicted(record.attrs["cache_size"])  # from there on every cache has evicted something
+    late = losses_from(record[["nll"]], first)
+    most_sinks = str(record["policy"].values[record["sinks"].values.argmax()])
     tables = []
-    for arm, number, own in _runs(record):
-        table = ppl_table(own, _most_sinks(record), None, resamples, seed)
-        table.insert(0, "arm", arm)
-        table.insert(1, "seed", number)
+    for arm, number in product(record["arm"].values, record["seed"].values):
+        table = ppl_table(late.sel(arm=arm, seed=number, drop=True), most_sinks, None, resamples, seed)
+        table.insert(0, "arm", str(arm))
+        table.insert(1, "seed", int(number))
         tables.append(table)
-    whole = pd.concat(tables, ignore_index=True)
-    computed = {
-        name: tables[0].attrs[name] for name in ("computed", "baseline", "resamples", "confidence", "tokens_used")
-    }
-    whole.attrs = record.attrs | computed | {"first_scored": first_evicted(record.attrs["cache_size"])}
+    whole, about = pd.concat(tables, ignore_index=True), tables[0].attrs
+    names = ("computed", "baseline", "resamples", "confidence", "tokens_used")
+    whole.attrs = record.attrs | {name: about[name] for name in names} | {"first_scored": first}
     return whole
 
 
 def head_masses(record: xr.Dataset) -> pd.DataFrame:
-    """Attention of each head on the first token, and whether that makes a sink.
+    """Attention of each head of `language_model` on the first token, and whether that makes a sink.
 
-    Returns:
-        One row for each arm, seed, layer and head:
+    One row for each arm, seed, layer and head:
 
-        arm, seed, layer, head
-        mass, low, high     mean over later queries and texts, its bootstrap interval over texts; the intervals of all
-                            heads of a model hold together with 95% (Bonferroni)
-        null                of a head that looks at every key alike
-        is_sink             whether the interval lies above 0.3 (Gu et al. 2024)
+    arm, seed, layer, head
+    mass, low, high     mean over later queries and texts, its bootstrap interval over texts; the intervals of all heads
+                        of a model hold together with 95% (Bonferroni)
+    null                of a head that looks at every key alike
+    is_sink             whether the interval lies above 0.3 (Gu et al. 2024)
 
-    Raises:
-        SinkscopeError: a record of something else.
+    Raises SinkscopeError for a record of something else.
     """
     _check(record, "language", "of language models", "language_model")
-    heads = record.sizes["layer"] * record.sizes["head"]
-    rows = []
-    for arm in record["arm"].values:
-        for number in record["seed"].values:
-            mass = record["sink_mass"].sel(arm=arm, seed=number)
-            bounds = interval(mass, confidence=1 - (1 - CONFIDENCE) / heads, resamples=RESAMPLES)
-            for layer in record["layer"].values:
-                for head in record["head"].values:
-                    at = bounds.sel(layer=layer, head=head)
-                    values = [float(at[name]) for name in ("mean", "lower", "upper")]
-                    null = float(record["sink_null"].sel(arm=arm))
-                    rows.append((str(arm), int(number), int(layer), int(head), *values, null, values[1] > SINK))
-    columns = ["arm", "seed", "layer", "head", "mass", "low", "high", "null", "is_sink"]
-    table = pd.DataFrame(rows, columns=columns)
+    confidence = 1 - (1 - CONFIDENCE) / (record.sizes["layer"] * record.sizes["head"])
+    bounds = interval(record["sink_mass"], confidence=confidence, resamples=RESAMPLES)
+    bounds = bounds.reset_coords(drop=True).rename(mean="mass", lower="low", upper="high")
+    bounds["null"] = record["sink_null"].reset_coords(drop=True)
+    bounds["is_sink"] = bounds["low"] > SINK
+    table = bounds.to_dataframe(["arm", "seed", "layer", "head"]).reset_index()
     table.attrs = record.attrs | {"threshold": SINK, "confidence": CONFIDENCE}
     return table
 
 
 def language_verdict(record: xr.Dataset) -> list[str]:
     """For each model: whether sinks appeared, and whether window attention collapsed. A null result says so.
-
-    Raises:
-        SinkscopeError: a record of something else.
-    """
+    Raises SinkscopeError for a record of something else."""
     table, masses = language_table(record), head_masses(record)
     window = table[(table["sinks"] == 0) & (table["cache_size"] > 0)]
-    several = record.sizes["seed"] > 1
+    seeds = record.sizes["seed"]
+    several = seeds > 1
     sentences = []
     for _, row in window.iterrows():
         own = masses[(masses["arm"] == row["arm"]) & (masses["seed"] == row["seed"])]
         name = f"{row['arm']}, seed {row['seed']}" if several else str(row["arm"])
         first = "the sink token" if int(record["has_sink_token"].sel(arm=row["arm"])) else "the first token"
         sentences.append(f"{name}: {_sinks_said(own, first)}; {_collapse_said(row, table.attrs['baseline'])}.")
-    return [*sentences, _limits_said(record)]
+    limits = (
+        f"Intervals are over held-out texts; {seeds} model{'s were' if several else ' was'} trained per arm, for "
+        f"{record.attrs['steps']:,} steps, so nothing is said of longer training{' or of other seeds' * (not several)}."
+    )
+    return [*sentences, limits]
 
 
 def _sinks_said(heads: pd.DataFrame, first: str) -> str:
@@ -257,7 +219,7 @@ def _sinks_said(heads: pd.DataFrame, first: str) -> str:
 
 
 def _collapse_said(row: pd.Series, baseline: str) -> str:
-    ratio, low, high = (round(row[name], 3) for name in ("ratio", "ratio_low", "ratio_high"))  # as they are told
+    ratio, low, high = (round(row[name], 3) for name in RATIO)  # as they are told
     said = (
         f"its perplexity of {row['ppl']:.3g} is {ratio:.3f} ({low:.3f} to {high:.3f}) times that of {baseline} tokens "
         f"in the same cache of {row['cache_size']}"
@@ -273,34 +235,8 @@ def _collapse_said(row: pd.Series, baseline: str) -> str:
     return f"no collapse of window attention is shown: {said}"
 
 
-def _limits_said(record: xr.Dataset) -> str:
-    seeds = record.sizes["seed"]
-    return (
-        f"Intervals are over held-out texts; {seeds} model{'s were' if seeds > 1 else ' was'} trained per arm, for "
-        f"{record.attrs['steps']:,} steps, so nothing is said of longer training"
-        f"{'' if seeds > 1 else ' or of other seeds'}."
-    )
-
-
-def _runs(record: xr.Dataset) -> Iterator[tuple[str, int, xr.Dataset]]:
-    """The losses of each model where every cache has evicted something, as a record of perplexity."""
-    late = losses_from(record[["nll"]].assign_attrs(record.attrs), first_evicted(record.attrs["cache_size"]))
-    for arm in record["arm"].values:
-        for number in record["seed"].values:
-            yield str(arm), int(number), late.sel(arm=arm, seed=number, drop=True)
-
-
-def _most_sinks(record: xr.Dataset) -> str:
-    return str(record["policy"].values[record["sinks"].values.argmax()])
-
-
 def _check(record: xr.Dataset, kind: str, words: str, maker: str) -> None:
-    """Raise SinkscopeError for a record of another kind, or of an older version that does not say what its arms are."""
+    """Raise SinkscopeError for a record of another kind, or of an older version."""
     if record.attrs.get("kind") != kind:
         raise SinkscopeError(f"this is not a record {words}: make one with sinkscope.lab.{maker}.")
-    missing = [name for name in ARMS if name not in record.coords]
-    if missing:
-        raise SinkscopeError(
-            f"the record does not say what its arms are: {missing[0]} is missing, as in records of older versions; "
-            f"make it again with sinkscope.lab.{maker}."
-        )
+    check_coordinates(record, ARMS, "arms are", f"sinkscope.lab.{maker}")

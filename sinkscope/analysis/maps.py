@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
-import importlib.metadata
 import platform
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import xarray as xr
 from scipy.special import entr
 
+from sinkscope import __version__
 from sinkscope.errors import SinkscopeError
 
 CORNER = 16
@@ -28,26 +28,23 @@ FORMS = "give a list of texts or of ids, or one such list per sequence"
 def from_maps(array: Any, tokens: Any = None, first: int = 4, **attributes: Any) -> xr.Dataset:
     """Make a record from attention probabilities.
 
-    array       [layer, head, query, key] or [sequence, layer, head, query, key]: anything numpy can read. For
-                texts of different lengths a list with one [layer, head, query, key] array per sequence. A
-                tuple is read as transformers' `output.attentions`: one [sequence, head, query, key] array per
-                layer. No padding: cut it off first.
-    tokens      the texts or the ids of the T tokens: one list for all sequences, or one list per sequence;
-                None if unknown.
+    array       [layer, head, query, key] or [sequence, layer, head, query, key]: anything numpy can read. For texts of
+                different lengths a list with one [layer, head, query, key] array per sequence. A tuple is read as
+                transformers' `output.attentions`: one [sequence, head, query, key] array per layer. No padding: cut it
+                off first.
+    tokens      the texts or the ids of the T tokens: one list for all sequences, or one per sequence; None if unknown.
     first       how many of the first keys to keep apart in `sink_mass`.
     attributes  anything to remember beside the maps (model="...", bos="yes"): numbers and strings.
 
-    Returns every variable that maps determine: sink_mass, received, entropy, distance_mass, map (A itself up
-    to 512 tokens, else 64 x 64 cells: mean over the cell's queries of the mass on the cell's keys),
-    mean_probability, and virtual_sink_mass where rows sum to less than one. `attrs["causal"]` is 1 if no
-    query sees a later key. In maps that are not causal, `distance_mass` adds both sides: the mass on the keys
-    at |query - key| = distance.
+    Returns every variable that maps determine: sink_mass, received, entropy, distance_mass, attention_map (A itself up
+    to 512 tokens, else 64 x 64 cells: mean over the cell's queries of the mass on the cell's keys), mean_probability,
+    and virtual_sink_mass where rows sum to less than one. `attrs["causal"]` is 1 if no query sees a later key. In maps
+    that are not causal, `distance_mass` adds both sides: the mass on the keys at |query - key| = distance.
 
-    Raises SinkscopeError if the maps are not square, finite, non-negative, with rows summing to at most one
-    (up to the rounding of bfloat16), if there are fewer than `first` tokens, or if `tokens` do not match the
-    maps.
+    Raises SinkscopeError if the maps are not square, finite, non-negative, with rows summing to at most one (up to the
+    rounding of bfloat16), if there are fewer than `first` tokens, or if `tokens` do not match the maps.
     """
-    maps = checked_maps(array)
+    maps = _checked_maps(array)
     lengths = np.array([each.shape[-1] for each in maps])
     tokens_in_longest = int(lengths.max())
     if isinstance(first, bool) or not isinstance(first, (int, np.integer)) or not 1 <= first <= tokens_in_longest:
@@ -55,15 +52,14 @@ def from_maps(array: Any, tokens: Any = None, first: int = 4, **attributes: Any)
             f"first={first!r} keys cannot be kept from maps of {tokens_in_longest} tokens: "
             f"give a whole number from 1 to {tokens_in_longest}."
         )
-    ids, texts = checked_tokens(tokens, lengths)
+    read = _checked_tokens(tokens, lengths)
     causal = all(_is_causal(each) for each in maps)
     record = _measured(maps, tokens_in_longest, int(first), causal)
     record = record.assign_coords(length=("sequence", lengths))
-    if ids is not None:
-        record = record.assign_coords(token_id=(("sequence", "token"), ids))
-    if texts is not None:
-        record = record.assign_coords(token_text=(("sequence", "token"), texts))
-    record.attrs = _provenance(lengths, causal, ids if texts is None else texts) | _checked_attributes(attributes)
+    if read is not None:
+        name = "token_text" if read.dtype.kind == "O" else "token_id"
+        record = record.assign_coords({name: (("sequence", "token"), read)})
+    record.attrs = _provenance(lengths, causal, read) | _checked_attributes(attributes)
     return record
 
 
@@ -73,21 +69,28 @@ def _is_causal(maps: np.ndarray) -> bool:
 
 
 def _measured(maps: list[np.ndarray], length: int, first: int, causal: bool) -> xr.Dataset:
-    """All variables, one layer of one sequence at a time in float64, stored as float32 with NaN past each
-    text's end."""
+    """All variables, one layer of one text at a time in float64, stored as float32 with NaN past each text's end."""
     sequences, (layers, heads) = len(maps), maps[0].shape[:2]
-    lead = ("sequence", "layer", "head")
-    cells = _cell_starts(length)
+    cells = np.arange(length)  # first positions
+    if length > FULL_RESOLUTION:
+        cells = np.arange(POOLED_RESOLUTION) * length // POOLED_RESOLUTION
     corner = min(CORNER, length)
-    shapes = {
-        "sink_mass": ((length, first), ("query", "sink")),
-        "virtual_sink_mass": ((length,), ("query",)),
-        "received": ((length,), ("key",)),
-        "entropy": ((length,), ("query",)),
-        "distance_mass": ((length,), ("distance",)),
-        "attention_map": ((len(cells), len(cells)), ("map_query", "map_key")),
+    sizes = {"sequence": sequences, "layer": layers, "head": heads, "sink": first}
+    sizes |= dict.fromkeys(("query", "key", "token", "distance"), length)
+    sizes |= dict.fromkeys(("corner_query", "corner_key"), corner)
+    coordinates = {name: np.arange(size) for name, size in sizes.items()} | {"map_query": cells, "map_key": cells}
+    record = xr.Dataset(coords=coordinates)
+    dims = {
+        "sink_mass": ("query", "sink"),
+        "virtual_sink_mass": ("query",),
+        "received": ("key",),
+        "entropy": ("query",),
+        "distance_mass": ("distance",),
+        "attention_map": ("map_query", "map_key"),
     }
-    out = {name: np.full((sequences, layers, heads, *shape), np.nan, np.float32) for name, (shape, _) in shapes.items()}
+    for name, own in dims.items():
+        every = ("sequence", "layer", "head", *own)
+        record[name] = (every, np.full([len(coordinates[dim]) for dim in every], np.nan, np.float32))
     corner_sum = np.zeros((layers, heads, corner, corner))
     corner_count = np.zeros((corner, corner))
     for s, one in enumerate(maps):
@@ -96,36 +99,21 @@ def _measured(maps: list[np.ndarray], length: int, first: int, causal: bool) -> 
         corner_count[:near, :near] += 1
         for layer in range(layers):
             a = one[layer].astype(np.float64)
-            row = (s, layer, slice(None))
-            out["sink_mass"][(*row, slice(t))] = 0.0
-            out["sink_mass"][(*row, slice(t), slice(keep))] = a[:, :, :keep]
-            out["virtual_sink_mass"][(*row, slice(t))] = np.maximum(1.0 - a.sum(-1), 0.0)
-            out["received"][(*row, slice(t))] = a.sum(-2)
-            out["entropy"][(*row, slice(t))] = entr(a).sum(-1)
-            out["distance_mass"][(*row, slice(t))] = _distance_mass(a, causal)
+            row = {name: record[name].values[s, layer] for name in dims}
+            row["sink_mass"][:, :t] = 0.0
+            row["sink_mass"][:, :t, :keep] = a[:, :, :keep]
+            row["virtual_sink_mass"][:, :t] = np.maximum(1.0 - a.sum(-1), 0.0)
+            row["received"][:, :t] = a.sum(-2)
+            row["entropy"][:, :t] = entr(a).sum(-1)
+            row["distance_mass"][:, :t] = _distance_mass(a, causal)
             inside = cells[cells < t]
-            out["attention_map"][(*row, slice(len(inside)), slice(len(inside)))] = _pooled(a, inside)
+            row["attention_map"][:, : len(inside), : len(inside)] = _pooled(a, inside)
             corner_sum[layer, :, :near, :near] += a[:, :near, :near]
     mean = np.divide(corner_sum, corner_count, out=np.full_like(corner_sum, np.nan), where=corner_count > 0)
     if causal:
         mean[..., np.triu(np.ones((corner, corner), dtype=bool), k=1)] = np.nan
-    if not (out["virtual_sink_mass"] > ROUNDING).any():
-        del out["virtual_sink_mass"]
-    positions = np.arange(length)
-    record = xr.Dataset(
-        {name: ((*lead, *shapes[name][1]), values) for name, values in out.items()},
-        coords={
-            "sequence": np.arange(sequences),
-            "layer": np.arange(layers),
-            "head": np.arange(heads),
-            "sink": np.arange(first),
-            **{name: positions for name in ("query", "key", "token", "distance")},
-            "map_query": cells,
-            "map_key": cells,
-            "corner_query": np.arange(corner),
-            "corner_key": np.arange(corner),
-        },
-    )
+    if not bool((record["virtual_sink_mass"] > ROUNDING).any()):
+        record = record.drop_vars("virtual_sink_mass")
     record["mean_probability"] = (("layer", "head", "corner_query", "corner_key"), mean.astype(np.float32))
     for held in record.data_vars.values():
         held.attrs["dims"] = " ".join(map(str, held.dims))
@@ -133,16 +121,8 @@ def _measured(maps: list[np.ndarray], length: int, first: int, causal: bool) -> 
     return record
 
 
-def _cell_starts(length: int) -> np.ndarray:
-    """First position of each cell of the stored map."""
-    if length <= FULL_RESOLUTION:
-        return np.arange(length)
-    return np.arange(POOLED_RESOLUTION) * length // POOLED_RESOLUTION
-
-
 def _pooled(a: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """[head, query, key] to [head, cell, cell]: mean over the cell's queries of the mass on the cell's
-    keys."""
+    """[head, query, key] to [head, cell, cell]: mean over the cell's queries of the mass on the cell's keys."""
     if len(starts) == a.shape[-1]:
         return a
     queries_per_cell = np.diff(np.append(starts, a.shape[-1]))
@@ -151,21 +131,12 @@ def _pooled(a: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 
 def _distance_mass(a: np.ndarray, causal: bool) -> np.ndarray:
-    """[head, query, key] to [head, distance]: sum over queries of the mass on the key `distance` before (or
-    after) them."""
-    offsets = range(a.shape[-1])
-    behind = np.stack([np.trace(a, offset=-d, axis1=-2, axis2=-1) for d in offsets], axis=-1)
-    if not causal:
-        ahead = np.stack([np.trace(a, offset=d, axis1=-2, axis2=-1) for d in offsets], axis=-1)
-        behind[..., 1:] += ahead[..., 1:]
-    return behind
+    """[head, query, key] to [head, distance]: sum over queries of the mass on the key `distance` before (or after)."""
+    sums = np.stack([np.trace(a, offset=-d, axis1=-2, axis2=-1) for d in range(a.shape[-1])], axis=-1)
+    return sums if causal else sums + np.pad(_distance_mass(a.swapaxes(-1, -2), True)[..., 1:], ((0, 0), (1, 0)))
 
 
 def _provenance(lengths: np.ndarray, causal: bool, tokens: np.ndarray | None) -> dict[str, Any]:
-    try:
-        version = importlib.metadata.version("sinkscope")
-    except importlib.metadata.PackageNotFoundError:
-        version = "unknown"
     found = {
         "model": "unknown",
         "attention": "maps given",
@@ -173,7 +144,7 @@ def _provenance(lengths: np.ndarray, causal: bool, tokens: np.ndarray | None) ->
         "bos": "unknown",
         "tokens": int(lengths.sum()),
         "sequences": len(lengths),
-        "sinkscope": version,
+        "sinkscope": __version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -185,28 +156,21 @@ def _provenance(lengths: np.ndarray, causal: bool, tokens: np.ndarray | None) ->
 
 
 def _checked_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
     for name, value in attributes.items():
-        if isinstance(value, (bool, np.bool_)):
-            kept[name] = int(value)
-        elif isinstance(value, (str, int, float, np.number)):
-            kept[name] = value
-        else:
+        if not isinstance(value, (str, int, float, np.bool_, np.number)):
+            kind = type(value).__name__
             raise SinkscopeError(
-                f"attribute {name}= is a {type(value).__name__}, which a record cannot store: give a number "
-                "or a string."
+                f"attribute {name}= is a {kind}, which a record cannot store: give a number or a string."
             )
-    if kept.get("causal", 0) not in (0, 1):
-        raise SinkscopeError(f"attribute causal={kept['causal']!r} must be 1 (a query sees no later key) or 0.")
-    return kept
+    if attributes.get("causal", 0) not in (0, 1):
+        raise SinkscopeError(f"attribute causal={attributes['causal']!r} must be 1 (a query sees no later key) or 0.")
+    return {name: int(value) if isinstance(value, (bool, np.bool_)) else value for name, value in attributes.items()}
 
 
-def checked_maps(array: Any) -> list[np.ndarray]:
-    """One [layer, head, query, key] array per sequence; layers and heads the same for all. Raises
-    SinkscopeError."""
+def _checked_maps(array: Any) -> list[np.ndarray]:
+    """One [layer, head, query, key] array per sequence; layers and heads the same for all."""
     maps = _one_per_sequence(array)
-    shapes = {each.shape[:2] for each in maps}
-    if len(shapes) > 1:
+    if len(shapes := {each.shape[:2] for each in maps}) > 1:
         raise SinkscopeError(
             f"the sequences' maps have different numbers of layers and heads {sorted(shapes)}: "
             "give maps of one model, [layer, head, query, key] each."
@@ -217,24 +181,22 @@ def checked_maps(array: Any) -> list[np.ndarray]:
 
 
 def _one_per_sequence(array: Any) -> list[np.ndarray]:
-    if isinstance(array, tuple) and len(array) > 0 and all(_dimensions(each) == 4 for each in array):
-        layers = [_as_array(each) for each in array]
-        if len({each.shape for each in layers}) > 1:
+    if isinstance(array, (tuple, list)) and len(array) > 0 and all(_dimensions(each) == 4 for each in array):
+        parts = [_as_array(each) for each in array]
+        alike = len({each.shape for each in parts}) == 1
+        if isinstance(array, tuple):
+            if not alike:
+                raise SinkscopeError(
+                    "the layers' maps have different shapes: a tuple is read as one [sequence, head, query, key] array "
+                    "per layer, all of one shape; give a list for one array per sequence."
+                )
+            return list(np.stack(parts, axis=1))
+        if alike and len(parts) > 1 and len(parts[0]) == 1:
             raise SinkscopeError(
-                "the layers' maps have different shapes: a tuple is read as one "
-                "[sequence, head, query, key] array per layer, all of one shape; give a list for one array "
-                "per sequence."
+                f"a list of {len(parts)} arrays of shape {parts[0].shape} may hold one array per layer or one per "
+                "sequence: give a tuple for one [sequence, head, query, key] array per layer, or stack them yourself."
             )
-        return list(np.stack(layers, axis=1))
-    if isinstance(array, list) and len(array) > 0 and all(_dimensions(each) == 4 for each in array):
-        sequences = [_as_array(each) for each in array]
-        if len(sequences) > 1 and len({each.shape for each in sequences}) == 1 and sequences[0].shape[0] == 1:
-            raise SinkscopeError(
-                f"a list of {len(sequences)} arrays of shape {sequences[0].shape} may hold one array per "
-                "layer or one per sequence: give a tuple for one [sequence, head, query, key] array per "
-                "layer, or stack them yourself."
-            )
-        return sequences
+        return parts
     whole = _as_array(array)
     if whole.ndim not in (4, 5):
         raise SinkscopeError(
@@ -290,23 +252,17 @@ def _check(maps: np.ndarray) -> None:
                 f"the maps of layer {layer} hold {float(values.min()):.4g}, below zero: give probabilities "
                 "(after the softmax), not logits."
             )
-        total = float(values.sum(-1, dtype=np.float64).max())
-        if total > 1 + ROUNDING:
+        if (total := float(values.sum(-1, dtype=np.float64).max())) > 1 + ROUNDING:
             raise SinkscopeError(
                 f"a row of the maps of layer {layer} sums to {total:.4g}: give probabilities (after the "
                 "softmax) that sum to at most 1."
             )
 
 
-def checked_tokens(tokens: Any, lengths: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """(ids, texts) as [sequence, token] arrays, of which one at least is None.
-
-    tokens   None, T texts, T ids, or one such list per sequence.
-    lengths  [sequence] tokens of each sequence. Past the end an id is -1 and a text is empty.
-    Raises SinkscopeError if numbers of tokens and lengths differ, or texts and ids are mixed.
-    """
+def _checked_tokens(tokens: Any, lengths: np.ndarray) -> np.ndarray | None:
+    """Texts (objects) or ids (int64), [sequence, token]; past a text's end an id is -1 and a text is empty."""
     if tokens is None:
-        return None, None
+        return None
     if isinstance(tokens, (str, bytes)):
         raise SinkscopeError(f"tokens is one string, not the tokens of the maps: {FORMS}.")
     rows = _rows(tokens, len(lengths))
@@ -316,20 +272,15 @@ def checked_tokens(tokens: Any, lengths: np.ndarray) -> tuple[np.ndarray | None,
                 f"sequence {s} has {len(row)} tokens, but its maps have {length}: give one token per position."
             )
     kinds = {_kind(token) for row in rows for token in row}
-    longest = int(lengths.max())
-    if kinds == {"text"}:
-        texts = np.full((len(rows), longest), "", dtype=object)
-        for s, row in enumerate(rows):
-            texts[s, : len(row)] = [str(token) for token in row]
-        return None, texts
-    if kinds == {"id"}:
-        ids = np.full((len(rows), longest), -1, dtype=np.int64)
-        for s, row in enumerate(rows):
-            ids[s, : len(row)] = [int(token) for token in row]
-        if any((ids[s, : len(row)] < 0).any() for s, row in enumerate(rows)):
-            raise SinkscopeError("a token id is negative: give ids of 0 or more, as the tokenizer makes them.")
-        return ids, None
-    raise SinkscopeError(f"tokens mix texts, ids or other things: {FORMS}.")
+    if kinds not in ({"text"}, {"id"}):
+        raise SinkscopeError(f"tokens mix texts, ids or other things: {FORMS}.")
+    if kinds == {"id"} and any(int(token) < 0 for row in rows for token in row):
+        raise SinkscopeError("a token id is negative: give ids of 0 or more, as the tokenizer makes them.")
+    plain, blank, dtype = (str, "", object) if kinds == {"text"} else (int, -1, np.int64)
+    filled = np.full((len(rows), int(lengths.max())), blank, dtype=dtype)
+    for s, row in enumerate(rows):
+        filled[s, : len(row)] = [plain(token) for token in row]
+    return filled
 
 
 def _rows(tokens: Any, sequences: int) -> list[list[Any]]:

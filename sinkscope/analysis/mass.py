@@ -24,34 +24,32 @@ NORMS = ("output_norm", "change_norm", "lost_denominator", "lost_value")
 def sink_mass(record: xr.Dataset, first: int = 4) -> xr.DataArray:
     """Mean attention mass on the first keys: [layer, head], in 0..1.
 
-    For each sequence the mean over the queries i >= first of sum_{j < first} A[i, j], then the mean over
-    sequences (those with no query after the first keys left out). NaN for heads a layer lacks. attrs: `first`
-    and `null`, the same figure for uniform attention over the same queries.
+    For each sequence the mean over the queries i >= first of sum_{j < first} A[i, j], then the mean over sequences
+    (those with no query after the first keys left out). NaN for heads a layer lacks. attrs: `first` and `null`, the
+    same figure for uniform attention over the same queries.
     Raises SinkscopeError if `first` is below 1, above what the record measured, or leaves no query.
     """
     mass = _per_sequence(record, first)
-    result = mass.mean("sequence", skipna=True)
-    result.attrs = {**record.attrs, **mass.attrs}
-    return result.rename("sink_mass")
+    result = mass.mean("sequence").rename("sink_mass")
+    result.attrs = record.attrs | mass.attrs
+    return result
 
 
 def mass_by_layer(record: xr.Dataset, first: int = 1) -> xr.Dataset:
-    """Sink mass of each layer, mean over its heads, with a 95% bootstrap interval over sequences: mean,
-    lower, upper [layer].
+    """Sink mass of each layer, mean over its heads, with a 95% interval: mean, lower, upper [layer].
 
-    attrs: `first`, `null` (uniform attention) and those of `interval`. Raises SinkscopeError as `sink_mass`
-    does.
+    The interval is a bootstrap over sequences. attrs: `first`, `null` (uniform attention) and those of `interval`.
+    Raises SinkscopeError as `sink_mass` does.
     """
     mass = _per_sequence(record, first)
-    result = interval(mass.mean("head", skipna=True))
+    result = interval(mass.mean("head"))
     result.attrs = {**record.attrs, **result.attrs, **mass.attrs}
     result.attrs["computed"] = f"{mass.attrs['computed']}, mean over heads; {result.attrs['bounds']}"
     return result
 
 
 def _per_sequence(record: xr.Dataset, first: int) -> xr.DataArray:
-    """[sequence, layer, head] mean over queries i >= first of the mass on the first keys; attrs: what, first,
-    null."""
+    """[sequence, layer, head] mean over queries i >= first of the mass on the first keys."""
     record, first = whole(record), whole_number(first, "first", 1)
     kept = variable(record, "sink_mass")
     if first > kept.sizes["sink"]:
@@ -59,40 +57,41 @@ def _per_sequence(record: xr.Dataset, first: int) -> xr.DataArray:
             f"first={first} keys are asked for, but the record keeps {kept.sizes['sink']} apart: "
             f"measure with the probe SinkMass(first={first})."
         )
-    if first >= text_length(record):
+    if first >= (length := text_length(record)):
         raise SinkscopeError(
-            f"first={first} keys leave no query in a text of {text_length(record)} tokens: give a longer "
-            "text or a smaller first."
+            f"first={first} keys leave no query in a text of {length} tokens: give a longer text or a smaller first."
         )
     later = kept["query"] >= first
     each = kept.isel(sink=slice(first)).sum("sink", skipna=False, dtype="float64")
-    mass = each.where(later).mean("query", skipna=True)
-    share = even_share(record).where(later).mean("query", skipna=True)
+    mass = each.where(later).mean("query")
     mass.attrs = {
         "computed": f"mean over queries i >= {first} and over sequences of the attention mass on the first "
         f"{first} keys",
         "first": first,
-        "null": float(first * share.mean("sequence", skipna=True)),
+        "null": float(first * even_share(record).where(later).mean("query").mean("sequence")),
     }
     return mass
 
 
 def uniform_importance(length: int, position: int = 0, causal: bool = True) -> float:
-    """Importance (Gu et al. 2024) of the key at `position` (0-based) in a text of `length` tokens under
-    uniform attention.
+    """Importance (Gu et al. 2024) of the key at `position` (0-based) of `length` tokens under uniform attention.
 
-    Causal: the mean of 1/(i+1) over the queries i = position .. length-1; for position 0 the harmonic number
-    H_T / T. Otherwise 1/length. Raises SinkscopeError if the position is not in the text.
+    Causal: the mean of 1/(i+1) over the queries i = position .. length-1; for position 0 the harmonic number H_T / T.
+    Otherwise 1/length. Raises SinkscopeError if the position is not in the text.
     """
     length = whole_number(length, "length", 1)
+    position = position_within(length, position)
+    return float(np.mean(1.0 / np.arange(position + 1, length + 1))) if causal else 1.0 / length
+
+
+def position_within(length: int, position: int) -> int:
+    """`position` (0-based) in a text of `length` tokens, or SinkscopeError."""
     position = whole_number(position, "position", 0)
     if position >= length:
         raise SinkscopeError(
             f"position={position} is not in a text of {length} tokens: give one from 0 to {length - 1}."
         )
-    if not causal:
-        return 1.0 / length
-    return float(np.mean(1.0 / np.arange(position + 1, length + 1)))
+    return position
 
 
 def uniform_mass(length: int, first: int = 1, causal: bool = True) -> float:
@@ -101,24 +100,19 @@ def uniform_mass(length: int, first: int = 1, causal: bool = True) -> float:
     Causal: the mean of first/(i+1) over the queries i = first .. length-1. Otherwise first/length.
     Raises SinkscopeError if no query comes after the first keys.
     """
-    length = whole_number(length, "length", 1)
-    first = whole_number(first, "first", 1)
+    length, first = whole_number(length, "length", 1), whole_number(first, "first", 1)
     if first >= length:
         raise SinkscopeError(
             f"a text of {length} tokens has no query after its first {first}: give a longer text or a smaller first."
         )
-    if not causal:
-        return first / length
-    return float(np.mean(first / np.arange(first + 1, length + 1)))
+    return float(np.mean(first / np.arange(first + 1, length + 1))) if causal else first / length
 
 
 def even_share(record: xr.Dataset) -> xr.DataArray:
-    """[sequence, query] what each measured query of the record gives to one key under uniform attention; NaN
-    elsewhere."""
+    """[sequence, query] what each measured query gives to one key under uniform attention; NaN for the others."""
     measured = measured_queries(record)
-    if is_causal(record):
-        return (1.0 / (measured["query"] + 1.0)).where(measured)
-    return (1.0 / sequence_lengths(record)).where(measured)
+    keys = measured["query"] + 1.0 if is_causal(record) else sequence_lengths(record)
+    return (1.0 / keys).where(measured)
 
 
 def amplification(record: xr.Dataset) -> xr.DataArray:
@@ -127,9 +121,8 @@ def amplification(record: xr.Dataset) -> xr.DataArray:
     The geometric mean of 1 / (1 - m) over queries and sequences, so that its inverse has the same meaning and a few
     queries that see little else do not decide it. Raises SinkscopeError if the record has none.
     """
-    logs = variable(whole(record), "log_amplification").astype("float64")
-    mean = logs.mean(["sequence", "query"], skipna=True)
-    result = mean.copy(data=np.exp(mean.values))
+    logs = variable(whole(record), "log_amplification").astype("float64").mean(["sequence", "query"])
+    result = logs.copy(data=np.exp(logs.values))
     result.attrs = {**record.attrs, "computed": "exp of the mean of -log(1 - m) over queries and sequences"}
     return result.rename("amplification")
 
@@ -138,63 +131,51 @@ def eviction_by_layer(record: xr.Dataset, resamples: int = 2000, seed: int = 0) 
     """What evicting the keys of `EvictionEffect` would do in each layer alone.
 
     layer
-    amplification, .._low, .._high   geometric mean over queries and heads
-    change, lost_denominator, lost_value (each with _low and _high)
-                                     mean norm over the mean norm of the head's output, means over queries and heads
-    Intervals are 95% bootstrap intervals over sequences (NaN with one). Raises SinkscopeError if the record has no
-    norms.
+    amplification                           geometric mean over queries and heads
+    change, lost_denominator, lost_value    mean norm over the mean norm of the head's output, over queries and heads
+    .._low, .._high                         95% bootstrap interval of each over sequences (NaN with one)
+
+    Raises SinkscopeError if the record has no norms.
     """
     record = whole(record)
-    logs = variable(record, "log_amplification").astype("float64").mean(["head", "query"], skipna=True)
+    variable(record, "log_amplification")
     if any(name not in record for name in NORMS):
         raise SinkscopeError("the record has no norms: the model does not show what its heads hand on.")
-    means = {name: record[name].astype("float64").mean(["head", "query"], skipna=True) for name in NORMS}
-    columns = {"amplification": logs} | {
+    means = {name: record[name].astype("float64").mean(["head", "query"]) for name in ("log_amplification", *NORMS)}
+    columns = {"amplification": means["log_amplification"]} | {
         name.removesuffix("_norm"): means[name] / means["output_norm"] for name in NORMS[1:]
     }
     table = pd.DataFrame({"layer": record["layer"].values})
     for name, values in columns.items():
         found = interval(values, resamples=resamples, seed=seed)
-        bounds = [found[bound].values for bound in ("mean", "lower", "upper")]
-        bounds = [np.exp(bound) for bound in bounds] if name == "amplification" else bounds
-        table = table.assign(**dict(zip((name, f"{name}_low", f"{name}_high"), bounds, strict=True)))
+        for bound, column in (("mean", name), ("lower", f"{name}_low"), ("upper", f"{name}_high")):
+            table[column] = np.exp(found[bound].values) if name == "amplification" else found[bound].values
     table.attrs = {**record.attrs, "resamples": resamples, "seed": seed}
     return table
 
 
 def value_drain(record: xr.Dataset, first: int = 1) -> xr.Dataset:
-    """How long the first tokens' values and keys are beside all others': value_ratio and key_ratio [layer,
-    kv_head].
+    """How long the first tokens' values and keys are beside all others': value_ratio and key_ratio [layer, kv_head].
 
-    For each sequence the mean Euclidean norm at positions < first over the mean norm at the rest, then the
-    mean over sequences (those with no other token left out). Below 1 the value is drained; 1 is the ratio of
-    a first token like any other (attrs["null"]). NaN for heads a layer lacks.
+    For each sequence the mean Euclidean norm at positions < first over the mean norm at the rest, then the mean over
+    sequences (those with no other token left out). Below 1 the value is drained; 1 is the ratio of a first token like
+    any other (attrs["null"]). NaN for heads a layer lacks.
     Raises SinkscopeError if the record has no norms, `first` is below 1 or leaves no other token.
     """
     record, first = whole(record), whole_number(first, "first", 1)
     if first >= int(sequence_lengths(record).max()):
         raise SinkscopeError(
-            f"first={first} leaves no other token in a text of {text_length(record)}: give a longer text or "
-            "a smaller first."
+            f"first={first} leaves no other token in a text of {text_length(record)}: give a longer text or a smaller "
+            "first."
         )
-    ratios = {
-        "value_ratio": _ratio(variable(record, "value_norm"), first),
-        "key_ratio": _ratio(variable(record, "key_norm"), first),
-    }
-    result = xr.Dataset(ratios)
-    result.attrs = {
-        **record.attrs,
-        "computed": f"mean norm of the first {first} tokens' values (keys) over the mean norm of the "
-        "others', mean over sequences",
-        "first": first,
-        "null": 1.0,
-    }
-    return result
-
-
-def _ratio(norm: xr.DataArray, first: int) -> xr.DataArray:
-    is_sink = norm["token"] < first
-    norm = norm.astype("float64")
-    ratio = norm.where(is_sink).mean("token", skipna=True) / norm.where(~is_sink).mean("token", skipna=True)
-    ratio.attrs = {}
-    return ratio.mean("sequence", skipna=True)
+    ratios = {}
+    for name in ("value", "key"):
+        norm = variable(record, f"{name}_norm").astype("float64")
+        is_sink = norm["token"] < first
+        ratio = norm.where(is_sink).mean("token") / norm.where(~is_sink).mean("token")
+        ratios[f"{name}_ratio"] = ratio.mean("sequence")
+        ratios[f"{name}_ratio"].attrs = {}
+    about = (
+        f"mean norm of the first {first} tokens' values (keys) over the mean norm of the others', mean over sequences"
+    )
+    return xr.Dataset(ratios, attrs=record.attrs | {"computed": about, "first": first, "null": 1.0})

@@ -1,4 +1,5 @@
-"""Perplexity of streaming records: the exponential of the mean loss, with paired intervals."""
+"""Perplexity of streaming records: the exponential of the mean loss, with paired intervals; and how much of the
+collapse of window attention each half of a sink takes back."""
 
 from __future__ import annotations
 
@@ -11,9 +12,26 @@ import xarray as xr
 from sinkscope.analysis.intervals import block_length, resampled_means
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
+from sinkscope.record import first_evicted
 
 CONFIDENCE = 0.95
 DIMS = ("policy", "sequence", "token")
+RATIO = ["ratio", "ratio_low", "ratio_high"]
+LOSSES = ["ppl", "low", "high", *RATIO]
+
+PARTS = {
+    "full sinks": "kept",
+    "phantom, mean values": "mean",
+    "phantom, values zeroed": "zeroed",
+    "values only": "added",
+    "window": None,
+}
+"""What is left of the sinks, and `sink_values` of such a policy; the window has no sinks."""
+
+DECIDING = (
+    "policy_kind", "cache_size", "sinks", "recomputed", "sink_values", "sink_bias", "positions", "placement",
+)  # fmt: skip
+"""Coordinates that say which part a policy is."""
 
 
 def ppl(curve: xr.Dataset, common: bool = True) -> xr.DataArray:
@@ -25,9 +43,9 @@ def ppl(curve: xr.Dataset, common: bool = True) -> xr.DataArray:
     Raises SinkscopeError if `curve` holds no losses, or no token is scored by every policy.
     """
     nll = losses(curve)
-    used = nll.where(common_tokens(nll)) if common else nll
+    used = nll.where(_common_tokens(nll)) if common else nll
     counts = used.notnull().sum(["sequence", "token"]).values
-    mean = used.mean(["sequence", "token"], skipna=True)
+    mean = used.mean(["sequence", "token"])
     result = mean.copy(data=np.exp(mean.values))
     result.attrs = {
         **curve.attrs,
@@ -54,9 +72,8 @@ def ppl_table(
     The intervals are percentiles of a circular block bootstrap over positions (Künsch 1989; Politis and Romano 1992):
     neighbouring losses are correlated. Every resample takes the same blocks for all policies, so what makes a passage
     hard for each of them cancels in the ratio. Tokens read before and after a cache is full are resampled apart, as how
-    many there are is no accident of the text. A policy that scored a sample of positions, as re-computation does,
-    leaves the others that sample too: blocks are then runs of sampled positions. For the others over all tokens,
-    select them first: ppl_table(curve.sel(policy=["dense", "window 512"])).
+    many there are is no accident of the text. Where a policy scored a sample of positions, as re-computation does, the
+    others have that sample too, and blocks are runs of it: for all tokens, select curve.sel(policy=[..]) first.
 
     baseline  name of a policy; by default the first that re-computes, otherwise the dense one, otherwise the first.
     block     tokens in a block, which crosses neither sequences nor the point where a cache is full; by default chosen
@@ -66,7 +83,7 @@ def ppl_table(
     is below 1 or leaves fewer than two blocks, resamples is below 1 or seed below 0.
     """
     nll = losses(curve)
-    strata = common_losses(nll)
+    strata = _common_losses(nll)
     names = [str(name) for name in nll["policy"].values]
     reference = _baseline(nll, names, baseline)
     length = _checked_block(strata, reference, block)
@@ -74,24 +91,13 @@ def ppl_table(
     count = _count(strata)
     mean = sum(part.sum(0) for parts in strata for part in parts) / count
     drawn = _resampled(strata, length, resamples, seed)
+    held = {name: nll[name].values for name in ("sinks", "cache_size") if name in nll.coords}
+    table = pd.DataFrame({"policy": names, **held, "ppl": np.exp(mean)})
     with np.errstate(invalid="ignore"):  # infinity less infinity
-        low, high = np.exp(_bounds(drawn))
-        ratio = np.exp(mean - mean[reference])
-        ratio_low, ratio_high = np.exp(_bounds(drawn - drawn[:, [reference]]))
-    held = {name: nll[name].values for name in ("sinks", "cache_size") if nll.coords.get(name) is not None}
-    table = pd.DataFrame(
-        {
-            "policy": names,
-            **held,
-            "ppl": np.exp(mean),
-            "low": low,
-            "high": high,
-            "tokens": count,
-            "ratio": ratio,
-            "ratio_low": ratio_low,
-            "ratio_high": ratio_high,
-        }
-    )
+        table["low"], table["high"] = np.exp(_bounds(drawn))
+        table["tokens"] = count
+        table["ratio"] = np.exp(mean - mean[reference])
+        table["ratio_low"], table["ratio_high"] = np.exp(_bounds(drawn - drawn[:, [reference]]))
     table.attrs = {
         **curve.attrs,
         "computed": "exp of the mean loss over the tokens every policy scored; 95% percentile intervals of a circular "
@@ -108,21 +114,17 @@ def ppl_table(
 
 def losses(curve: xr.Dataset) -> xr.DataArray:
     """[policy, sequence, token] losses in float64, in nats; NaN where not scored. One policy or one sequence may be
-    selected away: curve.sel(policy="dense").
-
-    Raises SinkscopeError if `curve` is not a perplexity record.
-    """
+    selected away: curve.sel(policy="dense"). Raises SinkscopeError if `curve` is not a perplexity record."""
     if not isinstance(curve, xr.Dataset) or "nll" not in curve or not set(curve["nll"].dims) <= set(DIMS):
         raise SinkscopeError("the record has no nll [policy, sequence, token]: make one with sinkscope.perplexity.")
     nll = curve["nll"].astype(np.float64)
     if "policy" not in nll.dims:
         own = [name for name, coord in nll.coords.items() if not coord.dims and name not in DIMS]
         nll = nll.expand_dims("policy").assign_coords({name: ("policy", [nll[name].item()]) for name in own})
-    missing = [dim for dim in DIMS if dim not in nll.dims]
-    nll = nll.expand_dims(missing).transpose(*DIMS)
-    return (
-        nll if "policy" in nll.coords else nll.assign_coords(policy=[f"policy {n}" for n in range(nll.sizes["policy"])])
-    )
+    nll = nll.expand_dims([dim for dim in DIMS if dim not in nll.dims]).transpose(*DIMS)
+    if "policy" in nll.coords:
+        return nll
+    return nll.assign_coords(policy=[f"policy {number}" for number in range(nll.sizes["policy"])])
 
 
 def losses_from(curve: xr.Dataset, token: int) -> xr.Dataset:
@@ -130,8 +132,8 @@ def losses_from(curve: xr.Dataset, token: int) -> xr.Dataset:
     return curve.assign(nll=curve["nll"].where(curve["token"] >= token))
 
 
-def common_tokens(nll: xr.DataArray) -> xr.DataArray:
-    """[sequence, token] bool: scored by every policy. Raises SinkscopeError if there is none."""
+def _common_tokens(nll: xr.DataArray) -> xr.DataArray:
+    """[sequence, token] bool: scored by every policy; one at least."""
     common = nll.notnull().all("policy")
     if not bool(common.any()):
         counts = nll.notnull().sum(["sequence", "token"]).values
@@ -140,10 +142,10 @@ def common_tokens(nll: xr.DataArray) -> xr.DataArray:
     return common
 
 
-def common_losses(nll: xr.DataArray) -> list[list[np.ndarray]]:
+def _common_losses(nll: xr.DataArray) -> list[list[np.ndarray]]:
     """Losses [token, policy] at the tokens every policy scored, in order: one array for each sequence, in one list for
     each stretch of positions between the cache sizes."""
-    common = common_tokens(nll).values
+    common = _common_tokens(nll).values
     sizes = np.unique(nll["cache_size"].values) if "cache_size" in nll.coords else np.array([])
     stretch = np.digitize(np.arange(nll.sizes["token"]), sizes[sizes > 0], right=True)
     strata = []
@@ -158,10 +160,8 @@ def _count(strata: Sequence[Sequence[np.ndarray]]) -> int:
 
 
 def _resampled(strata: Sequence[Sequence[np.ndarray]], block: int, resamples: int, seed: int) -> np.ndarray:
-    """[resample, policy] mean losses, each stretch with its own share; NaN where there is only one token.
-
-    A stretch too short for two blocks takes shorter ones, rather than be a constant.
-    """
+    """[resample, policy] mean losses, each stretch with its own share; NaN where there is only one token. A stretch too
+    short for two blocks takes shorter ones, rather than be a constant."""
     count, random = _count(strata), np.random.default_rng(seed)
     drawn = np.full((resamples, strata[0][0].shape[1]), 0.0 if count > 1 else np.nan)
     for parts in strata:
@@ -179,7 +179,6 @@ def _bounds(drawn: np.ndarray) -> np.ndarray:
 
 
 def _baseline(nll: xr.DataArray, names: Sequence[str], baseline: str | None) -> int:
-    """The number of the baseline policy."""
     if baseline is not None:
         if baseline not in names:
             raise SinkscopeError(
@@ -193,19 +192,93 @@ def _baseline(nll: xr.DataArray, names: Sequence[str], baseline: str | None) -> 
 
 
 def _checked_block(strata: Sequence[Sequence[np.ndarray]], reference: int, block: int | None) -> int:
+    """By default from losses and their differences to the baseline, less their means over each stretch."""
     if block is None:
-        return block_length([centred for parts in strata for centred in _centred(parts, reference)])
+        with np.errstate(invalid="ignore"):
+            both = [[np.hstack([part, part - part[:, [reference]]]) for part in parts] for parts in strata]
+            centred = [part - np.concatenate(parts).mean(0) for parts in both for part in parts]
+        return block_length(centred)
     block, count = whole_number(block, "block", 1), _count(strata)
-    lengths = [len(part) for parts in strata for part in parts]
-    if count > 1 and sum(max(1.0, length / block) for length in lengths) < 2:
+    if count > 1 and sum(max(1.0, len(part) / block) for parts in strata for part in parts) < 2:
         raise SinkscopeError(
             f"block={block} leaves fewer than two blocks in {count} tokens: give {count // 2} or less."
         )
     return block
 
 
-def _centred(parts: Sequence[np.ndarray], reference: int) -> list[np.ndarray]:
-    """Losses and their differences to the baseline [token, 2 x policy], less their means over the stretch."""
-    with np.errstate(invalid="ignore"):
-        both = [np.hstack([part, part - part[:, [reference]]]) for part in parts]
-        return [part - np.concatenate(both).mean(0) for part in both]
+def collapse_table(curve: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Perplexity with what is left of the sinks, one row for each part, over the tokens after the first eviction.
+
+    part                        "full sinks"; "phantom, mean values", "phantom, values zeroed" (keys in the
+                                denominator); "values only" (keys out of it); "window" (neither)
+    policy, sinks, cache_size   as the record has them
+    ppl, low, high, tokens      perplexity, its 95% interval and the number of tokens
+    ratio, .._low, .._high      to the perplexity with full sinks, and its paired interval
+    recovered, .._low, .._high  share of the gap in mean loss between window and full sinks that the part closes, and
+                                its paired interval: 1 for full sinks, 0 for the window, below 0 for what is worse. NaN
+                                where there is no gap: where the interval of the window's ratio reaches down to 1.
+
+    All intervals are of one block bootstrap, as in `ppl_table`. Raises SinkscopeError if the record has no losses, does
+    not say what its policies do, has no policy with full sinks or no window, policies of several cache sizes, or no
+    token after the first eviction.
+    """
+    losses(curve)  # or an error that says what is needed
+    names, parts = [str(name) for name in curve["policy"].values], policy_parts(curve)
+    for part in ("full sinks", "window"):
+        if part not in parts:
+            raise SinkscopeError(f"the record has no policy that is the {part}: make one with sinkscope.decompose.")
+    named = {names[parts.index(part)]: part for part in PARTS if part in parts}  # the first of each, in this order
+    sizes = sorted({int(size) for size in curve["cache_size"].sel(policy=list(named)).values})
+    if len(sizes) > 1:
+        raise SinkscopeError(f"the policies have caches of {sizes[0]} and {sizes[-1]} tokens: decompose one at a time.")
+    late = losses_from(curve.sel(policy=list(named)), first_evicted(sizes[0]))
+    if not bool(late["nll"].notnull().any()):
+        raise SinkscopeError(f"no token comes after the first eviction from a cache of {sizes[0]}: give a longer text.")
+    table = ppl_table(late, next(iter(named)), None, resamples, seed)
+    table.insert(0, "part", list(named.values()))
+    strata = _common_losses(losses(late))  # one stretch, as there is one cache size
+    drawn = _recovered(_resampled(strata, table.attrs["block"], resamples, seed))
+    table["recovered"] = _recovered(np.concatenate(strata[0]).mean(0)[None])[0]
+    table["recovered_low"], table["recovered_high"] = np.quantile(drawn, [0.025, 0.975], axis=0)
+    if not table["ratio_low"].iloc[-1] > 1:
+        table[["recovered", "recovered_low", "recovered_high"]] = np.nan
+    return table
+
+
+def is_decomposed(curve: xr.Dataset) -> bool:
+    """Whether a perplexity record has full sinks, the window and something between them."""
+    found = set(policy_parts(curve))
+    return {"full sinks", "window"} <= found and len(found - {""}) > 2
+
+
+def policy_parts(curve: xr.Dataset | xr.DataArray) -> list[str]:
+    """The part that each policy is, whatever it is called; "" for one that is none.
+
+    A part acts in all layers and heads, counts positions in the cache, adds no bias and rebuilds nothing. Raises
+    SinkscopeError if the record does not say what its policies do.
+    """
+    check_coordinates(curve, DECIDING, "policies do", "sinkscope.perplexity or sinkscope.decompose")
+    policies = zip(*(np.atleast_1d(curve[name].values).tolist() for name in DECIDING), strict=True)
+    part_of, parts = {values: part for part, values in PARTS.items()}, []
+    for kind, size, sinks, again, values, bias, positions, placement in policies:
+        is_plain = size > 0 and not again and not bias and not placement and positions == "cache"
+        is_known = kind == "SinkWindow" or (kind == "Window" and not sinks)
+        parts.append(part_of.get(values if sinks else None, "") if is_plain and is_known else "")
+    return parts
+
+
+def check_coordinates(record: xr.Dataset | xr.DataArray, names: Sequence[str], what: str, maker: str) -> None:
+    """Raise SinkscopeError for a record of an older version, which does not say what its policies or arms are."""
+    for name in names:
+        if name not in record.coords:
+            raise SinkscopeError(
+                f"the record does not say what its {what}: {name} is missing, as in records of older versions; "
+                f"make it again with {maker}."
+            )
+
+
+def _recovered(mean: np.ndarray) -> np.ndarray:
+    """[resample, policy] mean losses to shares of the gap between the last policy and the first."""
+    gap = mean[:, [-1]] - mean[:, [0]]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (mean[:, [-1]] - mean) / gap

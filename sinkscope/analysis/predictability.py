@@ -24,55 +24,37 @@ def predictability_table(
 ) -> pd.DataFrame:
     """Spearman correlation between sink mass and predictability, one row for each layer, head and measure.
 
-    layer, head, measure        "next_loss" or "next_entropy"
-    correlation, low, high      over the queries from `start` on, ranks within each text, mean over texts; 95%
-                                percentile interval of a circular block bootstrap over queries, ranks as in the text,
-                                blocks of `block` queries, or of a tenth of a text where that is less
-    null                        the same for a head that spreads its attention evenly: what the place of the query
-                                alone explains
-    sink_mass                   mean over those queries
+    layer, head, measure    "next_loss" or "next_entropy"
+    correlation, low, high  over the queries from `start` on, ranks within each text, mean over texts; 95% percentile
+                            interval of a circular block bootstrap over queries, ranks as in the text, blocks of `block`
+                            queries, or of a tenth of a text where that is less
+    null                    the same for a head that spreads its attention evenly: what the query's place alone explains
+    sink_mass               mean over those queries
 
     A head whose mass does not vary has no correlation (NaN). Raises SinkscopeError if the record is not one of
     `sinkscope.predictability` or no query is left.
     """
-    _check(record)
-    record, start, block = whole(record), whole_number(start, "start", 1), whole_number(block, "block", 1)
+    record, start, block = _checked(record), whole_number(start, "start", 1), whole_number(block, "block", 1)
     resamples, seed = whole_number(resamples, "resamples", 1), whole_number(seed, "seed", 0)
     mass, share = _summed(record), even_share(record).transpose("sequence", "query").values
     flat = mass.stack(place=("layer", "head")).transpose("sequence", "query", "place")
     late = mass.where(mass["query"] >= start).mean(["sequence", "query"]).stack(place=("layer", "head"))
-    rows = []
+    layers, heads = zip(*flat["place"].values, strict=True)
+    tables = []
     for measure in MEASURES:
-        parts = [
-            _moments(one.values, even, known.values, start)
-            for one, even, known in zip(flat, share, record[measure], strict=True)
-        ]
-        parts = [part for part in parts if len(part) > 2]
+        texts = zip(flat.values, share, record[measure].values, strict=True)
+        parts = [part for each in texts if len(part := _moments(*each, start)) > 2]
         if not parts:
             raise SinkscopeError(f"no text has three queries from start={start} on: give longer texts or less.")
-        columns, random = flat.sizes["place"] + 1, np.random.default_rng(seed)
-        found = _mean([_correlations(part.mean(0)[None], columns) for part in parts])[0]
-        drawn = _mean(
-            [
-                _correlations(resampled_means([part], max(1, min(block, len(part) // 10)), resamples, random), columns)
-                for part in parts
-            ]
-        )
-        low, high = np.quantile(drawn, [0.025, 0.975], axis=0)  # NaN where a head has none
-        for number, (layer, head) in enumerate(flat["place"].values):
-            rows.append(
-                {
-                    "layer": int(layer),
-                    "head": int(head),
-                    "measure": measure,
-                    "correlation": found[number],
-                    "low": low[number],
-                    "high": high[number],
-                    "null": found[-1],
-                    "sink_mass": float(late.values[number]),
-                }
-            )
-    table = pd.DataFrame(rows)
+        random = np.random.default_rng(seed)
+        found = _mean([_correlations(part.mean(0)[None]) for part in parts])[0]
+        blocks = [max(1, min(block, len(part) // 10)) for part in parts]
+        drawn = (resampled_means([part], own, resamples, random) for part, own in zip(parts, blocks, strict=True))
+        low, high = np.quantile(_mean([_correlations(each) for each in drawn]), [0.025, 0.975], axis=0)
+        columns = {"correlation": found, "low": low, "high": high}
+        own = {"layer": layers, "head": heads, "measure": measure} | {name: columns[name][:-1] for name in columns}
+        tables.append(pd.DataFrame(own | {"null": found[-1], "sink_mass": late.values}))
+    table = pd.concat(tables, ignore_index=True)
     table.attrs = {**record.attrs, "start": start, "block": block, "resamples": resamples, "seed": seed}
     return table
 
@@ -85,19 +67,16 @@ def predictability_bins(
     sink_mass [layer, head, bin]; `null` [bin], that of even attention over the same queries; `middle` [bin], the median
     of the measure, nats. Raises SinkscopeError as `predictability_table`, or if a bin is empty.
     """
-    _check(record)
+    record = _checked(record)
     if measure not in MEASURES:
         raise SinkscopeError(f"measure={measure!r} is unknown: give one of {', '.join(MEASURES)}.")
-    record, bins, start = whole(record), whole_number(bins, "bins", 2), whole_number(start, "start", 1)
+    bins, start = whole_number(bins, "bins", 2), whole_number(start, "start", 1)
+    known = _places(record, measure, start)
+    if len(known) < bins:
+        raise SinkscopeError(f"{len(known)} queries do not fill {bins} bins: give longer texts or fewer bins.")
     stacked = xr.Dataset({"mass": _summed(record), "share": even_share(record), "at": record[measure]})
-    stacked = stacked.where(stacked["query"] >= start).stack(place=("sequence", "query"))
-    values = stacked["at"].values
-    known = np.isfinite(values)
-    if known.sum() < bins:
-        raise SinkscopeError(f"{int(known.sum())} queries do not fill {bins} bins: give longer texts or fewer bins.")
-    order = np.argsort(values[known], kind="stable")
-    kept = stacked.isel(place=np.flatnonzero(known)[order])
-    pieces = [kept.isel(place=piece) for piece in np.array_split(np.arange(len(order)), bins)]
+    stacked = stacked.stack(place=("sequence", "query"))
+    pieces = [stacked.isel(place=piece) for piece in np.array_split(known, bins)]
     found = xr.Dataset(
         {
             "sink_mass": xr.concat([piece["mass"].mean("place") for piece in pieces], "bin").transpose(..., "bin"),
@@ -108,11 +87,19 @@ def predictability_bins(
     return found.assign_attrs(record.attrs | {"measure": measure, "bins": bins, "start": start})
 
 
-def _check(record: xr.Dataset) -> None:
-    missing = [name for name in MEASURES if name not in record]
-    if missing:
-        raise SinkscopeError(f"the record has no {missing[0]}: make one with sinkscope.predictability.")
+def _checked(record: xr.Dataset) -> xr.Dataset:
+    for name in MEASURES:
+        if name not in record:
+            raise SinkscopeError(f"the record has no {name}: make one with sinkscope.predictability.")
     variable(record, "sink_mass")
+    return whole(record)
+
+
+def _places(record: xr.Dataset, measure: str, start: int) -> np.ndarray:
+    """Where the measure is known from `start` on, lowest first: indices into [sequence x query]."""
+    values = record[measure].where(record["query"] >= start).transpose("sequence", "query").values.ravel()
+    known = np.flatnonzero(np.isfinite(values))
+    return known[np.argsort(values[known], kind="stable")]
 
 
 def _summed(record: xr.Dataset) -> xr.DataArray:
@@ -120,37 +107,33 @@ def _summed(record: xr.Dataset) -> xr.DataArray:
     return record.sink_mass.sum("sink", skipna=False).astype("float64").transpose("sequence", "layer", "head", "query")
 
 
-def _mean(tables: list[np.ndarray]) -> np.ndarray:
-    """Means over texts [resample, columns] of those that have a number."""
-    stacked = np.stack(tables)
-    known = np.isfinite(stacked)
-    with np.errstate(invalid="ignore"):
-        return np.where(known, stacked, 0.0).sum(0) / known.sum(0)
-
-
 def _moments(mass: np.ndarray, share: np.ndarray, measure: np.ndarray, start: int) -> np.ndarray:
-    """What correlations are made of, for each query [query, 3 x columns + 2].
-
-    Ranks of the masses and of the even share, their squares, their products with the ranks of the measure, and those
-    ranks and their squares.
-    """
+    """[query, 3 x columns + 2] what correlations are made of: ranks of the masses and of the even share, their squares,
+    their products with the ranks of the measure, and those ranks and their squares."""
     known = np.isfinite(measure) & np.isfinite(share) & (np.arange(len(measure)) >= start)
     columns = np.column_stack([mass[known], share[known]])
     if not len(columns):
-        return np.zeros((0, 0))
+        return columns
     ranks = rankdata(columns, axis=0) / len(columns) - 0.5
     other = (rankdata(measure[known]) / len(columns) - 0.5)[:, None]
     return np.hstack([ranks, ranks**2, ranks * other, other, other**2])
 
 
-def _correlations(means: np.ndarray, columns: int) -> np.ndarray:
+def _correlations(means: np.ndarray) -> np.ndarray:
     """[resample, columns] correlations from means of moments [resample, 3 x columns + 2]; NaN where nothing varies."""
-    rank, square, product = (means[:, number * columns : (number + 1) * columns] for number in range(3))
+    rank, square, product = np.split(means[:, :-2], 3, axis=1)
     other, other_square = means[:, -2:-1], means[:, -1:]
     variances = (square - rank**2) * (other_square - other**2)
     with np.errstate(invalid="ignore", divide="ignore"):
         found = (product - rank * other) / np.sqrt(variances)
     return np.where(variances > 1e-15, found, np.nan)
+
+
+def _mean(texts: list[np.ndarray]) -> np.ndarray:
+    """Means over texts [resample, columns] of those that have a number."""
+    known = np.isfinite(texts)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, texts, 0.0).sum(0) / known.sum(0)
 
 
 def mean_mass_by_bin(
@@ -164,25 +147,20 @@ def mean_mass_by_bin(
 ) -> xr.Dataset:
     """The bins of `predictability_bins`, and the mean over layers and heads with a 95% interval.
 
-    Adds `mean`, `lower` and `upper` [bin]: a circular block bootstrap over queries, the same blocks in all bins, the
-    bounds of the bins fixed. NaN bounds where a resample leaves a bin empty. Raises SinkscopeError as
-    `predictability_bins` does.
+    Adds `mean`, `lower` and `upper` [bin]: a circular block bootstrap over queries, the same blocks in all bins, whose
+    bounds are fixed. NaN where a resample leaves a bin empty. Raises SinkscopeError as `predictability_bins` does.
     """
     found = predictability_bins(record, measure, bins, start)
     record = whole(record)
-    every = record["sink_mass"].sum("sink", skipna=False).astype("float64").mean(["layer", "head"])
-    mass, at = (each.transpose("sequence", "query").values for each in (every, record[measure]))
-    known = np.isfinite(at) & (record["query"].values >= start)
-    bin_of = np.full(at.shape, -1)
-    order = np.argsort(at[known], kind="stable")
-    ranked = np.empty(len(order), dtype=int)
-    ranked[order] = np.repeat(np.arange(bins), [len(piece) for piece in np.array_split(order, bins)])
-    bin_of[known] = ranked
+    mass = _summed(record).mean(["layer", "head"]).values
+    bin_of = np.full(mass.size, -1)
+    for number, places in enumerate(np.array_split(_places(record, measure, start), bins)):
+        bin_of[places] = number
     parts = []
-    for row in range(len(at)):
-        there = bin_of[row, known[row]][:, None] == np.arange(bins)
-        parts.append(np.hstack([np.where(there, mass[row, known[row]][:, None], 0.0), there]))
-    parts = [part for part in parts if len(part)]
+    for own, numbers in zip(mass, bin_of.reshape(mass.shape), strict=True):
+        if (known := numbers >= 0).any():
+            there = numbers[known][:, None] == np.arange(bins)
+            parts.append(np.hstack([np.where(there, own[known][:, None], 0.0), there]))
     random, resamples = np.random.default_rng(whole_number(seed, "seed", 0)), whole_number(resamples, "resamples", 1)
     block = min(whole_number(block, "block", 1), max(map(len, parts)))
     total, count = np.split(resampled_means(parts, block, resamples, random), 2, axis=1)
@@ -193,10 +171,8 @@ def mean_mass_by_bin(
 
 
 def sides(table: pd.DataFrame) -> pd.Series:
-    """Of each row, whether its interval lies "below" or "above" both zero and the null, or "neither".
-
-    "none" where a head has no correlation.
-    """
+    """Whether the interval of each row lies "below" or "above" both zero and the null, or "neither"; "none" where a
+    head has no correlation."""
     low, high = np.minimum(table["null"], 0), np.maximum(table["null"], 0)
     found = np.select(
         [table["correlation"].isna(), table["high"] < low, table["low"] > high], ["none", "below", "above"], "neither"

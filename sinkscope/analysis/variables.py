@@ -1,5 +1,4 @@
-"""Variables of a record as the metrics need them: all dimensions there, float64, missing ones named with
-their probe."""
+"""Variables of a record as the metrics need them: all dimensions there, missing ones named with their probe."""
 
 from __future__ import annotations
 
@@ -24,42 +23,39 @@ def variable(record: xr.Dataset, name: str) -> xr.DataArray:
 
 def advice(name: str) -> str:
     """What to do to have a variable."""
-    makers = [each.__name__ for each in _probe_classes() if name in each.makes]
+    makers = [each.__name__ for each in _makers(name)]
     return f"measure with the probe {'() or '.join(makers)}()" if makers else "it was not measured"
 
 
-def _probe_classes() -> list[Any]:
-    """The probes known now. They are looked through when they are asked for, since they need torch, which a reader of
-    records may do without."""
+def _makers(name: Any) -> list[Any]:
+    """The probes that make a variable; none without torch, which they need and a reader of records may do without."""
     try:
         from sinkscope.probes import probe_classes
     except ImportError:
         return []
-    return list(probe_classes())
+    return [each for each in probe_classes() if name in each.makes]
 
 
 def _dims(variable: xr.DataArray) -> list[str]:
     """The dimensions that a variable was recorded with; those that its probe declares where the record does not say."""
     if "dims" in variable.attrs:
         return str(variable.attrs["dims"]).split()
-    declared = [each.makes[variable.name] for each in _probe_classes() if variable.name in each.makes]
-    dims = [dim for each in declared[:1] for dim in each.dims if not (each.averaged and dim == "sequence")]
-    return ["layer", *dims] if declared else []
+    for maker in _makers(variable.name):
+        made = maker.makes[variable.name]
+        return ["layer", *(dim for dim in made.dims if not (made.averaged and dim == "sequence"))]
+    return []
 
 
 def whole(record: xr.Dataset) -> xr.Dataset:
-    """The record with sequence, layer and head as dimensions, also where one was selected away:
-    record.sel(layer=12)."""
+    """The record with sequence, layer and head as dimensions, also where one was selected: record.sel(layer=12)."""
     for dim in ("head", "layer", "sequence"):
         if dim in record.coords and dim not in record.dims:
             chosen = record[dim].item()
             record = record.drop_vars(dim)
-            for name in record.data_vars:
-                if dim in _dims(record[name]) or (dim == "sequence" and name in PER_SEQUENCE):
-                    record[name] = record[name].expand_dims({dim: [chosen]}).assign_attrs(record[name].attrs)
-            for name in PER_SEQUENCE if dim == "sequence" else ():
-                if name in record.coords:
-                    record = record.assign_coords({name: record[name].expand_dims({dim: [chosen]})})
+            per_text = PER_SEQUENCE if dim == "sequence" else ()
+            held = [name for name in record.data_vars if name in per_text or dim in _dims(record[name])]
+            for name in [*held, *(name for name in per_text if name in record.coords)]:
+                record[name] = record[name].expand_dims({dim: [chosen]})
     return record.transpose("sequence", "layer", "head", ..., missing_dims="ignore")
 
 
@@ -77,20 +73,15 @@ def sequence_lengths(record: xr.Dataset) -> xr.DataArray:
     """[sequence] real tokens of each text."""
     if "length" in record.coords:
         return record["length"]
-    sequence = record["sequence"] if "sequence" in record.dims else np.zeros(1, dtype=int)
-    return xr.DataArray(
-        np.full(len(sequence), record.sizes["token"]),
-        dims="sequence",
-        coords={"sequence": np.asarray(sequence)},
-    )
+    sequence = record["sequence"].values if "sequence" in record.dims else np.zeros(1, dtype=int)
+    return xr.DataArray(np.full(len(sequence), record.sizes["token"]), [("sequence", sequence)])
 
 
 def measured_queries(record: xr.Dataset) -> xr.DataArray:
-    """[sequence, query] bool: the queries that were measured (within the text, and since the scope was
-    attached)."""
+    """[sequence, query] bool: the queries that were measured (within the text, and since the scope was attached)."""
     for name in PER_QUERY:
         if name in record:
             found = record[name].notnull()
             return found.any([dim for dim in found.dims if dim not in ("sequence", "query")])
-    query = xr.DataArray(np.arange(text_length(record)), dims="query", coords={"query": np.arange(text_length(record))})
+    query = xr.DataArray(np.arange(text_length(record)), [("query", np.arange(text_length(record)))])
     return (query < sequence_lengths(record)).transpose("sequence", "query")

@@ -10,8 +10,8 @@ import xarray as xr
 
 from sinkscope.analysis import amplification as amplifications
 from sinkscope.analysis import eviction_by_layer
-from sinkscope.analysis.decomposition import collapse_table
 from sinkscope.analysis.mass import NORMS
+from sinkscope.analysis.perplexity import collapse_table
 from sinkscope.figures.marks import (
     COLOURS,
     COLUMN,

@@ -13,7 +13,7 @@ import xarray as xr
 
 from sinkscope import analysis
 from sinkscope import figures as draw
-from sinkscope.analysis.decomposition import collapse_table, is_decomposed
+from sinkscope.analysis.perplexity import collapse_table, is_decomposed
 from sinkscope.analysis.predictability import HEADS_SHOWN, correlated_heads, correlations, mean_mass_by_bin
 from sinkscope.analysis.variables import whole
 from sinkscope.errors import SinkscopeError

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from sinkscope.analysis import ppl_table
-from sinkscope.analysis.decomposition import DECIDING, PARTS, collapse_table, is_decomposed, policy_parts
-from sinkscope.analysis.perplexity import losses_from
+from sinkscope.analysis.perplexity import DECIDING, PARTS, collapse_table, is_decomposed, losses_from, policy_parts
 from sinkscope.errors import SinkscopeError
 from sinkscope.record import first_evicted
 from tests.support import experiments

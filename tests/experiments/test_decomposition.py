@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sinkscope import SinkWindow, Window, collapse_table, decompose, open_record, perplexity, save_record
-from sinkscope.analysis.decomposition import PARTS, is_decomposed
+from sinkscope.analysis.perplexity import PARTS, is_decomposed
 
 
 def test_a_relabelled_phantom_is_reported_as_a_phantom(model, ids, tmp_path):

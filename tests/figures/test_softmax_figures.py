@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 
 from sinkscope import figures
 from sinkscope.analysis import dose_table, intervention_table, predictability_table
-from sinkscope.analysis.decomposition import collapse_table
+from sinkscope.analysis.perplexity import collapse_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures.interventions import sides
 from tests.figures.records import EXPERIMENTS, comparison_table, drawn

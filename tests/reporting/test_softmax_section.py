@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from sinkscope.analysis import dose_table, intervention_table, predictability_table
-from sinkscope.analysis.decomposition import collapse_table
+from sinkscope.analysis.perplexity import collapse_table
 from sinkscope.analysis.predictability import sides
 from sinkscope.figures.style import number
 from sinkscope.reporting import Report
