@@ -352,7 +352,7 @@ def _checked_ceiling(model: Any, policy: SinkWindow) -> int | None:
 # the whole prompt that `generate()` was given, of which the forward pass gets only what is new. Neither holds on to a
 # cache, so a cache that is forgotten is collected, and unties itself.
 
-Ties = WeakKeyDictionary[nn.Module, tuple[int, Callable[[nn.Module], None]]]  # open caches, and what takes it off
+Ties = WeakKeyDictionary[nn.Module, tuple[int, Callable[[nn.Module], None]]]  # open caches, and what unties the last
 _HOOKS: Ties = WeakKeyDictionary()  # on bases
 _PROMPTS: Ties = WeakKeyDictionary()  # on models
 
