@@ -46,7 +46,7 @@ _HOMES = {
     "sinkscope.experiments.timing": ["run_timing"],
     "sinkscope.analysis.costs": ["time_per_token", "timing_table"],
     "sinkscope.streaming.sink_cache": ["SinkCache"],
-    "sinkscope.streaming.scored_cache": ["ScoredCache"],
+    "sinkscope.streaming.reading_cache": ["ScoredCache"],
     "sinkscope.streaming.conversation": ["Conversation", "stream"],
     "sinkscope.experiments.ablation": ["run_ablation"],
     "sinkscope.experiments.decomposition": ["decompose", "decompose_by_layer"],

@@ -29,7 +29,7 @@ from sinkscope.scope.forward import check_vocabulary
 from sinkscope.scope.scope import attached
 from sinkscope.streaming.cost import cost
 from sinkscope.streaming.readers import WindowReader, only_last
-from sinkscope.streaming.scored_cache import ReadingCache, reading_cache
+from sinkscope.streaming.reading_cache import ReadingCache, reading_cache
 
 RANKS = 16  # next tokens kept for each query
 CHUNK = 256  # rows of logits looked at together

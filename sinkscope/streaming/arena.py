@@ -13,7 +13,7 @@ Nothing that is kept is overwritten before a forward pass is over: one that fail
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,35 +25,40 @@ from sinkscope.models.requirements import check_unscoped
 from sinkscope.models.rotary import Rotation, find_rotations
 from sinkscope.policies import SinkWindow
 from sinkscope.scope.binding import native_windows
+from sinkscope.streaming.reading_cache import SLOTS, lasting_dtype
 
 SAME_ANGLE = 1e-8  # radians per position: frequencies fitted in two layers differ by less when they are meant to be one
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class LayerKind:
-    """What one layer caches and how it turns; layers of one kind share an arena.
-
-    Attributes:
-        sinks, window: tokens kept.
-        is_sliding: whether this is a native sliding window in a model that has full layers too.
-        rotation: the rotary geometry, or None.
-        shapes: by slot, "keys" and "values": number of heads and their width.
-        dtype, device: of both.
-    """
+    """What one layer caches and how it turns; layers of one kind share an arena."""
 
     sinks: int
-    window: int
-    is_sliding: bool
+    window: int  # tokens kept beside the sinks
+    is_sliding: bool  # whether this is a native sliding window in a model that has full layers too
     rotation: Rotation | None
-    shapes: dict[str, tuple[int, int]]
+    shapes: dict[str, tuple[int, int]]  # of "keys" and "values": number of heads and their width
     dtype: torch.dtype
     device: torch.device
 
     def is_like(self, other: LayerKind) -> bool:
         """Whether two layers can share an arena."""
-        mine = (self.sinks, self.window, self.is_sliding, self.shapes, self.dtype, self.device)
-        others = (other.sinks, other.window, other.is_sliding, other.shapes, other.dtype, other.device)
-        return mine == others and _turn_alike(self.rotation, other.rotation)
+        one, two = self.rotation, other.rotation
+        if replace(self, rotation=None) != replace(other, rotation=None):
+            return False
+        if one is None or two is None or one.frequencies.device != two.frequencies.device:
+            return one is two
+        if (one.slot, one.low, one.high, one.interleaved) != (two.slot, two.low, two.high, two.interleaved):
+            return False
+        return float((one.frequencies - two.frequencies).abs().max()) < SAME_ANGLE
+
+    def turned(self, slot: str, states: Tensor, by: int | Tensor) -> Tensor:
+        """States [layer, batch, kv_head, token, dim] moved by positions, a number or [batch, 1], if the slot turns."""
+        if self.rotation is None or self.rotation.slot != slot:
+            return states
+        by = by.repeat(len(states), 1) if isinstance(by, Tensor) else by
+        return self.rotation.turned(states.flatten(0, 1), by).view(states.shape)
 
 
 @torch.no_grad()
@@ -74,42 +79,36 @@ def layer_kinds(model: nn.Module, policy: SinkWindow) -> list[LayerKind]:
     base(torch.zeros(1, 1, dtype=torch.long, device=base.device), **with_cache(base, cache))
     kinds = []
     for layer, (rotation, native) in enumerate(zip(rotations, windows, strict=True)):
-        slides, held = mixed and native is not None, held_states(cache, layer)
+        held = held_states(cache, layer)
         shapes = {slot: (states.shape[1], states.shape[3]) for slot, states in held.items()}
-        sinks, window = (0, native - 1) if slides and native is not None else (policy.sinks, policy.window)
-        keys = held["keys"]
-        kinds.append(LayerKind(sinks, window, slides, rotation, shapes, keys.dtype, keys.device))
+        own = mixed and native is not None
+        sinks, window = (0, native - 1) if own and native else (policy.sinks, policy.window)
+        kinds.append(LayerKind(sinks, window, own, rotation, shapes, held["keys"].dtype, held["keys"].device))
     return kinds
 
 
-def _turn_alike(one: Rotation | None, other: Rotation | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    alike = (one.slot, one.low, one.high, one.interleaved) == (other.slot, other.low, other.high, other.interleaved)
-    if not alike or one.frequencies.device != other.frequencies.device:
-        return False
-    return float((one.frequencies - other.frequencies).abs().max()) < SAME_ANGLE
-
-
 LEAST_SLACK, MOST_SLACK = 16, 256  # slots beyond those kept: tokens between two moves to the front
-SLOTS = ("keys", "values")
 
 
 class Arena:
-    """Keys and values [layer, batch, kv_head, slot, dim] of all layers of one kind.
+    """Keys and values [layer, batch, kv_head, slot, dim] of all layers of one kind, for texts read side by side.
 
-    Args:
-        kind: what the layers share.
-        layers: how many they are.
-        batch: texts read side by side.
+    Everywhere, `seen` is how many columns of the texts were read before, and `count` how many are being read.
     """
 
     def __init__(self, kind: LayerKind, layers: int, batch: int) -> None:
-        self.kind, self.layers = kind, layers
+        self.kind, self.layers, self.batch = kind, layers, batch
         self.size = kind.sinks + kind.window + 1 + max(LEAST_SLACK, min(kind.window, MOST_SLACK))
+
+        def empty(slot: str, tokens: int, dtype: torch.dtype) -> Tensor:
+            heads, dim = kind.shapes[slot]
+            return torch.zeros(layers, batch, heads, tokens, dim, dtype=dtype, device=kind.device)
+
         with torch.inference_mode(False):  # else it could not be written to outside of it later
-            self.held = {slot: self._zeros(slot, batch, self.size, kind.dtype) for slot in SLOTS}
-            self.masters = {slot: self._zeros(slot, batch, kind.sinks, self._master_dtype(slot)) for slot in SLOTS}
+            self.held = {slot: empty(slot, self.size, kind.dtype) for slot in SLOTS}
+            self.masters = {
+                slot: empty(slot, kind.sinks, lasting_dtype(kind.dtype, slot, kind.rotation)) for slot in SLOTS
+            }
         self.forget()
 
     def forget(self) -> None:
@@ -118,16 +117,15 @@ class Arena:
         self.collected = 0  # columns looked at for sinks
         self.low = self.at = self.stop = 0
         self._fits = True
-        self._tails: dict[int, tuple[Tensor, Tensor]] = {}
+        self._tails: dict[int, list[Tensor]] = {}
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all that is allocated."""
-        tensors = (*self.held.values(), *self.masters.values())
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    def tensors(self) -> list[Tensor]:
+        """All that is allocated."""
+        return [*self.held.values(), *self.masters.values()]
 
     def first_seen(self, seen: int, count: int) -> int:
-        """The first column, sinks aside, that `count` tokens after `seen` attend to."""
+        """The first column, sinks aside, that the new tokens attend to."""
         return 0 if seen + count <= self.kind.sinks + self.kind.window + 1 else max(0, seen - self.kind.window)
 
     def width(self, seen: int, count: int) -> int:
@@ -135,78 +133,73 @@ class Arena:
         first = self.first_seen(seen, count)
         return seen + count - first + (self.kind.sinks if first else 0)
 
-    def shows_sinks(self, seen: int, count: int) -> bool:
-        """Whether some of those keys are sinks that have left the window."""
-        return self.kind.sinks > 0 and self.first_seen(seen, count) > 0
-
     # --- a forward pass -------------------------------------------------------------------------------------------
 
     def make_room(self, seen: int, count: int) -> None:
-        """Point at the slots for `count` tokens after `seen`, moving what is kept to the front if they run out."""
-        kept, self._tails = self.kept(seen), {}
-        self._fits = kept + count + (self.kind.sinks if kept < seen else 0) <= self.size
+        """Point at the slots for the new tokens, moving what is kept to the front if they run out."""
+        kept, sinks = self.kept(seen), self.kind.sinks
+        self._tails = {}
+        self._fits = kept + count + (sinks if kept < seen else 0) <= self.size
         if self._fits and seen + count - self.shift > self.size:
-            self._move(seen - kept - self.shift, self.kind.sinks, kept)
-            self.shift = seen - kept - self.kind.sinks
-        first = self.first_seen(seen, count)
+            start = seen - kept - self.shift
+            for states in self.held.values():
+                for done in range(0, kept, start - sinks):  # in pieces that do not overlap with where they go
+                    size = min(start - sinks, kept - done)
+                    states.narrow(3, sinks + done, size).copy_(states.narrow(3, start + done, size))
+            self.shift = seen - kept - sinks
         self.at, self.stop = seen - self.shift, seen + count - self.shift
-        self.low = first - self.shift - (self.kind.sinks if first else 0)
+        self.low = self.stop - self.width(seen, count)
 
     def put_sinks(self, delta: int | Tensor, fallen: Tensor | None) -> None:
         """Put the sinks before the window.
 
         Args:
             delta: positions to move them by from their place in the text; a number or [batch, 1].
-            fallen: [batch], sinks of each text that have left its window; None when all have. They are put next to the
-                window, in front of them what will be masked.
+            fallen: [batch, 1], sinks of each text that have left its window; None when all have. They are put next to
+                the window, in front of them what will be masked.
         """
         sinks = self.kind.sinks
-        for slot in SLOTS:
-            states = self.masters[slot]
+        for slot, states in self.masters.items():
             if fallen is not None:
                 there = fallen.to(states.device)
-                picked = (torch.arange(sinks, device=there.device) - (sinks - there[:, None])).clamp(min=0)
+                picked = (torch.arange(sinks, device=there.device) - (sinks - there)).clamp(min=0)
                 states = states.gather(3, picked[None, :, None, :, None].expand(states.shape))
-            if self.kind.rotation is not None and self.kind.rotation.slot == slot:
-                by = delta.repeat(self.layers, 1) if isinstance(delta, Tensor) else delta
-                states = self.kind.rotation.turned(states.flatten(0, 1), by).view(states.shape)
-            self.held[slot][:, :, :, self.low : self.low + sinks] = states
+            self.held[slot][:, :, :, self.low : self.low + sinks] = self.kind.turned(slot, states, delta)
 
     def take(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Take in one layer's new keys and values [batch, kv_head, token, dim] and return all that they see.
 
         Where a gradient is wanted they are joined to what is kept: the arena is written to again before it is used.
         """
-        held_keys, held_values = self.held["keys"][layer], self.held["values"][layer]
+        pairs = [(self.held[slot][layer], new) for slot, new in zip(SLOTS, (keys, values), strict=True)]
         if self._fits:
-            held_keys[:, :, self.at : self.stop] = keys.detach()
-            held_values[:, :, self.at : self.stop] = values.detach()
+            for held, new in pairs:
+                held[:, :, self.at : self.stop] = new.detach()
         if self._fits and not keys.requires_grad:
-            return held_keys[:, :, self.low : self.stop], held_values[:, :, self.low : self.stop]
-        joined = (
-            torch.cat([held_keys[:, :, self.low : self.at], keys.to(held_keys.dtype)], 2),
-            torch.cat([held_values[:, :, self.low : self.at], values.to(held_values.dtype)], 2),
-        )
+            seen = [held[:, :, self.low : self.stop] for held, _ in pairs]
+        else:
+            seen = [torch.cat([held[:, :, self.low : self.at], new.to(held.dtype)], 2) for held, new in pairs]
         if not self._fits:
-            window = self.kind.window
-            self._tails[layer] = (joined[0][:, :, -window:].detach(), joined[1][:, :, -window:].detach())
-        return joined
+            self._tails[layer] = [states[:, :, -self.kind.window :].detach() for states in seen]
+        return seen[0], seen[1]
 
     def commit(self, seen: int) -> None:
         """The forward pass is over, and `seen` tokens have been read."""
-        if self._fits:
-            return
-        for layer, (keys, values) in self._tails.items():
-            self.held["keys"][layer][:, :, : keys.shape[2]] = keys
-            self.held["values"][layer][:, :, : keys.shape[2]] = values
-            self.shift = seen - keys.shape[2]
-        self._tails, self._fits = {}, True
+        for layer, tails in self._tails.items():
+            for slot, tail in zip(SLOTS, tails, strict=True):
+                self.held[slot][layer][:, :, : tail.shape[2]] = tail
+                self.shift = seen - tail.shape[2]
+        self._tails = {}
 
     # --- what is kept ---------------------------------------------------------------------------------------------
 
     def kept(self, seen: int) -> int:
         """How many of the last columns are kept, sinks included while nothing is evicted."""
         return seen if seen <= self.kind.sinks + self.kind.window else self.kind.window
+
+    def last(self, seen: int, slot: str) -> Tensor:
+        """The columns kept: [layer, batch, kv_head, column, dim]."""
+        return self.held[slot][:, :, :, seen - self.kept(seen) - self.shift : seen - self.shift]
 
     def collect_sinks(self, seen: int, pads: list[int] | None, base: int) -> None:
         """Copy the first tokens of each text out, before they are evicted, at the positions of the text.
@@ -216,32 +209,24 @@ class Arena:
             pads: columns of padding before each text; None without any.
             base: column from which positions are counted.
         """
-        sinks, farthest = self.kind.sinks, max(pads, default=0) if pads else 0
-        if self.collected >= farthest + sinks or self.collected == seen:
+        sinks = self.kind.sinks
+        if self.collected >= max(pads or [0]) + sinks or self.collected == seen:
             return
-        for row, pad in enumerate([0] if pads is None else pads):
+        for row, pad in enumerate(pads or [0]):
             start, stop = max(self.collected, pad), min(seen, pad + sinks)
-            rows = slice(None) if pads is None else slice(row, row + 1)
-            for slot in SLOTS if stop > start else ():
-                states = self.held[slot][:, rows, :, start - self.shift : stop - self.shift]
-                back = max(0, base - pad)
-                if back and self.kind.rotation is not None and self.kind.rotation.slot == slot:
-                    wide = states.flatten(0, 1).to(self.masters[slot].dtype)
-                    states = self.kind.rotation.turned(wide, back).view(states.shape)
-                self.masters[slot][:, rows, :, start - pad : stop - pad] = states
+            rows = slice(row, row + 1) if pads else slice(None)
+            for slot, master in self.masters.items() if stop > start else ():
+                states = self.held[slot][:, rows, :, start - self.shift : stop - self.shift].to(master.dtype)
+                if base > pad:
+                    states = self.kind.turned(slot, states, base - pad)
+                master[:, rows, :, start - pad : stop - pad] = states
         self.collected = seen
 
     def turn(self, seen: int, by: int | Tensor) -> None:
         """Move all that is kept, sinks aside, by so many positions: a number or [batch, 1]."""
-        if self.kind.rotation is None:
-            return
-        for states in self.held[self.kind.rotation.slot]:
-            part = states[:, :, seen - self.kept(seen) - self.shift : seen - self.shift]
-            part.copy_(self.kind.rotation.turned(part, by))
-
-    def last(self, seen: int, layer: int, slot: str) -> Tensor:
-        """The columns one layer keeps: [batch, kv_head, column, dim]."""
-        return self.held[slot][layer][:, :, seen - self.kept(seen) - self.shift : seen - self.shift]
+        if self.kind.rotation is not None:
+            for states in self.last(seen, self.kind.rotation.slot):
+                states.copy_(self.kind.rotation.turned(states, by))
 
     def restore(self, seen: int, columns: int) -> None:
         """Be about to get the last `columns` of `seen` columns put in, and the sinks."""
@@ -249,37 +234,13 @@ class Arena:
         self.shift = 0 if columns == seen else seen - columns - self.kind.sinks
         self.collected = seen
 
-    def select(self, seen: int, chosen: Callable[[Tensor], Tensor]) -> None:
-        """Replace the texts by others of them: `chosen` maps tensors with the batch first."""
-        start, stop = seen - self.kept(seen) - self.shift, seen - self.shift
-        for slot in SLOTS:
-            for states, firsts in zip(self.held[slot], self.masters[slot], strict=True):
-                states[:, :, start:stop] = chosen(states[:, :, start:stop])
-                firsts.copy_(chosen(firsts))
-
-    def resized(self, seen: int, batch: int, chosen: Callable[[Tensor], Tensor]) -> Arena:
-        """An arena for another number of texts, chosen among these."""
-        other = Arena(self.kind, self.layers, batch)
+    def select(self, seen: int, batch: int, chosen: Callable[[Tensor], Tensor]) -> Arena:
+        """An arena of so many texts, chosen among these by `chosen`; this one where their number stays the same."""
+        other = self if batch == self.batch else Arena(self.kind, self.layers, batch)
         other.shift, other.collected = self.shift, self.collected
-        start, stop = seen - self.kept(seen) - self.shift, seen - self.shift
         for slot in SLOTS:
-            for layer in range(self.layers):
-                other.held[slot][layer, :, :, start:stop] = chosen(self.held[slot][layer, :, :, start:stop])
-                other.masters[slot][layer] = chosen(self.masters[slot][layer])
+            for to, states in zip(other.last(seen, slot), self.last(seen, slot), strict=True):
+                to.copy_(chosen(states))
+            for to, states in zip(other.masters[slot], self.masters[slot], strict=True):
+                to.copy_(chosen(states))
         return other
-
-    def _move(self, start: int, to: int, count: int) -> None:
-        """Move slots to the front, in pieces that do not overlap with where they go."""
-        step = start - to
-        for states in self.held.values():
-            for done in range(0, count, step):
-                size = min(step, count - done)
-                states[:, :, :, to + done : to + done + size] = states[:, :, :, start + done : start + done + size]
-
-    def _zeros(self, slot: str, batch: int, tokens: int, dtype: torch.dtype) -> Tensor:
-        heads, dim = self.kind.shapes[slot]
-        return torch.zeros(self.layers, batch, heads, tokens, dim, dtype=dtype, device=self.kind.device)
-
-    def _master_dtype(self, slot: str) -> torch.dtype:
-        turns = self.kind.rotation is not None and self.kind.rotation.slot == slot
-        return torch.promote_types(self.kind.dtype, torch.float32) if turns else self.kind.dtype

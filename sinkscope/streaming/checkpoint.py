@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.files import replacing
+from sinkscope.files import replacing, write_text
 
 
 def write_tensors(path: Path, what: str, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
@@ -67,30 +67,17 @@ SECONDS = 15.0  # between two checkpoints: a run that is killed loses no more
 
 @dataclass
 class Progress:
-    """How far a run under one policy is.
+    """How far a run under one policy is."""
 
-    Attributes:
-        losses: [sequence, token] float32, nats, NaN where not scored yet.
-        batch: the batch being read; as many as there are when all is done.
-        done: how far its reader is.
-        seconds: time spent.
-        state: what its reader needs to read on.
-    """
-
-    losses: Tensor
-    batch: int = 0
-    done: int = 0
+    losses: Tensor  # [sequence, token] float32, nats, NaN where not scored yet
+    batch: int = 0  # the batch being read; as many as there are when all is done
+    done: int = 0  # how far its reader is
     seconds: float = 0.0
-    state: dict[str, Tensor] = field(default_factory=dict)
+    state: dict[str, Tensor] = field(default_factory=dict)  # what its reader needs to read on
 
 
 class Checkpoint:
-    """One file that holds the progress of a run; written beside and renamed, so that it is never torn.
-
-    Args:
-        path: the file, or None for no checkpoint.
-        settings: what the run depends on; a file of other settings is refused.
-    """
+    """One file that holds the progress of a run, or none; a file of other `settings` is refused."""
 
     def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
         self.path, self.settings = path, {name: str(value) for name, value in settings.items()}
@@ -101,11 +88,7 @@ class Checkpoint:
         return self.path is not None and time.monotonic() - self._written > SECONDS
 
     def write(self, progress: Progress) -> None:
-        """Replace the file.
-
-        Raises:
-            SinkscopeError: the folder cannot be written, or the disk is full; an older file stays as it was.
-        """
+        """Replace the file, as `write_tensors` does."""
         if self.path is None:
             return
         numbers = {"batch": progress.batch, "done": progress.done, "seconds": progress.seconds}
@@ -122,10 +105,9 @@ class Checkpoint:
         """
         if self.path is None:
             return None
-        with replacing(self.path.with_name(".writable"), "a checkpoint") as trial:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            trial.touch()  # better refused now than after an hour
-        self.path.with_name(".writable").unlink(missing_ok=True)
+        trial = self.path.with_name(".writable")
+        write_text(trial, "", "a checkpoint")  # better refused now than after an hour
+        trial.unlink(missing_ok=True)
         if not self.path.exists():
             return None
         tensors, about = read_tensors(self.path, "the checkpoint", "delete it to start this policy again")

@@ -1,19 +1,31 @@
-"""Text without end on a bounded cache: `stream`, and conversations of many turns over it."""
+"""Text without end on a bounded cache: `stream`, and conversations of many turns over it.
+
+A model writes one token after the other, and each is read into the cache before anyone sees it. So whatever ends an
+answer, an end token, a limit, an interrupt, the cache holds what was shown. End tokens are not read: they belong to
+what comes behind an answer.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
-from contextlib import nullcontext
+import time
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import finite_number, whole_number
 from sinkscope.errors import SinkscopeError, first_line
+from sinkscope.hf.caches import with_cache
+from sinkscope.hf.generation import sampling_rules
+from sinkscope.models.facts import find_anatomy
+from sinkscope.models.requirements import check_decoder, check_eval
+from sinkscope.scope.forward import check_vocabulary
+from sinkscope.streaming.readers import only_last
 from sinkscope.streaming.sink_cache import SinkCache
-from sinkscope.streaming.writing import Answer, Reader, Sampler, TextPieces, check_writer, end_tokens, write
 
 MAX_NEW_TOKENS = 512
 MEGABYTE = 1e6
@@ -57,14 +69,14 @@ def stream(
     """
     check_writer(model)
     limit = whole_number(max_new_tokens, "max_new_tokens", 1)
-    sampler = Sampler(temperature, top_k, top_p, seed, _device(model))
-    ids = encode(tokenizer, prompt, special=not getattr(cache, "seen", 0))
+    sampler = Sampler(temperature, top_k, top_p, seed, next(model.parameters()).device)
+    ids = _encode(tokenizer, prompt, special=not getattr(cache, "seen", 0))
     held = SinkCache(model) if cache is None else cache
-    tokens = write(Reader(model, held), ids, sampler, end_tokens(model, tokenizer), limit, Answer())
-    return _pieces(tokenizer, tokens, held if cache is None else None)
+    tokens = Writer(model, held, sampler, end_tokens(model, tokenizer), limit).write(ids, Answer())
+    return pieces_of(tokenizer, tokens, held if cache is None else None)
 
 
-class Conversation:
+class Conversation(AbstractContextManager["Conversation"]):
     """Turns without end with a model, on one bounded cache.
 
         with Conversation(model, tokenizer) as conversation:
@@ -108,16 +120,16 @@ class Conversation:
         seed: int = 0,
     ) -> None:
         check_writer(model)
-        self._limit = whole_number(max_new_tokens, "max_new_tokens", 1)
-        self._turns = turns_of(tokenizer, system)
-        self._ends = end_tokens(model, tokenizer) | self._turns.ends()
-        self._sampler = Sampler(temperature, top_k, top_p, seed, _device(model))
-        self._tokenizer = tokenizer
+        limit = whole_number(max_new_tokens, "max_new_tokens", 1)
+        _check_tokenizer(tokenizer)
+        self.has_template = bool(getattr(tokenizer, "chat_template", None))
+        self._turns = (TemplateTurns if self.has_template else Turns)(tokenizer, system)
+        ends = end_tokens(model, tokenizer) | self._turns.ends()  # a template that cannot be followed says so now
+        sampler = Sampler(temperature, top_k, top_p, seed, next(model.parameters()).device)
         self._under_way: Generator[str, None, None] | None = None
-        self.has_template = not isinstance(self._turns, PlainTurns)
         self.answer = Answer()
         self.cache = SinkCache(model, sinks, window)
-        self._reader = Reader(model, self.cache)
+        self._writer = Writer(model, self.cache, sampler, ends, limit)
 
     def ask(self, text: str) -> Iterator[str]:
         """The answer to a turn, in pieces as they come; an answer still under way ends here.
@@ -132,20 +144,16 @@ class Conversation:
             raise SinkscopeError(f"the turn {text!r} has no text; say something.")
         ids = self._turns.later(text) if self.cache.seen else self._turns.first(text)
         self.answer = Answer()
-        tokens = write(self._reader, ids, self._sampler, self._ends, self._limit, self.answer)
-        self._under_way = _pieces(self._tokenizer, tokens)
+        self._under_way = pieces_of(self._turns.tokenizer, self._writer.write(ids, self.answer))
         return self._under_way
 
     @property
     def status(self) -> str:
         """How full the cache is and how fast the last answer came, in a line."""
         cache = self.cache
-        parts = [
-            f"cache {cache.held:,} / {cache.size:,} tokens",
-            f"{cache.nbytes / MEGABYTE:.1f} MB",
-            f"{cache.seen:,} seen",
-        ]
-        return ", ".join([*parts, f"{self.answer.rate:.1f} tokens/s"] if self.answer.tokens else parts)
+        rate = f", {self.answer.rate:.1f} tokens/s" if self.answer.tokens else ""
+        memory = f"{cache.nbytes / MEGABYTE:.1f} MB"
+        return f"cache {cache.held:,} / {cache.size:,} tokens, {memory}, {cache.seen:,} seen{rate}"
 
     def __repr__(self) -> str:
         return f"Conversation({self.status})"
@@ -154,16 +162,13 @@ class Conversation:
         """Start over; the memory stays allocated, the draws go on."""
         self._leave_answer()
         self.cache.reset()
-        self._reader.unread = []
+        self._writer.unread = []
         self.answer = Answer()
 
     def close(self) -> None:
         """End an answer under way and take the cache off the model."""
         self._leave_answer()
         self.cache.close()
-
-    def __enter__(self) -> Conversation:
-        return self
 
     def __exit__(self, *_: Any) -> None:
         self.close()
@@ -173,65 +178,157 @@ class Conversation:
             self._under_way.close()
 
 
-def _pieces(tokenizer: Any, tokens: Iterator[int], closes: SinkCache | None = None) -> Generator[str, None, None]:
-    """The text of tokens; a cache given is closed behind it."""
-    text = TextPieces(tokenizer)
+@dataclass
+class Answer:
+    """How an answer goes."""
+
+    tokens: int = 0  # written so far
+    seconds: float = 0.0  # the model took for them, the time to read the prompt left out
+    is_ended: bool = False  # by the model, rather than by a limit or an interrupt
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second; 0 before the first."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+class Writer:
+    """A model that writes into a cache, until it chooses one of the tokens `ends`, and `limit` tokens at most.
+
+    Attributes:
+        unread: tokens of a prompt whose reading was interrupted; the next are read behind them.
+
+    Raises:
+        SinkscopeError: another kind of cache.
+    """
+
+    def __init__(self, model: nn.Module, cache: SinkCache, sampler: Sampler, ends: set[int], limit: int) -> None:
+        if not isinstance(cache, SinkCache):
+            raise SinkscopeError(f"cache is a {type(cache).__name__}; give a SinkCache, which stays bounded.")
+        self.cache = cache
+        self.unread: list[int] = []
+        self._model, self._base, self._options = model, find_anatomy(model).base, only_last(model)
+        self._sampler, self._ends, self._limit = sampler, ends, limit
+
+    def write(self, ids: list[int], answer: Answer) -> Iterator[int]:
+        """The tokens that the model writes behind `ids`, what is new of a prompt, each once the cache holds it."""
+        logits = self._read(ids)
+        for _ in range(self._limit):
+            begun = time.perf_counter()
+            token = self._sampler(logits)
+            if token in self._ends:
+                answer.is_ended = True
+                return
+            logits = self._read([token])
+            answer.tokens += 1
+            answer.seconds += time.perf_counter() - begun
+            yield token
+
+    def _read(self, ids: list[int]) -> Tensor:
+        """Read what is unread and `ids`; logits [1, token of the vocabulary] behind the last.
+
+        After an exception the cache holds all, some or none of them; with none, it is as if they had not been given.
+        """
+        given, seen = self.unread + ids, self.cache.seen
+        try:
+            tokens = torch.tensor([given])
+            check_vocabulary(self._base, tokens)
+            tokens = tokens.to(next(self._model.parameters()).device)
+            with torch.no_grad():
+                return self._model(tokens, **with_cache(self._model, self.cache), **self._options).logits[:, -1]
+        finally:
+            if taken := self.cache.seen - seen:
+                self.unread = given[taken:]
+
+
+def check_writer(model: nn.Module) -> None:
+    """Raise SinkscopeError for a model that cannot write: no decoder, one without a head, or in training mode."""
+    check_decoder(model, predicts=True)
+    check_eval(model, "its text")
+
+
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens with which a model ends a text: one or several in its generation_config, or else the tokenizer's."""
+    for holder in (getattr(model, "generation_config", None), getattr(model, "config", None), tokenizer):
+        found = getattr(holder, "eos_token_id", None)
+        if found is not None:
+            return set(found) if isinstance(found, (list, tuple)) else {int(found)}
+    return set()
+
+
+class Sampler:
+    """Chooses tokens; the draws are those of `generate()` after `torch.manual_seed(seed)`.
+
+    Raises:
+        SinkscopeError: temperature < 0, top_k < 1, or top_p not above 0 and up to 1.
+    """
+
+    def __init__(self, temperature: float, top_k: int | None, top_p: float, seed: int, device: torch.device) -> None:
+        heat = finite_number(temperature, "temperature", 0.0, inclusive=True)
+        likeliest = None if top_k is None else whole_number(top_k, "top_k", 1)
+        share = finite_number(top_p, "top_p", 0.0)
+        if share > 1.0:
+            raise SinkscopeError(f"top_p={top_p!r} is no probability above 0 and up to 1: give one, such as top_p=0.9.")
+        self._rules = sampling_rules(heat, likeliest, share) if heat else None
+        self._generator = torch.Generator(device).manual_seed(whole_number(seed, "seed", 0))
+
+    def __call__(self, logits: Tensor) -> int:
+        """The token chosen by logits [1, token of the vocabulary]."""
+        if self._rules is None:
+            return int(logits.argmax())
+        weights = self._rules(logits.float()).softmax(-1)
+        return int(torch.multinomial(weights, 1, generator=self._generator))
+
+
+UNFINISHED = "\ufffd"  # what bytes decode to that are no character yet
+
+
+def pieces_of(tokenizer: Any, tokens: Iterable[int], closes: SinkCache | None = None) -> Generator[str, None, None]:
+    """The text of tokens without special ones, each piece once its characters are complete; often one word.
+
+    Joined, they are the decoded text, but for part of a character at its end. A cache given is closed behind it.
+    """
+    ids: list[int] = []  # those of the last piece, and those not shown yet
+    shown = 0
+    decode = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     with nullcontext() if closes is None else closes:
         for token in tokens:
-            if piece := text.add(token):
-                yield piece
-
-
-def _device(model: nn.Module) -> Any:
-    return next(model.parameters()).device
+            ids.append(token)
+            before, text = decode(ids[:shown]), decode(ids)
+            if len(text) > len(before) and not text.endswith(UNFINISHED):
+                ids = ids[shown:]
+                shown = len(ids)
+                yield text[len(before) :]
 
 
 STAND_IN = "\ue000"
 
 
 @dataclass(frozen=True)
-class Turns(ABC):
-    """How turns become tokens.
-
-    Attributes:
-        tokenizer: of transformers.
-        system: what the model is told before the first turn, or None.
-    """
+class Turns:
+    """How turns become tokens without a template: a line of plain text for each, that the model goes on with."""
 
     tokenizer: Any
-    system: str | None = None
+    system: str | None  # what the model is told before the first turn
 
-    @abstractmethod
     def first(self, text: str) -> list[int]:
         """The ids that open a conversation."""
+        return _encode(self.tokenizer, text if self.system is None else f"{self.system}\n{text}", special=True)
 
-    @abstractmethod
     def later(self, text: str) -> list[int]:
         """The ids that come behind an answer, whose end token, if the model chose one, was not read."""
+        return _encode(self.tokenizer, f"\n{text}")
 
-    @abstractmethod
     def ends(self) -> set[int]:
         """Tokens that end an answer."""
-
-
-class PlainTurns(Turns):
-    """Without a template: plain text, a line for each turn, that the model goes on with."""
-
-    def first(self, text: str) -> list[int]:
-        return encode(self.tokenizer, text if self.system is None else f"{self.system}\n{text}", special=True)
-
-    def later(self, text: str) -> list[int]:
-        return encode(self.tokenizer, f"\n{text}")
-
-    def ends(self) -> set[int]:
         return set()
 
 
 class TemplateTurns(Turns):
-    """As the tokenizer's chat template renders them."""
+    """How they do as the tokenizer's chat template renders them."""
 
     def first(self, text: str) -> list[int]:
-        return encode(self.tokenizer, self._render([("user", text)]))
+        return _encode(self.tokenizer, self._render([("user", text)]))
 
     def later(self, text: str) -> list[int]:
         rendered = self._render([("user", "?"), ("assistant", STAND_IN), ("user", text)])
@@ -241,7 +338,7 @@ class TemplateTurns(Turns):
                 "the chat template leaves out earlier answers, so a conversation cannot go on turn by turn; "
                 "set tokenizer.chat_template to another one."
             )
-        return encode(self.tokenizer, behind)
+        return _encode(self.tokenizer, behind)
 
     def ends(self) -> set[int]:
         """The token the template puts behind an answer, if that is a special one."""
@@ -261,27 +358,9 @@ class TemplateTurns(Turns):
             ) from error
 
 
-def turns_of(tokenizer: Any, system: str | None = None) -> Turns:
-    """By the tokenizer's chat template, or as plain text where it has none.
-
-    Raises:
-        SinkscopeError: no tokenizer, or a template that cannot be followed.
-    """
-    check_tokenizer(tokenizer)
-    if not getattr(tokenizer, "chat_template", None):
-        return PlainTurns(tokenizer, system)
-    turns = TemplateTurns(tokenizer, system)
-    turns.ends()  # one that cannot be followed says so before the first turn
-    return turns
-
-
-def encode(tokenizer: Any, text: str, special: bool = False) -> list[int]:
-    """The ids of a text, with the special tokens that the tokenizer adds by itself if `special`.
-
-    Raises:
-        SinkscopeError: no tokenizer, or a text without tokens.
-    """
-    check_tokenizer(tokenizer)
+def _encode(tokenizer: Any, text: str, special: bool = False) -> list[int]:
+    """The ids of a text, with the special tokens that the tokenizer adds by itself if `special`."""
+    _check_tokenizer(tokenizer)
     try:
         ids = list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
     except Exception as error:
@@ -291,7 +370,6 @@ def encode(tokenizer: Any, text: str, special: bool = False) -> list[int]:
     return ids
 
 
-def check_tokenizer(tokenizer: Any) -> None:
-    """Raise SinkscopeError without a tokenizer."""
+def _check_tokenizer(tokenizer: Any) -> None:
     if not callable(tokenizer):
         raise SinkscopeError(f"text needs a tokenizer, got {tokenizer!r}; give the one that belongs to this model.")

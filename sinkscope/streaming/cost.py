@@ -5,14 +5,14 @@ The text is read token by token, as generation does. A layer whose query t sees 
     flops(t) = projections and feed-forward + pair · n(t) + key · n(t)
 
 and re-computation does all of it for each of the min(t + 1, L) tokens it runs afresh; of the output head it needs the
-last token only. `pair` and `key` are in `shapes`, n(t) in `spans`, beside this file. Only matrix products count,
-two operations for each multiply-add; turning the sinks to a new position has none.
+last token only. `pair` and `key` are in `shapes`, n(t) in `spans`. Only matrix products count, two operations for each
+multiply-add; turning the sinks to a new position has none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -30,43 +30,31 @@ ENTRIES = 1 << 24  # pairs of a query and a key that are looked at together
 
 @dataclass(frozen=True)
 class Span:
-    """What a policy leaves one layer.
+    """What a policy leaves one layer, in tokens; None without a limit."""
 
-    Attributes:
-        seen: most keys that a query sees, itself included; None without a limit.
-        kept: most tokens that stay in the cache between two steps; None without a limit.
-        policy: the policy whose own rule says which keys are seen; None where `seen` is all there is to it.
-    """
+    seen: int | None  # most keys that a query sees, itself included
+    kept: int | None  # most tokens that stay in the cache between two steps
+    policy: StaticPolicy | ScoredPolicy | None = None  # whose own rule says which keys are seen, where `seen` does not
 
-    seen: int | None
-    kept: int | None
-    policy: StaticPolicy | ScoredPolicy | None = None
-
-    def pairs(self, tokens: int) -> int:
-        """Pairs of a query and a key that it sees in a text."""
-        if isinstance(self.policy, ScoredPolicy):
-            return sum(_scored_keys(self.policy, query) for query in range(tokens))
-        return pairs(tokens, self.seen) if self.policy is None else _visible_pairs(self.policy, 0, tokens)
-
-    def last(self, tokens: int) -> int:
-        """Keys that the last query of a text sees."""
-        if isinstance(self.policy, ScoredPolicy):
-            return _scored_keys(self.policy, tokens - 1)
-        if self.policy is None:
-            return at_most(tokens, self.seen)
-        return _visible_pairs(self.policy, tokens - 1, tokens)
+    def pairs(self, tokens: int, since: int = 0) -> int:
+        """Pairs of a query and a key that it sees, for the queries of a text from `since` on."""
+        policy = self.policy
+        if policy is None:
+            return pairs(tokens, self.seen) - pairs(since, self.seen)
+        if isinstance(policy, ScoredPolicy):  # a query sees the keys held before its chunk, and its chunk up to itself
+            inside = ((query, query % policy.chunk) for query in range(since, tokens))
+            return sum(min(query - own, policy.budget) + own + 1 for query, own in inside)
+        key, rule = torch.arange(tokens), SeenEviction(since=0, policy=policy)
+        blocks = torch.arange(since, tokens)[:, None].split(max(1, ENTRIES // tokens))
+        return sum(int((rule.sees(query, key) & (key <= query)).sum()) for query in blocks)
 
 
 def spans(policy: Policy, windows: Sequence[int | None]) -> list[Span]:
-    """The span of every layer under a policy.
+    """The span of every layer under a policy, by the layers' native windows (None for full layers).
 
     Where layers with a native window and full ones are mixed, the former keep their own under every policy. Where
     every layer slides, the policy takes the place of the window, but for dense and for re-computation, which run the
     model as it is (as in `sinkscope.scope.binding`).
-
-    Args:
-        policy: the policy.
-        windows: each layer's native window in tokens, the token being read included; None for full layers.
 
     Raises:
         SinkscopeError: a policy that acts in some layers or heads only, or one whose rule cannot be counted.
@@ -98,21 +86,6 @@ def _span(policy: Policy, window: int | None, mixed: bool) -> Span:
     )
 
 
-def _scored_keys(policy: ScoredPolicy, query: int) -> int:
-    """Keys that a query sees: those held before its chunk, and its chunk up to itself."""
-    inside = query % policy.chunk
-    return min(query - inside, policy.budget) + inside + 1
-
-
-def _visible_pairs(policy: StaticPolicy, first: int, last: int) -> int:
-    """Pairs that a policy's own rule lets through, for queries from `first` on and before `last`."""
-    key, total, rule = torch.arange(last), 0, SeenEviction(since=0, policy=policy)
-    for query in torch.arange(first, last).split(max(1, ENTRIES // last)):
-        seen = rule.sees(query[:, None], key) & (key <= query[:, None])
-        total += int(seen.sum())
-    return total
-
-
 def at_most(count: int, limit: int | None) -> int:
     """`count`, or the limit where there is one and it is smaller."""
     return count if limit is None else min(count, limit)
@@ -127,16 +100,11 @@ def pairs(tokens: int, seen: int | None) -> int:
 def rerun_pairs(tokens: int, size: int, seen: int | None) -> int:
     """The same when the last `size` tokens are run as a text of their own for every token: pairs(min(t + 1, size))."""
     growing = min(tokens, size)
-    each = pairs(size, seen)
-    return _summed_pairs(growing, seen) + (tokens - growing) * each
-
-
-def _summed_pairs(count: int, seen: int | None) -> int:
-    """pairs(1) + ... + pairs(count), in closed form."""
-    small = at_most(count, seen)
-    rest = count - small
-    start = pairs(small, seen)
-    return small * (small + 1) * (small + 2) // 6 + rest * start + small * rest * (rest + 1) // 2
+    small = at_most(growing, seen)
+    rest = growing - small
+    # pairs(1) + ... + pairs(growing), in closed form
+    begun = small * (small + 1) * (small + 2) // 6 + rest * pairs(small, seen) + small * rest * (rest + 1) // 2
+    return begun + (tokens - growing) * pairs(size, seen)
 
 
 @dataclass(frozen=True, repr=False)
@@ -230,9 +198,7 @@ def cost(model: Any, policy: Policy, tokens: int) -> Cost:
         SinkscopeError: not a policy, or one that acts in some layers or heads only; less than one token; a model that
             keeps no cache.
     """
-    _check(policy, tokens)
-    shapes = shapes_of(model)
-    return _cost(_name(model), shapes, policy, tokens)
+    return _costs(model, [policy], tokens)[0]
 
 
 def cost_table(model: Any, policies: Iterable[Policy], tokens: int) -> pd.DataFrame:
@@ -240,13 +206,17 @@ def cost_table(model: Any, policies: Iterable[Policy], tokens: int) -> pd.DataFr
 
     Operations are floats, since those of long texts exceed 64 bits. `.attrs` says what model was measured.
     """
-    given = [policies] if isinstance(policies, Policy) else list(policies)
-    for policy in given:
-        _check(policy, tokens)
-    shapes = shapes_of(model)
-    table = pd.DataFrame([_row(_cost(_name(model), shapes, policy, tokens)) for policy in given])
+    given: list[Policy] = [policies] if isinstance(policies, Policy) else list(policies)
+    table = pd.DataFrame([_row(found) for found in _costs(model, given, tokens)])
     table.attrs.update(model_attributes(model), tokens=tokens)
     return table
+
+
+def _costs(model: Any, policies: list[Policy], tokens: int) -> list[Cost]:
+    for policy in policies:
+        _check(policy, tokens)
+    shapes, name = shapes_of(model), str(model_attributes(model)["model"])
+    return [_cost(name, shapes, policy, tokens) for policy in policies]
 
 
 def _cost(model: str, shapes: Shapes, policy: Policy, tokens: int) -> Cost:
@@ -255,24 +225,27 @@ def _cost(model: str, shapes: Shapes, policy: Policy, tokens: int) -> Cost:
     attention, rest = _flops(shapes, found, policy, tokens)
     attention_before, rest_before = _flops(shapes, found, policy, tokens - 1)
     kept = [at_most(tokens, span.kept) for span in found]
-    seen = [at_most(tokens, span.seen) for span in found]
     growing = [int(span.kept is None) for span in found]
     bounded = "O(T·L²)" if policy.recomputed else "O(T·L)"
+
+    def over_layers(quantity: str, held: list[int]) -> int:
+        return sum(getattr(layer, quantity) * count for layer, count in zip(shapes.layers, held, strict=True))
+
     return Cost(
         model=model,
         policy=policy,
         tokens=tokens,
-        attention_size=max(span.last(tokens) for span in full or found),
+        attention_size=max(span.pairs(tokens, since=tokens - 1) for span in full or found),
         attention_flops_per_token=attention - attention_before,
         rest_flops_per_token=rest - rest_before,
         attention_flops=attention,
         rest_flops=rest,
         complexity="O(T²)" if any(growing) else bounded,
-        kv_bytes=_over_layers(shapes, "kv_bytes", kept),
-        kv_bytes_peak=_over_layers(shapes, "kv_bytes", seen),
-        kv_bytes_growth=_over_layers(shapes, "kv_bytes", growing),
-        kv_bytes_mha=_over_layers(shapes, "kv_bytes_mha", kept),
-        kv_bytes_mqa=_over_layers(shapes, "kv_bytes_mqa", kept),
+        kv_bytes=over_layers("kv_bytes", kept),
+        kv_bytes_peak=over_layers("kv_bytes", [at_most(tokens, span.seen) for span in found]),
+        kv_bytes_growth=over_layers("kv_bytes", growing),
+        kv_bytes_mha=over_layers("kv_bytes_mha", kept),
+        kv_bytes_mqa=over_layers("kv_bytes_mqa", kept),
         memory="O(T)" if any(growing) else "O(L)",
     )
 
@@ -291,19 +264,10 @@ def _flops(shapes: Shapes, found: list[Span], policy: Policy, tokens: int) -> tu
     return attention, shapes.body_flops * runs + shapes.head_flops * tokens
 
 
-def _over_layers(shapes: Shapes, quantity: str, tokens: list[int]) -> int:
-    """Bytes of all layers, each holding its number of tokens."""
-    return sum(getattr(layer, quantity) * count for layer, count in zip(shapes.layers, tokens, strict=True))
-
-
 def _row(found: Cost) -> dict[str, Any]:
     both = {"flops_per_token": found.flops_per_token, "flops": found.flops}
-    row = {**asdict(found), "policy": found.policy.name, **both}
+    row = vars(found) | {"policy": found.policy.name} | both
     return {key: float(value) if "flops" in key else value for key, value in row.items() if key != "model"}
-
-
-def _name(model: Any) -> str:
-    return str(model_attributes(model)["model"])
 
 
 def _check(policy: object, tokens: object) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,21 +22,16 @@ from sinkscope.models.requirements import not_finite
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Policy
 from sinkscope.scope.scope import attached
-from sinkscope.streaming.scored_cache import KeptKeys, reading_cache
+from sinkscope.streaming.reading_cache import KeptKeys, reading_cache
+from sinkscope.streaming.sink_cache import SinkCache
 
 
 class Step(NamedTuple):
-    """What one step scored.
+    """What one step scored."""
 
-    Attributes:
-        tokens: [scored] places of the tokens in the text.
-        losses: [sequence, scored] float32, nats.
-        done: how far the reader is, for `Reader.resume`.
-    """
-
-    tokens: Tensor
-    losses: Tensor
-    done: int
+    tokens: Tensor  # [scored] places of the tokens in the text
+    losses: Tensor  # [sequence, scored] float32, nats
+    done: int  # how far the reader is, for `Reader.resume`
 
 
 class Reader(ABC):
@@ -60,12 +55,7 @@ class Reader(ABC):
 
 
 class BlockReader(Reader):
-    """Dense, window and sink window: whole blocks of tokens per forward pass, exact whatever the size of the block.
-
-    Args:
-        block: tokens per forward pass.
-        normaliser: how scores become weights; the model's own when None.
-    """
+    """Dense, window and sink window: `block` tokens per forward pass, exact whatever their number."""
 
     def __init__(
         self, model: nn.Module, ids: Tensor, policy: Policy, block: int, normaliser: Normaliser | None = None
@@ -78,19 +68,15 @@ class BlockReader(Reader):
     @torch.no_grad()  # not inside: a generator that stops there would leave its caller, or another thread, without
     def steps(self) -> Iterator[Step]:
         last = self.ids.shape[1] - 1  # the last token predicts nothing that is there
-        with self._scope():
+        # a dense policy needs no scope where the model's attention is out of reach
+        unscoped = self.policy.is_dense and self.normaliser is None and not find_anatomy(self.model).interface
+        with nullcontext() if unscoped else attached(self.model, policy=self.policy, normaliser=self.normaliser):
             while self.done < last:
                 start, stop = self.done, min(self.done + self.block, last)
                 positions = self.cache.positions(stop - start, self.ids.device)
                 logits = self.model(self.ids[:, start:stop], **with_cache(self.model, self.cache), **positions).logits
                 self.done = stop
                 yield scored(self.model, logits, self.ids, torch.arange(start, stop), stop)
-
-    def _scope(self) -> AbstractContextManager[Any]:
-        """The slots on the model; a dense policy needs none where the model's attention is out of reach."""
-        if self.policy.is_dense and self.normaliser is None and not find_anatomy(self.model).interface:
-            return nullcontext()
-        return attached(self.model, policy=self.policy, normaliser=self.normaliser)
 
     def state(self) -> dict[str, Tensor]:
         return self.cache.tensors() if self._resumes else {}
@@ -102,12 +88,10 @@ class BlockReader(Reader):
 
 
 class WindowReader(Reader):
-    """Re-computation: every window of tokens is a text of its own, several of them per forward pass.
+    """Re-computation: every window of tokens is a text of its own, `rows` of them per forward pass.
 
     Args:
         queries: [window] places of the tokens that predict, ascending.
-        rows: windows per forward pass.
-        normaliser: how scores become weights; the model's own when None.
     """
 
     def __init__(
@@ -126,8 +110,7 @@ class WindowReader(Reader):
     @torch.no_grad()
     def steps(self) -> Iterator[Step]:
         early = self.queries[self.queries < self.size]  # their windows still reach back to the first token
-        changed = nullcontext() if self.normaliser is None else attached(self.model, normaliser=self.normaliser)
-        with changed:
+        with nullcontext() if self.normaliser is None else attached(self.model, normaliser=self.normaliser):
             if self.done == 0 and len(early):
                 logits = self.model(self.ids[:, : int(early[-1]) + 1], use_cache=False).logits[:, early]
                 self.done = len(early)
@@ -149,8 +132,6 @@ class TokenReader(Reader):
     """One token per forward pass, for families whose attention cannot be given a policy. It resumes from the start."""
 
     def __init__(self, model: nn.Module, ids: Tensor, policy: Policy) -> None:
-        from sinkscope.streaming.sink_cache import SinkCache
-
         super().__init__(model, ids, policy)
         assert policy.kept is not None
         self.cache = SinkCache(model, *policy.kept)
@@ -170,8 +151,7 @@ class TokenReader(Reader):
 def scored(model: nn.Module, logits: Tensor, ids: Tensor, queries: Tensor, done: int) -> Step:
     """Losses of the tokens after the queries, from their logits [sequence, query, vocabulary]."""
     tokens = queries + 1
-    targets = ids[:, tokens.to(ids.device)]
-    losses = next_token_losses(logits, targets)
+    losses = next_token_losses(logits, ids[:, tokens.to(ids.device)])
     if not bool(losses.isfinite().all()):
         raise not_finite(f"the logits at tokens {int(queries[0])} to {int(queries[-1])}", model)
     return Step(tokens, losses.cpu(), done)
@@ -186,12 +166,7 @@ ROWS = 256  # logits turned into float32 at once
 
 
 def next_token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """The loss of each target, float32, nats.
-
-    Args:
-        logits: [.., vocabulary] of the tokens before.
-        targets: [..] ids, on the same device.
-    """
+    """The loss of each target [..], float32, nats, from the logits [.., vocabulary] of the tokens before."""
     rows, ids = logits.flatten(0, -2).split(ROWS), targets.flatten().split(ROWS)
     losses = [F.cross_entropy(row.float(), each, reduction="none") for row, each in zip(rows, ids, strict=True)]
     return torch.cat(losses).unflatten(0, targets.shape)

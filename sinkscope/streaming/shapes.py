@@ -22,8 +22,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count, shape_wrapper
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import expert_implementation, implementation
@@ -128,9 +127,20 @@ def _find(model: Any, anatomy: Anatomy) -> Shapes:
     both = _count(model, names, 2, fresh)
     layers = []
     for part, window in zip(anatomy.parts, windows, strict=True):
+        held = held_states(cache, part.number)
+        if len(held) < 2:
+            raise not_a_decoder(type(model).__name__, "keeps no keys in its cache in some layers")
         pair = (both[part.name] - 2 * first[part.name]) // 2
         key = second[part.name] - first[part.name] - pair
-        layers.append(_layer_shape(model, cache, part.number, window, (pair, key)))
+        if pair <= 0:
+            raise SinkscopeError(
+                f"{type(model).__name__} computes attention with {implementation(model)!r}, whose operations torch "
+                'does not count; call model.set_attn_implementation("sdpa") first.'
+            )
+        _, kv_heads, _, key_dim = held["keys"].shape
+        value_dim, itemsize = held["values"].shape[-1], held["keys"].itemsize
+        heads = (query_heads(model) or 0) if key else pair // 2 // (key_dim + value_dim)
+        layers.append(LayerShape(heads, kv_heads, key_dim, value_dim, itemsize, window, pair, key))
     growing = sum(layer.flops_per_pair + layer.flops_per_key for layer in layers)
     return Shapes(tuple(layers), body_flops=first[base] - growing, head_flops=first[""] - first[base])
 
@@ -188,49 +198,23 @@ def _count(model: nn.Module, names: list[str], tokens: int, cache: Any) -> Flops
     return dict.fromkeys(names, 0) | counter.inside
 
 
-def _layer_shape(model: Any, cache: Any, number: int, window: int | None, flops: tuple[int, int]) -> LayerShape:
-    """What a layer cached, beside the operations per pair and per key counted in it."""
-    name = type(model).__name__
-    held = held_states(cache, number)
-    if len(held) < 2:
-        raise not_a_decoder(name, "keeps no keys in its cache in some layers")
-    pair, key = flops
-    if pair <= 0:
-        raise SinkscopeError(
-            f"{name} computes attention with {implementation(model)!r}, whose operations torch does not "
-            'count; call model.set_attn_implementation("sdpa") first.'
-        )
-    keys, value_dim = held["keys"], held["values"].shape[-1]
-    _, kv_heads, _, key_dim = keys.shape
-    heads = (query_heads(model) or 0) if key else pair // 2 // (key_dim + value_dim)
-    return LayerShape(heads, kv_heads, key_dim, value_dim, keys.element_size(), window, pair, key)
-
-
 def _formulas() -> dict[Any, Callable[..., int]]:
     """Formulas for products that torch's counter does not know: attention on the CPU and Apple chips, and experts."""
-    known: list[tuple[Any, str, Callable[..., int]]] = [
+    known = [
         (torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", _attention_flops),
         (torch.ops.aten, "_scaled_dot_product_attention_math_for_mps", _attention_flops),
         (torch.ops.aten, "_grouped_mm", _grouped_flops),
         (torch.ops.transformers, "grouped_mm_fallback", _grouped_flops),
     ]
-    return {getattr(library, name): _of_shapes(formula) for library, name, formula in known if hasattr(library, name)}
+    return {getattr(library, name): formula for library, name, formula in known if hasattr(library, name)}
 
 
-def _of_shapes(formula: Callable[..., int]) -> Callable[..., int]:
-    """A formula of shapes as one of tensors, which is what torch's own registry holds."""
-
-    def of_tensors(*args: Any, out_val: Any, **kwargs: Any) -> int:
-        shapes = tree_map(lambda given: given.shape if isinstance(given, torch.Tensor) else given, args)
-        return formula(*shapes)
-
-    return of_tensors
-
-
-def _attention_flops(query: Any, key: Any, value: Any, *args: Any) -> int:
+@shape_wrapper
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return int(sdpa_flop_count(query, key, value))
 
 
-def _grouped_flops(rows: Any, weight: Any, *args: Any) -> int:
+@shape_wrapper
+def _grouped_flops(rows: Any, weight: Any, *_: Any, **__: Any) -> int:
     """Rows [row, dim] times the weight [expert, dim, out] of the expert each belongs to."""
     return int(2 * rows[0] * rows[1] * weight[-1])

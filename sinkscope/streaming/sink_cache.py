@@ -16,37 +16,34 @@ import json
 import os
 import sys
 import weakref
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.hf.caches import Cache, argument_name, without_cache
+from sinkscope.hf.attention import implementation
+from sinkscope.hf.caches import Cache, argument_name, given_cache, with_cache, without_cache
+from sinkscope.hf.generation import hide_prompts, show_prompts
+from sinkscope.hf.models import alibi_limit
 from sinkscope.models.facts import find_anatomy, weights_hash
 from sinkscope.models.requirements import check_decoder
-from sinkscope.models.rotary import position_limit
+from sinkscope.models.rotary import changes_with_length, position_ceiling, position_limit
 from sinkscope.policies import SinkWindow
-from sinkscope.scope.binding import check_limits
+from sinkscope.scope.binding import check_limits, native_windows
+from sinkscope.scope.interface import EVICTIONS, NAME
 from sinkscope.streaming.arena import layer_kinds
 from sinkscope.streaming.checkpoint import read_tensors, write_tensors
-from sinkscope.streaming.store import ArenaLayer, Store, read_padding
-from sinkscope.streaming.tie import (
-    Tied,
-    can_read_blocks,
-    checked_ceiling,
-    has_policy,
-    hides_sinks,
-    part_of,
-    read_blocks,
-    read_one_by_one,
-    tie,
-)
+from sinkscope.streaming.store import ArenaLayer, Store, part_of, read_blocks, read_padding
+
+KIND = "sinkscope sink cache 1"
 
 
-class SinkCache(Cache, Tied):
+class SinkCache(Cache, AbstractContextManager["SinkCache"]):
     """The first `sinks` tokens of a text and the last `window`, for `generate()` and for forward passes by hand.
 
     Greedy search, sampling, beams, batches padded on the left, prompts longer than the cache and any number of turns
@@ -76,25 +73,26 @@ class SinkCache(Cache, Tied):
         check_decoder(model)
         check_limits(model, policy, sys.maxsize)
         self.policy, self._model_name = policy, type(model).__name__
-        self._limit = checked_ceiling(model, policy)
-        soft = position_limit(model)
-        limits = [limit for limit in (self._limit, soft) if limit]
+        self._limit = _checked_ceiling(model, policy)
+        limits = [limit for limit in (self._limit, position_limit(model)) if limit]
         self._store = Store(layer_kinds(model, policy), sinks, window, min(limits, default=None))
         forward = anatomy.base.forward
-        names, cache_name = tuple(inspect.signature(forward).parameters), argument_name(forward) or ""
-        hidden = hides_sinks(model, len(anatomy.parts), policy)
-        self._view = View(self._store, names, cache_name, hidden, anatomy.interface)
+        self._names, self._own_name = tuple(inspect.signature(forward).parameters), argument_name(forward) or ""
+        windows = native_windows(model, len(anatomy.parts))
+        # where every layer slides in a window that would hide the sinks, a mask takes its place
+        self._overrides_windows = all(windows) and any(own <= sinks + window for own in windows if own)
+        self._has_interface = anatomy.interface
         super().__init__(layers=[ArenaLayer(self._store, layer) for layer in range(len(self._store.kinds))])
         self._model, self._base = weakref.ref(model), weakref.ref(anatomy.base)
         self._dtype = next(anatomy.base.parameters()).dtype
-        self._untie = tie(self, model, anatomy.base)
+        self._untie = _tie(self, model, anatomy.base)
 
     # --- what a reader may ask ------------------------------------------------------------------------------------
 
     @property
     def size(self) -> int:
         """Tokens kept at most."""
-        return self._store.sinks + self._store.window
+        return self._store.size
 
     @property
     def seen(self) -> int:
@@ -131,7 +129,7 @@ class SinkCache(Cache, Tied):
         memo[id(self)] = other
         vars(other).update(copy.deepcopy({name: held for name, held in vars(self).items() if name != "_untie"}, memo))
         model, base = self._model(), self._base()
-        other._untie = self._untie if self.is_closed or model is None or base is None else tie(other, model, base)
+        other._untie = self._untie if self.is_closed or model is None or base is None else _tie(other, model, base)
         return other
 
     # --- its life -------------------------------------------------------------------------------------------------
@@ -139,9 +137,6 @@ class SinkCache(Cache, Tied):
     def close(self) -> None:
         """Take the cache off its model."""
         self._untie()
-
-    def __enter__(self) -> SinkCache:
-        return self
 
     def __exit__(self, *_: Any) -> None:
         self.close()
@@ -157,7 +152,7 @@ class SinkCache(Cache, Tied):
             SinkscopeError: nothing was read yet, or the file cannot be written.
         """
         model, store = self._model(), self._store
-        if not store.seen or store.memory is None or model is None:
+        if not store.seen or model is None:
             raise SinkscopeError("there is nothing to save: this cache has read no tokens, or its model is gone.")
         settings = {
             "model": self._model_name,
@@ -167,7 +162,8 @@ class SinkCache(Cache, Tied):
             "seen": store.seen,
             "pads": store.pads,
         }
-        write_cache(Path(path), store.tensors() | {"ids": store.memory.ids}, settings)
+        about = {"kind": KIND, "settings": json.dumps(settings)}
+        write_tensors(Path(path), "the cache", store.tensors() | {"ids": store.recent}, about)
         return Path(path)
 
     @classmethod
@@ -177,20 +173,23 @@ class SinkCache(Cache, Tied):
         Raises:
             SinkscopeError: no such file, a torn one, or one of another model.
         """
-        tensors, settings = read_cache(Path(path))
-        name = type(model).__name__
+        if not Path(path).is_file():
+            raise SinkscopeError(f"there is no cache at {Path(path)}.")
+        tensors, about = read_tensors(Path(path), "the cache", "save it again")
+        if about.get("kind") != KIND:
+            raise SinkscopeError(f"{Path(path)} is a file of sinkscope, but not a cache that SinkCache.save wrote.")
+        settings = json.loads(about["settings"])
         if settings["weights"] != weights_hash(model):
             raise SinkscopeError(
-                f"{path} was saved with a {settings['model']} of other weights or another dtype than this {name}; load "
-                "it with the model it was made for."
+                f"{path} was saved with a {settings['model']} of other weights or another dtype than this "
+                f"{type(model).__name__}; load it with the model it was made for."
             )
         cache = cls(model, sinks=settings["sinks"], window=settings["window"])
         store, ids = cache._store, tensors.pop("ids")
         store.allocate(len(ids))
-        assert store.memory is not None
         store.set_pads(settings["pads"])
         store.load_tensors(tensors, settings["seen"])
-        store.memory.ids.copy_(ids)
+        store.recent.copy_(ids)
         return cache
 
     # --- what transformers asks -----------------------------------------------------------------------------------
@@ -231,7 +230,7 @@ class SinkCache(Cache, Tied):
     def before_generation(self, ids: Tensor, new: int | None) -> None:
         """Refuse a prompt that does not continue what was read, before `generate()` takes a part of it for new."""
         store = self._store
-        if not store.seen or not ids.shape[1] or store.memory is None:
+        if not store.seen or not ids.shape[1]:
             return
         self._check_batch(len(ids))
         if new is None:  # only new tokens were given
@@ -241,7 +240,7 @@ class SinkCache(Cache, Tied):
                 f"the prompt has {ids.shape[1]} tokens, but this cache has read {store.seen} already; give the whole "
                 "conversation with something new at its end, or reset() the cache for another one."
             )
-        if not store.memory.agree(store.seen, ids):
+        if not store.continues(ids):
             raise SinkscopeError(
                 f"the prompt does not continue the {store.seen} tokens that this cache has read; give the same ids and "
                 "new ones behind them, or reset() the cache for another text."
@@ -251,24 +250,46 @@ class SinkCache(Cache, Tied):
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with which the model sees what is kept as if it were its whole text."""
-        given = self._view.named(args, kwargs)
+        given = without_cache(dict(zip(self._names, args, strict=False)) | kwargs)
         store, mask = self._store, given.get("attention_mask")
         batch, count = self._checked(module, given)
         pads = read_padding(mask, store.seen, batch, count, store.pads)
         store.allocate(batch)
         store.set_pads(pads)
-        if count > 1 and not (store.fits_at_once(count) and count <= (self._limit or count)):
-            self._read_all_but_last(module, given, count)
+        evicts = store.seen + count > store.size + 1  # while they come in
+        if count > 1 and (evicts or count > (self._limit or count)):
+            self._read(module, given, count - 1)
             given, count = given | part_of(given, count - 1, count), 1
             store.set_pads(pads)
         store.advance(count, given.get("input_ids"))
-        return (), given | self._view.arguments(self, count)
+        return (), given | self._view(count)
 
-    def _read_all_but_last(self, base: nn.Module, given: dict[str, Any], count: int) -> None:
-        if can_read_blocks(base, self._store):
-            read_blocks(base, self._store, given, count - 1)
-        else:
-            read_one_by_one(base, self, given, count - 1)
+    @torch.no_grad()
+    def _read(self, base: nn.Module, given: dict[str, Any], count: int) -> None:
+        """Read the first `count` tokens: in blocks where attention can follow a policy, or else one by one."""
+        store, mask, seen = self._store, given.get("attention_mask"), self.seen
+        one_device = len({kind.device for kind in store.kinds}) == 1
+        if store.pads is None and one_device and implementation(base) != NAME and find_anatomy(base).interface:
+            read_blocks(base, store, given, count)
+            return
+        for at in range(count):
+            masked = {} if mask is None else {"attention_mask": mask[:, : seen + at + 1]}
+            base(**part_of(given, at, at + 1), **masked, **with_cache(base, self))
+
+    def _view(self, count: int) -> dict[str, Any]:
+        """The arguments with which the model reads `count` new tokens behind what is kept."""
+        store, device = self._store, self._store.kinds[0].device
+        view: dict[str, Any] = {self._own_name: self, "attention_mask": None, "use_cache": True}
+        if "position_ids" in self._names:
+            view["position_ids"] = store.positions(count)
+        visible = store.visible(count)
+        if self._overrides_windows:
+            view["attention_mask"] = _causal_bias(store, count, visible)
+        elif visible is not None:
+            view["attention_mask"] = visible.long()
+        elif not self._has_interface:  # they count the tokens before by the mask, or else by how many were ever read
+            view["attention_mask"] = torch.ones(store.batch or 1, store.width(count), dtype=torch.long, device=device)
+        return {name: value for name, value in view.items() if name in self._names}
 
     def _checked(self, module: nn.Module, given: dict[str, Any]) -> tuple[int, int]:
         """The number of texts and of new tokens in each, if this cache can take them in."""
@@ -278,7 +299,7 @@ class SinkCache(Cache, Tied):
             raise SinkscopeError(
                 f"this cache was made for another model, a {self._model_name}; make a SinkCache for this one."
             )
-        if has_policy(module):
+        if implementation(module) == NAME and any(part.attention in EVICTIONS for part in find_anatomy(module).parts):
             raise SinkscopeError("this model carries a policy already; use either `attached` or a SinkCache, not both.")
         dtype = next(module.parameters()).dtype
         if dtype != self._dtype:
@@ -301,44 +322,6 @@ class SinkCache(Cache, Tied):
             )
 
 
-@dataclass(frozen=True)
-class View:
-    """The tokens kept, as the forward pass of one model takes them.
-
-    Attributes:
-        store: what is kept.
-        names: arguments of the forward pass, in order; `cache_name` is that of the cache.
-        overrides_windows: whether a mask takes the place of the model's own, whose native windows would hide the sinks.
-        has_interface: whether attention goes through transformers' interface.
-    """
-
-    store: Store
-    names: tuple[str, ...]
-    cache_name: str
-    overrides_windows: bool
-    has_interface: bool
-
-    def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of a forward pass by name, but the cache."""
-        return without_cache(dict(zip(self.names, args, strict=False)) | kwargs)
-
-    def arguments(self, cache: Cache, count: int) -> dict[str, Any]:
-        """Those with which the model reads `count` new tokens behind what is kept."""
-        store = self.store
-        view: dict[str, Any] = {self.cache_name: cache, "attention_mask": None, "use_cache": True}
-        if "position_ids" in self.names:
-            view["position_ids"] = store.positions(count)
-        visible = store.visible(count)
-        if self.overrides_windows:
-            view["attention_mask"] = _causal_bias(store, count, visible)
-        elif visible is not None:
-            view["attention_mask"] = visible.long()
-        elif not self.has_interface:  # they count the tokens before by the mask, or else by how many were ever read
-            device = store.kinds[0].device
-            view["attention_mask"] = torch.ones(store.batch or 1, store.width(count), dtype=torch.long, device=device)
-        return {name: value for name, value in view.items() if name in self.names}
-
-
 def _causal_bias(store: Store, count: int, visible: Tensor | None) -> Tensor:
     """A mask [batch, 1, token, key] to add to the scores; `visible` [batch, key] is False for padding."""
     kind, width = store.kinds[0], store.width(count)
@@ -347,27 +330,66 @@ def _causal_bias(store: Store, count: int, visible: Tensor | None) -> Tensor:
     return bias if visible is None else bias.masked_fill(~visible[:, None, None, :], lowest)
 
 
-KIND = "sinkscope sink cache 1"
-
-
-def write_cache(path: Path, tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:
-    """Write a cache's tensors and settings.
+def _checked_ceiling(model: Any, policy: SinkWindow) -> int | None:
+    """Positions from which on the model fails or changes its rotation, or None when there is no such limit.
 
     Raises:
-        SinkscopeError: the folder cannot be written, or the disk is full; an older file stays as it was.
+        SinkscopeError: the cache itself is longer than the model can look back.
     """
-    write_tensors(path, "the cache", tensors, {"kind": KIND, "settings": json.dumps(settings)})
+    needed = policy.sinks + policy.window + 1
+    limit = position_limit(model) if changes_with_length(model) else None
+    for most, what in ((alibi_limit(model), "has ALiBi distances"), (limit, "keeps its rotary frequencies")):
+        if most and needed > most:
+            raise SinkscopeError(
+                f"{type(model).__name__} {what} for {most} tokens, and {needed} are needed by sinks={policy.sinks}, "
+                f"window={policy.window} and the token being read; take a smaller window."
+            )
+    return position_ceiling(model)
 
 
-def read_cache(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and settings of a cache that `write_cache` wrote.
+# What ties a cache to its model: two functions on the model while a cache of it is open, and nothing after. A forward
+# pre-hook on the base model hands every forward pass with such a cache to the cache. A function on the model shows it
+# the whole prompt that `generate()` was given, of which the forward pass gets only what is new. Neither holds on to a
+# cache, so a cache that is forgotten is collected, and unties itself.
 
-    Raises:
-        SinkscopeError: no such file, another kind of file, or a damaged one.
-    """
-    if not path.is_file():
-        raise SinkscopeError(f"there is no cache at {path}.")
-    tensors, about = read_tensors(path, "the cache", "save it again")
-    if about.get("kind") != KIND:
-        raise SinkscopeError(f"{path} is a file of sinkscope, but not a cache that SinkCache.save wrote.")
-    return tensors, json.loads(about["settings"])
+Ties = WeakKeyDictionary[nn.Module, tuple[int, Callable[[nn.Module], None]]]  # open caches, and what unties the last
+_HOOKS: Ties = WeakKeyDictionary()  # on bases
+_PROMPTS: Ties = WeakKeyDictionary()  # on models
+
+
+def _tie(cache: SinkCache, model: nn.Module, base: nn.Module) -> weakref.finalize:
+    """Tie a cache to a model and its base; calling what is returned, or collecting the cache, unties them."""
+    if base not in _HOOKS:
+        handle = base.register_forward_pre_hook(_hand_over, prepend=True, with_kwargs=True)
+        _HOOKS[base] = (0, lambda _: handle.remove())
+    if model not in _PROMPTS and show_prompts(model, _is_ours, SinkCache.before_generation):
+        _PROMPTS[model] = (0, hide_prompts)
+    _count(_HOOKS, base, 1)
+    _count(_PROMPTS, model, 1)
+    return weakref.finalize(cache, _untie, weakref.ref(model), weakref.ref(base))
+
+
+def _untie(model: weakref.ref[nn.Module], base: weakref.ref[nn.Module]) -> None:
+    _count(_HOOKS, base(), -1)
+    _count(_PROMPTS, model(), -1)
+
+
+def _count(ties: Ties, module: nn.Module | None, change: int) -> None:
+    """One open cache more or less; what ties goes with the last."""
+    if module is not None and module in ties:
+        opened, take_off = ties[module]
+        ties[module] = (opened + change, take_off)
+        if opened + change == 0:
+            take_off(module)
+            del ties[module]
+
+
+def _hand_over(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    cache = given_cache(kwargs)
+    if cache is None:
+        cache = next(filter(_is_ours, args), None)
+    return cache.before_forward(module, args, kwargs) if _is_ours(cache) else None
+
+
+def _is_ours(cache: Any) -> bool:
+    return isinstance(cache, SinkCache)

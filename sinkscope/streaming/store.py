@@ -7,25 +7,31 @@ positions, the base moves to the token being read and everything kept is turned 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.hf.caches import CacheLayer
-from sinkscope.streaming.arena import SLOTS, Arena, LayerKind
+from sinkscope.hf.caches import CacheLayer, with_cache
+from sinkscope.policies import SinkWindow
+from sinkscope.scope.binding import block_within_limits
+from sinkscope.scope.scope import attached
+from sinkscope.streaming.arena import Arena, LayerKind
+from sinkscope.streaming.reading_cache import SLOTS, RollingCache
 
 ROOM = 1 << 10  # positions between two moves of the base: a float32 angle is right to 1e-4 up to there
 ROOM_HALF = 1 << 13  # half precision knows an angle to 4e-3, and loses as much whenever a key is turned
+REMEMBERED = 32  # last ids of each text, by which a prompt is known again
+UNKNOWN = -1  # a token given as an embedding
 
 
 class Store:
-    """The arenas of all layers.
+    """The arenas of all layers; `sinks` and `window` are kept in those without a native window.
 
     Args:
         kinds: what each layer caches.
-        sinks, window: tokens kept in the layers without a native window.
         limit: positions that the model can be given, or None.
     """
 
@@ -33,9 +39,13 @@ class Store:
         self.kinds, self.sinks, self.window = kinds, sinks, window
         room = ROOM_HALF if torch.finfo(kinds[0].dtype).bits < 32 else ROOM
         self.room = room if limit is None else min(room, limit)
+        self.size = sinks + window
         self.arenas: list[Arena] = []
-        self.memory: RecentIds | None = None
-        self._groups = _groups(kinds)
+        self.recent = torch.empty(0)  # [batch, REMEMBERED] the last ids: that of column t at t % REMEMBERED
+        groups: dict[int, list[int]] = {}  # the layers of each arena, by the first of them
+        for layer, kind in enumerate(kinds):
+            groups.setdefault(next(first for first in [*groups, layer] if kinds[first].is_like(kind)), []).append(layer)
+        self._groups = list(groups.values())
         self._places = {layer: (group, row) for group, ls in enumerate(self._groups) for row, layer in enumerate(ls)}
         self.batch: int | None = None
         self.forget()
@@ -44,21 +54,20 @@ class Store:
         """Be empty."""
         self.seen = self.base = 0
         self.pads: list[int] | None = None
-        self._pads = torch.empty(0)
+        self._pads = torch.empty(0, 1)  # the same as [batch, 1]
         self._count = 0  # new tokens of the forward pass under way
         self._waiting: set[int] = set()  # layers that have not taken them in
         self._ids: Tensor | None = None
         self._moving = False
         for arena in self.arenas:
             arena.forget()
-            for states in (*arena.held.values(), *arena.masters.values()):
+            for states in arena.tensors:
                 states.zero_()
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        ids = 0 if self.memory is None else self.memory.ids.numel() * self.memory.ids.element_size()
-        return ids + sum(arena.nbytes for arena in self.arenas)
+        return self.recent.nbytes + sum(tensor.nbytes for arena in self.arenas for tensor in arena.tensors)
 
     # --- a forward pass -------------------------------------------------------------------------------------------
 
@@ -67,17 +76,14 @@ class Store:
         if self.batch == batch:
             return
         self.arenas = [Arena(self.kinds[layers[0]], len(layers), batch) for layers in self._groups]
-        self.memory = RecentIds(batch, self.kinds[0].device)
+        with torch.inference_mode(False):
+            self.recent = torch.full((batch, REMEMBERED), UNKNOWN, device=self.kinds[0].device)
         self.batch = batch
 
     def set_pads(self, pads: list[int] | None) -> None:
         """Columns of padding before each text."""
         if pads != self.pads:
-            self.pads, self._pads = pads, torch.tensor(pads or [], device=self.kinds[0].device)
-
-    def fits_at_once(self, count: int) -> bool:
-        """Whether nothing is evicted while `count` tokens come in."""
-        return self.seen + count <= self.sinks + self.window + 1
+            self.pads, self._pads = pads, torch.tensor(pads or [], device=self.kinds[0].device)[:, None]
 
     def advance(self, count: int, ids: Tensor | None) -> None:
         """Make ready for a forward pass over `count` tokens: one, or as many as come in without eviction."""
@@ -92,8 +98,8 @@ class Store:
             arena.make_room(self.seen, count)
         self._moving = False
         for arena in self.arenas:
-            if arena.shows_sinks(self.seen, count):
-                arena.put_sinks(self._sink_delta(), self._fallen(arena))
+            if arena.kind.sinks and arena.first_seen(self.seen, count):  # some have left the window
+                arena.put_sinks(self._sink_delta(), self._fallen())
         self._count, self._ids = count, ids
         self._waiting = set(self._places)
 
@@ -111,33 +117,40 @@ class Store:
         return states
 
     def _commit(self) -> None:
-        assert self.memory is not None
         self._moving = True
-        self.memory.note(self.seen, self._count, self._ids)
+        self.remember(self.seen, self._count, self._ids)
         self.seen += self._count
         for arena in self.arenas:
             arena.commit(self.seen)
         self._count, self._ids, self._moving = 0, None, False
 
+    def remember(self, start: int, count: int, ids: Tensor | None) -> None:
+        """Remember the ids [batch, token] of columns `start` to `start + count`; None when they are not known."""
+        if count == 1:
+            self.recent[:, start % REMEMBERED] = UNKNOWN if ids is None else ids[:, 0].to(self.recent.device)
+            return
+        last = min(count, REMEMBERED)
+        columns = torch.arange(start + count - last, start + count, device=self.recent.device) % REMEMBERED
+        self.recent[:, columns] = UNKNOWN if ids is None else ids[:, count - last :].to(self.recent.device)
+
+    def continues(self, ids: Tensor) -> bool:
+        """Whether `ids` [batch, token], at least `seen` of them, hold what is remembered at its place."""
+        columns = torch.arange(max(0, self.seen - REMEMBERED), self.seen, device=self.recent.device)
+        mine = self.recent[:, columns % REMEMBERED]
+        return bool(((mine == ids.to(self.recent.device)[:, columns]) | (mine == UNKNOWN)).all())
+
     def _rebase(self) -> None:
         before = self._origins()
         self.base = self.seen
-        after = self._origins()
-        by = before - after
         for arena in self.arenas:
-            arena.turn(self.seen, by if isinstance(by, int) else by[:, None])
+            arena.turn(self.seen, before - self._origins())
 
     # --- positions and masks --------------------------------------------------------------------------------------
 
     def positions(self, count: int) -> Tensor:
         """Positions [batch, token] of the next `count` tokens, as the model should count them."""
-        device = self.kinds[0].device
-        columns = torch.arange(self.seen - self.base, self.seen - self.base + count, device=device).expand(
-            self.batch or 1, count
-        )
-        if self.pads is None:
-            return columns
-        return (columns + self.base - self._origins()[:, None]).clamp(min=0)
+        columns = torch.arange(self.seen, self.seen + count, device=self.kinds[0].device)
+        return (columns - self._origins()).clamp(min=0).expand(self.batch or 1, count)
 
     def width(self, count: int, layer: int | None = None) -> int:
         """Keys that `count` new tokens get in one layer; in the widest when None."""
@@ -153,20 +166,18 @@ class Store:
         if self.pads is None or max(self.pads) <= self.seen + count - width:
             return None
         real = self.seen + count - self._pads
-        return torch.arange(width, device=real.device) >= width - real[:, None]
+        return torch.arange(width, device=real.device) >= width - real
 
     def _origins(self) -> Any:
-        """The column of position 0: a number, or [batch]."""
+        """The column of position 0: a number, or [batch, 1]."""
         return self.base if self.pads is None else self._pads.clamp(min=self.base)
 
     def _sink_delta(self) -> Any:
         """How far the sinks have to move for the token after `seen`: its position less that in the cache."""
-        position = self.seen - self._origins()
-        if self.pads is None:
-            return position - min(self.seen, self.sinks + self.window)
-        return (position - (self.seen - self._pads).clamp(max=self.sinks + self.window))[:, None]
+        held = min(self.seen, self.size) if self.pads is None else (self.seen - self._pads).clamp(max=self.size)
+        return self.seen - self._origins() - held
 
-    def _fallen(self, arena: Arena) -> Tensor | None:
+    def _fallen(self) -> Tensor | None:
         """Sinks of each text that have left its window; None when all have."""
         first = self.seen - self.window
         if self.pads is None or first - max(self.pads) >= self.sinks:
@@ -186,7 +197,7 @@ class Store:
             arena.collect_sinks(self.seen, self.pads, self.base)
             for slot in SLOTS:
                 held[f"{layer}.first.{slot}"] = arena.masters[slot][row][:, :, : self.seen]
-                held[f"{layer}.last.{slot}"] = arena.last(self.seen, row, slot)
+                held[f"{layer}.last.{slot}"] = arena.last(self.seen, slot)[row]
         return held
 
     def load_tensors(self, tensors: dict[str, Tensor], seen: int) -> None:
@@ -199,23 +210,18 @@ class Store:
                 for slot in SLOTS:
                     first = tensors[f"{layer}.first.{slot}"]
                     arena.masters[slot][row][:, :, : first.shape[2]] = first
-                    arena.last(seen, row, slot).copy_(tensors[f"{layer}.last.{slot}"])
+                    arena.last(seen, slot)[row].copy_(tensors[f"{layer}.last.{slot}"])
         self._moving = False
 
     def select(self, chosen: Callable[[Tensor], Tensor]) -> None:
         """Replace the texts by others of them: `chosen` maps tensors with the batch first."""
-        if self.memory is None or self.batch is None:
+        if self.batch is None:
             return
-        self.memory.select(chosen)
+        self.recent = chosen(self.recent)
         if self.pads is not None:
-            self.set_pads(chosen(self._pads).tolist())
-        batch = len(self.memory.ids)
-        if batch == self.batch:
-            for arena in self.arenas:
-                arena.select(self.seen, chosen)
-        else:
-            self.arenas = [arena.resized(self.seen, batch, chosen) for arena in self.arenas]
-        self.batch = batch
+            self.set_pads(chosen(self._pads).flatten().tolist())
+        self.batch = len(self.recent)
+        self.arenas = [arena.select(self.seen, self.batch, chosen) for arena in self.arenas]
 
 
 class ArenaLayer(CacheLayer):
@@ -242,56 +248,11 @@ class ArenaLayer(CacheLayer):
         return self.store.seen
 
 
-def _groups(kinds: list[LayerKind]) -> list[list[int]]:
-    """The layers, those of one kind together."""
-    groups: list[list[int]] = []
-    for layer, kind in enumerate(kinds):
-        group = next((group for group in groups if kinds[group[0]].is_like(kind)), None)
-        if group is None:
-            groups.append([layer])
-        else:
-            group.append(layer)
-    return groups
-
-
-REMEMBERED = 32
-UNKNOWN = -1  # a token given as an embedding
-
-
-class RecentIds:
-    """The last ids of each text of a batch."""
-
-    def __init__(self, batch: int, device: torch.device) -> None:
-        with torch.inference_mode(False):
-            self.ids = torch.full((batch, REMEMBERED), UNKNOWN, device=device)  # column t of the text at t % REMEMBERED
-
-    def note(self, start: int, count: int, ids: Tensor | None) -> None:
-        """Remember the ids [batch, token] of columns `start` to `start + count`; None when they are not known."""
-        if count == 1:
-            self.ids[:, start % REMEMBERED] = UNKNOWN if ids is None else ids[:, 0].to(self.ids.device)
-            return
-        last = min(count, REMEMBERED)
-        columns = torch.arange(start + count - last, start + count, device=self.ids.device) % REMEMBERED
-        self.ids[:, columns] = UNKNOWN if ids is None else ids[:, count - last :].to(self.ids.device)
-
-    def agree(self, seen: int, ids: Tensor) -> bool:
-        """Whether `ids` [batch, token], at least `seen` of them, hold what was remembered at its place."""
-        columns = torch.arange(max(0, seen - REMEMBERED), seen, device=self.ids.device)
-        mine = self.ids[:, columns % REMEMBERED]
-        return bool(((mine == ids.to(self.ids.device)[:, columns]) | (mine == UNKNOWN)).all())
-
-    def select(self, chosen: Callable[[Tensor], Tensor]) -> None:
-        """Replace the texts by others of them."""
-        self.ids = chosen(self.ids)
-
-
 def read_padding(mask: Tensor | None, seen: int, batch: int, count: int, pads: list[int] | None) -> list[int] | None:
     """Columns of padding before each text of the batch; None when there are none.
 
     Args:
         mask: [batch, column] over `seen` columns and `count` new ones, 0 for padding; None when all are real.
-        seen: columns read so far.
-        batch, count: texts, and new columns of each.
         pads: what was found before.
 
     Raises:
@@ -320,3 +281,41 @@ def read_padding(mask: Tensor | None, seen: int, batch: int, count: int, pads: l
             "reset() it before another text."
         )
     return now if any(now) else None
+
+
+BLOCK = 512  # tokens per forward pass
+PER_TOKEN = ("input_ids", "inputs_embeds", "token_type_ids")  # arguments [batch, token, ...] that go with the tokens
+
+
+def part_of(given: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
+    """The arguments of a forward pass that go with its tokens from `start` to `stop`."""
+    return {name: given[name][:, start:stop] for name in PER_TOKEN if given.get(name) is not None}
+
+
+@torch.no_grad()
+def read_blocks(base: nn.Module, store: Store, given: dict[str, Any], count: int) -> None:
+    """Read the first `count` tokens of a forward pass in blocks; the store changes when all are read."""
+    policy = SinkWindow(store.sinks, store.window)
+    rolling, seen, device = RollingCache(base, policy), store.seen, store.kinds[0].device
+    if seen:
+        rolling.load_tensors(_without_sinks(store), seen, device)
+    block = block_within_limits(base, policy, BLOCK)
+    with attached(base, policy=policy):
+        for start in range(0, count, block):
+            stop = min(count, start + block)
+            positions = rolling.positions(stop - start, device)
+            base(**part_of(given, start, stop), **with_cache(base, rolling), **positions)
+    store.load_tensors(rolling.tensors(), seen + count)
+    ids = given.get("input_ids")
+    store.remember(seen, count, None if ids is None else ids[:, :count])
+
+
+def _without_sinks(store: Store) -> dict[str, Tensor]:
+    """What a store holds as a `RollingCache` holds it: sinks that are still in the window are no neighbours there."""
+    tensors = store.tensors()
+    for (layer, kind), slot in product(enumerate(store.kinds), SLOTS):
+        first, last = f"{layer}.first.{slot}", f"{layer}.last.{slot}"
+        inside = kind.sinks if store.seen <= kind.sinks + kind.window else 0
+        tensors[last] = tensors[last][:, :, inside:].to(tensors[first].dtype).clone()
+        tensors[first] = tensors[first].clone()
+    return tensors

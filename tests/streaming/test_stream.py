@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sinkscope import SinkCache, stream
-from sinkscope.streaming.writing import TextPieces
+from sinkscope.streaming.conversation import pieces_of
 from tests.streaming.cached import greedy, run
 from tests.support.talking import EOS, decoded, reading, talker, tokenizer, wanting, without_eos
 from tests.support.zoo import build
@@ -79,8 +79,7 @@ def test_pieces_of_bytes_that_are_no_character_join_to_the_decoded_text():
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
         ids = torch.randint(0, len(words), (40,), generator=generator).tolist()
-        text = TextPieces(words)
-        assert "".join(map(text.add, ids)).rstrip("\ufffd") == decoded(words, ids).rstrip("\ufffd")
+        assert "".join(pieces_of(words, ids)).rstrip("\ufffd") == decoded(words, ids).rstrip("\ufffd")
 
 
 def test_a_stream_ends_at_any_of_several_end_tokens():
