@@ -54,7 +54,7 @@ def intervene(
 ) -> None:
     """Take sinks away, or other keys, and see what happens. With nothing named: the usual interventions."""
     from sinkscope import dose_response, dose_table, figures, intervention_table, load, run_interventions
-    from sinkscope.experiments.dose import checked_doses
+    from sinkscope.experiments.interventions import checked_doses
     from sinkscope.reporting.gather import text_name
 
     chosen = _chosen(evict, replace, shift, repeat, massive, layers, heads, count)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sinkscope.arguments import one_of, one_or_several, whole_number
 from sinkscope.errors import SinkscopeError, warn
 from sinkscope.experiments.intervention import line_break_token
-from sinkscope.experiments.perplexity import Run, check_run, read_texts, record_of, settings_of
+from sinkscope.experiments.perplexity import Run, check_run, checked_policies, read_texts, record_of, settings_of
 from sinkscope.experiments.runner import Advance, Cell, ModelSource, run_cells
 from sinkscope.files import writable_folder
 from sinkscope.models.facts import find_anatomy
@@ -42,6 +42,11 @@ class Level(NamedTuple):
     positions: str
     sinks: int
     policy: Policy
+
+    @property
+    def name(self) -> str:
+        """One of its own among cells that differ."""
+        return self.policy.name if self.kind in ("", "first") else f"{self.policy.name}, {self.kind}"
 
 
 def run_ablation(
@@ -84,11 +89,9 @@ def run_ablation(
         seed: of the random tokens.
         n_jobs: cells at the same time; as the surrounding `joblib.parallel_config` says, otherwise 1, when None.
         folder: keeps a file for each cell, named by a hash of all that its losses depend on. The same cell is not run
-            again, one that was interrupted goes on, and a damaged file is refused, as a result that was relied on once
-            should not change unseen.
+            again, one that was interrupted goes on, and a damaged file is refused.
         known: gives the losses of texts under a policy, in place of reading them here.
-        progress: whether to show a progress bar; once two seconds have passed when None.
-        attributes: noted in the record's attrs (the name of the text, for one).
+        progress, attributes: as in `perplexity`.
 
     Returns:
         A record as that of `perplexity` with the cells along `policy`, `first_tokens` [policy] their kind. Along
@@ -102,9 +105,8 @@ def run_ablation(
     """
     levels = _levels(sinks, cache_size, positions, kinds, policies)
     seed = whole_number(seed, "seed", 0)
-    texts, run = texts_of(ids), Run(block, samples=None, seed=0)
+    texts, run, source = texts_of(ids), Run(block), ModelSource.of(model)
     _check_lengths(texts, max(level.cache_size for level in levels))
-    source = ModelSource.of(model)
     try:
         opened = source.open()
         check_run(opened, texts, run)
@@ -120,14 +122,14 @@ def run_ablation(
         cells = []
         for level in levels:
             read = changed.get((level.kind, level.sinks), texts)
-            cells.append(Reading(source, read, level.policy, run, settings_of(opened, read, level.policy, run)))
-        runs = _runs(levels, cells)
+            cells.append(Reading(source, read, level, run, settings_of(opened, read, level.policy, run)))
+        runs = _runs(cells)
         place = None if folder is None else writable_folder(folder, "cells")
         if known is None:
             finished = run_cells(cells, place, n_jobs, progress, title="ablation")
         else:
-            finished = {cell.key: known(cell.texts, cell.policy, run) for _, cell, _ in runs.values()}
-        record = _record(opened, texts, levels, cells, runs, finished)
+            finished = {key: known(cell.texts, cell.level.policy, run) for key, cell in runs.items()}
+        record = _record(opened, texts, cells, runs, finished)
     finally:
         source.forget()
     return record.assign_attrs({"kind": "ablation", "block": block, "seed": seed} | attributes)
@@ -135,11 +137,11 @@ def run_ablation(
 
 @dataclass(frozen=True, eq=False)
 class Reading(Cell[Progress]):
-    """Texts [token] read under one policy; `about` is all that their losses depend on."""
+    """Texts [token] read under the policy of a level; `about` is all that their losses depend on."""
 
     source: ModelSource
     texts: list[Tensor]
-    policy: Policy
+    level: Level
     how: Run
     about: dict[str, Any]
 
@@ -154,7 +156,7 @@ class Reading(Cell[Progress]):
     def run(self, path: Path | None, advance: Advance) -> Progress:
         with ONE_AT_A_TIME:
             model, stay = self._model(), Checkpoint(path, self.about)
-            return read_texts(model, self.texts, self.policy, self.how, stay, stay.read(), False)
+            return read_texts(model, self.texts, self.level.policy, self.how, stay, stay.read(), False)
 
     def keep(self, result: Progress, path: Path) -> None:
         Checkpoint(path, self.about).write(result)
@@ -163,7 +165,7 @@ class Reading(Cell[Progress]):
         """The model; loaded again if the one that is held has become another in the meantime."""
         for _ in range(2):
             model = self.source.open()
-            found = settings_of(model, self.texts, self.policy, self.how)
+            found = settings_of(model, self.texts, self.level.policy, self.how)
             if all(found[name] == self.about[name] for name in ("dtype", "weights")):
                 return model
             self.source.forget()
@@ -189,10 +191,7 @@ def _levels(sinks: Any, cache_size: Any, positions: Any, kinds: Any, policies: A
         Level(size, kind, way, count, SinkWindow(count, size - count, way if count else "cache"))
         for size, kind, way, count in product(sizes, words, ways, counts)
     ]
-    others = [policies] if isinstance(policies, Policy) else list(policies)
-    for policy in others:
-        if not isinstance(policy, Policy):
-            raise SinkscopeError(f"{policy!r} is not a policy; give instances such as sinkscope.SinkWindow(4, 508).")
+    others = checked_policies(policies)
     if len({policy.name for policy in others}) < len(others):
         raise SinkscopeError("two of the policies have one name; give each once, or a label of its own.")
     for policy in others:
@@ -234,41 +233,42 @@ def with_first_tokens(texts: Sequence[Tensor], kind: str, count: int, tokens: in
     """
     if kind == "first":
         return list(texts)
-    first = [torch.full((count,), tokens)] * len(texts)
-    if kind == "random":
-        draws = [np.random.default_rng([seed, row]).integers(tokens, size=count) for row in range(len(texts))]
-        first = [torch.from_numpy(drawn) for drawn in draws]
-    return [torch.cat([new.to(text), text[count:]]) for new, text in zip(first, texts, strict=True)]
+    changed = []
+    for row, text in enumerate(texts):
+        first = torch.full((count,), tokens)
+        if kind == "random":
+            first = torch.from_numpy(np.random.default_rng([seed, row]).integers(tokens, size=count))
+        changed.append(torch.cat([first.to(text), text[count:]]))
+    return changed
 
 
-def _runs(levels: list[Level], cells: list[Reading]) -> dict[str, tuple[Level, Reading, str]]:
-    """By key: the first level that each cell is run for, the cell, and a name of its own."""
-    found: dict[str, tuple[Level, Reading, str]] = {}
-    for level, cell in zip(levels, cells, strict=True):
-        own = level.policy.name if level.kind in ("", "first") else f"{level.policy.name}, {level.kind}"
-        found.setdefault(cell.key, (level, cell, own))
-    names = [name for *_, name in found.values()]
+def _runs(cells: list[Reading]) -> dict[str, Reading]:
+    """By key, the cells to run: each for the first level that it stands for."""
+    runs: dict[str, Reading] = {}
+    for cell in cells:
+        runs.setdefault(cell.key, cell)
+    names = [cell.level.name for cell in runs.values()]
     if twice := {name for name in names if names.count(name) > 1}:
         raise SinkscopeError(f"two policies that differ are called {min(twice)!r}; give one a label of its own.")
-    return found
+    return runs
 
 
 def _record(
     model: nn.Module,
     texts: list[Tensor],
-    levels: list[Level],
     cells: list[Reading],
-    runs: dict[str, tuple[Level, Reading, str]],
+    runs: dict[str, Reading],
     finished: dict[str, Progress],
 ) -> xr.Dataset:
     """The losses as a record, one policy for each cell that was run."""
-    record = record_of(model, texts, [cell.policy for _, cell, _ in runs.values()], [finished[key] for key in runs])
+    levels = [cell.level for cell in runs.values()]
+    record = record_of(model, texts, [level.policy for level in levels], [finished[key] for key in runs])
     del record.attrs["policies"]  # which the coordinates tell
     coordinates: dict[str, Any] = {
-        "policy": [name for *_, name in runs.values()],
-        "first_tokens": ("policy", [level.kind or "first" for level, *_ in runs.values()]),
+        "policy": [level.name for level in levels],
+        "first_tokens": ("policy", [level.kind or "first" for level in levels]),
         "level_cell": ("level", [list(runs).index(cell.key) for cell in cells]),
     }
     for name in ("cache_size", "kind", "positions", "sinks"):
-        coordinates[f"level_{name}"] = ("level", [getattr(level, name) for level in levels])
+        coordinates[f"level_{name}"] = ("level", [getattr(cell.level, name) for cell in cells])
     return record.assign_coords(coordinates)

@@ -27,11 +27,8 @@ def decompose(
     mass forced onto the others, phantoms would recover all of it; if it were nothing but a lost bias, values only.
 
     Args:
-        model: a decoder in eval mode, inside transformers' attention interface.
-        ids: token ids [sequence, token], or a list of 1-D tensors.
-        cache_size: tokens kept, sinks included.
-        sinks: first tokens.
-        options: as those of `perplexity`.
+        model, ids, options: as those of `perplexity`; a model inside transformers' attention interface.
+        cache_size, sinks: tokens kept, and the first ones among them.
 
     Returns:
         A record as that of `perplexity`, StreamingLLM first; `ppl_table` gives paired intervals.
@@ -54,7 +51,7 @@ def decompose_by_layer(
 
     Args:
         groups: how many, of equal size as far as that goes.
-        options, and the rest: as for `decompose`; texts no longer than the model was trained on.
+        model, ids, cache_size, sinks, options: as for `decompose`; texts no longer than the model was trained on.
 
     Returns:
         A record as that of `perplexity`, the dense policy first. `part` [policy] is "dense", "phantom", "values only"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,28 +48,27 @@ class EvictKeys(Intervention):
     heads: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.which, str):
-            if self.which not in WHICH:
-                raise SinkscopeError(
-                    f"which={self.which!r} is unknown; give one of {', '.join(WHICH)}, or places in the text."
-                )
-        elif self.count is not None:
-            raise SinkscopeError(f"count={self.count!r} goes with a kind of keys; places count themselves.")
+        if isinstance(self.which, str) and self.which not in WHICH:
+            raise SinkscopeError(
+                f"which={self.which!r} is unknown; give one of {', '.join(WHICH)}, or places in the text."
+            )
         if self.count is not None:
+            if not isinstance(self.which, str):
+                raise SinkscopeError(f"count={self.count!r} goes with a kind of keys; places count themselves.")
             whole_number(self.count, "count", 1)
         check_places(self.layers, "layers")
         check_places(self.heads, "heads")
-        self._policy([0] if isinstance(self.which, str) else self.which, None)
+        self._policy([0] if isinstance(self.which, str) else self.which)  # which checks the bias and the places
         if self.which == "recent" and self.bias != -math.inf:
             raise SinkscopeError(f"bias={self.bias!r}: recent keys are evicted or left, as others are recent later on.")
 
     @property
     def name(self) -> str:
         if not isinstance(self.which, str):
-            return self._policy(self.which, None).name
+            return self._policy(self.which).name
         count = "" if self.count is None else f"{self.count} "
         what = "evict" if self.bias == -math.inf else f"dose {float(self.bias):+}".removesuffix(".0") + " on"
-        place = self._policy([0], None).place
+        place = self._policy([0]).place
         return f"{what} {count}{self.which}" + (f", {place}" if place else "")
 
     def control(self) -> Intervention | None:
@@ -109,7 +108,10 @@ class EvictKeys(Intervention):
             return list(range(count))
         if self.which == "random":
             return conditions.others(number, count)
-        places = _delimiters(text[: conditions.start], conditions)
+        words = [conditions.tokenizer.decode([int(token)]).strip(" ") for token in text[: conditions.start]]
+        places = [
+            place for place in range(conditions.sinks, len(words)) if words[place] and set(words[place]) <= DELIMITERS
+        ]
         if len(places) < count:
             raise SinkscopeError(
                 f"text {number} has {len(places)} delimiters among its tokens {conditions.sinks} to "
@@ -117,7 +119,7 @@ class EvictKeys(Intervention):
             )
         return places[:count]
 
-    def _policy(self, keys: Sequence[int], start: int | None) -> Policy:
+    def _policy(self, keys: Sequence[int], start: int | None = None) -> Policy:
         if self.bias == -math.inf:
             return Evict(keys, start=start, layers=self.layers, heads=self.heads)
         return Dose(self.bias, keys, start=start, layers=self.layers, heads=self.heads)
@@ -130,8 +132,8 @@ class EvictKeys(Intervention):
                 "be changed (ReplaceTokens, Shift, Repeat)."
             )
         _check_among(self.name, "layer", self.layers, anatomy.numbers)
-        heads = query_heads(model)
-        _check_among(self.name, "head", self.heads, None if heads is None else range(heads))
+        if (heads := query_heads(model)) is not None:
+            _check_among(self.name, "head", self.heads, range(heads))
         evictions = layer_evictions(EvictRecent(1, label=self.name), model, anatomy)
         able = [number for number, one in zip(anatomy.numbers, evictions, strict=True) if one]
         sliding = sorted(set(self.layers or ()) - set(able))
@@ -142,26 +144,8 @@ class EvictKeys(Intervention):
             )
 
 
-def _delimiters(tokens: Tensor, conditions: Conditions) -> list[int]:
-    """Places of delimiters after the sinks."""
-    decode: Any = conditions.tokenizer.decode
-    texts = [decode([int(token)]) for token in tokens]
-    return [
-        place
-        for place, text in enumerate(texts)
-        if place >= conditions.sinks and (bare := text.strip(" ")) and set(bare) <= DELIMITERS
-    ]
-
-
-@dataclass(frozen=True)
-class Site:
-    """One dimension of a layer's output that is set.
-
-    Attributes:
-        watched: where this dimension is massive,
-        changed: this one is set;
-        mean: of what stood there, over all those places in all texts.
-    """
+class Site(NamedTuple):
+    """Where dimension `watched` of a layer is massive, `changed` is set; `mean` is that of what stood there."""
 
     watched: int
     changed: int
@@ -299,17 +283,10 @@ def _hook(part: Part, act: Any, undo: ExitStack) -> None:
     undo.callback(part.layer.register_forward_hook(hook).remove)
 
 
-def _check_among(name: str, kind: str, numbers: Sequence[int] | None, known: Sequence[int] | None) -> None:
-    """Raise SinkscopeError when an intervention names layers or heads that a model does not have.
-
-    Args:
-        name: of the intervention.
-        kind: "layer" or "head".
-        numbers: those it names; None for all.
-        known: those there are; None where that is not known.
-    """
+def _check_among(name: str, kind: str, numbers: Sequence[int] | None, known: Sequence[int]) -> None:
+    """Raise SinkscopeError when the intervention `name` asks for layers or heads that are not among the known ones."""
     for number in numbers or ():
-        if known is not None and number not in known:
+        if number not in known:
             raise SinkscopeError(
                 f"{kind} {number} of `{name}` is out of range: the model has {kind}s {min(known)} to {max(known)}."
             )

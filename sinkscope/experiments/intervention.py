@@ -119,9 +119,7 @@ class Intervention(ABC):
 
 @dataclass(frozen=True)
 class Nothing(Intervention):
-    """The baseline."""
-
-    name = "nothing"
+    name = "nothing"  # the baseline
 
     def apply(self, text: Tensor, number: int, conditions: Conditions) -> Trial:
         return Trial(text)
@@ -167,12 +165,13 @@ class ReplaceTokens(Intervention):
         return replace(self, vocabulary=embeddings.num_embeddings)
 
     def apply(self, text: Tensor, number: int, conditions: Conditions) -> Trial:
-        count = self.count or conditions.sinks
-        drawn = torch.from_numpy(conditions.random(number, 1).integers(self.vocabulary or 1, size=count))
+        count, changed = self.count or conditions.sinks, text.clone()
+        places = list(range(count)) if self.first else conditions.others(number, count)
         if self.by == "line breaks":
-            drawn = torch.full((count,), self._line_break(conditions.tokenizer))
-        changed = text.clone()
-        changed[list(range(count)) if self.first else conditions.others(number, count)] = drawn.to(text)
+            changed[places] = self._line_break(conditions.tokenizer)
+        else:
+            drawn = conditions.random(number, 1).integers(self.vocabulary or 1, size=count)
+            changed[places] = torch.from_numpy(drawn).to(text)
         return Trial(changed)
 
     def _line_break(self, tokenizer: Any) -> int:
@@ -263,18 +262,12 @@ class Repeat(Intervention):
 
 
 def line_break_token(tokenizer: Any) -> int:
-    """The id of the token for a line break.
-
-    A blank that SentencePiece tokenizers put before every text, as Llama 2's does, is not counted.
-
-    Raises:
-        SinkscopeError: no tokenizer, or one that has no single token for a line break.
-    """
+    """The id of the token for a line break; SinkscopeError where there is no single one, or no tokenizer."""
     if tokenizer is None:
         raise SinkscopeError('kinds="line breaks" needs a tokenizer to find their token; pass tokenizer=.')
     ids = list(tokenizer.encode("\n", add_special_tokens=False))
     if len(ids) > 1 and tokenizer.decode(ids[-1:]) == "\n":
-        ids = ids[-1:]
+        ids = ids[-1:]  # without the blank that SentencePiece puts before every text, as Llama 2's does
     if len(ids) != 1:
         raise SinkscopeError(
             f"this tokenizer makes {len(ids)} tokens of a line break, and a sink is one; leave "

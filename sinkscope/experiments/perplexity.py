@@ -38,15 +38,14 @@ BATCH_TOKENS = 4096  # texts of one length, or windows to recompute, that run to
 class Run:
     """What the losses depend on besides model, text and policy; the arguments of `perplexity`."""
 
-    block: int
-    samples: int | None
-    seed: int
+    block: int = 1
+    samples: int | None = None
+    seed: int = 0
     normaliser: Normaliser | None = None
 
     def attributes(self) -> dict[str, Any]:
         """As a record notes them."""
-        normaliser = "the model's own" if self.normaliser is None else repr(self.normaliser)
-        return vars(self) | {"normaliser": normaliser}
+        return vars(self) | {"normaliser": "the model's own" if self.normaliser is None else repr(self.normaliser)}
 
 
 def perplexity(
@@ -66,8 +65,8 @@ def perplexity(
     """The loss of every token under each policy, over the same tokens.
 
     Dense, window and sink window are read in blocks and exact for any size of block; families outside transformers'
-    attention interface go token by token. Re-computation runs every window as a text of its own, at all tokens or at
-    a sample of them. The first token of a text is not scored, with or without a BOS token.
+    attention interface go token by token. Re-computation runs every window as a text of its own. The first token of a
+    text is not scored, with or without a BOS token.
 
     Args:
         model: a decoder with a language head, in eval mode.
@@ -89,8 +88,7 @@ def perplexity(
         SinkscopeError: a text of fewer than two tokens, ids outside the vocabulary, a model that predicts no next
             token, a policy that it cannot carry out, a checkpoint that is damaged or of other settings.
     """
-    texts, ways = texts_of(ids), _checked_policies(policies)
-    run = Run(block, samples, seed, normaliser)
+    texts, ways, run = texts_of(ids), _named_policies(policies), Run(block, samples, seed, normaliser)
     check_run(model, texts, run)
     for policy in ways:
         check_limits(model, policy, max(map(len, texts)))
@@ -163,48 +161,65 @@ def _queries(ids: Tensor, policy: Policy, run: Run) -> Tensor:
 
 
 def record_of(model: nn.Module, texts: list[Tensor], policies: list[Policy], finished: list[Progress]) -> xr.Dataset:
-    losses = np.stack([run.losses.numpy() for run in finished])
-    natives = cached_windows(model)
-    mixed = None in natives.values()
-    known = [policy.coordinates for policy in policies]
-    per_policy = {
-        **{name: [each[name] for each in known] for name in known[0]},
-        "seconds": [run.seconds for run in finished],
-        "scored": np.isfinite(losses).sum((1, 2)),
-    }
+    """The losses under all policies as a record."""
+    losses, natives = np.stack([run.losses.numpy() for run in finished]), cached_windows(model)
     record = xr.Dataset(
         {"nll": (("policy", "sequence", "token"), losses, {"units": "nats"})},
         coords={
-            "policy": [policy.name for policy in policies],
+            **policy_coordinates(policies),
             **text_coordinates(texts),
-            **{name: ("policy", values) for name, values in per_policy.items()},
+            "seconds": ("policy", [run.seconds for run in finished]),
+            "scored": ("policy", np.isfinite(losses).sum((1, 2))),
         },
     )
-    native = ", ".join(str(layer) for layer, window in natives.items() if window and mixed)
+    sliding = [str(layer) for layer, window in natives.items() if window and None in natives.values()]
     return record.assign_attrs(
         kind="perplexity",
         **model_attributes(model),
         **token_attributes(record, model),
         policies="; ".join(map(repr, policies)),
-        native_sliding_layers=native or "none",
+        native_sliding_layers=", ".join(sliding) or "none",
     )
 
 
-def _checked_policies(policies: Iterable[Policy]) -> list[Policy]:
-    ways: list[Policy] = list(policies) if isinstance(policies, Iterable) else [policies]
-    for policy in ways:
+def policy_coordinates(policies: Sequence[Policy]) -> dict[str, Any]:
+    """The dimension `policy` of a record, and what it keeps of each policy."""
+    known = [policy.coordinates for policy in policies]
+    return {
+        "policy": [policy.name for policy in policies],
+        **{name: ("policy", [each[name] for each in known]) for name in known[0]},
+    }
+
+
+def checked_policies(given: Iterable[Policy]) -> list[Policy]:
+    """One policy or several as a list; SinkscopeError for what is none."""
+    policies: list[Policy] = list(given) if isinstance(given, Iterable) else [given]
+    for policy in policies:
         if not isinstance(policy, Policy):
             raise SinkscopeError(f"{policy!r} is not a policy; give instances such as sinkscope.SinkWindow(4, 508).")
-    if not ways:
+    return policies
+
+
+def _named_policies(given: Iterable[Policy]) -> list[Policy]:
+    policies = checked_policies(given)
+    if not policies:
         raise SinkscopeError("no policy was given; give at least one, such as sinkscope.SinkWindow(4, 508).")
-    names = [policy.name for policy in ways]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise SinkscopeError(f"two of the policies are named {twice!r}; give each once, or a label of its own.")
-    return ways
+    names = [policy.name for policy in policies]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise SinkscopeError(f"two of the policies are named {twice[0]!r}; give each once, or a label of its own.")
+    return policies
+
+
+def dense_texts(model: nn.Module, ids: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """The texts, each of which the model can read whole and predict; SinkscopeError where it cannot."""
+    texts = texts_of(ids)
+    check_run(model, texts, Run())
+    check_limits(model, Dense(), max(map(len, texts)))
+    return texts
 
 
 def check_run(model: nn.Module, texts: list[Tensor], run: Run) -> None:
+    """Raise SinkscopeError when there can be no losses of these texts."""
     check_decoder(model, predicts=True)
     check_eval(model, "losses")
     whole_number(run.block, "block", 1)
@@ -219,14 +234,21 @@ def check_run(model: nn.Module, texts: list[Tensor], run: Run) -> None:
 def settings_of(model: nn.Module, texts: list[Tensor], policy: Policy, run: Run) -> dict[str, Any]:
     """All that the losses depend on."""
     attributes = model_attributes(model)
-    tokens = hashlib.sha256(b"|".join(text.numpy().tobytes() for text in texts)).hexdigest()
-    own = {name: attributes[name] for name in ("model", "model_type", "dtype")}
-    changed: dict[str, Any] = {} if run.normaliser is None else {"normaliser": run.normaliser}
+    settings: dict[str, Any] = {name: attributes[name] for name in ("model", "model_type", "dtype")}
+    settings |= {
+        "policy": policy,
+        "tokens": hashlib.sha256(b"|".join(text.numpy().tobytes() for text in texts)).hexdigest(),
+        "weights": weights_hash(model),
+        "block": int(run.block),
+        "samples": run.samples and int(run.samples),
+        "seed": run.seed,
+    }
+    if run.normaliser is not None:
+        settings["normaliser"] = run.normaliser
     for name, slot in (("policy", policy), ("normaliser", run.normaliser)):
         if slot is not None and slot.definition:
-            changed[f"{name}_definition"] = slot.definition
-    given = {"block": int(run.block), "samples": run.samples and int(run.samples), "seed": run.seed}
-    return own | {"policy": policy, "tokens": tokens, "weights": weights_hash(model)} | given | changed
+            settings[f"{name}_definition"] = slot.definition
+    return settings
 
 
 def _checkpoint(

@@ -25,9 +25,7 @@ from sinkscope.hf.loading import load
 from sinkscope.progress import progress_bar
 
 Result = TypeVar("Result")
-Advance = Callable[[int], Any]
-"""Told how many more steps of a cell are done."""
-
+Advance = Callable[[int], Any]  # told how many more steps of a cell are done
 BARS: dict[str, Any] = {}  # of this process, by a ticket that is worth nothing to a worker elsewhere
 
 
@@ -49,11 +47,7 @@ class Cell(ABC, Generic[Result]):
 
     @abstractmethod
     def read(self, path: Path | None) -> Result | None:
-        """The result that an earlier run left whole in its file, or None.
-
-        Raises:
-            SinkscopeError: the file is damaged, or of other settings.
-        """
+        """What an earlier run left whole, or None; SinkscopeError for a file that is damaged or of other settings."""
 
     @abstractmethod
     def run(self, path: Path | None, advance: Advance) -> Result:
@@ -89,11 +83,9 @@ def run_cells(
     """The result of every cell by its key; those of the same key are run once, and those finished on disk not at all.
 
     Args:
-        cells: what to run.
         folder: where they are kept; nowhere when None.
         n_jobs: cells at the same time; what the surrounding `joblib.parallel_config` says when None, otherwise 1.
-        progress: whether to show a progress bar; once two seconds have passed when None.
-        unit, title: what the bar counts, and what it says.
+        progress, unit, title: of the bar: whether it is shown, what it counts, and what it says.
 
     Raises:
         SinkscopeError: a file of a cell is damaged, which is found before anything runs.
@@ -144,11 +136,7 @@ def _run(cell: Cell[Result], path: Path | None, ticket: str) -> tuple[str, Resul
 
 @dataclass(frozen=True)
 class ModelSource:
-    """What travels to a worker in place of a model.
-
-    Attributes:
-        given: a loaded model, which travels with its weights, or what `sinkscope.load` takes, which travels alone.
-    """
+    """What travels to a worker: a loaded model with its weights, or what `sinkscope.load` takes, alone."""
 
     given: nn.Module | str | None
 
@@ -161,11 +149,7 @@ class ModelSource:
         return cls(str(path.resolve()) if path.exists() else os.fspath(model))
 
     def open(self) -> nn.Module:
-        """The model; one is held per process.
-
-        Raises:
-            SinkscopeError: there is none, or it cannot be loaded.
-        """
+        """The model, of which one is held per process; SinkscopeError where it cannot be loaded."""
         return self.given if isinstance(self.given, nn.Module) else _held(self.given)[0]
 
     def tokenizer(self) -> Any:
