@@ -1,33 +1,39 @@
-"""How sinks emerge: small models trained on the Bigram-Backcopy task, with softmax and with what may replace it."""
+"""How sinks emerge: small models trained on the Bigram-Backcopy task, with softmax and with what may replace it, and
+what is measured meanwhile (Guo et al. 2024, "Active-dormant attention heads", section 2).
+
+A sequence is BOS, then characters. After most characters the next one follows from the current one alone, as in a text
+(a bigram). After a trigger comes the character before the trigger once more. So a head has something to do after
+triggers, to look one character back, and nothing to do anywhere else.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
+from torch.nn import functional
 
-from sinkscope.arguments import finite_number, whole_number
+from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
-from sinkscope.lab.backcopy import (
-    BETAS,
-    TOKENS,
-    Backcopy,
-    BackcopyRun,
-    Schedule,
-    evaluation_ids,
-    kinds_of,
-    uniform_bos_mass,
-)  # fmt: skip
-from sinkscope.lab.decoder import NAMES, Arm, Sizes, arm_coordinates, arms_of
-from sinkscope.lab.runs import device_of, heads_width, run_all, run_attributes, seeds_of
-from sinkscope.lab.texts import Text
+from sinkscope.experiments.runner import Advance
+from sinkscope.lab.decoder import NAMES, Arm, Decoder, Sizes, Trace
+from sinkscope.lab.runs import Comparison, Text, TrainingRun, TrainingSchedule
+from sinkscope.streaming.readers import next_token_losses
 
+MOST_CHARACTERS = 64
 MOST_LAYERS = 3
+TRIGGERS = 3
+DRAWN_AT_ONCE = 32  # batches: drawing one character at a time is quicker for many sequences
+EVALUATION_SEED = 2**40  # of the sequences that every run is measured on; no run trains with it
+TOKENS = ("all", "trigger", "non-trigger")
+"""Queries apart: every character, triggers, all others. BOS, which sees itself alone, is none of them."""
 DIMS = {
     "loss": ("tokens",),
     "bos_mass": ("layer", "head", "tokens"),
@@ -114,82 +120,251 @@ def bigram_backcopy(
         SinkscopeError: no seeds, an unknown arm, numbers out of range, layers outside 1 to 3, an empty text, triggers
             it does not have, a damaged file of a run, a loss that is not finite.
     """
-    ways, numbers = arms_of(arms), seeds_of(seeds)
     if whole_number(layers, "layers", 1) > MOST_LAYERS:
         raise SinkscopeError(
             f"layers={layers} is more than the laboratory's small models have: give 1 to {MOST_LAYERS}."
         )
     read = Text.of(source, text)
     task = Backcopy.of(read, triggers)
-    sizes = Sizes(
-        task.tokens,
-        whole_number(length, "length", 2),
-        layers,
-        whole_number(heads, "heads", 1),
-        heads_width(width, heads),
+    sizes = Sizes.of(task.tokens, whole_number(length, "length", 2), layers, heads, width)
+    counts = {"steps": steps, "batch": batch, "every": every, "evaluated": evaluated}
+    run = partial(BackcopyRun, task, read.sha256, sizes, Schedule.of(learning_rate, weight_decay, **counts))
+    found = Comparison(run, arms, seeds, device, folder, n_jobs, progress)
+    return (
+        _record(found)
+        .assign_attrs(
+            kind="emergence",
+            task="Bigram-Backcopy",
+            model=f"Bigram-Backcopy, {layers} layer{'s' * (layers > 1)}",
+            characters=task.characters,
+            triggers=task.triggers,
+            **found.attributes(read),
+        )
+        .assign_attrs(attributes)
     )
-    schedule = Schedule(
-        whole_number(steps, "steps", 1),
-        whole_number(batch, "batch", 1),
-        finite_number(learning_rate, "learning_rate", 0.0),
-        finite_number(weight_decay, "weight_decay", 0.0, inclusive=True),
-        whole_number(every, "every", 1),
-        whole_number(evaluated, "evaluated", 1),
-    )
-    place = device_of(device)
-    runs = [BackcopyRun(task, read.sha256, sizes, schedule, arm, seed, place) for arm in ways for seed in numbers]
-    record = _record(runs, ways, numbers, run_all(runs, folder, n_jobs, progress))
-    return record.assign_attrs(
-        kind="emergence",
-        task="Bigram-Backcopy",
-        model=f"Bigram-Backcopy, {layers} layer{'s' * (layers > 1)}",
-        text=read.name,
-        text_sha256=read.sha256,
-        characters=task.characters,
-        triggers=task.triggers,
-        optimiser=f"AdamW, betas {BETAS}",
-        steps=steps,
-        layers=layers,
-        heads=heads,
-        width=width,
-        batch=batch,
-        learning_rate=schedule.learning_rate,
-        weight_decay=schedule.weight_decay,
-        every=every,
-        evaluated=evaluated,
-        **run_attributes(ways, numbers, place),
-    ).assign_attrs(attributes)
 
 
-def _record(
-    runs: Sequence[BackcopyRun], arms: Sequence[Arm], seeds: Sequence[int], results: Sequence[dict[str, Tensor]]
-) -> xr.Dataset:
+@dataclass(frozen=True, eq=False)
+class Backcopy:
+    """The task over the characters of one text.
+
+    Attributes:
+        characters: the vocabulary; a token is a place in it, and BOS the place behind it.
+        triggers: those after which the character before is copied.
+        transition: [character, next] probabilities of the bigram.
+        first: [character] probabilities of the first one, never a trigger: two triggers in a row would copy each other
+            for ever.
+    """
+
+    characters: str
+    triggers: str
+    transition: np.ndarray
+    first: np.ndarray
+
+    @classmethod
+    def of(cls, text: Text, triggers: str | None = None, most: int = MOST_CHARACTERS) -> Backcopy:
+        """The task of a text: its most frequent characters, and how often each follows each.
+
+        Args:
+            text: closed to a circle, so that every character has one behind it.
+            triggers: characters of the text; the three most frequent ones that are not white space when None.
+            most: characters in the vocabulary.
+
+        Raises:
+            SinkscopeError: triggers the text does not have, or that leave nothing to copy.
+        """
+        characters, encoded = text.encoded(most)
+        if triggers is None:
+            triggers = "".join(each for each in characters if not each.isspace())[:TRIGGERS]
+        triggers = "".join(dict.fromkeys(triggers))
+        foreign = [each for each in triggers if each not in characters]
+        if foreign or not triggers:
+            raise SinkscopeError(
+                f"triggers={triggers!r} are not all among the {len(characters)} most frequent characters of the text; "
+                "give one or more of those."
+            )
+        if len(triggers) == len(characters):
+            raise SinkscopeError(
+                f"the text has no character beside the triggers {triggers!r}, so there is nothing to copy; give a "
+                "longer text, or fewer triggers."
+            )
+        size = len(characters)
+        pairs = np.bincount(encoded * size + np.roll(encoded, -1), minlength=size**2).reshape(size, size)
+        counts = np.bincount(encoded, minlength=size).astype(np.float64)
+        counts[[characters.index(each) for each in triggers]] = 0
+        return cls(characters, triggers, pairs / pairs.sum(1, keepdims=True), counts / counts.sum())
+
+    @property
+    def bos(self) -> int:
+        return len(self.characters)
+
+    @property
+    def tokens(self) -> int:
+        """Size of the vocabulary, with BOS."""
+        return len(self.characters) + 1
+
+    @property
+    def trigger_ids(self) -> list[int]:
+        return [self.characters.index(each) for each in self.triggers]
+
+    @property
+    def chances(self) -> np.ndarray:
+        """[token, next] probabilities after each token that is no trigger, BOS included."""
+        return np.vstack([self.transition, self.first])
+
+    def is_trigger(self, ids: Tensor) -> Tensor:
+        """Booleans of the shape of `ids`."""
+        return torch.isin(ids, torch.tensor(self.trigger_ids, device=ids.device))
+
+    def sample(self, sequences: int, length: int, generator: torch.Generator) -> Tensor:
+        """Sequences of BOS and `length` characters: [sequence, 1 + length]."""
+        until = torch.from_numpy(self.chances.cumsum(1))
+        until[:, -1] = 1.0
+        copies = self.is_trigger(torch.arange(self.tokens))
+        chances = torch.rand(sequences, length, generator=generator, dtype=torch.float64)
+        ids = torch.full((sequences, 1 + length), self.bos)
+        for place in range(length):
+            now = ids[:, place]
+            ids[:, place + 1] = (until[now] <= chances[:, place, None]).sum(1)
+            if place:
+                ids[:, place + 1] = torch.where(copies[now], ids[:, place - 1], ids[:, place + 1])
+        return ids
+
+    def entropies(self, ids: Tensor) -> Tensor:
+        """Nats that the best prediction of what follows each token loses on average; as `ids` [.., token]."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            entropy = -np.nansum(self.chances * np.log(self.chances), axis=1)
+        entropy[self.trigger_ids] = 0.0
+        return torch.from_numpy(entropy)[ids]
+
+
+@dataclass(frozen=True)
+class Schedule(TrainingSchedule):
+    """How a model is trained, and the number of sequences it is measured on."""
+
+    evaluated: int
+
+    @property
+    def measured(self) -> list[int]:
+        """Updates done at each measurement; the last step is measured too."""
+        return [*range(0, self.steps, self.every), self.steps]
+
+
+@dataclass(frozen=True, eq=False)
+class BackcopyRun(TrainingRun[Backcopy]):
+    """A decoder trained on the task."""
+
+    betas = (0.9, 0.99)  # as Guo et al. have them
+
+    @property
+    def own_settings(self) -> dict[str, Any]:
+        return {
+            "task": "bigram backcopy",
+            "characters": self.material.characters,
+            "triggers": self.material.triggers,
+        }
+
+    def train(self, advance: Advance) -> dict[str, Tensor]:
+        """What `observed` gives, with the step as one more dimension in front."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = Decoder(self.sizes, self.arm).to(self.device)
+        observe = partial(observed, model, self.material, self.evaluation_ids().to(self.device))
+        optimiser, found = self.optimiser(model), [observe()]
+        for step, ids in enumerate(self._batches(), start=1):
+            logits, _ = model(ids[:, :-1])
+            loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            if step in self.schedule.measured:
+                found.append(observe())
+                self.check_finite(found[-1]["loss"][0], step)
+            advance(1)
+        return {name: torch.stack([each[name] for each in found]).float().cpu() for name in found[0]}
+
+    def evaluation_ids(self) -> Tensor:
+        """The sequences [sequence, 1 + token] that every run is measured on."""
+        generator = torch.Generator().manual_seed(EVALUATION_SEED)
+        return self.material.sample(self.schedule.evaluated, self.sizes.length, generator)
+
+    def _batches(self) -> Iterator[Tensor]:
+        """Token ids [batch, 1 + token] of each step, drawn on the CPU, so that they are the same on every device."""
+        generator = torch.Generator().manual_seed(self.seed)
+        for start in range(0, self.size, DRAWN_AT_ONCE):
+            sequences = min(DRAWN_AT_ONCE, self.size - start) * self.schedule.batch
+            ids = self.material.sample(sequences, self.sizes.length, generator)
+            yield from ids.to(self.device).split(self.schedule.batch)
+
+
+@torch.no_grad()
+def observed(model: Decoder, task: Backcopy, ids: Tensor) -> dict[str, Tensor]:
+    """Measure a model on sequences [sequence, 1 + token]; means over sequences and over the queries of each kind.
+
+    Returns:
+        loss [tokens]: nats.
+        bos_mass, previous_mass [layer, head, tokens]: attention on BOS, and on the token before the query's.
+        row_sum [layer, head, tokens]: on BOS and all characters together, a learned sink token left out.
+        bos_value_norm, value_norm [layer, head]: of BOS, and mean over the characters.
+        bos_hidden_norm, hidden_norm [layer]: the same of the hidden states behind each layer.
+    """
+    seen, target = ids[:, :-1], ids[:, 1:]
+    logits, traces = model(seen)
+    kinds = kinds_of(task, seen)
+    found = {"loss": _means(next_token_losses(logits, target), kinds)}
+    last = seen.shape[1]  # without the learned sink token, where there is one
+    own = [
+        Trace(each[:, :, -last:, -last:], values[:, :, -last:], hidden[:, -last:]) for each, values, hidden in traces
+    ]
+    on_previous = [functional.pad(trace.weights.diagonal(-1, dim1=-2, dim2=-1), (1, 0)) for trace in own]
+    masses = {
+        "bos_mass": [trace.weights[..., 0] for trace in own],
+        "previous_mass": on_previous,
+        "row_sum": [trace.weights.sum(-1) for trace in own],
+    }
+    found |= {name: torch.stack([_means(mass, kinds) for mass in layers]) for name, layers in masses.items()}
+    values = torch.stack([trace.values.norm(dim=-1).mean(0) for trace in own])  # [layer, head, token]
+    hidden = torch.stack([trace.hidden.norm(dim=-1).mean(0) for trace in own])  # [layer, token]
+    found |= {"bos_value_norm": values[..., 0], "value_norm": values[..., 1:].mean(-1)}
+    return found | {"bos_hidden_norm": hidden[..., 0], "hidden_norm": hidden[..., 1:].mean(-1)}
+
+
+def kinds_of(task: Backcopy, seen: Tensor) -> Tensor:
+    """Which queries [sequence, token] are of each kind: booleans [tokens, sequence, token]."""
+    character, trigger = seen != task.bos, task.is_trigger(seen)
+    return torch.stack([character, trigger, character & ~trigger])
+
+
+def uniform_bos_mass(task: Backcopy, ids: Tensor, sink_tokens: int) -> Tensor:
+    """Attention on BOS [tokens] of a head that looks at every key alike, over the same queries."""
+    seen = ids[:, :-1]
+    share = 1.0 / (torch.arange(seen.shape[1], dtype=torch.float64) + 1 + sink_tokens)
+    return _means(share.expand(seen.shape), kinds_of(task, seen))
+
+
+def _means(values: Tensor, kinds: Tensor) -> Tensor:
+    """[sequence, ..., token] over the queries of each kind: [..., tokens]; NaN for a kind that there is none of."""
+    total = torch.einsum("s...t,kst->...k", values.double(), kinds.double())
+    return total / kinds.sum((1, 2))
+
+
+def _record(found: Comparison[BackcopyRun]) -> xr.Dataset:
     """All results as one record."""
-    task, sizes, schedule = runs[0].task, runs[0].sizes, runs[0].schedule
-    ids = evaluation_ids(task, sizes, schedule)
+    first = found.runs[0]
+    task, ids = first.material, first.evaluation_ids()
     entropy = task.entropies(ids[:, :-1])
-    best = [float(entropy[kind].mean()) for kind in kinds_of(task, ids[:, :-1])]
-
-    def joined(name: str) -> np.ndarray:
-        values = torch.stack([result[name] for result in results])
-        return values.reshape(len(arms), len(seeds), *values.shape[1:]).numpy()
-
-    variables: dict[str, Any] = {name: (("arm", "seed", "step", *dims), joined(name)) for name, dims in DIMS.items()}
-    nulls = [uniform_bos_mass(task, ids, int(arm.has_sink_token)).numpy() for arm in arms]
+    nulls = [uniform_bos_mass(task, ids, int(arm.has_sink_token)) for arm in found.arms]
     return xr.Dataset(
-        variables
-        | {
-            "best_loss": ("tokens", best),
+        {
+            **{name: (("arm", "seed", "step", *dims), found.joined(name)) for name, dims in DIMS.items()},
+            "best_loss": ("tokens", [float(entropy[kind].mean()) for kind in kinds_of(task, ids[:, :-1])]),
             "bos_null": (("arm", "tokens"), np.stack(nulls)),
-            "seconds": (("arm", "seed"), joined("seconds")),
+            "seconds": (("arm", "seed"), found.joined("seconds")),
         },
         coords={
-            **arm_coordinates(arms),
-            "seed": list(seeds),
-            "step": schedule.measured,
-            "layer": np.arange(sizes.layers),
-            "head": np.arange(sizes.heads),
+            **found.coordinates,
+            "step": first.schedule.measured,
             "tokens": list(TOKENS),
-            "length": sizes.length,
+            "length": first.sizes.length,
         },
     )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.normalisers import ClippedSoftmax, LearnedSink, Normaliser, ReLU, Sigmoid, Softmax, Softmax1
 
@@ -41,16 +42,6 @@ ARMS = (
     Arm("sink token", has_sink_token=True),
 )
 NAMES = tuple(arm.name for arm in ARMS)
-
-
-def arm_coordinates(arms: Sequence[Arm]) -> dict[str, Any]:
-    """What a record says of its arms beside their names: the class of the normaliser, and what is trained with it."""
-    return {
-        "arm": [arm.name for arm in arms],
-        "normaliser_kind": ("arm", [type(arm.normaliser).__name__ for arm in arms]),
-        "has_sink_logit": ("arm", [int(arm.has_sink_logit) for arm in arms]),
-        "has_sink_token": ("arm", [int(arm.has_sink_token) for arm in arms]),
-    }
 
 
 def arms_of(given: str | Arm | Iterable[str | Arm]) -> list[Arm]:
@@ -85,6 +76,17 @@ class Sizes:
     layers: int
     heads: int
     width: int
+
+    @classmethod
+    def of(cls, vocabulary: int, length: int, layers: int, heads: int, width: int, even: bool = False) -> Sizes:
+        """SinkscopeError for a width that heads cannot share; `even`, in pairs for rotary positions."""
+        for name, value in {"layers": layers, "heads": heads, "width": width}.items():
+            whole_number(value, name, 1)
+        if width % (heads * (1 + even)):
+            raise SinkscopeError(
+                f"width={width} cannot be shared among heads={heads}: give a multiple of {heads * (1 + even)}."
+            )
+        return cls(vocabulary, length, layers, heads, width)
 
 
 class Trace(NamedTuple):

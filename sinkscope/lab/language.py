@@ -1,24 +1,33 @@
-"""Whether sinks appear in a small language model trained from scratch, and whether it then needs them."""
+"""Whether sinks appear in a small language model trained from scratch, character by character, and whether it then
+needs them."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-from sinkscope.arguments import finite_number, whole_number
+from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
-from sinkscope.experiments.perplexity import perplexity
-from sinkscope.lab.decoder import Arm, Sizes, arm_coordinates, arms_of
-from sinkscope.lab.language_run import BETAS, LanguageRun, LanguageSchedule
-from sinkscope.lab.runs import device_of, heads_width, run_all, run_attributes, seeds_of
-from sinkscope.lab.texts import Text
+from sinkscope.experiments.perplexity import perplexity, policy_coordinates
+from sinkscope.experiments.runner import Advance
+from sinkscope.hf.attention import AttentionCall, MaskRequest, register, use_implementation
+from sinkscope.hf.models import new_llama
+from sinkscope.lab.decoder import Arm, Sizes
+from sinkscope.lab.runs import Comparison, Text, TrainingRun, TrainingSchedule
+from sinkscope.normalisers import Normaliser, Softmax
 from sinkscope.policies import Dense, Policy, SinkWindow, Window
 from sinkscope.probes import LogSumExp, SinkMass
 from sinkscope.progress import progress_bar
@@ -30,6 +39,11 @@ MOST_CHARACTERS = 255
 ROWS = 16  # sequences that run together in evaluation
 HELD_OUT = 0.05  # of the text, its end: nothing there is learned from
 ARMS = ("softmax", "softmax1", "sink token")
+CLIPPED_NORM, LAST_RATE, WARM_STEPS = 1.0, 0.1, 100
+ROOM = 4  # the model is told of so many times its trained length; nothing is computed from it
+WEIGHTS = "weights."
+ATTENTION = "sinkscope_lab"  # as transformers knows it
+NORMALISERS: WeakKeyDictionary[nn.Module, Normaliser] = WeakKeyDictionary()
 
 
 def language_model(
@@ -97,101 +111,30 @@ def language_model(
         SinkscopeError: as `bigram_backcopy`; also sinks that leave no window, texts too short for anything to be
             evicted, too little text to hold some out.
     """
-    ways, numbers = arms_of(arms), seeds_of(seeds)
-    for arm in ways:
-        if arm.has_sink_logit:
-            raise SinkscopeError(f"the arm {arm.name!r} trains logits that Llama does not have; leave it out here.")
-    sizes_given = {"steps": steps, "layers": layers, "heads": heads, "batch": batch, "every": every}
-    for name, value in {**sizes_given, "evaluated": evaluated}.items():
-        whole_number(value, name, 1)
+    schedule = LanguageSchedule.of(learning_rate, weight_decay, steps=steps, batch=batch, every=every)
     policies = _policies(cache_size, sinks, whole_number(length, "length", 4))
     read = Text.of(source, text)
     characters, ids = read.encoded(MOST_CHARACTERS)
-    learned, texts = _split(ids, length, evaluated)
-    sizes = Sizes(len(characters) + 1, length, layers, heads, heads_width(width, heads, even=True))
-    schedule = LanguageSchedule(
-        steps,
-        batch,
-        finite_number(learning_rate, "learning_rate", 0.0),
-        finite_number(weight_decay, "weight_decay", 0.0, inclusive=True),
-        every,
-    )
-    place = device_of(device)
-    runs = [LanguageRun(learned, read.sha256, sizes, schedule, arm, seed, place) for arm in ways for seed in numbers]
-    results = run_all(runs, folder, n_jobs, progress)
-    record = _record(runs, ways, numbers, results, texts, policies, progress)
+    learned, texts = _split(ids, length, whole_number(evaluated, "evaluated", 1))
+    sizes = Sizes.of(len(characters) + 1, length, layers, heads, width, even=True)
+    run = partial(LanguageRun, learned, read.sha256, sizes, schedule)
+    found = Comparison(run, arms, seeds, device, folder, n_jobs, progress)
+    record = _record(found, texts, policies, progress)
     return record.assign_attrs(
         kind="language",
         task="language model",
         model=f"Llama-style, {layers} layers of width {width}, trained on characters",
-        parameters=sum(each.numel() for each in runs[0].untrained().parameters()),
-        text=read.name,
-        text_sha256=read.sha256,
+        parameters=sum(each.numel() for each in found.runs[0].untrained().parameters()),
         characters=characters,
         tokens_learned_from=len(learned),
         tokens=int(texts.numel()),
         sequences=len(texts),
-        optimiser=f"AdamW, betas {BETAS}",
-        steps=steps,
-        layers=layers,
-        heads=heads,
-        width=width,
-        batch=batch,
-        learning_rate=schedule.learning_rate,
-        weight_decay=schedule.weight_decay,
-        every=every,
         evaluated=evaluated,
         cache_size=cache_size,
         policies="; ".join(map(repr, policies)),
         transformers=version("transformers"),
-        **run_attributes(ways, numbers, place),
+        **found.attributes(read),
     ).assign_attrs(attributes)
-
-
-def _record(
-    runs: Sequence[LanguageRun],
-    arms: Sequence[Arm],
-    seeds: Sequence[int],
-    results: Sequence[dict[str, Tensor]],
-    texts: Tensor,
-    policies: Sequence[Policy],
-    shown: bool | None,
-) -> xr.Dataset:
-    """All results, and what the trained models do on the texts, as one record."""
-    measured = []
-    with progress_bar(len(runs), "model", shown, desc="evaluation") as bar:
-        for run, found in zip(runs, results, strict=True):
-            measured.append(_evaluated(run, found, texts, policies))
-            bar.update()
-
-    def joined(values: Sequence[Any]) -> np.ndarray:
-        stacked = np.stack([np.asarray(each) for each in values])
-        return stacked.reshape(len(arms), len(seeds), *stacked.shape[1:])
-
-    nll = joined([each["nll"] for each in measured])
-    nll[..., 0] = np.nan
-    heads = ("arm", "seed", "sequence", "layer", "head")
-    sizes = runs[0].sizes
-    return xr.Dataset(
-        {
-            "train_loss": (("arm", "seed", "step"), joined([each["train_loss"] for each in results])),
-            "sink_mass": (heads, joined([each["sink_mass"] for each in measured])),
-            "virtual_mass": (heads, joined([each["virtual_mass"] for each in measured])),
-            "nll": (("arm", "seed", "policy", "sequence", "token"), nll, {"units": "nats"}),
-            "sink_null": ("arm", [_even_mass(texts.shape[1] + arm.has_sink_token) for arm in arms]),
-            "seconds": (("arm", "seed"), joined([each["seconds"] for each in results])),
-        },
-        coords={
-            **arm_coordinates(arms),
-            "seed": list(seeds),
-            "step": runs[0].schedule.recorded,
-            "policy": [policy.name for policy in policies],
-            **{name: ("policy", [each.coordinates[name] for each in policies]) for name in policies[0].coordinates},
-            **text_coordinates(list(texts)),
-            "layer": np.arange(sizes.layers),
-            "head": np.arange(sizes.heads),
-        },
-    )
 
 
 def _policies(cache_size: int, sinks: Iterable[int], length: int) -> list[Policy]:
@@ -223,6 +166,175 @@ def _split(ids: np.ndarray, length: int, evaluated: int) -> tuple[np.ndarray, Te
     count = min(evaluated, len(held) // length)
     starts = np.linspace(0, len(held) - length, count).astype(int)
     return ids[:kept], torch.from_numpy(np.stack([held[start : start + length] for start in starts]))
+
+
+@dataclass(frozen=True)
+class LanguageSchedule(TrainingSchedule):
+    """The learning rate rises over the first steps and falls along a cosine to a tenth; a recorded loss is a mean over
+    `every` steps."""
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        warm = min(WARM_STEPS, max(1, self.steps // 10))
+        if step < warm:
+            return self.learning_rate * (step + 1) / warm
+        done = (step - warm) / max(1, self.steps - warm)
+        return self.learning_rate * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * done)))
+
+    @property
+    def recorded(self) -> list[int]:
+        """Updates done at the end of each stretch that a loss is recorded for."""
+        return sorted({*range(self.every, self.steps + 1, self.every), self.steps})
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageRun(TrainingRun[np.ndarray]):
+    """A model of a text [token]; the last token of its vocabulary is the sink token, which only its arm uses."""
+
+    betas = (0.9, 0.95)
+
+    def __post_init__(self) -> None:
+        if self.arm.has_sink_logit:
+            raise SinkscopeError(
+                f"the arm {self.arm.name!r} trains logits that Llama does not have; leave it out here."
+            )
+
+    @property
+    def own_settings(self) -> dict[str, Any]:
+        return {"task": "language", "tokens": len(self.material), "transformers": version("transformers")}
+
+    def train(self, advance: Advance) -> dict[str, Tensor]:
+        """The mean losses [step] in nats, and the weights."""
+        model = self.untrained().to(self.device)
+        optimiser = self.optimiser(model)
+        means, losses = [], []
+        with training_attention(model, self.arm.normaliser):
+            for step, passages in enumerate(self._passages()):
+                for group in optimiser.param_groups:
+                    group["lr"] = self.schedule.rate(step)
+                loss = self._loss(model, passages)
+                optimiser.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), CLIPPED_NORM)
+                optimiser.step()
+                losses.append(loss.detach())
+                if step + 1 in self.schedule.recorded:
+                    means.append(torch.stack(losses).mean())
+                    self.check_finite(means[-1], step + 1)
+                    losses = []
+                advance(1)
+        weights = {WEIGHTS + name: tensor for name, tensor in model.state_dict().items()}
+        return {"train_loss": torch.stack(means).cpu()} | weights
+
+    def untrained(self) -> Any:
+        """The model as its training begins."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = new_llama(
+                vocabulary=self.sizes.vocabulary,
+                width=self.sizes.width,
+                layers=self.sizes.layers,
+                heads=self.sizes.heads,
+                positions=ROOM * self.sizes.length,
+                begin_token=self.sink_token,
+            )
+        return model.eval()  # there is no dropout, so training and evaluation are the same
+
+    def trained(self, found: dict[str, Tensor]) -> Any:
+        """The model with the weights that `train` found."""
+        model: Any = self.untrained()
+        weights = {name.removeprefix(WEIGHTS): each for name, each in found.items() if name.startswith(WEIGHTS)}
+        model.load_state_dict(weights)
+        return model.to(self.device)
+
+    @property
+    def sink_token(self) -> int:
+        return self.sizes.vocabulary - 1
+
+    def with_sink_token(self, ids: Tensor) -> Tensor:
+        """Token ids [sequence, token] as this arm reads them."""
+        return functional.pad(ids, (1, 0), value=self.sink_token) if self.arm.has_sink_token else ids
+
+    def _loss(self, model: nn.Module, passages: Tensor) -> Tensor:
+        """Mean loss over the tokens that a text itself allows to predict: all but the first, in every arm."""
+        tokens = self.sizes.length - 1
+        logits = model(self.with_sink_token(passages)).logits
+        predicting = logits[:, logits.shape[1] - 1 - tokens : -1]
+        return functional.cross_entropy(predicting.flatten(0, 1), passages[:, 1:].flatten())
+
+    def _passages(self) -> Iterator[Tensor]:
+        """Token ids [batch, token] of each step: passages that begin anywhere in the text."""
+        generator = torch.Generator().manual_seed(self.seed)
+        text = torch.tensor(self.material)
+        last, length = len(text) - self.sizes.length, self.sizes.length
+        for _ in range(self.size):
+            starts = torch.randint(last + 1, (self.schedule.batch,), generator=generator)
+            yield text[starts[:, None] + torch.arange(length)].to(self.device)
+
+
+@contextmanager
+def training_attention(model: Any, normaliser: Normaliser) -> Iterator[None]:
+    """Within it the model's attention has this normaliser; softmax is its own, and quicker left alone.
+
+    The same as `attached(model, normaliser=...)`, which keeps no T x T weights and so computes them twice in training:
+    for short passages this is three times quicker.
+    """
+    if normaliser == Softmax():
+        yield
+        return
+    modules = [layer.self_attn for layer in model.model.layers]
+    with ExitStack() as undo:
+        for module in modules:
+            NORMALISERS[module] = normaliser
+            undo.callback(NORMALISERS.pop, module, None)
+        use_implementation(model, ATTENTION, undo)
+        yield
+
+
+def _attention(call: AttentionCall) -> tuple[Tensor, None]:
+    """Causal attention [batch, head, query, dim]."""
+    assert call.scale is not None  # a Llama gives it
+    scores = call.query @ call.key.mT * call.scale
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+    weights = NORMALISERS[call.module].weights(scores.masked_fill(later, -torch.inf))
+    return weights @ call.value, None
+
+
+def _no_mask(asked: MaskRequest) -> None:
+    """The attention function knows what is later by itself."""
+
+
+register(ATTENTION, _attention, _no_mask)
+
+
+def _record(
+    found: Comparison[LanguageRun], texts: Tensor, policies: Sequence[Policy], shown: bool | None
+) -> xr.Dataset:
+    """All results, and what the trained models do on the texts, as one record."""
+    measured = []
+    with progress_bar(len(found.runs), "model", shown, desc="evaluation") as bar:
+        for run, result in zip(found.runs, found.results, strict=True):
+            measured.append(_evaluated(run, result, texts, policies))
+            bar.update()
+    nll = found.joined("nll", measured)
+    nll[..., 0] = np.nan
+    heads = ("arm", "seed", "sequence", "layer", "head")
+    return xr.Dataset(
+        {
+            "train_loss": (("arm", "seed", "step"), found.joined("train_loss")),
+            "sink_mass": (heads, found.joined("sink_mass", measured)),
+            "virtual_mass": (heads, found.joined("virtual_mass", measured)),
+            "nll": (("arm", "seed", "policy", "sequence", "token"), nll, {"units": "nats"}),
+            "sink_null": ("arm", [_even_mass(texts.shape[1] + arm.has_sink_token) for arm in found.arms]),
+            "seconds": (("arm", "seed"), found.joined("seconds")),
+        },
+        coords={
+            **found.coordinates,
+            "step": found.runs[0].schedule.recorded,
+            **policy_coordinates(policies),
+            **text_coordinates(list(texts)),
+        },
+    )
 
 
 def _evaluated(
