@@ -79,19 +79,17 @@ def run_ablation(
 
     Args:
         model: a decoder in eval mode, or what `load` takes: a hub id, a directory, a .gguf file, None for the demo one.
-        ids: token ids [sequence, token], or a list of 1-D tensors; each text starts with an empty cache.
+        ids, block, progress, attributes: as in `perplexity`.
         sinks, cache_size: tokens; one number or several.
         positions: "cache", "original", or both.
         kinds: "first", "line breaks", "random", or several.
         policies: of any class, read beside the combinations over the text as it is.
         tokenizer: finds the line break; the model's own when None, where it is known.
-        block: tokens per forward pass; changes time and memory, not losses.
         seed: of the random tokens.
         n_jobs: cells at the same time; as the surrounding `joblib.parallel_config` says, otherwise 1, when None.
         folder: keeps a file for each cell, named by a hash of all that its losses depend on. The same cell is not run
             again, one that was interrupted goes on, and a damaged file is refused.
         known: gives the losses of texts under a policy, in place of reading them here.
-        progress, attributes: as in `perplexity`.
 
     Returns:
         A record as that of `perplexity` with the cells along `policy`, `first_tokens` [policy] their kind. Along
@@ -103,10 +101,14 @@ def run_ablation(
             positions or kinds, what is no policy, no tokenizer or no token for line breaks, a model or policy that
             cannot be streamed, a damaged file of a cell.
     """
-    levels = _levels(sinks, cache_size, positions, kinds, policies)
-    seed = whole_number(seed, "seed", 0)
+    levels, seed = _levels(sinks, cache_size, positions, kinds, policies), whole_number(seed, "seed", 0)
     texts, run, source = texts_of(ids), Run(block), ModelSource.of(model)
-    _check_lengths(texts, max(level.cache_size for level in levels))
+    largest, shortest = max(level.cache_size for level in levels), min(map(len, texts))
+    if shortest < (need := first_evicted(largest) + 1):
+        raise SinkscopeError(
+            f"a text of {shortest} tokens evicts nothing from a cache of {largest}; give {need} tokens or more, or a "
+            "smaller cache_size."
+        )
     try:
         opened = source.open()
         check_run(opened, texts, run)
@@ -123,7 +125,12 @@ def run_ablation(
         for level in levels:
             read = changed.get((level.kind, level.sinks), texts)
             cells.append(Reading(source, read, level, run, settings_of(opened, read, level.policy, run)))
-        runs = _runs(cells)
+        runs: dict[str, Reading] = {}
+        for cell in cells:  # for the first level that each stands for
+            runs.setdefault(cell.key, cell)
+        names = [cell.level.name for cell in runs.values()]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise SinkscopeError(f"two policies that differ are called {min(twice)!r}; give one a label of its own.")
         place = None if folder is None else writable_folder(folder, "cells")
         if known is None:
             finished = run_cells(cells, place, n_jobs, progress, title="ablation")
@@ -200,16 +207,6 @@ def _levels(sinks: Any, cache_size: Any, positions: Any, kinds: Any, policies: A
     return levels
 
 
-def _check_lengths(texts: list[Tensor], cache_size: int) -> None:
-    """A token is evicted when `cache_size + 1` have been read, and missing from the next one's prediction."""
-    shortest, need = min(map(len, texts)), first_evicted(cache_size) + 1
-    if shortest < need:
-        raise SinkscopeError(
-            f"a text of {shortest} tokens evicts nothing from a cache of {cache_size}; give {need} tokens or more, or "
-            "a smaller cache_size."
-        )
-
-
 def _token_source(kind: str, model: nn.Module, source: ModelSource, tokenizer: Any) -> int:
     """The token to put first, or how many there are to draw from; 0 for the first tokens of the text."""
     if kind == "line breaks":
@@ -219,17 +216,14 @@ def _token_source(kind: str, model: nn.Module, source: ModelSource, tokenizer: A
 
 
 def with_first_tokens(texts: Sequence[Tensor], kind: str, count: int, tokens: int, seed: int) -> list[Tensor]:
-    """The texts [token] with others as their first tokens, BOS included.
+    """The texts [token] with `count` others as their first tokens, BOS included.
 
     Is it what the first tokens say that makes them sinks, or that they come first? Table 1 of Xiao et al. (2023) puts
-    four line breaks in the place of the first four tokens, and perplexity hardly changes.
+    four line breaks in the place of the first four tokens, and perplexity hardly changes. Random tokens are others for
+    each text; those of a smaller count are the first of those of a larger one.
 
     Args:
-        texts: are left as they are.
-        kind: of `KINDS`; random tokens of a smaller count are the first of those of a larger one.
-        count: how many are replaced.
         tokens: the token to put there, or the size of the vocabulary to draw from.
-        seed: of the draws, which are others for each text.
     """
     if kind == "first":
         return list(texts)
@@ -242,23 +236,8 @@ def with_first_tokens(texts: Sequence[Tensor], kind: str, count: int, tokens: in
     return changed
 
 
-def _runs(cells: list[Reading]) -> dict[str, Reading]:
-    """By key, the cells to run: each for the first level that it stands for."""
-    runs: dict[str, Reading] = {}
-    for cell in cells:
-        runs.setdefault(cell.key, cell)
-    names = [cell.level.name for cell in runs.values()]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise SinkscopeError(f"two policies that differ are called {min(twice)!r}; give one a label of its own.")
-    return runs
-
-
 def _record(
-    model: nn.Module,
-    texts: list[Tensor],
-    cells: list[Reading],
-    runs: dict[str, Reading],
-    finished: dict[str, Progress],
+    model: nn.Module, texts: list[Tensor], cells: list[Reading], runs: dict[str, Reading], finished: dict[str, Progress]
 ) -> xr.Dataset:
     """The losses as a record, one policy for each cell that was run."""
     levels = [cell.level for cell in runs.values()]

@@ -78,7 +78,22 @@ class EvictKeys(Intervention):
         return EvictKeys("random", count, self.bias, self.layers, self.heads)
 
     def check(self, model: nn.Module, texts: Sequence[Tensor], conditions: Conditions) -> None:
-        self._check_model(model)
+        anatomy, name = find_anatomy(model), type(model).__name__
+        if not anatomy.interface:
+            raise SinkscopeError(
+                f"{name} does not use transformers' attention interface, so no key can be taken from it; its texts can "
+                "be changed (ReplaceTokens, Shift, Repeat)."
+            )
+        _check_among(self.name, "layer", self.layers, anatomy.numbers)
+        if (heads := query_heads(model)) is not None:
+            _check_among(self.name, "head", self.heads, range(heads))
+        evictions = layer_evictions(EvictRecent(1, label=self.name), model, anatomy)
+        able = [number for number, one in zip(anatomy.numbers, evictions, strict=True) if one]
+        if sliding := sorted(set(self.layers or ()) - set(able)):
+            raise SinkscopeError(
+                f"layer {sliding[0]} of `{self.name}` slides over the model's own window and stays as it is; give some "
+                f"of {', '.join(map(str, able))}."
+            )
         if not isinstance(self.which, str) and max(self.which) >= conditions.start:
             raise SinkscopeError(
                 f"key {max(self.which)} of `{self.name}` is not before the start at {conditions.start}, from which on "
@@ -123,25 +138,6 @@ class EvictKeys(Intervention):
         if self.bias == -math.inf:
             return Evict(keys, start=start, layers=self.layers, heads=self.heads)
         return Dose(self.bias, keys, start=start, layers=self.layers, heads=self.heads)
-
-    def _check_model(self, model: nn.Module) -> None:
-        anatomy, name = find_anatomy(model), type(model).__name__
-        if not anatomy.interface:
-            raise SinkscopeError(
-                f"{name} does not use transformers' attention interface, so no key can be taken from it; its texts can "
-                "be changed (ReplaceTokens, Shift, Repeat)."
-            )
-        _check_among(self.name, "layer", self.layers, anatomy.numbers)
-        if (heads := query_heads(model)) is not None:
-            _check_among(self.name, "head", self.heads, range(heads))
-        evictions = layer_evictions(EvictRecent(1, label=self.name), model, anatomy)
-        able = [number for number, one in zip(anatomy.numbers, evictions, strict=True) if one]
-        sliding = sorted(set(self.layers or ()) - set(able))
-        if sliding:
-            raise SinkscopeError(
-                f"layer {sliding[0]} of `{self.name}` slides over the model's own window and stays as it is; give some "
-                f"of {', '.join(map(str, able))}."
-            )
 
 
 class Site(NamedTuple):

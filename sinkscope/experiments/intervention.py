@@ -25,14 +25,8 @@ TOKENS = ("line breaks", "random")
 
 @dataclass(frozen=True)
 class Conditions:
-    """What interventions of one run share.
-
-    Attributes:
-        start: the first query that notices; tokens after it are scored.
-        sinks: how many first tokens count as sinks.
-        seed: of all that is drawn at random.
-        tokenizer: tells what is a delimiter, or None.
-    """
+    """What interventions of one run share; `start` is the first query that notices, `sinks` how many first tokens count
+    as sinks, `seed` that of all that is drawn at random, and `tokenizer` tells what is a delimiter."""
 
     start: int
     sinks: int
@@ -46,7 +40,7 @@ class Conditions:
     def others(self, number: int, count: int) -> list[int]:
         """Places of `count` random tokens of the `number`-th text, behind the sinks and before the start."""
         drawn = self.random(number).choice(range(max(self.sinks, count), self.start), count, replace=False)
-        return sorted(int(place) for place in drawn)
+        return sorted(drawn.tolist())
 
     def check_room(self, name: str, count: int) -> None:
         """Raise SinkscopeError when there are not more than `count` tokens behind the sinks and before the start."""

@@ -189,7 +189,7 @@ def _record(
     """Every text run under each intervention, the baseline first."""
     longest, shape = max(map(len, texts)), (len(interventions), len(texts))
     losses, same = np.full((*shape, longest), np.nan, dtype=np.float32), np.ones(shape, dtype=bool)
-    means: dict[str, dict[tuple[int, int], xr.DataArray]] = {"sink_mass": {}, "output_norm": {}}
+    means: dict[str, list[np.ndarray]] = {}
     unchanged: dict[int, tuple[Tensor, xr.Dataset]] = {}  # by text: a dose of 0 is no other run than the baseline
     with progress_bar(len(interventions) * sum(map(len, texts)), "token", shown, desc="interventions") as bar:
         for row, intervention in enumerate(interventions):
@@ -205,26 +205,24 @@ def _record(
                 losses[row, number, at] = nll[scored].numpy()
                 same[row, number] = torch.equal(trial.tokens[1:][scored], text[at])
                 late = measured.isel(sequence=0, query=slice(int((places < conditions.start).sum()), None))
-                for name in means.keys() & set(late):
-                    values = late[name].sum("sink") if name == "sink_mass" else late[name]
-                    means[name][row, number] = values.mean("query").transpose("layer", "head")
+                late = late.assign(sink_mass=late["sink_mass"].sum("sink"))
+                for name in {"sink_mass", "output_norm"} & set(late):  # no output outside the attention interface
+                    mean = late[name].mean("query").transpose("layer", "head")
+                    means.setdefault(name, []).append(mean.values)
                 bar.update(len(text))
-    one = means["sink_mass"][0, 0]
-    stacked = {
-        name: np.stack([found[place].values for place in np.ndindex(shape)]).reshape(*shape, *one.shape)
-        for name, found in means.items()
-        if found  # what heads hand on is not shown outside the attention interface
-    }
     record = xr.Dataset(
         {
             "nll": (("policy", "sequence", "token"), losses, {"units": "nats"}),
-            **{name: (("policy", "sequence", "layer", "head"), values) for name, values in stacked.items()},
+            **{
+                name: (("policy", "sequence", "layer", "head"), np.stack(means[name]).reshape(*shape, *mean.shape))
+                for name in sorted(means, reverse=True)
+            },
         },
         coords={
             "policy": [intervention.name for intervention in interventions],
             "same_tokens": ("policy", same.all(1).astype(int)),
-            "layer": one["layer"].values,
-            "head": one["head"].values,
+            "layer": mean["layer"].values,
+            "head": mean["head"].values,
             **text_coordinates(texts),
         },
     )

@@ -88,7 +88,12 @@ def perplexity(
         SinkscopeError: a text of fewer than two tokens, ids outside the vocabulary, a model that predicts no next
             token, a policy that it cannot carry out, a checkpoint that is damaged or of other settings.
     """
-    texts, ways, run = texts_of(ids), _named_policies(policies), Run(block, samples, seed, normaliser)
+    texts, ways, run = texts_of(ids), checked_policies(policies), Run(block, samples, seed, normaliser)
+    if not ways:
+        raise SinkscopeError("no policy was given; give at least one, such as sinkscope.SinkWindow(4, 508).")
+    names = [policy.name for policy in ways]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise SinkscopeError(f"two of the policies are named {twice[0]!r}; give each once, or a label of its own.")
     check_run(model, texts, run)
     for policy in ways:
         check_limits(model, policy, max(map(len, texts)))
@@ -197,16 +202,6 @@ def checked_policies(given: Iterable[Policy]) -> list[Policy]:
     for policy in policies:
         if not isinstance(policy, Policy):
             raise SinkscopeError(f"{policy!r} is not a policy; give instances such as sinkscope.SinkWindow(4, 508).")
-    return policies
-
-
-def _named_policies(given: Iterable[Policy]) -> list[Policy]:
-    policies = checked_policies(given)
-    if not policies:
-        raise SinkscopeError("no policy was given; give at least one, such as sinkscope.SinkWindow(4, 508).")
-    names = [policy.name for policy in policies]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise SinkscopeError(f"two of the policies are named {twice[0]!r}; give each once, or a label of its own.")
     return policies
 
 

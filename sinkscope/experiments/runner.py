@@ -142,7 +142,7 @@ class ModelSource:
 
     @classmethod
     def of(cls, model: Any) -> ModelSource:
-        """The source of a model; a path is made absolute, as workers may stand in another folder."""
+        """A path is made absolute, as workers may stand in another folder."""
         if not isinstance(model, (str, os.PathLike)):
             return cls(model)
         path = Path(model).expanduser()

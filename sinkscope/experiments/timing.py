@@ -72,7 +72,16 @@ def run_timing(
     """
     sizes = sorted({whole_number(size, "cache_sizes", 1) for size in _several(cache_sizes)})
     repeats, sinks = whole_number(repeats, "repeats", 1), whole_number(sinks, "sinks", 1)
-    text, names = _checked_text(model, ids, sizes), _checked_names(policies)
+    texts, names = texts_of(ids), list(dict.fromkeys(_several(policies)))
+    if not sizes or len(texts) != 1 or len(texts[0]) <= sizes[-1]:
+        raise SinkscopeError(
+            f"got {len(texts)} text(s), the first of {len(texts[0])} tokens, and cache_sizes={sizes}; give one text of "
+            "more tokens than the largest cache, and one size at least."
+        )
+    check_run(model, texts, Run())
+    if (unknown := [name for name in names if name not in FAMILIES]) or not names:
+        raise SinkscopeError(f"policies={unknown or names} cannot be timed; give some of {', '.join(FAMILIES)}.")
+    text = texts[0][None].to(next(model.parameters()).device)
     plan = {size: {name: _policy(name, size, sinks) for name in names} for size in sizes}
     for size, ways in plan.items():
         for policy in ways.values():
@@ -98,14 +107,23 @@ def run_timing(
 def _rows(
     model: nn.Module, text: Tensor, size: int, ways: dict[str, Policy], repeats: int, bar: tqdm[Any]
 ) -> list[dict[str, Any]]:
-    """The rows of one cache size."""
+    """The rows of one cache size; the tokens that follow are read on and on, from their start again."""
     kept = cost_table(model, ways.values(), size)["kv_bytes"]
     flops = cost_table(model, ways.values(), size + 1)["flops_per_token"]
+    following, taken = text[:, size:], {name: list[float]() for name in ways}
     with ExitStack() as stack:
         decoders = {
             name: stack.enter_context(closing(Decoder(model, text[:, :size], policy))) for name, policy in ways.items()
         }
-        taken = _timed(decoders, text[:, size:], repeats, bar)
+        for number in range(-1, repeats):  # the first round is not counted: it makes what later ones find made
+            for name, decoder in decoders.items():
+                for step in range(1 if name == "recompute" else STEPS):
+                    at = ((number + 1) * STEPS + step) % following.shape[1]
+                    begun = time.perf_counter()
+                    decoder.step(following[:, at : at + 1])[0].item()  # reading a logit waits until it is there
+                    if number >= 0:
+                        taken[name].append(1000 * (time.perf_counter() - begun))
+            bar.update(number >= 0)
         return [
             {
                 "policy": name,
@@ -120,47 +138,12 @@ def _rows(
         ]
 
 
-def _timed(decoders: dict[str, Decoder], following: Tensor, repeats: int, bar: tqdm[Any]) -> dict[str, list[float]]:
-    """Milliseconds of single tokens, by policy; `following` [1, token] is read on and on, from its start again."""
-    taken: dict[str, list[float]] = {name: [] for name in decoders}
-    for number in range(-1, repeats):  # the first round is not counted: it makes what later ones find made
-        for name, decoder in decoders.items():
-            for step in range(1 if name == "recompute" else STEPS):
-                at = ((number + 1) * STEPS + step) % following.shape[1]
-                begun = time.perf_counter()
-                decoder.step(following[:, at : at + 1])[0].item()  # reading a logit waits until it is there
-                if number >= 0:
-                    taken[name].append(1000 * (time.perf_counter() - begun))
-        bar.update(number >= 0)
-    return taken
-
-
 def _policy(name: str, size: int, sinks: int) -> Policy:
     if name != "sinks":
         return {"dense": Dense(), "window": Window(size), "recompute": Recompute(size)}[name]
     if sinks >= size:
         raise SinkscopeError(f"sinks={sinks} leave no room for a window in a cache of {size}; give fewer.")
     return SinkWindow(sinks, size - sinks)
-
-
-def _checked_text(model: nn.Module, ids: Tensor | Sequence[Tensor], sizes: list[int]) -> Tensor:
-    """The text, [1, token] on the model's device."""
-    texts = texts_of(ids)
-    if not sizes or len(texts) != 1 or len(texts[0]) <= sizes[-1]:
-        raise SinkscopeError(
-            f"got {len(texts)} text(s), the first of {len(texts[0])} tokens, and cache_sizes={sizes}; give one text of "
-            "more tokens than the largest cache, and one size at least."
-        )
-    check_run(model, texts, Run())
-    return texts[0][None].to(next(model.parameters()).device)
-
-
-def _checked_names(policies: str | Iterable[str]) -> list[str]:
-    names = list(dict.fromkeys(_several(policies)))
-    unknown = [name for name in names if name not in FAMILIES]
-    if unknown or not names:
-        raise SinkscopeError(f"policies={unknown or names} cannot be timed; give some of {', '.join(FAMILIES)}.")
-    return names
 
 
 def _several(given: Any) -> list[Any]:

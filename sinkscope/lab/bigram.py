@@ -1,10 +1,4 @@
-"""How sinks emerge: small models trained on the Bigram-Backcopy task, with softmax and with what may replace it, and
-what is measured meanwhile (Guo et al. 2024, "Active-dormant attention heads", section 2).
-
-A sequence is BOS, then characters. After most characters the next one follows from the current one alone, as in a text
-(a bigram). After a trigger comes the character before the trigger once more. So a head has something to do after
-triggers, to look one character back, and nothing to do anywhere else.
-"""
+"""How sinks emerge: small models trained on the Bigram-Backcopy task, with softmax and with what may replace it."""
 
 from __future__ import annotations
 
@@ -23,7 +17,7 @@ from torch.nn import functional
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.runner import Advance
-from sinkscope.lab.decoder import NAMES, Arm, Decoder, Sizes, Trace
+from sinkscope.lab.decoder import NAMES, Arm, Decoder, Sizes
 from sinkscope.lab.runs import Comparison, Text, TrainingRun, TrainingSchedule
 from sinkscope.streaming.readers import next_token_losses
 
@@ -71,9 +65,10 @@ def bigram_backcopy(
 ) -> xr.Dataset:
     """Train small models from scratch, one for each arm and seed, and watch whether a sink grows on BOS.
 
-    The task is Bigram-Backcopy (Guo et al. 2024): characters follow one another as in a text, except that after a
-    trigger the character before it comes again. A head that copies has nothing to do after all other characters, and
-    softmax still makes it spend one whole unit of attention there.
+    The task is Bigram-Backcopy (Guo et al. 2024, "Active-dormant attention heads", section 2): after BOS each character
+    follows from the one before it, as in a text, except that after a trigger the character before it comes again. A
+    head that copies has nothing to do after all other characters, and softmax still makes it spend one whole unit of
+    attention there.
 
     Runs of one seed share their first weights and all training sequences, so that arms can be compared pairwise.
     All runs are measured on the same other sequences.
@@ -82,25 +77,21 @@ def bigram_backcopy(
         arms: any of "softmax", "softmax1", "learned sink" (a logit for each head, trained with the rest), "clipped
             softmax", "sigmoid", "relu", "sink token" (softmax, with a learned token in front of BOS); or `Arm` objects.
         seeds: one run each; intervals take three or more.
-        steps: updates.
-        layers: 1 to 3.
-        heads, width: of each layer.
+        steps, batch: updates, and sequences in each.
+        layers, heads, width: of the model; 1 to 3 layers.
         length: tokens of a sequence, BOS included. The default was chosen for softmax's sink to have grown after 1,000
             steps; over 96 tokens it had got to 0.28 by then (one seed).
-        batch: sequences in each update.
         learning_rate, weight_decay: of AdamW.
         every: steps between two measurements; the first and the last step are always measured.
         evaluated: sequences measured on.
-        source: where the characters come from, as in `read_text`; the demo text when None.
-        text: the text itself, in place of a source.
+        source, text: where the characters come from, as in `read_text`, or the text itself; the demo text when None.
         triggers: characters; the three most frequent ones that are not white space when None.
         device: "cpu", "cuda".
         folder: keeps a file for each run, named by a hash of all that it depends on; the same run is not run again,
             and a damaged file is refused. In the user's cache folder when None.
         n_jobs: runs at the same time, each in a process of its own; as the surrounding `joblib.parallel_config` says
             when None. On a CPU one run for each core is quicker than several cores for one run.
-        progress: whether to show a progress bar; once two seconds have passed when None.
-        attributes: noted in the record's attrs.
+        progress, attributes: as in `perplexity`.
 
     Returns:
         A record with the dimensions arm, seed, step, layer, head, and tokens: "trigger" and "non-trigger" queries, and
@@ -130,18 +121,14 @@ def bigram_backcopy(
     counts = {"steps": steps, "batch": batch, "every": every, "evaluated": evaluated}
     run = partial(BackcopyRun, task, read.sha256, sizes, Schedule.of(learning_rate, weight_decay, **counts))
     found = Comparison(run, arms, seeds, device, folder, n_jobs, progress)
-    return (
-        _record(found)
-        .assign_attrs(
-            kind="emergence",
-            task="Bigram-Backcopy",
-            model=f"Bigram-Backcopy, {layers} layer{'s' * (layers > 1)}",
-            characters=task.characters,
-            triggers=task.triggers,
-            **found.attributes(read),
-        )
-        .assign_attrs(attributes)
-    )
+    about = {
+        "kind": "emergence",
+        "task": "Bigram-Backcopy",
+        "model": f"Bigram-Backcopy, {layers} layer{'s' * (layers > 1)}",
+        "characters": task.characters,
+        "triggers": task.triggers,
+    }
+    return _record(found).assign_attrs(about | found.attributes(read) | attributes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,12 +150,7 @@ class Backcopy:
 
     @classmethod
     def of(cls, text: Text, triggers: str | None = None, most: int = MOST_CHARACTERS) -> Backcopy:
-        """The task of a text: its most frequent characters, and how often each follows each.
-
-        Args:
-            text: closed to a circle, so that every character has one behind it.
-            triggers: characters of the text; the three most frequent ones that are not white space when None.
-            most: characters in the vocabulary.
+        """The `most` most frequent characters of a text, and how often each follows each, the text closed to a circle.
 
         Raises:
             SinkscopeError: triggers the text does not have, or that leave nothing to copy.
@@ -221,17 +203,16 @@ class Backcopy:
         until = torch.from_numpy(self.chances.cumsum(1))
         until[:, -1] = 1.0
         copies = self.is_trigger(torch.arange(self.tokens))
-        chances = torch.rand(sequences, length, generator=generator, dtype=torch.float64)
+        drawn = torch.rand(sequences, length, generator=generator, dtype=torch.float64)
         ids = torch.full((sequences, 1 + length), self.bos)
         for place in range(length):
             now = ids[:, place]
-            ids[:, place + 1] = (until[now] <= chances[:, place, None]).sum(1)
-            if place:
-                ids[:, place + 1] = torch.where(copies[now], ids[:, place - 1], ids[:, place + 1])
+            follows = (until[now] <= drawn[:, place, None]).sum(1)
+            ids[:, place + 1] = torch.where(copies[now], ids[:, place - 1], follows)  # BOS is no trigger
         return ids
 
     def entropies(self, ids: Tensor) -> Tensor:
-        """Nats that the best prediction of what follows each token loses on average; as `ids` [.., token]."""
+        """Nats that the best prediction of what follows each token loses on average, of the shape of `ids`."""
         with np.errstate(divide="ignore", invalid="ignore"):
             entropy = -np.nansum(self.chances * np.log(self.chances), axis=1)
         entropy[self.trigger_ids] = 0.0
@@ -258,11 +239,8 @@ class BackcopyRun(TrainingRun[Backcopy]):
 
     @property
     def own_settings(self) -> dict[str, Any]:
-        return {
-            "task": "bigram backcopy",
-            "characters": self.material.characters,
-            "triggers": self.material.triggers,
-        }
+        task = self.material
+        return {"task": "bigram backcopy", "characters": task.characters, "triggers": task.triggers}
 
     def train(self, advance: Advance) -> dict[str, Tensor]:
         """What `observed` gives, with the step as one more dimension in front."""
@@ -299,34 +277,27 @@ class BackcopyRun(TrainingRun[Backcopy]):
 
 @torch.no_grad()
 def observed(model: Decoder, task: Backcopy, ids: Tensor) -> dict[str, Tensor]:
-    """Measure a model on sequences [sequence, 1 + token]; means over sequences and over the queries of each kind.
-
-    Returns:
-        loss [tokens]: nats.
-        bos_mass, previous_mass [layer, head, tokens]: attention on BOS, and on the token before the query's.
-        row_sum [layer, head, tokens]: on BOS and all characters together, a learned sink token left out.
-        bos_value_norm, value_norm [layer, head]: of BOS, and mean over the characters.
-        bos_hidden_norm, hidden_norm [layer]: the same of the hidden states behind each layer.
-    """
+    """The variables of a record, of the shapes in `DIMS`, of a model on sequences [sequence, 1 + token]: means over
+    sequences and over the queries of each kind, or over the characters."""
     seen, target = ids[:, :-1], ids[:, 1:]
     logits, traces = model(seen)
-    kinds = kinds_of(task, seen)
-    found = {"loss": _means(next_token_losses(logits, target), kinds)}
-    last = seen.shape[1]  # without the learned sink token, where there is one
-    own = [
-        Trace(each[:, :, -last:, -last:], values[:, :, -last:], hidden[:, -last:]) for each, values, hidden in traces
-    ]
-    on_previous = [functional.pad(trace.weights.diagonal(-1, dim1=-2, dim2=-1), (1, 0)) for trace in own]
+    kinds, own = kinds_of(task, seen), slice(-seen.shape[1], None)  # without a learned sink token
+    weights = torch.stack([trace.weights for trace in traces])[..., own, own]  # [layer, sequence, head, query, key]
     masses = {
-        "bos_mass": [trace.weights[..., 0] for trace in own],
-        "previous_mass": on_previous,
-        "row_sum": [trace.weights.sum(-1) for trace in own],
+        "bos_mass": weights[..., 0],
+        "previous_mass": functional.pad(weights.diagonal(-1, dim1=-2, dim2=-1), (1, 0)),
+        "row_sum": weights.sum(-1),
     }
-    found |= {name: torch.stack([_means(mass, kinds) for mass in layers]) for name, layers in masses.items()}
-    values = torch.stack([trace.values.norm(dim=-1).mean(0) for trace in own])  # [layer, head, token]
-    hidden = torch.stack([trace.hidden.norm(dim=-1).mean(0) for trace in own])  # [layer, token]
-    found |= {"bos_value_norm": values[..., 0], "value_norm": values[..., 1:].mean(-1)}
-    return found | {"bos_hidden_norm": hidden[..., 0], "hidden_norm": hidden[..., 1:].mean(-1)}
+    values = torch.stack([trace.values for trace in traces])[..., own, :].norm(dim=-1).mean(1)  # [layer, head, token]
+    hidden = torch.stack([trace.hidden for trace in traces])[..., own, :].norm(dim=-1).mean(1)  # [layer, token]
+    return {
+        "loss": _means(next_token_losses(logits, target), kinds),
+        **{name: torch.stack([_means(mass, kinds) for mass in layers]) for name, layers in masses.items()},
+        "bos_value_norm": values[..., 0],
+        "value_norm": values[..., 1:].mean(-1),
+        "bos_hidden_norm": hidden[..., 0],
+        "hidden_norm": hidden[..., 1:].mean(-1),
+    }
 
 
 def kinds_of(task: Backcopy, seen: Tensor) -> Tensor:
@@ -344,8 +315,7 @@ def uniform_bos_mass(task: Backcopy, ids: Tensor, sink_tokens: int) -> Tensor:
 
 def _means(values: Tensor, kinds: Tensor) -> Tensor:
     """[sequence, ..., token] over the queries of each kind: [..., tokens]; NaN for a kind that there is none of."""
-    total = torch.einsum("s...t,kst->...k", values.double(), kinds.double())
-    return total / kinds.sum((1, 2))
+    return torch.einsum("s...t,kst->...k", values.double(), kinds.double()) / kinds.sum((1, 2))
 
 
 def _record(found: Comparison[BackcopyRun]) -> xr.Dataset:

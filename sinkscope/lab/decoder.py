@@ -1,4 +1,4 @@
-"""A one-layer decoder whose attention can have any normaliser, and the arms of a comparison of them."""
+"""A small decoder whose attention can have any normaliser, and the arms of a comparison of them."""
 
 from __future__ import annotations
 
@@ -45,11 +45,7 @@ NAMES = tuple(arm.name for arm in ARMS)
 
 
 def arms_of(given: str | Arm | Iterable[str | Arm]) -> list[Arm]:
-    """The arms that are named, and those given as they are; each once.
-
-    Raises:
-        SinkscopeError: an unknown name, no arm at all, two that share a name, or one whose normaliser is none.
-    """
+    """The arms that are named, and those given as they are, each once; SinkscopeError for what is no arm."""
     known = dict(zip(NAMES, ARMS, strict=True))
     asked = [given] if isinstance(given, (str, Arm)) else list(given)
     unknown = [each for each in asked if not isinstance(each, Arm) and each not in known]
@@ -79,7 +75,7 @@ class Sizes:
 
     @classmethod
     def of(cls, vocabulary: int, length: int, layers: int, heads: int, width: int, even: bool = False) -> Sizes:
-        """SinkscopeError for a width that heads cannot share; `even`, in pairs for rotary positions."""
+        """The sizes; SinkscopeError for a width that heads cannot share; `even`, in pairs for rotary positions."""
         for name, value in {"layers": layers, "heads": heads, "width": width}.items():
             whole_number(value, name, 1)
         if width % (heads * (1 + even)):

@@ -75,19 +75,17 @@ def language_model(
     Table 3 of Xiao et al. 2023 at small scale: models of the characters of a text, trained with softmax, with softmax1
     and with a learned token in front of every passage, read text that was held out with dense attention and with
     caches of one size that keep 0, 1, 2 or 4 first tokens. Texts are as long as the passages trained on, so that
-    every position is a trained one for every policy. `language_verdict` says in words what came out.
-
-    Runs of one seed share their first weights and all passages.
+    every position is a trained one for every policy. Runs of one seed share their first weights and all passages.
+    `language_verdict` says in words what came out.
 
     Args:
         arms: as in `bigram_backcopy`, "learned sink" apart; or `Arm` objects.
         seeds: one run each.
-        steps: updates.
+        steps, batch: updates, and passages in each.
         layers, heads, width: of the model.
         length: tokens of a passage, the sink token apart.
-        batch: passages in each update.
-        learning_rate: of AdamW at its highest; it rises over the first steps and falls along a cosine to a tenth.
-        weight_decay: of AdamW.
+        learning_rate, weight_decay: of AdamW; the highest rate, to which it rises over the first steps, and falls from
+            there along a cosine to a tenth.
         every: steps over which a recorded loss is the mean.
         evaluated: texts of `length` tokens that it is measured on, spread over the last twentieth of the text.
         cache_size: tokens that every policy but dense keeps, sinks included.
@@ -119,22 +117,21 @@ def language_model(
     sizes = Sizes.of(len(characters) + 1, length, layers, heads, width, even=True)
     run = partial(LanguageRun, learned, read.sha256, sizes, schedule)
     found = Comparison(run, arms, seeds, device, folder, n_jobs, progress)
-    record = _record(found, texts, policies, progress)
-    return record.assign_attrs(
-        kind="language",
-        task="language model",
-        model=f"Llama-style, {layers} layers of width {width}, trained on characters",
-        parameters=sum(each.numel() for each in found.runs[0].untrained().parameters()),
-        characters=characters,
-        tokens_learned_from=len(learned),
-        tokens=int(texts.numel()),
-        sequences=len(texts),
-        evaluated=evaluated,
-        cache_size=cache_size,
-        policies="; ".join(map(repr, policies)),
-        transformers=version("transformers"),
-        **found.attributes(read),
-    ).assign_attrs(attributes)
+    about = {
+        "kind": "language",
+        "task": "language model",
+        "model": f"Llama-style, {layers} layers of width {width}, trained on characters",
+        "parameters": sum(each.numel() for each in found.runs[0].untrained().parameters()),
+        "characters": characters,
+        "tokens_learned_from": len(learned),
+        "tokens": int(texts.numel()),
+        "sequences": len(texts),
+        "evaluated": evaluated,
+        "cache_size": cache_size,
+        "policies": "; ".join(map(repr, policies)),
+        "transformers": version("transformers"),
+    }
+    return _record(found, texts, policies, progress).assign_attrs(about | found.attributes(read) | attributes)
 
 
 def _policies(cache_size: int, sinks: Iterable[int], length: int) -> list[Policy]:
@@ -212,7 +209,9 @@ class LanguageRun(TrainingRun[np.ndarray]):
             for step, passages in enumerate(self._passages()):
                 for group in optimiser.param_groups:
                     group["lr"] = self.schedule.rate(step)
-                loss = self._loss(model, passages)
+                # only what a text itself allows to predict, in every arm: all but its first token
+                predicting = model(self.with_sink_token(passages)).logits[:, -self.sizes.length : -1]
+                loss = functional.cross_entropy(predicting.flatten(0, 1), passages[:, 1:].flatten())
                 optimiser.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(model.parameters(), CLIPPED_NORM)
@@ -230,19 +229,13 @@ class LanguageRun(TrainingRun[np.ndarray]):
         """The model as its training begins."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            model = new_llama(
-                vocabulary=self.sizes.vocabulary,
-                width=self.sizes.width,
-                layers=self.sizes.layers,
-                heads=self.sizes.heads,
-                positions=ROOM * self.sizes.length,
-                begin_token=self.sink_token,
-            )
+            shape = {name: getattr(self.sizes, name) for name in ("vocabulary", "width", "layers", "heads")}
+            model = new_llama(**shape, positions=ROOM * self.sizes.length, begin_token=self.sink_token)
         return model.eval()  # there is no dropout, so training and evaluation are the same
 
     def trained(self, found: dict[str, Tensor]) -> Any:
         """The model with the weights that `train` found."""
-        model: Any = self.untrained()
+        model = self.untrained()
         weights = {name.removeprefix(WEIGHTS): each for name, each in found.items() if name.startswith(WEIGHTS)}
         model.load_state_dict(weights)
         return model.to(self.device)
@@ -255,21 +248,12 @@ class LanguageRun(TrainingRun[np.ndarray]):
         """Token ids [sequence, token] as this arm reads them."""
         return functional.pad(ids, (1, 0), value=self.sink_token) if self.arm.has_sink_token else ids
 
-    def _loss(self, model: nn.Module, passages: Tensor) -> Tensor:
-        """Mean loss over the tokens that a text itself allows to predict: all but the first, in every arm."""
-        tokens = self.sizes.length - 1
-        logits = model(self.with_sink_token(passages)).logits
-        predicting = logits[:, logits.shape[1] - 1 - tokens : -1]
-        return functional.cross_entropy(predicting.flatten(0, 1), passages[:, 1:].flatten())
-
     def _passages(self) -> Iterator[Tensor]:
         """Token ids [batch, token] of each step: passages that begin anywhere in the text."""
         generator = torch.Generator().manual_seed(self.seed)
-        text = torch.tensor(self.material)
-        last, length = len(text) - self.sizes.length, self.sizes.length
+        windows = torch.tensor(self.material).unfold(0, self.sizes.length, 1)
         for _ in range(self.size):
-            starts = torch.randint(last + 1, (self.schedule.batch,), generator=generator)
-            yield text[starts[:, None] + torch.arange(length)].to(self.device)
+            yield windows[torch.randint(len(windows), (self.schedule.batch,), generator=generator)].to(self.device)
 
 
 @contextmanager
@@ -282,11 +266,10 @@ def training_attention(model: Any, normaliser: Normaliser) -> Iterator[None]:
     if normaliser == Softmax():
         yield
         return
-    modules = [layer.self_attn for layer in model.model.layers]
     with ExitStack() as undo:
-        for module in modules:
-            NORMALISERS[module] = normaliser
-            undo.callback(NORMALISERS.pop, module, None)
+        for layer in model.model.layers:
+            NORMALISERS[layer.self_attn] = normaliser
+            undo.callback(NORMALISERS.pop, layer.self_attn, None)
         use_implementation(model, ATTENTION, undo)
         yield
 
@@ -319,13 +302,15 @@ def _record(
     nll = found.joined("nll", measured)
     nll[..., 0] = np.nan
     heads = ("arm", "seed", "sequence", "layer", "head")
+    lengths = [texts.shape[1] + arm.has_sink_token for arm in found.arms]
+    nulls = [np.mean(1 / np.arange(2, length + 1)) for length in lengths]  # 1/(i+1) over the queries i >= 1
     return xr.Dataset(
         {
             "train_loss": (("arm", "seed", "step"), found.joined("train_loss")),
             "sink_mass": (heads, found.joined("sink_mass", measured)),
             "virtual_mass": (heads, found.joined("virtual_mass", measured)),
             "nll": (("arm", "seed", "policy", "sequence", "token"), nll, {"units": "nats"}),
-            "sink_null": ("arm", [_even_mass(texts.shape[1] + arm.has_sink_token) for arm in found.arms]),
+            "sink_null": ("arm", nulls),
             "seconds": (("arm", "seed"), found.joined("seconds")),
         },
         coords={
@@ -340,12 +325,11 @@ def _record(
 def _evaluated(
     run: LanguageRun, found: dict[str, Tensor], texts: Tensor, policies: Sequence[Policy]
 ) -> dict[str, np.ndarray]:
-    """Measure a trained model on texts [sequence, token].
+    """What a trained model does on texts [sequence, token]; the first token is the sink token, in its arm.
 
     Returns:
-        sink_mass [sequence, layer, head]: attention on the first token (the sink token, in its arm), mean over all
-            later queries.
-        virtual_mass [sequence, layer, head]: the same on the virtual key of value 0; NaN where there is none.
+        sink_mass, virtual_mass [sequence, layer, head]: attention on the first token and on the virtual key of value 0
+            (NaN where there is none), mean over all later queries.
         nll [policy, sequence, token]: nats, for the tokens of the text alone, NaN where not scored.
     """
     model, ids, normaliser = run.trained(found), run.with_sink_token(texts), run.arm.normaliser
@@ -362,8 +346,3 @@ def _evaluated(
         "virtual_mass": virtual.transpose("sequence", "layer", "head").values.astype(np.float32),
         "nll": curve["nll"].values[:, :, ids.shape[1] - texts.shape[1] :],
     }
-
-
-def _even_mass(length: int) -> float:
-    """Mean of 1/(i+1) over the queries i >= 1 of a text: what uniform attention gives to the first key."""
-    return float(np.mean(1 / np.arange(2, length + 1)))

@@ -62,11 +62,8 @@ class Text:
         return hashlib.sha256(self.characters.encode("utf-8", "surrogatepass")).hexdigest()
 
     def encoded(self, most: int) -> tuple[str, np.ndarray]:
-        """Its `most` most frequent characters, most frequent first, and the text written in them alone.
-
-        Returns:
-            The characters, and for each character of the text that is among them its place there [character].
-        """
+        """Its `most` most frequent characters, most frequent first, and the place there of each character of the text
+        that is among them [character]."""
         codes = np.frombuffer(self.characters.encode("utf-32-le", "surrogatepass"), dtype="<u4")
         known, inverse, counts = np.unique(codes, return_inverse=True, return_counts=True)
         order = np.argsort(-counts, kind="stable")[:most]
@@ -98,13 +95,8 @@ class TrainingSchedule:
 
 @dataclass(frozen=True, eq=False)
 class TrainingRun(Cell[dict[str, Tensor]], Generic[Material]):
-    """One model trained once: one arm and one seed, which decides the first weights and what is trained on, so that
-    runs of one seed share both.
-
-    Attributes:
-        material: what is learned.
-        text_sha256: of the whole text.
-    """
+    """One model trained once: one arm and one seed, which decides the first weights and what is trained on of the
+    material, so that runs of one seed share both."""
 
     material: Material
     text_sha256: str
@@ -123,16 +115,13 @@ class TrainingRun(Cell[dict[str, Tensor]], Generic[Material]):
     @property
     @abstractmethod
     def own_settings(self) -> dict[str, Any]:
-        """What the result depends on beside what all runs have."""
+        """What the result depends on beside the fields here."""
 
     @property
     def settings(self) -> dict[str, Any]:
         return self.own_settings | {
             "text": self.text_sha256,
-            "sizes": self.sizes,
-            "schedule": self.schedule,
-            "arm": self.arm,
-            "seed": self.seed,
+            **{name: getattr(self, name) for name in ("sizes", "schedule", "arm", "seed")},
             "device": self.device.partition(":")[0],
             "torch": torch.__version__,
             "sinkscope": sinkscope.__version__,
@@ -179,17 +168,14 @@ class TrainingRun(Cell[dict[str, Tensor]], Generic[Material]):
 
 
 class Comparison(Generic[Run]):
-    """Runs of every arm with every seed, and the result of each, as a record has them.
+    """Runs of every arm with every seed, and the result of each.
 
     Args:
         make: the run of an arm and a seed on a device.
-        arms, seeds, device: as a caller gives them.
-        folder: where runs are kept, and those finished are not run again; in the user's cache folder when None.
-        n_jobs, progress: as in `run_cells`.
+        arms, seeds, device, folder, n_jobs, progress: as in `bigram_backcopy`.
 
     Raises:
-        SinkscopeError: unknown arms, no seeds, a device that is not there, a file of a run that is damaged, or a folder
-            that cannot be written, which is found before anything runs.
+        SinkscopeError: as there, and all but a loss that is not finite before anything runs.
     """
 
     def __init__(
