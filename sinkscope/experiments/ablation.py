@@ -17,15 +17,16 @@ import xarray as xr
 from torch import Tensor, nn
 
 from sinkscope.arguments import one_of, one_or_several, whole_number
-from sinkscope.errors import SinkscopeError, warn
+from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.intervention import line_break_token
 from sinkscope.experiments.perplexity import Run, check_run, checked_policies, read_texts, record_of, settings_of
 from sinkscope.experiments.runner import Advance, Cell, ModelSource, run_cells
 from sinkscope.files import writable_folder
+from sinkscope.hf.models import input_embeddings
 from sinkscope.models.facts import find_anatomy
 from sinkscope.policies import POSITIONS, Policy, SinkWindow
 from sinkscope.record import first_evicted
-from sinkscope.scope.binding import limit_notes
+from sinkscope.scope.binding import check_limits
 from sinkscope.scope.forward import check_vocabulary
 from sinkscope.scope.measure import texts_of
 from sinkscope.streaming.checkpoint import Checkpoint, Progress
@@ -113,8 +114,7 @@ def run_ablation(
         opened = source.open()
         check_run(opened, texts, run)
         for policy in {repr(level.policy): level.policy for level in levels}.values():
-            for note in limit_notes(opened, policy, max(map(len, texts))):
-                warn(note)
+            check_limits(opened, policy, max(map(len, texts)))
         changed = {
             (kind, count): with_first_tokens(texts, kind, count, _token_source(kind, opened, source, tokenizer), seed)
             for kind, count in dict.fromkeys((level.kind, level.sinks) for level in levels if level.kind)
@@ -144,36 +144,32 @@ def run_ablation(
 
 @dataclass(frozen=True, eq=False)
 class Reading(Cell[Progress]):
-    """Texts [token] read under the policy of a level; `about` is all that their losses depend on."""
+    """Texts [token] read under the policy of a level."""
 
     source: ModelSource
     texts: list[Tensor]
     level: Level
     how: Run
-    about: dict[str, Any]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return self.about
+    settings: dict[str, Any]
 
     def read(self, path: Path | None) -> Progress | None:
-        left, every = Checkpoint(path, self.about).read(), sum(len(text) - 1 for text in self.texts)
+        left, every = Checkpoint(path, self.settings).read(), sum(len(text) - 1 for text in self.texts)
         return left if left is not None and int(left.losses.isfinite().sum()) == every else None
 
     def run(self, path: Path | None, advance: Advance) -> Progress:
         with ONE_AT_A_TIME:
-            model, stay = self._model(), Checkpoint(path, self.about)
+            model, stay = self._model(), Checkpoint(path, self.settings)
             return read_texts(model, self.texts, self.level.policy, self.how, stay, stay.read(), False)
 
     def keep(self, result: Progress, path: Path) -> None:
-        Checkpoint(path, self.about).write(result)
+        Checkpoint(path, self.settings).write(result)
 
     def _model(self) -> nn.Module:
         """The model; loaded again if the one that is held has become another in the meantime."""
         for _ in range(2):
             model = self.source.open()
             found = settings_of(model, self.texts, self.level.policy, self.how)
-            if all(found[name] == self.about[name] for name in ("dtype", "weights")):
+            if all(found[name] == self.settings[name] for name in ("dtype", "weights")):
                 return model
             self.source.forget()
         raise SinkscopeError(
@@ -211,8 +207,7 @@ def _token_source(kind: str, model: nn.Module, source: ModelSource, tokenizer: A
     """The token to put first, or how many there are to draw from; 0 for the first tokens of the text."""
     if kind == "line breaks":
         return line_break_token(source.tokenizer() if tokenizer is None else tokenizer)
-    embeddings: Any = find_anatomy(model).base.get_input_embeddings()  # type: ignore[operator]
-    return int(embeddings.num_embeddings) if kind == "random" else 0
+    return int(input_embeddings(model).num_embeddings) if kind == "random" else 0
 
 
 def with_first_tokens(texts: Sequence[Tensor], kind: str, count: int, tokens: int, seed: int) -> list[Tensor]:
@@ -243,11 +238,10 @@ def _record(
     levels = [cell.level for cell in runs.values()]
     record = record_of(model, texts, [level.policy for level in levels], [finished[key] for key in runs])
     del record.attrs["policies"]  # which the coordinates tell
-    coordinates: dict[str, Any] = {
-        "policy": [level.name for level in levels],
-        "first_tokens": ("policy", [level.kind or "first" for level in levels]),
-        "level_cell": ("level", [list(runs).index(cell.key) for cell in cells]),
-    }
-    for name in ("cache_size", "kind", "positions", "sinks"):
-        coordinates[f"level_{name}"] = ("level", [getattr(cell.level, name) for cell in cells])
-    return record.assign_coords(coordinates)
+    factors = ("cache_size", "kind", "positions", "sinks")
+    return record.assign_coords(
+        policy=[level.name for level in levels],
+        first_tokens=("policy", [level.kind or "first" for level in levels]),
+        level_cell=("level", [list(runs).index(cell.key) for cell in cells]),
+        **{f"level_{name}": ("level", [getattr(cell.level, name) for cell in cells]) for name in factors},
+    )

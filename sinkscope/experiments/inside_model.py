@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -141,11 +142,11 @@ class EvictKeys(Intervention):
 
 
 class Site(NamedTuple):
-    """Where dimension `watched` of a layer is massive, `changed` is set; `mean` is that of what stood there."""
+    """Wherever dimension `watched` of a layer is massive, `changed` is set to `value`."""
 
     watched: int
     changed: int
-    mean: float
+    value: float
 
 
 @dataclass(frozen=True)
@@ -224,8 +225,7 @@ class SetMassive(Intervention):
     def _changed(self, hidden: Tensor, sites: Sequence[Site]) -> Tensor:
         massive, changed = self._massive(hidden), hidden.clone()
         for site in sites:
-            value = site.mean if self.mode == "mean" else 0.0
-            changed[..., site.changed] = hidden[..., site.changed].masked_fill(massive[..., site.watched], value)
+            changed[..., site.changed] = hidden[..., site.changed].masked_fill(massive[..., site.watched], site.value)
         return changed
 
     def _sites(self, means: Mapping[int, Tensor], conditions: Conditions) -> list[Site]:
@@ -240,19 +240,19 @@ class SetMassive(Intervention):
             )
         drawn = conditions.random(size).choice(others, len(watched), replace=False) if self.at_random else watched
         return [
-            Site(dimension, int(changed), float(means[dimension][int(changed)]))
+            Site(dimension, int(changed), float(means[dimension][int(changed)]) if self.mode == "mean" else 0.0)
             for dimension, changed in zip(watched, drawn, strict=True)
         ]
 
     def _found(self, model: nn.Module, texts: Sequence[Tensor]) -> dict[int, dict[int, Tensor]]:
         """By layer and massive dimension, in order: the mean hidden state [dim] where it is massive."""
-        sums: dict[int, dict[int, tuple[Tensor, int]]] = {}
+        sums: dict[int, dict[int, tuple[Any, int]]] = defaultdict(lambda: defaultdict(lambda: (0, 0)))
 
         def note(layer: int, hidden: Tensor) -> None:
             massive = self._massive(hidden)
             for dimension in massive.flatten(0, -2).any(0).nonzero().flatten().tolist():
                 states = hidden[massive[..., dimension]].double()
-                total, count = sums.setdefault(layer, {}).get(dimension, (torch.zeros_like(states[0]), 0))
+                total, count = sums[layer][dimension]
                 sums[layer][dimension] = total + states.sum(0), count + len(states)
 
         anatomy, device = find_anatomy(model), next(model.parameters()).device

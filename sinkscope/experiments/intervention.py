@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sinkscope.arguments import one_of, whole_number
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf.models import input_embeddings
 from sinkscope.models.facts import find_anatomy
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Policy
@@ -155,8 +156,7 @@ class ReplaceTokens(Intervention):
         conditions.check_room(self.name, self.count or conditions.sinks)
 
     def prepare(self, model: nn.Module, texts: Sequence[Tensor], conditions: Conditions) -> Intervention:
-        embeddings = model.get_input_embeddings()  # type: ignore[operator]
-        return replace(self, vocabulary=embeddings.num_embeddings)
+        return replace(self, vocabulary=input_embeddings(model).num_embeddings)
 
     def apply(self, text: Tensor, number: int, conditions: Conditions) -> Trial:
         count, changed = self.count or conditions.sinks, text.clone()
@@ -174,9 +174,8 @@ class ReplaceTokens(Intervention):
         try:
             return line_break_token(tokenizer)
         except SinkscopeError as problem:
-            raise SinkscopeError(
-                'this tokenizer has no single token for a line break; replace tokens by "random" ones.'
-            ) from problem
+            reason = 'this tokenizer has no single token for a line break; replace tokens by "random" ones.'
+            raise SinkscopeError(reason) from problem
 
 
 @dataclass(frozen=True)
@@ -249,10 +248,10 @@ class Repeat(Intervention):
             check_vocabulary(find_anatomy(model).base, torch.tensor([self.token]))
 
     def apply(self, text: Tensor, number: int, conditions: Conditions) -> Trial:
-        order = torch.from_numpy(conditions.random(number).permutation(len(text)))
+        shuffled = text[torch.from_numpy(conditions.random(number).permutation(len(text)))]
         if self.shuffled:
-            return Trial(text[order])
-        return Trial(torch.full_like(text, int(text[order[0]]) if self.token is None else self.token))
+            return Trial(shuffled)
+        return Trial(torch.full_like(text, int(shuffled[0]) if self.token is None else self.token))
 
 
 def line_break_token(tokenizer: Any) -> int:

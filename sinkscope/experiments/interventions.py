@@ -51,8 +51,7 @@ def run_interventions(
     that all keys to be evicted have been read by then, as in a cache.
 
     Args:
-        model: a decoder in eval mode with a language head.
-        ids: token ids [sequence, token], or a list of 1-D tensors; several texts give the sink mass an interval.
+        model, ids, progress, attributes: as in `perplexity`; several texts give the sink mass an interval.
         interventions: instances such as `EvictKeys("sinks")`, or of a class of your own (see `Intervention`); when None
             those of `usual` that this model and these texts can take.
         tokenizer: finds delimiters and the line break.
@@ -60,7 +59,6 @@ def run_interventions(
         sinks: how many first tokens count as sinks.
         first: of how many first keys the sink mass is shown.
         seed: of all that is drawn at random.
-        progress, attributes: as in `perplexity`.
 
     Returns:
         A record with the interventions along `policy`, the baseline "nothing" first: `nll` [policy, sequence, token],
@@ -293,15 +291,12 @@ def dose_response(
     """Losses, sink mass and head output against a bias on the logits of the first keys, or of as many random ones.
 
     Args:
-        model: a decoder in eval mode with a language head, inside transformers' attention interface.
-        ids: token ids [sequence, token], or a list of 1-D tensors.
+        model, ids, progress, attributes: as in `perplexity`; a model inside transformers' attention interface.
         doses: the biases, natural logarithm: minus infinity evicts, with log(2) a key weighs twice as much.
         count: how many first keys.
         layers, heads: where; all when None.
         start: the first query that notices; what is scored comes after it.
-        sinks: among how many first tokens there is no random key.
-        seed: of the random keys.
-        progress, attributes: as in `perplexity`.
+        sinks, seed: among how many first tokens there is no random key, and the seed of these keys.
 
     Returns:
         A record [arm, dose, ...] with arm "sinks" or "random" keys: `nll` [.., sequence, token], nats; `sink_mass` on

@@ -35,11 +35,9 @@ def predictability(
     about the next token; `predictability_table` says how much, head by head.
 
     Args:
-        model: a decoder in eval mode with a language head.
-        ids: token ids [sequence, token], or a list of 1-D tensors.
+        model, ids, progress, attributes: as in `perplexity`.
         first: how many first keys.
         probes: what to measure in the same pass beside the sink mass.
-        progress, attributes: as in `perplexity`.
 
     Returns:
         A record with `sink_mass` [sequence, layer, head, query, sink], and of the token after each query `next_loss`
@@ -60,16 +58,11 @@ def predictability(
             if not bool(logits.isfinite().all()):
                 raise not_finite("the logits", model)
             losses[row, : len(text) - 1] = next_token_losses(logits[:-1], text[1:].to(device)).cpu()
-            entropies[row, : len(text)] = torch.cat([_entropy(piece) for piece in logits.split(256)]).cpu()
+            pieces = (piece.float().log_softmax(-1) for piece in logits.split(256))  # one at a time: they are large
+            entropies[row, : len(text)] = torch.cat([-(logs.exp() * logs).sum(-1) for logs in pieces]).cpu()
             bar.update(len(text))
         record = scope.record
     return record.assign(
         next_loss=(("sequence", "query"), losses, {"units": "nats"}),
         next_entropy=(("sequence", "query"), entropies, {"units": "nats"}),
     ).assign_attrs(kind="predictability", first=first, **attributes)
-
-
-def _entropy(logits: Tensor) -> Tensor:
-    """Entropy [query] of the distributions of logits [query, vocabulary], in nats."""
-    logs = logits.float().log_softmax(-1)
-    return -(logs.exp() * logs).sum(-1)

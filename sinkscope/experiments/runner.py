@@ -30,20 +30,11 @@ BARS: dict[str, Any] = {}  # of this process, by a ticket that is worth nothing 
 
 
 class Cell(ABC, Generic[Result]):
-    """One part of an experiment, which can be run alone and sent to a worker.
+    """One part of an experiment, which can be run alone and sent to a worker."""
 
-    Attributes:
-        name: what a progress bar calls it while it runs; empty where it need not say.
-        size: in steps of the progress bar.
-    """
-
-    name: str = ""
-    size: int = 1
-
-    @property
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """All that the result depends on."""
+    name: str = ""  # what a progress bar calls it while it runs; empty where it need not say
+    size: int = 1  # in steps of the progress bar
+    settings: dict[str, Any]  # all that the result depends on
 
     @abstractmethod
     def read(self, path: Path | None) -> Result | None:

@@ -52,13 +52,12 @@ def run_timing(
     round, so that a machine that slows down does so for all of them. A token is one forward pass, up to its logits.
 
     Args:
-        model: a decoder in eval mode.
+        model, progress, attributes: as in `perplexity`.
         ids: one text of more tokens than the largest cache, [1, token] or [token].
         cache_sizes: L, in tokens; one or several.
         policies: of "dense", "window" (no sinks), "recompute", "sinks" (sinks + window).
         sinks: how many of the L tokens are sinks under "sinks".
         repeats: rounds; each times one token of re-computation and four of every other policy.
-        progress, attributes: as in `perplexity`.
 
     Returns:
         A record along `cell`, one for each policy and cache size, attrs with all that is needed to repeat it:
@@ -151,11 +150,7 @@ def _several(given: Any) -> list[Any]:
 
 
 class Decoder:
-    """A text `ids` [1, token] that has been read under a policy, ready for its next token.
-
-    Raises:
-        SinkscopeError: a model that cannot be streamed under it.
-    """
+    """A text `ids` [1, token] that has been read under a policy, ready for its next token."""
 
     def __init__(self, model: nn.Module, ids: Tensor, policy: Policy) -> None:
         self.model, self.ids, self.policy, self.last = model, ids, policy, only_last(model)

@@ -133,20 +133,12 @@ def bigram_backcopy(
 
 @dataclass(frozen=True, eq=False)
 class Backcopy:
-    """The task over the characters of one text.
+    """The task over the characters of one text."""
 
-    Attributes:
-        characters: the vocabulary; a token is a place in it, and BOS the place behind it.
-        triggers: those after which the character before is copied.
-        transition: [character, next] probabilities of the bigram.
-        first: [character] probabilities of the first one, never a trigger: two triggers in a row would copy each other
-            for ever.
-    """
-
-    characters: str
-    triggers: str
-    transition: np.ndarray
-    first: np.ndarray
+    characters: str  # the vocabulary; a token is a place in it, and BOS the place behind it
+    triggers: str  # after which the character before is copied
+    transition: np.ndarray  # [character, next] probabilities of the bigram
+    first: np.ndarray  # [character] probabilities; never a trigger: two in a row would copy each other for ever
 
     @classmethod
     def of(cls, text: Text, triggers: str | None = None, most: int = MOST_CHARACTERS) -> Backcopy:

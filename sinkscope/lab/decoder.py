@@ -86,17 +86,18 @@ class Sizes:
 
 
 class Trace(NamedTuple):
-    """One layer of a forward pass; the learned sink token, where there is one, is the first token.
+    """One layer of a forward pass; the learned sink token, where there is one, is the first token."""
 
-    Attributes:
-        weights: [batch, head, query, key].
-        values: [batch, head, key, dim].
-        hidden: [batch, token, width] behind the layer.
-    """
+    weights: Tensor  # [batch, head, query, key]
+    values: Tensor  # [batch, head, key, dim]
+    hidden: Tensor  # [batch, token, width], behind the layer
 
-    weights: Tensor
-    values: Tensor
-    hidden: Tensor
+
+def causal_weights(query: Tensor, key: Tensor, scale: float, normaliser: Normaliser) -> Tensor:
+    """Weights [.., query, key] of queries and keys [.., token, dim], each query over the keys up to its own."""
+    scores = query @ key.mT * scale
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+    return normaliser.weights(scores.masked_fill(later, -torch.inf))
 
 
 class Attention(nn.Module):
@@ -114,10 +115,8 @@ class Attention(nn.Module):
         query, key, value = rearrange(
             self.enter(states), "batch token (slot head dim) -> slot batch head token dim", slot=3, head=self.heads
         )
-        scores = query @ key.mT * query.shape[-1] ** -0.5
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         normaliser = LearnedSink(self.sink_logit) if self.arm.has_sink_logit else self.arm.normaliser
-        weights = normaliser.weights(scores.masked_fill(later, -torch.inf))
+        weights = causal_weights(query, key, query.shape[-1] ** -0.5, normaliser)
         output = rearrange(weights @ value, "batch head token dim -> batch token (head dim)")
         return self.leave(output), weights, value
 
@@ -149,9 +148,8 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(sizes, arm) for _ in range(sizes.layers))
         self.before_head = nn.RMSNorm(sizes.width)
         self.head = nn.Linear(sizes.width, sizes.vocabulary, bias=False)
-        self.sink_token = (
-            nn.Parameter(torch.randn(sizes.width)) if arm.has_sink_token else None
-        )  # last: arms begin alike
+        # last, so that arms begin alike
+        self.sink_token = nn.Parameter(torch.randn(sizes.width)) if arm.has_sink_token else None
 
     def forward(self, ids: Tensor) -> tuple[Tensor, list[Trace]]:
         """Logits [batch, token, next] for ids [batch, token], and what went on in each layer."""

@@ -25,7 +25,7 @@ from sinkscope.experiments.perplexity import perplexity, policy_coordinates
 from sinkscope.experiments.runner import Advance
 from sinkscope.hf.attention import AttentionCall, MaskRequest, register, use_implementation
 from sinkscope.hf.models import new_llama
-from sinkscope.lab.decoder import Arm, Sizes
+from sinkscope.lab.decoder import Arm, Sizes, causal_weights
 from sinkscope.lab.runs import Comparison, Text, TrainingRun, TrainingSchedule
 from sinkscope.normalisers import Normaliser, Softmax
 from sinkscope.policies import Dense, Policy, SinkWindow, Window
@@ -277,10 +277,7 @@ def training_attention(model: Any, normaliser: Normaliser) -> Iterator[None]:
 def _attention(call: AttentionCall) -> tuple[Tensor, None]:
     """Causal attention [batch, head, query, dim]."""
     assert call.scale is not None  # a Llama gives it
-    scores = call.query @ call.key.mT * call.scale
-    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-    weights = NORMALISERS[call.module].weights(scores.masked_fill(later, -torch.inf))
-    return weights @ call.value, None
+    return causal_weights(call.query, call.key, call.scale, NORMALISERS[call.module]) @ call.value, None
 
 
 def _no_mask(asked: MaskRequest) -> None:

@@ -118,7 +118,7 @@ class TrainingRun(Cell[dict[str, Tensor]], Generic[Material]):
         """What the result depends on beside the fields here."""
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:  # type: ignore[override]
         return self.own_settings | {
             "text": self.text_sha256,
             **{name: getattr(self, name) for name in ("sizes", "schedule", "arm", "seed")},
