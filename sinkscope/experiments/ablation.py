@@ -115,12 +115,16 @@ def run_ablation(
         check_run(opened, texts, run)
         for policy in {repr(level.policy): level.policy for level in levels}.values():
             check_limits(opened, policy, max(map(len, texts)))
-        changed = {
-            (kind, count): with_first_tokens(texts, kind, count, _token_source(kind, opened, source, tokenizer), seed)
-            for kind, count in dict.fromkeys((level.kind, level.sinks) for level in levels if level.kind)
-        }
-        for text in (text for each in changed.values() for text in each):
-            check_vocabulary(find_anatomy(opened).base, text)
+        changed: dict[tuple[str, int], list[Tensor]] = {}
+        for kind, count in dict.fromkeys((level.kind, level.sinks) for level in levels if level.kind):
+            tokens = 0
+            if kind == "line breaks":
+                tokens = line_break_token(source.tokenizer() if tokenizer is None else tokenizer)
+            elif kind == "random":
+                tokens = input_embeddings(opened).num_embeddings
+            changed[kind, count] = with_first_tokens(texts, kind, count, tokens, seed)
+            for text in changed[kind, count]:
+                check_vocabulary(find_anatomy(opened).base, text)
         cells = []
         for level in levels:
             read = changed.get((level.kind, level.sinks), texts)
@@ -203,22 +207,12 @@ def _levels(sinks: Any, cache_size: Any, positions: Any, kinds: Any, policies: A
     return levels
 
 
-def _token_source(kind: str, model: nn.Module, source: ModelSource, tokenizer: Any) -> int:
-    """The token to put first, or how many there are to draw from; 0 for the first tokens of the text."""
-    if kind == "line breaks":
-        return line_break_token(source.tokenizer() if tokenizer is None else tokenizer)
-    return int(input_embeddings(model).num_embeddings) if kind == "random" else 0
-
-
 def with_first_tokens(texts: Sequence[Tensor], kind: str, count: int, tokens: int, seed: int) -> list[Tensor]:
-    """The texts [token] with `count` others as their first tokens, BOS included.
+    """The texts [token] with the token `tokens`, or draws from so many, as their first `count` ones, BOS included.
 
     Is it what the first tokens say that makes them sinks, or that they come first? Table 1 of Xiao et al. (2023) puts
     four line breaks in the place of the first four tokens, and perplexity hardly changes. Random tokens are others for
     each text; those of a smaller count are the first of those of a larger one.
-
-    Args:
-        tokens: the token to put there, or the size of the vocabulary to draw from.
     """
     if kind == "first":
         return list(texts)

@@ -125,9 +125,8 @@ class EvictKeys(Intervention):
         if self.which == "random":
             return conditions.others(number, count)
         words = [conditions.tokenizer.decode([int(token)]).strip(" ") for token in text[: conditions.start]]
-        places = [
-            place for place in range(conditions.sinks, len(words)) if words[place] and set(words[place]) <= DELIMITERS
-        ]
+        found = [place for place, word in enumerate(words) if word and set(word) <= DELIMITERS]
+        places = [place for place in found if place >= conditions.sinks]
         if len(places) < count:
             raise SinkscopeError(
                 f"text {number} has {len(places)} delimiters among its tokens {conditions.sinks} to "
@@ -136,9 +135,8 @@ class EvictKeys(Intervention):
         return places[:count]
 
     def _policy(self, keys: Sequence[int], start: int | None = None) -> Policy:
-        if self.bias == -math.inf:
-            return Evict(keys, start=start, layers=self.layers, heads=self.heads)
-        return Dose(self.bias, keys, start=start, layers=self.layers, heads=self.heads)
+        where: dict[str, Any] = {"start": start, "layers": self.layers, "heads": self.heads}
+        return Evict(keys, **where) if self.bias == -math.inf else Dose(self.bias, keys, **where)
 
 
 class Site(NamedTuple):

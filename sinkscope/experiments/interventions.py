@@ -97,19 +97,12 @@ def possible(
     model: nn.Module,
     ids: Tensor | Sequence[Tensor],
     interventions: Iterable[Intervention],
-    *,
-    tokenizer: Any = None,
-    start: int = 64,
-    sinks: int = 4,
-    seed: int = 0,
+    **conditions: Any,
 ) -> tuple[list[Intervention], dict[str, str]]:
-    """The interventions that a model and texts can take, and why not, by name, of the others.
-
-    Raises:
-        SinkscopeError: as `run_interventions`, for what concerns all of them.
-    """
-    texts, conditions = _checked_run(model, ids, tokenizer, start, sinks, seed)
-    return _possible(model, texts, _checked(interventions), conditions)
+    """The interventions that a model and texts can take, and why not, by name, of the others; `conditions` are the
+    tokenizer, start, sinks and seed of `run_interventions`."""
+    texts, shared = _checked_run(model, ids, **conditions)
+    return _possible(model, texts, _checked(interventions), shared)
 
 
 def usual(tokenizer: Any) -> list[Intervention]:
@@ -119,7 +112,12 @@ def usual(tokenizer: Any) -> list[Intervention]:
 
 
 def _checked_run(
-    model: nn.Module, ids: Tensor | Sequence[Tensor], tokenizer: Any, start: int, sinks: int, seed: int
+    model: nn.Module,
+    ids: Tensor | Sequence[Tensor],
+    tokenizer: Any = None,
+    start: int = 64,
+    sinks: int = 4,
+    seed: int = 0,
 ) -> tuple[list[Tensor], Conditions]:
     texts, start, sinks = dense_texts(model, ids), whole_number(start, "start", 2), whole_number(sinks, "sinks", 1)
     if (shortest := min(map(len, texts))) < start + 3:
@@ -204,23 +202,22 @@ def _record(
                 same[row, number] = torch.equal(trial.tokens[1:][scored], text[at])
                 late = measured.isel(sequence=0, query=slice(int((places < conditions.start).sum()), None))
                 late = late.assign(sink_mass=late["sink_mass"].sum("sink"))
-                for name in {"sink_mass", "output_norm"} & set(late):  # no output outside the attention interface
-                    mean = late[name].mean("query").transpose("layer", "head")
-                    means.setdefault(name, []).append(mean.values)
+                for name in ("sink_mass", "output_norm"):
+                    if name in late:  # no output outside the attention interface
+                        mean = late[name].mean("query").transpose("layer", "head")
+                        means.setdefault(name, []).append(mean.values)
                 bar.update(len(text))
+    dims = ("policy", "sequence", "layer", "head")
     record = xr.Dataset(
         {
             "nll": (("policy", "sequence", "token"), losses, {"units": "nats"}),
-            **{
-                name: (("policy", "sequence", "layer", "head"), np.stack(means[name]).reshape(*shape, *mean.shape))
-                for name in sorted(means, reverse=True)
-            },
+            **{name: (dims, np.stack(found).reshape(*shape, *found[0].shape)) for name, found in means.items()},
         },
         coords={
             "policy": [intervention.name for intervention in interventions],
             "same_tokens": ("policy", same.all(1).astype(int)),
-            "layer": mean["layer"].values,
-            "head": mean["head"].values,
+            "layer": measured["layer"].values,
+            "head": measured["head"].values,
             **text_coordinates(texts),
         },
     )

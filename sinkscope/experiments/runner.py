@@ -1,8 +1,7 @@
-"""Long experiments as cells: run once each, wherever joblib runs them, and kept on disk once they are finished.
+"""Long experiments as cells, run wherever joblib runs them, and kept on disk under a hash of all that they depend on.
 
-A cell is named by a hash of all that its result depends on, so the same cell is never run twice, one that was
-interrupted goes on where its file stops, and a damaged file is refused: a result that was relied on once should not
-change unseen.
+The same cell is never run twice, one that was interrupted goes on where its file stops, and a damaged file is refused:
+a result that was relied on once should not change unseen.
 """
 
 from __future__ import annotations
@@ -74,12 +73,9 @@ def run_cells(
     """The result of every cell by its key; those of the same key are run once, and those finished on disk not at all.
 
     Args:
-        folder: where they are kept; nowhere when None.
+        folder: where they are kept, nowhere when None; a damaged file is refused before anything runs.
         n_jobs: cells at the same time; what the surrounding `joblib.parallel_config` says when None, otherwise 1.
         progress, unit, title: of the bar: whether it is shown, what it counts, and what it says.
-
-    Raises:
-        SinkscopeError: a file of a cell is damaged, which is found before anything runs.
     """
     unique = {cell.key: cell for cell in cells}
     known = {key: cell.read(cell.path(folder)) for key, cell in unique.items()}

@@ -62,8 +62,8 @@ def run_timing(
     Returns:
         A record along `cell`, one for each policy and cache size, attrs with all that is needed to repeat it:
         `policy`, `cache_size`; `milliseconds`, the median wall time of a token, and `low` and `high`, its quartiles;
-        `kv_bytes`, the memory that keys and values take, and `kv_bytes_kept`, counted from the model's shapes;
-        `flops_per_token`, counted likewise; `samples`, how many tokens were timed.
+        `kv_bytes`, the memory that keys and values take; `kv_bytes_kept` and `flops_per_token`, counted from the
+        model's shapes; `samples`, how many tokens were timed.
 
     Raises:
         SinkscopeError: a text too short, several texts, an unknown policy, sinks that leave no room for a window, or a

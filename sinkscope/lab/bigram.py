@@ -70,8 +70,8 @@ def bigram_backcopy(
     head that copies has nothing to do after all other characters, and softmax still makes it spend one whole unit of
     attention there.
 
-    Runs of one seed share their first weights and all training sequences, so that arms can be compared pairwise.
-    All runs are measured on the same other sequences.
+    Runs of one seed share their first weights and all training sequences, so that arms can be compared pairwise. All
+    are measured on the same other sequences.
 
     Args:
         arms: any of "softmax", "softmax1", "learned sink" (a logit for each head, trained with the rest), "clipped
@@ -95,17 +95,14 @@ def bigram_backcopy(
 
     Returns:
         A record with the dimensions arm, seed, step, layer, head, and tokens: "trigger" and "non-trigger" queries, and
-        "all" of them without BOS.
+        "all" of them without BOS; attrs hold all that is needed to repeat it.
 
-        loss                                what follows the query, nats; `best_loss` is that of the true probabilities
-        bos_mass, previous_mass             attention of the query on BOS, and on the token before it
-        row_sum                             attention on BOS and all characters; the rest goes to a virtual key or to
-                                            the learned sink token, where there is one
-        bos_value_norm, value_norm          of the value of BOS, and of those of the characters
-        bos_hidden_norm, hidden_norm        the same of the hidden states behind each layer
-        bos_null                            `bos_mass` of a head that looks at every key alike
-
-        attrs hold all that is needed to repeat it.
+        loss                          what follows the query, nats; `best_loss` is that of the true probabilities
+        bos_mass, previous_mass       attention of the query on BOS, and on the token before it
+        row_sum                       attention on BOS and all characters; the rest is on a virtual key or sink token
+        bos_value_norm, value_norm    of the value of BOS, and of those of the characters
+        bos_hidden_norm, hidden_norm  the same of the hidden states behind each layer
+        bos_null                      `bos_mass` of a head that looks at every key alike
 
     Raises:
         SinkscopeError: no seeds, an unknown arm, numbers out of range, layers outside 1 to 3, an empty text, triggers
@@ -230,9 +227,9 @@ class BackcopyRun(TrainingRun[Backcopy]):
     betas = (0.9, 0.99)  # as Guo et al. have them
 
     @property
-    def own_settings(self) -> dict[str, Any]:
-        task = self.material
-        return {"task": "bigram backcopy", "characters": task.characters, "triggers": task.triggers}
+    def settings(self) -> dict[str, Any]:
+        own = {"characters": self.material.characters, "triggers": self.material.triggers}
+        return super().settings | {"task": "bigram backcopy"} | own
 
     def train(self, advance: Advance) -> dict[str, Tensor]:
         """What `observed` gives, with the step as one more dimension in front."""

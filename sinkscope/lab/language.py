@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -43,7 +42,7 @@ CLIPPED_NORM, LAST_RATE, WARM_STEPS = 1.0, 0.1, 100
 ROOM = 4  # the model is told of so many times its trained length; nothing is computed from it
 WEIGHTS = "weights."
 ATTENTION = "sinkscope_lab"  # as transformers knows it
-NORMALISERS: WeakKeyDictionary[nn.Module, Normaliser] = WeakKeyDictionary()
+NORMALISERS: dict[nn.Module, Normaliser] = {}  # while `training_attention` lasts
 
 
 def language_model(
@@ -103,8 +102,6 @@ def language_model(
         nll             loss of each token of the held-out texts under each policy, nats; the first one of a text, which
                         only the sink token could predict, is scored in no arm
 
-        attrs hold all that is needed to repeat it.
-
     Raises:
         SinkscopeError: as `bigram_backcopy`; also sinks that leave no window, texts too short for anything to be
             evicted, too little text to hold some out.
@@ -136,7 +133,7 @@ def language_model(
 
 def _policies(cache_size: int, sinks: Iterable[int], length: int) -> list[Policy]:
     counts = list(dict.fromkeys(whole_number(each, "sinks", 0) for each in sinks))
-    if not counts or 0 not in counts or max(counts) == 0:
+    if 0 not in counts or max(counts) == 0:
         raise SinkscopeError(f"sinks={counts} compare nothing: give 0, which is window attention, and more.")
     if max(counts) >= whole_number(cache_size, "cache_size", 1):
         raise SinkscopeError(
@@ -197,8 +194,9 @@ class LanguageRun(TrainingRun[np.ndarray]):
             )
 
     @property
-    def own_settings(self) -> dict[str, Any]:
-        return {"task": "language", "tokens": len(self.material), "transformers": version("transformers")}
+    def settings(self) -> dict[str, Any]:
+        own = {"tokens": len(self.material), "transformers": version("transformers")}
+        return super().settings | {"task": "language"} | own
 
     def train(self, advance: Advance) -> dict[str, Tensor]:
         """The mean losses [step] in nats, and the weights."""
@@ -322,13 +320,8 @@ def _record(
 def _evaluated(
     run: LanguageRun, found: dict[str, Tensor], texts: Tensor, policies: Sequence[Policy]
 ) -> dict[str, np.ndarray]:
-    """What a trained model does on texts [sequence, token]; the first token is the sink token, in its arm.
-
-    Returns:
-        sink_mass, virtual_mass [sequence, layer, head]: attention on the first token and on the virtual key of value 0
-            (NaN where there is none), mean over all later queries.
-        nll [policy, sequence, token]: nats, for the tokens of the text alone, NaN where not scored.
-    """
+    """What a trained model does on texts [sequence, token]: losses [policy, sequence, token], and mass on the first
+    token, the sink token in its arm, and on the virtual key [sequence, layer, head], NaN where there is none."""
     model, ids, normaliser = run.trained(found), run.with_sink_token(texts), run.arm.normaliser
     probes = [SinkMass(first=1), LogSumExp()]
     with torch.no_grad(), attached(model, normaliser=normaliser, probes=probes) as scope:

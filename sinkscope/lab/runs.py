@@ -43,11 +43,7 @@ class Text:
 
     @classmethod
     def of(cls, source: str | os.PathLike[str] | None, text: str | None) -> Text:
-        """The text itself where it is given, otherwise that of a source, as `read_text` takes it.
-
-        Raises:
-            SinkscopeError: both were given, a source that cannot be read, or nothing but white space.
-        """
+        """The text itself where it is given, otherwise that of a source; SinkscopeError for both, or an empty one."""
         if text is None:
             name = "King James Bible (demo text)" if source is None else os.fspath(source)
             return cls(name if name.startswith("hf:") else PurePath(name).name, read_text(source))
@@ -113,13 +109,8 @@ class TrainingRun(Cell[dict[str, Tensor]], Generic[Material]):
         """The result, by name."""
 
     @property
-    @abstractmethod
-    def own_settings(self) -> dict[str, Any]:
-        """What the result depends on beside the fields here."""
-
-    @property
     def settings(self) -> dict[str, Any]:  # type: ignore[override]
-        return self.own_settings | {
+        return {
             "text": self.text_sha256,
             **{name: getattr(self, name) for name in ("sizes", "schedule", "arm", "seed")},
             "device": self.device.partition(":")[0],
@@ -168,15 +159,8 @@ class TrainingRun(Cell[dict[str, Tensor]], Generic[Material]):
 
 
 class Comparison(Generic[Run]):
-    """Runs of every arm with every seed, and the result of each.
-
-    Args:
-        make: the run of an arm and a seed on a device.
-        arms, seeds, device, folder, n_jobs, progress: as in `bigram_backcopy`.
-
-    Raises:
-        SinkscopeError: as there, and all but a loss that is not finite before anything runs.
-    """
+    """Runs of every arm with every seed, and the result of each: `make` gives the run of an arm and a seed on a device,
+    all other arguments and the errors are those of `bigram_backcopy`."""
 
     def __init__(
         self,
@@ -188,7 +172,16 @@ class Comparison(Generic[Run]):
         n_jobs: int | None,
         progress: bool | None,
     ) -> None:
-        self.arms, self.seeds, self.device = arms_of(arms), _seeds(seeds), _device(device)
+        self.arms = arms_of(arms)
+        given = [seeds] if isinstance(seeds, int) else list(seeds)
+        if not given:
+            raise SinkscopeError("no seeds were given; give one or more, three or more for intervals.")
+        self.seeds = list(dict.fromkeys(whole_number(seed, "seed", 0) for seed in given))
+        try:
+            self.device = str(torch.empty(0, device=device).device)
+        except (RuntimeError, AssertionError, TypeError) as problem:
+            reason = str(problem).splitlines()[0]
+            raise SinkscopeError(f"device={device!r} cannot be used here ({reason}).") from problem
         self.runs = [make(arm, seed, self.device) for arm in self.arms for seed in self.seeds]
         place = writable_folder(cache_directory() / "lab" if folder is None else folder, "training runs")
         found = run_cells(self.runs, place, n_jobs, progress, unit="step")
@@ -231,19 +224,3 @@ class Comparison(Generic[Run]):
             "python": platform.python_version(),
             "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         }
-
-
-def _seeds(given: int | Iterable[int]) -> list[int]:
-    """Seeds, each once, in the order given."""
-    seeds = [given] if isinstance(given, int) else list(given)
-    if not seeds:
-        raise SinkscopeError("no seeds were given; give one or more, three or more for intervals.")
-    return list(dict.fromkeys(whole_number(seed, "seed", 0) for seed in seeds))
-
-
-def _device(name: str) -> str:
-    """A device that is there."""
-    try:
-        return str(torch.empty(0, device=name).device)
-    except (RuntimeError, AssertionError, TypeError) as problem:
-        raise SinkscopeError(f"device={name!r} cannot be used here ({str(problem).splitlines()[0]}).") from problem
