@@ -232,10 +232,11 @@ def _record(
     levels = [cell.level for cell in runs.values()]
     record = record_of(model, texts, [level.policy for level in levels], [finished[key] for key in runs])
     del record.attrs["policies"]  # which the coordinates tell
-    factors = ("cache_size", "kind", "positions", "sinks")
-    return record.assign_coords(
-        policy=[level.name for level in levels],
-        first_tokens=("policy", [level.kind or "first" for level in levels]),
-        level_cell=("level", [list(runs).index(cell.key) for cell in cells]),
-        **{f"level_{name}": ("level", [getattr(cell.level, name) for cell in cells]) for name in factors},
-    )
+    coordinates: dict[str, Any] = {
+        "policy": [level.name for level in levels],
+        "first_tokens": ("policy", [level.kind or "first" for level in levels]),
+        "level_cell": ("level", [list(runs).index(cell.key) for cell in cells]),
+    }
+    for name in ("cache_size", "kind", "positions", "sinks"):
+        coordinates[f"level_{name}"] = ("level", [getattr(cell.level, name) for cell in cells])
+    return record.assign_coords(coordinates)

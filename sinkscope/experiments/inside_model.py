@@ -179,10 +179,11 @@ class SetMassive(Intervention):
     @property
     def name(self) -> str:
         what = "random" if self.at_random else "massive"
-        own = (self.magnitude, self.ratio) != (MAGNITUDE, RATIO)
-        above = f" above {self.magnitude:g} and {self.ratio:g} medians" if own else ""
-        numbers = " ".join(map(str, self.layers or ()))
-        where = "" if self.layers is None else f" behind layer{'s' * (len(self.layers) > 1)} {numbers}"
+        above = where = ""
+        if (self.magnitude, self.ratio) != (MAGNITUDE, RATIO):
+            above = f" above {self.magnitude:g} and {self.ratio:g} medians"
+        if self.layers is not None:
+            where = f" behind layer{'s' * (len(self.layers) > 1)} {' '.join(map(str, self.layers))}"
         return f"{what} dimensions{above} to {self.mode}{where}"
 
     def control(self) -> Intervention | None:

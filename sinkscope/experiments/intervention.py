@@ -34,6 +34,12 @@ class Conditions:
     seed: int
     tokenizer: Any = None
 
+    @classmethod
+    def of(cls, start: int = 64, sinks: int = 4, seed: int = 0, tokenizer: Any = None) -> Conditions:
+        """The conditions; SinkscopeError for numbers out of range."""
+        numbers = whole_number(start, "start", 2), whole_number(sinks, "sinks", 1), whole_number(seed, "seed", 0)
+        return cls(*numbers, tokenizer)
+
     def random(self, *numbers: int) -> np.random.Generator:
         """A generator of its own for these numbers, the same in every run with this seed."""
         return np.random.default_rng([self.seed, *numbers])
@@ -152,7 +158,15 @@ class ReplaceTokens(Intervention):
 
     def check(self, model: nn.Module, texts: Sequence[Tensor], conditions: Conditions) -> None:
         if self.by == "line breaks":
-            self._line_break(conditions.tokenizer)
+            if conditions.tokenizer is None:
+                raise SinkscopeError(
+                    "replacing tokens by line breaks needs a tokenizer to find theirs; pass tokenizer=."
+                )
+            try:
+                line_break_token(conditions.tokenizer)
+            except SinkscopeError as problem:
+                reason = 'this tokenizer has no single token for a line break; replace tokens by "random" ones.'
+                raise SinkscopeError(reason) from problem
         conditions.check_room(self.name, self.count or conditions.sinks)
 
     def prepare(self, model: nn.Module, texts: Sequence[Tensor], conditions: Conditions) -> Intervention:
@@ -162,20 +176,11 @@ class ReplaceTokens(Intervention):
         count, changed = self.count or conditions.sinks, text.clone()
         places = list(range(count)) if self.first else conditions.others(number, count)
         if self.by == "line breaks":
-            changed[places] = self._line_break(conditions.tokenizer)
+            changed[places] = line_break_token(conditions.tokenizer)
         else:
             drawn = conditions.random(number, 1).integers(self.vocabulary or 1, size=count)
             changed[places] = torch.from_numpy(drawn).to(text)
         return Trial(changed)
-
-    def _line_break(self, tokenizer: Any) -> int:
-        if tokenizer is None:
-            raise SinkscopeError("replacing tokens by line breaks needs a tokenizer to find theirs; pass tokenizer=.")
-        try:
-            return line_break_token(tokenizer)
-        except SinkscopeError as problem:
-            reason = 'this tokenizer has no single token for a line break; replace tokens by "random" ones.'
-            raise SinkscopeError(reason) from problem
 
 
 @dataclass(frozen=True)

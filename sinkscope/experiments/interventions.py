@@ -72,8 +72,8 @@ def run_interventions(
             intervention that this model or these texts cannot take, one given twice, what is no intervention or gives
             no trial.
     """
-    texts, conditions = _checked_run(model, ids, tokenizer, start, sinks, seed)
-    first = whole_number(first, "first", 1)
+    conditions, first = Conditions.of(start, sinks, seed, tokenizer), whole_number(first, "first", 1)
+    texts = _texts(model, ids, conditions)
     if interventions is None:
         chosen, refused = _possible(model, texts, usual(tokenizer), conditions)
         for name, why in refused.items():
@@ -101,8 +101,8 @@ def possible(
 ) -> tuple[list[Intervention], dict[str, str]]:
     """The interventions that a model and texts can take, and why not, by name, of the others; `conditions` are the
     tokenizer, start, sinks and seed of `run_interventions`."""
-    texts, shared = _checked_run(model, ids, **conditions)
-    return _possible(model, texts, _checked(interventions), shared)
+    shared = Conditions.of(**conditions)
+    return _possible(model, _texts(model, ids, shared), _checked(interventions), shared)
 
 
 def usual(tokenizer: Any) -> list[Intervention]:
@@ -111,29 +111,21 @@ def usual(tokenizer: Any) -> list[Intervention]:
     return [EvictKeys("sinks"), EvictKeys("recent"), *words, ReplaceTokens("random"), Shift(), Repeat()]
 
 
-def _checked_run(
-    model: nn.Module,
-    ids: Tensor | Sequence[Tensor],
-    tokenizer: Any = None,
-    start: int = 64,
-    sinks: int = 4,
-    seed: int = 0,
-) -> tuple[list[Tensor], Conditions]:
-    texts, start, sinks = dense_texts(model, ids), whole_number(start, "start", 2), whole_number(sinks, "sinks", 1)
+def _texts(model: nn.Module, ids: Tensor | Sequence[Tensor], conditions: Conditions) -> list[Tensor]:
+    texts, start = dense_texts(model, ids), conditions.start
     if (shortest := min(map(len, texts))) < start + 3:
         raise SinkscopeError(
             f"a text of {shortest} tokens leaves nothing to score from query {start} on; give longer texts, or an "
             "earlier start."
         )
-    return texts, Conditions(start, sinks, whole_number(seed, "seed", 0), tokenizer)
+    return texts
 
 
 def _checked(interventions: Iterable[Intervention]) -> list[Intervention]:
     chosen = list(interventions) if isinstance(interventions, Iterable) else [interventions]
     for intervention in chosen:
         _check_class(intervention)
-    names = [intervention.name for intervention in chosen]
-    if not chosen or len(set(names)) < len(names):
+    if not chosen or len({intervention.name for intervention in chosen}) < len(chosen):
         raise SinkscopeError("no intervention was given, or one of them twice; give each one once.")
     return chosen
 

@@ -148,8 +148,7 @@ class Backcopy:
         if triggers is None:
             triggers = "".join(each for each in characters if not each.isspace())[:TRIGGERS]
         triggers = "".join(dict.fromkeys(triggers))
-        foreign = [each for each in triggers if each not in characters]
-        if foreign or not triggers:
+        if not triggers or not set(triggers) <= set(characters):
             raise SinkscopeError(
                 f"triggers={triggers!r} are not all among the {len(characters)} most frequent characters of the text; "
                 "give one or more of those."
@@ -214,11 +213,6 @@ class Schedule(TrainingSchedule):
 
     evaluated: int
 
-    @property
-    def measured(self) -> list[int]:
-        """Updates done at each measurement; the last step is measured too."""
-        return [*range(0, self.steps, self.every), self.steps]
-
 
 @dataclass(frozen=True, eq=False)
 class BackcopyRun(TrainingRun[Backcopy]):
@@ -227,9 +221,9 @@ class BackcopyRun(TrainingRun[Backcopy]):
     betas = (0.9, 0.99)  # as Guo et al. have them
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:  # type: ignore[override]
         own = {"characters": self.material.characters, "triggers": self.material.triggers}
-        return super().settings | {"task": "bigram backcopy"} | own
+        return super().settings | own | {"task": "bigram backcopy"}
 
     def train(self, advance: Advance) -> dict[str, Tensor]:
         """What `observed` gives, with the step as one more dimension in front."""
@@ -244,7 +238,7 @@ class BackcopyRun(TrainingRun[Backcopy]):
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            if step in self.schedule.measured:
+            if step in self.schedule.recorded:
                 found.append(observe())
                 self.check_finite(found[-1]["loss"][0], step)
             advance(1)
@@ -322,7 +316,7 @@ def _record(found: Comparison[BackcopyRun]) -> xr.Dataset:
         },
         coords={
             **found.coordinates,
-            "step": first.schedule.measured,
+            "step": [0, *first.schedule.recorded],
             "tokens": list(TOKENS),
             "length": first.sizes.length,
         },

@@ -144,8 +144,7 @@ def _policies(cache_size: int, sinks: Iterable[int], length: int) -> list[Policy
             f"texts of length={length} evict nothing from cache_size={cache_size}: give "
             f"{first_evicted(cache_size) + 1} tokens or more, or a smaller cache."
         )
-    bounded: list[Policy] = [SinkWindow(each, cache_size - each) if each else Window(cache_size) for each in counts]
-    return [Dense(), *bounded]
+    return [Dense(), *(SinkWindow(each, cache_size - each) if each else Window(cache_size) for each in counts)]
 
 
 def _split(ids: np.ndarray, length: int, evaluated: int) -> tuple[np.ndarray, Tensor]:
@@ -175,11 +174,6 @@ class LanguageSchedule(TrainingSchedule):
         done = (step - warm) / max(1, self.steps - warm)
         return self.learning_rate * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * done)))
 
-    @property
-    def recorded(self) -> list[int]:
-        """Updates done at the end of each stretch that a loss is recorded for."""
-        return sorted({*range(self.every, self.steps + 1, self.every), self.steps})
-
 
 @dataclass(frozen=True, eq=False)
 class LanguageRun(TrainingRun[np.ndarray]):
@@ -194,9 +188,9 @@ class LanguageRun(TrainingRun[np.ndarray]):
             )
 
     @property
-    def settings(self) -> dict[str, Any]:
-        own = {"tokens": len(self.material), "transformers": version("transformers")}
-        return super().settings | {"task": "language"} | own
+    def settings(self) -> dict[str, Any]:  # type: ignore[override]
+        own = {"task": "language", "tokens": len(self.material), "transformers": version("transformers")}
+        return super().settings | own
 
     def train(self, advance: Advance) -> dict[str, Tensor]:
         """The mean losses [step] in nats, and the weights."""
@@ -261,14 +255,12 @@ def training_attention(model: Any, normaliser: Normaliser) -> Iterator[None]:
     The same as `attached(model, normaliser=...)`, which keeps no T x T weights and so computes them twice in training:
     for short passages this is three times quicker.
     """
-    if normaliser == Softmax():
-        yield
-        return
     with ExitStack() as undo:
-        for layer in model.model.layers:
-            NORMALISERS[layer.self_attn] = normaliser
-            undo.callback(NORMALISERS.pop, layer.self_attn, None)
-        use_implementation(model, ATTENTION, undo)
+        if normaliser != Softmax():
+            for layer in model.model.layers:
+                NORMALISERS[layer.self_attn] = normaliser
+                undo.callback(NORMALISERS.pop, layer.self_attn, None)
+            use_implementation(model, ATTENTION, undo)
         yield
 
 

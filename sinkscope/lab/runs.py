@@ -88,6 +88,11 @@ class TrainingSchedule:
             weight_decay=finite_number(weight_decay, "weight_decay", 0.0, inclusive=True),
         )
 
+    @property
+    def recorded(self) -> list[int]:
+        """Updates done at each measurement after the first; the last step is measured too."""
+        return sorted({*range(self.every, self.steps + 1, self.every), self.steps})
+
 
 @dataclass(frozen=True, eq=False)
 class TrainingRun(Cell[dict[str, Tensor]], Generic[Material]):
