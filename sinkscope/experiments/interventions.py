@@ -196,8 +196,7 @@ def _record(
                 late = late.assign(sink_mass=late["sink_mass"].sum("sink"))
                 for name in ("sink_mass", "output_norm"):
                     if name in late:  # no output outside the attention interface
-                        mean = late[name].mean("query").transpose("layer", "head")
-                        means.setdefault(name, []).append(mean.values)
+                        means.setdefault(name, []).append(late[name].mean("query").transpose("layer", "head").values)
                 bar.update(len(text))
     dims = ("policy", "sequence", "layer", "head")
     record = xr.Dataset(

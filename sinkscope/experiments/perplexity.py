@@ -230,21 +230,14 @@ def check_run(model: nn.Module, texts: list[Tensor], run: Run) -> None:
 def settings_of(model: nn.Module, texts: list[Tensor], policy: Policy, run: Run) -> dict[str, Any]:
     """All that the losses depend on."""
     attributes = model_attributes(model)
-    settings: dict[str, Any] = {name: attributes[name] for name in ("model", "model_type", "dtype")}
-    settings |= {
-        "policy": policy,
-        "tokens": hashlib.sha256(b"|".join(text.numpy().tobytes() for text in texts)).hexdigest(),
-        "weights": weights_hash(model),
-        "block": int(run.block),
-        "samples": run.samples and int(run.samples),
-        "seed": run.seed,
-    }
-    if run.normaliser is not None:
-        settings["normaliser"] = run.normaliser
+    tokens = hashlib.sha256(b"|".join(text.numpy().tobytes() for text in texts)).hexdigest()
+    own = {name: attributes[name] for name in ("model", "model_type", "dtype")}
+    given = {"block": int(run.block), "samples": run.samples and int(run.samples), "seed": run.seed}
+    changed: dict[str, Any] = {} if run.normaliser is None else {"normaliser": run.normaliser}
     for name, slot in (("policy", policy), ("normaliser", run.normaliser)):
         if slot is not None and slot.definition:
-            settings[f"{name}_definition"] = slot.definition
-    return settings
+            changed[f"{name}_definition"] = slot.definition
+    return own | {"policy": policy, "tokens": tokens, "weights": weights_hash(model)} | given | changed
 
 
 def _checkpoint(

@@ -78,8 +78,7 @@ def language_model(
     `language_verdict` says in words what came out.
 
     Args:
-        arms: as in `bigram_backcopy`, "learned sink" apart; or `Arm` objects.
-        seeds: one run each.
+        arms, seeds: as in `bigram_backcopy`, "learned sink" apart.
         steps, batch: updates, and passages in each.
         layers, heads, width: of the model.
         length: tokens of a passage, the sink token apart.
