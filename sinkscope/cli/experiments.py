@@ -280,7 +280,7 @@ def intervene(
     quiet: given.Quiet = False,
 ) -> None:
     """Take sinks away, or other keys, and see what happens. With nothing named: the usual interventions."""
-    from sinkscope.experiments.dose import checked_doses
+    from sinkscope.experiments.interventions import checked_doses
     from sinkscope.reporting.gather import text_name
 
     where: dict[str, Any] = {"layers": layers or None, "heads": heads or None}

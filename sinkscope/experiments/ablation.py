@@ -17,15 +17,16 @@ import xarray as xr
 from torch import Tensor, nn
 
 from sinkscope.arguments import one_of, one_or_several, whole_number
-from sinkscope.errors import SinkscopeError, warn
+from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.intervention import line_break_token
-from sinkscope.experiments.perplexity import Run, check_run, read_texts, record_of, settings_of
+from sinkscope.experiments.perplexity import Run, check_run, checked_policies, read_texts, record_of, settings_of
 from sinkscope.experiments.runner import Advance, Cell, ModelSource, run_cells
 from sinkscope.files import writable_folder
+from sinkscope.hf.models import input_embeddings
 from sinkscope.models.facts import find_anatomy
 from sinkscope.policies import POSITIONS, Policy, SinkWindow
 from sinkscope.record import first_evicted
-from sinkscope.scope.binding import limit_notes
+from sinkscope.scope.binding import check_limits
 from sinkscope.scope.forward import check_vocabulary
 from sinkscope.scope.measure import texts_of
 from sinkscope.streaming.checkpoint import Checkpoint, Progress
@@ -42,6 +43,11 @@ class Level(NamedTuple):
     positions: str
     sinks: int
     policy: Policy
+
+    @property
+    def name(self) -> str:
+        """One of its own among cells that differ."""
+        return self.policy.name if self.kind in ("", "first") else f"{self.policy.name}, {self.kind}"
 
 
 def run_ablation(
@@ -74,21 +80,17 @@ def run_ablation(
 
     Args:
         model: a decoder in eval mode, or what `load` takes: a hub id, a directory, a .gguf file, None for the demo one.
-        ids: token ids [sequence, token], or a list of 1-D tensors; each text starts with an empty cache.
+        ids, block, progress, attributes: as in `perplexity`.
         sinks, cache_size: tokens; one number or several.
         positions: "cache", "original", or both.
         kinds: "first", "line breaks", "random", or several.
         policies: of any class, read beside the combinations over the text as it is.
         tokenizer: finds the line break; the model's own when None, where it is known.
-        block: tokens per forward pass; changes time and memory, not losses.
         seed: of the random tokens.
         n_jobs: cells at the same time; as the surrounding `joblib.parallel_config` says, otherwise 1, when None.
         folder: keeps a file for each cell, named by a hash of all that its losses depend on. The same cell is not run
-            again, one that was interrupted goes on, and a damaged file is refused, as a result that was relied on once
-            should not change unseen.
+            again, one that was interrupted goes on, and a damaged file is refused.
         known: gives the losses of texts under a policy, in place of reading them here.
-        progress: whether to show a progress bar; once two seconds have passed when None.
-        attributes: noted in the record's attrs (the name of the text, for one).
 
     Returns:
         A record as that of `perplexity` with the cells along `policy`, `first_tokens` [policy] their kind. Along
@@ -100,34 +102,45 @@ def run_ablation(
             positions or kinds, what is no policy, no tokenizer or no token for line breaks, a model or policy that
             cannot be streamed, a damaged file of a cell.
     """
-    levels = _levels(sinks, cache_size, positions, kinds, policies)
-    seed = whole_number(seed, "seed", 0)
-    texts, run = texts_of(ids), Run(block, samples=None, seed=0)
-    _check_lengths(texts, max(level.cache_size for level in levels))
-    source = ModelSource.of(model)
+    levels, seed = _levels(sinks, cache_size, positions, kinds, policies), whole_number(seed, "seed", 0)
+    texts, run, source = texts_of(ids), Run(block), ModelSource.of(model)
+    largest, shortest = max(level.cache_size for level in levels), min(map(len, texts))
+    if shortest < (need := first_evicted(largest) + 1):
+        raise SinkscopeError(
+            f"a text of {shortest} tokens evicts nothing from a cache of {largest}; give {need} tokens or more, or a "
+            "smaller cache_size."
+        )
     try:
         opened = source.open()
         check_run(opened, texts, run)
         for policy in {repr(level.policy): level.policy for level in levels}.values():
-            for note in limit_notes(opened, policy, max(map(len, texts))):
-                warn(note)
-        changed = {
-            (kind, count): with_first_tokens(texts, kind, count, _token_source(kind, opened, source, tokenizer), seed)
-            for kind, count in dict.fromkeys((level.kind, level.sinks) for level in levels if level.kind)
-        }
-        for text in (text for each in changed.values() for text in each):
-            check_vocabulary(find_anatomy(opened).base, text)
+            check_limits(opened, policy, max(map(len, texts)))
+        changed: dict[tuple[str, int], list[Tensor]] = {}
+        for kind, count in dict.fromkeys((level.kind, level.sinks) for level in levels if level.kind):
+            tokens = 0
+            if kind == "line breaks":
+                tokens = line_break_token(source.tokenizer() if tokenizer is None else tokenizer)
+            elif kind == "random":
+                tokens = input_embeddings(opened).num_embeddings
+            changed[kind, count] = with_first_tokens(texts, kind, count, tokens, seed)
+            for text in changed[kind, count]:
+                check_vocabulary(find_anatomy(opened).base, text)
         cells = []
         for level in levels:
             read = changed.get((level.kind, level.sinks), texts)
-            cells.append(Reading(source, read, level.policy, run, settings_of(opened, read, level.policy, run)))
-        runs = _runs(levels, cells)
+            cells.append(Reading(source, read, level, run, settings_of(opened, read, level.policy, run)))
+        runs: dict[str, Reading] = {}
+        for cell in cells:  # for the first level that each stands for
+            runs.setdefault(cell.key, cell)
+        names = [cell.level.name for cell in runs.values()]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise SinkscopeError(f"two policies that differ are called {min(twice)!r}; give one a label of its own.")
         place = None if folder is None else writable_folder(folder, "cells")
         if known is None:
             finished = run_cells(cells, place, n_jobs, progress, title="ablation")
         else:
-            finished = {cell.key: known(cell.texts, cell.policy, run) for _, cell, _ in runs.values()}
-        record = _record(opened, texts, levels, cells, runs, finished)
+            finished = {key: known(cell.texts, cell.level.policy, run) for key, cell in runs.items()}
+        record = _record(opened, texts, cells, runs, finished)
     finally:
         source.forget()
     return record.assign_attrs({"kind": "ablation", "block": block, "seed": seed} | attributes)
@@ -135,36 +148,32 @@ def run_ablation(
 
 @dataclass(frozen=True, eq=False)
 class Reading(Cell[Progress]):
-    """Texts [token] read under one policy; `about` is all that their losses depend on."""
+    """Texts [token] read under the policy of a level."""
 
     source: ModelSource
     texts: list[Tensor]
-    policy: Policy
+    level: Level
     how: Run
-    about: dict[str, Any]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return self.about
+    settings: dict[str, Any]
 
     def read(self, path: Path | None) -> Progress | None:
-        left, every = Checkpoint(path, self.about).read(), sum(len(text) - 1 for text in self.texts)
+        left, every = Checkpoint(path, self.settings).read(), sum(len(text) - 1 for text in self.texts)
         return left if left is not None and int(left.losses.isfinite().sum()) == every else None
 
     def run(self, path: Path | None, advance: Advance) -> Progress:
         with ONE_AT_A_TIME:
-            model, stay = self._model(), Checkpoint(path, self.about)
-            return read_texts(model, self.texts, self.policy, self.how, stay, stay.read(), False)
+            model, stay = self._model(), Checkpoint(path, self.settings)
+            return read_texts(model, self.texts, self.level.policy, self.how, stay, stay.read(), False)
 
     def keep(self, result: Progress, path: Path) -> None:
-        Checkpoint(path, self.about).write(result)
+        Checkpoint(path, self.settings).write(result)
 
     def _model(self) -> nn.Module:
         """The model; loaded again if the one that is held has become another in the meantime."""
         for _ in range(2):
             model = self.source.open()
-            found = settings_of(model, self.texts, self.policy, self.how)
-            if all(found[name] == self.about[name] for name in ("dtype", "weights")):
+            found = settings_of(model, self.texts, self.level.policy, self.how)
+            if all(found[name] == self.settings[name] for name in ("dtype", "weights")):
                 return model
             self.source.forget()
         raise SinkscopeError(
@@ -189,10 +198,7 @@ def _levels(sinks: Any, cache_size: Any, positions: Any, kinds: Any, policies: A
         Level(size, kind, way, count, SinkWindow(count, size - count, way if count else "cache"))
         for size, kind, way, count in product(sizes, words, ways, counts)
     ]
-    others = [policies] if isinstance(policies, Policy) else list(policies)
-    for policy in others:
-        if not isinstance(policy, Policy):
-            raise SinkscopeError(f"{policy!r} is not a policy; give instances such as sinkscope.SinkWindow(4, 508).")
+    others = checked_policies(policies)
     if len({policy.name for policy in others}) < len(others):
         raise SinkscopeError("two of the policies have one name; give each once, or a label of its own.")
     for policy in others:
@@ -201,74 +207,36 @@ def _levels(sinks: Any, cache_size: Any, positions: Any, kinds: Any, policies: A
     return levels
 
 
-def _check_lengths(texts: list[Tensor], cache_size: int) -> None:
-    """A token is evicted when `cache_size + 1` have been read, and missing from the next one's prediction."""
-    shortest, need = min(map(len, texts)), first_evicted(cache_size) + 1
-    if shortest < need:
-        raise SinkscopeError(
-            f"a text of {shortest} tokens evicts nothing from a cache of {cache_size}; give {need} tokens or more, or "
-            "a smaller cache_size."
-        )
-
-
-def _token_source(kind: str, model: nn.Module, source: ModelSource, tokenizer: Any) -> int:
-    """The token to put first, or how many there are to draw from; 0 for the first tokens of the text."""
-    if kind == "line breaks":
-        return line_break_token(source.tokenizer() if tokenizer is None else tokenizer)
-    embeddings: Any = find_anatomy(model).base.get_input_embeddings()  # type: ignore[operator]
-    return int(embeddings.num_embeddings) if kind == "random" else 0
-
-
 def with_first_tokens(texts: Sequence[Tensor], kind: str, count: int, tokens: int, seed: int) -> list[Tensor]:
-    """The texts [token] with others as their first tokens, BOS included.
+    """The texts [token] with the token `tokens`, or draws from so many, as their first `count` ones, BOS included.
 
     Is it what the first tokens say that makes them sinks, or that they come first? Table 1 of Xiao et al. (2023) puts
-    four line breaks in the place of the first four tokens, and perplexity hardly changes.
-
-    Args:
-        texts: are left as they are.
-        kind: of `KINDS`; random tokens of a smaller count are the first of those of a larger one.
-        count: how many are replaced.
-        tokens: the token to put there, or the size of the vocabulary to draw from.
-        seed: of the draws, which are others for each text.
+    four line breaks in the place of the first four tokens, and perplexity hardly changes. Random tokens are others for
+    each text; those of a smaller count are the first of those of a larger one.
     """
     if kind == "first":
         return list(texts)
-    first = [torch.full((count,), tokens)] * len(texts)
-    if kind == "random":
-        draws = [np.random.default_rng([seed, row]).integers(tokens, size=count) for row in range(len(texts))]
-        first = [torch.from_numpy(drawn) for drawn in draws]
-    return [torch.cat([new.to(text), text[count:]]) for new, text in zip(first, texts, strict=True)]
-
-
-def _runs(levels: list[Level], cells: list[Reading]) -> dict[str, tuple[Level, Reading, str]]:
-    """By key: the first level that each cell is run for, the cell, and a name of its own."""
-    found: dict[str, tuple[Level, Reading, str]] = {}
-    for level, cell in zip(levels, cells, strict=True):
-        own = level.policy.name if level.kind in ("", "first") else f"{level.policy.name}, {level.kind}"
-        found.setdefault(cell.key, (level, cell, own))
-    names = [name for *_, name in found.values()]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise SinkscopeError(f"two policies that differ are called {min(twice)!r}; give one a label of its own.")
-    return found
+    changed = []
+    for row, text in enumerate(texts):
+        first = torch.full((count,), tokens)
+        if kind == "random":
+            first = torch.from_numpy(np.random.default_rng([seed, row]).integers(tokens, size=count))
+        changed.append(torch.cat([first.to(text), text[count:]]))
+    return changed
 
 
 def _record(
-    model: nn.Module,
-    texts: list[Tensor],
-    levels: list[Level],
-    cells: list[Reading],
-    runs: dict[str, tuple[Level, Reading, str]],
-    finished: dict[str, Progress],
+    model: nn.Module, texts: list[Tensor], cells: list[Reading], runs: dict[str, Reading], finished: dict[str, Progress]
 ) -> xr.Dataset:
     """The losses as a record, one policy for each cell that was run."""
-    record = record_of(model, texts, [cell.policy for _, cell, _ in runs.values()], [finished[key] for key in runs])
+    levels = [cell.level for cell in runs.values()]
+    record = record_of(model, texts, [level.policy for level in levels], [finished[key] for key in runs])
     del record.attrs["policies"]  # which the coordinates tell
     coordinates: dict[str, Any] = {
-        "policy": [name for *_, name in runs.values()],
-        "first_tokens": ("policy", [level.kind or "first" for level, *_ in runs.values()]),
+        "policy": [level.name for level in levels],
+        "first_tokens": ("policy", [level.kind or "first" for level in levels]),
         "level_cell": ("level", [list(runs).index(cell.key) for cell in cells]),
     }
     for name in ("cache_size", "kind", "positions", "sinks"):
-        coordinates[f"level_{name}"] = ("level", [getattr(level, name) for level in levels])
+        coordinates[f"level_{name}"] = ("level", [getattr(cell.level, name) for cell in cells])
     return record.assign_coords(coordinates)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,28 +49,27 @@ class EvictKeys(Intervention):
     heads: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.which, str):
-            if self.which not in WHICH:
-                raise SinkscopeError(
-                    f"which={self.which!r} is unknown; give one of {', '.join(WHICH)}, or places in the text."
-                )
-        elif self.count is not None:
-            raise SinkscopeError(f"count={self.count!r} goes with a kind of keys; places count themselves.")
+        if isinstance(self.which, str) and self.which not in WHICH:
+            raise SinkscopeError(
+                f"which={self.which!r} is unknown; give one of {', '.join(WHICH)}, or places in the text."
+            )
         if self.count is not None:
+            if not isinstance(self.which, str):
+                raise SinkscopeError(f"count={self.count!r} goes with a kind of keys; places count themselves.")
             whole_number(self.count, "count", 1)
         check_places(self.layers, "layers")
         check_places(self.heads, "heads")
-        self._policy([0] if isinstance(self.which, str) else self.which, None)
+        self._policy([0] if isinstance(self.which, str) else self.which)  # which checks the bias and the places
         if self.which == "recent" and self.bias != -math.inf:
             raise SinkscopeError(f"bias={self.bias!r}: recent keys are evicted or left, as others are recent later on.")
 
     @property
     def name(self) -> str:
         if not isinstance(self.which, str):
-            return self._policy(self.which, None).name
+            return self._policy(self.which).name
         count = "" if self.count is None else f"{self.count} "
         what = "evict" if self.bias == -math.inf else f"dose {float(self.bias):+}".removesuffix(".0") + " on"
-        place = self._policy([0], None).place
+        place = self._policy([0]).place
         return f"{what} {count}{self.which}" + (f", {place}" if place else "")
 
     def control(self) -> Intervention | None:
@@ -79,7 +79,22 @@ class EvictKeys(Intervention):
         return EvictKeys("random", count, self.bias, self.layers, self.heads)
 
     def check(self, model: nn.Module, texts: Sequence[Tensor], conditions: Conditions) -> None:
-        self._check_model(model)
+        anatomy, name = find_anatomy(model), type(model).__name__
+        if not anatomy.interface:
+            raise SinkscopeError(
+                f"{name} does not use transformers' attention interface, so no key can be taken from it; its texts can "
+                "be changed (ReplaceTokens, Shift, Repeat)."
+            )
+        _check_among(self.name, "layer", self.layers, anatomy.numbers)
+        if (heads := query_heads(model)) is not None:
+            _check_among(self.name, "head", self.heads, range(heads))
+        evictions = layer_evictions(EvictRecent(1, label=self.name), model, anatomy)
+        able = [number for number, one in zip(anatomy.numbers, evictions, strict=True) if one]
+        if sliding := sorted(set(self.layers or ()) - set(able)):
+            raise SinkscopeError(
+                f"layer {sliding[0]} of `{self.name}` slides over the model's own window and stays as it is; give some "
+                f"of {', '.join(map(str, able))}."
+            )
         if not isinstance(self.which, str) and max(self.which) >= conditions.start:
             raise SinkscopeError(
                 f"key {max(self.which)} of `{self.name}` is not before the start at {conditions.start}, from which on "
@@ -109,7 +124,9 @@ class EvictKeys(Intervention):
             return list(range(count))
         if self.which == "random":
             return conditions.others(number, count)
-        places = _delimiters(text[: conditions.start], conditions)
+        words = [conditions.tokenizer.decode([int(token)]).strip(" ") for token in text[: conditions.start]]
+        found = [place for place, word in enumerate(words) if word and set(word) <= DELIMITERS]
+        places = [place for place in found if place >= conditions.sinks]
         if len(places) < count:
             raise SinkscopeError(
                 f"text {number} has {len(places)} delimiters among its tokens {conditions.sinks} to "
@@ -117,55 +134,17 @@ class EvictKeys(Intervention):
             )
         return places[:count]
 
-    def _policy(self, keys: Sequence[int], start: int | None) -> Policy:
-        if self.bias == -math.inf:
-            return Evict(keys, start=start, layers=self.layers, heads=self.heads)
-        return Dose(self.bias, keys, start=start, layers=self.layers, heads=self.heads)
-
-    def _check_model(self, model: nn.Module) -> None:
-        anatomy, name = find_anatomy(model), type(model).__name__
-        if not anatomy.interface:
-            raise SinkscopeError(
-                f"{name} does not use transformers' attention interface, so no key can be taken from it; its texts can "
-                "be changed (ReplaceTokens, Shift, Repeat)."
-            )
-        _check_among(self.name, "layer", self.layers, anatomy.numbers)
-        heads = query_heads(model)
-        _check_among(self.name, "head", self.heads, None if heads is None else range(heads))
-        evictions = layer_evictions(EvictRecent(1, label=self.name), model, anatomy)
-        able = [number for number, one in zip(anatomy.numbers, evictions, strict=True) if one]
-        sliding = sorted(set(self.layers or ()) - set(able))
-        if sliding:
-            raise SinkscopeError(
-                f"layer {sliding[0]} of `{self.name}` slides over the model's own window and stays as it is; give some "
-                f"of {', '.join(map(str, able))}."
-            )
+    def _policy(self, keys: Sequence[int], start: int | None = None) -> Policy:
+        where: dict[str, Any] = {"start": start, "layers": self.layers, "heads": self.heads}
+        return Evict(keys, **where) if self.bias == -math.inf else Dose(self.bias, keys, **where)
 
 
-def _delimiters(tokens: Tensor, conditions: Conditions) -> list[int]:
-    """Places of delimiters after the sinks."""
-    decode: Any = conditions.tokenizer.decode
-    texts = [decode([int(token)]) for token in tokens]
-    return [
-        place
-        for place, text in enumerate(texts)
-        if place >= conditions.sinks and (bare := text.strip(" ")) and set(bare) <= DELIMITERS
-    ]
-
-
-@dataclass(frozen=True)
-class Site:
-    """One dimension of a layer's output that is set.
-
-    Attributes:
-        watched: where this dimension is massive,
-        changed: this one is set;
-        mean: of what stood there, over all those places in all texts.
-    """
+class Site(NamedTuple):
+    """Wherever dimension `watched` of a layer is massive, `changed` is set to `value`."""
 
     watched: int
     changed: int
-    mean: float
+    value: float
 
 
 @dataclass(frozen=True)
@@ -200,10 +179,11 @@ class SetMassive(Intervention):
     @property
     def name(self) -> str:
         what = "random" if self.at_random else "massive"
-        own = (self.magnitude, self.ratio) != (MAGNITUDE, RATIO)
-        above = f" above {self.magnitude:g} and {self.ratio:g} medians" if own else ""
-        numbers = " ".join(map(str, self.layers or ()))
-        where = "" if self.layers is None else f" behind layer{'s' * (len(self.layers) > 1)} {numbers}"
+        above = where = ""
+        if (self.magnitude, self.ratio) != (MAGNITUDE, RATIO):
+            above = f" above {self.magnitude:g} and {self.ratio:g} medians"
+        if self.layers is not None:
+            where = f" behind layer{'s' * (len(self.layers) > 1)} {' '.join(map(str, self.layers))}"
         return f"{what} dimensions{above} to {self.mode}{where}"
 
     def control(self) -> Intervention | None:
@@ -244,8 +224,7 @@ class SetMassive(Intervention):
     def _changed(self, hidden: Tensor, sites: Sequence[Site]) -> Tensor:
         massive, changed = self._massive(hidden), hidden.clone()
         for site in sites:
-            value = site.mean if self.mode == "mean" else 0.0
-            changed[..., site.changed] = hidden[..., site.changed].masked_fill(massive[..., site.watched], value)
+            changed[..., site.changed] = hidden[..., site.changed].masked_fill(massive[..., site.watched], site.value)
         return changed
 
     def _sites(self, means: Mapping[int, Tensor], conditions: Conditions) -> list[Site]:
@@ -260,19 +239,19 @@ class SetMassive(Intervention):
             )
         drawn = conditions.random(size).choice(others, len(watched), replace=False) if self.at_random else watched
         return [
-            Site(dimension, int(changed), float(means[dimension][int(changed)]))
+            Site(dimension, int(changed), float(means[dimension][int(changed)]) if self.mode == "mean" else 0.0)
             for dimension, changed in zip(watched, drawn, strict=True)
         ]
 
     def _found(self, model: nn.Module, texts: Sequence[Tensor]) -> dict[int, dict[int, Tensor]]:
         """By layer and massive dimension, in order: the mean hidden state [dim] where it is massive."""
-        sums: dict[int, dict[int, tuple[Tensor, int]]] = {}
+        sums: dict[int, dict[int, tuple[Any, int]]] = defaultdict(lambda: defaultdict(lambda: (0, 0)))
 
         def note(layer: int, hidden: Tensor) -> None:
             massive = self._massive(hidden)
             for dimension in massive.flatten(0, -2).any(0).nonzero().flatten().tolist():
                 states = hidden[massive[..., dimension]].double()
-                total, count = sums.setdefault(layer, {}).get(dimension, (torch.zeros_like(states[0]), 0))
+                total, count = sums[layer][dimension]
                 sums[layer][dimension] = total + states.sum(0), count + len(states)
 
         anatomy, device = find_anatomy(model), next(model.parameters()).device
@@ -299,17 +278,10 @@ def _hook(part: Part, act: Any, undo: ExitStack) -> None:
     undo.callback(part.layer.register_forward_hook(hook).remove)
 
 
-def _check_among(name: str, kind: str, numbers: Sequence[int] | None, known: Sequence[int] | None) -> None:
-    """Raise SinkscopeError when an intervention names layers or heads that a model does not have.
-
-    Args:
-        name: of the intervention.
-        kind: "layer" or "head".
-        numbers: those it names; None for all.
-        known: those there are; None where that is not known.
-    """
+def _check_among(name: str, kind: str, numbers: Sequence[int] | None, known: Sequence[int]) -> None:
+    """Raise SinkscopeError when the intervention `name` asks for layers or heads that are not among the known ones."""
     for number in numbers or ():
-        if known is not None and number not in known:
+        if number not in known:
             raise SinkscopeError(
                 f"{kind} {number} of `{name}` is out of range: the model has {kind}s {min(known)} to {max(known)}."
             )

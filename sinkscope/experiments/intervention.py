@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sinkscope.arguments import one_of, whole_number
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf.models import input_embeddings
 from sinkscope.models.facts import find_anatomy
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Policy
@@ -25,19 +26,19 @@ TOKENS = ("line breaks", "random")
 
 @dataclass(frozen=True)
 class Conditions:
-    """What interventions of one run share.
-
-    Attributes:
-        start: the first query that notices; tokens after it are scored.
-        sinks: how many first tokens count as sinks.
-        seed: of all that is drawn at random.
-        tokenizer: tells what is a delimiter, or None.
-    """
+    """What interventions of one run share; `start` is the first query that notices, `sinks` how many first tokens count
+    as sinks, `seed` that of all that is drawn at random, and `tokenizer` tells what is a delimiter."""
 
     start: int
     sinks: int
     seed: int
     tokenizer: Any = None
+
+    @classmethod
+    def of(cls, start: int = 64, sinks: int = 4, seed: int = 0, tokenizer: Any = None) -> Conditions:
+        """The conditions; SinkscopeError for numbers out of range."""
+        numbers = whole_number(start, "start", 2), whole_number(sinks, "sinks", 1), whole_number(seed, "seed", 0)
+        return cls(*numbers, tokenizer)
 
     def random(self, *numbers: int) -> np.random.Generator:
         """A generator of its own for these numbers, the same in every run with this seed."""
@@ -46,7 +47,7 @@ class Conditions:
     def others(self, number: int, count: int) -> list[int]:
         """Places of `count` random tokens of the `number`-th text, behind the sinks and before the start."""
         drawn = self.random(number).choice(range(max(self.sinks, count), self.start), count, replace=False)
-        return sorted(int(place) for place in drawn)
+        return sorted(drawn.tolist())
 
     def check_room(self, name: str, count: int) -> None:
         """Raise SinkscopeError when there are not more than `count` tokens behind the sinks and before the start."""
@@ -119,9 +120,7 @@ class Intervention(ABC):
 
 @dataclass(frozen=True)
 class Nothing(Intervention):
-    """The baseline."""
-
-    name = "nothing"
+    name = "nothing"  # the baseline
 
     def apply(self, text: Tensor, number: int, conditions: Conditions) -> Trial:
         return Trial(text)
@@ -159,31 +158,29 @@ class ReplaceTokens(Intervention):
 
     def check(self, model: nn.Module, texts: Sequence[Tensor], conditions: Conditions) -> None:
         if self.by == "line breaks":
-            self._line_break(conditions.tokenizer)
+            if conditions.tokenizer is None:
+                raise SinkscopeError(
+                    "replacing tokens by line breaks needs a tokenizer to find theirs; pass tokenizer=."
+                )
+            try:
+                line_break_token(conditions.tokenizer)
+            except SinkscopeError as problem:
+                reason = 'this tokenizer has no single token for a line break; replace tokens by "random" ones.'
+                raise SinkscopeError(reason) from problem
         conditions.check_room(self.name, self.count or conditions.sinks)
 
     def prepare(self, model: nn.Module, texts: Sequence[Tensor], conditions: Conditions) -> Intervention:
-        embeddings = model.get_input_embeddings()  # type: ignore[operator]
-        return replace(self, vocabulary=embeddings.num_embeddings)
+        return replace(self, vocabulary=input_embeddings(model).num_embeddings)
 
     def apply(self, text: Tensor, number: int, conditions: Conditions) -> Trial:
-        count = self.count or conditions.sinks
-        drawn = torch.from_numpy(conditions.random(number, 1).integers(self.vocabulary or 1, size=count))
+        count, changed = self.count or conditions.sinks, text.clone()
+        places = list(range(count)) if self.first else conditions.others(number, count)
         if self.by == "line breaks":
-            drawn = torch.full((count,), self._line_break(conditions.tokenizer))
-        changed = text.clone()
-        changed[list(range(count)) if self.first else conditions.others(number, count)] = drawn.to(text)
+            changed[places] = line_break_token(conditions.tokenizer)
+        else:
+            drawn = conditions.random(number, 1).integers(self.vocabulary or 1, size=count)
+            changed[places] = torch.from_numpy(drawn).to(text)
         return Trial(changed)
-
-    def _line_break(self, tokenizer: Any) -> int:
-        if tokenizer is None:
-            raise SinkscopeError("replacing tokens by line breaks needs a tokenizer to find theirs; pass tokenizer=.")
-        try:
-            return line_break_token(tokenizer)
-        except SinkscopeError as problem:
-            raise SinkscopeError(
-                'this tokenizer has no single token for a line break; replace tokens by "random" ones.'
-            ) from problem
 
 
 @dataclass(frozen=True)
@@ -256,25 +253,19 @@ class Repeat(Intervention):
             check_vocabulary(find_anatomy(model).base, torch.tensor([self.token]))
 
     def apply(self, text: Tensor, number: int, conditions: Conditions) -> Trial:
-        order = torch.from_numpy(conditions.random(number).permutation(len(text)))
+        shuffled = text[torch.from_numpy(conditions.random(number).permutation(len(text)))]
         if self.shuffled:
-            return Trial(text[order])
-        return Trial(torch.full_like(text, int(text[order[0]]) if self.token is None else self.token))
+            return Trial(shuffled)
+        return Trial(torch.full_like(text, int(shuffled[0]) if self.token is None else self.token))
 
 
 def line_break_token(tokenizer: Any) -> int:
-    """The id of the token for a line break.
-
-    A blank that SentencePiece tokenizers put before every text, as Llama 2's does, is not counted.
-
-    Raises:
-        SinkscopeError: no tokenizer, or one that has no single token for a line break.
-    """
+    """The id of the token for a line break; SinkscopeError where there is no single one, or no tokenizer."""
     if tokenizer is None:
         raise SinkscopeError('kinds="line breaks" needs a tokenizer to find their token; pass tokenizer=.')
     ids = list(tokenizer.encode("\n", add_special_tokens=False))
     if len(ids) > 1 and tokenizer.decode(ids[-1:]) == "\n":
-        ids = ids[-1:]
+        ids = ids[-1:]  # without the blank that SentencePiece puts before every text, as Llama 2's does
     if len(ids) != 1:
         raise SinkscopeError(
             f"this tokenizer makes {len(ids)} tokens of a line break, and a sink is one; leave "

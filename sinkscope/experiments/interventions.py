@@ -1,7 +1,9 @@
-"""What happens to a model under interventions: every text run whole under each, all scored at the same tokens."""
+"""What happens to a model under interventions, and under doses on the logits of its sinks: every text run whole under
+each, all scored at the same tokens."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -14,27 +16,20 @@ from torch import Tensor, nn
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError, warn
 from sinkscope.experiments.inside_model import EvictKeys
-from sinkscope.experiments.intervention import (
-    Conditions,
-    Intervention,
-    Nothing,
-    Repeat,
-    ReplaceTokens,
-    Shift,
-    Trial,
-)
-from sinkscope.experiments.perplexity import Run, check_run
+from sinkscope.experiments.intervention import Conditions, Intervention, Nothing, Repeat, ReplaceTokens, Shift, Trial
+from sinkscope.experiments.perplexity import dense_texts
 from sinkscope.models.facts import find_anatomy, model_attributes, token_attributes
 from sinkscope.models.requirements import not_finite
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Dense, Dose, Policy
 from sinkscope.probes import OutputNorm, SinkMass
 from sinkscope.progress import progress_bar
-from sinkscope.scope.binding import check_limits
 from sinkscope.scope.forward import check_vocabulary
-from sinkscope.scope.measure import texts_of
 from sinkscope.scope.scope import attached
 from sinkscope.streaming.readers import next_token_losses, text_coordinates
+
+DOSES = (-math.inf, -8.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
+ARMS = ("sinks", "random")
 
 
 def run_interventions(
@@ -56,8 +51,7 @@ def run_interventions(
     that all keys to be evicted have been read by then, as in a cache.
 
     Args:
-        model: a decoder in eval mode with a language head.
-        ids: token ids [sequence, token], or a list of 1-D tensors; several texts give the sink mass an interval.
+        model, ids, progress, attributes: as in `perplexity`; several texts give the sink mass an interval.
         interventions: instances such as `EvictKeys("sinks")`, or of a class of your own (see `Intervention`); when None
             those of `usual` that this model and these texts can take.
         tokenizer: finds delimiters and the line break.
@@ -65,8 +59,6 @@ def run_interventions(
         sinks: how many first tokens count as sinks.
         first: of how many first keys the sink mass is shown.
         seed: of all that is drawn at random.
-        progress: whether to show a progress bar; once two seconds have passed when None.
-        attributes: noted in the record's attrs (the name of the text, for one).
 
     Returns:
         A record with the interventions along `policy`, the baseline "nothing" first: `nll` [policy, sequence, token],
@@ -80,8 +72,8 @@ def run_interventions(
             intervention that this model or these texts cannot take, one given twice, what is no intervention or gives
             no trial.
     """
-    texts, conditions = _checked_run(model, ids, tokenizer, start, sinks, seed)
-    first = whole_number(first, "first", 1)
+    conditions, first = Conditions.of(start, sinks, seed, tokenizer), whole_number(first, "first", 1)
+    texts = _texts(model, ids, conditions)
     if interventions is None:
         chosen, refused = _possible(model, texts, usual(tokenizer), conditions)
         for name, why in refused.items():
@@ -90,10 +82,13 @@ def run_interventions(
         chosen = _checked(interventions)
         for intervention in chosen:
             _check(intervention, model, texts, conditions)
-    every = _with_controls(chosen)
-    prepared = [each.prepare(model, texts, conditions) for each in every]
+    every: dict[str, Intervention] = {Nothing.name: Nothing()} | {each.name: each for each in chosen}
+    for control in [each.control() for each in chosen]:
+        if control is not None:  # one that several share only once
+            every.setdefault(control.name, control)
+    prepared = [each.prepare(model, texts, conditions) for each in every.values()]
     record = _record(model, texts, prepared, conditions, first, progress)
-    controls = [control.name if (control := each.control()) is not None else "" for each in every]
+    controls = [control.name if (control := each.control()) is not None else "" for each in every.values()]
     controls = [name if name in record["policy"].values else "" for name in controls]  # none for what is one itself
     return record.assign_coords(control=("policy", controls)).assign_attrs({"kind": "interventions"} | attributes)
 
@@ -102,19 +97,12 @@ def possible(
     model: nn.Module,
     ids: Tensor | Sequence[Tensor],
     interventions: Iterable[Intervention],
-    *,
-    tokenizer: Any = None,
-    start: int = 64,
-    sinks: int = 4,
-    seed: int = 0,
+    **conditions: Any,
 ) -> tuple[list[Intervention], dict[str, str]]:
-    """The interventions that a model and texts can take, and why not, by name, of the others.
-
-    Raises:
-        SinkscopeError: as `run_interventions`, for what concerns all of them.
-    """
-    texts, conditions = _checked_run(model, ids, tokenizer, start, sinks, seed)
-    return _possible(model, texts, _checked(interventions), conditions)
+    """The interventions that a model and texts can take, and why not, by name, of the others; `conditions` are the
+    tokenizer, start, sinks and seed of `run_interventions`."""
+    shared = Conditions.of(**conditions)
+    return _possible(model, _texts(model, ids, shared), _checked(interventions), shared)
 
 
 def usual(tokenizer: Any) -> list[Intervention]:
@@ -123,27 +111,21 @@ def usual(tokenizer: Any) -> list[Intervention]:
     return [EvictKeys("sinks"), EvictKeys("recent"), *words, ReplaceTokens("random"), Shift(), Repeat()]
 
 
-def _checked_run(
-    model: nn.Module, ids: Tensor | Sequence[Tensor], tokenizer: Any, start: int, sinks: int, seed: int
-) -> tuple[list[Tensor], Conditions]:
-    texts = texts_of(ids)
-    check_run(model, texts, Run(1, None, 0))
-    check_limits(model, Dense(), max(map(len, texts)))
-    start, sinks = whole_number(start, "start", 2), whole_number(sinks, "sinks", 1)
-    if min(map(len, texts)) < start + 3:
+def _texts(model: nn.Module, ids: Tensor | Sequence[Tensor], conditions: Conditions) -> list[Tensor]:
+    texts, start = dense_texts(model, ids), conditions.start
+    if (shortest := min(map(len, texts))) < start + 3:
         raise SinkscopeError(
-            f"a text of {min(map(len, texts))} tokens leaves nothing to score from query {start} on; give longer "
-            "texts, or an earlier start."
+            f"a text of {shortest} tokens leaves nothing to score from query {start} on; give longer texts, or an "
+            "earlier start."
         )
-    return texts, Conditions(start, sinks, whole_number(seed, "seed", 0), tokenizer)
+    return texts
 
 
 def _checked(interventions: Iterable[Intervention]) -> list[Intervention]:
     chosen = list(interventions) if isinstance(interventions, Iterable) else [interventions]
     for intervention in chosen:
         _check_class(intervention)
-    names = [intervention.name for intervention in chosen]
-    if not chosen or len(set(names)) < len(names):
+    if not chosen or len({intervention.name for intervention in chosen}) < len(chosen):
         raise SinkscopeError("no intervention was given, or one of them twice; give each one once.")
     return chosen
 
@@ -184,16 +166,6 @@ def _possible(
     return chosen, refused
 
 
-def _with_controls(chosen: list[Intervention]) -> list[Intervention]:
-    """The baseline, each intervention and its control; a control that several share only once."""
-    every: dict[str, Intervention] = {Nothing.name: Nothing()} | {each.name: each for each in chosen}
-    for each in chosen:
-        control = each.control()
-        if control is not None:
-            every.setdefault(control.name, control)
-    return list(every.values())
-
-
 def _record(
     model: nn.Module,
     texts: Sequence[Tensor],
@@ -202,46 +174,41 @@ def _record(
     first: int,
     shown: bool | None,
 ) -> xr.Dataset:
+    """Every text run under each intervention, the baseline first."""
     longest, shape = max(map(len, texts)), (len(interventions), len(texts))
     losses, same = np.full((*shape, longest), np.nan, dtype=np.float32), np.ones(shape, dtype=bool)
-    means: dict[str, dict[tuple[int, int], xr.DataArray]] = {"sink_mass": {}, "output_norm": {}}
+    means: dict[str, list[np.ndarray]] = {}
     unchanged: dict[int, tuple[Tensor, xr.Dataset]] = {}  # by text: a dose of 0 is no other run than the baseline
     with progress_bar(len(interventions) * sum(map(len, texts)), "token", shown, desc="interventions") as bar:
         for row, intervention in enumerate(interventions):
             for number, text in enumerate(texts):
                 trial = intervention.apply(text, number, conditions)
                 places = _checked_places(model, intervention, trial, text)
-                if not _changes_nothing(trial, text):
-                    nll, measured = _run(model, trial, first)
-                elif number in unchanged:
-                    nll, measured = unchanged[number]
-                else:
-                    nll, measured = unchanged[number] = _run(model, trial, first)
+                is_plain = _changes_nothing(trial, text)
+                nll, measured = (unchanged.get(number) if is_plain else None) or _run(model, trial, first)
+                if is_plain:
+                    unchanged[number] = nll, measured
                 scored = places[1:] > conditions.start
                 at = places[1:][scored]
                 losses[row, number, at] = nll[scored].numpy()
                 same[row, number] = torch.equal(trial.tokens[1:][scored], text[at])
                 late = measured.isel(sequence=0, query=slice(int((places < conditions.start).sum()), None))
-                for name in means.keys() & set(late):
-                    values = late[name].sum("sink") if name == "sink_mass" else late[name]
-                    means[name][row, number] = values.mean("query").transpose("layer", "head")
+                late = late.assign(sink_mass=late["sink_mass"].sum("sink"))
+                for name in ("sink_mass", "output_norm"):
+                    if name in late:  # no output outside the attention interface
+                        means.setdefault(name, []).append(late[name].mean("query").transpose("layer", "head").values)
                 bar.update(len(text))
-    one = means["sink_mass"][0, 0]
-    stacked = {
-        name: np.stack([found[place].values for place in np.ndindex(shape)]).reshape(*shape, *one.shape)
-        for name, found in means.items()
-        if found  # what heads hand on is not shown outside the attention interface
-    }
+    dims = ("policy", "sequence", "layer", "head")
     record = xr.Dataset(
         {
             "nll": (("policy", "sequence", "token"), losses, {"units": "nats"}),
-            **{name: (("policy", "sequence", "layer", "head"), values) for name, values in stacked.items()},
+            **{name: (dims, np.stack(found).reshape(*shape, *found[0].shape)) for name, found in means.items()},
         },
         coords={
             "policy": [intervention.name for intervention in interventions],
             "same_tokens": ("policy", same.all(1).astype(int)),
-            "layer": one["layer"].values,
-            "head": one["head"].values,
+            "layer": measured["layer"].values,
+            "head": measured["head"].values,
             **text_coordinates(texts),
         },
     )
@@ -293,3 +260,62 @@ def _run(model: nn.Module, trial: Trial, first: int) -> tuple[Tensor, xr.Dataset
     if not bool(nll.isfinite().all()):
         raise not_finite("the logits", model)
     return nll, record
+
+
+def dose_response(
+    model: nn.Module,
+    ids: Tensor | Sequence[Tensor],
+    doses: Iterable[float] = DOSES,
+    *,
+    count: int = 1,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    start: int = 64,
+    sinks: int = 4,
+    seed: int = 0,
+    progress: bool | None = None,
+    **attributes: Any,
+) -> xr.Dataset:
+    """Losses, sink mass and head output against a bias on the logits of the first keys, or of as many random ones.
+
+    Args:
+        model, ids, progress, attributes: as in `perplexity`; a model inside transformers' attention interface.
+        doses: the biases, natural logarithm: minus infinity evicts, with log(2) a key weighs twice as much.
+        count: how many first keys.
+        layers, heads: where; all when None.
+        start: the first query that notices; what is scored comes after it.
+        sinks, seed: among how many first tokens there is no random key, and the seed of these keys.
+
+    Returns:
+        A record [arm, dose, ...] with arm "sinks" or "random" keys: `nll` [.., sequence, token], nats; `sink_mass` on
+        the first keys and `output_norm` [.., sequence, layer, head], means over the queries from the start on.
+
+    Raises:
+        SinkscopeError: as `intervene`; no doses, or one that is no bias.
+    """
+    given = checked_doses(doses)
+    every = [EvictKeys(arm, whole_number(count, "count", 1), dose, layers, heads) for arm in ARMS for dose in given]
+    record = run_interventions(
+        model, ids, every, start=start, sinks=sinks, first=count, seed=seed, progress=progress
+    ).sel(policy=[each.name for each in every])
+    both = (
+        record.drop_vars(["policy", "control", "same_tokens"])
+        .coarsen(policy=len(given))
+        .construct(policy=("arm", "dose"))
+        .assign_coords(arm=list(ARMS), dose=given)
+    )
+    where = {"layers": "all" if layers is None else list(layers), "heads": "all" if heads is None else list(heads)}
+    return both.assign_attrs(record.attrs | {"kind": "dose response", "count": count} | where | attributes)
+
+
+def checked_doses(doses: Any) -> list[float]:
+    """The doses in order; their numbers, or SinkscopeError."""
+    try:
+        given = sorted(float(dose) for dose in (doses if isinstance(doses, Iterable) else [doses]))
+    except (TypeError, ValueError):
+        given = []
+    if not given or len(set(given)) < len(given) or any(math.isnan(dose) or dose == math.inf for dose in given):
+        raise SinkscopeError(
+            f"doses={doses!r}: give different numbers, such as [-2.0, 0.0, 2.0], or -math.inf to evict."
+        )
+    return given

@@ -1,4 +1,5 @@
-"""Perplexity of one text under several ways to attend to it."""
+"""Perplexity of one text under several ways to attend to it, and the collapse of window attention decomposed by it:
+which part is the lost denominator, which the lost value, and where."""
 
 from __future__ import annotations
 
@@ -38,15 +39,14 @@ BATCH_TOKENS = 4096  # texts of one length, or windows to recompute, that run to
 class Run:
     """What the losses depend on besides model, text and policy; the arguments of `perplexity`."""
 
-    block: int
-    samples: int | None
-    seed: int
+    block: int = 1
+    samples: int | None = None
+    seed: int = 0
     normaliser: Normaliser | None = None
 
     def attributes(self) -> dict[str, Any]:
         """As a record notes them."""
-        normaliser = "the model's own" if self.normaliser is None else repr(self.normaliser)
-        return vars(self) | {"normaliser": normaliser}
+        return vars(self) | {"normaliser": "the model's own" if self.normaliser is None else repr(self.normaliser)}
 
 
 def perplexity(
@@ -65,9 +65,9 @@ def perplexity(
 ) -> xr.Dataset:
     """The loss of every token under each policy, over the same tokens.
 
-    Dense, window and sink window are read in blocks and exact for any size of block; families outside transformers'
-    attention interface go token by token. Re-computation runs every window as a text of its own, at all tokens or at
-    a sample of them. The first token of a text is not scored, with or without a BOS token.
+    Policies are read in blocks, exact for blocks of any size, but for re-computation, which runs every window as a text
+    of its own; families outside transformers' attention interface go token by token. The first token of a text is not
+    scored, with or without a BOS token.
 
     Args:
         model: a decoder with a language head, in eval mode.
@@ -89,8 +89,12 @@ def perplexity(
         SinkscopeError: a text of fewer than two tokens, ids outside the vocabulary, a model that predicts no next
             token, a policy that it cannot carry out, a checkpoint that is damaged or of other settings.
     """
-    texts, ways = texts_of(ids), _checked_policies(policies)
-    run = Run(block, samples, seed, normaliser)
+    texts, ways, run = texts_of(ids), checked_policies(policies), Run(block, samples, seed, normaliser)
+    if not ways:
+        raise SinkscopeError("no policy was given; give at least one, such as sinkscope.SinkWindow(4, 508).")
+    names = [policy.name for policy in ways]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise SinkscopeError(f"two of the policies are named {twice[0]!r}; give each once, or a label of its own.")
     check_run(model, texts, run)
     for policy in ways:
         check_limits(model, policy, max(map(len, texts)))
@@ -163,48 +167,55 @@ def _queries(ids: Tensor, policy: Policy, run: Run) -> Tensor:
 
 
 def record_of(model: nn.Module, texts: list[Tensor], policies: list[Policy], finished: list[Progress]) -> xr.Dataset:
-    losses = np.stack([run.losses.numpy() for run in finished])
-    natives = cached_windows(model)
-    mixed = None in natives.values()
-    known = [policy.coordinates for policy in policies]
-    per_policy = {
-        **{name: [each[name] for each in known] for name in known[0]},
-        "seconds": [run.seconds for run in finished],
-        "scored": np.isfinite(losses).sum((1, 2)),
-    }
+    """The losses under all policies as a record."""
+    losses, natives = np.stack([run.losses.numpy() for run in finished]), cached_windows(model)
     record = xr.Dataset(
         {"nll": (("policy", "sequence", "token"), losses, {"units": "nats"})},
         coords={
-            "policy": [policy.name for policy in policies],
+            **policy_coordinates(policies),
             **text_coordinates(texts),
-            **{name: ("policy", values) for name, values in per_policy.items()},
+            "seconds": ("policy", [run.seconds for run in finished]),
+            "scored": ("policy", np.isfinite(losses).sum((1, 2))),
         },
     )
-    native = ", ".join(str(layer) for layer, window in natives.items() if window and mixed)
+    sliding = [str(layer) for layer, window in natives.items() if window and None in natives.values()]
     return record.assign_attrs(
         kind="perplexity",
         **model_attributes(model),
         **token_attributes(record, model),
         policies="; ".join(map(repr, policies)),
-        native_sliding_layers=native or "none",
+        native_sliding_layers=", ".join(sliding) or "none",
     )
 
 
-def _checked_policies(policies: Iterable[Policy]) -> list[Policy]:
-    ways: list[Policy] = list(policies) if isinstance(policies, Iterable) else [policies]
-    for policy in ways:
+def policy_coordinates(policies: Sequence[Policy]) -> dict[str, Any]:
+    """The dimension `policy` of a record, and what it keeps of each policy."""
+    known = [policy.coordinates for policy in policies]
+    return {
+        "policy": [policy.name for policy in policies],
+        **{name: ("policy", [each[name] for each in known]) for name in known[0]},
+    }
+
+
+def checked_policies(given: Iterable[Policy]) -> list[Policy]:
+    """One policy or several as a list; SinkscopeError for what is none."""
+    policies: list[Policy] = list(given) if isinstance(given, Iterable) else [given]
+    for policy in policies:
         if not isinstance(policy, Policy):
             raise SinkscopeError(f"{policy!r} is not a policy; give instances such as sinkscope.SinkWindow(4, 508).")
-    if not ways:
-        raise SinkscopeError("no policy was given; give at least one, such as sinkscope.SinkWindow(4, 508).")
-    names = [policy.name for policy in ways]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise SinkscopeError(f"two of the policies are named {twice!r}; give each once, or a label of its own.")
-    return ways
+    return policies
+
+
+def dense_texts(model: nn.Module, ids: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """The texts, each of which the model can read whole and predict; SinkscopeError where it cannot."""
+    texts = texts_of(ids)
+    check_run(model, texts, Run())
+    check_limits(model, Dense(), max(map(len, texts)))
+    return texts
 
 
 def check_run(model: nn.Module, texts: list[Tensor], run: Run) -> None:
+    """Raise SinkscopeError when there can be no losses of these texts."""
     check_decoder(model, predicts=True)
     check_eval(model, "losses")
     whole_number(run.block, "block", 1)
@@ -221,11 +232,11 @@ def settings_of(model: nn.Module, texts: list[Tensor], policy: Policy, run: Run)
     attributes = model_attributes(model)
     tokens = hashlib.sha256(b"|".join(text.numpy().tobytes() for text in texts)).hexdigest()
     own = {name: attributes[name] for name in ("model", "model_type", "dtype")}
+    given = {"block": int(run.block), "samples": run.samples and int(run.samples), "seed": run.seed}
     changed: dict[str, Any] = {} if run.normaliser is None else {"normaliser": run.normaliser}
     for name, slot in (("policy", policy), ("normaliser", run.normaliser)):
         if slot is not None and slot.definition:
             changed[f"{name}_definition"] = slot.definition
-    given = {"block": int(run.block), "samples": run.samples and int(run.samples), "seed": run.seed}
     return own | {"policy": policy, "tokens": tokens, "weights": weights_hash(model)} | given | changed
 
 
@@ -239,3 +250,81 @@ def _checkpoint(
         slug = f"{slug[:LONGEST]}-{hashlib.sha256(policy.name.encode()).hexdigest()[:8]}"
     file = Path(folder) / f"{slug}.safetensors"
     return Checkpoint(file, settings_of(model, texts, policy, run))
+
+
+def decompose(
+    model: nn.Module, ids: Tensor | Sequence[Tensor], cache_size: int = 512, sinks: int = 4, **options: Any
+) -> xr.Dataset:
+    """Losses with the sinks kept, with half of what they do, and without them, over the same tokens.
+
+    Beside StreamingLLM and the window, at one cache size: *phantom* sinks keep their keys in the denominator while
+    their values are zeroed, or replaced by the mean of the values in the window; *values only* adds what the sinks
+    would hand on, while their keys are out of the denominator of the others. If the collapse were nothing but parked
+    mass forced onto the others, phantoms would recover all of it; if it were nothing but a lost bias, values only.
+
+    Args:
+        model, ids, options: as those of `perplexity`; a model inside transformers' attention interface.
+        cache_size, sinks: tokens kept, and the first ones among them.
+
+    Returns:
+        A record as that of `perplexity`, StreamingLLM first; `ppl_table` gives paired intervals.
+
+    Raises:
+        SinkscopeError: as `perplexity`; sinks that leave no window.
+    """
+    return perplexity(model, ids, collapse_policies(cache_size, sinks), **options)
+
+
+def decompose_by_layer(
+    model: nn.Module,
+    ids: Tensor | Sequence[Tensor],
+    cache_size: int = 256,
+    sinks: int = 4,
+    groups: int = 6,
+    **options: Any,
+) -> xr.Dataset:
+    """The same in one group of neighbouring layers at a time, all other layers dense.
+
+    Args:
+        model, ids, cache_size, sinks, options: as for `decompose`; texts no longer than the model was trained on.
+        groups: how many, of equal size as far as that goes.
+
+    Returns:
+        A record as that of `perplexity`, the dense policy first. `part` [policy] is "dense", "phantom", "values only"
+        or "window", and `first_layer`, `last_layer` [policy] say where, -1 for dense.
+
+    Raises:
+        SinkscopeError: as `decompose`; more groups than layers.
+    """
+    numbers = find_anatomy(model).numbers
+    if whole_number(groups, "groups", 1) > len(numbers):
+        raise SinkscopeError(f"{groups} groups are more than the {len(numbers)} layers there are; give fewer.")
+    window = _window(cache_size, sinks)
+    policies: list[tuple[str, list[int], Policy]] = [("dense", [-1], Dense())]
+    for layers in (group.tolist() for group in np.array_split(numbers, groups)):
+        policies += [
+            ("phantom", layers, SinkWindow(sinks, window, values="zeroed", layers=layers)),
+            ("values only", layers, SinkWindow(sinks, window, values="added", layers=layers)),
+            ("window", layers, Window(cache_size, layers=layers)),
+        ]
+    record = perplexity(model, ids, [policy for *_, policy in policies], **options)
+    return record.assign_coords(
+        part=("policy", [part for part, *_ in policies]),
+        first_layer=("policy", [layers[0] for _, layers, _ in policies]),
+        last_layer=("policy", [layers[-1] for _, layers, _ in policies]),
+    )
+
+
+def collapse_policies(cache_size: int, sinks: int) -> list[Policy]:
+    """StreamingLLM, the three halves of it, and the window, all of one cache size."""
+    window = _window(cache_size, sinks)
+    parts = [SinkWindow(sinks, window, values=values) for values in ("kept", "mean", "zeroed", "added")]
+    return [*parts, Window(cache_size)]
+
+
+def _window(cache_size: int, sinks: int) -> int:
+    if whole_number(sinks, "sinks", 1) >= whole_number(cache_size, "cache_size", 2):
+        raise SinkscopeError(
+            f"{sinks} sinks leave no window in a cache of {cache_size}; give fewer, or a larger cache."
+        )
+    return cache_size - sinks

@@ -1,8 +1,7 @@
-"""Long experiments as cells: run once each, wherever joblib runs them, and kept on disk once they are finished.
+"""Long experiments as cells, run wherever joblib runs them, and kept on disk under a hash of all that they depend on.
 
-A cell is named by a hash of all that its result depends on, so the same cell is never run twice, one that was
-interrupted goes on where its file stops, and a damaged file is refused: a result that was relied on once should not
-change unseen.
+The same cell is never run twice, one that was interrupted goes on where its file stops, and a damaged file is refused:
+a result that was relied on once should not change unseen.
 """
 
 from __future__ import annotations
@@ -25,35 +24,20 @@ from sinkscope.hf.loading import load
 from sinkscope.progress import progress_bar
 
 Result = TypeVar("Result")
-Advance = Callable[[int], Any]
-"""Told how many more steps of a cell are done."""
-
+Advance = Callable[[int], Any]  # told how many more steps of a cell are done
 BARS: dict[str, Any] = {}  # of this process, by a ticket that is worth nothing to a worker elsewhere
 
 
 class Cell(ABC, Generic[Result]):
-    """One part of an experiment, which can be run alone and sent to a worker.
+    """One part of an experiment, which can be run alone and sent to a worker."""
 
-    Attributes:
-        name: what a progress bar calls it while it runs; empty where it need not say.
-        size: in steps of the progress bar.
-    """
-
-    name: str = ""
-    size: int = 1
-
-    @property
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """All that the result depends on."""
+    name: str = ""  # what a progress bar calls it while it runs; empty where it need not say
+    size: int = 1  # in steps of the progress bar
+    settings: dict[str, Any]  # all that the result depends on
 
     @abstractmethod
     def read(self, path: Path | None) -> Result | None:
-        """The result that an earlier run left whole in its file, or None.
-
-        Raises:
-            SinkscopeError: the file is damaged, or of other settings.
-        """
+        """What an earlier run left whole, or None; SinkscopeError for a file that is damaged or of other settings."""
 
     @abstractmethod
     def run(self, path: Path | None, advance: Advance) -> Result:
@@ -89,14 +73,9 @@ def run_cells(
     """The result of every cell by its key; those of the same key are run once, and those finished on disk not at all.
 
     Args:
-        cells: what to run.
-        folder: where they are kept; nowhere when None.
+        folder: where they are kept, nowhere when None; a damaged file is refused before anything runs.
         n_jobs: cells at the same time; what the surrounding `joblib.parallel_config` says when None, otherwise 1.
-        progress: whether to show a progress bar; once two seconds have passed when None.
-        unit, title: what the bar counts, and what it says.
-
-    Raises:
-        SinkscopeError: a file of a cell is damaged, which is found before anything runs.
+        progress, unit, title: of the bar: whether it is shown, what it counts, and what it says.
     """
     unique = {cell.key: cell for cell in cells}
     known = {key: cell.read(cell.path(folder)) for key, cell in unique.items()}
@@ -144,28 +123,20 @@ def _run(cell: Cell[Result], path: Path | None, ticket: str) -> tuple[str, Resul
 
 @dataclass(frozen=True)
 class ModelSource:
-    """What travels to a worker in place of a model.
-
-    Attributes:
-        given: a loaded model, which travels with its weights, or what `sinkscope.load` takes, which travels alone.
-    """
+    """What travels to a worker: a loaded model with its weights, or what `sinkscope.load` takes, alone."""
 
     given: nn.Module | str | None
 
     @classmethod
     def of(cls, model: Any) -> ModelSource:
-        """The source of a model; a path is made absolute, as workers may stand in another folder."""
+        """A path is made absolute, as workers may stand in another folder."""
         if not isinstance(model, (str, os.PathLike)):
             return cls(model)
         path = Path(model).expanduser()
         return cls(str(path.resolve()) if path.exists() else os.fspath(model))
 
     def open(self) -> nn.Module:
-        """The model; one is held per process.
-
-        Raises:
-            SinkscopeError: there is none, or it cannot be loaded.
-        """
+        """The model, of which one is held per process; SinkscopeError where it cannot be loaded."""
         return self.given if isinstance(self.given, nn.Module) else _held(self.given)[0]
 
     def tokenizer(self) -> Any:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import platform
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 import numpy as np
@@ -53,20 +52,18 @@ def run_timing(
     round, so that a machine that slows down does so for all of them. A token is one forward pass, up to its logits.
 
     Args:
-        model: a decoder in eval mode.
+        model, progress, attributes: as in `perplexity`.
         ids: one text of more tokens than the largest cache, [1, token] or [token].
         cache_sizes: L, in tokens; one or several.
         policies: of "dense", "window" (no sinks), "recompute", "sinks" (sinks + window).
         sinks: how many of the L tokens are sinks under "sinks".
         repeats: rounds; each times one token of re-computation and four of every other policy.
-        progress: whether to show a progress bar; once two seconds have passed when None.
-        attributes: noted in the record's attrs (the name of the text, for one).
 
     Returns:
         A record along `cell`, one for each policy and cache size, attrs with all that is needed to repeat it:
         `policy`, `cache_size`; `milliseconds`, the median wall time of a token, and `low` and `high`, its quartiles;
-        `kv_bytes`, the memory that keys and values take, and `kv_bytes_kept`, counted from the model's shapes;
-        `flops_per_token`, counted likewise; `samples`, how many tokens were timed.
+        `kv_bytes`, the memory that keys and values take; `kv_bytes_kept` and `flops_per_token`, counted from the
+        model's shapes; `samples`, how many tokens were timed.
 
     Raises:
         SinkscopeError: a text too short, several texts, an unknown policy, sinks that leave no room for a window, or a
@@ -74,8 +71,16 @@ def run_timing(
     """
     sizes = sorted({whole_number(size, "cache_sizes", 1) for size in _several(cache_sizes)})
     repeats, sinks = whole_number(repeats, "repeats", 1), whole_number(sinks, "sinks", 1)
-    text = _checked_text(model, ids, sizes)
-    names = _checked_names(policies)
+    texts, names = texts_of(ids), list(dict.fromkeys(_several(policies)))
+    if not sizes or len(texts) != 1 or len(texts[0]) <= sizes[-1]:
+        raise SinkscopeError(
+            f"got {len(texts)} text(s), the first of {len(texts[0])} tokens, and cache_sizes={sizes}; give one text of "
+            "more tokens than the largest cache, and one size at least."
+        )
+    check_run(model, texts, Run())
+    if (unknown := [name for name in names if name not in FAMILIES]) or not names:
+        raise SinkscopeError(f"policies={unknown or names} cannot be timed; give some of {', '.join(FAMILIES)}.")
+    text = texts[0][None].to(next(model.parameters()).device)
     plan = {size: {name: _policy(name, size, sinks) for name in names} for size in sizes}
     for size, ways in plan.items():
         for policy in ways.values():
@@ -101,43 +106,35 @@ def run_timing(
 def _rows(
     model: nn.Module, text: Tensor, size: int, ways: dict[str, Policy], repeats: int, bar: tqdm[Any]
 ) -> list[dict[str, Any]]:
-    """The rows of one cache size."""
+    """The rows of one cache size; the tokens that follow are read on and on, from their start again."""
     kept = cost_table(model, ways.values(), size)["kv_bytes"]
     flops = cost_table(model, ways.values(), size + 1)["flops_per_token"]
+    following, taken = text[:, size:], {name: list[float]() for name in ways}
     with ExitStack() as stack:
-        decoders: dict[str, Decoder] = {}
-        for name, policy in ways.items():
-            decoders[name] = decoder_of(model, text[:, :size], policy)
-            stack.callback(decoders[name].close)
-        taken = _timed(decoders, text[:, size:], repeats, bar)
-        held = {name: decoder.kv_bytes for name, decoder in decoders.items()}
-    return [
-        {
-            "policy": name,
-            "cache_size": size,
-            **dict(zip(("low", "milliseconds", "high"), np.percentile(taken[name], [25, 50, 75]), strict=True)),
-            "kv_bytes": held[name],
-            "kv_bytes_kept": int(kept.iloc[row]),
-            "flops_per_token": float(flops.iloc[row]),
-            "samples": len(taken[name]),
+        decoders = {
+            name: stack.enter_context(closing(Decoder(model, text[:, :size], policy))) for name, policy in ways.items()
         }
-        for row, name in enumerate(ways)
-    ]
-
-
-def _timed(decoders: dict[str, Decoder], following: Tensor, repeats: int, bar: tqdm[Any]) -> dict[str, list[float]]:
-    """Milliseconds of single tokens, by policy; `following` [1, token] is read on and on, from its start again."""
-    taken: dict[str, list[float]] = {name: [] for name in decoders}
-    for number in range(-1, repeats):  # the first round is not counted: it makes what later ones find made
-        for name, decoder in decoders.items():
-            for step in range(1 if name == "recompute" else STEPS):
-                at = ((number + 1) * STEPS + step) % following.shape[1]
-                begun = time.perf_counter()
-                decoder.step(following[:, at : at + 1])[0].item()  # reading a logit waits until it is there
-                if number >= 0:
-                    taken[name].append(1000 * (time.perf_counter() - begun))
-        bar.update(number >= 0)
-    return taken
+        for number in range(-1, repeats):  # the first round is not counted: it makes what later ones find made
+            for name, decoder in decoders.items():
+                for step in range(1 if name == "recompute" else STEPS):
+                    at = ((number + 1) * STEPS + step) % following.shape[1]
+                    begun = time.perf_counter()
+                    decoder.step(following[:, at : at + 1])[0].item()  # reading a logit waits until it is there
+                    if number >= 0:
+                        taken[name].append(1000 * (time.perf_counter() - begun))
+            bar.update(number >= 0)
+        return [
+            {
+                "policy": name,
+                "cache_size": size,
+                **dict(zip(("low", "milliseconds", "high"), np.percentile(taken[name], [25, 50, 75]), strict=True)),
+                "kv_bytes": decoder.kv_bytes,
+                "kv_bytes_kept": int(kept.iloc[row]),
+                "flops_per_token": float(flops.iloc[row]),
+                "samples": len(taken[name]),
+            }
+            for row, (name, decoder) in enumerate(decoders.items())
+        ]
 
 
 def _policy(name: str, size: int, sinks: int) -> Policy:
@@ -148,50 +145,42 @@ def _policy(name: str, size: int, sinks: int) -> Policy:
     return SinkWindow(sinks, size - sinks)
 
 
-def _checked_text(model: nn.Module, ids: Tensor | Sequence[Tensor], sizes: list[int]) -> Tensor:
-    """The text, [1, token] on the model's device."""
-    texts = texts_of(ids)
-    if not sizes or len(texts) != 1 or len(texts[0]) <= sizes[-1]:
-        raise SinkscopeError(
-            f"got {len(texts)} text(s), the first of {len(texts[0])} tokens, and cache_sizes={sizes}; give one text of "
-            "more tokens than the largest cache, and one size at least."
-        )
-    check_run(model, texts, Run(block=1, samples=None, seed=0))
-    return texts[0][None].to(next(model.parameters()).device)
-
-
-def _checked_names(policies: str | Iterable[str]) -> list[str]:
-    names = list(dict.fromkeys(_several(policies)))
-    unknown = [name for name in names if name not in FAMILIES]
-    if unknown or not names:
-        raise SinkscopeError(f"policies={unknown or names} cannot be timed; give some of {', '.join(FAMILIES)}.")
-    return names
-
-
 def _several(given: Any) -> list[Any]:
     return list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
 
 
-class Decoder(ABC):
-    """A text that has been read under a policy, ready for its next token.
+class Decoder:
+    """A text `ids` [1, token] that has been read under a policy, ready for its next token."""
 
-    Args:
-        model: a decoder in eval mode.
-        ids: tokens read so far [1, token], as many as the cache keeps.
-    """
-
-    def __init__(self, model: nn.Module, ids: Tensor) -> None:
-        self.model, self.last = model, only_last(model)
+    def __init__(self, model: nn.Module, ids: Tensor, policy: Policy) -> None:
+        self.model, self.ids, self.policy, self.last = model, ids, policy, only_last(model)
         self.open = ExitStack()
+        if policy.recomputed or policy.kept is None:
+            self.cache: Any = growing_cache(model)
+        else:  # keys and values stay as they were computed
+            self.cache = self.open.enter_context(SinkCache(model, *policy.kept))
+        if not policy.recomputed:
+            self._logits(ids, self.cache)
 
-    @abstractmethod
     def step(self, token: Tensor) -> Tensor:
         """Read `token` [1, 1]; logits [vocabulary] of the one after it."""
+        if self.policy.recomputed:  # the last tokens afresh, of which the new one is one
+            self.ids, self.cache = torch.cat([self.ids[:, 1:], token], 1), growing_cache(self.model)
+            return self._logits(self.ids, self.cache)
+        if self.policy.kept is not None:
+            return self._logits(token, self.cache)
+        # from the same length every time, so that all steps cost the same
+        grown = copy.copy(self.cache)  # shares the tensors: a layer that grows makes new ones
+        grown.layers = [copy.copy(layer) for layer in self.cache.layers]
+        return self._logits(token, grown)
 
     @property
-    @abstractmethod
     def kv_bytes(self) -> int:
-        """Bytes of memory that keys and values take."""
+        """Bytes of memory that keys and values take; of re-computation, in its last step."""
+        if isinstance(self.cache, SinkCache):
+            return self.cache.nbytes
+        tensors = [states for layer in self.cache.layers for states in (layer.keys, layer.values)]
+        return sum(states.numel() * states.element_size() for states in tensors)
 
     def close(self) -> None:
         """Leave the model as it was."""
@@ -200,74 +189,3 @@ class Decoder(ABC):
     def _logits(self, ids: Tensor, cache: Any) -> Tensor:
         logits: Tensor = self.model(ids, **with_cache(self.model, cache), **self.last).logits
         return logits[0, -1]
-
-
-class EvictingDecoder(Decoder):
-    """Window, and sinks + window: a `SinkCache`, whose keys and values stay as they were computed."""
-
-    def __init__(self, model: nn.Module, ids: Tensor, policy: Policy) -> None:
-        super().__init__(model, ids)
-        assert policy.kept is not None
-        self.cache = self.open.enter_context(SinkCache(model, *policy.kept))
-        self._logits(ids, self.cache)
-
-    def step(self, token: Tensor) -> Tensor:
-        return self._logits(token, self.cache)
-
-    @property
-    def kv_bytes(self) -> int:
-        return self.cache.nbytes
-
-
-class DenseDecoder(Decoder):
-    """Dense: transformers' own growing cache. Every step starts from the same length, so that all cost the same."""
-
-    def __init__(self, model: nn.Module, ids: Tensor) -> None:
-        super().__init__(model, ids)
-        self.cache = growing_cache(model)
-        self._logits(ids, self.cache)
-
-    def step(self, token: Tensor) -> Tensor:
-        grown = copy.copy(self.cache)  # shares the tensors: a layer that grows makes new ones
-        grown.layers = [copy.copy(layer) for layer in self.cache.layers]
-        return self._logits(token, grown)
-
-    @property
-    def kv_bytes(self) -> int:
-        return _bytes(self.cache)
-
-
-class RecomputingDecoder(Decoder):
-    """Re-computation: the last tokens run afresh for every new one, which is one of them."""
-
-    def __init__(self, model: nn.Module, ids: Tensor) -> None:
-        super().__init__(model, ids)
-        self.ids, self._held = ids, 0
-
-    def step(self, token: Tensor) -> Tensor:
-        self.ids = torch.cat([self.ids[:, 1:], token], 1)
-        cache = growing_cache(self.model)
-        logits = self._logits(self.ids, cache)
-        self._held = _bytes(cache)
-        return logits
-
-    @property
-    def kv_bytes(self) -> int:
-        """Those of the last step, held until it was over."""
-        return self._held
-
-
-def decoder_of(model: nn.Module, ids: Tensor, policy: Policy) -> Decoder:
-    """The text `ids` [1, token] read under a policy.
-
-    Raises:
-        SinkscopeError: a model that cannot be streamed under it.
-    """
-    if policy.kept is None:
-        return DenseDecoder(model, ids)
-    return RecomputingDecoder(model, ids) if policy.recomputed else EvictingDecoder(model, ids, policy)
-
-
-def _bytes(cache: Any) -> int:
-    tensors = [states for layer in cache.layers for states in (layer.keys, layer.values)]
-    return sum(states.numel() * states.element_size() for states in tensors)

@@ -12,18 +12,12 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "sinkscope.lab.decoder": ["ARMS", "Arm"],
-    "sinkscope.lab.bigram": ["bigram_backcopy"],
-    "sinkscope.lab.language": ["language_model"],
-    "sinkscope.analysis.lab": [
-        "emergence_summary",
-        "emergence_table",
-        "head_masses",
-        "language_table",
-        "language_verdict",
-    ],
+    "lab.decoder": "ARMS Arm",
+    "lab.bigram": "bigram_backcopy",
+    "lab.language": "language_model",
+    "analysis.lab": "emergence_summary emergence_table head_masses language_table language_verdict",
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_HOME_OF = {name: f"sinkscope.{home}" for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [*_HOME_OF]
 

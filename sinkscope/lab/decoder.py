@@ -1,15 +1,16 @@
-"""A one-layer decoder whose attention can have any normaliser, and the arms of a comparison of them."""
+"""A small decoder whose attention can have any normaliser, and the arms of a comparison of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.normalisers import ClippedSoftmax, LearnedSink, Normaliser, ReLU, Sigmoid, Softmax, Softmax1
 
@@ -43,22 +44,8 @@ ARMS = (
 NAMES = tuple(arm.name for arm in ARMS)
 
 
-def arm_coordinates(arms: Sequence[Arm]) -> dict[str, Any]:
-    """What a record says of its arms beside their names: the class of the normaliser, and what is trained with it."""
-    return {
-        "arm": [arm.name for arm in arms],
-        "normaliser_kind": ("arm", [type(arm.normaliser).__name__ for arm in arms]),
-        "has_sink_logit": ("arm", [int(arm.has_sink_logit) for arm in arms]),
-        "has_sink_token": ("arm", [int(arm.has_sink_token) for arm in arms]),
-    }
-
-
 def arms_of(given: str | Arm | Iterable[str | Arm]) -> list[Arm]:
-    """The arms that are named, and those given as they are; each once.
-
-    Raises:
-        SinkscopeError: an unknown name, no arm at all, two that share a name, or one whose normaliser is none.
-    """
+    """The arms that are named, and those given as they are, each once; SinkscopeError for what is no arm."""
     known = dict(zip(NAMES, ARMS, strict=True))
     asked = [given] if isinstance(given, (str, Arm)) else list(given)
     unknown = [each for each in asked if not isinstance(each, Arm) and each not in known]
@@ -86,19 +73,31 @@ class Sizes:
     heads: int
     width: int
 
+    @classmethod
+    def of(cls, vocabulary: int, length: int, layers: int, heads: int, width: int, even: bool = False) -> Sizes:
+        """The sizes; SinkscopeError for a width that heads cannot share; `even`, in pairs for rotary positions."""
+        for name, value in {"layers": layers, "heads": heads, "width": width}.items():
+            whole_number(value, name, 1)
+        if width % (heads * (1 + even)):
+            raise SinkscopeError(
+                f"width={width} cannot be shared among heads={heads}: give a multiple of {heads * (1 + even)}."
+            )
+        return cls(vocabulary, length, layers, heads, width)
+
 
 class Trace(NamedTuple):
-    """One layer of a forward pass; the learned sink token, where there is one, is the first token.
+    """One layer of a forward pass; the learned sink token, where there is one, is the first token."""
 
-    Attributes:
-        weights: [batch, head, query, key].
-        values: [batch, head, key, dim].
-        hidden: [batch, token, width] behind the layer.
-    """
+    weights: Tensor  # [batch, head, query, key]
+    values: Tensor  # [batch, head, key, dim]
+    hidden: Tensor  # [batch, token, width], behind the layer
 
-    weights: Tensor
-    values: Tensor
-    hidden: Tensor
+
+def causal_weights(query: Tensor, key: Tensor, scale: float, normaliser: Normaliser) -> Tensor:
+    """Weights [.., query, key] of queries and keys [.., token, dim], each query over the keys up to its own."""
+    scores = query @ key.mT * scale
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+    return normaliser.weights(scores.masked_fill(later, -torch.inf))
 
 
 class Attention(nn.Module):
@@ -116,10 +115,8 @@ class Attention(nn.Module):
         query, key, value = rearrange(
             self.enter(states), "batch token (slot head dim) -> slot batch head token dim", slot=3, head=self.heads
         )
-        scores = query @ key.mT * query.shape[-1] ** -0.5
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         normaliser = LearnedSink(self.sink_logit) if self.arm.has_sink_logit else self.arm.normaliser
-        weights = normaliser.weights(scores.masked_fill(later, -torch.inf))
+        weights = causal_weights(query, key, query.shape[-1] ** -0.5, normaliser)
         output = rearrange(weights @ value, "batch head token dim -> batch token (head dim)")
         return self.leave(output), weights, value
 
@@ -151,9 +148,8 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(sizes, arm) for _ in range(sizes.layers))
         self.before_head = nn.RMSNorm(sizes.width)
         self.head = nn.Linear(sizes.width, sizes.vocabulary, bias=False)
-        self.sink_token = (
-            nn.Parameter(torch.randn(sizes.width)) if arm.has_sink_token else None
-        )  # last: arms begin alike
+        # last, so that arms begin alike
+        self.sink_token = nn.Parameter(torch.randn(sizes.width)) if arm.has_sink_token else None
 
     def forward(self, ids: Tensor) -> tuple[Tensor, list[Trace]]:
         """Logits [batch, token, next] for ids [batch, token], and what went on in each layer."""

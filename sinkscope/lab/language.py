@@ -1,24 +1,32 @@
-"""Whether sinks appear in a small language model trained from scratch, and whether it then needs them."""
+"""Whether sinks appear in a small language model trained from scratch, character by character, and whether it then
+needs them."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-from sinkscope.arguments import finite_number, whole_number
+from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
-from sinkscope.experiments.perplexity import perplexity
-from sinkscope.lab.decoder import Arm, Sizes, arm_coordinates, arms_of
-from sinkscope.lab.language_run import BETAS, LanguageRun, LanguageSchedule
-from sinkscope.lab.runs import device_of, heads_width, run_all, run_attributes, seeds_of
-from sinkscope.lab.texts import Text
+from sinkscope.experiments.perplexity import perplexity, policy_coordinates
+from sinkscope.experiments.runner import Advance
+from sinkscope.hf.attention import AttentionCall, MaskRequest, register, use_implementation
+from sinkscope.hf.models import new_llama
+from sinkscope.lab.decoder import Arm, Sizes, causal_weights
+from sinkscope.lab.runs import Comparison, Text, TrainingRun, TrainingSchedule
+from sinkscope.normalisers import Normaliser, Softmax
 from sinkscope.policies import Dense, Policy, SinkWindow, Window
 from sinkscope.probes import LogSumExp, SinkMass
 from sinkscope.progress import progress_bar
@@ -30,6 +38,11 @@ MOST_CHARACTERS = 255
 ROWS = 16  # sequences that run together in evaluation
 HELD_OUT = 0.05  # of the text, its end: nothing there is learned from
 ARMS = ("softmax", "softmax1", "sink token")
+CLIPPED_NORM, LAST_RATE, WARM_STEPS = 1.0, 0.1, 100
+ROOM = 4  # the model is told of so many times its trained length; nothing is computed from it
+WEIGHTS = "weights."
+ATTENTION = "sinkscope_lab"  # as transformers knows it
+NORMALISERS: dict[nn.Module, Normaliser] = {}  # while `training_attention` lasts
 
 
 def language_model(
@@ -61,19 +74,16 @@ def language_model(
     Table 3 of Xiao et al. 2023 at small scale: models of the characters of a text, trained with softmax, with softmax1
     and with a learned token in front of every passage, read text that was held out with dense attention and with
     caches of one size that keep 0, 1, 2 or 4 first tokens. Texts are as long as the passages trained on, so that
-    every position is a trained one for every policy. `language_verdict` says in words what came out.
-
-    Runs of one seed share their first weights and all passages.
+    every position is a trained one for every policy. Runs of one seed share their first weights and all passages.
+    `language_verdict` says in words what came out.
 
     Args:
-        arms: as in `bigram_backcopy`, "learned sink" apart; or `Arm` objects.
-        seeds: one run each.
-        steps: updates.
+        arms, seeds: as in `bigram_backcopy`, "learned sink" apart.
+        steps, batch: updates, and passages in each.
         layers, heads, width: of the model.
         length: tokens of a passage, the sink token apart.
-        batch: passages in each update.
-        learning_rate: of AdamW at its highest; it rises over the first steps and falls along a cosine to a tenth.
-        weight_decay: of AdamW.
+        learning_rate, weight_decay: of AdamW; the highest rate, to which it rises over the first steps, and falls from
+            there along a cosine to a tenth.
         every: steps over which a recorded loss is the mean.
         evaluated: texts of `length` tokens that it is measured on, spread over the last twentieth of the text.
         cache_size: tokens that every policy but dense keeps, sinks included.
@@ -91,112 +101,38 @@ def language_model(
         nll             loss of each token of the held-out texts under each policy, nats; the first one of a text, which
                         only the sink token could predict, is scored in no arm
 
-        attrs hold all that is needed to repeat it.
-
     Raises:
         SinkscopeError: as `bigram_backcopy`; also sinks that leave no window, texts too short for anything to be
             evicted, too little text to hold some out.
     """
-    ways, numbers = arms_of(arms), seeds_of(seeds)
-    for arm in ways:
-        if arm.has_sink_logit:
-            raise SinkscopeError(f"the arm {arm.name!r} trains logits that Llama does not have; leave it out here.")
-    sizes_given = {"steps": steps, "layers": layers, "heads": heads, "batch": batch, "every": every}
-    for name, value in {**sizes_given, "evaluated": evaluated}.items():
-        whole_number(value, name, 1)
+    schedule = LanguageSchedule.of(learning_rate, weight_decay, steps=steps, batch=batch, every=every)
     policies = _policies(cache_size, sinks, whole_number(length, "length", 4))
     read = Text.of(source, text)
     characters, ids = read.encoded(MOST_CHARACTERS)
-    learned, texts = _split(ids, length, evaluated)
-    sizes = Sizes(len(characters) + 1, length, layers, heads, heads_width(width, heads, even=True))
-    schedule = LanguageSchedule(
-        steps,
-        batch,
-        finite_number(learning_rate, "learning_rate", 0.0),
-        finite_number(weight_decay, "weight_decay", 0.0, inclusive=True),
-        every,
-    )
-    place = device_of(device)
-    runs = [LanguageRun(learned, read.sha256, sizes, schedule, arm, seed, place) for arm in ways for seed in numbers]
-    results = run_all(runs, folder, n_jobs, progress)
-    record = _record(runs, ways, numbers, results, texts, policies, progress)
-    return record.assign_attrs(
-        kind="language",
-        task="language model",
-        model=f"Llama-style, {layers} layers of width {width}, trained on characters",
-        parameters=sum(each.numel() for each in runs[0].untrained().parameters()),
-        text=read.name,
-        text_sha256=read.sha256,
-        characters=characters,
-        tokens_learned_from=len(learned),
-        tokens=int(texts.numel()),
-        sequences=len(texts),
-        optimiser=f"AdamW, betas {BETAS}",
-        steps=steps,
-        layers=layers,
-        heads=heads,
-        width=width,
-        batch=batch,
-        learning_rate=schedule.learning_rate,
-        weight_decay=schedule.weight_decay,
-        every=every,
-        evaluated=evaluated,
-        cache_size=cache_size,
-        policies="; ".join(map(repr, policies)),
-        transformers=version("transformers"),
-        **run_attributes(ways, numbers, place),
-    ).assign_attrs(attributes)
-
-
-def _record(
-    runs: Sequence[LanguageRun],
-    arms: Sequence[Arm],
-    seeds: Sequence[int],
-    results: Sequence[dict[str, Tensor]],
-    texts: Tensor,
-    policies: Sequence[Policy],
-    shown: bool | None,
-) -> xr.Dataset:
-    """All results, and what the trained models do on the texts, as one record."""
-    measured = []
-    with progress_bar(len(runs), "model", shown, desc="evaluation") as bar:
-        for run, found in zip(runs, results, strict=True):
-            measured.append(_evaluated(run, found, texts, policies))
-            bar.update()
-
-    def joined(values: Sequence[Any]) -> np.ndarray:
-        stacked = np.stack([np.asarray(each) for each in values])
-        return stacked.reshape(len(arms), len(seeds), *stacked.shape[1:])
-
-    nll = joined([each["nll"] for each in measured])
-    nll[..., 0] = np.nan
-    heads = ("arm", "seed", "sequence", "layer", "head")
-    sizes = runs[0].sizes
-    return xr.Dataset(
-        {
-            "train_loss": (("arm", "seed", "step"), joined([each["train_loss"] for each in results])),
-            "sink_mass": (heads, joined([each["sink_mass"] for each in measured])),
-            "virtual_mass": (heads, joined([each["virtual_mass"] for each in measured])),
-            "nll": (("arm", "seed", "policy", "sequence", "token"), nll, {"units": "nats"}),
-            "sink_null": ("arm", [_even_mass(texts.shape[1] + arm.has_sink_token) for arm in arms]),
-            "seconds": (("arm", "seed"), joined([each["seconds"] for each in results])),
-        },
-        coords={
-            **arm_coordinates(arms),
-            "seed": list(seeds),
-            "step": runs[0].schedule.recorded,
-            "policy": [policy.name for policy in policies],
-            **{name: ("policy", [each.coordinates[name] for each in policies]) for name in policies[0].coordinates},
-            **text_coordinates(list(texts)),
-            "layer": np.arange(sizes.layers),
-            "head": np.arange(sizes.heads),
-        },
-    )
+    learned, texts = _split(ids, length, whole_number(evaluated, "evaluated", 1))
+    sizes = Sizes.of(len(characters) + 1, length, layers, heads, width, even=True)
+    run = partial(LanguageRun, learned, read.sha256, sizes, schedule)
+    found = Comparison(run, arms, seeds, device, folder, n_jobs, progress)
+    about = {
+        "kind": "language",
+        "task": "language model",
+        "model": f"Llama-style, {layers} layers of width {width}, trained on characters",
+        "parameters": sum(each.numel() for each in found.runs[0].untrained().parameters()),
+        "characters": characters,
+        "tokens_learned_from": len(learned),
+        "tokens": int(texts.numel()),
+        "sequences": len(texts),
+        "evaluated": evaluated,
+        "cache_size": cache_size,
+        "policies": "; ".join(map(repr, policies)),
+        "transformers": version("transformers"),
+    }
+    return _record(found, texts, policies, progress).assign_attrs(about | found.attributes(read) | attributes)
 
 
 def _policies(cache_size: int, sinks: Iterable[int], length: int) -> list[Policy]:
     counts = list(dict.fromkeys(whole_number(each, "sinks", 0) for each in sinks))
-    if not counts or 0 not in counts or max(counts) == 0:
+    if 0 not in counts or max(counts) == 0:
         raise SinkscopeError(f"sinks={counts} compare nothing: give 0, which is window attention, and more.")
     if max(counts) >= whole_number(cache_size, "cache_size", 1):
         raise SinkscopeError(
@@ -207,8 +143,7 @@ def _policies(cache_size: int, sinks: Iterable[int], length: int) -> list[Policy
             f"texts of length={length} evict nothing from cache_size={cache_size}: give "
             f"{first_evicted(cache_size) + 1} tokens or more, or a smaller cache."
         )
-    bounded: list[Policy] = [SinkWindow(each, cache_size - each) if each else Window(cache_size) for each in counts]
-    return [Dense(), *bounded]
+    return [Dense(), *(SinkWindow(each, cache_size - each) if each else Window(cache_size) for each in counts)]
 
 
 def _split(ids: np.ndarray, length: int, evaluated: int) -> tuple[np.ndarray, Tensor]:
@@ -225,17 +160,159 @@ def _split(ids: np.ndarray, length: int, evaluated: int) -> tuple[np.ndarray, Te
     return ids[:kept], torch.from_numpy(np.stack([held[start : start + length] for start in starts]))
 
 
+@dataclass(frozen=True)
+class LanguageSchedule(TrainingSchedule):
+    """The learning rate rises over the first steps and falls along a cosine to a tenth; a recorded loss is a mean over
+    `every` steps."""
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        warm = min(WARM_STEPS, max(1, self.steps // 10))
+        if step < warm:
+            return self.learning_rate * (step + 1) / warm
+        done = (step - warm) / max(1, self.steps - warm)
+        return self.learning_rate * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageRun(TrainingRun[np.ndarray]):
+    """A model of a text [token]; the last token of its vocabulary is the sink token, which only its arm uses."""
+
+    betas = (0.9, 0.95)
+
+    def __post_init__(self) -> None:
+        if self.arm.has_sink_logit:
+            raise SinkscopeError(
+                f"the arm {self.arm.name!r} trains logits that Llama does not have; leave it out here."
+            )
+
+    @property
+    def settings(self) -> dict[str, Any]:  # type: ignore[override]
+        own = {"task": "language", "tokens": len(self.material), "transformers": version("transformers")}
+        return super().settings | own
+
+    def train(self, advance: Advance) -> dict[str, Tensor]:
+        """The mean losses [step] in nats, and the weights."""
+        model = self.untrained().to(self.device)
+        optimiser = self.optimiser(model)
+        means, losses = [], []
+        with training_attention(model, self.arm.normaliser):
+            for step, passages in enumerate(self._passages()):
+                for group in optimiser.param_groups:
+                    group["lr"] = self.schedule.rate(step)
+                # only what a text itself allows to predict, in every arm: all but its first token
+                predicting = model(self.with_sink_token(passages)).logits[:, -self.sizes.length : -1]
+                loss = functional.cross_entropy(predicting.flatten(0, 1), passages[:, 1:].flatten())
+                optimiser.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), CLIPPED_NORM)
+                optimiser.step()
+                losses.append(loss.detach())
+                if step + 1 in self.schedule.recorded:
+                    means.append(torch.stack(losses).mean())
+                    self.check_finite(means[-1], step + 1)
+                    losses = []
+                advance(1)
+        weights = {WEIGHTS + name: tensor for name, tensor in model.state_dict().items()}
+        return {"train_loss": torch.stack(means).cpu()} | weights
+
+    def untrained(self) -> Any:
+        """The model as its training begins."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            shape = {name: getattr(self.sizes, name) for name in ("vocabulary", "width", "layers", "heads")}
+            model = new_llama(**shape, positions=ROOM * self.sizes.length, begin_token=self.sink_token)
+        return model.eval()  # there is no dropout, so training and evaluation are the same
+
+    def trained(self, found: dict[str, Tensor]) -> Any:
+        """The model with the weights that `train` found."""
+        model = self.untrained()
+        weights = {name.removeprefix(WEIGHTS): each for name, each in found.items() if name.startswith(WEIGHTS)}
+        model.load_state_dict(weights)
+        return model.to(self.device)
+
+    @property
+    def sink_token(self) -> int:
+        return self.sizes.vocabulary - 1
+
+    def with_sink_token(self, ids: Tensor) -> Tensor:
+        """Token ids [sequence, token] as this arm reads them."""
+        return functional.pad(ids, (1, 0), value=self.sink_token) if self.arm.has_sink_token else ids
+
+    def _passages(self) -> Iterator[Tensor]:
+        """Token ids [batch, token] of each step: passages that begin anywhere in the text."""
+        generator = torch.Generator().manual_seed(self.seed)
+        windows = torch.tensor(self.material).unfold(0, self.sizes.length, 1)
+        for _ in range(self.size):
+            yield windows[torch.randint(len(windows), (self.schedule.batch,), generator=generator)].to(self.device)
+
+
+@contextmanager
+def training_attention(model: Any, normaliser: Normaliser) -> Iterator[None]:
+    """Within it the model's attention has this normaliser; softmax is its own, and quicker left alone.
+
+    The same as `attached(model, normaliser=...)`, which keeps no T x T weights and so computes them twice in training:
+    for short passages this is three times quicker.
+    """
+    with ExitStack() as undo:
+        if normaliser != Softmax():
+            for layer in model.model.layers:
+                NORMALISERS[layer.self_attn] = normaliser
+                undo.callback(NORMALISERS.pop, layer.self_attn, None)
+            use_implementation(model, ATTENTION, undo)
+        yield
+
+
+def _attention(call: AttentionCall) -> tuple[Tensor, None]:
+    """Causal attention [batch, head, query, dim]."""
+    assert call.scale is not None  # a Llama gives it
+    return causal_weights(call.query, call.key, call.scale, NORMALISERS[call.module]) @ call.value, None
+
+
+def _no_mask(asked: MaskRequest) -> None:
+    """The attention function knows what is later by itself."""
+
+
+register(ATTENTION, _attention, _no_mask)
+
+
+def _record(
+    found: Comparison[LanguageRun], texts: Tensor, policies: Sequence[Policy], shown: bool | None
+) -> xr.Dataset:
+    """All results, and what the trained models do on the texts, as one record."""
+    measured = []
+    with progress_bar(len(found.runs), "model", shown, desc="evaluation") as bar:
+        for run, result in zip(found.runs, found.results, strict=True):
+            measured.append(_evaluated(run, result, texts, policies))
+            bar.update()
+    nll = found.joined("nll", measured)
+    nll[..., 0] = np.nan
+    heads = ("arm", "seed", "sequence", "layer", "head")
+    lengths = [texts.shape[1] + arm.has_sink_token for arm in found.arms]
+    nulls = [np.mean(1 / np.arange(2, length + 1)) for length in lengths]  # 1/(i+1) over the queries i >= 1
+    return xr.Dataset(
+        {
+            "train_loss": (("arm", "seed", "step"), found.joined("train_loss")),
+            "sink_mass": (heads, found.joined("sink_mass", measured)),
+            "virtual_mass": (heads, found.joined("virtual_mass", measured)),
+            "nll": (("arm", "seed", "policy", "sequence", "token"), nll, {"units": "nats"}),
+            "sink_null": ("arm", nulls),
+            "seconds": (("arm", "seed"), found.joined("seconds")),
+        },
+        coords={
+            **found.coordinates,
+            "step": found.runs[0].schedule.recorded,
+            **policy_coordinates(policies),
+            **text_coordinates(list(texts)),
+        },
+    )
+
+
 def _evaluated(
     run: LanguageRun, found: dict[str, Tensor], texts: Tensor, policies: Sequence[Policy]
 ) -> dict[str, np.ndarray]:
-    """Measure a trained model on texts [sequence, token].
-
-    Returns:
-        sink_mass [sequence, layer, head]: attention on the first token (the sink token, in its arm), mean over all
-            later queries.
-        virtual_mass [sequence, layer, head]: the same on the virtual key of value 0; NaN where there is none.
-        nll [policy, sequence, token]: nats, for the tokens of the text alone, NaN where not scored.
-    """
+    """What a trained model does on texts [sequence, token]: losses [policy, sequence, token], and mass on the first
+    token, the sink token in its arm, and on the virtual key [sequence, layer, head], NaN where there is none."""
     model, ids, normaliser = run.trained(found), run.with_sink_token(texts), run.arm.normaliser
     probes = [SinkMass(first=1), LogSumExp()]
     with torch.no_grad(), attached(model, normaliser=normaliser, probes=probes) as scope:
@@ -250,8 +327,3 @@ def _evaluated(
         "virtual_mass": virtual.transpose("sequence", "layer", "head").values.astype(np.float32),
         "nll": curve["nll"].values[:, :, ids.shape[1] - texts.shape[1] :],
     }
-
-
-def _even_mass(length: int) -> float:
-    """Mean of 1/(i+1) over the queries i >= 1 of a text: what uniform attention gives to the first key."""
-    return float(np.mean(1 / np.arange(2, length + 1)))

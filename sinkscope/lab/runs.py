@@ -1,41 +1,127 @@
-"""Training runs as cells: a hash of the settings names the file of each, and one that is finished is not run again."""
+"""What the laboratory's trainings share: the text, a run as a cell, which is kept on disk and not run again once it is
+finished, and the comparison of all arms."""
 
 from __future__ import annotations
 
 import datetime
+import hashlib
 import os
 import platform
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
+import numpy as np
 import torch
-from torch import Tensor
+from einops import rearrange
+from torch import Tensor, nn
 
 import sinkscope
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import finite_number, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.runner import Advance, Cell, run_cells
 from sinkscope.files import writable_folder
 from sinkscope.hf.gguf import cache_directory
-from sinkscope.lab.decoder import Arm
+from sinkscope.lab.decoder import Arm, Sizes, arms_of
 from sinkscope.streaming.checkpoint import read_tensors, write_tensors
+from sinkscope.texts import read_text
 
+Material = TypeVar("Material")
+Run = TypeVar("Run", bound="TrainingRun[Any]")
 ADVICE = "delete it to train this run again"
 
 
-class TrainingRun(Cell[dict[str, Tensor]]):
-    """One model trained once: one arm and one seed, which decides the first weights and what is trained on."""
+@dataclass(frozen=True)
+class Text:
+    """A text and what to call it."""
 
+    name: str
+    characters: str
+
+    @classmethod
+    def of(cls, source: str | os.PathLike[str] | None, text: str | None) -> Text:
+        """The text itself where it is given, otherwise that of a source; SinkscopeError for both, or an empty one."""
+        if text is None:
+            name = "King James Bible (demo text)" if source is None else os.fspath(source)
+            return cls(name if name.startswith("hf:") else PurePath(name).name, read_text(source))
+        if source is not None:
+            raise SinkscopeError("Both source and text were given: give one of them.")
+        if not text.strip():
+            raise SinkscopeError("text= holds nothing but white space: give one with characters to learn from.")
+        return cls("text of the caller", text)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.characters.encode("utf-8", "surrogatepass")).hexdigest()
+
+    def encoded(self, most: int) -> tuple[str, np.ndarray]:
+        """Its `most` most frequent characters, most frequent first, and the place there of each character of the text
+        that is among them [character]."""
+        codes = np.frombuffer(self.characters.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+        known, inverse, counts = np.unique(codes, return_inverse=True, return_counts=True)
+        order = np.argsort(-counts, kind="stable")[:most]
+        place = np.full(len(known), -1)
+        place[order] = np.arange(len(order))
+        encoded = place[inverse]
+        return "".join(chr(code) for code in known[order]), encoded[encoded >= 0]
+
+
+@dataclass(frozen=True)
+class TrainingSchedule:
+    """How a model is trained: updates, sequences in each, AdamW's settings, and steps between two measurements."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+    weight_decay: float
+    every: int
+
+    @classmethod
+    def of(cls, learning_rate: float, weight_decay: float, **counts: int) -> Self:
+        """The schedule; SinkscopeError for numbers out of range."""
+        return cls(
+            **{name: whole_number(count, name, 1) for name, count in counts.items()},
+            learning_rate=finite_number(learning_rate, "learning_rate", 0.0),
+            weight_decay=finite_number(weight_decay, "weight_decay", 0.0, inclusive=True),
+        )
+
+    @property
+    def recorded(self) -> list[int]:
+        """Updates done at each measurement after the first; the last step is measured too."""
+        return sorted({*range(self.every, self.steps + 1, self.every), self.steps})
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingRun(Cell[dict[str, Tensor]], Generic[Material]):
+    """One model trained once: one arm and one seed, which decides the first weights and what is trained on of the
+    material, so that runs of one seed share both."""
+
+    material: Material
+    text_sha256: str
+    sizes: Sizes
+    schedule: Any
     arm: Arm
     seed: int
-    schedule: Any  # has steps
+    device: str
+
+    betas: ClassVar[tuple[float, float]]  # of AdamW
 
     @abstractmethod
     def train(self, advance: Advance) -> dict[str, Tensor]:
         """The result, by name."""
+
+    @property
+    def settings(self) -> dict[str, Any]:  # type: ignore[override]
+        return {
+            "text": self.text_sha256,
+            **{name: getattr(self, name) for name in ("sizes", "schedule", "arm", "seed")},
+            "device": self.device.partition(":")[0],
+            "torch": torch.__version__,
+            "sinkscope": sinkscope.__version__,
+        }
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -64,6 +150,10 @@ class TrainingRun(Cell[dict[str, Tensor]]):
     def keep(self, result: dict[str, Tensor], path: Path) -> None:
         write_tensors(path, "the training run", result, {"settings": self.settings_text})
 
+    def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
+        rates = {"lr": self.schedule.learning_rate, "weight_decay": self.schedule.weight_decay}
+        return torch.optim.AdamW(model.parameters(), betas=self.betas, **rates)
+
     def check_finite(self, loss: Tensor, step: int) -> None:
         """Raise SinkscopeError when training has diverged."""
         if not bool(loss.isfinite()):
@@ -73,59 +163,69 @@ class TrainingRun(Cell[dict[str, Tensor]]):
             )
 
 
-def run_all(
-    runs: Sequence[TrainingRun], folder: str | os.PathLike[str] | None, n_jobs: int | None, progress: bool | None
-) -> list[dict[str, Tensor]]:
-    """The results of all runs; those finished on disk are not run again.
+class Comparison(Generic[Run]):
+    """Runs of every arm with every seed, and the result of each: `make` gives the run of an arm and a seed on a device,
+    all other arguments and the errors are those of `bigram_backcopy`."""
 
-    Args:
-        runs: each of its own settings.
-        folder: where they are kept; in the user's cache folder when None.
-        n_jobs, progress: as in `run_cells`.
+    def __init__(
+        self,
+        make: Callable[[Arm, int, str], Run],
+        arms: str | Arm | Iterable[str | Arm],
+        seeds: int | Iterable[int],
+        device: str,
+        folder: str | os.PathLike[str] | None,
+        n_jobs: int | None,
+        progress: bool | None,
+    ) -> None:
+        self.arms = arms_of(arms)
+        given = [seeds] if isinstance(seeds, int) else list(seeds)
+        if not given:
+            raise SinkscopeError("no seeds were given; give one or more, three or more for intervals.")
+        self.seeds = list(dict.fromkeys(whole_number(seed, "seed", 0) for seed in given))
+        try:
+            self.device = str(torch.empty(0, device=device).device)
+        except (RuntimeError, AssertionError, TypeError) as problem:
+            reason = str(problem).splitlines()[0]
+            raise SinkscopeError(f"device={device!r} cannot be used here ({reason}).") from problem
+        self.runs = [make(arm, seed, self.device) for arm in self.arms for seed in self.seeds]
+        place = writable_folder(cache_directory() / "lab" if folder is None else folder, "training runs")
+        found = run_cells(self.runs, place, n_jobs, progress, unit="step")
+        self.results = [found[run.key] for run in self.runs]
 
-    Raises:
-        SinkscopeError: a file of a run is damaged, or the folder cannot be written, which is found before anything
-            runs.
-    """
-    place = writable_folder(cache_directory() / "lab" if folder is None else folder, "training runs")
-    results = run_cells(runs, place, n_jobs, progress, unit="step")
-    return [results[run.key] for run in runs]
+    def joined(self, name: str, results: Sequence[Mapping[str, Any]] | None = None) -> np.ndarray:
+        """A variable [...] of the results of all runs, or of others in their order, as [arm, seed, ...]."""
+        values = np.stack([np.asarray(result[name]) for result in results or self.results])
+        return rearrange(values, "(arm seed) ... -> arm seed ...", arm=len(self.arms))
 
+    @property
+    def coordinates(self) -> dict[str, Any]:
+        """Arms, with the class of their normalisers and what is trained with them, seeds, layers and heads."""
+        sizes = self.runs[0].sizes
+        return {
+            "arm": [arm.name for arm in self.arms],
+            "normaliser_kind": ("arm", [type(arm.normaliser).__name__ for arm in self.arms]),
+            "has_sink_logit": ("arm", [int(arm.has_sink_logit) for arm in self.arms]),
+            "has_sink_token": ("arm", [int(arm.has_sink_token) for arm in self.arms]),
+            "seed": self.seeds,
+            "layer": np.arange(sizes.layers),
+            "head": np.arange(sizes.heads),
+        }
 
-def seeds_of(given: int | Iterable[int]) -> list[int]:
-    """Seeds, each once, in the order given."""
-    seeds = [given] if isinstance(given, int) else list(given)
-    if not seeds:
-        raise SinkscopeError("no seeds were given; give one or more, three or more for intervals.")
-    return list(dict.fromkeys(whole_number(seed, "seed", 0) for seed in seeds))
-
-
-def device_of(name: str) -> str:
-    """A device that is there."""
-    try:
-        return str(torch.empty(0, device=name).device)
-    except (RuntimeError, AssertionError, TypeError) as problem:
-        raise SinkscopeError(f"device={name!r} cannot be used here ({str(problem).splitlines()[0]}).") from problem
-
-
-def heads_width(width: int, heads: int, even: bool = False) -> int:
-    """A width that its heads can share; `even`, in pairs for rotary positions."""
-    if whole_number(width, "width", 1) % (heads * (1 + even)):
-        raise SinkscopeError(
-            f"width={width} cannot be shared among heads={heads}: give a multiple of {heads * (1 + even)}."
-        )
-    return width
-
-
-def run_attributes(arms: Sequence[Arm], seeds: Sequence[int], device: str) -> dict[str, Any]:
-    """What was trained, with which versions, and when."""
-    return {
-        "dtype": "float32",
-        "device": device,
-        "arms": "; ".join(map(repr, arms)),
-        "seeds": ", ".join(map(str, seeds)),
-        "sinkscope": sinkscope.__version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    }
+    def attributes(self, text: Text) -> dict[str, Any]:
+        """What was trained, on what and how, with which versions, and when."""
+        first = self.runs[0]
+        return {
+            "text": text.name,
+            "text_sha256": text.sha256,
+            "optimiser": f"AdamW, betas {first.betas}",
+            **vars(first.schedule),
+            **{name: getattr(first.sizes, name) for name in ("layers", "heads", "width")},
+            "dtype": "float32",
+            "device": self.device,
+            "arms": "; ".join(map(repr, self.arms)),
+            "seeds": ", ".join(map(str, self.seeds)),
+            "sinkscope": sinkscope.__version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+            "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        }

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.lab.backcopy import Backcopy
-from sinkscope.lab.texts import Text
+from sinkscope.lab.bigram import Backcopy
+from sinkscope.lab.runs import Text
 from tests.support.training_records import TEXT
 
 

@@ -12,8 +12,8 @@ import xarray as xr
 
 from sinkscope import lab, open_record, save_record
 from sinkscope.errors import SinkscopeError
-from sinkscope.lab.backcopy import Backcopy, BackcopyRun
-from sinkscope.lab.texts import Text
+from sinkscope.lab.bigram import Backcopy, BackcopyRun
+from sinkscope.lab.runs import Text
 from sinkscope.normalisers import Softmax1
 from tests.support.training_records import SMALL, TEXT
 

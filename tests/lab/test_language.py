@@ -12,7 +12,7 @@ import xarray as xr
 from sinkscope import attached, lab, open_record, save_record
 from sinkscope.errors import SinkscopeError
 from sinkscope.lab.decoder import Sizes
-from sinkscope.lab.language_run import LanguageRun, LanguageSchedule, training_attention
+from sinkscope.lab.language import LanguageRun, LanguageSchedule, training_attention
 from sinkscope.normalisers import ReLU, Sigmoid, Softmax, Softmax1
 from tests.support.training_records import TEXT
 

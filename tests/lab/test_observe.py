@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from sinkscope.lab.backcopy import TOKENS, Backcopy, observed, uniform_bos_mass
+from sinkscope.lab.bigram import TOKENS, Backcopy, observed, uniform_bos_mass
 from sinkscope.lab.decoder import ARMS, NAMES, Arm, Decoder, Sizes, arms_of
-from sinkscope.lab.texts import Text
+from sinkscope.lab.runs import Text
 from tests.support.training_records import TEXT
 
 TASK = Backcopy.of(Text("a text", TEXT), "at")

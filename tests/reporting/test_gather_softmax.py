@@ -142,7 +142,7 @@ def test_a_step_that_fails_leaves_the_others(monkeypatch):
     def refuse(*_, **__):
         raise SinkscopeError("there is a reason.")
 
-    monkeypatch.setattr("sinkscope.experiments.dose.dose_response", refuse)
+    monkeypatch.setattr("sinkscope.experiments.interventions.dose_response", refuse)
     found, notes = measured(count=140)
     assert list(found) == [name for name in SECTION if name != "dose"]
     assert "Dose and response was not measured: there is a reason." in notes

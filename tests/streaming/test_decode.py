@@ -7,7 +7,7 @@ import torch
 
 from sinkscope.analysis.costs import time_per_token
 from sinkscope.errors import SinkscopeError
-from sinkscope.experiments.timing import FAMILIES, STEPS, decoder_of
+from sinkscope.experiments.timing import FAMILIES, STEPS, Decoder
 from sinkscope.figures import decode_cost
 from sinkscope.policies import Dense, Recompute, SinkWindow, Window
 from sinkscope.streaming.cost import cost
@@ -58,15 +58,15 @@ def allocated(model, ids, policy) -> int:
 def test_a_step_of_each_policy_sees_what_the_policy_says(name):
     model, ids = zoo.build(name), text(name)
     with torch.no_grad():
-        dense = decoder_of(model, ids[:, :LONG], Dense())
+        dense = Decoder(model, ids[:, :LONG], Dense())
         whole = model(ids[:, : LONG + 2]).logits[0]
         assert (dense.step(ids[:, LONG : LONG + 1]) - whole[LONG]).abs().max() < CLOSE
         assert (dense.step(ids[:, LONG : LONG + 1]) - whole[LONG]).abs().max() < CLOSE  # it has not grown
-        again = decoder_of(model, ids[:, :LONG], Recompute(LONG))
+        again = Decoder(model, ids[:, :LONG], Recompute(LONG))
         for at in (LONG, LONG + 1):
             alone = model(ids[:, at + 1 - LONG : at + 1]).logits[0, -1]
             assert (again.step(ids[:, at : at + 1]) - alone).abs().max() < CLOSE
-        evicting = decoder_of(model, ids[:, :LONG], SinkWindow(4, LONG - 4))
+        evicting = Decoder(model, ids[:, :LONG], SinkWindow(4, LONG - 4))
         with SinkCache(model, 4, LONG - 4) as cache:
             for at in range(LONG + 3):
                 reference = model(ids[:, at : at + 1], cache=cache).logits[0, -1]

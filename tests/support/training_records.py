@@ -25,7 +25,7 @@ KINDS = {"softmax1": "Softmax1", "clipped softmax": "ClippedSoftmax", "sigmoid":
 
 
 def coordinates(arms: Iterable[str]) -> dict[str, object]:
-    """As `arm_coordinates` has them of the arms of these names."""
+    """As a `Comparison` has them of the arms of these names."""
     return {
         "arm": list(arms),
         "normaliser_kind": ("arm", [KINDS.get(arm, "Softmax") for arm in arms]),
