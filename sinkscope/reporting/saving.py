@@ -19,7 +19,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.figures.provenance import source_json
+from sinkscope.figures.style import source_json
 from sinkscope.record import save_record
 from sinkscope.reporting.content import Content
 from sinkscope.reporting.page import page

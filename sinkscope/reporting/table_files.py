@@ -8,8 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from sinkscope.figures.provenance import source_json, source_line
-from sinkscope.figures.style import number, visible
+from sinkscope.figures.style import number, source_json, source_line, visible
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
