@@ -179,17 +179,15 @@ def _groups(table: pd.DataFrame, rows: pd.DataFrame, counts: list[int], is_log: 
     pairs = set(zip(table["kind"], table["positions"], strict=True))
     series = [(kind, each) for kind in kinds for each in positions if (kind, each) in pairs]
     width = 0.8 / len(series)
-    own = {each: rows[(rows["kind"] == each[0]) & (rows["positions"] == each[1])] for each in series}
-    members = [[each for each in series if (own[each]["sinks"] == count).any()] for count in counts]
+    order = [series.index(pair) for pair in zip(rows["kind"], rows["positions"], strict=True)]
+    rows = rows.assign(order=order, group=rows["sinks"].map(counts.index)).sort_values("order", kind="stable")
+    together = rows.groupby("group")["order"]
+    places = rows["group"] + (together.cumcount() - (together.transform("size") - 1) / 2) * width
     marks: list[m.Mark] = []
     if is_log:
         marks += [m.Reference(x=edge + 0.5, look=m.Look("grid", width=0.5)) for edge in range(len(counts) - 1)]
-    for kind, each in series:
-        part = own[kind, each]
-        groups = [counts.index(count) for count in part["sinks"]]
-        place = [
-            group + (members[group].index((kind, each)) - (len(members[group]) - 1) / 2) * width for group in groups
-        ]
+    for number, (kind, each) in enumerate(series):
+        part, place = rows[rows["order"] == number], places[rows["order"] == number]
         row, hollow = kinds.index(kind), each != positions[0]
         ppl, low, high = part["ppl"].where(np.isfinite(part["ppl"])), part["low"], part["high"]
         name, gid = f"{kind}, {each}", f"{kind}-{each}"
