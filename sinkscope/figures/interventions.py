@@ -63,20 +63,20 @@ def dose_response(record: xr.Dataset | pd.DataFrame) -> m.Drawing:
         SinkscopeError: as `dose_table`, or a column of the table is missing.
     """
     table = dose_table(record) if isinstance(record, xr.Dataset) else record
-    responses = {"ratio": "ratio", "sink_mass": "mass", "output": "output"}
-    bounds = [f"{name}_{end}" for name in responses.values() for end in ("low", "high")]
-    need_columns(table, "dose_response", "arm", "dose", *responses, *bounds)
     count, null = int(table.attrs.get("count", 1)), null_mass_from(table.attrs)
-    labels = (
-        "perplexity\n(times that at dose 0)",
-        f"mass on the {tokens_named(int(table.attrs.get('first', count)))}\n(probability)",
-        "norm of a head's output\n(times that at dose 0)",
-    )
+    first = tokens_named(int(table.attrs.get("first", count)))
+    responses = {
+        "ratio": ("ratio", "perplexity\n(times that at dose 0)", 1.0),
+        "sink_mass": ("mass", f"mass on the {first}\n(probability)", null),
+        "output": ("output", "norm of a head's output\n(times that at dose 0)", 1.0),
+    }
+    bounds = [f"{name}_{end}" for name, _, _ in responses.values() for end in ("low", "high")]
+    need_columns(table, "dose_response", "arm", "dose", *responses, *bounds)
     panels = []
-    for column, label, level in zip(responses, labels, (1.0, null, 1.0), strict=True):
+    for column, (name, label, level) in responses.items():
         marks: list[m.Mark] = [m.Reference(y=level, id="level")] if np.isfinite(level) else []
         for arm, own in table.groupby("arm", sort=False):
-            marks += _responses(own.sort_values("dose"), str(arm), column, responses[column], count)
+            marks += _responses(own.sort_values("dose"), str(arm), column, name, count)
         low, high = m.extent([mark for mark in marks if not isinstance(mark, m.Reference)], "y")
         y = m.Axis(label, limits=(None if column == "ratio" else 0, None))
         if column == "ratio" and high > WIDEST_LINEAR * low > 0:

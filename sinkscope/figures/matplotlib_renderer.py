@@ -103,13 +103,14 @@ class PaperFigure(Figure):
         """What a file of this kind holds: the source and no date of today; None where the format holds nothing."""
         title, version = self.name.replace("_", " "), f"sinkscope {self.attributes.get('sinkscope', '')}".strip()
         line, exact = style.source_line(self.attributes), style.source_json(self.attributes)
-        return {
+        held: dict[str, dict[str, Any]] = {
             "pdf": {"Title": title, "Subject": line, "Keywords": exact, "Creator": version, "CreationDate": None},
             "svg": {"Title": title, "Description": exact, "Source": line, "Creator": version, "Date": None},
             "png": {"Title": title, "Description": exact, "Source": line, "Software": version},
             "ps": {"Creator": version},
             "eps": {"Creator": version},
-        }.get(kind)
+        }
+        return held.get(kind)
 
 
 def matplotlib_figure(drawing: m.Drawing) -> PaperFigure:
