@@ -9,11 +9,10 @@ from __future__ import annotations
 from sinkscope.figures import marks
 from sinkscope.figures.attention import distance_profile, entropy_by_layer, mean_maps, received_by_position
 from sinkscope.figures.eviction import collapse, comparison, forced_mass
-from sinkscope.figures.hidden_states import massive_activations, norms
 from sinkscope.figures.interventions import dose_response, effects, predictability
 from sinkscope.figures.matplotlib_renderer import figure, matplotlib_figure
 from sinkscope.figures.plotly_renderer import plotly_figure
-from sinkscope.figures.sink_mass import mass_by_layer, sink_mass_heatmap, sink_rate_curve
+from sinkscope.figures.sinks import mass_by_layer, massive_activations, norms, sink_mass_heatmap, sink_rate_curve
 from sinkscope.figures.streaming import ablation, decode_cost, explored, log_perplexity
 from sinkscope.figures.training import emergence, language_emergence
 

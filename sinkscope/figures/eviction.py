@@ -11,56 +11,30 @@ import xarray as xr
 from sinkscope.analysis import amplification as amplifications
 from sinkscope.analysis import eviction_by_layer
 from sinkscope.analysis.mass import NORMS
-from sinkscope.analysis.perplexity import collapse_table
-from sinkscope.figures.marks import (
-    COLOURS,
-    COLUMN,
-    MARKERS,
-    PAGE,
-    Axis,
-    ColourBar,
-    Drawing,
-    Image,
-    Legend,
-    Line,
-    Look,
-    Mark,
-    Panel,
-    Points,
-    Reference,
-    SecondAxis,
-    Text,
-    marker_of,
-)
+from sinkscope.analysis.perplexity import PARTS, collapse_table
+from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure
-from sinkscope.figures.requirements import cell_axis, layer_axis, need, need_columns, numbers_of
+from sinkscope.figures.requirements import cell_axis, layer_axis, need, need_columns
 from sinkscope.figures.style import log_ticks, number
 
 DARKEST = 100.0
 """A head that parks all it has would have a scale to itself: above this factor, all are equally dark."""
 NORM_LOOKS = {
-    "change": ("change of the output", Look("ink", marker="circle")),
-    "lost_denominator": ("lost denominator", Look("blue", "dash", marker="square")),
-    "lost_value": ("lost value", Look("vermilion", "dot", marker="triangle-up")),
+    "change": ("change of the output", m.Look("ink", marker="circle")),
+    "lost_denominator": ("lost denominator", m.Look("blue", "dash", marker="square")),
+    "lost_value": ("lost value", m.Look("vermilion", "dot", marker="triangle-up")),
 }
-PART_NAMES = {
-    "full sinks": "full sinks",
-    "phantom, mean values": "phantom,\nmean values",
-    "phantom, values zeroed": "phantom,\nvalues zeroed",
-    "values only": "values only",
-    "window": "window",
-}
+PART_NAMES = {part: part.replace(", ", ",\n") for part in PARTS}
 """What may be left of the sinks, in an order in which each keeps its look."""
-ENDS = ("full sinks", "window")  # of the gap
 STRENGTHS = {
     "sink_rate": ("rate", "sink rate (fraction of heads with α > {epsilon})"),
     "sink_mass": ("mass", "mass on the first token (probability)"),
 }
-NULL = Look("vermilion", "dash", 0.8)
+NULL = m.Look("vermilion", "dash", 0.8)
 
 
 @figure
-def forced_mass(record: xr.Dataset) -> Drawing:
+def forced_mass(record: xr.Dataset) -> m.Drawing:
     """Amplification 1 / (1 - m) of each head, and beside it the change of a head's output by layer, in its two parts.
 
     Left: geometric mean over queries and texts, on a logarithmic scale that ends at 100; the mark on it is that of
@@ -77,49 +51,30 @@ def forced_mass(record: xr.Dataset) -> Drawing:
     """
     record = need(record, "forced_mass", "log_amplification")
     heads = amplifications(record).transpose("layer", "head").values
-    panels = [_amplifications(record, heads)]
-    if all(name in record for name in NORMS):
-        panels.append(_norms(record))
-    height, page_height = (
-        float(np.clip(0.9 + 0.09 * len(heads), 2.6, 8.0)),
-        int(np.clip(14 * len(heads) + 150, 320, 920)),
-    )
-    width = PAGE if len(panels) > 1 else COLUMN
-    return Drawing(panels, record.attrs, width, height, columns=len(panels), page_height=page_height)
-
-
-def _amplifications(record: xr.Dataset, heads: np.ndarray) -> Panel:
     largest = max(float(np.nanmax(heads, initial=1.0)), 1.05)
     high, null, keys = min(largest, DARKEST), uniform_amplification(record), evicted(record)
-    bar = ColourBar(
+    bar = m.ColourBar(
         "amplification 1 / (1 − m)\n(factor, log scale)", "factor", 1.0, high, log=True,
         open_end="high" if largest > high else "", mark=null if np.isfinite(null) else None, mark_colour="vermilion",
     )  # fmt: skip
     hover = f"layer {{y}}, head {{x}}\namplification {{z:.4~g}}\nuniform null {number(null)}"
     what = "the first key goes" if keys == 1 else f"the first {keys} keys go"
-    return Panel(
-        [Image(heads, bar, hover=hover)],
-        x=cell_axis("head", numbers_of(record, "head")),
-        y=cell_axis("layer", numbers_of(record, "layer"), 16),
-        title=f"{what}; largest: {number(largest)}\nmark on the scale: uniform null {number(null)}",
-        note=True,
-        has_frame=True,
-    )
-
-
-def _norms(record: xr.Dataset) -> Panel:
-    table = eviction_by_layer(record)
-    marks = [
-        Line(table["layer"], table[name], look, label, name, table[f"{name}_low"], table[f"{name}_high"])
-        for name, (label, look) in NORM_LOOKS.items()
-    ]
-    several = record.sizes["sequence"] > 1
-    return Panel(
-        marks,
-        x=layer_axis(table["layer"].to_numpy()),
-        y=Axis("norm of the vector\n(times the head's output)", limits=(0, None)),
-        legend=Legend("band: 95% over texts" if several else "one text: no interval"),
-    )
+    title = f"{what}; largest: {number(largest)}\nmark on the scale: uniform null {number(null)}"
+    places = cell_axis(record, "head"), cell_axis(record, "layer", 16)
+    panels = [m.Panel([m.Image(heads, bar, hover=hover)], *places, title, note=True, has_frame=True)]
+    if all(name in record for name in NORMS):
+        table = eviction_by_layer(record)
+        lines = [
+            m.Line(table["layer"], table[name], look, label, name, table[f"{name}_low"], table[f"{name}_high"])
+            for name, (label, look) in NORM_LOOKS.items()
+        ]
+        norm = m.Axis("norm of the vector\n(times the head's output)", limits=(0, None))
+        legend = m.Legend("band: 95% over texts" if record.sizes["sequence"] > 1 else "one text: no interval")
+        panels.append(m.Panel(lines, layer_axis(table["layer"]), norm, legend=legend))
+    height = float(np.clip(0.9 + 0.09 * len(heads), 2.6, 8.0))
+    page_height = int(np.clip(14 * len(heads) + 150, 320, 920))
+    width = m.PAGE if len(panels) > 1 else m.COLUMN
+    return m.Drawing(panels, record.attrs, width, height, columns=len(panels), page_height=page_height)
 
 
 def uniform_amplification(record: xr.Dataset) -> float:
@@ -144,7 +99,7 @@ def _measured(record: xr.Dataset) -> np.ndarray:
 
 
 @figure
-def collapse(record: xr.Dataset | pd.DataFrame) -> Drawing:
+def collapse(record: xr.Dataset | pd.DataFrame) -> m.Drawing:
     """Perplexity over that with full sinks, for what is left of the sinks, with paired 95% intervals.
 
     Logarithmic axis, so that distances are losses in nats: below as ratios, above as the perplexities themselves.
@@ -163,32 +118,32 @@ def collapse(record: xr.Dataset | pd.DataFrame) -> Drawing:
     values = values[np.isfinite(values) & (values > 0)]
     low, high = min(values.min(), 1.0), max(values.max(), 1.02)
     span, order = np.log(high / low), list(PART_NAMES)
-    marks: list[Mark] = [Reference(x=1.0, id="full")]
+    marks: list[m.Mark] = [m.Reference(x=1.0, id="full")]
     for row, each in enumerate(table.to_dict("records")):
         at = order.index(each["part"]) if each["part"] in order else row
-        look = Look(COLOURS[at % len(COLOURS)], marker=marker_of(at), size=4)
+        look = m.Look.of(at, dash="solid", marker=m.marker_of(at), size=4)
         shown = f"{each['ppl']:,.1f}"
-        if np.isfinite(each["recovered"]) and each["part"] not in ENDS:
+        if np.isfinite(each["recovered"]) and each["part"] not in ("full sinks", "window"):
             shown += f"; closes {100 * each['recovered']:.0f}%".replace("-", "−")
         hover = f"{each['part']}\nperplexity {shown}\n{{x:.3f}} times that with full sinks"
         bounds = {"left": each["ratio_low"], "right": each["ratio_high"]}
-        marks.append(Points(each["ratio"], row, look, id=str(each["part"]), hover=hover, **bounds))
-        marks.append(Text(right, row, shown, id=f"text-{each['part']}"))
+        marks.append(m.Points(each["ratio"], row, look, id=str(each["part"]), hover=hover, **bounds))
+        marks.append(m.Text(right, row, shown, id=f"text-{each['part']}"))
     tokens = f"{int(table['tokens'].iloc[0]):,} tokens; " if "tokens" in table else ""
     whole = float(table["ppl"].iloc[0]) / float(table["ratio"].iloc[0])
     limits = (float(low * np.exp(-0.06 * span)), float(high * np.exp(0.5 * span)))
-    panel = Panel(
+    panel = m.Panel(
         marks,
-        x=Axis("perplexity over that with full sinks (log scale)", "log", limits, log_ticks(low, high), plain=True),
-        y=Axis(limits=(len(table) - 0.5, -0.5), ticks=range(len(table)),
-               names=[PART_NAMES.get(part, part) for part in table["part"]], has_tick_marks=False, has_line=False),
-        above=SecondAxis(f"perplexity ({tokens}whiskers: paired 95%)", whole, log_ticks(low * whole, high * whole)),
+        x=m.Axis("perplexity over that with full sinks (log scale)", "log", limits, log_ticks(low, high), plain=True),
+        y=m.Axis(limits=(len(table) - 0.5, -0.5), ticks=range(len(table)),
+                 names=[PART_NAMES.get(part, part) for part in table["part"]], has_tick_marks=False, has_line=False),
+        above=m.SecondAxis(f"perplexity ({tokens}whiskers: paired 95%)", whole, log_ticks(low * whole, high * whole)),
     )  # fmt: skip
-    return Drawing([panel], table.attrs, COLUMN, 1.1 + 0.34 * len(table), page_height=320)
+    return m.Drawing([panel], table.attrs, m.COLUMN, 1.1 + 0.34 * len(table), page_height=320)
 
 
 @figure
-def comparison(table: pd.DataFrame) -> Drawing:
+def comparison(table: pd.DataFrame) -> m.Drawing:
     """Collapse, as perplexity of the window over that of sinks + window, against sink rate and mass.
 
     Whiskers are 95% intervals, of the collapse a paired block bootstrap over positions, of the strengths over texts
@@ -204,29 +159,30 @@ def comparison(table: pd.DataFrame) -> Drawing:
     bounds = [f"{name}_{end}" for name in ("rate", "mass") for end in ("low", "high", "null")]
     need_columns(table, "comparison", "model", *STRENGTHS, *bounds, "collapse", "collapse_low", "collapse_high",
                  "cache_size", "T")  # fmt: skip
-    panels: list[Panel] = []
+    panels: list[m.Panel] = []
     for column, (name, label) in STRENGTHS.items():
-        marks: list[Mark] = [Reference(y=1.0, id="none")]
-        marks += [Reference(x=null, look=NULL, id=f"null-{column}") for null in table[f"{name}_null"].unique()]
+        marks: list[m.Mark] = [m.Reference(y=1.0, id="none")]
+        marks += [m.Reference(x=null, look=NULL, id=f"null-{column}") for null in table[f"{name}_null"].unique()]
         marks += [_model(row, each, column, name) for row, each in enumerate(table.to_dict("records"))]
         high = min(1.02, 1.1 * max(table[f"{name}_high"].max(), table[column].max()))
-        x = Axis(label.format(epsilon=table.attrs.get("epsilon", 0.3)), limits=(-0.02, high))
+        x = m.Axis(label.format(epsilon=table.attrs.get("epsilon", 0.3)), limits=(-0.02, high))
         words = "" if panels else "collapse: perplexity of window\nover sinks + window (log scale)"
-        panels.append(Panel(marks, x, Axis(words, "log", ticks="round")))
+        panels.append(m.Panel(marks, x, m.Axis(words, "log", ticks="round")))
     title = (
         f"T = {int(table['T'].iloc[0]):,}; whiskers: 95%; dashed: uniform null of the mass "
         f"{number(float(table['mass_null'].iloc[0]))}; dotted: no collapse"
     )
     height = 2.7 + 0.11 * len(table)
-    return Drawing(panels, table.attrs, PAGE, height, 2, shared="y", legend=Legend(title), page_height=420)
+    return m.Drawing(panels, table.attrs, m.PAGE, height, 2, shared="y", legend=m.Legend(title), page_height=420)
 
 
-def _model(row: int, each: dict[Any, Any], column: str, name: str) -> Points:
-    marker = MARKERS[(row // len(COLOURS) + row) % len(MARKERS)]
+def _model(row: int, each: dict[Any, Any], column: str, name: str) -> m.Points:
     differs = str(each.get("differs", "") or "")
     other = f" (other {differs.replace('_', ' ')})" if differs else ""
-    return Points(
-        each[column], each["collapse"], Look(COLOURS[row % len(COLOURS)], marker=marker, size=5, hollow=bool(differs)),
-        f"{each['model']}, cache of {int(each['cache_size']):,}{other}", f"model-{row}", each["collapse_low"],
-        each["collapse_high"], left=each[f"{name}_low"], right=each[f"{name}_high"],
+    label = f"{each['model']}, cache of {int(each['cache_size']):,}{other}"
+    marker = m.marker_of(row // len(m.COLOURS) + row)
+    look = m.Look.of(row, dash="solid", marker=marker, size=5, hollow=bool(differs))
+    return m.Points(
+        each[column], each["collapse"], look, label, f"model-{row}", each["collapse_low"], each["collapse_high"],
+        left=each[f"{name}_low"], right=each[f"{name}_high"],
     )  # fmt: skip

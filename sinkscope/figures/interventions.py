@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -12,52 +13,34 @@ import xarray as xr
 from sinkscope.analysis import dose_table
 from sinkscope.analysis.interventions import intervention_table
 from sinkscope.analysis.predictability import mean_mass_by_bin, predictability_table, sides
-from sinkscope.figures.marks import (
-    DASHES,
-    PAGE,
-    Axis,
-    Bars,
-    Drawing,
-    Legend,
-    Line,
-    Look,
-    Mark,
-    Panel,
-    Points,
-    Reference,
-    Text,
-    extent,
-    headroom,
-)
+from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure
 from sinkscope.figures.requirements import need_columns, tokens_named
 from sinkscope.figures.style import even_ticks, number
 
 ARM_LOOKS = {
-    "sinks": Look("blue", marker="circle", size=3),
-    "random": Look("vermilion", "dash", marker="square", size=3),
+    "sinks": m.Look("blue", marker="circle", size=3),
+    "random": m.Look("vermilion", "dash", marker="square", size=3),
 }
 ROLE_LOOKS = {
-    "effect": ("intervention", Look("blue", marker="circle", size=4)),
-    "control": ("its control", Look("vermilion", marker="square", size=3.5, hollow=True)),
+    "effect": ("intervention", m.Look("blue", marker="circle", size=4)),
+    "control": ("its control", m.Look("vermilion", marker="square", size=3.5, hollow=True)),
 }
 SIDE_LOOKS = {
-    "below": ("below both", Look("blue"), "/"),
-    "neither": ("neither", Look("faint"), ""),
-    "above": ("above both", Look("vermilion"), "\\"),
+    "below": ("below both", m.Look("blue"), "/"),
+    "neither": ("neither", m.Look("faint"), ""),
+    "above": ("above both", m.Look("vermilion"), "\\"),
 }
 WIDEST_LINEAR = 2.0
 """Above this ratio of an axis' values it is logarithmic."""
 STRONGEST = 3
 MEASURE = "next_entropy"
-NULL = Look("ink", "dash", 0.8)
+NULL = m.Look("ink", "dash", 0.8)
 
 
 def null_mass_from(attributes: Mapping[Any, Any]) -> float:
     """Mean mass on the first keys under uniform causal attention, over the queries from the start on, of a table of
-    interventions or doses: its attrs say how many keys, where the start is and how long the texts are. NaN where they
-    do not, or the texts are not equally long.
-    """
+    interventions or doses; NaN where its attrs do not say all of that, or the texts are not equally long."""
     first, start, tokens, sequences = (attributes.get(name) for name in ("first", "start", "tokens", "sequences"))
     if not first or not start or not tokens or not sequences or int(tokens) % int(sequences):
         return float("nan")
@@ -66,7 +49,7 @@ def null_mass_from(attributes: Mapping[Any, Any]) -> float:
 
 
 @figure
-def dose_response(record: xr.Dataset | pd.DataFrame) -> Drawing:
+def dose_response(record: xr.Dataset | pd.DataFrame) -> m.Drawing:
     """Loss, sink mass and head output against the dose, the first keys beside as many random ones.
 
     Perplexity and output are over those at the dose nearest to 0; bands are 95% intervals, of the perplexity a paired
@@ -80,47 +63,45 @@ def dose_response(record: xr.Dataset | pd.DataFrame) -> Drawing:
         SinkscopeError: as `dose_table`, or a column of the table is missing.
     """
     table = dose_table(record) if isinstance(record, xr.Dataset) else record
-    responses = {"ratio": "ratio", "sink_mass": "mass", "output": "output"}
-    bounds = [f"{name}_{end}" for name in responses.values() for end in ("low", "high")]
-    need_columns(table, "dose_response", "arm", "dose", *responses, *bounds)
     count, null = int(table.attrs.get("count", 1)), null_mass_from(table.attrs)
-    labels = (
-        "perplexity\n(times that at dose 0)",
-        f"mass on the {tokens_named(int(table.attrs.get('first', count)))}\n(probability)",
-        "norm of a head's output\n(times that at dose 0)",
-    )
+    first = tokens_named(int(table.attrs.get("first", count)))
+    responses = {
+        "ratio": ("ratio", "perplexity\n(times that at dose 0)", 1.0),
+        "sink_mass": ("mass", f"mass on the {first}\n(probability)", null),
+        "output": ("output", "norm of a head's output\n(times that at dose 0)", 1.0),
+    }
+    bounds = [f"{name}_{end}" for name, _, _ in responses.values() for end in ("low", "high")]
+    need_columns(table, "dose_response", "arm", "dose", *responses, *bounds)
     panels = []
-    for column, label, level in zip(responses, labels, (1.0, null, 1.0), strict=True):
-        marks: list[Mark] = [Reference(y=level, id="level")] if np.isfinite(level) else []
+    for column, (name, label, level) in responses.items():
+        marks: list[m.Mark] = [m.Reference(y=level, id="level")] if np.isfinite(level) else []
         for arm, own in table.groupby("arm", sort=False):
-            marks += _responses(own.sort_values("dose"), str(arm), column, responses[column], count)
-        low, high = extent([mark for mark in marks if not isinstance(mark, Reference)], "y")
-        y = Axis(label, limits=(None if column == "ratio" else 0, None))
+            marks += _responses(own.sort_values("dose"), str(arm), column, name, count)
+        low, high = m.extent([mark for mark in marks if not isinstance(mark, m.Reference)], "y")
+        y = m.Axis(label, limits=(None if column == "ratio" else 0, None))
         if column == "ratio" and high > WIDEST_LINEAR * low > 0:
-            y = Axis(label.replace(")", ", log scale)"), "log", ticks="round")
-        panels.append(Panel(marks, *_doses(table, marks, y)))
-    title = (
-        f"bands and whiskers: 95%; dotted: no effect{'; of the mass: uniform null ' + number(null) if null > 0 else ''}"
-    )
-    return Drawing(
-        panels, table.attrs, PAGE, 2.75, columns=3, legend=Legend(title, size=7, handle=3.2), page_height=380
-    )
+            y = m.Axis(label.replace(")", ", log scale)"), "log", ticks="round")
+        panels.append(m.Panel(marks, _doses(table, marks), y))
+    of_mass = f"; of the mass: uniform null {number(null)}" if null > 0 else ""
+    legend = m.Legend(f"bands and whiskers: 95%; dotted: no effect{of_mass}", size=7, handle=3.2)
+    return m.Drawing(panels, table.attrs, m.PAGE, 2.75, columns=3, legend=legend, page_height=380)
 
 
-def _responses(own: pd.DataFrame, arm: str, column: str, bounds: str, count: int) -> list[Mark]:
+def _responses(own: pd.DataFrame, arm: str, column: str, bounds: str, count: int) -> list[m.Mark]:
     """One arm in one panel: a line over the finite doses, and minus infinity apart."""
-    look = ARM_LOOKS.get(arm, Look("ink", marker="circle", size=3))
+    look = ARM_LOOKS.get(arm, m.Look("ink", marker="circle", size=3))
     as_many = f"a {arm} token" if count == 1 else f"{count} {arm} tokens"
     name = f"bias on the {tokens_named(count)}" if arm == "sinks" else f"bias on {as_many}"
     doses = own["dose"].to_numpy(np.float64)
-    x, words = places(doses), [_dose_name(dose) for dose in doses]
+    x, words = places(doses), np.array([_dose_name(dose) for dose in doses])
     middle, low, high = (own[each].to_numpy(np.float64) for each in (column, f"{bounds}_low", f"{bounds}_high"))
-    marks: list[Mark] = []
-    for kind, kept, suffix in ((Line, np.isfinite(doses), ""), (Points, ~np.isfinite(doses), "-gone")):
-        texts = [word for word, is_kept in zip(words, kept, strict=True) if is_kept]
-        hover, gid = f"{name}, dose {{text}}: {{y:.4~g}}", f"{column}-{arm}{suffix}"
+    hover, is_finite = f"{name}, dose {{text}}: {{y:.4~g}}", np.isfinite(doses)
+    marks: list[m.Mark] = []
+    for kind, kept, gid in ((m.Line, is_finite, f"{column}-{arm}"), (m.Points, ~is_finite, f"{column}-{arm}-gone")):
         if kept.any():
-            marks.append(kind(x[kept], middle[kept], look, name, gid, low[kept], high[kept], hover, texts))
+            marks.append(
+                kind(x[kept], middle[kept], look, name, gid, low[kept], high[kept], hover, words[kept].tolist())
+            )
     return marks
 
 
@@ -137,8 +118,8 @@ def _dose_name(dose: float) -> str:
     return "−∞" if np.isinf(dose) else f"{dose:+g}".replace("-", "−") if dose else "0"
 
 
-def _doses(table: pd.DataFrame, marks: list[Mark], y: Axis) -> tuple[Axis, Axis]:
-    """Ticks at whole doses, and one for minus infinity, with the axis cut before it."""
+def _doses(table: pd.DataFrame, marks: list[m.Mark]) -> m.Axis:
+    """Ticks at whole doses, and one for minus infinity, with the axis cut before it by one more mark."""
     doses = np.unique(table["dose"].to_numpy(np.float64))
     x, finite = places(doses), doses[np.isfinite(doses)]
     shown = finite
@@ -151,12 +132,12 @@ def _doses(table: pd.DataFrame, marks: list[Mark], y: Axis) -> tuple[Axis, Axis]
         gone = float(x.min())
         ticks, names = [gone, *ticks], ["−∞", *names]
         if len(finite):
-            marks.insert(0, Reference(x=(gone + finite.min()) / 2, look=Look("faint", "dash", 0.6), id="cut"))
-    return Axis("dose (bias on the logit, nats)", ticks=ticks, names=names, margin=0.06), y
+            marks.insert(0, m.Reference(x=(gone + finite.min()) / 2, look=m.Look("faint", "dash", 0.6), id="cut"))
+    return m.Axis("dose (bias on the logit, nats)", ticks=ticks, names=names, margin=0.06)
 
 
 @figure
-def effects(record: xr.Dataset | pd.DataFrame) -> Drawing:
+def effects(record: xr.Dataset | pd.DataFrame) -> m.Drawing:
     """Perplexity over that with nothing done, and sink mass, of each intervention and below it of its control.
 
     Whiskers are 95% intervals, of the perplexity a paired block bootstrap over positions (logarithmic axis), of the
@@ -173,55 +154,52 @@ def effects(record: xr.Dataset | pd.DataFrame) -> Drawing:
     need_columns(table, "effects", *columns)
     rows = table[table["role"] != "baseline"]
     need_columns(rows, "effects", *columns)
-    y, null = np.array(row_places(rows["role"].tolist())), null_mass_from(table.attrs)
+    y, null = np.array(row_places(rows["role"])), null_mass_from(table.attrs)
     loss, mass = _effects(rows, y, "ratio", "ratio"), _effects(rows, y, "sink_mass", "mass")
-    found = extent(loss, "x", positive=True)
+    found = m.extent(loss, "x", positive=True)
     low, high = np.fmin(found[0], 0.98), np.fmax(found[1], 1.02)
     room = np.exp(0.05 * np.log(high / low))
-    loss.insert(0, Reference(x=1.0, id="none"))
+    loss.insert(0, m.Reference(x=1.0, id="none"))
     unscored = y[~np.isfinite(rows["ratio"].to_numpy(np.float64))]
-    loss += [Text(1, row, "no ratio: other tokens", size=6, colour="quiet", id="unscored") for row in unscored]
+    loss += [m.Text(1, row, "no ratio: other tokens", size=6, colour="quiet", id="unscored") for row in unscored]
     base = table[table["role"] == "baseline"]["sink_mass"]
-    mass += [Reference(x=float(each), id="none") for each in base[:1] if np.isfinite(each)]
-    mass += [Reference(x=null, look=NULL, id="null")] if np.isfinite(null) else []
-    most = float(np.nan_to_num(extent(mass, "x")[1], nan=1.0))
-    axis = Axis(limits=(y[-1] + 0.7, -0.7), ticks=y.tolist(), names=list(rows["intervention"]), has_tick_marks=False,
-                name_colours=["quiet" if role == "control" else "ink" for role in rows["role"]])  # fmt: skip
-    first = int(table.attrs.get("first", 1))
-    panels = [
-        Panel(loss, Axis("perplexity over that with nothing done (log scale)", "log",
-                         (float(low / room), float(high * room)), "round"), axis),
-        Panel(mass, Axis(f"mass on the {tokens_named(first)} (probability)",
-                         limits=(-0.02 * most, min(1.02, 1.06 * most))), axis),
-    ]  # fmt: skip
+    mass += [m.Reference(x=float(each), id="none") for each in base[:1] if np.isfinite(each)]
+    mass += [m.Reference(x=null, look=NULL, id="null")] if np.isfinite(null) else []
+    most = float(np.nan_to_num(m.extent(mass, "x")[1], nan=1.0))
+    axis = m.Axis(limits=(y[-1] + 0.7, -0.7), ticks=y.tolist(), names=list(rows["intervention"]), has_tick_marks=False,
+                  name_colours=["quiet" if role == "control" else "ink" for role in rows["role"]])  # fmt: skip
+    limits = (float(low / room), float(high * room))
+    ratio = m.Axis("perplexity over that with nothing done (log scale)", "log", limits, "round")
+    label = f"mass on the {tokens_named(int(table.attrs.get('first', 1)))} (probability)"
+    share = m.Axis(label, limits=(-0.02 * most, min(1.02, 1.06 * most)))
+    panels = [m.Panel(loss, ratio, axis), m.Panel(mass, share, axis)]
     dashed = f"; dashed: uniform null {number(null)}" if np.isfinite(null) else ""
-    legend = Legend(f"whiskers: 95%; dotted: nothing done{dashed}", size=7)
+    legend = m.Legend(f"whiskers: 95%; dotted: nothing done{dashed}", size=7)
     height = 0.85 + 0.21 * (y[-1] + 1.2)
-    return Drawing(panels, table.attrs, PAGE, height, 2, (1.15, 1), "y", legend, page_height=int(100 + 34 * len(rows)))
+    return m.Drawing(
+        panels, table.attrs, m.PAGE, height, 2, (1.15, 1), "y", legend, page_height=int(100 + 34 * len(rows))
+    )
 
 
-def row_places(roles: list[str]) -> list[float]:
+def row_places(roles: Iterable[str]) -> list[float]:
     """Heights of the rows from the top down: a control close below its effect, a gap before the next."""
-    found: list[float] = []
-    for role in roles:
-        found.append((found[-1] + (0.85 if role == "control" else 1.35)) if found else 0.0)
-    return found
+    return [0.0, *accumulate(0.85 if role == "control" else 1.35 for role in list(roles)[1:])]
 
 
-def _effects(rows: pd.DataFrame, y: np.ndarray, column: str, bounds: str) -> list[Mark]:
-    marks: list[Mark] = []
+def _effects(rows: pd.DataFrame, y: np.ndarray, column: str, bounds: str) -> list[m.Mark]:
+    marks: list[m.Mark] = []
     for role, (name, look) in ROLE_LOOKS.items():
         own = (rows["role"] == role).to_numpy()
         if own.any():
             part = rows[own]
             hover, texts = "{text}: {x:.4~g}", [str(each) for each in part["intervention"]]
-            marks.append(Points(part[column], y[own], look, name, f"{column}-{role}", hover=hover, texts=texts,
-                                left=part[f"{bounds}_low"], right=part[f"{bounds}_high"]))  # fmt: skip
+            marks.append(m.Points(part[column], y[own], look, name, f"{column}-{role}", hover=hover, texts=texts,
+                                  left=part[f"{bounds}_low"], right=part[f"{bounds}_high"]))  # fmt: skip
     return marks
 
 
 @figure
-def predictability(record: xr.Dataset, bins: int = 10, start: int | None = None) -> Drawing:
+def predictability(record: xr.Dataset, bins: int = 10, start: int | None = None) -> m.Drawing:
     """Sink mass by entropy of the next token, and the rank correlation of the two in every head.
 
     Left: mean over layers and heads with its 95% interval, the heads that give the first keys most, and the uniform
@@ -243,63 +221,56 @@ def predictability(record: xr.Dataset, bins: int = 10, start: int | None = None)
     binned = mean_mass_by_bin(record, MEASURE, bins, start)
     first = int(record.attrs.get("first", record.sizes["sink"]))
     panels = [_bins(binned, first), _correlations(table)]
-    return Drawing(panels, record.attrs, PAGE, 2.9, columns=2, legend=None, page_height=420)
+    return m.Drawing(panels, record.attrs, m.PAGE, 2.9, columns=2, legend=None, page_height=420)
 
 
-def strongest_heads(binned: xr.Dataset, count: int = STRONGEST) -> list[tuple[int, int]]:
-    """(layer, head) of those with the largest mass over all bins, largest first."""
-    mass = binned["sink_mass"].mean("bin").transpose("layer", "head")
-    order = np.argsort(-np.nan_to_num(mass.values, nan=-1.0), axis=None, kind="stable")[:count]
-    rows, columns = np.unravel_index(order, mass.shape)
-    return [
-        (int(mass["layer"].values[row]), int(mass["head"].values[column]))
-        for row, column in zip(rows, columns, strict=True)
-    ]
-
-
-def _bins(binned: xr.Dataset, first: int) -> Panel:
-    x = binned["middle"].values
-    marks: list[Mark] = [
-        Line(x, binned["mean"].values, Look("blue", marker="circle", size=3), "mean of all heads (band: 95%)", "mean",
-             binned["lower"].values, binned["upper"].values, band=0.25)
+def _bins(binned: xr.Dataset, first: int) -> m.Panel:
+    x = binned["middle"]
+    mean = m.Look("blue", marker="circle", size=3)
+    marks: list[m.Mark] = [
+        m.Line(x, binned["mean"], mean, "mean of all heads (band: 95%)", "mean", binned["lower"], binned["upper"],
+               band=0.25)
     ]  # fmt: skip
-    for row, (layer, head) in enumerate(strongest_heads(binned)):
-        values, look = binned["sink_mass"].sel(layer=layer, head=head).values, Look("quiet", DASHES[row + 1], 0.9)
-        marks.append(Line(x, values, look, f"layer {layer}, head {head}", f"head-{layer}-{head}"))
-    marks.append(Line(x, binned["null"].values, Look("vermilion", "dash", 1.0), "uniform null", "null"))
-    return Panel(
+    heads = binned["sink_mass"].stack(place=("layer", "head"))
+    strongest = np.argsort(-heads.mean("bin").fillna(-1.0).values, kind="stable")[:STRONGEST]
+    for dash, each in zip(m.DASHES[1:], strongest, strict=False):
+        layer, head = heads["place"].values[each]
+        look = m.Look("quiet", dash, 0.9)
+        marks.append(m.Line(x, heads[:, each], look, f"layer {layer}, head {head}", f"head-{layer}-{head}"))
+    marks.append(m.Line(x, binned["null"], m.Look("vermilion", "dash", 1.0), "uniform null", "null"))
+    return m.Panel(
         marks,
-        x=Axis("entropy of the next token (nats, median of bin)"),
-        y=Axis(f"mass on the {tokens_named(first)}\n(probability)", limits=(0, headroom(marks, 1.02))),
-        legend=Legend(),
+        x=m.Axis("entropy of the next token (nats, median of bin)"),
+        y=m.Axis(f"mass on the {tokens_named(first)}\n(probability)", limits=(0, m.headroom(marks, 1.02))),
+        legend=m.Legend(),
     )
 
 
-def _correlations(table: pd.DataFrame) -> Panel:
+def _correlations(table: pd.DataFrame) -> m.Panel:
     kinds, values = sides(table), table["correlation"].to_numpy(np.float64)
     edges = np.linspace(-1, 1, 41)
     base = np.zeros(len(edges) - 1)
-    marks: list[Mark] = []
+    marks: list[m.Mark] = []
     for kind, (name, look, hatch) in SIDE_LOOKS.items():
         group = values[(kinds == kind).to_numpy()]
         counts, _ = np.histogram(np.clip(group, -1, 1), edges)  # rounding may leave them a little beyond
         middles, width = (edges[:-1] + edges[1:]) / 2, float(edges[1] - edges[0])
         hover, texts = f"{name}\ncorrelation near {{x:.2f}}: {{text}} heads", [str(count) for count in counts]
-        marks.append(Bars(middles, counts, look, f"{name}: {len(group):,}", kind, hover=hover, texts=texts,
-                          width=width, base=base.copy(), hatch=hatch, edge="#ffffff"))  # fmt: skip
+        marks.append(m.Bars(middles, counts, look, f"{name}: {len(group):,}", kind, hover=hover, texts=texts,
+                            width=width, base=base.copy(), hatch=hatch, edge="#ffffff"))  # fmt: skip
         base += counts
     null = float(table["null"].iloc[0])
-    marks.append(Reference(x=0.0, look=Look("ink", width=0.6), id="zero"))
+    marks.append(m.Reference(x=0.0, look=m.Look("ink", width=0.6), id="zero"))
     if np.isfinite(null):
         name = f"uniform null: {number(null, 2).replace('-', '−')}"
-        marks.append(Reference(x=null, look=Look("vermilion", "dash", 1.0), name=name, id="null"))
+        marks.append(m.Reference(x=null, look=m.Look("vermilion", "dash", 1.0), name=name, id="null"))
     found = np.abs(values[np.isfinite(values)]).max(initial=0.1)
     reach = min(1.0, float(np.ceil(10 * max(found, abs(np.nan_to_num(null)))) / 10))
     most = max(1.0, 1.05 * base.max())
-    return Panel(
+    return m.Panel(
         marks,
-        x=Axis("Spearman correlation of sink mass and entropy", limits=(-reach, reach),
-               ticks=even_ticks(-reach, reach, symmetric=True)),
-        y=Axis("heads", limits=(0, most), ticks=even_ticks(0, most, 6, integer=True)),
-        legend=Legend(f"95% intervals of {table['correlation'].notna().sum():,} heads, against zero and null"),
+        x=m.Axis("Spearman correlation of sink mass and entropy", limits=(-reach, reach),
+                 ticks=even_ticks(-reach, reach, symmetric=True)),
+        y=m.Axis("heads", limits=(0, most), ticks=even_ticks(0, most, 6, integer=True)),
+        legend=m.Legend(f"95% intervals of {table['correlation'].notna().sum():,} heads, against zero and null"),
     )  # fmt: skip

@@ -33,8 +33,8 @@ no `describe`, and the page shows its picture.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 
@@ -82,15 +82,17 @@ def marker_of(row: int) -> str:
     return MARKERS[row % len(MARKERS)]
 
 
-def _numbers(mark: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(mark, name)
-        if value is not None:
-            object.__setattr__(mark, name, np.atleast_1d(np.asarray(value, dtype=np.float64)))
+class _Numeric:
+    def __post_init__(self) -> None:
+        """Fields of `Numbers` become arrays of float64."""
+        for each in fields(cast(Any, self)):
+            value = getattr(self, each.name)
+            if each.type == "Numbers" and value is not None:
+                object.__setattr__(self, each.name, np.atleast_1d(np.asarray(value, dtype=np.float64)))
 
 
 @dataclass(frozen=True, eq=False)
-class Series:
+class Series(_Numeric):
     """Numbers against numbers, what `Line` and `Points` share.
 
     Args:
@@ -113,9 +115,6 @@ class Series:
     high: Numbers = None
     hover: str = ""
     texts: Sequence[str] | None = None
-
-    def __post_init__(self) -> None:
-        _numbers(self, "x", "y", "low", "high")
 
     @property
     def has_interval(self) -> bool:
@@ -154,9 +153,6 @@ class Points(Series):
     right: Numbers = None
     behind: bool = False
 
-    def __post_init__(self) -> None:
-        _numbers(self, "x", "y", "low", "high", "left", "right")
-
     @property
     def has_interval_across(self) -> bool:
         """Whether there is an interval of x at any point."""
@@ -178,9 +174,6 @@ class Bars(Series):
     base: Numbers = 0.0
     hatch: str = ""
     edge: str = ""
-
-    def __post_init__(self) -> None:
-        _numbers(self, "x", "y", "low", "high", "base")
 
 
 @dataclass(frozen=True)
@@ -210,7 +203,7 @@ class ColourBar:
 
 
 @dataclass(frozen=True, eq=False)
-class Image:
+class Image(_Numeric):
     """Cells [row, column] in colours, row 0 on top; NaN is grey.
 
     Args:
@@ -230,9 +223,6 @@ class Image:
     square: bool = False
     digits: int | None = None
     hover: str = ""
-
-    def __post_init__(self) -> None:
-        _numbers(self, "cells")
 
 
 @dataclass(frozen=True)

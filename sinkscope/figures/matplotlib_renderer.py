@@ -24,23 +24,8 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
 
-from sinkscope.figures.marks import (
-    Axis,
-    Bars,
-    ColourBar,
-    Drawing,
-    Image,
-    Legend,
-    Line,
-    Look,
-    Panel,
-    Points,
-    Reference,
-    Series,
-    Text,
-)
-from sinkscope.figures.provenance import file_metadata, source_line
-from sinkscope.figures.style import PALETTE, QUIET, STYLE, colour_map, drawable, layer_ticks, log_ticks, plain_number
+from sinkscope.figures import marks as m
+from sinkscope.figures import style
 
 _DASHES: dict[str, Any] = {
     "solid": "-",
@@ -65,13 +50,13 @@ P = ParamSpec("P")
 class FigureFunction(Protocol[P]):
     """A figure: called, it is drawn on paper."""
 
-    describe: Callable[P, Drawing]
+    describe: Callable[P, m.Drawing]
     __name__: str
 
     def __call__(self, *args: P.args, **options: P.kwargs) -> PaperFigure: ...
 
 
-def figure(describe: Callable[P, Drawing]) -> FigureFunction[P]:
+def figure(describe: Callable[P, m.Drawing]) -> FigureFunction[P]:
     """Make a figure of a function that describes it, from a record (and options) to a `Drawing`.
 
     Called, the figure is drawn on paper; its `describe` gives the drawing, which `plotly_figure` takes. Its name is
@@ -79,7 +64,7 @@ def figure(describe: Callable[P, Drawing]) -> FigureFunction[P]:
     """
 
     @functools.wraps(describe)
-    def described(*args: P.args, **options: P.kwargs) -> Drawing:
+    def described(*args: P.args, **options: P.kwargs) -> m.Drawing:
         return replace(describe(*args, **options), name=describe.__name__)
 
     @functools.wraps(describe)
@@ -103,10 +88,10 @@ class PaperFigure(Figure):
 
     def savefig(self, fname: Any, **options: Any) -> None:
         kind = options.get("format") or str(getattr(fname, "name", fname)).rpartition(".")[2]
-        own = file_metadata(self.name, self.attributes, str(kind).lower())
+        own = self._metadata(str(kind).lower())
         if own is not None:
             options["metadata"] = {**own, **(options.get("metadata") or {})}
-        with mpl.rc_context(cast(Any, STYLE)):
+        with mpl.rc_context(cast(Any, style.STYLE)):
             super().savefig(fname, **options)
 
     def _repr_png_(self) -> bytes:
@@ -114,10 +99,23 @@ class PaperFigure(Figure):
         self.savefig(target, format="png", dpi=150)
         return target.getvalue()
 
+    def _metadata(self, kind: str) -> dict[str, Any] | None:
+        """What a file of this kind holds: the source and no date of today; None where the format holds nothing."""
+        title, version = self.name.replace("_", " "), f"sinkscope {self.attributes.get('sinkscope', '')}".strip()
+        line, exact = style.source_line(self.attributes), style.source_json(self.attributes)
+        held: dict[str, dict[str, Any]] = {
+            "pdf": {"Title": title, "Subject": line, "Keywords": exact, "Creator": version, "CreationDate": None},
+            "svg": {"Title": title, "Description": exact, "Source": line, "Creator": version, "Date": None},
+            "png": {"Title": title, "Description": exact, "Source": line, "Software": version},
+            "ps": {"Creator": version},
+            "eps": {"Creator": version},
+        }
+        return held.get(kind)
 
-def matplotlib_figure(drawing: Drawing) -> PaperFigure:
+
+def matplotlib_figure(drawing: m.Drawing) -> PaperFigure:
     """A drawing on paper."""
-    with mpl.rc_context(cast(Any, STYLE)):
+    with mpl.rc_context(cast(Any, style.STYLE)):
         made = PaperFigure(figsize=(drawing.width, drawing.height), layout="constrained")
         made.name = drawing.name
         made.attributes = {str(key): value for key, value in drawing.attributes.items()}
@@ -139,107 +137,88 @@ def matplotlib_figure(drawing: Drawing) -> PaperFigure:
                 _legend(axes, panel.legend, handles)
         if drawing.legend is not None:
             _legend(made, drawing.legend, together)
-        _source(made)
+        words = style.drawable(style.source_line(made.attributes), spaces=False)
+        source = "\n".join(textwrap.wrap(words, int(drawing.width * 26))[:4])
+        made.supxlabel(source, x=0.01, ha="left", fontsize=5, color=style.QUIET, parse_math=False, linespacing=1.15)
         made.draw_without_rendering()  # ticks are made late: make them while the style is on
     return made
 
 
-def _source(made: PaperFigure) -> None:
-    words = drawable(source_line(made.attributes), spaces=False)
-    lines = textwrap.wrap(words, int(made.get_figwidth() * 26), break_long_words=True)
-    made.supxlabel("\n".join(lines[:4]), x=0.01, ha="left", fontsize=5, color=QUIET, parse_math=False, linespacing=1.15)
-
-
-def _marks(axes: Axes, panel: Panel) -> dict[str, Any]:
+def _marks(axes: Axes, panel: m.Panel) -> dict[str, Any]:
     """Draw all marks of a panel; by name, the artists for its legend."""
     axes.set(xscale=panel.x.scale, yscale=panel.y.scale)
     named: dict[str, Any] = {}
     for mark in panel.marks:
-        artist = None
-        if isinstance(mark, Bars):
-            artist = _bars(axes, mark)
-        elif isinstance(mark, Series):
-            artist = _series(axes, mark)
-        elif isinstance(mark, Image):
-            _image(axes, mark)
-        elif isinstance(mark, ColourBar):
-            scale = Normalize(mark.low, mark.high)
-            _colour_bar(axes, ScalarMappable(scale, colour_map(mark.map)), mark)
-        elif isinstance(mark, Reference):
-            across: Any = axes.axvline if mark.x is not None else axes.axhline
-            place = mark.x if mark.x is not None else mark.y
-            artist = across(place, zorder=1.5, label=mark.name or None, gid=mark.id or None, **_line(mark.look))
-        else:
-            _text(axes, mark)
+        artist = next(draw for kind, draw in _DRAWN.items() if isinstance(mark, kind))(axes, mark)
         if artist is not None and mark.name:  # type: ignore[union-attr]
             named.setdefault(mark.name, artist)  # type: ignore[union-attr]
     return named
 
 
 def _colour(name: str) -> str:
-    return PALETTE.get(name, name)
+    return style.PALETTE.get(name, name)
 
 
-def _line(look: Look) -> dict[str, Any]:
+def _line(look: m.Look) -> dict[str, Any]:
     alpha = look.opacity if look.opacity < 1 else None
     return {"color": _colour(look.colour), "linestyle": _DASHES[look.dash], "linewidth": look.width, "alpha": alpha}
 
 
-def _series(axes: Axes, mark: Series) -> Any:
-    look, points, colour = mark.look, isinstance(mark, Points), _colour(mark.look.colour)
-    order = 1 if isinstance(mark, Points) and mark.behind else 3 if points else 2
-    if isinstance(mark, Line) and mark.has_band:
+def _series(axes: Axes, mark: m.Series) -> Any:
+    look, points, colour = mark.look, isinstance(mark, m.Points), _colour(mark.look.colour)
+    order = 1 if isinstance(mark, m.Points) and mark.behind else 3 if points else 2
+    if isinstance(mark, m.Line) and mark.has_band:
         axes.fill_between(
             mark.x, mark.low, mark.high, color=colour, alpha=mark.band, linewidth=0, gid=f"band-{mark.id}"
         )
     else:
         _whiskers(axes, mark, colour)
-    style = _line(look) | ({"linestyle": "none"} if points else {})
+    line = _line(look) | ({"linestyle": "none"} if points else {})
     (drawn,) = axes.plot(
         mark.x, mark.y, marker=_MARKERS[look.marker], markersize=look.size, zorder=order, clip_on=not points,
         markerfacecolor="white" if look.hollow else None, markeredgewidth=0.9 if look.hollow else None,
-        label=mark.name or None, gid=mark.id or None, **style,
+        label=mark.name or None, gid=mark.id or None, **line,
     )  # fmt: skip
     return drawn
 
 
-def _whiskers(axes: Axes, mark: Series, colour: str) -> None:
+def _whiskers(axes: Axes, mark: m.Series, colour: str) -> None:
     if mark.has_interval:
         axes.vlines(mark.x, mark.low, mark.high, color=colour, linewidth=0.9, gid=f"interval-{mark.id}", zorder=2.5)
-    if isinstance(mark, Points) and mark.has_interval_across:
+    if isinstance(mark, m.Points) and mark.has_interval_across:
         axes.hlines(mark.y, mark.left, mark.right, color=colour, linewidth=0.9, gid=f"across-{mark.id}", zorder=2.5)
 
 
-def _bars(axes: Axes, mark: Bars) -> Any:
+def _bars(axes: Axes, mark: m.Bars) -> Any:
     colour = _colour(mark.look.colour)
     drawn = axes.bar(
         mark.x, mark.y, mark.width, bottom=mark.base, facecolor="white" if mark.look.hollow else colour,
         edgecolor=_colour(mark.edge) if mark.edge else colour, hatch=_HATCHES[mark.hatch],
         linewidth=0.3 if mark.edge else 0.6, label=mark.name or None, gid=mark.id or None,
     )  # fmt: skip
-    _whiskers(axes, mark, PALETTE["ink"])
+    _whiskers(axes, mark, style.PALETTE["ink"])
     return drawn
 
 
-def _image(axes: Axes, mark: Image) -> None:
+def _image(axes: Axes, mark: m.Image) -> None:
     bar, cells = mark.bar, np.ma.masked_invalid(mark.cells)
     rows, columns = cells.shape
     if bar.log and bar.low is not None:
         cells = np.ma.maximum(cells, bar.low)
     left, top = (first - mark.step / 2 for first in mark.origin)
     drawn = axes.imshow(
-        cells, cmap=colour_map(bar.map), norm=(LogNorm if bar.log else Normalize)(bar.low, bar.high),
+        cells, cmap=style.colour_map(bar.map), norm=(LogNorm if bar.log else Normalize)(bar.low, bar.high),
         aspect="equal" if mark.square else "auto",
         extent=(left, left + columns * mark.step, top + rows * mark.step, top),
     )  # fmt: skip
     for (row, column), value in np.ndenumerate(mark.cells) if mark.digits is not None else ():
         if np.isfinite(value):
-            ink = "white" if float(cast(Any, drawn.norm(value))) > 0.55 else PALETTE["ink"]
+            ink = "white" if float(cast(Any, drawn.norm(value))) > 0.55 else style.PALETTE["ink"]
             axes.text(column, row, f"{value:.{mark.digits}f}", ha="center", va="center", color=ink, fontsize=7)
     _colour_bar(axes, drawn, bar)
 
 
-def _colour_bar(axes: Axes, mappable: ScalarMappable, bar: ColourBar) -> None:
+def _colour_bar(axes: Axes, mappable: ScalarMappable, bar: m.ColourBar) -> None:
     below, extend = bar.place == "below", {"": "neither", "low": "min", "high": "max"}[bar.open_end]
     size: dict[str, Any] = {"fraction": 0.06, "aspect": 30}
     if below:
@@ -249,9 +228,9 @@ def _colour_bar(axes: Axes, mappable: ScalarMappable, bar: ColourBar) -> None:
     side = drawn.ax.xaxis if below else drawn.ax.yaxis
     low, high = drawn.vmin, drawn.vmax
     if bar.log and high < _WIDEST_ROUND * low:
-        _fix(side, log_ticks(low, high), plain=True)
+        _fix(side, style.log_ticks(low, high), plain=True)
     elif bar.map == "depth":
-        drawn.set_ticks(layer_ticks(int(high) + 1, 7))
+        drawn.set_ticks(style.layer_ticks(int(high) + 1, 7))
     if bar.small:
         drawn.ax.tick_params(labelsize=6, length=2)
     if bar.mark is not None and np.isfinite(bar.mark):
@@ -259,7 +238,17 @@ def _colour_bar(axes: Axes, mappable: ScalarMappable, bar: ColourBar) -> None:
         mark(bar.mark, color=_colour(bar.mark_colour), linewidth=1.5, gid="null")
 
 
-def _text(axes: Axes, mark: Text) -> None:
+def _lone_bar(axes: Axes, bar: m.ColourBar) -> None:
+    _colour_bar(axes, ScalarMappable(Normalize(bar.low, bar.high), style.colour_map(bar.map)), bar)
+
+
+def _reference(axes: Axes, mark: m.Reference) -> Any:
+    draw: Any = axes.axhline if mark.x is None else axes.axvline
+    place = mark.y if mark.x is None else mark.x
+    return draw(place, zorder=1.5, label=mark.name or None, gid=mark.id or None, **_line(mark.look))
+
+
+def _text(axes: Axes, mark: m.Text) -> None:
     above = mark.side == "above"
     box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
     axes.annotate(
@@ -270,7 +259,13 @@ def _text(axes: Axes, mark: Text) -> None:
     )  # fmt: skip
 
 
-def _axes(axes: Axes, panel: Panel) -> None:
+_DRAWN: dict[type, Callable[[Axes, Any], Any]] = {
+    m.Bars: _bars, m.Series: _series, m.Image: _image, m.ColourBar: _lone_bar, m.Reference: _reference, m.Text: _text,
+}  # fmt: skip
+"""How each kind of mark is drawn: what that gives stands in the legend."""
+
+
+def _axes(axes: Axes, panel: m.Panel) -> None:
     """Limits, ticks and labels, once all panels have their marks."""
     for name, axis in (("x", panel.x), ("y", panel.y)):
         side: Side = getattr(axes, f"{name}axis")
@@ -280,13 +275,18 @@ def _axes(axes: Axes, panel: Panel) -> None:
         getattr(axes, f"set_{name}lim")(low, high)
         if axis.ticks is not None:
             is_round = isinstance(axis.ticks, str)
-            ticks = log_ticks(*sorted(getattr(axes, f"get_{name}lim")())) if is_round else axis.ticks
+            ticks = style.log_ticks(*sorted(getattr(axes, f"get_{name}lim")())) if is_round else axis.ticks
             _fix(side, ticks, axis.names, plain=axis.plain or is_round)
         elif axis.plain:
-            side.set_major_formatter(plain_number)
+            side.set_major_formatter(style.plain_number)
         side.set_label_text(axis.label)
-        _named(axes, side, name, axis)
-    remark: dict[str, Any] = {"fontsize": 6.5, "color": QUIET, "loc": "left"} if panel.note else {}
+        if not axis.has_tick_marks:
+            axes.tick_params(axis=cast(Any, name), length=0)
+        if not axis.has_line:
+            axes.spines["left" if name == "y" else "bottom"].set_visible(False)
+        for label, colour in zip(side.get_ticklabels(), axis.name_colours or (), strict=False):
+            label.set(color=_colour(colour), fontsize=6.5 if colour == "quiet" else 7)
+    remark: dict[str, Any] = {"fontsize": 6.5, "color": style.QUIET, "loc": "left"} if panel.note else {}
     axes.set_title(panel.title, parse_math=False, **remark)
     if panel.has_frame:
         axes.spines[["top", "right"]].set_visible(True)
@@ -298,26 +298,16 @@ def _axes(axes: Axes, panel: Panel) -> None:
         _fix(above.xaxis, panel.above.ticks, plain=True)
 
 
-def _named(axes: Axes, side: Side, name: str, axis: Axis) -> None:
-    if not axis.has_tick_marks:
-        axes.tick_params(axis=cast(Any, name), length=0)
-    if not axis.has_line:
-        axes.spines["left" if name == "y" else "bottom"].set_visible(False)
-    for label, colour in zip(side.get_ticklabels(), axis.name_colours or (), strict=False):
-        label.set_color(_colour(colour))
-        label.set_fontsize(6.5 if colour == "quiet" else 7)
-
-
 def _fix(side: Side, ticks: Any, names: Any = None, plain: bool = False) -> None:
     side.set_major_locator(FixedLocator(list(ticks)))
     side.set_minor_locator(NullLocator())
     if names is not None:
         side.set_major_formatter(FixedFormatter([str(name) for name in names]))
     elif plain:
-        side.set_major_formatter(FuncFormatter(plain_number))
+        side.set_major_formatter(FuncFormatter(style.plain_number))
 
 
-def _legend(on: Any, legend: Legend, named: Mapping[str, Any]) -> None:
+def _legend(on: Any, legend: m.Legend, named: Mapping[str, Any]) -> None:
     if not named and not legend.title:
         return
     place: dict[str, Any] = {"loc": legend.place}

@@ -1,14 +1,14 @@
 """Drawings on a page: plain dictionaries of data and layout, as plotly takes them; plotly itself is not needed.
 
 plotly reads a small HTML in every text it shows, so every text goes through `page_text`, and a token through
-`tokens.visible` before.
+`style.visible` before.
 """
 
 from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from math import ceil, log10
 from typing import Any, NamedTuple
@@ -16,21 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.colors import to_hex
 
-from sinkscope.figures.marks import (
-    Axis,
-    Bars,
-    ColourBar,
-    Drawing,
-    Image,
-    Line,
-    Look,
-    Panel,
-    Points,
-    Reference,
-    Series,
-    Text,
-    extent,
-)
+from sinkscope.figures import marks as m
 from sinkscope.figures.style import PALETTE, colour_map, layer_ticks, log_ticks, plain_number
 
 MOST_POINTS = 4096
@@ -41,7 +27,7 @@ _GAPS = {1: 0.0, 2: 0.12, 3: 0.1}  # of the width, between so many columns
 
 
 class Place(NamedTuple):
-    """Of a panel: the share of the page's plot that its axes take, and what plotly calls its axes."""
+    """Of a panel: the share of the page's plot that its axes take, and the number in the names of its axes."""
 
     left: float
     right: float
@@ -50,7 +36,7 @@ class Place(NamedTuple):
     mark: str
 
 
-def plotly_figure(drawing: Drawing, themed: bool = True) -> dict[str, Any]:
+def plotly_figure(drawing: m.Drawing, themed: bool = True) -> dict[str, Any]:
     """A drawing as plotly takes it: {"data": [..], "layout": {..}}, ready for JSON.
 
     Args:
@@ -88,7 +74,7 @@ def thinned(values: np.ndarray, most: int = MOST_POINTS, peaks: bool = True) -> 
     return np.array([*range(first), *(each[peaks * np.argmax(np.nan_to_num(values[each]))] for each in stretches)])
 
 
-def _places(drawing: Drawing) -> list[Place]:
+def _places(drawing: m.Drawing) -> list[Place]:
     columns, rows = drawing.columns, ceil(len(drawing.panels) / drawing.columns)
     gap = _GAPS.get(columns, 0.05)
     ratios = np.array(drawing.ratios or [1.0] * columns, dtype=float)
@@ -115,20 +101,20 @@ def _places(drawing: Drawing) -> list[Place]:
     return found
 
 
-def _has_bar(panel: Panel, place: str) -> bool:
-    bars = [mark if isinstance(mark, ColourBar) else getattr(mark, "bar", None) for mark in panel.marks]
+def _has_bar(panel: m.Panel, place: str) -> bool:
+    bars = [mark if isinstance(mark, m.ColourBar) else getattr(mark, "bar", None) for mark in panel.marks]
     return any(bar is not None and bar.place == place for bar in bars)
 
 
 class _Page:
     """The dictionaries while they grow, panel by panel."""
 
-    def __init__(self, drawing: Drawing, themed: bool) -> None:
+    def __init__(self, drawing: m.Drawing, themed: bool) -> None:
         self.drawing, self.themed = drawing, themed
         self.data: list[dict[str, Any]] = []
         self.named: set[str] = set()
-        titles = [drawing.legend, *(panel.legend for panel in drawing.panels)]
-        title = "; ".join(dict.fromkeys(each.title for each in titles if each is not None and each.title))
+        legends = [drawing.legend, *(panel.legend for panel in drawing.panels)]
+        title = "; ".join(dict.fromkeys(each.title for each in legends if each is not None and each.title))
         marks = [mark for panel in drawing.panels for mark in panel.marks]
         self.layout: dict[str, Any] = {
             "height": drawing.page_height,
@@ -137,32 +123,26 @@ class _Page:
             "shapes": [],
             "annotations": [],
         }
-        if any(isinstance(mark, Bars) for mark in marks):
+        if any(isinstance(mark, m.Bars) for mark in marks):
             self.layout["barmode"] = "overlay"  # where a bar stands is in its numbers
 
-    def add(self, panel: Panel, place: Place) -> None:
+    def add(self, panel: m.Panel, place: Place) -> None:
         self.panel, self.place = panel, place
         self.where = {"xaxis": f"x{place.mark}", "yaxis": f"y{place.mark}"} if place.mark else {}
-        lines = sum(isinstance(mark, Line) and not mark.name for mark in panel.marks)
+        lines = sum(isinstance(mark, m.Line) and not mark.name for mark in panel.marks)
         self.most = max(256, min(MOST_POINTS, 4 * MOST_POINTS // max(lines, 1)))
+        drawn: dict[type, Callable[[Any], None]] = {
+            m.Bars: self._bars, m.Series: self._series, m.Image: self._image, m.ColourBar: self._lone_bar,
+            m.Reference: self._reference, m.Text: self._text,
+        }  # fmt: skip
         for mark in panel.marks:
-            if isinstance(mark, Bars):
-                self._bars(mark)
-            elif isinstance(mark, Series):
-                self._series(mark)
-            elif isinstance(mark, Image):
-                self._image(mark)
-            elif isinstance(mark, ColourBar):
-                self._lone_bar(mark)
-            elif isinstance(mark, Reference):
-                self._reference(mark)
-            else:
-                self._text(mark)
-        for name, axis in (("x", panel.x), ("y", panel.y)):
-            self.layout[f"{name}axis{place.mark}"] = self._axis(name, axis)
+            next(draw for kind, draw in drawn.items() if isinstance(mark, kind))(mark)
+        self.layout[f"xaxis{place.mark}"] = self._axis("x", panel.x)
+        self.layout[f"yaxis{place.mark}"] = self._axis("y", panel.y)
         if panel.title:
-            self._note(panel.title, place.left, place.top, {"xanchor": "left", "yanchor": "bottom", "yshift": 3},
-                       11.0 if panel.note else 12.5, "quiet" if panel.note else "ink")  # fmt: skip
+            size, colour = (11.0, "quiet") if panel.note else (12.5, "ink")
+            above = {"xanchor": "left", "yanchor": "bottom", "yshift": 3}
+            self._note(panel.title, place.left, place.top, above, size, colour)
 
     def _colour(self, name: str, is_band: bool = False) -> str:
         if self.themed and name in PALETTE:
@@ -170,38 +150,36 @@ class _Page:
         shown = PALETTE.get(name, name)
         return f"rgba({', '.join(str(int(shown[at : at + 2], 16)) for at in (1, 3, 5))}, 0.22)" if is_band else shown
 
-    def _line(self, look: Look) -> dict[str, Any]:
+    def _line(self, look: m.Look) -> dict[str, Any]:
         dash = "dot" if look.dash == "dotted" else look.dash
         return {"color": self._colour(look.colour), "dash": dash, "width": round(1.6 * look.width, 2)}
 
-    def _series(self, mark: Series) -> None:
-        look, points = mark.look, isinstance(mark, Points)
+    def _series(self, mark: m.Series) -> None:
+        look, colour, points = mark.look, self._colour(mark.look.colour), isinstance(mark, m.Points)
         kept = np.arange(len(mark.y))
-        if isinstance(mark, Line):
+        if isinstance(mark, m.Line):
             kept = thinned(mark.y) if mark.name else thinned(mark.y, self.most, peaks=False)
         x = rounded(mark.x[kept], 7)
-        if isinstance(mark, Line) and mark.has_band:
-            edge = {"type": "scatter", "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False,
-                    "legendgroup": page_text(mark.name), **self.where}  # fmt: skip
+        if isinstance(mark, m.Line) and mark.has_band:
+            edge = {"mode": "lines", "x": x, "line": {"width": 0}, "legendgroup": page_text(mark.name)}
             fill = {"fill": "tonexty", "fillcolor": self._colour(look.colour, is_band=True)}
-            self.data.append({**edge, "x": x, "y": rounded(mark.low[kept])})
-            self.data.append({**edge, "x": x, "y": rounded(mark.high[kept]), **fill})
-        mode = "markers" if points else "lines+markers" if look.marker else "lines"
-        symbol = "circle" if look.marker == "point" else look.marker
+            self._silent(edge | {"y": rounded(mark.low[kept])})
+            self._silent(edge | {"y": rounded(mark.high[kept])} | fill)
         trace: dict[str, Any] = {
-            "type": "scatter", "mode": mode, "x": x, "y": rounded(mark.y[kept]),
-            "line": self._line(look), "cliponaxis": not points,
+            "type": "scatter", "mode": "markers" if points else "lines+markers" if look.marker else "lines", "x": x,
+            "y": rounded(mark.y[kept]), "line": self._line(look), "cliponaxis": not points,
         }  # fmt: skip
         if look.marker:
-            size = 4.0 if look.marker == "point" else round(1.4 * look.size + 1.5, 1)
-            symbol += "-open" * look.hollow
-            trace["marker"] = {"size": size, "color": self._colour(look.colour), "symbol": symbol}
+            size, symbol = round(1.4 * look.size + 1.5, 1), look.marker
+            if look.marker == "point":
+                size, symbol = 4.0, "circle"
+            trace["marker"] = {"size": size, "color": colour, "symbol": symbol + "-open" * look.hollow}
         if look.opacity < 1:
             trace["opacity"] = look.opacity
-        self._whiskers(trace, mark, self._colour(look.colour))
+        self._whiskers(trace, mark, colour)
         self._trace(trace, mark, kept)
 
-    def _bars(self, mark: Bars) -> None:
+    def _bars(self, mark: m.Bars) -> None:
         colour, edge = self._colour(mark.look.colour), mark.edge or mark.look.colour
         trace: dict[str, Any] = {
             "type": "bar", "x": rounded(mark.x, 7), "y": rounded(mark.y), "width": mark.width,
@@ -214,34 +192,34 @@ class _Page:
         self._whiskers(trace, mark, self._colour("ink"))
         self._trace(trace, mark, np.arange(len(mark.y)))
 
-    def _whiskers(self, trace: dict[str, Any], mark: Series, colour: str) -> None:
+    def _whiskers(self, trace: dict[str, Any], mark: m.Series, colour: str) -> None:
         """Bars from the one bound to the other, as plotly counts them: from the point."""
-        if mark.has_interval and not (isinstance(mark, Line) and mark.has_band):
-            trace["error_y"] = _around(mark.y, mark.low, mark.high, colour)
-        if isinstance(mark, Points) and mark.has_interval_across:
-            trace["error_x"] = _around(mark.x, mark.left, mark.right, colour)
+        bars = {"type": "data", "symmetric": False, "color": colour, "width": 3, "thickness": 1.2}
+        if mark.has_interval and not (isinstance(mark, m.Line) and mark.has_band):
+            trace["error_y"] = bars | {"array": rounded(mark.high - mark.y), "arrayminus": rounded(mark.y - mark.low)}
+        if isinstance(mark, m.Points) and mark.has_interval_across:
+            trace["error_x"] = bars | {"array": rounded(mark.right - mark.x), "arrayminus": rounded(mark.x - mark.left)}
 
-    def _trace(self, trace: dict[str, Any], mark: Series, kept: np.ndarray) -> None:
+    def _trace(self, trace: dict[str, Any], mark: m.Series, kept: np.ndarray) -> None:
         name = page_text(mark.name)
         trace |= {"name": name, "legendgroup": name, "showlegend": bool(name) and name not in self.named, **self.where}
         if mark.texts is not None:
             trace["customdata"] = [page_text(mark.texts[each]) for each in kept]
         self.named.add(name)
-        trace["hovertemplate"] = _hover(mark.hover or self._usual(mark), "%{customdata}")
+        numbers = ((self.panel.x, "{x}"), (self.panel.y, "{y:.4~g}"))
+        usual = [mark.name.replace("{", "(").replace("}", ")")] if mark.name else []
+        usual += [f"{_line_of(axis.label)}: {shown}" for axis, shown in numbers if axis.names is None]
+        trace["hovertemplate"] = _hover(mark.hover or "\n".join(usual), text="%{customdata}")
         self.data.append(trace)
 
-    def _usual(self, mark: Series) -> str:
-        """The name and both numbers, each under its label."""
-        lines = [mark.name.replace("{", "(").replace("}", ")")] if mark.name else []
-        for axis, shown in ((self.panel.x, "{x}"), (self.panel.y, "{y:.4~g}")):
-            lines += [f"{_line_of(axis.label)}: {shown}"] if axis.names is None else []
-        return "\n".join(lines)
+    def _silent(self, trace: dict[str, Any]) -> None:
+        """A trace that says nothing."""
+        self.data.append({"type": "scatter", **trace, "hoverinfo": "skip", "showlegend": False, **self.where})
 
-    def _image(self, mark: Image) -> None:
+    def _image(self, mark: m.Image) -> None:
         bar, cells = mark.bar, mark.cells
         with np.errstate(divide="ignore", invalid="ignore"):
-            clipped = np.clip(cells, bar.low, bar.high) if bar.log else cells
-            shown = np.log10(clipped) if bar.log else cells
+            shown = np.log10(np.clip(cells, bar.low, bar.high)) if bar.log else cells
         low, high = (None if each is None else _scaled(bar, each) for each in (bar.low, bar.high))
         trace: dict[str, Any] = {
             "type": "heatmap", "z": rounded(shown), "x0": mark.origin[0], "dx": mark.step, "y0": mark.origin[1],
@@ -252,18 +230,17 @@ class _Page:
             trace["customdata"] = rounded(cells)
         if mark.digits is not None:
             trace |= {"texttemplate": f"%{{z:.{mark.digits}f}}", "textfont": {"size": 11}}
-        usual = f"{_line_of(self.panel.y.label)}: {{y}}\n{_line_of(self.panel.x.label)}: {{x}}\n"
-        number = "%{customdata}" if bar.log else "%{z}"
-        trace["hovertemplate"] = _hover(mark.hover or f"{usual}{_line_of(bar.label)}: {{z:.4~g}}", "%{text}", number)
+        labels = ((self.panel.y.label, "{y}"), (self.panel.x.label, "{x}"), (bar.label, "{z:.4~g}"))
+        usual = "\n".join(f"{_line_of(label)}: {shown}" for label, shown in labels)
+        trace["hovertemplate"] = _hover(mark.hover or usual, z="%{customdata}" if bar.log else "%{z}")
         self.data.append({name: value for name, value in trace.items() if value is not None})
 
-    def _lone_bar(self, bar: ColourBar) -> None:
+    def _lone_bar(self, bar: m.ColourBar) -> None:
         marker = {"color": [bar.low], "cmin": bar.low, "cmax": bar.high, "colorscale": _scale(bar.map),
                   "showscale": True, "colorbar": self._colour_bar(bar)}  # fmt: skip
-        self.data.append({"type": "scatter", "mode": "markers", "x": [None], "y": [None], "marker": marker,
-                          "hoverinfo": "skip", "showlegend": False, **self.where})  # fmt: skip
+        self._silent({"mode": "markers", "x": [None], "y": [None], "marker": marker})
 
-    def _colour_bar(self, bar: ColourBar) -> dict[str, Any]:
+    def _colour_bar(self, bar: m.ColourBar) -> dict[str, Any]:
         """Beside its panel or below; a mark on it is a triangle that points to it."""
         place, height = self.place, self.drawing.page_height - 2 * _TICKS
         made: dict[str, Any] = {
@@ -296,7 +273,7 @@ class _Page:
              "align": "left", "font": {"size": size, "color": self._colour(colour)}, **where}
         )  # fmt: skip
 
-    def _reference(self, mark: Reference) -> None:
+    def _reference(self, mark: m.Reference) -> None:
         x, y = f"x{self.place.mark}", f"y{self.place.mark}"
         ends: dict[str, Any] = {"x0": mark.x, "x1": mark.x, "y0": 0, "y1": 1, "xref": x, "yref": f"{y} domain"}
         if mark.x is None:
@@ -304,19 +281,17 @@ class _Page:
         look, name = self._line(mark.look), page_text(mark.name)
         named = {"name": name, "showlegend": True, "legendgroup": name} if name and name not in self.named else {}
         self.named.add(name)
-        layer = "above" if any(isinstance(each, Bars) for each in self.panel.marks) else "below"
+        layer = "above" if any(isinstance(each, m.Bars) for each in self.panel.marks) else "below"
         self.layout["shapes"].append({"type": "line", **ends, "line": look, "layer": layer, **named})
 
-    def _text(self, mark: Text) -> None:
+    def _text(self, mark: m.Text) -> None:
         words = page_text(mark.text) if mark.side == "above" else f"\u2002{page_text(mark.text)}"  # off the point
         font = {"size": round(1.75 * mark.size, 1), "color": self._colour(mark.colour)}
-        self.data.append(
-            {"type": "scatter", "mode": "text", "x": [mark.x], "y": [mark.y], "text": [words],
-             "textposition": "top center" if mark.side == "above" else "middle right", "textfont": font,
-             "cliponaxis": False, "hoverinfo": "skip", "showlegend": False, **self.where}
-        )  # fmt: skip
+        place = "top center" if mark.side == "above" else "middle right"
+        self._silent({"mode": "text", "x": [mark.x], "y": [mark.y], "text": [words], "textposition": place,
+                      "textfont": font, "cliponaxis": False})  # fmt: skip
 
-    def _axis(self, name: str, axis: Axis) -> dict[str, Any]:
+    def _axis(self, name: str, axis: m.Axis) -> dict[str, Any]:
         place, is_log = self.place, axis.scale == "log"
         domain = [place.left, place.right] if name == "x" else [place.bottom, place.top]
         made: dict[str, Any] = {"title": {"text": page_text(axis.label)}, "domain": [round(edge, 5) for edge in domain],
@@ -331,7 +306,7 @@ class _Page:
             made |= {"matches": name} if at else {}
             is_outer = at % columns == 0 if name == "y" else at + columns >= len(self.drawing.panels)
             made |= {} if is_outer else {"showticklabels": False}
-        images = [mark for mark in self.panel.marks if isinstance(mark, Image)]
+        images = [mark for mark in self.panel.marks if isinstance(mark, m.Image)]
         if images or axis.names is not None:
             made["showgrid"] = False
         if images and name == "y":
@@ -340,10 +315,10 @@ class _Page:
             made |= {"constrain": "domain"} | ({"scaleanchor": f"x{place.mark}"} if name == "y" else {})
         return made
 
-    def _limits(self, name: str, axis: Axis) -> tuple[float, float]:
+    def _limits(self, name: str, axis: m.Axis) -> tuple[float, float]:
         """Both ends, those that are left open with a little room."""
         is_log = axis.scale == "log"
-        low, high = extent(self.panel.marks, name, positive=is_log)  # type: ignore[arg-type]
+        low, high = m.extent(self.panel.marks, name, positive=is_log)  # type: ignore[arg-type]
         if not np.isfinite(low):
             low, high = (1.0, 10.0) if is_log else (0.0, 1.0)
         room = 0.05 * (log10(high / low) if is_log else high - low)
@@ -351,7 +326,7 @@ class _Page:
         first, last = (float(end if given is None else given) for given, end in zip(axis.limits, ends, strict=True))
         return first, last
 
-    def _ticks(self, axis: Axis, low: float, high: float) -> dict[str, Any]:
+    def _ticks(self, axis: m.Axis, low: float, high: float) -> dict[str, Any]:
         if axis.ticks is None:
             if axis.scale == "log":
                 plain = {"exponentformat": "none", "separatethousands": True}
@@ -370,16 +345,11 @@ class _Page:
         return {"tickvals": ticks, "ticktext": [page_text(name) for name in names]}
 
 
-def _around(middle: Any, low: Any, high: Any, colour: str) -> dict[str, Any]:
-    return {"type": "data", "symmetric": False, "array": rounded(high - middle), "arrayminus": rounded(middle - low),
-            "color": colour, "width": 3, "thickness": 1.2}  # fmt: skip
-
-
 def _line_of(label: str) -> str:
     return " ".join(label.split())
 
 
-def _scaled(bar: ColourBar, value: float) -> float:
+def _scaled(bar: m.ColourBar, value: float) -> float:
     return log10(value) if bar.log else float(value)
 
 
@@ -388,11 +358,11 @@ def _scale(name: str) -> list[list[Any]]:
     return [[round(float(at), 2), to_hex(colour_map(name)(at))] for at in np.linspace(0, 1, 11)]
 
 
-def _hover(words: str, text: str, number: str = "%{z}") -> str:
-    """{x:.3f} in plotly's writing; no box beside it."""
+def _hover(words: str, **fields: str) -> str:
+    """{x:.3f} in plotly's writing, for what it calls otherwise as `fields` say; no box beside it."""
 
     def field(found: re.Match[str]) -> str:
-        inner = {"text": text, "z": number}.get(found[1], f"%{{{found[1]}}}")
+        inner = fields.get(found[1], f"%{{{found[1]}}}")
         return f"{inner[:-1]}{found[2] or ''}}}"
 
     return re.sub(r"\{(x|y|z|text)(:[^}]*)?\}", field, page_text(words)) + "<extra></extra>"

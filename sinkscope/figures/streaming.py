@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import ceil
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,25 +14,7 @@ from sinkscope.analysis.intervals import resampled_means
 from sinkscope.analysis.perplexity import losses
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
-from sinkscope.figures.marks import (
-    COLOURS,
-    COLUMN,
-    PAGE,
-    Axis,
-    Bars,
-    ColourBar,
-    Drawing,
-    Image,
-    Legend,
-    Line,
-    Look,
-    Mark,
-    Panel,
-    Points,
-    Reference,
-    headroom,
-    marker_of,
-)
+from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure
 from sinkscope.figures.requirements import need, need_columns
 
@@ -52,19 +33,8 @@ FAINTEST = 1e-5
 SMOOTH = 16  # tokens in a running mean
 
 
-class Curve(NamedTuple):
-    """One policy in bins: mean position, mean loss and its bounds, all [bin]; a sampled one is drawn as points."""
-
-    name: str
-    is_sampled: bool
-    centre: np.ndarray
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-
 @figure
-def log_perplexity(curve: xr.Dataset, width: int | None = None) -> Drawing:
+def log_perplexity(curve: xr.Dataset, width: int | None = None) -> m.Drawing:
     """Mean loss in nats against position, for every policy of a perplexity record, with pointwise 95% intervals.
 
     A bin holds the tokens of all sequences at its positions; its interval is a block bootstrap over them, in blocks of
@@ -86,52 +56,36 @@ def log_perplexity(curve: xr.Dataset, width: int | None = None) -> Drawing:
     """
     nll = losses(curve)
     width = bin_width(nll) if width is None else whole_number(width, "width", 1)
-    drawn = curves(nll, width)
-    marks: list[Mark] = []
-    for row, (name, is_sampled, *numbers) in enumerate(drawn):
-        centre, mean, low, high = numbers
+    counts = nll.notnull().sum(["sequence", "token"]).values
+    sampled = 2 * counts < counts.max()
+    marks: list[m.Mark] = []
+    for row, name in enumerate(map(str, nll["policy"].values)):
         hover = f"{name}\ntoken {{x:,.0f}}: {{y:.3f}} nats"
-        if is_sampled:
-            look = Look.of(row, marker=marker_of(row), size=4, hollow=True)
-            marks.append(Points(centre, mean, look, f"{name} (sampled)", f"mean-{name}", low, high, hover))
+        if sampled[row]:
+            bins = max(1, ceil(FEWEST_TOKENS * nll.sizes["token"] / (max(counts[row], 1) * width)))
+            centre, mean, low, high = estimated(nll.values[row], nll.values[~sampled], width, bins)
+            look = m.Look.of(row, marker=m.marker_of(row), size=4, hollow=True)
+            marks.append(m.Points(centre, mean, look, f"{name} (sampled)", f"mean-{name}", low, high, hover))
         else:
-            look = Look.of(row, width=1.1)
-            marks.append(Line(centre, mean, look, name, f"mean-{name}", low, high, hover, band=0.12))
+            centre, mean, low, high = binned(nll.values[row], width)
+            look = m.Look.of(row, width=1.1)
+            marks.append(m.Line(centre, mean, look, name, f"mean-{name}", low, high, hover, band=0.12))
     tokens = nll.sizes["token"]
     sizes = np.unique(nll["cache_size"].values if "cache_size" in nll.coords else [])
-    marks += [Reference(x=float(size), id=f"full-{size}") for size in sizes if 0 < size < tokens]
-    sampled = np.array([each.is_sampled for each in drawn])
+    marks += [m.Reference(x=float(size), id=f"full-{size}") for size in sizes if 0 < size < tokens]
     levels = nll[~sampled].mean(["sequence", "token"]).values
     is_log = bool(levels.min() > 0 and levels.max() > MOST_LINEAR * levels.min())
     note = "; points: nearest line plus the difference at sampled tokens" if sampled.any() else ""
-    panel = Panel(
-        marks,
-        x=Axis("position in the text (tokens)", limits=(0, tokens), plain=True),
-        y=Axis("log-perplexity (nats per token)", "log", ticks="round") if is_log
-        else Axis("log-perplexity (nats per token)"),
-    )  # fmt: skip
+    x = m.Axis("position in the text (tokens)", limits=(0, tokens), plain=True)
+    label = "log-perplexity (nats per token)"
+    y = m.Axis(label, "log", ticks="round") if is_log else m.Axis(label)
     title = f"mean over {width:,} positions, with pointwise 95% intervals; dotted: a cache is full{note}"
-    legend = Legend(title, columns=3, size=7, handle=3.2)
-    return Drawing([panel], curve.attrs, PAGE, 3.0, legend=legend, page_height=420)
+    legend = m.Legend(title, columns=3, size=7, handle=3.2)
+    return m.Drawing([m.Panel(marks, x, y)], curve.attrs, m.PAGE, 3.0, legend=legend, page_height=420)
 
 
-def curves(nll: xr.DataArray, width: int) -> list[Curve]:
-    """Every policy of `losses(curve)` in bins of `width` positions: `binned`, or `estimated` where it is sampled."""
-    counts = nll.notnull().sum(["sequence", "token"]).values
-    sampled = 2 * counts < counts.max()
-    drawn = []
-    for row, name in enumerate(map(str, nll["policy"].values)):
-        if sampled[row]:
-            bins = max(1, ceil(FEWEST_TOKENS * nll.sizes["token"] / (max(counts[row], 1) * width)))
-            values = estimated(nll.values[row], nll.values[~sampled], width, bins)
-        else:
-            values = binned(nll.values[row], width)
-        drawn.append(Curve(name, bool(sampled[row]), *values))
-    return drawn
-
-
-def binned(nll: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Mean position, mean loss and its lower and upper bound in each bin of `width` positions, each [bin].
+def binned(nll: np.ndarray, width: int) -> np.ndarray:
+    """[4, bin] mean position, mean loss and its lower and upper bound in each bin of `width` positions.
 
     A bin without tokens is NaN, with one it has no bounds. `nll` is [sequence, token], NaN where not scored.
     """
@@ -148,13 +102,10 @@ def binned(nll: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray, np.ndar
             block = round(scored.sum() ** (1 / 3))
             drawn = resampled_means(parts, block, RESAMPLES, np.random.default_rng(column))
             found[2:, column] = np.quantile(drawn, [0.025, 0.975])
-    centre, mean, low, high = found
-    return centre, mean, low, high
+    return found
 
 
-def estimated(
-    nll: np.ndarray, others: np.ndarray, width: int, bins: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def estimated(nll: np.ndarray, others: np.ndarray, width: int, bins: int) -> np.ndarray:
     """As `binned`, of a sampled policy, one value for each `bins` bins that have samples: the mean of one of `others`
     [policy, sequence, token] in the bin in the middle, plus the mean difference to it at all the samples.
 
@@ -163,12 +114,11 @@ def estimated(
     candidates = [np.zeros_like(nll), *others]
     spread = [np.nanvar(nll - other) if np.isfinite(nll - other).any() else np.inf for other in candidates]
     nearest = candidates[int(np.argmin(spread))]
-    found = np.array(binned(nll - nearest, width * bins))
+    found = binned(nll - nearest, width * bins)
     found = found[:, np.isfinite(found[0])]
     place, level, _, _ = binned(nearest, width)
     middle = (found[0] // width).astype(int)
-    mean, low, high = found[1:] + level[middle]
-    return place[middle], mean, low, high
+    return np.vstack([place[middle], found[1:] + level[middle]])
 
 
 def bin_width(nll: xr.DataArray) -> int:
@@ -178,7 +128,7 @@ def bin_width(nll: xr.DataArray) -> int:
 
 
 @figure
-def ablation(table: xr.Dataset | pd.DataFrame) -> Drawing:
+def ablation(table: xr.Dataset | pd.DataFrame) -> m.Drawing:
     """Perplexity for each number of sinks, one panel per cache size, with 95% intervals as whiskers.
 
     Bars from zero; where the perplexities differ by more than a factor of 4, points on a logarithmic axis. Colour is
@@ -212,44 +162,42 @@ def ablation(table: xr.Dataset | pd.DataFrame) -> Drawing:
         counts = sorted(own["sinks"].unique())
         marks = _groups(table, own, counts, is_log)
         label = ("perplexity (log scale)" if is_log else "perplexity") if number % columns == 0 else ""
-        y = Axis(label, "log", ticks="round") if is_log else Axis(label, limits=(0, None))
-        x = Axis("sinks kept (tokens)", limits=(-0.5, len(counts) - 0.5), ticks=range(len(counts)),
-                 names=[f"{count:,}" for count in counts])  # fmt: skip
-        panels.append(Panel(marks, x, y, title=f"cache of {cache:,} tokens"))
-    legend = Legend("sinks, positions (in the cache or original); whiskers: 95%", columns=3, size=6, handle=1.6)
-    return Drawing(
-        panels, table.attrs, COLUMN if columns == 1 else PAGE, 0.9 + 1.9 * rows, columns, shared="y",
+        y = m.Axis(label, "log", ticks="round") if is_log else m.Axis(label, limits=(0, None))
+        x = m.Axis("sinks kept (tokens)", limits=(-0.5, len(counts) - 0.5), ticks=range(len(counts)),
+                   names=[f"{count:,}" for count in counts])  # fmt: skip
+        panels.append(m.Panel(marks, x, y, title=f"cache of {cache:,} tokens"))
+    legend = m.Legend("sinks, positions (in the cache or original); whiskers: 95%", columns=3, size=6, handle=1.6)
+    return m.Drawing(
+        panels, table.attrs, m.COLUMN if columns == 1 else m.PAGE, 0.9 + 1.9 * rows, columns, shared="y",
         legend=legend, page_height=100 + 280 * rows,
     )  # fmt: skip
 
 
-def _groups(table: pd.DataFrame, rows: pd.DataFrame, counts: list[int], is_log: bool) -> list[Mark]:
+def _groups(table: pd.DataFrame, rows: pd.DataFrame, counts: list[int], is_log: bool) -> list[m.Mark]:
     """One cache size: groups of bars or points, one group for each number of sinks."""
     kinds, positions = _ordered(table["kind"], KINDS), _ordered(table["positions"], POSITIONS)
     pairs = set(zip(table["kind"], table["positions"], strict=True))
     series = [(kind, each) for kind in kinds for each in positions if (kind, each) in pairs]
     width = 0.8 / len(series)
-    own = {each: rows[(rows["kind"] == each[0]) & (rows["positions"] == each[1])] for each in series}
-    members = [[each for each in series if (own[each]["sinks"] == count).any()] for count in counts]
-    marks: list[Mark] = []
+    order = [series.index(pair) for pair in zip(rows["kind"], rows["positions"], strict=True)]
+    rows = rows.assign(order=order, group=rows["sinks"].map(counts.index)).sort_values("order", kind="stable")
+    together = rows.groupby("group")["order"]
+    places = rows["group"] + (together.cumcount() - (together.transform("size") - 1) / 2) * width
+    marks: list[m.Mark] = []
     if is_log:
-        marks += [Reference(x=edge + 0.5, look=Look("grid", width=0.5)) for edge in range(len(counts) - 1)]
-    for kind, each in series:
-        part = own[kind, each]
-        groups = [counts.index(count) for count in part["sinks"]]
-        place = [
-            group + (members[group].index((kind, each)) - (len(members[group]) - 1) / 2) * width for group in groups
-        ]
+        marks += [m.Reference(x=edge + 0.5, look=m.Look("grid", width=0.5)) for edge in range(len(counts) - 1)]
+    for number, (kind, each) in enumerate(series):
+        part, place = rows[rows["order"] == number], places[rows["order"] == number]
         row, hollow = kinds.index(kind), each != positions[0]
         ppl, low, high = part["ppl"].where(np.isfinite(part["ppl"])), part["low"], part["high"]
         name, gid = f"{kind}, {each}", f"{kind}-{each}"
         hover, texts = f"{name}\n{{text}} sinks: perplexity {{y:.4~g}}", [f"{count:,}" for count in part["sinks"]]
         if is_log:
-            look = Look(COLOURS[row % len(COLOURS)], marker=marker_of(row), size=3.5, hollow=hollow)
-            marks.append(Points(place, ppl, look, name, gid, low, high, hover, texts))
+            look = m.Look.of(row, dash="solid", marker=m.marker_of(row), size=3.5, hollow=hollow)
+            marks.append(m.Points(place, ppl, look, name, gid, low, high, hover, texts))
         else:
-            look, hatch = Look(COLOURS[row % len(COLOURS)], hollow=hollow), "/" if hollow else ""
-            marks.append(Bars(place, ppl, look, name, gid, low, high, hover, texts, width * 0.9, hatch=hatch))
+            look, hatch = m.Look.of(row, dash="solid", hollow=hollow), "/" if hollow else ""
+            marks.append(m.Bars(place, ppl, look, name, gid, low, high, hover, texts, width * 0.9, hatch=hatch))
     return marks
 
 
@@ -259,7 +207,7 @@ def _ordered(values: pd.Series, known: tuple[str, ...]) -> list[str]:
 
 
 @figure
-def decode_cost(table: xr.Dataset | pd.DataFrame) -> Drawing:
+def decode_cost(table: xr.Dataset | pd.DataFrame) -> m.Drawing:
     """Time per token (ms, with its interval) and key-value memory (MiB) against cache size, one line per policy.
 
     Both axes are logarithmic: a slope of one is a cost in proportion to the cache. Policies that cost the same have
@@ -280,28 +228,28 @@ def decode_cost(table: xr.Dataset | pd.DataFrame) -> Drawing:
     panels = []
     for column, unit, label in (("milliseconds", "ms", "time per token\n(ms, log scale)"),
                                 ("kv_bytes", "MiB", "key-value memory\n(MiB, log scale)")):  # fmt: skip
-        marks: list[Mark] = []
+        marks: list[m.Mark] = []
         for row, name in enumerate(names):
             own = table[table["policy"] == name].sort_values("cache_size")
             value = own[column] / (MEBIBYTE if unit == "MiB" else 1)
             bounded = own["cache_size"] > 0
             size = 3 + 1.4 * (len(names) - 1 - row)
-            look = Look.of(row, marker=marker_of(row), size=size, hollow=row < len(names) - 1)
+            look = m.Look.of(row, marker=m.marker_of(row), size=size, hollow=row < len(names) - 1)
             for level in value[~bounded]:
                 words = "" if bounded.any() else f"{name} (whole text)"
-                marks.append(Reference(y=float(level), look=Look.of(row), name=words, id=f"level-{name}"))
+                marks.append(m.Reference(y=float(level), look=m.Look.of(row), name=words, id=f"level-{name}"))
             if bounded.any():
                 low, high = (own[end][bounded] if unit == "ms" else None for end in ("low", "high"))
                 hover, x = f"{name}, cache of {{x:,}}\n{{y:.4~g}} {unit}", own["cache_size"][bounded]
                 gid = f"{column}-{name}"
-                marks.append(Line(x, value[bounded], look, str(name), gid, low, high, hover, whiskers=True))
-        across = Axis("cache size (tokens)", "log", ticks=list(shown), names=[f"{each:,}" for each in shown])
-        panels.append(Panel(marks, x=across, y=Axis(label, "log", ticks="round")))
-    return Drawing(panels, table.attrs, PAGE, 2.7, columns=2, legend=Legend(columns=4, size=7, handle=3.2))
+                marks.append(m.Line(x, value[bounded], look, str(name), gid, low, high, hover, whiskers=True))
+        across = m.Axis("cache size (tokens)", "log", ticks=list(shown), names=[f"{each:,}" for each in shown])
+        panels.append(m.Panel(marks, x=across, y=m.Axis(label, "log", ticks="round")))
+    return m.Drawing(panels, table.attrs, m.PAGE, 2.7, columns=2, legend=m.Legend(columns=4, size=7, handle=3.2))
 
 
 @figure
-def explored(record: xr.Dataset) -> Drawing:
+def explored(record: xr.Dataset) -> m.Drawing:
     """The attention map of the first head of a record, and the loss along the text under each of its policies.
 
     Probabilities have a logarithmic scale from 1e-5 to 1; keys that a query does not see are grey. Losses are running
@@ -317,38 +265,38 @@ def explored(record: xr.Dataset) -> Drawing:
     panels = [_map(record["attention_map"].isel(sequence=0, layer=0, head=0))]
     if "nll" in record:
         panels.append(_losses(record["nll"].isel(sequence=0)))
-    width, ratios = (PAGE, (1.15, 1)) if len(panels) > 1 else (0.52 * PAGE, ())
-    return Drawing(panels, record.attrs, width, 3.5, columns=len(panels), ratios=ratios, page_height=480)
+    width, ratios = (m.PAGE, (1.15, 1)) if len(panels) > 1 else (0.52 * m.PAGE, ())
+    return m.Drawing(panels, record.attrs, width, 3.5, columns=len(panels), ratios=ratios, page_height=480)
 
 
-def _map(cells: xr.DataArray) -> Panel:
+def _map(cells: xr.DataArray) -> m.Panel:
     values = cells.transpose("map_query", "map_key").values.astype(float)
     places = cells["map_query"].values
     is_pooled = "length" in cells.coords and bool((np.diff(places) > 1).any())
     first, stop = int(places[0]), int(cells["length"]) if is_pooled else int(places[-1]) + 1
     step = (stop - first) / len(values)
-    bar = ColourBar("probability", "probability", FAINTEST, 1, log=True, open_end="low", place="below")
+    bar = m.ColourBar("probability", "probability", FAINTEST, 1, log=True, open_end="low", place="below")
     middle = first - 0.5 + step / 2
-    image = Image(values, bar, (middle, middle), step, square=True, hover="query {y}, key {x}\nprobability {z:.3~g}")
-    return Panel(
+    image = m.Image(values, bar, (middle, middle), step, square=True, hover="query {y}, key {x}\nprobability {z:.3~g}")
+    return m.Panel(
         [image],
-        x=Axis("key (token seen)"),
-        y=Axis("query (token reading)"),
+        x=m.Axis("key (token seen)"),
+        y=m.Axis("query (token reading)"),
         title=f"layer {int(cells['layer'])}, head {int(cells['head'])}: {cells.attrs.get('setting', 'attention')}",
     )
 
 
-def _losses(losses: xr.DataArray) -> Panel:
-    marks: list[Mark] = []
+def _losses(losses: xr.DataArray) -> m.Panel:
+    marks: list[m.Mark] = []
     for row, name in enumerate(losses["policy"].values):
         values = losses.isel(policy=row).values
         seen = np.flatnonzero(np.isfinite(values))
         if len(seen):
             means = [values[seen[max(0, at - SMOOTH + 1) : at + 1]].mean() for at in range(len(seen))]
-            marks.append(Line(seen, means, Look.of(row), str(name), f"loss-{name}"))
-    return Panel(
+            marks.append(m.Line(seen, means, m.Look.of(row), str(name), f"loss-{name}"))
+    return m.Panel(
         marks,
-        x=Axis("position in the text (tokens)"),
-        y=Axis("loss (nats per token)", limits=(0, headroom(marks))),
-        legend=Legend(f"mean of the last {SMOOTH} tokens scored"),
+        x=m.Axis("position in the text (tokens)"),
+        y=m.Axis("loss (nats per token)", limits=(0, m.headroom(marks))),
+        legend=m.Legend(f"mean of the last {SMOOTH} tokens scored"),
     )

@@ -1,10 +1,12 @@
-"""The one look of every figure on paper, and numbers and ticks that a reader can read, on paper and page."""
+"""The one look of figures on paper, and ticks, numbers, tokens and sources as a reader can read them."""
 
 from __future__ import annotations
 
+import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import PurePath
 from typing import Any
 
 import matplotlib as mpl
@@ -14,12 +16,11 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 # Okabe and Ito (2008): told apart with any colour vision; with the dashes also in grey.
-BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
-INK, QUIET, FAINT, GRID = "#1a1a1a", "#6b6b6b", "#c8c8c8", "#e0e0e0"
 PALETTE = {
-    "blue": BLUE, "vermilion": VERMILION, "green": GREEN, "orange": ORANGE, "purple": PURPLE, "sky": SKY, "ink": INK,
-    "quiet": QUIET, "faint": FAINT, "grid": GRID,
+    "blue": "#0072B2", "vermilion": "#D55E00", "green": "#009E73", "orange": "#E69F00", "purple": "#CC79A7",
+    "sky": "#56B4E9", "ink": "#1a1a1a", "quiet": "#6b6b6b", "faint": "#c8c8c8", "grid": "#e0e0e0",
 }  # fmt: skip
+BLUE, VERMILION, INK, QUIET = (PALETTE[name] for name in ("blue", "vermilion", "ink", "quiet"))
 MISSING = "#dfdfdf"
 MAPS = {
     "probability": "magma_r",  # light is little, dark is much: reads the same in grey
@@ -69,13 +70,10 @@ def even_ticks(low: float, high: float, most: int = 5, **options: Any) -> list[f
 def log_ticks(low: float, high: float) -> list[float]:
     """Numbers to mark on a logarithmic axis: 1, 2, 5, 10, 20 ..; more closely over little more than one power of ten,
     and at powers of ten alone over more than three."""
-    marks: Sequence[float] | np.ndarray
     if high < 4 * low:
-        marks = MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(low, high)
-    else:
-        steps = (1, 2, 3, 5) if high < 12 * low else (1, 2, 5) if high < 1000 * low else (1,)
-        marks = LogLocator(subs=steps).tick_values(low, high)
-    return [float(mark) for mark in marks if low <= mark <= high]
+        return even_ticks(low, high, 8, steps=[1, 2, 5, 10])
+    steps = (1, 2, 3, 5) if high < 12 * low else (1, 2, 5) if high < 1000 * low else (1,)
+    return [float(mark) for mark in LogLocator(subs=steps).tick_values(low, high) if low <= mark <= high]
 
 
 def plain_number(value: float, _: object = None) -> str:
@@ -100,7 +98,6 @@ def number(value: float, digits: int = 3) -> str:
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-SPACE = "␣"
 _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\x00": "\\0"}
 
 
@@ -122,14 +119,9 @@ def drawable(text: object, *, spaces: bool = True, limit: int | None = None) -> 
     return written if limit is None or len(written) <= limit else written[: limit - 1] + "…"
 
 
-def texts_of(values: Iterable[object], *, limit: int = 14) -> list[str]:
-    """Labels for several tokens, ready to draw."""
-    return [drawable(value, limit=limit) for value in values]
-
-
 def _show(character: str, spaces: bool) -> str:
     if character == " ":
-        return SPACE if spaces else " "
+        return "␣" if spaces else " "
     if character in _ESCAPES:
         return _ESCAPES[character]
     if unicodedata.category(character)[0] in "CZ":  # control, format, surrogate, private, unassigned, separators
@@ -141,3 +133,45 @@ def _show(character: str, spaces: bool) -> str:
 @lru_cache(maxsize=1)
 def _glyphs() -> frozenset[int]:
     return frozenset(font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap())
+
+
+def source_line(attributes: Mapping[str, Any]) -> str:
+    """One line: model, revision, dtype, text, how much of it, BOS, what it was timed on, version, date."""
+    get = attributes.get
+    parts = [model_name(attributes)]
+    if get("revision") and str(get("revision")) not in ("unknown", "None", "none"):
+        parts.append(f"revision {str(get('revision'))[:12]}")
+    parts += [str(get(key)) for key in ("dtype", "text") if get(key)]
+    if get("tokens") is not None:
+        sequences, tokens = max(int(get("sequences", 1)), 1), int(get("tokens", 0))
+        equal = f"{sequences:,} × {tokens // sequences:,} tokens" if sequences > 1 else f"{tokens:,} tokens"
+        parts.append(equal if tokens % sequences == 0 else f"{sequences:,} sequences, {tokens:,} tokens")
+    parts += [f"{word}: {get(key)}" for key, word in (("bos", "BOS"), ("attention", "attention")) if get(key)]
+    if get("threads"):
+        parts.append(f"{get('device', 'cpu')}, {get('threads')} thread{'' if get('threads') == 1 else 's'}")
+    if get("sinkscope"):
+        parts.append(f"sinkscope {get('sinkscope')}")
+    if get("date"):
+        parts.append(str(get("date"))[:10])
+    return visible(" · ".join(parts), spaces=False)
+
+
+def model_name(attributes: Mapping[str, Any]) -> str:
+    """What to call the model: its name, or the last part of its path."""
+    name = str(attributes.get("model", "")) or "unknown model"
+    return PurePath(name).name if name.startswith(("/", "~", ".")) or name[1:3] in (":\\", ":/") else name
+
+
+def source_json(attributes: Mapping[str, Any]) -> str:
+    """Every attribute of the record, as one line of ASCII JSON in a fixed order: the exact provenance.
+
+    A model in a folder goes by its last name: what is published does not show the folders of a machine.
+    """
+    plain = {str(key): _plain(value) for key, value in attributes.items()}
+    return json.dumps({**plain, "model": model_name(attributes)}, sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+        return value.item()
+    return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)

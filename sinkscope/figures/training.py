@@ -16,22 +16,7 @@ from sinkscope.analysis.lab import (
     t_interval,
 )
 from sinkscope.errors import SinkscopeError
-from sinkscope.figures.marks import (
-    COLOURS,
-    DASHES,
-    PAGE,
-    Axis,
-    Drawing,
-    Legend,
-    Line,
-    Look,
-    Mark,
-    Panel,
-    Points,
-    Reference,
-    headroom,
-    marker_of,
-)
+from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure
 from sinkscope.figures.style import even_ticks, number
 
@@ -43,7 +28,7 @@ WIDEST_LINEAR = 3.0
 
 
 @figure
-def emergence(record: xr.Dataset, layer: int = 0) -> Drawing:
+def emergence(record: xr.Dataset, layer: int = 0) -> m.Drawing:
     """What becomes of BOS over training, one line per arm: mean over seeds, with its 95% t interval as a faint band.
 
     Attention of non-trigger queries on BOS, with the uniform null dotted; their attention on all tokens together, which
@@ -74,65 +59,53 @@ def emergence(record: xr.Dataset, layer: int = 0) -> Drawing:
     is_log, panels = bool(low > 0), []
     for name, label in labels.items():
         marks = [mark for row, arm in enumerate(looks) for mark in _arm(quantities[name].sel(arm=arm), looks[arm], row)]
-        marks += _nulls(record) if name == MASS else [] if name == LOSS else [Reference(y=1.0, id="one")]
-        y = Axis(label, limits=(None if name == LOSS else 0, None))
+        marks += _nulls(record) if name == MASS else [] if name == LOSS else [m.Reference(y=1.0, id="one")]
+        y = m.Axis(label, limits=(None if name == LOSS else 0, None))
         if name == LOSS and is_log:
-            y = Axis(label.replace(")", ", log scale)"), "log", (low / 2, None), "round")
+            y = m.Axis(label.replace(")", ", log scale)"), "log", (low / 2, None), "round")
         end = last * (1 + WHISKERS * (len(looks) + 1))
-        x = Axis("training step" if name in (VALUE_NORM, LOSS) else "", limits=(0, end), ticks=even_ticks(0, last),
-                 plain=True)  # fmt: skip
-        panels.append(Panel(marks, x, y, title=name if name != LOSS else "loss of all tokens"))
-    title = f"{_place(record, layer)}; mean over seeds; {_bands(record)}"
-    legend = Legend(title, columns=4, size=7, handle=3.2)
-    return Drawing(panels, record.attrs, PAGE, 4.7, 2, shared="x", legend=legend, page_height=680)
+        x = m.Axis("training step" if name in (VALUE_NORM, LOSS) else "", limits=(0, end), ticks=even_ticks(0, last),
+                   plain=True)  # fmt: skip
+        panels.append(m.Panel(marks, x, y, title=name if name != LOSS else "loss of all tokens"))
+    layers, heads, seeds = (record.sizes[dim] for dim in ("layer", "head", "seed"))
+    place = f"layer {layer} of {layers}" if layers > 1 else "one layer"
+    averaged = f"mean of {heads} heads" if heads > 1 else "one head"
+    bands = "bands, and whiskers for the last step: " if seeds >= FEWEST_SEEDS else ""
+    title = f"{place}, {averaged}; mean over seeds; {bands}{intervals_said(seeds)}"
+    legend = m.Legend(title, columns=4, size=7, handle=3.2)
+    return m.Drawing(panels, record.attrs, m.PAGE, 4.7, 2, shared="x", legend=legend, page_height=680)
 
 
-def arm_looks(record: xr.Dataset) -> dict[str, Look]:
+def arm_looks(record: xr.Dataset) -> dict[str, m.Look]:
     """One for each arm."""
-    colours = (*COLOURS, "ink")
+    colours, arms = (*m.COLOURS, "ink"), map(str, record["arm"].values)
     return {
-        str(arm): Look(colours[row % len(colours)], DASHES[row % len(DASHES)], 1.1, marker_of(row))
-        for row, arm in enumerate(record["arm"].values)
+        arm: m.Look.of(row, colour=colours[row % len(colours)], width=1.1, marker=m.marker_of(row))
+        for row, arm in enumerate(arms)
     }
 
 
-def _arm(quantity: xr.DataArray, look: Look, row: int) -> list[Mark]:
-    """Mean over seeds of [seed, step], and its interval; the last ones again to the right of all, in a place of their
-    own."""
+def _arm(quantity: xr.DataArray, look: m.Look, row: int) -> list[m.Mark]:
+    """Mean over seeds of [seed, step] with its interval; the last ones again to the right of all, each at its own x."""
     step, arm = quantity["step"].values, str(quantity["arm"].item())
     mean, low, high = t_interval(quantity.transpose("seed", "step").values)
-    line = Look(look.colour, look.dash, look.width)
-    marks: list[Mark] = [Line(step, mean, line, arm, f"mean-{arm}", low, high, band=0.07)]
+    line = m.Look(look.colour, look.dash, look.width)
+    marks: list[m.Mark] = [m.Line(step, mean, line, arm, f"mean-{arm}", low, high, band=0.07)]
     if np.isfinite(low).any():
         place, hover = step[-1] * (1 + WHISKERS * (row + 1)), f"{arm}, last step: {{y:.4~g}}"
-        marks.append(Points(place, mean[-1], look, id=f"last-{arm}", low=low[-1], high=high[-1], hover=hover))
+        marks.append(m.Points(place, mean[-1], look, id=f"last-{arm}", low=low[-1], high=high[-1], hover=hover))
     return marks
 
 
-def _nulls(record: xr.Dataset) -> list[Mark]:
+def _nulls(record: xr.Dataset) -> list[m.Mark]:
     """The uniform nulls; a sink token is one more key and makes its arm's a little lower."""
     nulls = record["bos_null"].sel(tokens="non-trigger").values
-    return [
-        Reference(
-            y=float(null), name=f"uniform null, {number(null)}" if null == nulls.max() else "", id=f"null-{null:.4f}"
-        )
-        for null in np.unique(nulls)
-    ]
-
-
-def _place(record: xr.Dataset, layer: int) -> str:
-    layers, heads = record.sizes["layer"], record.sizes["head"]
-    named = f"layer {layer} of {layers}" if layers > 1 else "one layer"
-    return f"{named}, {f'mean of {heads} heads' if heads > 1 else 'one head'}"
-
-
-def _bands(record: xr.Dataset) -> str:
-    seeds = record.sizes["seed"]
-    return f"{'bands, and whiskers for the last step: ' * (seeds >= FEWEST_SEEDS)}{intervals_said(seeds)}"
+    names = {nulls.max(): f"uniform null, {number(nulls.max())}"}
+    return [m.Reference(y=float(each), name=names.get(each, ""), id=f"null-{each:.4f}") for each in np.unique(nulls)]
 
 
 @figure
-def language_emergence(record: xr.Dataset) -> Drawing:
+def language_emergence(record: xr.Dataset) -> m.Drawing:
     """Perplexity against the number of sinks kept, by arm, beside the attention of each head on the first token.
 
     Left: over the tokens from which every cache has evicted some, with 95% block bootstrap intervals over the held-out
@@ -149,55 +122,55 @@ def language_emergence(record: xr.Dataset) -> Drawing:
     """
     table, heads, looks = language_table(record), head_masses(record), arm_looks(record)
     title = f"after {record.attrs['steps']:,} steps; whiskers: 95% over held-out texts"
-    panels = [_perplexities(table, looks), _masses(heads, looks)]
-    return Drawing(
-        panels, record.attrs, PAGE, 2.8, 2, (1.25, 1), legend=Legend(title, columns=4, size=7), page_height=420
-    )
+    panels, legend = [_perplexities(table, looks), _masses(heads, looks)], m.Legend(title, columns=4, size=7)
+    return m.Drawing(panels, record.attrs, m.PAGE, 2.8, 2, (1.25, 1), legend=legend, page_height=420)
 
 
-def _perplexities(table: pd.DataFrame, looks: dict[str, Look]) -> Panel:
+def _perplexities(table: pd.DataFrame, looks: dict[str, m.Look]) -> m.Panel:
     """One group of points for each number of sinks, and one for dense attention."""
     bounded = table[table["cache_size"] > 0]
     counts = list(dict.fromkeys(bounded["sinks"]))
     columns = [(arm, seed) for arm in looks for seed in dict.fromkeys(table["seed"])]
     names = [*(f"{sinks:,}" for sinks in counts), "dense"]
-    marks: list[Mark] = [Reference(x=edge + 0.5, look=Look("grid", width=0.5)) for edge in range(len(names) - 1)]
+    marks: list[m.Mark] = [m.Reference(x=edge + 0.5, look=m.Look("grid", width=0.5)) for edge in range(len(names) - 1)]
     for column, (arm, seed) in enumerate(columns):
         own = table[(table["arm"] == arm) & (table["seed"] == seed)]
         groups = [counts.index(row.sinks) if row.cache_size > 0 else len(counts) for row in own.itertuples()]
         place = np.array(groups) + 0.7 * ((column + 0.5) / len(columns) - 0.5)
-        look = Look(looks[arm].colour, marker=looks[arm].marker, size=3.5)
+        look = m.Look(looks[arm].colour, marker=looks[arm].marker, size=3.5)
         texts = [str(each) for each in own["policy"]]
         hover = f"{arm}, {{text}}\nperplexity {{y:.4~g}}"
-        marks.append(Points(place, own["ppl"], look, arm, f"ppl-{arm}-{seed}", own["low"], own["high"], hover, texts))
+        marks.append(m.Points(place, own["ppl"], look, arm, f"ppl-{arm}-{seed}", own["low"], own["high"], hover, texts))
     is_log = table["ppl"].max() > WIDEST_LINEAR * table["ppl"].min()
     cache = int(bounded["cache_size"].iloc[0])
-    return Panel(
+    return m.Panel(
         marks,
-        x=Axis(f"sinks kept in a cache of {cache:,} tokens", limits=(-0.5, len(names) - 0.5), ticks=range(len(names)),
-               names=names),
-        y=Axis("perplexity (log scale)", "log", ticks="round") if is_log else Axis("perplexity"),
+        x=m.Axis(f"sinks kept in a cache of {cache:,} tokens", limits=(-0.5, len(names) - 0.5), ticks=range(len(names)),
+                 names=names),
+        y=m.Axis("perplexity (log scale)", "log", ticks="round") if is_log else m.Axis("perplexity"),
     )  # fmt: skip
 
 
-def _masses(heads: pd.DataFrame, looks: dict[str, Look]) -> Panel:
+def _masses(heads: pd.DataFrame, looks: dict[str, m.Look]) -> m.Panel:
     """One point for each head, layers side by side within an arm."""
     layers = int(heads["layer"].max()) + 1
-    marks: list[Mark] = [Reference(y=SINK, look=Look("quiet", "dash", 0.8), id="threshold")]
+    marks: list[m.Mark] = [m.Reference(y=SINK, look=m.Look("quiet", "dash", 0.8), id="threshold")]
     for place, (arm, look) in enumerate(looks.items()):
         own = heads[heads["arm"] == arm]
         null = [own["null"].iloc[0]] * 2
-        marks.append(Line([place - 0.4, place + 0.4], null, Look("quiet", "dotted", 0.9), id=f"null-{arm}",
-                          hover="uniform null {y:.4~g}"))  # fmt: skip
+        marks.append(m.Line([place - 0.4, place + 0.4], null, m.Look("quiet", "dotted", 0.9), id=f"null-{arm}",
+                            hover="uniform null {y:.4~g}"))  # fmt: skip
         across = place + 0.7 * ((own["layer"] + 0.5) / layers - 0.5)
         texts = [f"layer {row.layer}, head {row.head}" for row in own.itertuples()]
-        hollow = Look(look.colour, marker=look.marker, size=3, hollow=True)
-        marks.append(Points(across, own["mass"], hollow, id=f"mass-{arm}", hover="{text}\nmass {y:.4~g}", texts=texts))
-    return Panel(
+        hollow = m.Look(look.colour, marker=look.marker, size=3, hollow=True)
+        marks.append(
+            m.Points(across, own["mass"], hollow, id=f"mass-{arm}", hover="{text}\nmass {y:.4~g}", texts=texts)
+        )
+    return m.Panel(
         marks,
-        x=Axis("layers from first to last within an arm", limits=(-0.5, len(looks) - 0.5), ticks=range(len(looks)),
-               names=list(looks)),
-        y=Axis("attention on the first token\n(probability)", limits=(0, max(1.15 * SINK, headroom(marks) or 0))),
+        x=m.Axis("layers from first to last within an arm", limits=(-0.5, len(looks) - 0.5), ticks=range(len(looks)),
+                 names=list(looks)),
+        y=m.Axis("attention on the first token\n(probability)", limits=(0, max(1.15 * SINK, m.headroom(marks) or 0))),
         title=f"one point per head; dashed: {SINK}, a sink\ndotted: uniform null",
         note=True,
     )  # fmt: skip

@@ -16,9 +16,8 @@ from sinkscope.analysis import mass_by_layer as layer_masses
 from sinkscope.analysis import massive_activations as found_activations
 from sinkscope.analysis.variables import is_causal
 from sinkscope.figures.attention import null_entropy
-from sinkscope.figures.hidden_states import extremes
 from sinkscope.figures.requirements import lengths, tokens_named
-from sinkscope.figures.sink_mass import default_lengths, null_mass
+from sinkscope.figures.sinks import default_lengths, extremes, null_mass
 from sinkscope.figures.style import number
 from sinkscope.reporting.content import Item, Measure, Numbers, Records, Section, Table
 

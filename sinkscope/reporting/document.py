@@ -10,7 +10,7 @@ from typing import Any
 import xarray as xr
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.figures.provenance import source_line
+from sinkscope.figures.style import source_line
 from sinkscope.record import open_record
 from sinkscope.reporting.attention import ATTENTION
 from sinkscope.reporting.content import MAIN, Content, Figures, Item, Records, Section, Tables, arranged

@@ -14,8 +14,7 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope import figures
-from sinkscope.figures.provenance import model_name, source_line
-from sinkscope.figures.style import number, visible
+from sinkscope.figures.style import model_name, number, source_line, visible
 from sinkscope.reporting.content import MAIN, SUMMARY, Content, Item
 
 

@@ -25,7 +25,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.figures.provenance import source_json, source_line
+from sinkscope.figures.style import source_json, source_line
 from sinkscope.record import save_record
 from sinkscope.reporting.content import Content
 from sinkscope.reporting.page import formatted, page, readable
