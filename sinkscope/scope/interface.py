@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from sinkscope.attention.attend_layer import PLAIN, Block, Weighing, attend_layer
 from sinkscope.attention.eviction import Eviction
 from sinkscope.attention.layer import FusedLayer, Layer, ScoredLayer
-from sinkscope.attention.masks import CausalMask, FullMask, IndexedMask, Mask, TensorMask
+from sinkscope.attention.masks import CausalMask, FullMask, IndexedMask, Mask, PerHeadMask, TensorMask
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import AttentionCall, MaskRequest, register
 from sinkscope.hf.caches import cache_among, held_states
@@ -121,7 +121,8 @@ def observed_layer(
     if evictions:
         mask: Mask = CausalMask(sight.start)
         for eviction in evictions:
-            mask = eviction.mask(query, sight.start, mask)
+            own = eviction.mask(query, sight.start)
+            mask = own if eviction.heads is None else PerHeadMask(eviction.heads, own, mask)
         sight = replace(sight, mask=mask)
     filled = min(key.shape[2], sight.start + query.shape[2] - sight.key_start)
     virtual = weighing.virtual_logit
