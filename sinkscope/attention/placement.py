@@ -117,20 +117,15 @@ def _code(cls: type) -> str:
         function = getattr(member, "fget", None) or getattr(member, "__func__", None) or member
         if isinstance(function, FunctionType):
             used = [function.__defaults__, *(cell.cell_contents for cell in function.__closure__ or ())]
-            told.append(f"{name} {_instructions(function.__code__)} {''.join(map(_constant, used))}")
+            told.append(f"{name} {_constant(function)} {''.join(map(_constant, used))}")
     return "\n".join(told)
-
-
-def _instructions(code: CodeType) -> str:
-    return f"{code.co_code.hex()} {code.co_names} {''.join(map(_constant, code.co_consts))}"
 
 
 def _constant(value: Any) -> str:
     """A value that code uses, without the places in memory that a repr may tell."""
-    if isinstance(value, CodeType):
-        return _instructions(value)
-    if isinstance(value, FunctionType):
-        return _instructions(value.__code__)
+    code = value.__code__ if isinstance(value, FunctionType) else value
+    if isinstance(code, CodeType):
+        return f"{code.co_code.hex()} {code.co_names} {''.join(map(_constant, code.co_consts))}"
     return _content(value) or re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 

@@ -171,9 +171,7 @@ SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
 class AttentionWatch(TorchFunctionMode):
     """Sees one attention module compute its score matrix or call the fused attention: its `layer`, None without one."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer: Layer | None = None
+    layer: Layer | None = None
 
     def __torch_function__(
         self,
