@@ -195,8 +195,7 @@ def weighted_sums(sets: Sequence[KeySet], lse: Tensor, weighing: Weighing) -> li
         scores, values = [], []
         for part, query, key, value in zip(sets, states[::3], states[1::3], states[2::3], strict=True):
             columns = part.mask.columns(rows, key.shape[2])
-            given = scores_of(query, key, part.mask, rows, columns, *part.block[4:])
-            scores.append(given + part.bias)
+            scores.append(scores_of(query, key, part.mask, rows, columns, *part.block[4:]) + part.bias)
             values.append(value[:, :, columns])
         weights = weighing.replaced(torch.cat(scores, -1), lse[:, :, rows, None], seen[:, :, rows, None])
         return tuple(map(weigh_values, weights.split([each.shape[-1] for each in scores], -1), values))
