@@ -7,15 +7,17 @@ behind flash-decoding), so nothing ever needs the T x T matrix of probabilities.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import warnings
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
-from einops import rearrange
+import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sinkscope.attention.kernels import Kernel, fused_kernel
-from sinkscope.attention.masks import BandMask, CausalMask, FullMask, Mask, additive, ranges
+from sinkscope.attention.masks import BandMask, CausalMask, FullMask, Mask, ranges
 from sinkscope.errors import SinkscopeError
 
 
@@ -41,32 +43,90 @@ def merge(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return output.to(dtype), total
 
 
-def attend_band(
-    kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, mask: BandMask, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Attention under a band, with a fused kernel; shapes and returns as those of `attend`."""
-    rows, early = query.shape[2], max(0, mask.window - mask.past)  # before `early` nothing has left the window
-    tiles = ranges(0, min(rows, early), mask.window) + ranges(min(rows, early), rows, mask.window)
-    parts = [_tile(kernel, query[:, :, tile], key, value, mask, tile.start, scale) for tile in tiles]
-    return torch.cat([output for output, _ in parts], 2), torch.cat([lse for _, lse in parts], 2)
+# torch's fused kernels return the log-sum-exp as operators behind `scaled_dot_product_attention`. They are no part of
+# its documented interface, so each is checked against a plain softmax before its first use on a device and dtype.
+
+Kernel = Callable[[Tensor, Tensor, Tensor, float, bool, Tensor | None], tuple[Tensor, Tensor]]
+"""(query, key, value, scale, causal, bias) -> (output, float32 lse); causal needs as many queries as keys."""
 
 
-def _tile(
-    kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, mask: BandMask, row: int, scale: float
+def _flash_cpu(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    own, rows = row + mask.past, query.shape[2]  # column of the first query
-    last = slice(own, own + rows)
-    parts = [kernel(query, key[:, :, last], value[:, :, last], scale, True, None)]
-    edge = slice(max(0, own - mask.window), max(0, own - mask.window + rows))
-    if own >= mask.window:
-        output, lse = kernel(query.flip(2), key[:, :, edge].flip(2), value[:, :, edge].flip(2), scale, True, None)
-        parts.append((output.flip(2), lse.flip(2)))
-        middle = slice(edge.stop, own)
-    else:
-        middle = slice(0, own)
-    if middle.stop > middle.start:
-        parts.append(kernel(query, key[:, :, middle], value[:, :, middle], scale, False, None))
-    return merge(*parts)
+    """torch's flash attention for the CPU."""
+    value_dim = value.shape[-1]
+    width = max(query.shape[-1], value_dim)  # one width for all three: MLA has narrower values
+    query, key, value = (F.pad(t, (0, width - t.shape[-1])) if t.shape[-1] < width else t for t in (query, key, value))
+    output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, causal, attn_mask=bias, scale=scale
+    )
+    return output[..., :value_dim], lse.float()
+
+
+def _efficient_cuda(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """torch's memory-efficient attention for CUDA."""
+    group = query.shape[1] // key.shape[1]
+    key, value = (
+        repeat(t, "batch kv_head key dim -> batch (kv_head group) key dim", group=group) for t in (key, value)
+    )
+    if bias is not None:  # the kernel wants rows aligned to 16 bytes
+        rows, columns = query.shape[2], key.shape[2]
+        padded = F.pad(bias, (0, -columns % 8))[..., :columns]
+        bias = padded.expand(query.shape[0], query.shape[1], rows, columns)
+    output, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, bias, True, 0.0, causal, scale=scale
+    )
+    return output, lse[:, :, : query.shape[2]].float()
+
+
+KERNELS: dict[str, Kernel] = {"cpu": _flash_cpu, "cuda": _efficient_cuda}
+
+
+@lru_cache
+def fused_kernel(device: str, dtype: torch.dtype) -> Kernel | None:
+    """The fused kernel of a device type for a dtype; None, with one warning, where it fails or disagrees."""
+    kernel, fault = KERNELS.get(device), None
+    if kernel is None or (dtype == torch.float64 and device == "cuda"):
+        return None
+    try:
+        error = _disagreement(kernel, device, dtype)
+        if not error < 1:
+            fault = (
+                f"torch's fused attention on {device} in {dtype} misses its tolerance {error:.1f} times over in a "
+                "self-check"
+            )
+    except (RuntimeError, AttributeError, TypeError, NotImplementedError) as problem:
+        fault = f"no fused attention with log-sum-exp for {dtype} on {device} ({problem})"
+    if fault is None:
+        return kernel
+    warnings.warn(f"{fault}; sinkscope computes blockwise, which is slower", stacklevel=2)
+    return None
+
+
+@torch.no_grad()
+def _disagreement(kernel: Kernel, device: str, dtype: torch.dtype) -> float:
+    """Largest error of a kernel on small cases (causal, full and biased, grouped heads), 1 being what is tolerated.
+
+    An output is rounded to its dtype; an lse is formed in float32, from half-precision products 6e-5 off on the CPU.
+    """
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 24, 16, generator=generator).to(device, dtype) for heads in (4, 2, 2))
+    hidden = torch.ones(24, 24, dtype=torch.bool, device=device).triu(1)
+    lowest = torch.finfo(dtype).min
+    bias = torch.zeros(1, 1, 24, 24, device=device, dtype=dtype).masked_fill(hidden, lowest)
+    worst = 0.0
+    for causal, given in ((True, None), (False, None), (False, bias)):
+        output, lse = kernel(query, key, value, 0.3, causal, given)
+        scores = query.double() @ key.double().repeat_interleave(2, 1).transpose(-1, -2) * 0.3
+        if causal or given is not None:
+            scores = scores.masked_fill(hidden, float("-inf"))
+        expected = scores.softmax(-1) @ value.double().repeat_interleave(2, 1)
+        output_error = float((output - expected).abs().max()) / (16 * torch.finfo(dtype).eps)
+        lse_error = float((lse - scores.logsumexp(-1)).abs().max()) / (1e-5 if dtype.itemsize >= 4 else 5e-4)
+        worst = max(worst, output_error, lse_error)
+    return worst
 
 
 BLOCK_ENTRIES = 1 << 22  # scores held at once by the blockwise path
@@ -123,13 +183,14 @@ def attend(
             return new
         return merge(kernel(query, key[:, :, :past], value[:, :, :past], scale, False, None), new)
     if isinstance(mask, BandMask) and mask.window >= WIDE_BAND:
-        return attend_band(kernel, query, key, value, mask, scale)
+        return _attend_band(kernel, query, key, value, mask, scale)
     parts = []
     for rows in ranges(0, query.shape[2], FUSED_ROWS):
         seen = mask.columns(rows, key.shape[2])
-        bias = additive(mask, rows, seen, query)
+        bias = query.new_zeros(*mask.outer, rows.stop - rows.start, seen.stop - seen.start)
+        mask.hide(bias, rows, seen)
         parts.append(kernel(query[:, :, rows], key[:, :, seen], value[:, :, seen], scale, False, bias))
-    return torch.cat([output for output, _ in parts], 2), torch.cat([lse for _, lse in parts], 2)
+    return _joined(parts)
 
 
 def _all_seen(kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -141,17 +202,74 @@ def _all_seen(kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, scale: 
     return output, rearrange(lse, "batch kv_head (group query) -> batch (kv_head group) query", query=rows)
 
 
+def _attend_band(
+    kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, mask: BandMask, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention under a band: of each tile of queries the triangles at both ends, and what lies between them."""
+    rows, early = query.shape[2], max(0, mask.window - mask.past)  # before `early` nothing has left the window
+    tiles = []
+    for tile in ranges(0, min(rows, early), mask.window) + ranges(min(rows, early), rows, mask.window):
+        queries, height = query[:, :, tile], tile.stop - tile.start
+        own = tile.start + mask.past  # column of the first query
+        last, middle = slice(own, own + height), slice(0, own)
+        parts = [kernel(queries, key[:, :, last], value[:, :, last], scale, True, None)]
+        if own >= mask.window:
+            edge = slice(own - mask.window, own - mask.window + height)
+            turned = (queries.flip(2), key[:, :, edge].flip(2), value[:, :, edge].flip(2))
+            output, lse = kernel(*turned, scale, True, None)
+            parts.append((output.flip(2), lse.flip(2)))
+            middle = slice(edge.stop, own)
+        if middle.stop > middle.start:
+            parts.append(kernel(queries, key[:, :, middle], value[:, :, middle], scale, False, None))
+        tiles.append(merge(*parts))
+    return _joined(tiles)
+
+
+def _joined(parts: Sequence[tuple[Tensor, Tensor]], dim: int = 2) -> tuple[Tensor, Tensor]:
+    outputs, lses = zip(*parts, strict=True)
+    return torch.cat(outputs, dim), torch.cat(lses, dim)
+
+
 def scores_of(
     query: Tensor, key: Tensor, mask: Mask, rows: slice, columns: slice, scale: float, softcap: float | None
 ) -> Tensor:
     """Scores [batch, head, rows, columns] of a block in float32, hidden entries at the lowest float."""
     queries = rearrange(query[:, :, rows], GROUPED, kv_head=key.shape[1]).float() * scale
     scores = queries @ key[:, :, None, columns].float().mT
-    scores = rearrange(scores, "batch kv_head group query key -> batch (kv_head group) query key")
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = capped(rearrange(scores, "batch kv_head group query key -> batch (kv_head group) query key"), softcap)
     mask.hide(scores, rows, columns)
     return scores
+
+
+def capped(scores: Tensor, softcap: float | None) -> Tensor:
+    """Scores as the softmax sees them."""
+    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+
+
+def weigh_values(weights: Tensor, value: Tensor) -> Tensor:
+    """``sum_j weight_j value_j`` [batch, head, query, dim] in float32, of weights [batch, head, query, key]."""
+    grouped = rearrange(weights, GROUPED, kv_head=value.shape[1]) @ value[:, :, None].float()
+    return rearrange(grouped, "batch kv_head group query dim -> batch (kv_head group) query dim")
+
+
+def in_blocks(block: Callable[..., tuple[Tensor, ...]], rows: int, entries: int, *states: Tensor) -> tuple[Tensor, ...]:
+    """What ``block(rows, *states)`` gives for all queries, each of which takes `entries` scores, without autocast.
+
+    `states` are all tensors that a gradient may flow to.
+    """
+
+    def run(part: slice, *states: Tensor) -> tuple[Tensor, ...]:
+        with torch.autocast(states[0].device.type, enabled=False):
+            return block(part, *states)
+
+    gradient = _wants_gradient(*states)
+    blocks = []
+    for part in ranges(0, rows, max(1, BLOCK_ENTRIES // entries)):
+        if gradient:  # keep no block's weights for the backward pass: they would add up to T x T
+            blocks.append(checkpoint(run, part, *states, use_reentrant=False))
+        else:
+            blocks.append(run(part, *states))
+    return tuple(torch.cat(each, 2) for each in zip(*blocks, strict=True))
 
 
 def _blockwise(
@@ -159,28 +277,16 @@ def _blockwise(
 ) -> tuple[Tensor, Tensor]:
     """The reference path: any device, soft-capped scores, gradients for output and lse."""
 
-    def block(query: Tensor, key: Tensor, value: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-        with torch.autocast(query.device.type, enabled=False):
-            return in_float32(query, key, value, rows, columns)
-
-    def in_float32(query: Tensor, key: Tensor, value: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+    def block(rows: slice, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        columns = mask.columns(rows, key.shape[2])
         scores = scores_of(query, key, mask, rows, columns, scale, softcap)
         lse = scores.logsumexp(-1)
-        weights = rearrange((scores - lse[..., None]).exp(), GROUPED, kv_head=key.shape[1])
-        output = weights @ value[:, :, None, columns].float()
-        output = rearrange(output, "batch kv_head group query dim -> batch (kv_head group) query dim")
+        output = weigh_values((scores - lse[..., None]).exp(), value[:, :, columns])
         return output.to(query.dtype), lse
 
-    gradient = _wants_gradient(query, key, value)
-    step = max(1, BLOCK_ENTRIES // (query.shape[0] * query.shape[1] * key.shape[2]))
-    parts = []
-    for rows in ranges(0, query.shape[2], step):
-        columns = mask.columns(rows, key.shape[2])
-        if gradient:  # keep no block's weights for the backward pass: they would add up to T x T
-            parts.append(checkpoint(block, query, key, value, rows, columns, use_reentrant=False))
-        else:
-            parts.append(block(query, key, value, rows, columns))
-    return torch.cat([output for output, _ in parts], 2), torch.cat([lse for _, lse in parts], 2)
+    batch, heads, rows, _ = query.shape
+    output, lse = in_blocks(block, rows, batch * heads * key.shape[2], query, key, value)
+    return output, lse
 
 
 def _wants_gradient(*tensors: Tensor) -> bool:
@@ -203,28 +309,6 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
             f"query, key and value have shapes {shapes[0]}, {shapes[1]} and {shapes[2]}; expected [batch, head, query, "
             "dim], [batch, kv_head, key, dim] and [batch, kv_head, key, value_dim], with heads a multiple of kv_heads."
         )
-
-
-class KeySet(NamedTuple):
-    """Keys, and the queries as these keys see them.
-
-    Attributes:
-        query: [batch, head, query, dim].
-        key, value: [batch, kv_head, key, dim].
-        mask: which of the keys each query sees.
-        bias: added to the logits of all of them.
-    """
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    mask: Mask
-    bias: float = 0.0
-
-    def attended(self, scale: float, softcap: float | None) -> tuple[Tensor, Tensor]:
-        """Attention of the queries over this set alone, and its log-sum-exp."""
-        output, lse = attend(self.query, self.key, self.value, self.mask, scale=scale, softcap=softcap)
-        return output, lse + self.bias if self.bias else lse
 
 
 CHUNK = 2048
@@ -252,21 +336,14 @@ def attend_split(
     count = key.shape[2] // chunk
     if count < 2:
         return attend(query, key, value, FullMask(), scale=scale)
-    rows = [
-        _chunked(*row, count, chunk, scale) for row in zip(query.split(1), key.split(1), value.split(1), strict=True)
-    ]
-    parts = (torch.cat([output for output, _ in rows]), torch.cat([lse for _, lse in rows]))
+    parts = []
+    for row, *states in zip(query.split(1), key.split(1), value.split(1), strict=True):
+        # the chunks of one sequence as a batch, without copying a key
+        keys, values = (state[0, :, : count * chunk].unflatten(1, (count, chunk)).transpose(0, 1) for state in states)
+        output, lse = attend(row.expand(count, -1, -1, -1), keys, values, FullMask(), scale=scale)
+        parts.append(merge(*zip(output[:, None], lse[:, None], strict=True)))
+    whole = _joined(parts, 0)
     if key.shape[2] == count * chunk:
-        return parts
-    return merge(
-        parts, attend(query, key[:, :, count * chunk :], value[:, :, count * chunk :], FullMask(), scale=scale)
-    )
-
-
-def _chunked(
-    query: Tensor, key: Tensor, value: Tensor, count: int, chunk: int, scale: float | None
-) -> tuple[Tensor, Tensor]:
-    """One sequence: its chunks as a batch, without copying a key."""
-    keys, values = (state[0, :, : count * chunk].unflatten(1, (count, chunk)).transpose(0, 1) for state in (key, value))
-    output, lse = attend(query.expand(count, -1, -1, -1), keys, values, FullMask(), scale=scale)
-    return merge(*zip(output[:, None], lse[:, None], strict=True))
+        return whole
+    key, value = (state[:, :, count * chunk :] for state in (key, value))
+    return merge(whole, attend(query, key, value, FullMask(), scale=scale))

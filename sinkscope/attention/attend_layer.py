@@ -11,54 +11,43 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
-from einops import rearrange
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from sinkscope.attention.attend import BLOCK_ENTRIES, GROUPED, KeySet, scores_of
-from sinkscope.attention.masks import CausalMask, Mask, is_hidden, ranges
+from sinkscope.attention.attend import attend, in_blocks, scores_of, weigh_values
+from sinkscope.attention.masks import CausalMask, Mask, is_hidden
 from sinkscope.errors import SinkscopeError
 
 if TYPE_CHECKING:
     from sinkscope.attention.eviction import Eviction
 
-
 LEAK = 1e-6  # weight on a hidden key that is no more than rounding
 
 
 class ScoreByScore(Protocol):
-    """A normaliser whose weights each follow from their own score."""
+    """As `sinkscope.normalisers.Pointwise`."""
 
-    def weigh(self, scores: Tensor, lse: Tensor, seen: Tensor) -> Tensor:
-        """Weights of a block of scores, as in `sinkscope.normalisers.Pointwise`."""
+    def weigh(self, scores: Tensor, lse: Tensor, seen: Tensor) -> Tensor: ...
 
 
 class WholeRows(Protocol):
-    """A normaliser whose weights follow from whole rows of scores."""
+    """As `sinkscope.normalisers.Normaliser`."""
 
-    def weights(self, scores: Tensor) -> Tensor:
-        """Weights of scores [batch, head, query, key], as in `sinkscope.normalisers.Normaliser`."""
+    def weights(self, scores: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Weighing:
     """How one layer makes weights of its scores.
 
-    Attributes:
-        virtual_logit: [head] logit of a key of value 0 that joins the denominator, minus infinity in a head that has
-            none; or None where no head has one.
-        pointwise: the normaliser that replaces softmax, each weight following from its own score; or None.
-        whole: the normaliser that replaces softmax and needs whole rows of scores; or None.
-        heads: booleans [head], where that normaliser acts; everywhere when None.
-        count: how many heads there are in the whole layer, and `head` which of them this is; None for all.
+    A normaliser that replaces softmax is `pointwise`, each weight following from its own score, or needs `whole` rows.
     """
 
-    virtual_logit: Tensor | None = None
+    virtual_logit: Tensor | None = None  # [head] of a key of value 0 in the denominator, -inf in a head without one
     pointwise: ScoreByScore | None = None
     whole: WholeRows | None = None
-    heads: Tensor | None = None
-    count: int = 1
-    head: int | None = None
+    heads: Tensor | None = None  # booleans [head], where that normaliser acts; everywhere when None
+    count: int = 1  # heads in the whole layer
+    head: int | None = None  # which of them this is; None for all
 
     @property
     def replaces_softmax(self) -> bool:
@@ -83,21 +72,15 @@ class Weighing:
         """Softmax attention and its lse, with the virtual key let into the denominator."""
         if self.virtual_logit is None:
             return output, lse
-        logit = self.virtual_logit[None, :, None]
-        return output * torch.sigmoid(lse - logit)[..., None].to(output.dtype), torch.logaddexp(lse, logit)
-
-    def in_its_heads(self, replaced: Tensor, softmax: Tensor) -> Tensor:
-        """Outputs [batch, head, query, dim] of the normaliser where it acts, of softmax elsewhere."""
-        return replaced if self.heads is None else torch.where(self.heads[:, None, None], replaced, softmax)
+        share = torch.sigmoid(lse - self.virtual_logit[None, :, None])
+        return output * share[..., None].to(output.dtype), self.denominator(lse)
 
     def replaced(self, scores: Tensor, lse: Tensor, seen: Tensor) -> Tensor:
-        """Weights of a normaliser that replaces softmax, in all heads.
+        """Weights of a normaliser that replaces softmax, in all heads or in the one head of this weighing.
 
         Args:
-            scores: [batch, head, query, key], the lowest float where a key is hidden; whole rows of all heads, or of
-                the one head of this weighing.
-            lse: [batch, head, query, 1] log-sum-exp over all keys the query sees.
-            seen: [batch or 1, head or 1, query, 1] how many those are.
+            scores: whole rows [batch, head, query, key].
+            lse, seen: [batch or 1, head or 1, query, 1] log-sum-exp of the keys that are seen, and how many those are.
         """
         if self.pointwise is not None:
             return self.pointwise.weigh(scores, lse, seen)
@@ -124,6 +107,11 @@ class Weighing:
 
 PLAIN = Weighing()
 """Softmax as it is."""
+
+
+def by_head(heads: Tensor | None, inside: Tensor, outside: Tensor) -> Tensor:
+    """Numbers [batch, head, query, last] of one kind in some heads, of another one in the rest; in all when None."""
+    return inside if heads is None else torch.where(heads[:, None, None], inside, outside)
 
 
 def whole_rows(normaliser: WholeRows, scores: Tensor) -> Tensor:
@@ -157,72 +145,8 @@ def whole_rows(normaliser: WholeRows, scores: Tensor) -> Tensor:
     return weights.to(scores.dtype)
 
 
-def weighted_sum(
-    sets: Sequence[KeySet], lse: Tensor, weighing: Weighing, scale: float, softcap: float | None
-) -> list[Tensor]:
-    """What each of some disjoint sets of keys contributes under a normaliser that replaces softmax.
-
-    Args:
-        sets: the sets; queries alike in number.
-        lse: [batch, head, query] log-sum-exp over all of them.
-
-    Returns:
-        For each set ``sum_j weight_j value_j`` [batch, head, query, dim], float32.
-    """
-    rows = sets[0].query.shape[2]
-    seen = sum((part.mask.seen(slice(0, rows), part.key.shape[2]) for part in sets), torch.zeros(())).to(lse)
-
-    def block(lse: Tensor, rows: slice, *states: Tensor) -> tuple[Tensor, ...]:
-        with torch.autocast(lse.device.type, enabled=False):
-            scores, values = [], []
-            for number, part in enumerate(sets):
-                query, key, value = states[3 * number : 3 * number + 3]
-                columns = part.mask.columns(rows, key.shape[2])
-                scores.append(scores_of(query, key, part.mask, rows, columns, scale, softcap) + part.bias)
-                values.append(value[:, :, None, columns].float())
-            weights = weighing.replaced(torch.cat(scores, -1), lse[:, :, rows, None], seen[:, :, rows, None])
-            sums = []
-            for part, value in zip(weights.split([each.shape[-1] for each in scores], -1), values, strict=True):
-                output = rearrange(part, GROUPED, kv_head=value.shape[1]) @ value
-                sums.append(rearrange(output, "batch kv_head group query dim -> batch (kv_head group) query dim"))
-            return tuple(sums)
-
-    states = [state for part in sets for state in (part.query, part.key, part.value)]
-    gradient = torch.is_grad_enabled() and any(state.requires_grad for state in states)
-    batch, heads = sets[0].query.shape[:2]
-    step = max(1, BLOCK_ENTRIES // (batch * heads * sum(part.key.shape[2] for part in sets)))
-    blocks = []
-    for part in ranges(0, rows, step):
-        # keep no block's weights for the backward pass: they would add up to T x T
-        if gradient:
-            blocks.append(checkpoint(block, lse, part, *states, use_reentrant=False))
-        else:
-            blocks.append(block(lse, part, *states))
-    return [torch.cat(each, 2) for each in zip(*blocks, strict=True)]
-
-
-class Attended(NamedTuple):
-    """What attention gave.
-
-    Attributes:
-        output: [batch, head, query, dim].
-        lse: [batch, head, query] logarithm of the denominator, a virtual key included.
-        shift: [batch, head, query] to be added to an anchor's logit before `lse` is taken off for its weight; or None.
-    """
-
-    output: Tensor
-    lse: Tensor
-    shift: Tensor | None = None
-
-
 class Block(NamedTuple):
-    """Queries of a layer with the keys they are given, and how scores are made.
-
-    Attributes:
-        query: [batch, head, query, dim].
-        key, value: [batch, kv_head, key, dim].
-        start: position of the first query.
-    """
+    """Queries [batch, head, query, dim], the first at position `start`, keys and values [batch, kv_head, key, dim]."""
 
     query: Tensor
     key: Tensor
@@ -233,19 +157,77 @@ class Block(NamedTuple):
 
     def rows(self, first: int, last: int) -> Block:
         """Only the queries from row `first` on and before row `last`, with the keys up to the last of them."""
-        keys = self.key.shape[2] - self.query.shape[2] + last
-        key, value = self.key[:, :, :keys], self.value[:, :, :keys]
-        return self._replace(query=self.query[:, :, first:last], key=key, value=value, start=self.start + first)
+        past = self.key.shape[2] - self.query.shape[2]
+        return self.at(slice(past + last))._replace(query=self.query[:, :, first:last], start=self.start + first)
+
+    def at(self, places: slice | list[int]) -> Block:
+        """With some of the keys only."""
+        return self._replace(key=self.key[:, :, places], value=self.value[:, :, places])
+
+
+class KeySet(NamedTuple):
+    """Keys, with the queries as these keys see them, which of them each query sees, and a bias on their logits."""
+
+    block: Block
+    mask: Mask
+    bias: float = 0.0
+
+    def attended(self) -> tuple[Tensor, Tensor]:
+        """Attention of the queries over this set alone, and its log-sum-exp."""
+        query, key, value, _, scale, softcap = self.block
+        output, lse = attend(query, key, value, self.mask, scale=scale, softcap=softcap)
+        return output, lse + self.bias if self.bias else lse
+
+
+def weighted_sums(sets: Sequence[KeySet], lse: Tensor, weighing: Weighing) -> list[Tensor]:
+    """What each of some disjoint sets of keys contributes under a normaliser that replaces softmax.
+
+    That is ``sum_j weight_j value_j`` [batch, head, query, dim] in float32, from the log-sum-exp [batch, head, query]
+    over all of them.
+    """
+    counts = [part.block.key.shape[2] for part in sets]
+    batch, heads, rows, _ = sets[0].block.query.shape
+    seen = sum(
+        (part.mask.seen(slice(0, rows), keys) for part, keys in zip(sets, counts, strict=True)), torch.zeros(())
+    ).to(lse)
+
+    def sums(rows: slice, lse: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        scores, values = [], []
+        for part, query, key, value in zip(sets, states[::3], states[1::3], states[2::3], strict=True):
+            columns = part.mask.columns(rows, key.shape[2])
+            scores.append(scores_of(query, key, part.mask, rows, columns, *part.block[4:]) + part.bias)
+            values.append(value[:, :, columns])
+        weights = weighing.replaced(torch.cat(scores, -1), lse[:, :, rows, None], seen[:, :, rows, None])
+        return tuple(map(weigh_values, weights.split([each.shape[-1] for each in scores], -1), values))
+
+    states = [state for part in sets for state in part.block[:3]]
+    return list(in_blocks(sums, rows, batch * heads * sum(counts), lse, *states))
+
+
+class Attended(NamedTuple):
+    """What attention gave."""
+
+    output: Tensor  # [batch, head, query, dim]
+    lse: Tensor  # [batch, head, query] logarithm of the denominator, a virtual key included
+    shift: Tensor | None = None  # [batch, head, query] to add to an anchor's logit before `lse` is taken off
+
+
+def joined(parts: Sequence[Attended]) -> Attended:
+    """What attention gave for one range of queries after the other."""
+    return _combined(parts, lambda states: torch.cat(states, 2))
+
+
+def _combined(parts: Sequence[Attended], combine: Callable[[list[Tensor]], Tensor]) -> Attended:
+    output, lse = (combine(list(states)) for states in list(zip(*parts, strict=True))[:2])
+    if all(part.shift is None for part in parts):
+        return Attended(output, lse)
+    return Attended(output, lse, combine([torch.zeros_like(p.lse) if p.shift is None else p.shift for p in parts]))
 
 
 def attend_layer(block: Block, mask: Mask, evictions: Sequence[Eviction], weighing: Weighing) -> Attended:
-    """Attention of one layer.
+    """Attention of one layer, under a mask alone or under evictions in disjoint heads.
 
-    Args:
-        block: the queries; under an eviction with the keys in the order that one asks for.
-        mask: which keys the queries see without an eviction.
-        evictions: the policy on this layer, in disjoint heads; they need plain causal attention.
-        weighing: the normaliser on this layer.
+    Evictions need plain causal attention, and the keys in the order that they ask for.
     """
     if not evictions:
         return attend_dense(block, mask, weighing)
@@ -256,26 +238,21 @@ def attend_layer(block: Block, mask: Mask, evictions: Sequence[Eviction], weighi
     if not bool(acting.any(0).all()):
         parts.append(attend_dense(block, CausalMask(block.key.shape[2] - block.query.shape[2]), weighing))
         acting = torch.cat([acting, ~acting.any(0, keepdim=True)])
-    return _in_their_heads(acting.to(block.query.device), parts)
+
+    def in_their_heads(states: list[Tensor]) -> Tensor:
+        mixed = states[0]
+        for heads, state in zip(acting.to(mixed.device)[1:], states[1:], strict=True):
+            mixed = torch.where(heads.view(-1, *[1] * (mixed.dim() - 2)), state, mixed)
+        return mixed
+
+    return _combined(parts, in_their_heads)
 
 
 def attend_dense(block: Block, mask: Mask, weighing: Weighing) -> Attended:
     """Attention of one layer without an eviction."""
-    given = KeySet(block.query, block.key, block.value, mask)
-    output, lse = weighing.normalised(*given.attended(block.scale, block.softcap))
+    given = KeySet(block, mask)
+    output, lse = weighing.normalised(*given.attended())
     if weighing.replaces_softmax:
-        (sums,) = weighted_sum([given], lse, weighing, block.scale, block.softcap)
-        output = weighing.in_its_heads(sums.to(output.dtype), output)
+        (sums,) = weighted_sums([given], lse, weighing)
+        output = by_head(weighing.heads, sums.to(output.dtype), output)
     return Attended(output, lse)
-
-
-def _in_their_heads(acting: Tensor, parts: Sequence[Attended]) -> Attended:
-    """Each part in its own heads: booleans [part, head]."""
-    output, lse = torch.zeros_like(parts[0].output), torch.zeros_like(parts[0].lse)
-    shift = None if all(part.shift is None for part in parts) else torch.zeros_like(lse)
-    for heads, part in zip(acting, parts, strict=True):
-        output = torch.where(heads[:, None, None], part.output, output)
-        lse = torch.where(heads[:, None], part.lse, lse)
-        if shift is not None and part.shift is not None:
-            shift = torch.where(heads[:, None], part.shift, shift)
-    return Attended(output, lse, shift)

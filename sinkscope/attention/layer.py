@@ -10,12 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from sinkscope.attention.attend import scores_of
-from sinkscope.attention.attend_layer import PLAIN, Weighing
+from sinkscope.attention.attend import capped, scores_of
+from sinkscope.attention.attend_layer import PLAIN, Weighing, by_head
 from sinkscope.attention.eviction import Eviction
 from sinkscope.attention.masks import ALL, FullMask, Mask, is_hidden, ranges
 
@@ -86,6 +87,8 @@ class Layer(ABC):
     virtual_logit: Tensor | None = None
     output: Tensor | None = None
 
+    _by_query: ClassVar[tuple[str, ...]] = ("lse", "output")  # what has one entry for each query
+
     @property
     def rows(self) -> int:
         """Queries in this forward pass."""
@@ -108,13 +111,9 @@ class Layer(ABC):
     def tiles(self) -> Iterator[Tile]:
         """All the layer's probabilities, tile by tile."""
 
-    @abstractmethod
-    def sequence(self, batch: int, rows: Tensor, columns: Tensor, start: int, key_start: int) -> Layer:
-        """The layer for one sequence of the batch, with only its real tokens left."""
-
-    @abstractmethod
-    def one_head(self, batch: int, head: int, rows: Tensor) -> Layer:
+    def one_head(self, batch: int, head: int, rows: Tensor) -> Self:
         """Some queries of one head of one sequence, with all their keys."""
+        return self.part(batch, rows, head=head)
 
     def probabilities(self, rows: slice, columns: slice) -> Tensor:
         """Probabilities [sequence, head, rows, columns] in float32: ``exp(logit - lse)``."""
@@ -122,58 +121,74 @@ class Layer(ABC):
 
     def weights(self, logits: Tensor, rows: slice, columns: slice) -> Tensor:
         """The probabilities of some logits, made in their place where that can be."""
-        return logits.sub_(self.lse[:, :, rows, None]).exp_()
+        return self._logs(logits, ALL, rows).exp_()
+
+    def _logs(self, scores: Tensor, heads: slice, rows: slice) -> Tensor:
+        """Logarithms of the weights of some scores, in their place."""
+        return scores.sub_(self.lse[:, heads, rows, None])
+
+    def _row_tiles(self, keys: int) -> Iterator[Tile]:
+        """Tiles of whole rows of all heads."""
+        sequences, heads, _ = self.lse.shape
+        columns = slice(0, keys)
+        for rows in ranges(0, self.rows, max(1, TILE_ENTRIES // (sequences * heads * keys))):
+            yield Tile.from_logs(slice(0, heads), rows, columns, self._logs(self.logits(rows, columns), ALL, rows))
+
+    def part(
+        self, batch: int, rows: Tensor, columns: Tensor | slice = ALL, head: int | None = None, **fields: Any
+    ) -> Self:
+        """Some queries and keys of one sequence, in one head or in all, with some other fields."""
+        kv_head = None if head is None or self.key is None else head * self.key.shape[1] // self.heads
+        for names, one, places in ((self._by_query, head, rows), (("key", "value"), kv_head, columns)):
+            for name in names:
+                states = getattr(self, name)
+                if states is not None:
+                    heads = ALL if one is None else slice(one, one + 1)
+                    fields[name] = states[batch : batch + 1, heads][:, :, places]
+        return replace(self, **fields)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FusedLayer(Layer):
-    """A layer whose attention went through `attend_layer`.
-
-    Attributes:
-        query, key: as attention saw them; `mask` says which keys each query sees.
-        evictions: the policy on this layer, in disjoint heads, and the `shift` of its anchors' logits (see `Attended`).
-        weighing: the normaliser on this layer.
-    """
+    """A layer whose attention went through `attend_layer`."""
 
     query: Tensor
     key: Tensor
     mask: Mask
     scale: float
     softcap: float | None = None
-    evictions: tuple[Eviction, ...] = ()
-    shift: Tensor | None = None
-    weighing: Weighing = PLAIN
+    evictions: tuple[Eviction, ...] = ()  # the policy on it, in disjoint heads
+    shift: Tensor | None = None  # of the logits of their anchors, as in `Attended`
+    weighing: Weighing = PLAIN  # the normaliser on it
+
+    _by_query: ClassVar[tuple[str, ...]] = ("lse", "output", "query", "shift")
 
     def logits(self, rows: slice, columns: slice) -> Tensor:
         scores = scores_of(self.query, self.key, self.mask, rows, columns, self.scale, self.softcap)
         for eviction, keys, places in self._anchors_among(columns):
             key = self.key[:, :, keys]
             given = (FullMask(), rows, slice(0, len(keys)), self.scale, self.softcap)
-            seen = self._shifted(scores_of(self._toward_anchors(eviction), key, *given), ALL, rows)
-            scores[..., places] = _where(eviction.heads, seen, scores[..., places])
+            seen = self._shifted(scores_of(eviction.toward_anchors(self.query, self.start), key, *given), ALL, rows)
+            scores[..., places] = by_head(eviction.heads, seen, scores[..., places])
         if self.evictions:
             self.mask.hide(scores, rows, columns)
         return scores
 
     def weights(self, logits: Tensor, rows: slice, columns: slice) -> Tensor:
         if self.weighing.whole is None:
-            return self._logs(logits, ALL, rows).exp_()
+            return super().weights(logits, rows, columns)
         every = self.logits(rows, slice(0, self.key.shape[2]))  # such a normaliser needs whole rows
-        return self._logs(every, ALL, rows).exp_()[..., columns]
+        return super().weights(every, rows, columns)[..., columns]
 
     def tiles(self) -> Iterator[Tile]:
         sequences, kv_heads, keys, _ = self.key.shape
         if self.weighing.whole is not None:
-            for rows in ranges(0, self.rows, max(1, TILE_ENTRIES // (sequences * self.heads * keys))):
-                columns = slice(0, keys)
-                yield Tile.from_logs(
-                    slice(0, self.heads), rows, columns, self._logs(self.logits(rows, columns), ALL, rows)
-                )
+            yield from self._row_tiles(keys)
             return
         group = self.heads // kv_heads
         width = min(keys, TILE_COLUMNS)
         height = max(1, TILE_ENTRIES // (sequences * group * width))
-        turned = {eviction: self._toward_anchors(eviction) for eviction in self.evictions}
+        turned = {eviction: eviction.toward_anchors(self.query, self.start) for eviction in self.evictions}
         for kv_head in range(kv_heads):
             heads = slice(kv_head * group, (kv_head + 1) * group)
             query = self.query[:, heads].float() * self.scale
@@ -182,52 +197,28 @@ class FusedLayer(Layer):
                 stacked = query[:, :, rows].flatten(1, 2)  # one product for all heads that share the keys
                 seen = self.mask.columns(rows, keys)
                 for columns in ranges(seen.start, seen.stop, width):
-                    scores = self._capped((stacked @ key[..., columns]).unflatten(1, (group, -1)))
+                    scores = capped((stacked @ key[..., columns]).unflatten(1, (group, -1)), self.softcap)
                     for eviction, anchors, places in self._anchors_among(columns):
                         turned_rows = turned[eviction][:, heads, rows].float().flatten(1, 2) * self.scale
-                        part = self._capped((turned_rows @ key[..., anchors]).unflatten(1, (group, -1)))
+                        part = capped((turned_rows @ key[..., anchors]).unflatten(1, (group, -1)), self.softcap)
                         acting = None if eviction.heads is None else eviction.heads[heads]
-                        scores[..., places] = _where(acting, self._shifted(part, heads, rows), scores[..., places])
+                        scores[..., places] = by_head(acting, self._shifted(part, heads, rows), scores[..., places])
                     self.mask.hide(scores, rows, columns, heads)
                     yield Tile.from_logs(heads, rows, columns, self._logs(scores, heads, rows))
 
-    def sequence(self, batch: int, rows: Tensor, columns: Tensor, start: int, key_start: int) -> Layer:
-        return replace(
-            self,
-            lse=self.lse[batch : batch + 1, :, rows],
-            query=self.query[batch : batch + 1, :, rows],
-            mask=self.mask.restricted(batch, rows, columns),
-            start=start,
-            key_start=key_start,
-            key=self.key[batch : batch + 1, :, columns],
-            value=_picked(self.value, batch, columns),
-            output=_picked(self.output, batch, rows),
-            shift=None if self.shift is None else self.shift[batch : batch + 1, :, rows],
-        )
-
-    def one_head(self, batch: int, head: int, rows: Tensor) -> FusedLayer:
-        kv_head = head * self.key.shape[1] // self.heads
-        columns = torch.arange(self.key.shape[2], device=rows.device)
-        return replace(
-            self,
-            evictions=tuple(part for eviction in self.evictions for part in eviction.in_head(head)),
-            weighing=self.weighing.in_head(head),
-            shift=None if self.shift is None else self.shift[batch : batch + 1, head : head + 1, rows],
-            lse=self.lse[batch : batch + 1, head : head + 1, rows],
-            query=self.query[batch : batch + 1, head : head + 1, rows],
-            mask=self.mask.restricted(batch, rows, columns, head),
-            key=self.key[batch : batch + 1, kv_head : kv_head + 1],
-            value=None if self.value is None else self.value[batch : batch + 1, kv_head : kv_head + 1],
-            output=None if self.output is None else self.output[batch : batch + 1, head : head + 1, rows],
-        )
+    def part(
+        self, batch: int, rows: Tensor, columns: Tensor | slice = ALL, head: int | None = None, **fields: Any
+    ) -> Self:
+        if head is not None:
+            fields["evictions"] = tuple(part for eviction in self.evictions for part in eviction.in_head(head))
+            fields["weighing"] = self.weighing.in_head(head)
+        places = torch.arange(self.key.shape[2], device=rows.device)[columns]
+        mask = self.mask.restricted(batch, rows, places, head)
+        return super().part(batch, rows, columns, head, mask=mask, **fields)
 
     def _logs(self, scores: Tensor, heads: slice, rows: slice) -> Tensor:
-        """Logarithms of the weights of some scores, in their place."""
         lse = self.lse[:, heads, rows, None]
         return self.weighing.logs(scores, lse, lambda: self.mask.seen(rows, self.key.shape[2]), heads)
-
-    def _capped(self, scores: Tensor) -> Tensor:
-        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
     def _anchors_among(self, columns: slice) -> Iterator[tuple[Eviction, list[int], list[int]]]:
         """By eviction: keys of some columns that see the queries in another way, and their places among the columns."""
@@ -236,10 +227,6 @@ class FusedLayer(Layer):
                 keys = [key for key in eviction.anchors if columns.start <= key < columns.stop]
                 if keys:
                     yield eviction, keys, [key - columns.start for key in keys]
-
-    def _toward_anchors(self, eviction: Eviction) -> Tensor:
-        """The queries as the anchors of an eviction see them."""
-        return eviction.toward_anchors(self.query, self.start) if eviction.turns else self.query
 
     def _shifted(self, scores: Tensor, heads: slice, rows: slice) -> Tensor:
         return scores if self.shift is None else scores + self.shift[:, heads, rows, None]
@@ -251,44 +238,17 @@ class ScoredLayer(Layer):
 
     scores: Tensor
 
+    _by_query: ClassVar[tuple[str, ...]] = ("lse", "output", "scores")
+
     def logits(self, rows: slice, columns: slice) -> Tensor:
         part = self.scores[:, :, rows, columns]
         return part.float().masked_fill(is_hidden(part), torch.finfo(torch.float32).min)
 
     def tiles(self) -> Iterator[Tile]:
-        sequences, heads, rows, keys = self.scores.shape
-        height = max(1, TILE_ENTRIES // (sequences * heads * keys))
-        everything, columns = slice(0, heads), slice(0, keys)
-        for block in ranges(0, rows, height):
-            logs = self.logits(block, columns) - self.lse[:, :, block, None]
-            yield Tile.from_logs(everything, block, columns, logs)
+        return self._row_tiles(self.scores.shape[3])
 
-    def sequence(self, batch: int, rows: Tensor, columns: Tensor, start: int, key_start: int) -> Layer:
-        return replace(
-            self,
-            lse=self.lse[batch : batch + 1, :, rows],
-            scores=self.scores[batch : batch + 1, :, rows][..., columns],
-            start=start,
-            key_start=key_start,
-            key=_picked(self.key, batch, columns),
-            value=_picked(self.value, batch, columns),
-        )
-
-    def one_head(self, batch: int, head: int, rows: Tensor) -> ScoredLayer:
-        alone = slice(head, head + 1)
-        return replace(
-            self,
-            lse=self.lse[batch : batch + 1, alone, rows],
-            scores=self.scores[batch : batch + 1, alone, rows],
-            key=None,
-            value=None,
-        )
-
-
-def _where(heads: Tensor | None, inside: Tensor, outside: Tensor) -> Tensor:
-    """Scores [sequence, head, query, key] of one kind in some heads, of another one in the rest."""
-    return inside if heads is None else torch.where(heads[:, None, None], inside, outside)
-
-
-def _picked(states: Tensor | None, batch: int, columns: Tensor) -> Tensor | None:
-    return None if states is None else states[batch : batch + 1, :, columns]
+    def part(
+        self, batch: int, rows: Tensor, columns: Tensor | slice = ALL, head: int | None = None, **fields: Any
+    ) -> Self:
+        part = super().part(batch, rows, columns, head, **fields)
+        return replace(part, scores=part.scores[..., columns])

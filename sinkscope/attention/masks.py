@@ -7,16 +7,15 @@ softmax all the same, and no `inf - inf` can turn a row that sees nothing into N
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 ALL = slice(None)
-HIDDEN_BELOW = (
-    -1e4
-)  # no score is as low, and every way to hide a key is lower: infinity, or the lowest float16 and less
+# no score is as low, and every way to hide a key is lower: infinity, or the lowest float16 and less
+HIDDEN_BELOW = -1e4
 
 
 def is_hidden(scores: Tensor) -> Tensor:
@@ -29,27 +28,30 @@ def ranges(start: int, stop: int, step: int) -> list[slice]:
     return [slice(first, min(first + step, stop)) for first in range(start, stop, step)]
 
 
-class Mask(Protocol):
+class Mask(ABC):
     """The visibility of keys to queries."""
 
-    def columns(self, rows: slice, key_length: int) -> slice:
-        """The smallest range of columns that holds every key some query in `rows` may see."""
+    outer: tuple[int, ...] = (1, 1)  # sequences and heads that it tells apart
 
+    def columns(self, rows: slice, key_length: int) -> slice:
+        """A range of columns that holds every key some query in `rows` may see."""
+        return slice(0, key_length)
+
+    @abstractmethod
     def hide(self, scores: Tensor, rows: slice, columns: slice, heads: slice = ALL) -> None:
         """Fill the hidden entries of `scores` [batch, heads, rows, columns] in place."""
 
+    @abstractmethod
     def seen(self, rows: slice, key_length: int) -> Tensor:
         """How many keys each query sees: [batch or 1, head or 1, rows]."""
 
+    @abstractmethod
     def restricted(self, batch: int, rows: Tensor, columns: Tensor, head: int | None = None) -> Mask:
         """The mask of one sequence of the batch (and one head), with only the given rows and columns left."""
 
 
-class FullMask:
+class FullMask(Mask):
     """Every query sees every key (encoders, vision models)."""
-
-    def columns(self, rows: slice, key_length: int) -> slice:
-        return slice(0, key_length)
 
     def hide(self, scores: Tensor, rows: slice, columns: slice, heads: slice = ALL) -> None:
         pass
@@ -61,7 +63,7 @@ class FullMask:
         return self
 
 
-class CausalMask:
+class CausalMask(Mask):
     """Query `i` sees the keys up to column `i + past`, where `past` keys were there before the first query."""
 
     def __init__(self, past: int = 0) -> None:
@@ -86,7 +88,7 @@ class CausalMask:
         return IndexedMask(lambda b, h, q, k: k <= q + self.past, batch, rows, columns)
 
 
-class BandMask:
+class BandMask(Mask):
     """Query `i` sees its own column, `i + past`, and the `window` columns before it."""
 
     def __init__(self, past: int, window: int) -> None:
@@ -110,14 +112,27 @@ class BandMask:
         )
 
 
-class IndexedMask:
+class VisibleMask(Mask):
+    """A mask that answers with booleans."""
+
+    @abstractmethod
+    def visible(self, rows: slice, columns: slice, heads: slice = ALL) -> Tensor:
+        """Which keys are seen, [batch, heads or 1, rows, columns]."""
+
+    def hide(self, scores: Tensor, rows: slice, columns: slice, heads: slice = ALL) -> None:
+        scores.masked_fill_(~self.visible(rows, columns, heads), torch.finfo(scores.dtype).min)
+
+    def seen(self, rows: slice, key_length: int) -> Tensor:
+        return self.visible(rows, slice(0, key_length)).sum(-1)
+
+
+class IndexedMask(VisibleMask):
     """A mask given as a function of (batch, head, query, key) indices: transformers' own `mask_function`.
 
     Args:
-        function: broadcasts over index tensors and returns booleans, True where the key may be seen.
-        batch: the sequences of the batch, an index tensor or one index.
-        rows, columns: the indices, in the function's terms, of each query and key of the attention call.
-        vectorised: False when the function takes scalars only and has to be mapped over its indices.
+        function: gives booleans, True where the key may be seen; of broadcast index tensors if `vectorised`, else of
+            scalars only.
+        batch, rows, columns: the indices of each sequence, query and key of the attention call.
     """
 
     def __init__(
@@ -130,13 +145,12 @@ class IndexedMask:
     ) -> None:
         self.function, self.rows, self.column_indices = function, rows, columns
         self.batch = torch.as_tensor([batch] if isinstance(batch, int) else batch, device=rows.device)
-        self.vectorised = vectorised
+        self.vectorised, self.outer = vectorised, (len(self.batch), 1)
         # one mask serves many layers, so each range is looked at once
-        self._extent: dict[tuple[int, int], tuple[int, int]] = {}
+        self._extent: dict[tuple[int, int], slice] = {}
         self._nothing_hidden: dict[tuple[int, int, int, int], bool] = {}
 
-    def visible(self, rows: slice, columns: slice) -> Tensor:
-        """Booleans [batch, 1, rows, columns]."""
+    def visible(self, rows: slice, columns: slice, heads: slice = ALL) -> Tensor:
         head = torch.zeros(1, dtype=torch.long, device=self.rows.device)
         query, key = self.rows[rows], self.column_indices[columns]
         if self.vectorised:
@@ -152,8 +166,8 @@ class IndexedMask:
         if asked not in self._extent:
             seen = self.visible(rows, slice(0, key_length)).flatten(0, 2).any(0).nonzero().flatten()
             # a block that sees nothing (padding) still needs one column for its kernels
-            self._extent[asked] = (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, 1)
-        return slice(*self._extent[asked])
+            self._extent[asked] = slice(int(seen[0]), int(seen[-1]) + 1) if len(seen) else slice(0, 1)
+        return self._extent[asked]
 
     def hide(self, scores: Tensor, rows: slice, columns: slice, heads: slice = ALL) -> None:
         asked = (rows.start, rows.stop, columns.start, columns.stop)
@@ -164,67 +178,45 @@ class IndexedMask:
             self._nothing_hidden[asked] = bool(seen.all())
         scores.masked_fill_(~seen, torch.finfo(scores.dtype).min)
 
-    def seen(self, rows: slice, key_length: int) -> Tensor:
-        return self.visible(rows, slice(0, key_length)).sum(-1)
-
     def restricted(self, batch: int, rows: Tensor, columns: Tensor, head: int | None = None) -> Mask:
         sequence = int(self.batch[batch])
         return IndexedMask(self.function, sequence, self.rows[rows], self.column_indices[columns], self.vectorised)
 
 
-class TensorMask:
+class TensorMask(VisibleMask):
     """A mask, or an additive bias, that the model or its user made as a tensor [batch, head, query, key]."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+        self.tensor, self.outer = tensor, tensor.shape[:2]
 
-    def columns(self, rows: slice, key_length: int) -> slice:
-        return slice(0, key_length)
+    def _part(self, rows: slice, columns: slice, heads: slice) -> Tensor:
+        return self.tensor[:, heads if self.tensor.shape[1] > 1 else ALL, rows, columns]
+
+    def visible(self, rows: slice, columns: slice, heads: slice = ALL) -> Tensor:
+        part = self._part(rows, columns, heads)
+        return part if part.dtype == torch.bool else ~(part <= torch.finfo(part.dtype).min / 2)
 
     def hide(self, scores: Tensor, rows: slice, columns: slice, heads: slice = ALL) -> None:
-        part = self.tensor[:, heads if self.tensor.shape[1] > 1 else ALL, rows, columns]
-        lowest = torch.finfo(scores.dtype).min
-        if part.dtype == torch.bool:
-            scores.masked_fill_(~part, lowest)
-        else:
-            scores.add_(part.to(scores.dtype)).masked_fill_(part <= torch.finfo(part.dtype).min / 2, lowest)
-
-    def seen(self, rows: slice, key_length: int) -> Tensor:
-        part = self.tensor[:, :, rows, :key_length]
-        return (part if part.dtype == torch.bool else part > torch.finfo(part.dtype).min / 2).sum(-1)
+        if self.tensor.dtype != torch.bool:
+            scores.add_(self._part(rows, columns, heads).to(scores.dtype))
+        super().hide(scores, rows, columns, heads)
 
     def restricted(self, batch: int, rows: Tensor, columns: Tensor, head: int | None = None) -> Mask:
         sequence = min(batch, len(self.tensor) - 1)
-        several = head is not None and self.tensor.shape[1] > 1
-        heads = slice(head, head + 1) if several and head is not None else ALL
+        heads = ALL if head is None or self.tensor.shape[1] == 1 else slice(head, head + 1)
         return TensorMask(self.tensor[sequence : sequence + 1, heads][:, :, rows][..., columns])
 
 
-class LastSeenMask:
-    """Query `i` sees a key up to its own column that has not been dropped before.
-
-    Args:
-        last_seen: [batch, head, key] the last query that sees each key.
-        rows: places of the queries.
-    """
+class LastSeenMask(VisibleMask):
+    """Queries at places `rows` see keys up to their own, until the last query [batch, head, key] that sees each."""
 
     def __init__(self, last_seen: Tensor, rows: Tensor, columns: Tensor | None = None) -> None:
         self.last_seen, self.rows = last_seen, rows
         self.column_indices = torch.arange(last_seen.shape[2], device=rows.device) if columns is None else columns
 
     def visible(self, rows: slice, columns: slice, heads: slice = ALL) -> Tensor:
-        """Booleans [batch, heads, rows, columns]."""
         query, key = self.rows[rows, None], self.column_indices[columns]
         return (key <= query) & (query <= self.last_seen[:, heads, None, columns])
-
-    def columns(self, rows: slice, key_length: int) -> slice:
-        return slice(0, min(key_length, len(self.column_indices)))
-
-    def hide(self, scores: Tensor, rows: slice, columns: slice, heads: slice = ALL) -> None:
-        scores.masked_fill_(~self.visible(rows, columns, heads), torch.finfo(scores.dtype).min)
-
-    def seen(self, rows: slice, key_length: int) -> Tensor:
-        return self.visible(rows, slice(0, key_length)).sum(-1)
 
     def restricted(self, batch: int, rows: Tensor, columns: Tensor, head: int | None = None) -> Mask:
         heads = ALL if head is None else slice(head, head + 1)
@@ -232,13 +224,8 @@ class LastSeenMask:
         return LastSeenMask(last_seen, self.rows[rows], self.column_indices[columns])
 
 
-class PerHeadMask:
-    """One mask in some heads, another one in the rest.
-
-    Args:
-        chosen: booleans [head].
-        inside, outside: the mask of the chosen heads, and of the others.
-    """
+class PerHeadMask(Mask):
+    """One mask in the chosen heads (booleans [head]), another one in the rest."""
 
     def __init__(self, chosen: Tensor, inside: Mask, outside: Mask) -> None:
         self.chosen, self.inside, self.outside = chosen, inside, outside
@@ -262,19 +249,6 @@ class PerHeadMask:
             return (self.inside if self.chosen[head] else self.outside).restricted(batch, rows, columns, head)
         both = (mask.restricted(batch, rows, columns) for mask in (self.inside, self.outside))
         return PerHeadMask(self.chosen, *both)
-
-
-def additive(mask: Mask, rows: slice, columns: slice, like: Tensor) -> Tensor:
-    """The mask of a block as a bias [batch, head, rows, columns] in the dtype of `like`, as fused kernels take it."""
-    batch, heads = 1, 1
-    if isinstance(mask, IndexedMask):
-        batch = len(mask.batch)
-    elif isinstance(mask, TensorMask):
-        batch, heads = mask.tensor.shape[:2]
-    shape = (batch, heads, rows.stop - rows.start, columns.stop - columns.start)
-    bias = torch.zeros(shape, dtype=like.dtype, device=like.device)
-    mask.hide(bias, rows, columns)
-    return bias
 
 
 def _map_over_indices(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import groupby
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -54,10 +56,7 @@ class Placed:
 
     @property
     def definition(self) -> str:
-        """A hash of what its repr does not tell: the code of a class from outside the package, and numbers in tensors.
-
-        Empty where there is nothing of the kind.
-        """
+        """A hash of the code of a class from outside the package and of numbers in tensors; empty without any."""
         parts = [_code(cls) for cls in type(self).__mro__ if not is_ours(cls)]
         parts += [_content(value) for value in self.settings.values()]
         told = "".join(parts)
@@ -106,10 +105,9 @@ def is_ours(cls: type) -> bool:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    try:
+    with suppress(RuntimeError, ValueError, TypeError):  # tensors of several numbers
         return one is other or bool(one == other)
-    except (RuntimeError, ValueError, TypeError):  # tensors of several numbers
-        return False
+    return False
 
 
 def _code(cls: type) -> str:
@@ -119,20 +117,15 @@ def _code(cls: type) -> str:
         function = getattr(member, "fget", None) or getattr(member, "__func__", None) or member
         if isinstance(function, FunctionType):
             used = [function.__defaults__, *(cell.cell_contents for cell in function.__closure__ or ())]
-            told.append(f"{name} {_instructions(function.__code__)} {''.join(map(_constant, used))}")
+            told.append(f"{name} {_constant(function)} {''.join(map(_constant, used))}")
     return "\n".join(told)
-
-
-def _instructions(code: CodeType) -> str:
-    return f"{code.co_code.hex()} {code.co_names} {''.join(map(_constant, code.co_consts))}"
 
 
 def _constant(value: Any) -> str:
     """A value that code uses, without the places in memory that a repr may tell."""
-    if isinstance(value, CodeType):
-        return _instructions(value)
-    if isinstance(value, FunctionType):
-        return _instructions(value.__code__)
+    code = value.__code__ if isinstance(value, FunctionType) else value
+    if isinstance(code, CodeType):
+        return f"{code.co_code.hex()} {code.co_names} {''.join(map(_constant, code.co_consts))}"
     return _content(value) or re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
@@ -181,10 +174,8 @@ def _spans(numbers: Sequence[int]) -> str:
     """Numbers with runs joined: 0-3 5 7-8; what is no number as it is."""
     if not all(isinstance(number, (int, np.integer)) for number in numbers):
         return " ".join(map(str, numbers))
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return " ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    spans = []
+    for _, run in groupby(enumerate(sorted(numbers)), lambda placed: placed[1] - placed[0]):
+        first, *others = (number for _, number in run)
+        spans.append(f"{first}-{others[-1]}" if others else f"{first}")
+    return " ".join(spans)

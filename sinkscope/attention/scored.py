@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from einops import rearrange, reduce
+import torch.nn.functional as F
+from einops import reduce
 from torch import Tensor
 
-from sinkscope.attention.attend import GROUPED, KeySet, scores_of
-from sinkscope.attention.attend_layer import Attended, Block, Weighing
-from sinkscope.attention.eviction import Eviction, in_heads
+from sinkscope.attention.attend import scores_of, weigh_values
+from sinkscope.attention.attend_layer import Attended, Block, Weighing, joined
+from sinkscope.attention.eviction import Eviction
 from sinkscope.attention.masks import CausalMask, LastSeenMask, Mask
 from sinkscope.errors import SinkscopeError
 
@@ -42,8 +43,7 @@ class HeldKeys:
 
     def per_kv_head(self, values: Tensor) -> Tensor:
         """Numbers [sequence, head, key] averaged over the query heads that share keys: [sequence, kv_head, key]."""
-        shared = {"kv_head": self.key.shape[1]}
-        return reduce(values, "sequence (kv_head group) key -> sequence kv_head key", "mean", **shared)
+        return reduce(values, "sequence (kv_head group) key -> sequence kv_head key", "mean", kv_head=self.key.shape[1])
 
 
 class Scoring(Protocol):
@@ -60,18 +60,12 @@ class Scoring(Protocol):
 
 @dataclass(eq=False)
 class Memory:
-    """What a layer holds of the texts read so far, and its scores; nothing before the first token.
+    """What a layer holds of the texts read so far, and its scores; nothing before the first token."""
 
-    Attributes:
-        places, scores: [sequence, kv_head, key].
-        pending: [sequence, head, query, key] weights of the queries read so far of a chunk that has not ended; or None.
-        holds_all: whether the cache keeps every key of the text, or only these.
-    """
-
-    places: Tensor | None = None
-    scores: Tensor | None = None
-    pending: Tensor | None = None
-    holds_all: bool = True
+    places: Tensor | None = None  # [sequence, kv_head, key]
+    scores: Tensor | None = None  # [sequence, kv_head, key]
+    pending: Tensor | None = None  # [sequence, head, query, key] weights of the queries of a chunk that has not ended
+    holds_all: bool = True  # whether the cache keeps every key of the text, or only these
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         """What it holds by name, for a checkpoint."""
@@ -81,37 +75,31 @@ class Memory:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], prefix: str, device: torch.device, holds_all: bool = True) -> Memory:
         """The memory whose `tensors` these were."""
-        places, scores, pending = (tensors.get(prefix + name) for name in ("places", "scores", "pending"))
-        moved = [None if states is None else states.to(device) for states in (places, scores, pending)]
-        return cls(moved[0], moved[1], moved[2], holds_all)
+        given = (tensors.get(prefix + name) for name in ("places", "scores", "pending"))
+        places, scores, pending = (None if states is None else states.to(device) for states in given)
+        return cls(places, scores, pending, holds_all)
+
+
+@dataclass(eq=False)
+class _Run:
+    """What changes while a text is read: the memory of its cache, and until when each key was seen."""
+
+    memory: Memory = field(default_factory=Memory)
+    cache: Any = None
+    filled: weakref.ref[Any] | None = None
+    last_seen: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoredEviction(Eviction):
-    """The keys with the highest scores.
-
-    Attributes:
-        policy: gives the scores.
-        layer: which of the attention layers this is, counted from 0.
-        run: what changes while a text is read.
-    """
+    """The keys with the highest scores, in the attention layer with this number, counted from 0."""
 
     policy: Scoring
     layer: int = 0
-    run: _Run = field(default_factory=lambda: _Run())
-
-    @property
-    def anchors(self) -> tuple[int, ...]:
-        return ()
-
-    def rest(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> list[KeySet]:
-        raise NotImplementedError("which keys are seen is known once attention has been computed")
+    run: _Run = field(default_factory=_Run)
 
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        raise NotImplementedError("which keys are seen differs from head to head")
-
-    def mean_values(self, value: Tensor, start: int, rows: int) -> Tensor:
-        raise NotImplementedError("there are no anchors whose values could be replaced")
+        raise NotImplementedError("which keys are seen is known once attention has been computed, head by head")
 
     def begin(self, cache: Any, start: int) -> None:
         self.run.cache = cache if hasattr(cache, "keep") else None  # it drops the keys that the policy drops
@@ -152,18 +140,17 @@ class ScoredEviction(Eviction):
                 for held, states in ((key, block.key), (value, block.value))
             )
             places = torch.cat([memory.places, own[:, :, first:last]], 2)
-            previous = torch.nn.functional.pad(memory.scores, (0, last - first))
+            scores = F.pad(memory.scores, (0, last - first))
             part = block._replace(query=block.query[:, :, first:last], key=key, value=value, start=block.start + first)
             attended, weights = _with_weights(part, weighing)
             outputs.append(attended)
             if memory.pending is not None:
-                earlier = torch.nn.functional.pad(memory.pending, (0, last - first))
-                weights = torch.cat([earlier, weights], 2)
-            memory.places, memory.scores, memory.pending = places, previous, weights
+                weights = torch.cat([F.pad(memory.pending, (0, last - first)), weights], 2)
+            memory.places, memory.scores, memory.pending = places, scores, weights
             first = last
             if (block.start + last) % self.policy.chunk:
                 continue
-            scores = self._scores(HeldKeys(weights, previous, places, key, value))
+            scores = self._scores(HeldKeys(weights, scores, places, key, value))
             if places.shape[2] > self.policy.budget:
                 kept = self._kept(scores)
                 dropped = torch.ones_like(scores, dtype=torch.bool).scatter_(2, kept, False)
@@ -174,13 +161,13 @@ class ScoredEviction(Eviction):
             memory.places, memory.scores, memory.pending = places, scores, None
         if run.cache is not None:
             run.cache.keep(self.layer, key, value)
-        return Attended(*(torch.cat(states, 2) for states in list(zip(*outputs, strict=True))[:2]))
+        return joined(outputs)
 
-    def mask(self, query: Tensor, start: int, plain: Mask) -> Mask:
+    def mask(self, query: Tensor, start: int) -> Mask:
         assert self.run.last_seen is not None
         rows = torch.arange(start, start + query.shape[2], device=query.device)
         group = query.shape[1] // self.run.last_seen.shape[1]
-        return in_heads(self.heads, LastSeenMask(self.run.last_seen.repeat_interleave(group, 1), rows), plain)
+        return LastSeenMask(self.run.last_seen.repeat_interleave(group, 1), rows)
 
     def _scores(self, held: HeldKeys) -> Tensor:
         scores = self.policy.score(held)
@@ -203,16 +190,6 @@ class ScoredEviction(Eviction):
         return torch.cat([best.sort(-1).values, last], 2)
 
 
-@dataclass(eq=False)
-class _Run:
-    """What changes while a text is read: the memory of its cache, and until when each key was seen."""
-
-    memory: Memory = field(default_factory=Memory)
-    cache: Any = None
-    filled: weakref.ref[Any] | None = None
-    last_seen: Tensor | None = None
-
-
 def _with_weights(block: Block, weighing: Weighing) -> tuple[Attended, Tensor]:
     """Attention of a few queries over keys that are all in their past but the last, and its weights."""
     count, keys = block.query.shape[2], block.key.shape[2]
@@ -221,9 +198,7 @@ def _with_weights(block: Block, weighing: Weighing) -> tuple[Attended, Tensor]:
         scores = scores_of(block.query, block.key, mask, rows, columns, block.scale, block.softcap)
         lse = weighing.denominator(scores.logsumexp(-1))
         weights = weighing.logs(scores, lse[..., None], lambda: mask.seen(rows, keys)).exp_()
-        grouped = rearrange(weights, GROUPED, kv_head=block.key.shape[1])
-        output = grouped @ block.value[:, :, None].float()
-        output = rearrange(output, "batch kv_head group query dim -> batch (kv_head group) query dim")
+        output = weigh_values(weights, block.value)
     return Attended(output.to(block.query.dtype), lse), weights
 
 

@@ -32,7 +32,7 @@ def layer_evictions(policy: Policy, model: nn.Module, anatomy: Anatomy) -> list[
     """
     if not isinstance(policy, Policy):
         raise SinkscopeError(f"{policy!r} is not a policy; give an instance such as sinkscope.SinkWindow(4, 1020).")
-    check_policy_place(policy, model, anatomy)
+    policy.check_place(anatomy.numbers, query_heads(model), key_value_heads(model))
     policy.check()
     if policy.is_dense:
         return [()] * len(anatomy.parts)
@@ -46,14 +46,18 @@ def layer_evictions(policy: Policy, model: nn.Module, anatomy: Anatomy) -> list[
             f"{type(model).__name__} does not use transformers' attention interface, so its attention cannot follow a "
             "policy in one forward pass; use sinkscope.perplexity or a SinkCache, which go token by token."
         )
-    natives = _own_windows(policy, model, anatomy)
-    if policy.kept is None and None not in natives:
-        raise SinkscopeError(
-            f"every layer of {type(model).__name__} slides over its own window, so there is none whose keys "
-            f"`{policy.name}` could act on; give a policy with a window."
-        )
     if policy.kept is not None:
+        natives = native_windows(model, len(anatomy.parts))
         find_rotations(model)  # or the reason why keys cannot leave a cache of this model
+    else:  # keys can be acted on in layers that have no cache of their own
+        check_unchunked(model)
+        windows = cached_windows(model)
+        natives = [windows.get(number) for number in anatomy.numbers]
+        if None not in natives:
+            raise SinkscopeError(
+                f"every layer of {type(model).__name__} slides over its own window, so there is none whose keys "
+                f"`{policy.name}` could act on; give a policy with a window."
+            )
     slides = [None in natives and native is not None for native in natives]
     return [
         () if sliding or not policy.acts_in(part.number) else _bound(policy, model, index, part)
@@ -82,29 +86,11 @@ def _bound(policy: Policy, model: nn.Module, index: int, part: Part) -> tuple[Ev
     return tuple(bound)
 
 
-def check_policy_place(policy: Policy, model: nn.Module, anatomy: Anatomy) -> None:
-    """Raise SinkscopeError when a policy names layers or heads that a model does not have."""
-    policy.check_place(anatomy.numbers, query_heads(model), key_value_heads(model))
-
-
-def _own_windows(policy: Policy, model: nn.Module, anatomy: Anatomy) -> list[int | None]:
-    """The windows of the attention layers; keys can be acted on in layers that have no cache of their own."""
-    if policy.kept is not None:
-        return native_windows(model, len(anatomy.parts))
-    check_unchunked(model)
-    windows = cached_windows(model)
-    return [windows.get(number) for number in anatomy.numbers]
-
-
 def native_windows(model: Any, layers: int) -> list[int | None]:
     """The model's own sliding window in each attention layer, in tokens, that being read included; None for full ones.
 
-    Args:
-        model: a decoder.
-        layers: how many attention layers it has; each needs one of its own in the cache.
-
     Raises:
-        SinkscopeError: attention in chunks (llama4); other layers in the cache, or layers that share one (gemma3n).
+        SinkscopeError: attention in chunks (llama4); other than `layers` layers in the cache, or shared ones (gemma3n).
     """
     check_unchunked(model)
     windows = list(cached_windows(model).values())
@@ -117,11 +103,7 @@ def native_windows(model: Any, layers: int) -> list[int | None]:
 
 
 def check_limits(model: nn.Module, policy: Policy, tokens: int) -> None:
-    """Refuse, or warn of, a policy that leads beyond the positions a model was made for.
-
-    Raises:
-        SinkscopeError: as `limit_notes`.
-    """
+    """Refuse, or warn of, a policy that leads beyond the positions a model was made for, as `limit_notes` says."""
     for note in limit_notes(model, policy, tokens):
         warn(note)
 

@@ -19,23 +19,12 @@ from torch import Tensor
 
 from sinkscope.attention.layer import Layer
 from sinkscope.errors import SinkscopeError
-from sinkscope.probes import (
-    HiddenProbe,
-    LayerProbe,
-    Measured,
-    Measurements,
-    Probe,
-    TileProbe,
-    Variable,
-)
+from sinkscope.probes import HiddenProbe, LayerProbe, Measured, Measurements, Probe, TileProbe, Variable
 
-
-class Declared(NamedTuple):
-    """What a probe measured in one layer, with the variable that it declared for it."""
-
-    variable: Variable
-    values: Tensor
-    coords: dict[str, np.ndarray]
+OF_THE_RECORD = ("sequence", "layer", "token", "token_id", "length")
+FOLLOWING = ("query", "token", "map_query")  # dimensions along which a later forward pass continues
+WHOLE = torch.iinfo(torch.int32).max
+OWN_PAGES = 32 << 20  # bytes from which malloc gives an array pages of its own instead of a place on the heap
 
 
 def checked_probes(probes: Iterable[Probe], layers: Sequence[int]) -> tuple[Probe, ...]:
@@ -43,41 +32,40 @@ def checked_probes(probes: Iterable[Probe], layers: Sequence[int]) -> tuple[Prob
     given = tuple(probes) if isinstance(probes, Iterable) else (probes,)
     makers: dict[str, Probe] = {}
     for probe in given:
+        kind = type(probe).__name__
         if not isinstance(probe, Probe):
             raise SinkscopeError(f"{probe!r} is not a probe; give instances such as sinkscope.SinkMass(first=4).")
         if not isinstance(probe, (LayerProbe, TileProbe, HiddenProbe)):
             raise SinkscopeError(
-                f"{type(probe).__name__} is a probe of no kind, so it would look at nothing; derive it from "
-                "sinkscope.LayerProbe, TileProbe or HiddenProbe."
+                f"{kind} is a probe of no kind, so it would look at nothing; derive it from sinkscope.LayerProbe, "
+                "TileProbe or HiddenProbe."
             )
         if sum(type(other) is type(probe) for other in given) > 1:
-            raise SinkscopeError(
-                f"{type(probe).__name__} is given twice, and both would write the same variable; give it once."
-            )
+            raise SinkscopeError(f"{kind} is given twice, and both would write the same variable; give it once.")
         for name, variable in probe.makes.items():
             if not isinstance(variable, Variable) or variable.dims[:1] != ("sequence",):
                 raise SinkscopeError(
-                    f"{type(probe).__name__} declares `{name}` as {variable!r}; expected a sinkscope.Variable whose "
-                    'first dimension is "sequence".'
+                    f"{kind} declares `{name}` as {variable!r}; expected a sinkscope.Variable whose first dimension is "
+                    '"sequence".'
                 )
             if "layer" in variable.dims or len({*variable.dims, name}) <= len(variable.dims) or name in OF_THE_RECORD:
                 raise SinkscopeError(
-                    f"{type(probe).__name__} declares `{name}` with the dimensions {variable.dims}; each needs a name "
-                    f"of its own, and the record itself has {', '.join(OF_THE_RECORD)}."
+                    f"{kind} declares `{name}` with the dimensions {variable.dims}; each needs a name of its own, and "
+                    f"the record itself has {', '.join(OF_THE_RECORD)}."
                 )
             other = makers.setdefault(name, probe)
             if other is not probe and other.makes[name] != variable:
                 raise SinkscopeError(
-                    f"{type(probe).__name__} and {type(other).__name__} both make `{name}`, and declare it otherwise; "
-                    "give one of them, or another name."
+                    f"{kind} and {type(other).__name__} both make `{name}`, and declare it otherwise; give one of "
+                    "them, or another name."
                 )
         probe.check(layers)
     return given
 
 
-def measure_layer(probes: Sequence[Probe], number: int, layer: Layer) -> dict[str, Declared]:
+def measure_layer(probes: Sequence[Probe], number: int, layer: Layer) -> dict[str, Measured]:
     """All that the probes measure in one layer; those that read every probability share one pass."""
-    measured: dict[str, Declared] = {}
+    measured: dict[str, Measured] = {}
     wanting = [probe for probe in probes if probe.wants(number)]
     for probe in wanting:
         if isinstance(probe, LayerProbe):
@@ -96,11 +84,7 @@ def measure_layer(probes: Sequence[Probe], number: int, layer: Layer) -> dict[st
 
 @contextmanager
 def unchanged(probe: Probe, *states: Any) -> Iterator[None]:
-    """A block in which a probe looks at some of the model's own states.
-
-    Raises:
-        SinkscopeError: it changed one of them in place, and so what the model goes on with.
-    """
+    """Raise SinkscopeError when a probe changes some of the model's own states in place."""
     watched = [each for each in states if isinstance(each, Tensor) and not each.is_inference()]
     versions = [each._version for each in watched]
     yield
@@ -111,12 +95,8 @@ def unchanged(probe: Probe, *states: Any) -> Iterator[None]:
         )
 
 
-def declared(probe: Probe, measured: Measurements) -> dict[str, Declared]:
-    """What a probe gave, as what it declared.
-
-    Raises:
-        SinkscopeError: a variable that it did not declare, or numbers of other dimensions.
-    """
+def declared(probe: Probe, measured: Measurements) -> dict[str, Measured]:
+    """What a probe gave, or SinkscopeError when it did not declare that, or with other dimensions."""
     if not isinstance(measured, Mapping):
         raise SinkscopeError(f"{type(probe).__name__} gave a {type(measured).__name__}; expected a mapping by name.")
     found = {}
@@ -124,10 +104,9 @@ def declared(probe: Probe, measured: Measurements) -> dict[str, Declared]:
         held = given if isinstance(given, Measured) else Measured(given)
         variable = probe.makes.get(name)
         if variable is None:
-            makes = ", ".join(probe.makes) or "nothing"
             raise SinkscopeError(
-                f"{type(probe).__name__} gave `{name}`, which it does not declare (its `makes` has {makes}); add "
-                f"{name!r}: sinkscope.Variable(dims=...) to it."
+                f"{type(probe).__name__} gave `{name}`, which it does not declare (its `makes` has "
+                f"{', '.join(probe.makes) or 'nothing'}); add {name!r}: sinkscope.Variable(dims=...) to it."
             )
         is_tensor = isinstance(held.values, Tensor)
         if not is_tensor or held.values.is_complex() or held.values.dim() != len(variable.dims):
@@ -136,88 +115,60 @@ def declared(probe: Probe, measured: Measurements) -> dict[str, Declared]:
                 f"{type(probe).__name__} gave `{name}` as {shape}; it declares a tensor of real numbers "
                 f"[{', '.join(variable.dims)}] for each layer."
             )
-        found[name] = Declared(variable, held.values, dict(held.coords))
+        found[name] = held
     return found
 
 
-OF_THE_RECORD = ("sequence", "layer", "token", "token_id", "length")
-WHOLE = torch.iinfo(torch.int32).max
-
-FOLLOWING = ("query", "token", "map_query")  # dimensions along which a later forward pass continues
-
-OWN_PAGES = 32 << 20  # bytes from which malloc gives an array pages of its own instead of a place on the heap
+Coords = Mapping[str, np.ndarray]
 
 
 @dataclass(eq=False)
 class Text:
-    """One sequence on its way through the model.
+    """One sequence on its way through the model."""
 
-    Attributes:
-        start: position of the first token measured.
-        token_ids: ids of the tokens measured so far, -1 for those that came as embeddings.
-        tokens: how many tokens were measured so far.
-        number: its place in the record, once a forward pass over it has finished.
-    """
-
-    start: int
-    token_ids: list[np.ndarray] = field(default_factory=list)
-    tokens: int = 0
-    number: int | None = None
-
-
-@dataclass
-class Pieces:
-    """What all pieces of one variable share; dims are those behind "sequence"."""
-
-    dims: tuple[str, ...]
-    coords: dict[str, np.ndarray]
-    averaged: bool
+    start: int  # position of the first token measured
+    token_ids: list[np.ndarray] = field(default_factory=list)  # measured so far, -1 for what came as embeddings
+    tokens: int = 0  # how many were measured so far
+    number: int | None = None  # its place in the record, once a forward pass over it has finished
 
 
 class Staged(NamedTuple):
     """One variable of the forward pass under way.
 
-    Attributes:
-        variable, texts: what the values are, and of which texts.
-        layers: the layers measured so far.
-        values: by layer; arrays [text, ...]. Small ones share one allocation, made once: anything that is allocated
-            layer by layer and stays pins a hole in the heap that the next layer's activations no longer fit into.
+    Of the `layers` measured so far `values` holds arrays [text, ...]. Small ones share one allocation, made once: what
+    is allocated layer by layer and stays pins a hole in the heap that the next layer's activations no longer fit into.
     """
 
-    variable: Pieces
+    coords: Coords
     texts: list[Text]
     layers: list[int]
     values: np.ndarray | list[np.ndarray | None]
 
 
 class Collector:
-    """Gathers measurements and makes the record.
+    """Gathers measurements of the attention layers with these numbers, and makes the record."""
 
-    Args:
-        layers: the number of each attention layer in the model.
-    """
-
-    def __init__(self, layers: list[int]) -> None:
+    def __init__(self, layers: list[int], probes: Iterable[Probe]) -> None:
         self.layers = layers
+        self.makes = {name: variable for probe in probes for name, variable in probe.makes.items()}
         self.texts: list[Text] = []
-        self.variables: dict[str, Pieces] = {}
-        self.pieces: dict[tuple[str, int, int], list[np.ndarray]] = defaultdict(list)  # by name, layer, text
-        self.sums: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+        self.coords: dict[str, Coords] = {}  # of each variable measured
+        self.pieces: dict[str, dict[tuple[int, int], list[np.ndarray]]] = defaultdict(dict)  # by name; by text, layer
+        self.sums: dict[str, dict[int, tuple[Any, Any]]] = defaultdict(dict)  # by name; by layer
         self._staged: dict[tuple[Any, ...], Staged] = {}
 
-    def add(self, layer: int, texts: list[Text], measurements: Mapping[str, Declared]) -> None:
+    def add(self, layer: int, texts: list[Text], measurements: Mapping[str, Measured]) -> None:
         """Stage what was measured in one layer (counted from 0) for some texts."""
         for name, measured in measurements.items():
             values = _numpy(measured.values)
-            variable = Pieces(measured.variable.dims[1:], measured.coords, measured.variable.averaged)
             key = (name, id(texts[0]), values.shape)
             if key not in self._staged:
                 count = len(self.layers)
                 small = values.nbytes < OWN_PAGES
                 room: Any = np.empty((count, *values.shape), values.dtype) if small else [None] * count
-                self._staged[key] = Staged(variable, texts, [], room)
+                self._staged[key] = Staged(measured.coords, texts, [], room)
             staged = self._staged[key]
-            _check_same(name, staged.variable, variable)
+            _check_same(name, staged.coords, measured.coords)
             staged.values[layer] = values
             staged.layers.append(layer)
 
@@ -227,10 +178,10 @@ class Collector:
 
     def check(self) -> None:
         """Raise SinkscopeError when the staged forward pass does not fit what was kept before."""
-        variables = dict(self.variables)
+        coords = dict(self.coords)
         for (name, *_), staged in self._staged.items():
-            _check_same(name, variables.setdefault(name, staged.variable), staged.variable)
-        self.variables = variables
+            _check_same(name, coords.setdefault(name, staged.coords), staged.coords)
+        self.coords = coords
 
     def commit(self, texts: list[Text]) -> None:
         """Keep a forward pass over these texts that finished and was checked."""
@@ -241,64 +192,47 @@ class Collector:
         for (name, *_), staged in self._staged.items():
             for layer in staged.layers:
                 values: Any = staged.values[layer]
-                if staged.variable.averaged:
-                    total, count = self.sums.get((name, layer), (0.0, 0))
-                    self.sums[name, layer] = (total + np.nansum(values, 0), count + np.isfinite(values).sum(0))
+                if self.makes[name].averaged:
+                    total, count = self.sums[name].get(layer, (0.0, 0))
+                    self.sums[name][layer] = (total + np.nansum(values, 0), count + np.isfinite(values).sum(0))
                     continue
                 for text, value in zip(staged.texts, values, strict=True):
                     assert text.number is not None
-                    self.pieces[name, layer, text.number].append(value)
+                    self.pieces[name].setdefault((text.number, layer), []).append(value)
         self.discard()
 
     def variable(self, name: str) -> xr.DataArray:
         """One variable as an array [sequence, layer, ...] over the layers it was measured in."""
-        known = self.variables[name]
-        if any(key[0] == name for key in self.sums):
-            means = {}
-            for (variable, layer), (total, count) in self.sums.items():
-                if variable == name:
-                    means[layer] = np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
-            stacked = self._stack(known, {(0, layer): mean for layer, mean in means.items()}, sequences=1)
-            return stacked[0].drop_vars("sequence")
-        joined = {
-            (sequence, layer): _join(chunks, known.dims)
-            for (variable, layer, sequence), chunks in self.pieces.items()
-            if variable == name
-        }
-        return self._stack(known, joined, sequences=len(self.texts))
+        if self.makes[name].averaged:
+            means = {
+                (0, layer): np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+                for layer, (total, count) in self.sums[name].items()
+            }
+            return self._stack(name, means, sequences=1)[0].drop_vars("sequence")
+        joined = {place: _join(chunks, self.makes[name].dims[1:]) for place, chunks in self.pieces[name].items()}
+        return self._stack(name, joined, sequences=len(self.texts))
 
-    def _stack(self, known: Pieces, arrays: dict[tuple[int, int], np.ndarray], sequences: int) -> xr.DataArray:
+    def _stack(self, name: str, arrays: dict[tuple[int, int], np.ndarray], sequences: int) -> xr.DataArray:
+        dims = self.makes[name].dims[1:]
         layers = sorted({layer for _, layer in arrays})
-        offset = {dim: [row.start if dim in FOLLOWING else 0 for row in self.texts] or [0] for dim in known.dims}
-        sizes = [
-            max(array.shape[axis] + offset[dim][sequence] for (sequence, _), array in arrays.items())
-            for axis, dim in enumerate(known.dims)
-        ]
+        spans = {}
+        for (sequence, layer), array in arrays.items():
+            starts = [self.texts[sequence].start if dim in FOLLOWING else 0 for dim in dims]
+            spans[sequence, layer] = tuple(slice(at, at + size) for at, size in zip(starts, array.shape, strict=True))
+        sizes = [max(span[axis].stop for span in spans.values()) for axis in range(len(dims))]
         kind = next(iter(arrays.values())).dtype
         stacked = np.full((sequences, len(layers), *sizes), np.nan if kind.kind == "f" else -1, dtype=kind)
-        for (sequence, layer), array in arrays.items():
-            place = tuple(
-                slice(offset[dim][sequence], offset[dim][sequence] + size)
-                for dim, size in zip(known.dims, array.shape, strict=True)
-            )
-            stacked[sequence, layers.index(layer)][place] = array
-        coords = {dim: np.arange(size) for dim, size in zip(known.dims, sizes, strict=True)} | known.coords
+        for (sequence, layer), span in spans.items():
+            stacked[sequence, layers.index(layer)][span] = arrays[sequence, layer]
+        coords = {dim: np.arange(size) for dim, size in zip(dims, sizes, strict=True)} | dict(self.coords[name])
         coords |= {"sequence": np.arange(sequences), "layer": np.asarray(self.layers)[layers]}
-        return xr.DataArray(stacked, dims=("sequence", "layer", *known.dims), coords=coords)
-
-    def check_finished(self) -> None:
-        """Raise SinkscopeError when no forward pass has finished."""
-        if not self.texts:
-            raise SinkscopeError("nothing was measured: no forward pass of the model finished while the scope was on.")
+        return xr.DataArray(stacked, dims=("sequence", "layer", *dims), coords=coords)
 
     def record(self) -> xr.Dataset:
-        """All that was measured, over all layers of the model.
-
-        Raises:
-            SinkscopeError: nothing was measured.
-        """
-        self.check_finished()
-        arrays = [self.variable(name).rename(name) for name in self.variables]
+        """All that was measured, over all layers of the model."""
+        if not self.texts:
+            raise SinkscopeError("nothing was measured: no forward pass of the model finished while the scope was on.")
+        arrays = [self.variable(name).rename(name) for name in self.coords]
         missing = {array.name: np.nan if array.dtype.kind == "f" else -1 for array in arrays}
         record = xr.merge(arrays, join="outer", fill_value=missing, compat="no_conflicts")
         if record.sizes.get("layer", len(self.layers)) != len(self.layers):
@@ -314,8 +248,8 @@ class Collector:
         )
 
 
-def _check_same(name: str, known: Pieces, new: Pieces) -> None:
-    if any(not np.array_equal(known.coords[dim], at) for dim, at in new.coords.items()):
+def _check_same(name: str, known: Coords, new: Coords) -> None:
+    if any(not np.array_equal(known[dim], at) for dim, at in new.items()):
         raise SinkscopeError(f"`{name}` has other cells or heads than before; pooled maps need texts of one length.")
 
 

@@ -33,22 +33,14 @@ Caches = WeakKeyDictionary[Cache, Filled]
 
 @dataclass
 class Forward:
-    """A forward pass under way.
+    """A forward pass under way."""
 
-    Attributes:
-        texts: the text in each row of the batch.
-        cache: the cache it was given, or None.
-        past: columns that the cache held before, padding included.
-        real: booleans [batch, column] over past and new columns, or None when there is no padding.
-        ids: [batch, token] of the new columns, or None (embeddings, vision models).
-    """
-
-    texts: list[Text]
-    cache: Cache | None
-    past: int
-    real: Tensor | None
-    ids: Tensor | None
-    tokens: int = 0
+    texts: list[Text]  # in the rows of the batch
+    cache: Cache | None  # that it was given
+    past: int  # columns that the cache held before, padding included
+    real: Tensor | None  # booleans [batch, column] over past and new columns; None when there is no padding
+    ids: Tensor | None  # [batch, token] of the new columns; None for embeddings and images
+    tokens: int = 0  # new columns, once a layer was seen
 
     def split(self, layer: Layer) -> Iterator[tuple[list[Text], Layer]]:
         """The layer without padding, with the texts it belongs to: one at a time where there was some."""
@@ -61,7 +53,8 @@ class Forward:
             key_columns = real[layer.key_start : layer.start + layer.rows].nonzero().flatten()
             if len(query_columns):
                 start, key_start = int(real[: layer.start].sum()), int(real[: layer.key_start].sum())
-                yield [self.texts[batch]], layer.sequence(batch, query_columns, key_columns, start, key_start)
+                alone = layer.part(batch, query_columns, key_columns, start=start, key_start=key_start)
+                yield [self.texts[batch]], alone
 
     def split_hidden(self, hidden: Tensor) -> Iterator[tuple[list[Text], Tensor]]:
         """Hidden states [batch, token, dim] without padding, as `split`."""
@@ -105,9 +98,17 @@ def read_forward(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
     cache = cache if isinstance(cache, Cache) else None
     past = 0 if cache is None else int(cache.get_seq_length())
     check_vocabulary(base, ids)
-    _check_positions(given.get("position_ids"), mask)
+    positions = given.get("position_ids")
+    if mask is None and isinstance(positions, Tensor) and positions.dim() == 2 and bool((positions.diff() < 0).any()):
+        raise SinkscopeError(
+            "the positions restart within a row: several texts packed into one cannot be told apart; give each its row."
+        )
     real = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask.all()) else None
-    batch = _batch_size(given)
+    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+    read = [tensors[name] for name in ("input_ids", "inputs_embeds", "pixel_values", *tensors) if name in tensors]
+    if not read:
+        raise SinkscopeError("the model was called with nothing to read; give it input_ids.")
+    batch = len(read[0])
     if past and cache is not None and cache in caches:
         _check_cache(cache, caches[cache], past, batch)
         texts = caches[cache].texts
@@ -116,34 +117,15 @@ def read_forward(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
     return Forward(texts, cache, past, real, ids)
 
 
-def _batch_size(given: dict[str, Any]) -> int:
-    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
-    for name in ("input_ids", "inputs_embeds", "pixel_values", *tensors):
-        if name in tensors:
-            return tensors[name].shape[0]
-    raise SinkscopeError("the model was called with nothing to read; give it input_ids.")
-
-
 def check_vocabulary(base: nn.Module, ids: Tensor | None) -> None:
     """Raise SinkscopeError when a token id is none of the model's."""
-    if ids is None or ids.numel() == 0:
-        return
-    size = getattr(input_embeddings(base), "num_embeddings", None)
-    if size is None:
+    if ids is None or not ids.numel() or (size := getattr(input_embeddings(base), "num_embeddings", None)) is None:
         return
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= size:
         raise SinkscopeError(
             f"token id {low if low < 0 else high} is outside the vocabulary of {size} tokens; "
             "use the tokenizer that belongs to this model."
-        )
-
-
-def _check_positions(positions: Any, mask: Any) -> None:
-    """Positions that restart without a mask mean several texts in one row."""
-    if mask is None and isinstance(positions, Tensor) and positions.dim() == 2 and bool((positions.diff() < 0).any()):
-        raise SinkscopeError(
-            "the positions restart within a row: several texts packed into one cannot be told apart; give each its row."
         )
 
 

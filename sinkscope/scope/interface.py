@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from sinkscope.attention.attend_layer import PLAIN, Block, Weighing, attend_layer
 from sinkscope.attention.eviction import Eviction
 from sinkscope.attention.layer import FusedLayer, Layer, ScoredLayer
-from sinkscope.attention.masks import CausalMask, FullMask, IndexedMask, Mask, TensorMask
+from sinkscope.attention.masks import CausalMask, FullMask, IndexedMask, Mask, PerHeadMask, TensorMask
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import AttentionCall, MaskRequest, register
 from sinkscope.hf.caches import cache_among, held_states
@@ -37,19 +37,12 @@ EVICTIONS: WeakKeyDictionary[nn.Module, tuple[Eviction, ...]] = WeakKeyDictionar
 
 @dataclass(frozen=True)
 class Sight:
-    """A mask with the positions it starts at: what the mask function hands to the attention function.
-
-    Attributes:
-        mask: over the rows and columns of this call.
-        start: position of the first query.
-        key_start: position of the first key.
-        padded: whether some tokens are padding.
-    """
+    """A mask with the positions of the first query and key: what the mask function hands to the attention function."""
 
     mask: Mask
     start: int
     key_start: int
-    padded: bool = False
+    padded: bool = False  # whether some tokens are padding
 
     def __getattr__(self, name: str) -> Any:
         raise MaskNeeded(name)
@@ -72,7 +65,7 @@ def lazy_mask(asked: MaskRequest) -> Sight:
     """The model's own mask as an object that answers block by block."""
     start, key_start, keys, padding = asked.start, asked.key_start, asked.keys, asked.padding
     if padding is not None and (missing := keys + key_start - padding.shape[-1]) > 0:
-        padding = torch.nn.functional.pad(padding, (0, missing))
+        padding = F.pad(padding, (0, missing))
     filled = start + asked.queries - key_start
     unpadded = padding is None or bool(padding[:, key_start : key_start + min(keys, filled)].all())
     plain = unpadded and (asked.window is None or keys < asked.window)
@@ -128,7 +121,8 @@ def observed_layer(
     if evictions:
         mask: Mask = CausalMask(sight.start)
         for eviction in evictions:
-            mask = eviction.mask(query, sight.start, mask)
+            own = eviction.mask(query, sight.start)
+            mask = own if eviction.heads is None else PerHeadMask(eviction.heads, own, mask)
         sight = replace(sight, mask=mask)
     filled = min(key.shape[2], sight.start + query.shape[2] - sight.key_start)
     virtual = weighing.virtual_logit
@@ -150,22 +144,22 @@ def observed_layer(
     )
 
 
+def _sight(given: Sight | Tensor | None, query: Tensor, key: Tensor, causal: bool) -> Sight:
+    if isinstance(given, Sight):
+        return given
+    queries, keys = query.shape[2], key.shape[2]
+    mask: Mask = CausalMask(keys - queries) if causal else FullMask()
+    if given is not None:
+        mask = TensorMask(given[..., :keys].expand(-1, -1, queries, -1))
+    return Sight(mask, keys - queries, 0)
+
+
 def check_dropout(dropout: float) -> None:
     """Raise SinkscopeError when attention drops out: its probabilities would be random."""
     if dropout > 0:
         raise SinkscopeError(
             f"attention dropout of {dropout} is on, so probabilities are random; call model.eval() first."
         )
-
-
-def _sight(attention_mask: Sight | Tensor | None, query: Tensor, key: Tensor, causal: bool) -> Sight:
-    if isinstance(attention_mask, Sight):
-        return attention_mask
-    past = key.shape[2] - query.shape[2]
-    if attention_mask is not None:
-        mask = attention_mask[..., : key.shape[2]].expand(-1, -1, query.shape[2], -1)
-        return Sight(TensorMask(mask), past, 0)
-    return Sight(CausalMask(past) if causal else FullMask(), past, 0)
 
 
 register(NAME, scoped_attention, lazy_mask)
@@ -175,15 +169,9 @@ SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
 
 
 class AttentionWatch(TorchFunctionMode):
-    """Sees one attention module compute: its score matrix, or its call of the fused attention.
+    """Sees one attention module compute its score matrix or call the fused attention: its `layer`, None without one."""
 
-    Attributes:
-        layer: what was seen, once the module has run; None when it called neither.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer: Layer | None = None
+    layer: Layer | None = None
 
     def __torch_function__(
         self,
@@ -202,18 +190,13 @@ class AttentionWatch(TorchFunctionMode):
             self.layer = ScoredLayer(lse=lse, scores=scores, key=None, value=None, start=past)
         return func(*args, **kwargs)
 
-    def with_states(self, states: dict[str, Tensor]) -> Layer:
-        """The layer, with keys and values from a cache where attention itself did not show them."""
-        assert self.layer is not None
-        missing = states and self.layer.key is None
-        return replace(self.layer, key=states["key"], value=states["value"]) if missing else self.layer
-
-
-def cached_states(index: int, arguments: Iterable[Any]) -> dict[str, Tensor]:
-    """Keys and values [batch, kv_head, key, dim] of a layer from the cache among its arguments, if there is one."""
-    cache = cache_among(arguments)
-    states = {} if cache is None else held_states(cache, index)
-    return {"key": states["keys"].detach(), "value": states["values"].detach()} if len(states) == 2 else {}
+    def show_states(self, index: int, arguments: Iterable[Any]) -> None:
+        """Give the layer keys and values from the cache among some arguments, where attention did not show them."""
+        cache = cache_among(arguments)
+        states = {} if cache is None else held_states(cache, index)
+        if self.layer is not None and self.layer.key is None and len(states) == 2:
+            key, value = states["keys"].detach(), states["values"].detach()
+            self.layer = replace(self.layer, key=key, value=value)
 
 
 def _fused(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,13 @@ def measure(
     """
     scope = Scope(model, FREE if probes is None else probes)
     texts = texts_of(ids)
-    _check_lengths(texts, scope.probes)
+    shortest = min(map(len, texts))
+    for probe in scope.probes:
+        if isinstance(probe, SinkMass) and probe.first > shortest:
+            raise SinkscopeError(
+                f"a text has {shortest} tokens, but {probe} needs at least {probe.first}; "
+                "give a longer text or a smaller first."
+            )
     with scope, torch.no_grad():
         _read(scope, texts, batch_tokens, progress)
         record = scope.record
@@ -142,13 +149,8 @@ def _progress(scope: Scope, total: int, shown: bool | None) -> Iterator[Callable
 
 def batches_of(texts: list[Tensor], batch_tokens: int) -> Iterator[Tensor]:
     """Neighbouring texts of equal length, stacked."""
-    waiting: list[Tensor] = []
-    for text in texts:
-        if waiting and (len(text) != len(waiting[0]) or (len(waiting) + 1) * len(text) > batch_tokens):
-            yield torch.stack(waiting)
-            waiting = []
-        waiting.append(text)
-    yield torch.stack(waiting)
+    for length, alike in groupby(texts, len):
+        yield from torch.stack(list(alike)).split(max(1, batch_tokens // length))
 
 
 def texts_of(ids: Tensor | Sequence[Tensor]) -> list[Tensor]:
@@ -176,13 +178,3 @@ def texts_of(ids: Tensor | Sequence[Tensor]) -> list[Tensor]:
     if any(text.is_floating_point() for text in texts):
         raise SinkscopeError("token ids are whole numbers; got floating-point ones.")
     return [text.long() for text in texts]
-
-
-def _check_lengths(texts: list[Tensor], probes: tuple[Probe, ...]) -> None:
-    shortest = min(map(len, texts))
-    for probe in probes:
-        if isinstance(probe, SinkMass) and probe.first > shortest:
-            raise SinkscopeError(
-                f"a text has {shortest} tokens, but {probe} needs at least {probe.first}; "
-                "give a longer text or a smaller first."
-            )

@@ -4,23 +4,23 @@
         model(ids)
     scope.record
 
-Without `no_grad` everything is right too, gradients included, but slower: the fused kernel cannot be used.
-
-On entering, the model's attention implementation is set to "sinkscope" and forward hooks are hung on its attention
-modules, its layers and its base; on leaving, also after an exception or an interrupt, all of it is undone.
+Without `no_grad` everything is right too, gradients included, but slower: the fused kernel cannot be used. What is set
+and hung on the model on entering is undone on leaving, also after an exception or an interrupt.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
+from functools import partial
+from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 import xarray as xr
-from torch import Tensor, nn
+from torch import nn
 
 from sinkscope.attention.eviction import Eviction
 from sinkscope.attention.layer import Layer
@@ -35,7 +35,7 @@ from sinkscope.probes import FREE, HiddenProbe, LayerProbe, Probe, TileProbe
 from sinkscope.scope.binding import layer_evictions
 from sinkscope.scope.collect import Collector, checked_probes, declared, measure_layer, unchanged
 from sinkscope.scope.forward import Caches, Forward, read_forward
-from sinkscope.scope.interface import EVICTIONS, NAME, NORMALISERS, AttentionWatch, cached_states
+from sinkscope.scope.interface import EVICTIONS, NAME, NORMALISERS, AttentionWatch
 
 
 def capture(model: nn.Module, probes: Iterable[Probe] | None = None) -> Scope:
@@ -101,12 +101,12 @@ class Scope:
         self.causal = True
         if normaliser is not None:
             _check_normaliser(normaliser, model, self.anatomy, self.evictions)
-        self._collector = Collector(self.anatomy.numbers)
+        self._collector = Collector(self.anatomy.numbers, self.probes)
         self._caches: Caches = WeakKeyDictionary()
         self._forward: Forward | None = None
         self._thread: int | None = None
         self._saw_attention = False
-        self._watches: list[AttentionWatch] = []
+        self._watch: AttentionWatch | None = None
         self._undo = ExitStack()
 
     def __enter__(self) -> Scope:
@@ -131,13 +131,12 @@ class Scope:
         Raises:
             SinkscopeError: nothing was measured yet.
         """
-        self._collector.check_finished()
+        record = self._collector.record()
         if not self._saw_attention and any(isinstance(probe, (LayerProbe, TileProbe)) for probe in self.probes):
             raise SinkscopeError(
                 f"the attention modules of {type(self.model).__name__} ran, but no softmax or scaled dot product "
                 "attention was seen in them; measure its maps elsewhere and use sinkscope.from_maps."
             )
-        record = self._collector.record()
         for probe in self.probes:
             record = record.assign_coords({name: (name, values) for name, values in probe.coordinates.items()})
             for name in probe.makes.keys() & set(record.data_vars):
@@ -148,11 +147,10 @@ class Scope:
                     "probe": repr(probe),
                     "dims": " ".join(map(str, record[name].dims)),
                 }
-        path = "attention interface" if self.anatomy.interface else "watched softmax"
         record.attrs = {
             **model_attributes(self.model),
             **token_attributes(record, self.model),
-            "attention": path,
+            "attention": "attention interface" if self.anatomy.interface else "watched softmax",
             "causal": int(self.causal),
             "normaliser": "the model's own" if self.normaliser is None else repr(self.normaliser),
             "policy": repr(self.policy),
@@ -187,24 +185,25 @@ class Scope:
         undo.callback(self._stop_watching)  # an interrupt inside a module skips the hook behind it
         for index, part in enumerate(parts):
             if interface:
-                hang(part.attention.register_forward_hook(_interface_hook(self, index, part)))
+                hang(part.attention.register_forward_hook(partial(self._after_interface, index, part)))
             else:
                 hang(part.attention.register_forward_pre_hook(self._start_watching))
-                after = _watch_hook(self, index, part)
+                after = partial(self._after_watching, index, part)
                 hang(part.attention.register_forward_hook(after, with_kwargs=True, always_call=True))
             if part.layer is not None and any(isinstance(probe, HiddenProbe) for probe in self.probes):
-                hang(part.layer.register_forward_hook(_hidden_hook(self, index, part)))
+                hang(part.layer.register_forward_hook(partial(self._after_layer, index, part)))
 
     def _start_watching(self, module: nn.Module, args: Any) -> None:
         self._stop_watching()
-        self._watches.append(AttentionWatch())
-        self._watches[-1].__enter__()
+        self._watch = AttentionWatch()
+        self._watch.__enter__()
 
     def _stop_watching(self) -> AttentionWatch | None:
-        if not self._watches:
-            return None
-        self._watches[-1].__exit__(None, None, None)
-        return self._watches.pop()
+        watch = self._watch
+        if watch is not None:
+            watch.__exit__(None, None, None)
+            self._watch = None
+        return watch
 
     # --- what the hooks call --------------------------------------------------------------------------------------
 
@@ -219,7 +218,7 @@ class Scope:
             )
         self._collector.discard()
         self._forward = read_forward(module, args, kwargs, self._caches)
-        for eviction in self._all_evictions():
+        for eviction in chain.from_iterable(self.evictions):
             eviction.begin(self._forward.cache, self._forward.past)
         self._thread = threading.get_ident()
 
@@ -227,17 +226,27 @@ class Scope:
         if self._forward is not None:
             self._collector.check()
             cache = self._forward.commit(self._caches, output)
-            for eviction in self._all_evictions():
+            for eviction in chain.from_iterable(self.evictions):
                 eviction.end(cache)
             self._collector.commit(self._forward.texts)
         self._end_forward()
 
-    def _all_evictions(self) -> Iterator[Eviction]:
-        return (eviction for evictions in self.evictions for eviction in evictions)
-
     def _end_forward(self) -> None:
         self._collector.discard()
         self._forward = self._thread = None
+
+    def _after_interface(self, index: int, part: Part, module: nn.Module, args: Any, output: Any) -> None:
+        layer = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+        if isinstance(layer, Layer):
+            self._observe(index, part, layer)
+
+    def _after_watching(
+        self, index: int, part: Part, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
+    ) -> None:
+        watch = self._stop_watching()
+        if watch is not None and watch.layer is not None and output is not None:
+            watch.show_states(getattr(module, "layer_idx", index), (*args, *kwargs.values()))
+            self._observe(index, part, watch.layer)
 
     @torch.no_grad()
     def _observe(self, index: int, part: Part, layer: Layer) -> None:
@@ -256,14 +265,14 @@ class Scope:
                 self._collector.add(index, texts, measure_layer(self.probes, part.number, real))
 
     @torch.no_grad()
-    def _observe_hidden(self, index: int, part: Part, hidden: Tensor) -> None:
+    def _after_layer(self, index: int, part: Part, module: nn.Module, args: Any, output: Any) -> None:
         """Let the hidden-state probes look at what a layer hands on: [batch, token, dim]."""
+        hidden = output[0] if isinstance(output, tuple) else output
         if self._forward is None or hidden.dim() != 3:
             return
         for texts, real in self._forward.split_hidden(hidden):
-            if not bool(real.sum().isfinite()) and not bool(
-                real.isfinite().all()
-            ):  # the sum is quick, and may overflow
+            # the sum is quick, and may overflow
+            if not bool(real.sum().isfinite()) and not bool(real.isfinite().all()):
                 raise not_finite(f"the hidden states after layer {part.number} ({part.name})", self.model)
             for probe in self.probes:
                 if isinstance(probe, HiddenProbe) and probe.wants(part.number):
@@ -291,29 +300,3 @@ def _check_normaliser(
             f'values="added" takes keys out of a denominator, and the weights of {normaliser!r} are not shares of one; '
             "give a normaliser with a denominator, or other values."
         )
-
-
-def _interface_hook(scope: Scope, index: int, part: Part) -> Any:
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        layer = output[1] if isinstance(output, tuple) and len(output) > 1 else None
-        if isinstance(layer, Layer):
-            scope._observe(index, part, layer)
-
-    return hook
-
-
-def _watch_hook(scope: Scope, index: int, part: Part) -> Any:
-    def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        watch = scope._stop_watching()
-        if watch is not None and watch.layer is not None and output is not None:
-            states = cached_states(getattr(module, "layer_idx", index), (*args, *kwargs.values()))
-            scope._observe(index, part, watch.with_states(states))
-
-    return hook
-
-
-def _hidden_hook(scope: Scope, index: int, part: Part) -> Any:
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        scope._observe_hidden(index, part, output[0] if isinstance(output, tuple) else output)
-
-    return hook

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 import sinkscope.attention.attend as attend_module
 from sinkscope import attend, merge
-from sinkscope.attention import kernels
 from sinkscope.attention.masks import CausalMask, FullMask, IndexedMask, TensorMask
 
 
@@ -142,15 +141,15 @@ def test_a_static_cache_with_room_left_changes_nothing():
 
 def test_a_kernel_that_is_wrong_or_missing_is_left_out_with_one_warning(monkeypatch):
     def wrong(query, *rest):
-        output, lse = kernels._flash_cpu(query, *rest)
+        output, lse = attend_module._flash_cpu(query, *rest)
         return output, lse + 1e-3
 
     def missing(*_):
         raise AttributeError("no such operator")
 
     for broken in (wrong, missing):
-        monkeypatch.setitem(kernels.KERNELS, "cpu", broken)
-        kernels.fused_kernel.cache_clear()
+        monkeypatch.setitem(attend_module.KERNELS, "cpu", broken)
+        attend_module.fused_kernel.cache_clear()
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
             query, key, value = states(20, 20)
@@ -161,5 +160,5 @@ def test_a_kernel_that_is_wrong_or_missing_is_left_out_with_one_warning(monkeypa
         np.testing.assert_allclose(lse, expected_lse, atol=1e-5)
         np.testing.assert_allclose(output, expected, atol=1e-5)
     monkeypatch.undo()
-    kernels.fused_kernel.cache_clear()
-    assert kernels.fused_kernel("cpu", torch.float32) is kernels._flash_cpu
+    attend_module.fused_kernel.cache_clear()
+    assert attend_module.fused_kernel("cpu", torch.float32) is attend_module._flash_cpu

@@ -24,7 +24,7 @@ from tests.support.zoo import build, inputs
     ids=["sparsemax", "squared"],
 )
 def test_a_normaliser_is_its_weights(normaliser, weights, monkeypatch):
-    monkeypatch.setattr("sinkscope.attention.attend_layer.BLOCK_ENTRIES", 2 * 4 * 50 * 7)  # several blocks of rows
+    monkeypatch.setattr("sinkscope.attention.attend.BLOCK_ENTRIES", 2 * 4 * 50 * 7)  # several blocks of rows
     model, ids = build("llama"), inputs("llama", tokens=50)["input_ids"]
     expected = naive_slots.run(model, ids, weights=weights)
     naive_slots.check(model, ids, expected, normaliser=normaliser)
