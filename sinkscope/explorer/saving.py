@@ -19,7 +19,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.display import alert
 from sinkscope.explorer.results import Reading, compared
-from sinkscope.files import replacing, write_text
+from sinkscope.files import write_figure, write_text
 from sinkscope.models.facts import model_attributes, token_attributes
 from sinkscope.policies import PerHead
 from sinkscope.record import save_record
@@ -131,12 +131,7 @@ def save_view(controller: Controller, folder: str | os.PathLike[str], text: str 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise SinkscopeError(f"cannot write to {folder}: {problem.strerror or problem}.") from problem
-    figure, files = figures.explored(record), []
-    for kind in ("pdf", "svg", "png"):
-        files.append(folder / f"view.{kind}")
-        with replacing(files[-1], "the figure") as partial:
-            figure.savefig(partial, format=kind)
-    files.append(save_record(record, folder / "view.nc"))
+    files = [*write_figure(figures.explored(record), folder / "view"), save_record(record, folder / "view.nc")]
     if controller.model is not None:
         files.append(folder / "view.py")
         write_text(files[-1], code_of(controller, text), "the code")

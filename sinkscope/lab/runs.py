@@ -11,7 +11,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
@@ -27,7 +27,7 @@ from sinkscope.files import writable_folder
 from sinkscope.hf.gguf import cache_directory
 from sinkscope.lab.decoder import Arm, Sizes, arms_of
 from sinkscope.streaming.checkpoint import read_tensors, write_tensors
-from sinkscope.texts import read_text
+from sinkscope.texts import read_text, text_name
 
 Material = TypeVar("Material")
 Run = TypeVar("Run", bound="TrainingRun[Any]")
@@ -45,8 +45,7 @@ class Text:
     def of(cls, source: str | os.PathLike[str] | None, text: str | None) -> Text:
         """The text itself where it is given, otherwise that of a source; SinkscopeError for both, or an empty one."""
         if text is None:
-            name = "King James Bible (demo text)" if source is None else os.fspath(source)
-            return cls(name if name.startswith("hf:") else PurePath(name).name, read_text(source))
+            return cls(text_name(source), read_text(source))
         if source is not None:
             raise SinkscopeError("Both source and text were given: give one of them.")
         if not text.strip():

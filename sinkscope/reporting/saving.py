@@ -26,13 +26,13 @@ from tqdm.auto import tqdm
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures.provenance import source_json, source_line
+from sinkscope.files import FORMATS
 from sinkscope.record import save_record
 from sinkscope.reporting.content import Content
 from sinkscope.reporting.page import formatted, page, readable
 
 MANIFEST = "manifest.json"
 FORMAT = "sinkscope report"
-FORMATS = ("pdf", "svg", "png")
 _LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}",
