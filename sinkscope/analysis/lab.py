@@ -117,7 +117,6 @@ def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def intervals_said(seeds: int) -> str:
-    """What to say of the intervals over so many seeds."""
     if seeds < FEWEST_SEEDS:
         return f"no intervals: {seeds} seed{'s' * (seeds > 1)}, and {FEWEST_SEEDS} or more are needed"
     return f"{CONFIDENCE:.0%} t intervals over {seeds} seeds"

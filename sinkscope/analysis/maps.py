@@ -181,7 +181,7 @@ def _checked_maps(array: Any) -> list[np.ndarray]:
 
 
 def _one_per_sequence(array: Any) -> list[np.ndarray]:
-    if isinstance(array, (tuple, list)) and len(array) > 0 and all(_dimensions(each) == 4 for each in array):
+    if isinstance(array, (tuple, list)) and len(array) > 0 and all(getattr(each, "ndim", 0) == 4 for each in array):
         parts = [_as_array(each) for each in array]
         alike = len({each.shape for each in parts}) == 1
         if isinstance(array, tuple):
@@ -206,13 +206,6 @@ def _one_per_sequence(array: Any) -> list[np.ndarray]:
     if 0 in whole.shape:
         raise SinkscopeError(f"maps of shape {whole.shape} are empty: give at least one layer, one head and one token.")
     return [whole] if whole.ndim == 4 else list(whole)
-
-
-def _dimensions(value: Any) -> int:
-    try:
-        return len(value.shape)
-    except (AttributeError, TypeError):
-        return -1
 
 
 def _as_array(value: Any) -> np.ndarray:

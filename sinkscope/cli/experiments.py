@@ -183,7 +183,6 @@ def lab(
 
 
 def _bigram(out: Path, options: dict[str, Any]) -> list[str]:
-    """Train, write, and say what came out."""
     from sinkscope.figures import emergence
     from sinkscope.lab import bigram_backcopy, emergence_summary, emergence_table
 
@@ -205,7 +204,6 @@ def _bigram(out: Path, options: dict[str, Any]) -> list[str]:
 
 
 def _language(out: Path, options: dict[str, Any]) -> list[str]:
-    """Train, write, and say what came out."""
     from sinkscope.figures import language_emergence
     from sinkscope.lab import head_masses, language_model, language_table, language_verdict
 

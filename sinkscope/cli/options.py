@@ -62,7 +62,6 @@ def write_table(table: pd.DataFrame, path: Path, caption: str, attributes: Mappi
 
 
 def printed(table: pd.DataFrame) -> str:
-    """A table as the terminal shows it."""
     return table.to_string(index=False, float_format=lambda value: f"{value:.4g}")
 
 

@@ -36,7 +36,6 @@ class Conditions:
 
     @classmethod
     def of(cls, start: int = 64, sinks: int = 4, seed: int = 0, tokenizer: Any = None) -> Conditions:
-        """The conditions; SinkscopeError for numbers out of range."""
         numbers = whole_number(start, "start", 2), whole_number(sinks, "sinks", 1), whole_number(seed, "seed", 0)
         return cls(*numbers, tokenizer)
 

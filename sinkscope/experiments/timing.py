@@ -183,7 +183,6 @@ class Decoder:
         return sum(states.numel() * states.element_size() for states in tensors)
 
     def close(self) -> None:
-        """Leave the model as it was."""
         self.open.close()
 
     def _logits(self, ids: Tensor, cache: Any) -> Tensor:

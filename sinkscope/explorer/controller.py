@@ -112,7 +112,6 @@ class Controller:
     # --- looking ------------------------------------------------------------------------------------------------------
 
     def choose(self, unit: int) -> None:
-        """Look at another head."""
         if 0 <= unit < len(self.units) and unit != self.unit:
             self.unit = unit
             self.listen(Change.UNIT)
@@ -139,7 +138,6 @@ class Controller:
 
     @property
     def maps(self) -> HeadMaps | None:
-        """The maps shown."""
         return self.saved if self.now.reading is None else self.now.reading.maps
 
     @property
@@ -156,11 +154,9 @@ class Controller:
 
     @property
     def caption(self) -> str:
-        """Which head, and which configuration."""
         return f"{self.units[self.unit]} · {self.name}" if self.units else ""
 
     def tile(self) -> Tile | None:
-        """What the map options show of the head."""
         return None if self.maps is None else tile_of(self.maps, self.unit, self.map_options)
 
     def row(self) -> Any:
@@ -278,7 +274,6 @@ class Controller:
 
 
 def sentence(problem: BaseException) -> str:
-    """An exception as one sentence."""
     if isinstance(problem, SinkscopeError):
         return str(problem)
     lines = str(problem).strip().splitlines() or [""]

@@ -156,7 +156,6 @@ class Tile:
 
 
 def tile_of(maps: HeadMaps, unit: int, options: MapOptions) -> Tile:
-    """What map options show of one head."""
     region = options.region or (maps.tokens.start, maps.tokens.stop) * 2
     rows, columns = _cells(maps, *region[:2]), _cells(maps, *region[2:])
     values, left = _shown(maps, unit, rows, columns, options)
