@@ -75,7 +75,8 @@ def run_interventions(
     conditions, first = Conditions.of(start, sinks, seed, tokenizer), whole_number(first, "first", 1)
     texts = _texts(model, ids, conditions)
     if interventions is None:
-        chosen, refused = _possible(model, texts, usual(tokenizer), conditions)
+        asked = {"tokenizer": tokenizer, "start": start, "sinks": sinks, "seed": seed}
+        chosen, refused = possible(model, texts, usual(tokenizer), **asked)
         for name, why in refused.items():
             warn(f"`{name}` is left out: {why}")
     else:
@@ -102,7 +103,14 @@ def possible(
     """The interventions that a model and texts can take, and why not, by name, of the others; `conditions` are the
     tokenizer, start, sinks and seed of `run_interventions`."""
     shared = Conditions.of(**conditions)
-    return _possible(model, _texts(model, ids, shared), _checked(interventions), shared)
+    texts, chosen, refused = _texts(model, ids, shared), [], {}
+    for intervention in _checked(interventions):
+        try:
+            _check(intervention, model, texts, shared)
+            chosen.append(intervention)
+        except SinkscopeError as problem:
+            refused[intervention.name] = str(problem)
+    return chosen, refused
 
 
 def usual(tokenizer: Any) -> list[Intervention]:
@@ -151,19 +159,6 @@ def _check(intervention: Intervention, model: nn.Module, texts: Sequence[Tensor]
         if control.name == intervention.name:
             raise SinkscopeError(f"`{intervention.name}` has a control of the same name; give it one of its own.")
         control.check(model, texts, conditions)
-
-
-def _possible(
-    model: nn.Module, texts: Sequence[Tensor], interventions: Sequence[Intervention], conditions: Conditions
-) -> tuple[list[Intervention], dict[str, str]]:
-    chosen, refused = [], {}
-    for intervention in interventions:
-        try:
-            _check(intervention, model, texts, conditions)
-            chosen.append(intervention)
-        except SinkscopeError as problem:
-            refused[intervention.name] = str(problem)
-    return chosen, refused
 
 
 def _record(
