@@ -16,7 +16,7 @@ import xarray as xr
 from sinkscope import figures
 from sinkscope.attention.placement import is_ours
 from sinkscope.errors import SinkscopeError
-from sinkscope.explorer.controller import Controller
+from sinkscope.explorer.controller import CLOSED, Controller
 from sinkscope.explorer.display import alert
 from sinkscope.explorer.results import Reading, compared
 from sinkscope.files import write_figure, write_text
@@ -32,11 +32,11 @@ def view_record(controller: Controller) -> xr.Dataset:
     """The map of the head shown, one cell a token, with the losses of the configuration and of the model as it is.
 
     Raises:
-        SinkscopeError: nothing was read yet.
+        SinkscopeError: nothing was read yet, or the explorer is closed.
     """
     maps, model = controller.maps, controller.model
     if maps is None:
-        raise SinkscopeError("nothing was read yet, so there is nothing to save; wait for the first map.")
+        raise _nothing_read(controller)
     unit, whole = maps.units[controller.unit], slice(0, maps.cells)
     length, places = len(controller.tokens), maps.first + maps.starts
     record = xr.Dataset(
@@ -73,8 +73,10 @@ def code_of(controller: Controller, text: str | None = None) -> str:
     `text` is an expression for the token ids [1, token]; the ids themselves are written when None.
     """
     model, reading, dense = controller.model, controller.now.reading, controller.dense.reading
-    if model is None or reading is None or dense is None:
+    if model is None and not controller.is_closed:
         raise SinkscopeError("a saved record was opened without its model, so there is no code that measures it again.")
+    if model is None or reading is None or dense is None:
+        raise _nothing_read(controller)
     configuration, unit = reading.configuration, controller.units[controller.unit]
     name = model_attributes(model.model)["model"]
     slots = {"policy": configuration.policy_slot, "normaliser": configuration.normaliser_slot}
@@ -103,6 +105,11 @@ def code_of(controller: Controller, text: str | None = None) -> str:
         *_perplexities(dense, reading),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _nothing_read(controller: Controller) -> SinkscopeError:
+    waiting = "nothing was read yet, so there is nothing to save; wait for the first map"
+    return SinkscopeError(f"{CLOSED if controller.is_closed else waiting}.")
 
 
 def _perplexities(dense: Reading, now: Reading) -> list[str]:
