@@ -53,9 +53,8 @@ def first_tokens(record: xr.Dataset) -> list[int]:
 def mass_by_layer(record: xr.Dataset) -> pd.DataFrame:
     parts = []
     for first in first_tokens(record):
-        mass = layer_masses(record, first=first)
-        columns = {name: np.asarray(mass[name], dtype=float) for name in ("mean", "lower", "upper")}
-        frame = pd.DataFrame({"first": first, "layer": np.arange(record.sizes["layer"]), **columns})
+        frame = layer_masses(record, first=first).to_dataframe().reset_index()[["layer", "mean", "lower", "upper"]]
+        frame.insert(0, "first", first)
         parts.append(frame.assign(null=null_mass(record, first)))
     return pd.concat(parts, ignore_index=True)
 
@@ -134,11 +133,11 @@ def drained(record: xr.Dataset) -> Numbers:
 def largest_activation(record: xr.Dataset) -> Numbers:
     first, rest, median = extremes(record)
     largest = np.fmax(first, rest)
-    layer = int(np.nanargmax(largest))
-    place = "the first token" if not rest[layer] > first[layer] else "another token"
-    times = number(largest[layer] / median[layer])
-    note = f"after layer {layer}, at {place}; {times} times the layer's median"
-    return [{"quantity": "largest activation", "unit": "magnitude", "value": float(largest[layer]), "note": note}]
+    at = int(np.nanargmax(largest))
+    place = "the first token" if not rest[at] > first[at] else "another token"
+    times = number(largest[at] / median[at])
+    note = f"after layer {int(record['layer'][at])}, at {place}; {times} times the layer's median"
+    return [{"quantity": "largest activation", "unit": "magnitude", "value": float(largest[at]), "note": note}]
 
 
 def headline(records: Records) -> str:
