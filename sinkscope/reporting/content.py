@@ -213,6 +213,13 @@ def check_names(items: Iterable[Item]) -> None:
             raise SinkscopeError(f"two items of a report are named `{twice[0]}`; give each a name of its own.")
 
 
+def record_names(sections: Sequence[Section]) -> list[str]:
+    """The names of all records that sections make or their items read, the main one first."""
+    made = [name for section in sections for name in section.records]
+    read = [name for section in sections for item in section.items for name in (*item.record, *item.beside)]
+    return list(dict.fromkeys([MAIN, *made, *read]))
+
+
 class Made(Mapping[str, T]):
     """Things by name, each made once, when it is first asked for; what names there are is known beforehand."""
 
@@ -267,8 +274,7 @@ class Content:
 
     def __init__(self, records: Records, sections: Sequence[Section], expected: Iterable[Item] = ()) -> None:
         every = [item for section in sections for item in section.items]
-        known = dict.fromkeys([MAIN, *(name for section in sections for name in section.records)])
-        known |= dict.fromkeys(name for item in every for name in (*item.record, *item.beside))
+        known = record_names(sections)
         for name in records:
             if name not in known:
                 raise SinkscopeError(f"a report has the records {', '.join(known)}, not {name!r}.")
