@@ -72,11 +72,10 @@ def run_interventions(
             intervention that this model or these texts cannot take, one given twice, what is no intervention or gives
             no trial.
     """
-    conditions, first = Conditions.of(start, sinks, seed, tokenizer), whole_number(first, "first", 1)
+    conditions, first = Conditions(start, sinks, seed, tokenizer), whole_number(first, "first", 1)
     texts = _texts(model, ids, conditions)
     if interventions is None:
-        asked = {"tokenizer": tokenizer, "start": start, "sinks": sinks, "seed": seed}
-        chosen, refused = possible(model, texts, usual(tokenizer), **asked)
+        chosen, refused = possible(model, texts, usual(tokenizer), **vars(conditions))
         for name, why in refused.items():
             warn(f"`{name}` is left out: {why}")
     else:
@@ -102,7 +101,7 @@ def possible(
 ) -> tuple[list[Intervention], dict[str, str]]:
     """The interventions that a model and texts can take, and why not, by name, of the others; `conditions` are the
     tokenizer, start, sinks and seed of `run_interventions`."""
-    shared = Conditions.of(**conditions)
+    shared = Conditions(**conditions)
     texts, chosen, refused = _texts(model, ids, shared), [], {}
     for intervention in _checked(interventions):
         try:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import xarray as xr
 
+from sinkscope.analysis.variables import is_causal
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments import perplexity as experiment
 from sinkscope.hf.loading import load
@@ -198,7 +199,7 @@ def _measured(
 ) -> tuple[dict[str, xr.Dataset], list[str]]:
     """The records of a section, and notes on those left out, with the reason."""
     assert part.run is not None
-    if part.causal_only and not records[MAIN].attrs.get("causal", 1):
+    if part.causal_only and not is_causal(records[MAIN]):
         return {}, [f"{part.subject} was not measured: an encoder reads a text as a whole, with no cache."]
     made: dict[str, xr.Dataset] = {}
     refused: dict[str, list[str]] = {}
