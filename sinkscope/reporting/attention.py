@@ -11,9 +11,12 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope import figures as draw
-from sinkscope.analysis import discover, interval, sink_mass, sink_rate, sink_rate_curve, value_drain
-from sinkscope.analysis import mass_by_layer as layer_masses
-from sinkscope.analysis import massive_activations as found_activations
+from sinkscope.analysis.discovery import discover
+from sinkscope.analysis.discovery import massive_activations as found_activations
+from sinkscope.analysis.importance import sink_rate, sink_rate_curve
+from sinkscope.analysis.intervals import interval
+from sinkscope.analysis.mass import mass_by_layer as layer_masses
+from sinkscope.analysis.mass import sink_mass, value_drain
 from sinkscope.analysis.variables import is_causal
 from sinkscope.figures.attention import null_entropy
 from sinkscope.figures.hidden_states import extremes

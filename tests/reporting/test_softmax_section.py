@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sinkscope.analysis import dose_table, intervention_table, predictability_table
+from sinkscope.analysis.interventions import dose_table, intervention_table
 from sinkscope.analysis.perplexity import collapse_table
-from sinkscope.analysis.predictability import sides
+from sinkscope.analysis.predictability import predictability_table, sides
 from sinkscope.figures.style import number
 from sinkscope.reporting import Report
 from sinkscope.reporting.page import description, page
