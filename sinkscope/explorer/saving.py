@@ -16,6 +16,7 @@ import xarray as xr
 from sinkscope import figures
 from sinkscope.attention.placement import is_ours
 from sinkscope.errors import SinkscopeError
+from sinkscope.experiments.perplexity import policy_coordinates
 from sinkscope.explorer.controller import CLOSED, Controller
 from sinkscope.explorer.display import alert
 from sinkscope.explorer.results import Reading, compared
@@ -57,9 +58,8 @@ def view_record(controller: Controller) -> xr.Dataset:
     if readings:
         losses = np.stack([each.losses[None] for _, each in readings])
         record["nll"] = (("policy", "sequence", "token"), losses, {"units": "nats"})
-        known = [each.configuration.policy_slot.coordinates for _, each in readings]
-        per_policy = {name: ("policy", [each[name] for each in known]) for name in known[0]}
-        record = record.assign_coords({"policy": [name for name, _ in readings], **per_policy})
+        per_policy = policy_coordinates([each.configuration.policy_slot for _, each in readings])
+        record = record.assign_coords(per_policy | {"policy": [name for name, _ in readings]})
     record.attrs = {"kind": "explored", "setting": controller.name}
     if model is not None:
         hashed = record.assign_coords(token_id=(("sequence", "token"), model.ids.cpu().numpy()[None]))
