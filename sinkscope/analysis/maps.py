@@ -277,19 +277,20 @@ def _checked_tokens(tokens: Any, lengths: np.ndarray) -> np.ndarray | None:
 
 
 def _rows(tokens: Any, sequences: int) -> list[list[Any]]:
-    try:
-        items = list(tokens.tolist()) if hasattr(tokens, "tolist") else list(tokens)
-    except TypeError as error:
-        raise SinkscopeError(f"tokens is of type {type(tokens).__name__}: {FORMS}.") from error
+    items = _listed(tokens, f"tokens is of type {type(tokens).__name__}")
     if items and not any(_kind(item) == "other" for item in items):
         return [items] * sequences
-    try:
-        rows = [list(item.tolist()) if hasattr(item, "tolist") else list(item) for item in items]
-    except TypeError as error:
-        raise SinkscopeError(f"tokens mix texts, ids or other things: {FORMS}.") from error
+    rows = [_listed(item, "tokens mix texts, ids or other things") for item in items]
     if len(rows) != sequences:
         raise SinkscopeError(f"tokens has {len(rows)} lists for {sequences} sequences: give one list per sequence.")
     return rows
+
+
+def _listed(values: Any, problem: str) -> list[Any]:
+    try:
+        return list(values.tolist() if hasattr(values, "tolist") else values)
+    except TypeError as error:
+        raise SinkscopeError(f"{problem}: {FORMS}.") from error
 
 
 def _kind(token: Any) -> str:

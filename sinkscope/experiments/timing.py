@@ -179,8 +179,7 @@ class Decoder:
         """Bytes of memory that keys and values take; of re-computation, in its last step."""
         if isinstance(self.cache, SinkCache):
             return self.cache.nbytes
-        tensors = [states for layer in self.cache.layers for states in (layer.keys, layer.values)]
-        return sum(states.numel() * states.element_size() for states in tensors)
+        return sum(states.nbytes for layer in self.cache.layers for states in (layer.keys, layer.values))
 
     def close(self) -> None:
         self.open.close()

@@ -157,10 +157,7 @@ class Configuration:
 
     Attributes:
         policy, normaliser: a name in `POLICIES` or `NORMALISERS`, or an object of any class.
-        sinks: first tokens that are kept beside a window, or that the dose acts on.
-        window: last tokens that are kept; under H2O and TOVA how many tokens.
-        dose: added to the logits of the sinks; minus infinity evicts them.
-        positions: "cache" or "original", as in `SinkWindow`.
+        sinks, window, dose, positions: as their controls say; a dose of minus infinity evicts the sinks.
         since: the first query that does not see evicted tokens. From the start on another token would become the sink.
         layers: the first and the last layer that a policy and a normaliser chosen by name act in; all when None.
         evicted: places of the tokens taken away, none before it has been read. Its control is the text itself.

@@ -89,11 +89,7 @@ class LiveMaps(HeadMaps):
 
 
 class SavedMaps(HeadMaps):
-    """Maps from a record that holds them (`Maps` probe, `from_maps`), of its first sequence; `stop` is where that ends.
-
-    Raises:
-        SinkscopeError: a record without maps.
-    """
+    """Maps from a record that holds them (probe `Maps`, `from_maps`): of its first sequence, which ends at `stop`."""
 
     def __init__(self, record: xr.Dataset) -> None:
         if "attention_map" not in record:

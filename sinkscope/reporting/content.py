@@ -176,11 +176,7 @@ class Section:
 
 
 def arranged(sections: Iterable[Section], items: Iterable[Item] | None = None) -> tuple[Section, ...]:
-    """The sections with these items and no others, each in the section that has it, or else one whose record it reads.
-
-    Raises:
-        SinkscopeError: two items of one name, what is no item or no section, an item whose records no section makes.
-    """
+    """The sections with these items and no others, each in the section that has it, or one whose record it reads."""
     every = _checked(sections, Section, "a section")
     made = [name for section in every for name in section.records]
     for name in made:
