@@ -80,18 +80,13 @@ def controls_of(kind: type) -> dict[str, Control]:
 
 @dataclass(frozen=True)
 class PolicyEntry:
-    """A policy that the explorer offers.
-
-    Attributes:
-        label: its name in the list.
-        uses: the fields of the configuration that `make` makes it from.
-        first_affected: the first query that differs from the model as it is, where neither the size of the cache nor
-            the policy's own `sees` says it; all may differ when None.
-    """
+    """A policy that the explorer offers."""
 
     label: str
-    uses: tuple[str, ...]
+    uses: tuple[str, ...]  # the fields of the configuration that `make` makes it from
     make: Callable[[Configuration], Policy]
+    # the first query that differs from the model as it is, where neither the size of the cache nor the policy's own
+    # `sees` says it; all may differ when None
     first_affected: Callable[[Configuration], int] | None = None
 
 

@@ -30,11 +30,7 @@ NEEDS_KERNEL = "The explorer of sinkscope is here while a kernel runs: run this 
 
 
 def view_record(controller: Controller) -> xr.Dataset:
-    """The map of the head shown, one cell a token, with the losses of the configuration and of the model as it is.
-
-    Raises:
-        SinkscopeError: nothing was read yet, or the explorer is closed.
-    """
+    """The map of the head shown, one cell a token, with the losses of the configuration and of the model as it is."""
     maps, model = controller.maps, controller.model
     if maps is None:
         raise _nothing_read(controller)
@@ -128,7 +124,7 @@ def _perplexities(dense: Reading, now: Reading) -> list[str]:
 
 
 def save_view(controller: Controller, folder: str | os.PathLike[str], text: str | None = None) -> list[Path]:
-    """Write the view as view.pdf, .svg and .png, its record as view.nc and, where there is a model, its code as view.py."""
+    """Write the view as view.pdf, .svg and .png, its record as view.nc and, with a model, its code as view.py."""
     record, folder = view_record(controller), Path(folder).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -253,19 +253,13 @@ class Tables(Made[pd.DataFrame]):
 class Content:
     """Records, and the items of sections that they can serve.
 
-    Args:
-        records: by name; "text" is the main one.
-        sections: with the items to show.
-        expected: items to note where no record serves them; others are left out without a word, as what was not
-            measured has its note already.
+    Where no record serves them, the `expected` items are noted; others are left out without a word, as what was not
+    measured has its note already.
 
     Attributes:
         items: those there is a record for, by name.
         figures, tables: by name; drawn and computed when asked for, each once. The first table is the summary.
         captions: titles, captions and sources of the tables, by name.
-
-    Raises:
-        SinkscopeError: no main record, or a record that no section and no item knows.
     """
 
     def __init__(self, records: Records, sections: Sequence[Section], expected: Iterable[Item] = ()) -> None:
