@@ -56,7 +56,9 @@ _HOMES = {
     "sinkscope.experiments.intervention": ["Intervention", "Repeat", "ReplaceTokens", "Shift", "Trial"],
     "sinkscope.experiments.interventions": ["dose_response", "run_interventions"],
     "sinkscope.experiments.predictability": ["predictability"],
-    "sinkscope.reporting": ["ITEMS", "SECTIONS", "Item", "Report", "Section", "Table", "report"],
+    "sinkscope.reporting.content": ["Item", "Section", "Table"],
+    "sinkscope.reporting.document": ["ITEMS", "SECTIONS", "Report"],
+    "sinkscope.reporting.gather": ["report"],
     "sinkscope.explorer": ["explore"],
 }  # fmt: skip
 _PACKAGES = ("figures", "lab")  # whose own names are public too

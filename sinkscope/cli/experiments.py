@@ -232,14 +232,16 @@ def report(
     quiet: given.Quiet = False,
 ) -> None:
     """Measure where a model's attention goes and write it up: a page, figures, tables and the record."""
-    from sinkscope import reporting
+    from sinkscope.reporting.saving import check_directory
 
-    target = reporting.check_directory(out)
+    target = check_directory(out)
+    from sinkscope.reporting import gather  # after the check, which needs no torch
+
     if tokens is not None:
         length = min(length, tokens)
         sequences = max(1, tokens // length)
     progress = False if quiet else None
-    made = reporting.report(
+    made = gather.report(
         model, None, text, sequences=sequences, length=length, streaming=streaming, softmax=softmax, progress=progress,
         **loading,
     )  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 
 from sinkscope.analysis.costs import with_costs
 from sinkscope.errors import SinkscopeError
-from sinkscope.reporting import Report
+from sinkscope.reporting.document import Report
 from tests.support import naive_record, naive_streaming
 from tests.support.loss_records import collapsing
 from tests.support.synthetic import synthetic_maps, synthetic_record
