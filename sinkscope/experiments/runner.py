@@ -24,7 +24,6 @@ from sinkscope.hf.loading import load
 from sinkscope.progress import progress_bar
 
 Result = TypeVar("Result")
-_held = lru_cache(maxsize=1)(load)  # a model and its tokenizer, by what was given
 Advance = Callable[[int], Any]  # told how many more steps of a cell are done
 BARS: dict[str, Any] = {}  # of this process, by a ticket that is worth nothing to a worker elsewhere
 
@@ -147,3 +146,8 @@ class ModelSource:
     def forget(self) -> None:
         """Hold no model in this process any longer."""
         _held.cache_clear()
+
+
+@lru_cache(maxsize=1)
+def _held(place: str | None) -> tuple[Any, Any]:
+    return load(place)
