@@ -13,7 +13,7 @@ import xarray as xr
 from sinkscope import figures as draw
 from sinkscope.analysis.discovery import discover
 from sinkscope.analysis.discovery import massive_activations as found_activations
-from sinkscope.analysis.importance import sink_rate, sink_rate_curve
+from sinkscope.analysis.importance import EPSILON, sink_rate, sink_rate_curve
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.mass import mass_by_layer as layer_masses
 from sinkscope.analysis.mass import sink_mass, value_drain
@@ -28,8 +28,7 @@ from sinkscope.reporting.content import Item, Measure, Numbers, Records, Section
 if TYPE_CHECKING:
     from sinkscope.reporting.gather import Passes
 
-EPSILON = 0.3  # Gu et al. 2024
-SHORT = (100, 64)  # the same: sequences, tokens in each
+SHORT = (100, 64)  # sequences, tokens in each (Gu et al. 2024)
 SENTENCES = (256, 16)  # Xiao et al. 2023, Figure 2
 TOP = 20
 

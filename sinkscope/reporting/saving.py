@@ -1,9 +1,6 @@
 """A report as files: a directory that is written whole or not at all, and that never takes a stranger's file with it.
 
-A table is a CSV file with its source in a column, and a LaTeX table (booktabs) with its source in a comment.
-
-Everything goes into a hidden sibling directory first, which is then renamed into place. An earlier report is replaced
-only if it is one, by its own manifest, and holds nothing else.
+An earlier report is replaced only if it is one, by its own manifest, and holds nothing else.
 """
 
 from __future__ import annotations
