@@ -22,6 +22,7 @@ def first_line(error: BaseException) -> str:
 def warn(message: str) -> None:
     """Warn at the line that called sinkscope, however deep in it the reason was found."""
     level, frame = 1, sys._getframe(1)
-    while frame is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] == __package__:
-        level, frame = level + 1, frame.f_back  # type: ignore[assignment]
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in (__package__, "importlib"):
+        level += "importlib._bootstrap" not in frame.f_code.co_filename  # which `warnings` does not count either
+        frame = frame.f_back  # type: ignore[assignment]
     warnings.warn(message, stacklevel=level + 1)

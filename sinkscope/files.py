@@ -7,8 +7,11 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from sinkscope.errors import SinkscopeError
+
+FORMATS = ("pdf", "svg", "png")  # of figures
 
 
 @contextmanager
@@ -33,6 +36,15 @@ def write_text(path: Path, text: str, what: str) -> None:
     with replacing(path, what) as partial:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")
+
+
+def write_figure(figure: Any, path: Path) -> list[Path]:
+    """Write a matplotlib figure in each of `FORMATS` by `replacing`: the files, named by `path` and their suffix."""
+    files = [path.with_suffix(f".{kind}") for kind in FORMATS]
+    for file in files:
+        with replacing(file, "the figure") as partial:
+            figure.savefig(partial, format=file.suffix[1:])
+    return files
 
 
 def writable_folder(folder: str | os.PathLike[str], what: str) -> Path:

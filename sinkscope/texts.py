@@ -43,6 +43,14 @@ def read_text(source: str | os.PathLike[str] | None = None) -> str:
     return "".join(text_pieces(source))
 
 
+def text_name(source: str | os.PathLike[str] | None) -> str:
+    """What to call a source in a record: its file name, without the folders of this machine."""
+    if source is None:
+        return "King James Bible (demo text)"
+    name = os.fspath(source)
+    return name if name.startswith("hf:") else Path(name).name
+
+
 def text_pieces(source: str | os.PathLike[str] | None) -> Iterator[str]:
     """The text of `read_text(source)` piece by piece; raises as it does, for an empty text at once."""
     if source is None:

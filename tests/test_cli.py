@@ -13,7 +13,7 @@ import pytest
 import sinkscope
 from sinkscope import cli
 from sinkscope.errors import SinkscopeError
-from sinkscope.reporting import Report
+from sinkscope.reporting.document import Report
 from tests.support import naive_record, talking
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinkscope.analysis.importance import sink_rate, sink_rate_curve
+from sinkscope.analysis.importance import EPSILON, sink_rate, sink_rate_curve
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.mass import sink_mass
 from sinkscope.analysis.perplexity import RATIO, losses, losses_from, policy_parts, ppl_table
@@ -21,7 +21,6 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.record import first_evicted, open_record
 
 Saved = str | os.PathLike[str] | Sequence[Any]
-EPSILON = 0.3  # Gu et al. 2024
 FILES = ("text.nc", "perplexity.nc")
 DIFFER = ("cache_size", "sinks", "bos", "sequences", "tokens", "text")
 

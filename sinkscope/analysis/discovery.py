@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinkscope.analysis.importance import importance
+from sinkscope.analysis.importance import EPSILON, importance
 from sinkscope.analysis.variables import is_causal, sequence_lengths, variable, whole
 from sinkscope.arguments import finite_number, open_unit, whole_number
 
@@ -31,7 +31,7 @@ WRITTEN_SPACES = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "\n", "ĉ": "\t", "
 
 def discover(
     record: xr.Dataset,
-    epsilon: float = 0.3,
+    epsilon: float = EPSILON,
     times_null: float = 2.0,
     top: int | None = 10,
     queries: int | None = None,

@@ -23,6 +23,7 @@ from sinkscope.analysis.variables import (
 from sinkscope.arguments import open_unit, whole_number
 from sinkscope.errors import SinkscopeError
 
+EPSILON = 0.3  # Gu et al. 2024
 EPSILONS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 
@@ -84,7 +85,7 @@ def _queries_per_head(record: xr.Dataset, key: xr.DataArray, counts: xr.DataArra
     return counts.where(counts > 0)
 
 
-def sink_rate(record: xr.Dataset, epsilon: float = 0.3, position: int = 0) -> xr.DataArray:
+def sink_rate(record: xr.Dataset, epsilon: float = EPSILON, position: int = 0) -> xr.DataArray:
     """Fraction of heads, over layers and sequences, with an importance alpha of `position` above epsilon.
 
     No dimensions. A fraction of heads, not a mass; heads a layer lacks are left out, and so are texts that end before

@@ -9,15 +9,15 @@ import pandas as pd
 import xarray as xr
 from scipy.special import stdtrit
 
+from sinkscope.analysis.importance import EPSILON
 from sinkscope.analysis.intervals import interval
-from sinkscope.analysis.perplexity import RATIO, check_coordinates, losses_from, ppl_table
+from sinkscope.analysis.perplexity import CONFIDENCE, RATIO, check_coordinates, losses_from, ppl_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.record import first_evicted
 
-CONFIDENCE = 0.95
 FEWEST_SEEDS = 3
 RESAMPLES = 10_000
-SINK = 0.3  # of a head's attention (Gu et al. 2024)
+SINK = EPSILON  # of a head's attention
 COLLAPSE = 1.5  # times the perplexity with sinks; 1.54 in the vanilla model of Xiao et al. 2023, Table 3
 ARMS = ("normaliser_kind", "has_sink_logit", "has_sink_token")
 """Coordinates that say what each arm is."""
@@ -117,7 +117,6 @@ def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def intervals_said(seeds: int) -> str:
-    """What to say of the intervals over so many seeds."""
     if seeds < FEWEST_SEEDS:
         return f"no intervals: {seeds} seed{'s' * (seeds > 1)}, and {FEWEST_SEEDS} or more are needed"
     return f"{CONFIDENCE:.0%} t intervals over {seeds} seeds"

@@ -181,7 +181,7 @@ def _checked_maps(array: Any) -> list[np.ndarray]:
 
 
 def _one_per_sequence(array: Any) -> list[np.ndarray]:
-    if isinstance(array, (tuple, list)) and len(array) > 0 and all(_dimensions(each) == 4 for each in array):
+    if isinstance(array, (tuple, list)) and len(array) > 0 and all(getattr(each, "ndim", 0) == 4 for each in array):
         parts = [_as_array(each) for each in array]
         alike = len({each.shape for each in parts}) == 1
         if isinstance(array, tuple):
@@ -206,13 +206,6 @@ def _one_per_sequence(array: Any) -> list[np.ndarray]:
     if 0 in whole.shape:
         raise SinkscopeError(f"maps of shape {whole.shape} are empty: give at least one layer, one head and one token.")
     return [whole] if whole.ndim == 4 else list(whole)
-
-
-def _dimensions(value: Any) -> int:
-    try:
-        return len(value.shape)
-    except (AttributeError, TypeError):
-        return -1
 
 
 def _as_array(value: Any) -> np.ndarray:
@@ -284,19 +277,20 @@ def _checked_tokens(tokens: Any, lengths: np.ndarray) -> np.ndarray | None:
 
 
 def _rows(tokens: Any, sequences: int) -> list[list[Any]]:
-    try:
-        items = list(tokens.tolist()) if hasattr(tokens, "tolist") else list(tokens)
-    except TypeError as error:
-        raise SinkscopeError(f"tokens is of type {type(tokens).__name__}: {FORMS}.") from error
+    items = _listed(tokens, f"tokens is of type {type(tokens).__name__}")
     if items and not any(_kind(item) == "other" for item in items):
         return [items] * sequences
-    try:
-        rows = [list(item.tolist()) if hasattr(item, "tolist") else list(item) for item in items]
-    except TypeError as error:
-        raise SinkscopeError(f"tokens mix texts, ids or other things: {FORMS}.") from error
+    rows = [_listed(item, "tokens mix texts, ids or other things") for item in items]
     if len(rows) != sequences:
         raise SinkscopeError(f"tokens has {len(rows)} lists for {sequences} sequences: give one list per sequence.")
     return rows
+
+
+def _listed(values: Any, problem: str) -> list[Any]:
+    try:
+        return list(values.tolist() if hasattr(values, "tolist") else values)
+    except TypeError as error:
+        raise SinkscopeError(f"{problem}: {FORMS}.") from error
 
 
 def _kind(token: Any) -> str:

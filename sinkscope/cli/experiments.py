@@ -15,9 +15,9 @@ import typer
 
 import sinkscope
 from sinkscope.cli import options as given
-from sinkscope.cli.options import draw, printed, say, write_table
+from sinkscope.cli.options import printed, say, write_table
 from sinkscope.errors import SinkscopeError
-from sinkscope.files import write_text
+from sinkscope.files import write_figure, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +69,7 @@ def perplexity(
     quiet: given.Quiet = False,
 ) -> None:
     """Perplexity of one text under several ways to attend to it. The same command goes on where it was stopped."""
-    from sinkscope.reporting.gather import text_name
+    from sinkscope.texts import text_name
 
     ways = _policies(policies, cache, sinks)
     loaded, tokenizer = sinkscope.load(model, **loading)
@@ -81,7 +81,7 @@ def perplexity(
     sinkscope.save_record(record, out / "perplexity.nc")
     table = sinkscope.ppl_table(record)
     write_table(table, out / "perplexity", "Perplexity over the tokens that every policy scored.", record.attrs)
-    draw(sinkscope.figures.log_perplexity(record), out / "log_perplexity")
+    write_figure(sinkscope.figures.log_perplexity(record), out / "log_perplexity")
     title = f"{int(record.length.sum()):,} tokens; perplexity over those that every policy scored:"
     say(quiet, title, printed(table), f"Written to {out}")
 
@@ -103,7 +103,7 @@ def ablate(
     quiet: given.Quiet = False,
 ) -> None:
     """Perplexity against the number of sink tokens. Cells that are finished are not run again."""
-    from sinkscope.reporting.gather import text_name
+    from sinkscope.texts import text_name
 
     loaded, tokenizer = sinkscope.load(model, **loading)
     ids = sinkscope.read_tokens(tokenizer, text, limit=tokens, start=start)
@@ -113,7 +113,7 @@ def ablate(
         progress=False if quiet else None, text=text_name(text),
     )  # fmt: skip
     write_table(table, out / "ablation", "Perplexity against the number of sink tokens.")
-    draw(sinkscope.figures.ablation(table), out / "ablation")
+    write_figure(sinkscope.figures.ablation(table), out / "ablation")
     say(quiet, f"{ids.numel():,} tokens:", printed(table), f"Written to {out}")
 
 
@@ -183,7 +183,6 @@ def lab(
 
 
 def _bigram(out: Path, options: dict[str, Any]) -> list[str]:
-    """Train, write, and say what came out."""
     from sinkscope.figures import emergence
     from sinkscope.lab import bigram_backcopy, emergence_summary, emergence_table
 
@@ -195,7 +194,7 @@ def _bigram(out: Path, options: dict[str, Any]) -> list[str]:
     write_table(summary, out / "emergence_summary", f"Emergence on Bigram-Backcopy: mean, {intervals}.", table.attrs)
     for layer in record["layer"].values:
         name = f"emergence_layer_{layer}" if record.sizes["layer"] > 1 else "emergence"
-        draw(emergence(record, int(layer)), out / name)
+        write_figure(emergence(record, int(layer)), out / name)
     null, best = (table.attrs[name] for name in ("bos_null", "best_loss_after_non_triggers"))
     return [
         f"Step {table.attrs['step']:,}; mean, {intervals}.",
@@ -205,7 +204,6 @@ def _bigram(out: Path, options: dict[str, Any]) -> list[str]:
 
 
 def _language(out: Path, options: dict[str, Any]) -> list[str]:
-    """Train, write, and say what came out."""
     from sinkscope.figures import language_emergence
     from sinkscope.lab import head_masses, language_model, language_table, language_verdict
 
@@ -214,7 +212,7 @@ def _language(out: Path, options: dict[str, Any]) -> list[str]:
     table, heads, verdict = language_table(record), head_masses(record), language_verdict(record)
     write_table(table, out / "language", "Perplexity of models trained from scratch.")
     write_table(heads, out / "heads", "Attention of each head on the first token.")
-    draw(language_emergence(record), out / "language_emergence")
+    write_figure(language_emergence(record), out / "language_emergence")
     write_text(out / "verdict.txt", "\n".join(verdict) + "\n", "the verdict")
     return [printed(table), *verdict]
 
@@ -234,14 +232,16 @@ def report(
     quiet: given.Quiet = False,
 ) -> None:
     """Measure where a model's attention goes and write it up: a page, figures, tables and the record."""
-    from sinkscope import reporting
+    from sinkscope.reporting.saving import check_directory
 
-    target = reporting.check_directory(out)
+    target = check_directory(out)
+    from sinkscope.reporting import gather  # after the check, which needs no torch
+
     if tokens is not None:
         length = min(length, tokens)
         sequences = max(1, tokens // length)
     progress = False if quiet else None
-    made = reporting.report(
+    made = gather.report(
         model, None, text, sequences=sequences, length=length, streaming=streaming, softmax=softmax, progress=progress,
         **loading,
     )  # fmt: skip
@@ -281,7 +281,7 @@ def intervene(
 ) -> None:
     """Take sinks away, or other keys, and see what happens. With nothing named: the usual interventions."""
     from sinkscope.experiments.interventions import checked_doses
-    from sinkscope.reporting.gather import text_name
+    from sinkscope.texts import text_name
 
     where: dict[str, Any] = {"layers": layers or None, "heads": heads or None}
     chosen: list[Intervention] = [  # a word given twice counts once
@@ -315,7 +315,7 @@ def intervene(
         table = sinkscope.intervention_table(done, seed=seed)
         write_table(table, out / "interventions", f"Interventions and their controls: {read}.")
         sinkscope.save_record(done, out / "interventions.nc")
-        draw(sinkscope.figures.effects(table), out / "effects")
+        write_figure(sinkscope.figures.effects(table), out / "effects")
         title = f"{read}. ratio: perplexity over that with nothing done; brackets: 95%."
         say(quiet, title, printed(beside(table)))
     if response is not None:
@@ -323,7 +323,7 @@ def intervene(
         caption = f"A bias on the logits of the first keys ({count or sinks}), and of as many random ones: {read}."
         write_table(table, out / "dose", caption)
         sinkscope.save_record(response, out / "dose.nc")
-        draw(sinkscope.figures.dose_response(table), out / "dose")
+        write_figure(sinkscope.figures.dose_response(table), out / "dose")
         say(quiet, caption, printed(table))
     say(quiet, f"Written to {out}")
 

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sinkscope.files import replacing, write_text
+from sinkscope.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
-
 
 Model = Annotated[
     str | None,
@@ -63,17 +61,7 @@ def write_table(table: pd.DataFrame, path: Path, caption: str, attributes: Mappi
     write_text(path.with_suffix(".tex"), latex_text(table, source, caption, path.name), "the table")
 
 
-def draw(figure: Figure, path: Path) -> None:
-    """The figure as path.pdf and in the other formats of a report."""
-    from sinkscope.reporting.saving import FORMATS
-
-    for kind in FORMATS:
-        with replacing(path.with_suffix(f".{kind}"), "the figure") as partial:
-            figure.savefig(partial, format=kind)
-
-
 def printed(table: pd.DataFrame) -> str:
-    """A table as the terminal shows it."""
     return table.to_string(index=False, float_format=lambda value: f"{value:.4g}")
 
 

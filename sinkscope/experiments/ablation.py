@@ -228,7 +228,6 @@ def with_first_tokens(texts: Sequence[Tensor], kind: str, count: int, tokens: in
 def _record(
     model: nn.Module, texts: list[Tensor], cells: list[Reading], runs: dict[str, Reading], finished: dict[str, Progress]
 ) -> xr.Dataset:
-    """The losses as a record, one policy for each cell that was run."""
     levels = [cell.level for cell in runs.values()]
     record = record_of(model, texts, [level.policy for level in levels], [finished[key] for key in runs])
     del record.attrs["policies"]  # which the coordinates tell

@@ -29,16 +29,14 @@ class Conditions:
     """What interventions of one run share; `start` is the first query that notices, `sinks` how many first tokens count
     as sinks, `seed` that of all that is drawn at random, and `tokenizer` tells what is a delimiter."""
 
-    start: int
-    sinks: int
-    seed: int
+    start: int = 64
+    sinks: int = 4
+    seed: int = 0
     tokenizer: Any = None
 
-    @classmethod
-    def of(cls, start: int = 64, sinks: int = 4, seed: int = 0, tokenizer: Any = None) -> Conditions:
-        """The conditions; SinkscopeError for numbers out of range."""
-        numbers = whole_number(start, "start", 2), whole_number(sinks, "sinks", 1), whole_number(seed, "seed", 0)
-        return cls(*numbers, tokenizer)
+    def __post_init__(self) -> None:
+        for name, least in (("start", 2), ("sinks", 1), ("seed", 0)):
+            object.__setattr__(self, name, whole_number(getattr(self, name), name, least))
 
     def random(self, *numbers: int) -> np.random.Generator:
         """A generator of its own for these numbers, the same in every run with this seed."""

@@ -72,10 +72,10 @@ def run_interventions(
             intervention that this model or these texts cannot take, one given twice, what is no intervention or gives
             no trial.
     """
-    conditions, first = Conditions.of(start, sinks, seed, tokenizer), whole_number(first, "first", 1)
+    conditions, first = Conditions(start, sinks, seed, tokenizer), whole_number(first, "first", 1)
     texts = _texts(model, ids, conditions)
     if interventions is None:
-        chosen, refused = _possible(model, texts, usual(tokenizer), conditions)
+        chosen, refused = possible(model, texts, usual(tokenizer), **vars(conditions))
         for name, why in refused.items():
             warn(f"`{name}` is left out: {why}")
     else:
@@ -101,8 +101,15 @@ def possible(
 ) -> tuple[list[Intervention], dict[str, str]]:
     """The interventions that a model and texts can take, and why not, by name, of the others; `conditions` are the
     tokenizer, start, sinks and seed of `run_interventions`."""
-    shared = Conditions.of(**conditions)
-    return _possible(model, _texts(model, ids, shared), _checked(interventions), shared)
+    shared = Conditions(**conditions)
+    texts, chosen, refused = _texts(model, ids, shared), [], {}
+    for intervention in _checked(interventions):
+        try:
+            _check(intervention, model, texts, shared)
+            chosen.append(intervention)
+        except SinkscopeError as problem:
+            refused[intervention.name] = str(problem)
+    return chosen, refused
 
 
 def usual(tokenizer: Any) -> list[Intervention]:
@@ -151,19 +158,6 @@ def _check(intervention: Intervention, model: nn.Module, texts: Sequence[Tensor]
         if control.name == intervention.name:
             raise SinkscopeError(f"`{intervention.name}` has a control of the same name; give it one of its own.")
         control.check(model, texts, conditions)
-
-
-def _possible(
-    model: nn.Module, texts: Sequence[Tensor], interventions: Sequence[Intervention], conditions: Conditions
-) -> tuple[list[Intervention], dict[str, str]]:
-    chosen, refused = [], {}
-    for intervention in interventions:
-        try:
-            _check(intervention, model, texts, conditions)
-            chosen.append(intervention)
-        except SinkscopeError as problem:
-            refused[intervention.name] = str(problem)
-    return chosen, refused
 
 
 def _record(

@@ -45,7 +45,6 @@ class Run:
     normaliser: Normaliser | None = None
 
     def attributes(self) -> dict[str, Any]:
-        """As a record notes them."""
         return vars(self) | {"normaliser": "the model's own" if self.normaliser is None else repr(self.normaliser)}
 
 
@@ -167,7 +166,6 @@ def _queries(ids: Tensor, policy: Policy, run: Run) -> Tensor:
 
 
 def record_of(model: nn.Module, texts: list[Tensor], policies: list[Policy], finished: list[Progress]) -> xr.Dataset:
-    """The losses under all policies as a record."""
     losses, natives = np.stack([run.losses.numpy() for run in finished]), cached_windows(model)
     record = xr.Dataset(
         {"nll": (("policy", "sequence", "token"), losses, {"units": "nats"})},

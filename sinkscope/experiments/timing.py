@@ -179,11 +179,9 @@ class Decoder:
         """Bytes of memory that keys and values take; of re-computation, in its last step."""
         if isinstance(self.cache, SinkCache):
             return self.cache.nbytes
-        tensors = [states for layer in self.cache.layers for states in (layer.keys, layer.values)]
-        return sum(states.numel() * states.element_size() for states in tensors)
+        return sum(states.nbytes for layer in self.cache.layers for states in (layer.keys, layer.values))
 
     def close(self) -> None:
-        """Leave the model as it was."""
         self.open.close()
 
     def _logits(self, ids: Tensor, cache: Any) -> Tensor:

@@ -80,18 +80,13 @@ def controls_of(kind: type) -> dict[str, Control]:
 
 @dataclass(frozen=True)
 class PolicyEntry:
-    """A policy that the explorer offers.
-
-    Attributes:
-        label: its name in the list.
-        uses: the fields of the configuration that `make` makes it from.
-        first_affected: the first query that differs from the model as it is, where neither the size of the cache nor
-            the policy's own `sees` says it; all may differ when None.
-    """
+    """A policy that the explorer offers."""
 
     label: str
-    uses: tuple[str, ...]
+    uses: tuple[str, ...]  # the fields of the configuration that `make` makes it from
     make: Callable[[Configuration], Policy]
+    # the first query that differs from the model as it is, where neither the size of the cache nor the policy's own
+    # `sees` says it; all may differ when None
     first_affected: Callable[[Configuration], int] | None = None
 
 
@@ -157,10 +152,7 @@ class Configuration:
 
     Attributes:
         policy, normaliser: a name in `POLICIES` or `NORMALISERS`, or an object of any class.
-        sinks: first tokens that are kept beside a window, or that the dose acts on.
-        window: last tokens that are kept; under H2O and TOVA how many tokens.
-        dose: added to the logits of the sinks; minus infinity evicts them.
-        positions: "cache" or "original", as in `SinkWindow`.
+        sinks, window, dose, positions: as their controls say; a dose of minus infinity evicts the sinks.
         since: the first query that does not see evicted tokens. From the start on another token would become the sink.
         layers: the first and the last layer that a policy and a normaliser chosen by name act in; all when None.
         evicted: places of the tokens taken away, none before it has been read. Its control is the text itself.

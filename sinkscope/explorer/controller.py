@@ -17,6 +17,7 @@ from sinkscope.explorer.results import Change, HeadMaps, Loss, Reading, Result, 
 from sinkscope.explorer.text_model import TextModel
 
 NEEDS_MODEL = "this needs the model; a saved record was opened without one"
+CLOSED = "the explorer is closed; open it again with sinkscope.explore"
 SHARPEST_FIRST = ("entropy", "value")  # rankings in which small comes first
 
 
@@ -36,6 +37,7 @@ class Controller:
             is the same of the model as it is.
         unit, query, map_options: what is looked at, and how.
         busy: what is under way, or empty.
+        is_closed: whether it has let go of the model and of everything that was read.
         problem: one sentence on what went wrong last, or empty.
     """
 
@@ -52,6 +54,7 @@ class Controller:
         self.now, self.dense = Results(), Results()
         self.unit, self.query, self.map_options = 0, len(tokens) - 1, MapOptions()
         self.busy = self.problem = ""
+        self.is_closed = False
         self._worker = Worker(deliver)
 
     # --- asking -------------------------------------------------------------------------------------------------------
@@ -70,7 +73,7 @@ class Controller:
             SinkscopeError: a field, or a name, that there is not; an object that is no policy or no normaliser.
         """
         if self.model is None:
-            self._tell(NEEDS_MODEL)
+            self._tell(CLOSED if self.is_closed else NEEDS_MODEL)
             return
         if "kind" in fields:
             fields.setdefault("policy", fields.pop("kind"))
@@ -103,7 +106,7 @@ class Controller:
         self.listen = lambda change: None
         self.cancel()
         self._worker.join(timeout=10)
-        self.model, self.now, self.dense = None, Results(), Results()
+        self.is_closed, self.model, self.now, self.dense = True, None, Results(), Results()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until nothing is under way, where results are delivered at once; False after `timeout` seconds."""
@@ -112,7 +115,6 @@ class Controller:
     # --- looking ------------------------------------------------------------------------------------------------------
 
     def choose(self, unit: int) -> None:
-        """Look at another head."""
         if 0 <= unit < len(self.units) and unit != self.unit:
             self.unit = unit
             self.listen(Change.UNIT)
@@ -130,7 +132,7 @@ class Controller:
     def show(self, **fields: Any) -> None:
         """Show maps in another way (fields of `MapOptions`)."""
         if self.model is None and fields.get("scale") == "logit":
-            self._tell("logits need the model; a saved map holds probabilities only")
+            self._tell(CLOSED if self.is_closed else "logits need the model; a saved map holds probabilities only")
             return
         options = replace(self.map_options, **fields)
         if options != self.map_options:
@@ -139,7 +141,6 @@ class Controller:
 
     @property
     def maps(self) -> HeadMaps | None:
-        """The maps shown."""
         return self.saved if self.now.reading is None else self.now.reading.maps
 
     @property
@@ -156,11 +157,9 @@ class Controller:
 
     @property
     def caption(self) -> str:
-        """Which head, and which configuration."""
         return f"{self.units[self.unit]} · {self.name}" if self.units else ""
 
     def tile(self) -> Tile | None:
-        """What the map options show of the head."""
         return None if self.maps is None else tile_of(self.maps, self.unit, self.map_options)
 
     def row(self) -> Any:
@@ -278,7 +277,6 @@ class Controller:
 
 
 def sentence(problem: BaseException) -> str:
-    """An exception as one sentence."""
     if isinstance(problem, SinkscopeError):
         return str(problem)
     lines = str(problem).strip().splitlines() or [""]

@@ -185,19 +185,13 @@ def vertical_line(place: float, **line: Any) -> dict[str, Any]:
 
 def draw_losses(figure: Any, dense: np.ndarray, changed: np.ndarray | None, name: str, query: int) -> None:
     """Show losses [token] and mark the query; `changed` is None where nothing but the model as it is was read."""
-    points, lines = figure.data[::2], figure.data[1::2]
+    curves = (dense, "dense"), (np.empty(0) if changed is None else changed, name)
     with figure.batch_update():
-        for place, (losses, label) in enumerate(
-            ((dense, "dense"), (np.empty(0) if changed is None else changed, name))
-        ):
+        for points, line, (losses, label) in zip(figure.data[::2], figure.data[1::2], curves, strict=True):
             seen = np.flatnonzero(np.isfinite(losses))
-            points[place].x, points[place].y = seen.tolist(), losses[seen].tolist()
-            lines[place].x, lines[place].y, lines[place].name = (
-                seen.tolist(),
-                running_mean(losses[seen]).tolist(),
-                label,
-            )
-            lines[place].showlegend = bool(len(seen))
+            points.x = line.x = seen.tolist()
+            points.y, line.y = losses[seen].tolist(), running_mean(losses[seen]).tolist()
+            line.name, line.showlegend = label, bool(len(seen))
         figure.layout.shapes = [vertical_line(query)]
 
 
@@ -258,7 +252,6 @@ def continuations(controller: Controller) -> str:
 
 
 def prices(controller: Controller) -> str:
-    """Bytes and operations of the configuration, beside the model as it is."""
     now, dense = controller.now.price, controller.dense.price
     if now is None:
         return ""

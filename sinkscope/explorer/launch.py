@@ -8,6 +8,7 @@ from numbers import Integral
 from typing import Any
 from weakref import WeakValueDictionary
 
+import IPython
 import xarray as xr
 from torch import Tensor, nn
 
@@ -118,7 +119,7 @@ def _long_ids(tokenizer: Any, text: Any) -> Tensor:
 
 def replace_earlier(app: Any) -> None:
     """Close the explorers that an earlier run of the same cell made; outside cells that have names, the last one."""
-    cell, execution = _cell(), getattr(_shell(), "execution_count", None)
+    cell, execution = _cell(), getattr(IPython.get_ipython(), "execution_count", None)
     for key, other in list(_OPEN.items()):
         if key[0] == cell and (execution is None or key[1] != execution):
             del _OPEN[key]
@@ -126,19 +127,10 @@ def replace_earlier(app: Any) -> None:
     _OPEN[cell, execution, id(app)] = app
 
 
-def _shell() -> Any:
-    """The IPython shell; None outside IPython."""
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return None
-    return get_ipython()
-
-
 def _cell() -> str | None:
     """The name of the cell that runs, as JupyterLab, Notebook and VS Code give it; None where there is none."""
     try:
-        metadata = _shell().kernel.get_parent()["metadata"]
+        metadata = IPython.get_ipython().kernel.get_parent()["metadata"]
     except (AttributeError, KeyError, TypeError):
         return None
     cell = metadata.get("cellId") or metadata.get("cell_id")
@@ -147,7 +139,7 @@ def _cell() -> str | None:
 
 def _in_notebook() -> bool:
     """Whether there is a kernel whose front end can show widgets; Colab is asked to let them in."""
-    if getattr(_shell(), "kernel", None) is None:
+    if getattr(IPython.get_ipython(), "kernel", None) is None:
         return False
     if "google.colab" in sys.modules:
         from google.colab import output  # type: ignore[import-not-found]

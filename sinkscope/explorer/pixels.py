@@ -102,23 +102,14 @@ def encoded(values: np.ndarray, ends: Limits) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MapOptions:
-    """How maps are shown; none of it runs the model.
-
-    Attributes:
-        scale: one of `SCALES`.
-        hiding: "nothing", or first keys of the text "hidden", the rest of a row as it is or "renormalised".
-        hidden: how many first keys those are.
-        region: half-open token ranges (first query, last query, first key, last key); everything when None.
-
-    Raises:
-        SinkscopeError: a scale or a hiding that there is not.
-    """
+    """How maps are shown; none of it runs the model. SinkscopeError for a scale or a hiding that there is not."""
 
     scale: Annotated[str, Choice("scale", "what the colours stand for", SCALE_NAMES)] = "log"
     hiding: Annotated[
         str, Choice("preview", "hide the sink columns at once, without running the model", HIDING_NAMES)
     ] = "nothing"
     hidden: Annotated[int, Number("keys", "how many first keys are hidden", lambda length: (1, 16), is_typed=True)] = 1
+    # half-open token ranges (first query, last query, first key, last key); everything when None
     region: tuple[int, int, int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -156,7 +147,6 @@ class Tile:
 
 
 def tile_of(maps: HeadMaps, unit: int, options: MapOptions) -> Tile:
-    """What map options show of one head."""
     region = options.region or (maps.tokens.start, maps.tokens.stop) * 2
     rows, columns = _cells(maps, *region[:2]), _cells(maps, *region[2:])
     values, left = _shown(maps, unit, rows, columns, options)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from sinkscope.analysis.variables import is_causal
 from sinkscope.attention.layer import Layer
 from sinkscope.attention.masks import is_hidden
 from sinkscope.errors import SinkscopeError
@@ -88,11 +89,7 @@ class LiveMaps(HeadMaps):
 
 
 class SavedMaps(HeadMaps):
-    """Maps from a record that holds them (`Maps` probe, `from_maps`), of its first sequence; `stop` is where that ends.
-
-    Raises:
-        SinkscopeError: a record without maps.
-    """
+    """Maps from a record that holds them (probe `Maps`, `from_maps`): of its first sequence, which ends at `stop`."""
 
     def __init__(self, record: xr.Dataset) -> None:
         if "attention_map" not in record:
@@ -110,7 +107,7 @@ class SavedMaps(HeadMaps):
         values = maps.values.reshape(len(every), *maps.shape[-2:])[:, : len(places), : len(places)]
         measured = np.flatnonzero(np.isfinite(values).any((1, 2)))
         self._maps, self.units = values[measured], [every[place] for place in measured]
-        self._causal = bool(record.attrs.get("causal", 1))
+        self._causal = is_causal(record)
         self.first = int(places[0])
         self.starts = places - self.first
         is_pooled = bool((np.diff(places) > 1).any())

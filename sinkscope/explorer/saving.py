@@ -16,10 +16,11 @@ import xarray as xr
 from sinkscope import figures
 from sinkscope.attention.placement import is_ours
 from sinkscope.errors import SinkscopeError
-from sinkscope.explorer.controller import Controller
+from sinkscope.experiments.perplexity import policy_coordinates
+from sinkscope.explorer.controller import CLOSED, Controller
 from sinkscope.explorer.display import alert
 from sinkscope.explorer.results import Reading, compared
-from sinkscope.files import replacing, write_text
+from sinkscope.files import write_figure, write_text
 from sinkscope.models.facts import model_attributes, token_attributes
 from sinkscope.policies import PerHead
 from sinkscope.record import save_record
@@ -29,14 +30,10 @@ NEEDS_KERNEL = "The explorer of sinkscope is here while a kernel runs: run this 
 
 
 def view_record(controller: Controller) -> xr.Dataset:
-    """The map of the head shown, one cell a token, with the losses of the configuration and of the model as it is.
-
-    Raises:
-        SinkscopeError: nothing was read yet.
-    """
+    """The map of the head shown, one cell a token, with the losses of the configuration and of the model as it is."""
     maps, model = controller.maps, controller.model
     if maps is None:
-        raise SinkscopeError("nothing was read yet, so there is nothing to save; wait for the first map.")
+        raise _nothing_read(controller)
     unit, whole = maps.units[controller.unit], slice(0, maps.cells)
     length, places = len(controller.tokens), maps.first + maps.starts
     record = xr.Dataset(
@@ -57,9 +54,8 @@ def view_record(controller: Controller) -> xr.Dataset:
     if readings:
         losses = np.stack([each.losses[None] for _, each in readings])
         record["nll"] = (("policy", "sequence", "token"), losses, {"units": "nats"})
-        known = [each.configuration.policy_slot.coordinates for _, each in readings]
-        per_policy = {name: ("policy", [each[name] for each in known]) for name in known[0]}
-        record = record.assign_coords({"policy": [name for name, _ in readings], **per_policy})
+        per_policy = policy_coordinates([each.configuration.policy_slot for _, each in readings])
+        record = record.assign_coords(per_policy | {"policy": [name for name, _ in readings]})
     record.attrs = {"kind": "explored", "setting": controller.name}
     if model is not None:
         hashed = record.assign_coords(token_id=(("sequence", "token"), model.ids.cpu().numpy()[None]))
@@ -73,8 +69,10 @@ def code_of(controller: Controller, text: str | None = None) -> str:
     `text` is an expression for the token ids [1, token]; the ids themselves are written when None.
     """
     model, reading, dense = controller.model, controller.now.reading, controller.dense.reading
-    if model is None or reading is None or dense is None:
+    if model is None and not controller.is_closed:
         raise SinkscopeError("a saved record was opened without its model, so there is no code that measures it again.")
+    if model is None or reading is None or dense is None:
+        raise _nothing_read(controller)
     configuration, unit = reading.configuration, controller.units[controller.unit]
     name = model_attributes(model.model)["model"]
     slots = {"policy": configuration.policy_slot, "normaliser": configuration.normaliser_slot}
@@ -105,6 +103,11 @@ def code_of(controller: Controller, text: str | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _nothing_read(controller: Controller) -> SinkscopeError:
+    waiting = "nothing was read yet, so there is nothing to save; wait for the first map"
+    return SinkscopeError(f"{CLOSED if controller.is_closed else waiting}.")
+
+
 def _perplexities(dense: Reading, now: Reading) -> list[str]:
     """Lines that measure the perplexities, dense and under the configuration, over the tokens compared."""
     places, configuration = compared(dense, now), now.configuration
@@ -121,22 +124,13 @@ def _perplexities(dense: Reading, now: Reading) -> list[str]:
 
 
 def save_view(controller: Controller, folder: str | os.PathLike[str], text: str | None = None) -> list[Path]:
-    """Write the view as view.pdf, view.svg and view.png, its record as view.nc, and, with a model, its code as view.py.
-
-    Raises:
-        SinkscopeError: nothing was read yet, or the folder cannot be written.
-    """
+    """Write the view as view.pdf, .svg and .png, its record as view.nc and, with a model, its code as view.py."""
     record, folder = view_record(controller), Path(folder).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise SinkscopeError(f"cannot write to {folder}: {problem.strerror or problem}.") from problem
-    figure, files = figures.explored(record), []
-    for kind in ("pdf", "svg", "png"):
-        files.append(folder / f"view.{kind}")
-        with replacing(files[-1], "the figure") as partial:
-            figure.savefig(partial, format=kind)
-    files.append(save_record(record, folder / "view.nc"))
+    files = [*write_figure(figures.explored(record), folder / "view"), save_record(record, folder / "view.nc")]
     if controller.model is not None:
         files.append(folder / "view.py")
         write_text(files[-1], code_of(controller, text), "the code")

@@ -55,16 +55,11 @@ class LayerRecorder(LayerProbe):
 
 
 class TextModel:
-    """A copy of a model that shares its weights, with a text.
+    """A copy of a model that shares its weights, with a text: `ids` [token].
 
-    Args:
-        model: a decoder with a language head; it is neither changed nor run itself, but a copy of it.
-        ids: [token].
-        tokenizer: turns continuations into text; their ids are shown where None.
-
-    Raises:
-        SinkscopeError: a model that predicts no next token or carries a scope, ids outside its vocabulary, fewer than
-            two tokens.
+    The model itself, a decoder with a language head, is neither changed nor run. Without a tokenizer continuations are
+    shown as ids. SinkscopeError for a model that predicts no next token or carries a scope, ids outside its
+    vocabulary, fewer than two tokens.
     """
 
     def __init__(self, model: nn.Module, ids: Tensor, tokenizer: Any = None) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import xarray as xr
 
-from sinkscope.analysis import importance
+from sinkscope.analysis.importance import importance
 from sinkscope.analysis.variables import is_causal, sequence_lengths
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures import marks as m

@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinkscope.analysis import amplification as amplifications
-from sinkscope.analysis import eviction_by_layer
-from sinkscope.analysis.mass import NORMS
+from sinkscope.analysis.mass import NORMS, eviction_by_layer
+from sinkscope.analysis.mass import amplification as amplifications
 from sinkscope.analysis.perplexity import PARTS, collapse_table
 from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure

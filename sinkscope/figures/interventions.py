@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinkscope.analysis import dose_table
-from sinkscope.analysis.interventions import intervention_table
+from sinkscope.analysis.interventions import dose_table, intervention_table
 from sinkscope.analysis.predictability import mean_mass_by_bin, predictability_table, sides
 from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from sinkscope.analysis import mass_by_layer as layer_masses
-from sinkscope.analysis import sink_mass
-from sinkscope.analysis import sink_rate_curve as rates
+from sinkscope.analysis.importance import sink_rate_curve as rates
+from sinkscope.analysis.mass import mass_by_layer as layer_masses
+from sinkscope.analysis.mass import sink_mass
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure

@@ -4,12 +4,11 @@ Nothing outside this folder imports transformers, or says a name of its that has
 is a handful of functions or classes of our own, and a new release of transformers touches this folder only.
 """
 
-import warnings
 from importlib.metadata import version
 
 from packaging.version import Version
 
-from sinkscope.errors import SinkscopeError
+from sinkscope.errors import SinkscopeError, warn
 
 OLDEST = "5.21"  # 5.20 and older drop the soft cap of gemma2 under their default attention
 NEWEST = "5.24"  # of the releases that were tried
@@ -24,10 +23,9 @@ def check_version() -> None:
             f"run `pip install 'transformers>={OLDEST}'`."
         )
     if found.release[:2] > Version(NEWEST).release[:2]:
-        warnings.warn(
+        warn(
             f"transformers {found} is newer than the releases that sinkscope was tested with ({OLDEST} to {NEWEST}); "
-            "if a model is refused or fails, try one of those.",
-            stacklevel=2,
+            "if a model is refused or fails, try one of those."
         )
 
 

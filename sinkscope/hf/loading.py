@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from sinkscope.errors import SinkscopeError, first_line
+from sinkscope.errors import SinkscopeError, first_line, warn
 from sinkscope.hf.gguf import converted, demo_model_file
 from sinkscope.hf.models import auto_class, quiet_transformers, setting
 
@@ -128,10 +127,7 @@ def _model(place: str, name: str, options: dict[str, Any], trust_remote_code: bo
     except Exception as error:
         raise SinkscopeError(_reason(name, error)) from error
     if missing := sorted(report["missing_keys"]):
-        warnings.warn(
-            f"{name} lacks {len(missing)} weights of {type(model).__name__} ({missing[0]} first): they are random.",
-            stacklevel=3,
-        )
+        warn(f"{name} lacks {len(missing)} weights of {type(model).__name__} ({missing[0]} first): they are random.")
     return model
 
 
@@ -157,7 +153,7 @@ def _tokenizer(place: str, config: Any, revision: str | None, trust_remote_code:
     try:
         return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **chosen)
     except Exception as error:
-        warnings.warn(f"The tokenizer of {place} cannot be loaded ({first_line(error)}).", stacklevel=3)
+        warn(f"The tokenizer of {place} cannot be loaded ({first_line(error)}).")
         return None
 
 

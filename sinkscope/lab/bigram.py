@@ -302,7 +302,6 @@ def _means(values: Tensor, kinds: Tensor) -> Tensor:
 
 
 def _record(found: Comparison[BackcopyRun]) -> xr.Dataset:
-    """All results as one record."""
     first = found.runs[0]
     task, ids = first.material, first.evaluation_ids()
     entropy = task.entropies(ids[:, :-1])

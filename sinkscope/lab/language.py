@@ -217,7 +217,6 @@ class LanguageRun(TrainingRun[np.ndarray]):
         return {"train_loss": torch.stack(means).cpu()} | weights
 
     def untrained(self) -> Any:
-        """The model as its training begins."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             shape = {name: getattr(self.sizes, name) for name in ("vocabulary", "width", "layers", "heads")}
@@ -225,7 +224,6 @@ class LanguageRun(TrainingRun[np.ndarray]):
         return model.eval()  # there is no dropout, so training and evaluation are the same
 
     def trained(self, found: dict[str, Tensor]) -> Any:
-        """The model with the weights that `train` found."""
         model = self.untrained()
         weights = {name.removeprefix(WEIGHTS): each for name, each in found.items() if name.startswith(WEIGHTS)}
         model.load_state_dict(weights)
@@ -264,7 +262,6 @@ def training_attention(model: Any, normaliser: Normaliser) -> Iterator[None]:
 
 
 def _attention(call: AttentionCall) -> tuple[Tensor, None]:
-    """Causal attention [batch, head, query, dim]."""
     assert call.scale is not None  # a Llama gives it
     return causal_weights(call.query, call.key, call.scale, NORMALISERS[call.module]) @ call.value, None
 
@@ -279,7 +276,6 @@ register(ATTENTION, _attention, _no_mask)
 def _record(
     found: Comparison[LanguageRun], texts: Tensor, policies: Sequence[Policy], shown: bool | None
 ) -> xr.Dataset:
-    """All results, and what the trained models do on the texts, as one record."""
     measured = []
     with progress_bar(len(found.runs), "model", shown, desc="evaluation") as bar:
         for run, result in zip(found.runs, found.results, strict=True):

@@ -3,15 +3,13 @@ finished, and the comparison of all arms."""
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import os
-import platform
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
@@ -26,8 +24,9 @@ from sinkscope.experiments.runner import Advance, Cell, run_cells
 from sinkscope.files import writable_folder
 from sinkscope.hf.gguf import cache_directory
 from sinkscope.lab.decoder import Arm, Sizes, arms_of
+from sinkscope.models.facts import run_attributes
 from sinkscope.streaming.checkpoint import read_tensors, write_tensors
-from sinkscope.texts import read_text
+from sinkscope.texts import read_text, text_name
 
 Material = TypeVar("Material")
 Run = TypeVar("Run", bound="TrainingRun[Any]")
@@ -45,8 +44,7 @@ class Text:
     def of(cls, source: str | os.PathLike[str] | None, text: str | None) -> Text:
         """The text itself where it is given, otherwise that of a source; SinkscopeError for both, or an empty one."""
         if text is None:
-            name = "King James Bible (demo text)" if source is None else os.fspath(source)
-            return cls(name if name.startswith("hf:") else PurePath(name).name, read_text(source))
+            return cls(text_name(source), read_text(source))
         if source is not None:
             raise SinkscopeError("Both source and text were given: give one of them.")
         if not text.strip():
@@ -81,7 +79,6 @@ class TrainingSchedule:
 
     @classmethod
     def of(cls, learning_rate: float, weight_decay: float, **counts: int) -> Self:
-        """The schedule; SinkscopeError for numbers out of range."""
         return cls(
             **{name: whole_number(count, name, 1) for name, count in counts.items()},
             learning_rate=finite_number(learning_rate, "learning_rate", 0.0),
@@ -155,7 +152,6 @@ class TrainingRun(Cell[dict[str, Tensor]], Generic[Material]):
         return torch.optim.AdamW(model.parameters(), betas=self.betas, **rates)
 
     def check_finite(self, loss: Tensor, step: int) -> None:
-        """Raise SinkscopeError when training has diverged."""
         if not bool(loss.isfinite()):
             raise SinkscopeError(
                 f"training the arm {self.arm.name!r} with seed {self.seed} went astray: its loss at step {step} is not "
@@ -224,8 +220,5 @@ class Comparison(Generic[Run]):
             "device": self.device,
             "arms": "; ".join(map(repr, self.arms)),
             "seeds": ", ".join(map(str, self.seeds)),
-            "sinkscope": sinkscope.__version__,
-            "torch": str(torch.__version__),
-            "python": platform.python_version(),
-            "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            **run_attributes(),
         }

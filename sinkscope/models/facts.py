@@ -126,9 +126,16 @@ def model_attributes(model: nn.Module) -> dict[str, Any]:
         "model": public or type(model).__name__,
         "dtype": str(parameter.dtype).removeprefix("torch."),
         "device": str(parameter.device),
+        "transformers": version("transformers"),
+        **run_attributes(),
+    }
+
+
+def run_attributes() -> dict[str, Any]:
+    """The versions of what runs here whatever the model is, and the time."""
+    return {
         "sinkscope": sinkscope.__version__,
         "torch": str(torch.__version__),
-        "transformers": version("transformers"),
         "python": platform.python_version(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }

@@ -11,9 +11,12 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope import figures as draw
-from sinkscope.analysis import discover, interval, sink_mass, sink_rate, sink_rate_curve, value_drain
-from sinkscope.analysis import mass_by_layer as layer_masses
-from sinkscope.analysis import massive_activations as found_activations
+from sinkscope.analysis.discovery import discover
+from sinkscope.analysis.discovery import massive_activations as found_activations
+from sinkscope.analysis.importance import EPSILON, sink_rate, sink_rate_curve
+from sinkscope.analysis.intervals import interval
+from sinkscope.analysis.mass import mass_by_layer as layer_masses
+from sinkscope.analysis.mass import sink_mass, value_drain
 from sinkscope.analysis.variables import is_causal
 from sinkscope.figures.attention import null_entropy
 from sinkscope.figures.requirements import lengths, tokens_named
@@ -24,8 +27,7 @@ from sinkscope.reporting.content import Item, Measure, Numbers, Records, Section
 if TYPE_CHECKING:
     from sinkscope.reporting.gather import Passes
 
-EPSILON = 0.3  # Gu et al. 2024
-SHORT = (100, 64)  # the same: sequences, tokens in each
+SHORT = (100, 64)  # sequences, tokens in each (Gu et al. 2024)
 SENTENCES = (256, 16)  # Xiao et al. 2023, Figure 2
 TOP = 20
 
@@ -52,9 +54,8 @@ def first_tokens(record: xr.Dataset) -> list[int]:
 def mass_by_layer(record: xr.Dataset) -> pd.DataFrame:
     parts = []
     for first in first_tokens(record):
-        mass = layer_masses(record, first=first)
-        columns = {name: np.asarray(mass[name], dtype=float) for name in ("mean", "lower", "upper")}
-        frame = pd.DataFrame({"first": first, "layer": np.arange(record.sizes["layer"]), **columns})
+        frame = layer_masses(record, first=first).to_dataframe().reset_index()[["layer", "mean", "lower", "upper"]]
+        frame.insert(0, "first", first)
         parts.append(frame.assign(null=null_mass(record, first)))
     return pd.concat(parts, ignore_index=True)
 
@@ -133,11 +134,11 @@ def drained(record: xr.Dataset) -> Numbers:
 def largest_activation(record: xr.Dataset) -> Numbers:
     first, rest, median = extremes(record)
     largest = np.fmax(first, rest)
-    layer = int(np.nanargmax(largest))
-    place = "the first token" if not rest[layer] > first[layer] else "another token"
-    times = number(largest[layer] / median[layer])
-    note = f"after layer {layer}, at {place}; {times} times the layer's median"
-    return [{"quantity": "largest activation", "unit": "magnitude", "value": float(largest[layer]), "note": note}]
+    at = int(np.nanargmax(largest))
+    place = "the first token" if not rest[at] > first[at] else "another token"
+    times = number(largest[at] / median[at])
+    note = f"after layer {int(record['layer'][at])}, at {place}; {times} times the layer's median"
+    return [{"quantity": "largest activation", "unit": "magnitude", "value": float(largest[at]), "note": note}]
 
 
 def headline(records: Records) -> str:

@@ -176,11 +176,7 @@ class Section:
 
 
 def arranged(sections: Iterable[Section], items: Iterable[Item] | None = None) -> tuple[Section, ...]:
-    """The sections with these items and no others, each in the section that has it, or else one whose record it reads.
-
-    Raises:
-        SinkscopeError: two items of one name, what is no item or no section, an item whose records no section makes.
-    """
+    """The sections with these items and no others, each in the section that has it, or one whose record it reads."""
     every = _checked(sections, Section, "a section")
     made = [name for section in every for name in section.records]
     for name in made:
@@ -211,6 +207,13 @@ def check_names(items: Iterable[Item]) -> None:
     for names in ([item.name for item in items], [SUMMARY, *tables]):
         if twice := [name for name in names if names.count(name) > 1]:
             raise SinkscopeError(f"two items of a report are named `{twice[0]}`; give each a name of its own.")
+
+
+def record_names(sections: Sequence[Section]) -> list[str]:
+    """The names of all records that sections make or their items read, the main one first."""
+    made = [name for section in sections for name in section.records]
+    read = [name for section in sections for item in section.items for name in (*item.record, *item.beside)]
+    return list(dict.fromkeys([MAIN, *made, *read]))
 
 
 class Made(Mapping[str, T]):
@@ -250,25 +253,18 @@ class Tables(Made[pd.DataFrame]):
 class Content:
     """Records, and the items of sections that they can serve.
 
-    Args:
-        records: by name; "text" is the main one.
-        sections: with the items to show.
-        expected: items to note where no record serves them; others are left out without a word, as what was not
-            measured has its note already.
+    Where no record serves them, the `expected` items are noted; others are left out without a word, as what was not
+    measured has its note already.
 
     Attributes:
         items: those there is a record for, by name.
         figures, tables: by name; drawn and computed when asked for, each once. The first table is the summary.
         captions: titles, captions and sources of the tables, by name.
-
-    Raises:
-        SinkscopeError: no main record, or a record that no section and no item knows.
     """
 
     def __init__(self, records: Records, sections: Sequence[Section], expected: Iterable[Item] = ()) -> None:
         every = [item for section in sections for item in section.items]
-        known = dict.fromkeys([MAIN, *(name for section in sections for name in section.records)])
-        known |= dict.fromkeys(name for item in every for name in (*item.record, *item.beside))
+        known = record_names(sections)
         for name in records:
             if name not in known:
                 raise SinkscopeError(f"a report has the records {', '.join(known)}, not {name!r}.")

@@ -13,7 +13,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.figures.style import source_line
 from sinkscope.record import open_record
 from sinkscope.reporting.attention import ATTENTION
-from sinkscope.reporting.content import MAIN, Content, Figures, Item, Records, Section, Tables, arranged
+from sinkscope.reporting.content import MAIN, Content, Figures, Item, Records, Section, Tables, arranged, record_names
 from sinkscope.reporting.page import fragment
 from sinkscope.reporting.saving import save, saved_files
 from sinkscope.reporting.softmax import SOFTMAX
@@ -109,10 +109,7 @@ class Report:
             raise SinkscopeError(
                 f"{path} is not a saved report (no manifest.json of one): give a directory that save made."
             )
-        parts = arranged(sections, items)
-        known = dict.fromkeys(name for section in parts for name in section.records)
-        known |= dict.fromkeys(name for section in parts for item in section.items for name in item.record)
-        paths = {name: f"records/{name}.nc" for name in known}
+        paths = {name: f"records/{name}.nc" for name in record_names(arranged(sections, items))}
         records = {name: open_record(path / saved) for name, saved in paths.items() if saved in files}
         return cls(records, items=items, sections=sections)
 

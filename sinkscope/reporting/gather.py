@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import PurePath
 from typing import Any
 
 import torch
 import xarray as xr
 
+from sinkscope.analysis.variables import is_causal
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments import perplexity as experiment
 from sinkscope.hf.loading import load
@@ -25,7 +25,7 @@ from sinkscope.reporting.streaming import LENGTH, STREAMING
 from sinkscope.scope.binding import check_limits
 from sinkscope.scope.measure import measure
 from sinkscope.streaming.checkpoint import Checkpoint, Progress
-from sinkscope.texts import read_tokens, text_pieces
+from sinkscope.texts import read_tokens, text_name, text_pieces
 from sinkscope.texts import sequences as split
 
 FEWEST_TOKENS = 8  # a text must reach past the first four keys, with a few queries to average over
@@ -199,7 +199,7 @@ def _measured(
 ) -> tuple[dict[str, xr.Dataset], list[str]]:
     """The records of a section, and notes on those left out, with the reason."""
     assert part.run is not None
-    if part.causal_only and not records[MAIN].attrs.get("causal", 1):
+    if part.causal_only and not is_causal(records[MAIN]):
         return {}, [f"{part.subject} was not measured: an encoder reads a text as a whole, with no cache."]
     made: dict[str, xr.Dataset] = {}
     refused: dict[str, list[str]] = {}
@@ -241,14 +241,6 @@ def _probes(parts: Sequence[Section]) -> dict[str, dict[Probe, None]]:
         for name in names:
             by_record.setdefault(name, {}).update(dict.fromkeys(item.probes))
     return by_record
-
-
-def text_name(text: str | os.PathLike[str] | None) -> str:
-    """What to call a text in the record: its file name, without the folders of this machine."""
-    if text is None:
-        return "King James Bible (demo text)"
-    name = os.fspath(text)
-    return name if name.startswith("hf:") else PurePath(name).name
 
 
 def front_token(tokenizer: Any) -> int | None:

@@ -76,7 +76,6 @@ def _template(name: str) -> jinja2.Template:
 
 
 def inline_png(figure: Any, dpi: int = 200) -> str:
-    """A figure as a data: URL."""
     target = io.BytesIO()
     figure.savefig(target, format="png", dpi=dpi)
     return "data:image/png;base64," + base64.b64encode(target.getvalue()).decode("ascii")

@@ -1,9 +1,6 @@
 """A report as files: a directory that is written whole or not at all, and that never takes a stranger's file with it.
 
-A table is a CSV file with its source in a column, and a LaTeX table (booktabs) with its source in a comment.
-
-Everything goes into a hidden sibling directory first, which is then renamed into place. An earlier report is replaced
-only if it is one, by its own manifest, and holds nothing else.
+An earlier report is replaced only if it is one, by its own manifest, and holds nothing else.
 """
 
 from __future__ import annotations
@@ -26,13 +23,13 @@ from tqdm.auto import tqdm
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures.style import source_json, source_line
+from sinkscope.files import FORMATS
 from sinkscope.record import save_record
 from sinkscope.reporting.content import Content
 from sinkscope.reporting.page import formatted, page, readable
 
 MANIFEST = "manifest.json"
 FORMAT = "sinkscope report"
-FORMATS = ("pdf", "svg", "png")
 _LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}",

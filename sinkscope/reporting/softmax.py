@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinkscope import analysis
 from sinkscope import figures as draw
+from sinkscope.analysis.intervals import interval
+from sinkscope.analysis.interventions import dose_table, intervention_table
+from sinkscope.analysis.mass import amplification, eviction_by_layer
 from sinkscope.analysis.perplexity import collapse_table, is_decomposed
 from sinkscope.analysis.predictability import HEADS_SHOWN, correlated_heads, correlations, mean_mass_by_bin
 from sinkscope.analysis.variables import whole
@@ -112,7 +114,7 @@ def _interventions(passes: Passes, texts: torch.Tensor, start: int) -> xr.Datase
 
 def say_forced(record: xr.Dataset, table: pd.DataFrame | None) -> str:
     mean, low, high = mean_amplification(record)
-    heads = analysis.amplification(record).values
+    heads = amplification(record).values
     heads = heads[np.isfinite(heads)]
     said = (
         f"Without the {tokens_named(evicted(record))}, all other weights would be multiplied by "
@@ -199,7 +201,7 @@ def say_predictability(record: xr.Dataset, table: pd.DataFrame) -> str:
 def mean_amplification(record: xr.Dataset) -> tuple[float, float, float]:
     """Geometric mean over heads and queries, and its interval over texts (NaN with one)."""
     logs = whole(record)["log_amplification"].astype("float64").mean(["layer", "head", "query"], skipna=True)
-    found = analysis.interval(logs)
+    found = interval(logs)
     return tuple(float(np.exp(found[name])) for name in ("mean", "lower", "upper"))  # type: ignore[return-value]
 
 
@@ -260,7 +262,7 @@ ITEMS = (
         "make of it is not in it.",
         causal_only=True,
         table=Table(
-            analysis.eviction_by_layer,
+            eviction_by_layer,
             title="What evicting the first keys would do, layer by layer",
             variables=("output_norm",),
             meaning="In closed form, each layer alone. Amplification of all other weights: geometric mean over heads "
@@ -303,7 +305,7 @@ ITEMS = (
         "over the queries from the start on; before it nothing is changed. Intervals of perplexity are paired, over "
         "positions; those of mass and output are over texts.",
         table=Table(
-            analysis.dose_table,
+            dose_table,
             meaning="Dose: bias on the logits of the first keys (sinks) or of as many random ones, natural logarithm; "
             "-inf: gone. Ratios of perplexity (paired, over positions) and of the norm of a head's output (over texts) "
             "are to dose 0.",
@@ -321,7 +323,7 @@ ITEMS = (
         "behind the sinks. The same tokens are scored in all rows. A row is about this text and these places: "
         "intervals cover neither other models nor other draws of the control.",
         table=Table(
-            analysis.intervention_table,
+            intervention_table,
             "interventions",
             "Interventions and their controls",
             "Each intervention above its control. Perplexity over that with nothing done (ratio) and over that of the "

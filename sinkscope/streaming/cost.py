@@ -45,7 +45,7 @@ class Span:
             inside = ((query, query % policy.chunk) for query in range(since, tokens))
             return sum(min(query - own, policy.budget) + own + 1 for query, own in inside)
         key, rule = torch.arange(tokens), SeenEviction(since=0, policy=policy)
-        blocks = torch.arange(since, tokens)[:, None].split(max(1, ENTRIES // tokens))
+        blocks = torch.arange(since, tokens)[:, None].split(max(1, ENTRIES // max(1, tokens)))
         return sum(int((rule.sees(query, key) & (key <= query)).sum()) for query in blocks)
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sinkscope.analysis import massive_activations
+from sinkscope.analysis.discovery import massive_activations
 from sinkscope.errors import SinkscopeError
 from tests.support.synthetic import delimiter_position, synthetic_record, synthetic_texts
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sinkscope.analysis import predictability_bins
-from sinkscope.analysis.predictability import mean_mass_by_bin
+from sinkscope.analysis.predictability import mean_mass_by_bin, predictability_bins
 from sinkscope.errors import SinkscopeError
 from tests.support import experiments
 

@@ -12,7 +12,7 @@ import xarray as xr
 import sinkscope
 from sinkscope.analysis.compare import compare
 from sinkscope.errors import SinkscopeError
-from sinkscope.reporting import Report
+from sinkscope.reporting.document import Report
 from tests.support.loss_records import collapsing, loss_record
 from tests.support.synthetic import synthetic_maps, synthetic_record
 

@@ -5,8 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sinkscope.analysis import ppl_table
-from sinkscope.analysis.perplexity import DECIDING, PARTS, collapse_table, is_decomposed, losses_from, policy_parts
+from sinkscope.analysis.perplexity import (
+    DECIDING,
+    PARTS,
+    collapse_table,
+    is_decomposed,
+    losses_from,
+    policy_parts,
+    ppl_table,
+)
 from sinkscope.errors import SinkscopeError
 from sinkscope.record import first_evicted
 from tests.support import experiments

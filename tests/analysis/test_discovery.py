@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sinkscope.analysis import discover, from_maps, sink_rate
+from sinkscope.analysis.discovery import discover
+from sinkscope.analysis.importance import sink_rate
+from sinkscope.analysis.maps import from_maps
 from sinkscope.errors import SinkscopeError
 from tests.analysis import naive
 from tests.analysis.ragged import planted_maps, ragged_maps, uniform_maps

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from sinkscope.analysis import dose_table
+from sinkscope.analysis.interventions import dose_table
 from sinkscope.errors import SinkscopeError
 
 START = 10

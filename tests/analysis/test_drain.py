@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sinkscope.analysis import value_drain
+from sinkscope.analysis.mass import value_drain
 from sinkscope.errors import SinkscopeError
 from tests.support.synthetic import synthetic_record
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from sinkscope.analysis import amplification, eviction_by_layer
+from sinkscope.analysis.mass import amplification, eviction_by_layer
 from sinkscope.errors import SinkscopeError
 from tests.support.synthetic import synthetic_maps
 

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sinkscope.analysis import from_maps, importance, uniform_importance
+from sinkscope.analysis.importance import importance
+from sinkscope.analysis.maps import from_maps
+from sinkscope.analysis.mass import uniform_importance
 from sinkscope.errors import SinkscopeError
 from tests.analysis import naive
 from tests.analysis.ragged import planted_maps, ragged_maps, several_lengths, uniform_maps

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from sinkscope.analysis import interval
+from sinkscope.analysis.intervals import interval
 from sinkscope.errors import SinkscopeError
 
 

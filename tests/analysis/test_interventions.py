@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from sinkscope.analysis import intervention_table, ppl_table
+from sinkscope.analysis.interventions import intervention_table
+from sinkscope.analysis.perplexity import ppl_table
 from sinkscope.errors import SinkscopeError
 
 START = 16

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sinkscope.analysis import from_maps, mass_by_layer, sink_mass, uniform_mass
+from sinkscope.analysis.maps import from_maps
+from sinkscope.analysis.mass import mass_by_layer, sink_mass, uniform_mass
 from sinkscope.errors import SinkscopeError
 from tests.analysis import naive
 from tests.analysis.ragged import planted_maps, ragged_maps, several_lengths, uniform_maps

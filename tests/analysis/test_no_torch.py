@@ -8,7 +8,7 @@ import pytest
 PROGRAM = """
 import sys
 import numpy
-import sinkscope.analysis as analysis
+import sinkscope as analysis
 
 record = analysis.from_maps(numpy.tril(numpy.ones((2, 2, 1, 9, 9))) / numpy.arange(1, 10)[:, None])
 for metric in (analysis.sink_mass, analysis.importance, analysis.sink_rate, analysis.sink_rate_curve,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sinkscope.analysis import uniform_importance, uniform_mass
+from sinkscope.analysis.mass import uniform_importance, uniform_mass
 from sinkscope.errors import SinkscopeError
 from tests.analysis import naive
 

@@ -5,8 +5,8 @@ import time
 import numpy as np
 import pytest
 
-from sinkscope.analysis import ppl, ppl_table
 from sinkscope.analysis.intervals import block_length, resampled_means
+from sinkscope.analysis.perplexity import ppl, ppl_table
 from sinkscope.errors import SinkscopeError
 from tests.support.loss_records import autoregressive, collapsing, loss_record
 

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 from scipy.stats import spearmanr
 
-from sinkscope.analysis import predictability_bins, predictability_table
+from sinkscope.analysis.predictability import predictability_bins, predictability_table
 from sinkscope.errors import SinkscopeError
 from tests.support.loss_records import autoregressive
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -115,8 +116,31 @@ def test_weights_that_are_missing_are_named_in_a_warning(directories, tmp_path):
     del weights["transformer.h.0.attn.c_attn.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text((directories / "gpt2" / "config.json").read_text())
-    with pytest.warns(UserWarning, match=r"h\.0\.attn\.c_attn\.weight"):
+    with pytest.warns(UserWarning, match=r"h\.0\.attn\.c_attn\.weight") as caught:
         load(tmp_path)
+    assert {each.filename for each in caught} == {__file__}
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_told_at_the_line_that_asked_for_it(directories, tmp_path):
+    shutil.copytree(directories / "gpt2", tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_text("{")
+    with pytest.warns(UserWarning, match="The tokenizer of .* cannot be loaded") as caught:
+        load(tmp_path / "model")
+    assert {each.filename for each in caught} == {__file__}
+
+
+def test_a_release_that_was_not_tried_is_told_at_the_line_that_asked_for_sinkscope():
+    program = (
+        "import importlib.metadata as metadata, warnings\n"
+        "found = metadata.version\n"
+        "metadata.version = lambda name: '99.0' if name == 'transformers' else found(name)\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    from sinkscope import read_text\n"
+        "print([(each.filename, each.lineno) for each in caught if 'transformers 99.0' in str(each.message)])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[('<string>', 6)]"
 
 
 @pytest.mark.parametrize("cut", [0, 3, 10, 100, 3000, 80_000, -5000, -1])

@@ -10,7 +10,7 @@ import pytest
 from sinkscope import SinkscopeError
 from sinkscope.explorer.background import Mailbox
 from sinkscope.explorer.configuration import OWN, Configuration
-from sinkscope.explorer.controller import NEEDS_MODEL, Controller
+from sinkscope.explorer.controller import CLOSED, NEEDS_MODEL, Controller
 from sinkscope.explorer.results import Change, Unit
 from tests.explorer.fakes import LENGTH, TEXTS, WAIT, Gate, ask, is_whole, random_maps
 
@@ -191,6 +191,15 @@ def test_closing_leaves_no_thread_and_nothing_that_was_read(reader):
     assert heard == [] and controller.model is None
     assert controller.now.reading is None and controller.dense.reading is None
     controller.close()
+
+
+def test_what_is_asked_of_a_closed_explorer_is_refused_because_it_is_closed(controller):
+    assert not controller.is_closed
+    controller.close()
+    for act in (lambda: controller.change(policy="window"), controller.reset, lambda: controller.show(scale="logit")):
+        controller.problem = ""
+        act()
+        assert controller.problem == CLOSED
 
 
 # --- a saved record ---------------------------------------------------------------------------------------------------

@@ -180,6 +180,17 @@ def test_before_anything_was_read_there_is_nothing_to_save(tmp_path):
         with pytest.raises(SinkscopeError, match="nothing was read yet"):
             act()
     assert not (tmp_path / "new").exists()
+    with pytest.raises(SinkscopeError, match="nothing was read yet"):
+        code_of(empty)
+
+
+def test_a_closed_explorer_has_nothing_to_save(tmp_path):
+    closed = Controller(reader(), [""] * TOKENS)
+    closed.close()
+    for act in (lambda: view_record(closed), lambda: save_view(closed, tmp_path / "new"), lambda: code_of(closed)):
+        with pytest.raises(SinkscopeError, match="the explorer is closed"):
+            act()
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_saved_record_is_saved_again_without_code(tmp_path, an_empty_figure):

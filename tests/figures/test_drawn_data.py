@@ -10,7 +10,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from sinkscope import figures
-from sinkscope.analysis import from_maps
+from sinkscope.analysis.maps import from_maps
 from sinkscope.errors import SinkscopeError
 from tests.figures.records import CAPTURED
 from tests.support.synthetic import synthetic_maps, synthetic_record

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sinkscope import figures
-from sinkscope.analysis import from_maps
+from sinkscope.analysis.maps import from_maps
 from sinkscope.errors import SinkscopeError
 from tests.figures.records import TOKENS, view
 from tests.support.synthetic import synthetic_maps

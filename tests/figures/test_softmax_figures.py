@@ -12,8 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy.stats import spearmanr
 
 from sinkscope import figures
-from sinkscope.analysis import dose_table, intervention_table, predictability_table
+from sinkscope.analysis.interventions import dose_table, intervention_table
 from sinkscope.analysis.perplexity import collapse_table
+from sinkscope.analysis.predictability import predictability_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures.interventions import sides
 from tests.figures.records import EXPERIMENTS, comparison_table, drawn

@@ -208,7 +208,7 @@ def test_a_figure_that_cannot_be_measured_leaves_the_others(monkeypatch):
 def test_the_function_stays_callable_whatever_was_imported_before():
     code = (
         "import sinkscope.reporting.saving, sinkscope; assert callable(sinkscope.report);"
-        "from sinkscope.reporting import Report, report; assert report is sinkscope.report"
+        "from sinkscope.reporting.gather import report; assert report is sinkscope.report"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert "sequences" in inspect.signature(sinkscope.report).parameters

@@ -8,7 +8,8 @@ import torch
 
 import sinkscope
 from sinkscope.errors import SinkscopeError
-from sinkscope.reporting import Report, gather, softmax
+from sinkscope.reporting import gather, softmax
+from sinkscope.reporting.document import Report
 from tests.reporting import naive_softmax
 from tests.reporting.byte_tokens import byte_tokenizer
 from tests.reporting.test_gather import CAUSAL

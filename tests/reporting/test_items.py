@@ -267,3 +267,17 @@ def test_two_sections_of_one_record_are_refused():
 def test_a_probe_that_a_model_cannot_carry_is_refused_by_name(path):
     with pytest.raises(SinkscopeError, match="is not a probe"):
         measured(build("llama"), path, items=[*ITEMS, Item("mine", figure=drawn, probes="kurtosis")])
+
+
+def test_a_record_that_an_item_only_reads_beside_its_own_is_opened_too(tmp_path):
+    both = Item(
+        "both",
+        variables="key_norm",
+        beside="other",
+        table=lambda record, other: pd.DataFrame({"rows": [0 if other is None else other.attrs["rows"]]}),
+    )
+    other = naive_record.norms_only().assign_attrs(rows=7)
+    made = Report({"text": naive_record.norms_only(), "other": other}, items=[both])
+    made.save(tmp_path / "out", progress=False)
+    again = Report.open(tmp_path / "out", items=[both])
+    assert list(again.records) == ["text", "other"] and again.tables["both"]["rows"].tolist() == [7]

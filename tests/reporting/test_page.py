@@ -13,7 +13,7 @@ import pytest
 
 from sinkscope import figures
 from sinkscope.figures.plotly_renderer import page_text, thinned
-from sinkscope.reporting import Report
+from sinkscope.reporting.document import Report
 from sinkscope.reporting.page import _script_json, description, page
 from tests.reporting import naive_softmax
 from tests.support import naive_record, naive_streaming

@@ -16,7 +16,9 @@ import pytest
 import xarray as xr
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.reporting import Report, check_directory, saving
+from sinkscope.reporting import saving
+from sinkscope.reporting.document import Report
+from sinkscope.reporting.saving import check_directory
 from tests.support import naive_record, naive_streaming
 
 
@@ -70,7 +72,7 @@ def test_provenance_is_in_every_file(saved):
 @pytest.mark.slow
 def test_open_draws_the_same_without_torch_or_transformers(saved):
     code = (
-        "import sys; from sinkscope.reporting import Report; report = Report.open(sys.argv[1]);"
+        "import sys; from sinkscope import Report; report = Report.open(sys.argv[1]);"
         "print(report.headline); [report.figures[name] for name in report.figures];"
         "[report.tables[name] for name in report.tables]; report._repr_html_();"
         "assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules), 'imported'"

@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sinkscope.analysis import dose_table, intervention_table, predictability_table
+from sinkscope.analysis.interventions import dose_table, intervention_table
 from sinkscope.analysis.perplexity import collapse_table
-from sinkscope.analysis.predictability import sides
+from sinkscope.analysis.predictability import predictability_table, sides
 from sinkscope.figures.style import number
-from sinkscope.reporting import Report
+from sinkscope.reporting.document import Report
 from sinkscope.reporting.page import description, page
 from sinkscope.reporting.softmax import SOFTMAX, within
 from tests.reporting import naive_softmax
@@ -214,7 +214,7 @@ def test_everything_is_drawn_again_from_the_saved_records(report, tmp_path):
         assert drawn[0].getvalue() == drawn[1].getvalue(), name
     assert r"$-$$\infty$" in (out / "tables" / "dose_response.tex").read_text()
     code = (
-        "import sys; from sinkscope.reporting import Report; report = Report.open(sys.argv[1]);"
+        "import sys; from sinkscope import Report; report = Report.open(sys.argv[1]);"
         "[(report.figures[name], report.finding(name)) for name in report.figures];"
         "assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules), 'imported'"
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from sinkscope.analysis.costs import with_costs
 from sinkscope.errors import SinkscopeError
-from sinkscope.reporting import Report
+from sinkscope.reporting.document import Report
 from tests.support import naive_record, naive_streaming
 from tests.support.loss_records import collapsing
 from tests.support.synthetic import synthetic_maps, synthetic_record
@@ -70,6 +71,17 @@ def test_mass_by_layer_and_the_strongest_heads(report, maps):
     for found in heads.itertuples():
         assert found.mass == pytest.approx(mass[found.layer, found.head], rel=1e-5)
     assert len(heads) == mass.size
+
+
+def test_layers_are_called_by_their_numbers_in_the_model(report):
+    numbered = report.records["text"].assign_coords(layer=[2, 5, 11])  # as in a hybrid, or a selection of layers
+    tables, plain = Report(numbered).tables, report.tables
+    pd.testing.assert_frame_equal(
+        tables["mass_by_layer"], plain["mass_by_layer"].assign(layer=[2, 5, 11] * 2), check_dtype=False
+    )
+    notes = [each["summary"].set_index("quantity").loc["largest activation", "note"] for each in (plain, tables)]
+    at = int(notes[0].split("after layer ")[1][0])
+    assert notes[1] == notes[0].replace(f"after layer {at}", f"after layer {[2, 5, 11][at]}")
 
 
 def test_the_table_of_sink_rates(report, maps):

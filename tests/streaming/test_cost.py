@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import sinkscope
 from sinkscope.errors import SinkscopeError
-from sinkscope.policies import Dense, Recompute, SinkWindow, Window
+from sinkscope.policies import Dense, EveryNth, Recompute, SinkWindow, Window
 from sinkscope.scope.scope import attached
 from sinkscope.streaming.cost import Cost, cost, cost_table
 from sinkscope.streaming.shapes import shapes_of
@@ -69,6 +69,12 @@ def test_a_long_text_is_counted_at_once_and_exactly():
     one = found.attention_flops_per_token
     assert one == sum(layer.flops_per_pair for layer in shapes.layers) * 4096 * 4097 // 2
     assert found.attention_flops == cost(model, Recompute(4096), 5000).attention_flops + (tokens - 5000) * one
+
+
+def test_a_policy_that_is_counted_pair_by_pair_can_read_one_token():
+    found = cost(zoo.build("llama"), EveryNth(step=4, window=4), 1)
+    dense = cost(zoo.build("llama"), Dense(), 1)
+    assert (found.attention_size, found.flops, found.flops_per_token) == (1, dense.flops, dense.flops_per_token)
 
 
 def test_the_complexities_are_those_of_the_four_ways():

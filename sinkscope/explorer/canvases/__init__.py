@@ -68,10 +68,7 @@ class Atlas(anywidget.AnyWidget):
 
 
 class HeadMap(anywidget.AnyWidget):
-    """Queries downwards, keys to the right. The browser holds one tile; another one is asked for through `view`.
-
-    The browser sends the message ``{"kind": Message.HOVER, "query", "key", "request"}`` and is answered by `answer`.
-    """
+    """Queries downwards, keys to the right. The browser holds one tile; another one is asked for through `view`."""
 
     _esm = module("map_view.js", "map_drawing.js", "head_map.js")
     _css = STYLE
