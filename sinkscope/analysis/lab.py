@@ -17,7 +17,6 @@ from sinkscope.record import first_evicted
 
 FEWEST_SEEDS = 3
 RESAMPLES = 10_000
-SINK = EPSILON  # of a head's attention
 COLLAPSE = 1.5  # times the perplexity with sinks; 1.54 in the vanilla model of Xiao et al. 2023, Table 3
 ARMS = ("normaliser_kind", "has_sink_logit", "has_sink_token")
 """Coordinates that say what each arm is."""
@@ -168,9 +167,9 @@ def head_masses(record: xr.Dataset) -> pd.DataFrame:
     bounds = interval(record["sink_mass"], confidence=confidence, resamples=RESAMPLES)
     bounds = bounds.reset_coords(drop=True).rename(mean="mass", lower="low", upper="high")
     bounds["null"] = record["sink_null"].reset_coords(drop=True)
-    bounds["is_sink"] = bounds["low"] > SINK
+    bounds["is_sink"] = bounds["low"] > EPSILON
     table = bounds.to_dataframe(["arm", "seed", "layer", "head"]).reset_index()
-    table.attrs = record.attrs | {"threshold": SINK, "confidence": CONFIDENCE}
+    table.attrs = record.attrs | {"threshold": EPSILON, "confidence": CONFIDENCE}
     return table
 
 
@@ -203,12 +202,12 @@ def _sinks_said(heads: pd.DataFrame, first: str) -> str:
     sinks, above = int(heads["is_sink"].sum()), int((heads["low"] > null).sum())
     if sinks:
         return (
-            f"sinks appeared: {sinks} of {count} heads spend more than {SINK} of their attention on {first}, up to "
+            f"sinks appeared: {sinks} of {count} heads spend more than {EPSILON} of their attention on {first}, up to "
             f"{most}, where uniform attention would spend {null:.3f}"
         )
     if above:
         return (
-            f"no sinks were found: no head is shown to spend more than {SINK} of its attention on {first}, though "
+            f"no sinks were found: no head is shown to spend more than {EPSILON} of its attention on {first}, though "
             f"{above} of {count} spend more than the {null:.3f} of uniform attention, up to {most}"
         )
     return (

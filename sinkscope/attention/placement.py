@@ -42,7 +42,7 @@ class Placed:
         if type(self) is not type(other) or not isinstance(other, Placed):
             return False
         mine, others = self.settings, other.settings
-        return mine.keys() == others.keys() and all(_equal(value, others[name]) for name, value in mine.items())
+        return mine.keys() == others.keys() and all(is_same(value, others[name]) for name, value in mine.items())
 
     def __hash__(self) -> int:
         return hash(type(self))  # a setting may be a list
@@ -104,7 +104,8 @@ def is_ours(cls: type) -> bool:
     return cls.__module__.partition(".")[0] in ("sinkscope", "builtins", "abc", "typing")
 
 
-def _equal(one: Any, other: Any) -> bool:
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two values are equal; objects that cannot be compared, such as those of tensors, are not."""
     with suppress(RuntimeError, ValueError, TypeError):  # tensors of several numbers
         return one is other or bool(one == other)
     return False

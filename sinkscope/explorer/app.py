@@ -13,9 +13,10 @@ import ipywidgets as w
 import xarray as xr
 from torch import Tensor
 
+from sinkscope.attention.placement import is_same
 from sinkscope.explorer.background import Interrupts, Mailbox
 from sinkscope.explorer.canvases import Message
-from sinkscope.explorer.configuration import CONTROLS, Choice, Control, LayerRange, Number, is_same
+from sinkscope.explorer.configuration import CONTROLS, Choice, Control, LayerRange, Number
 from sinkscope.explorer.controller import NEEDS_MODEL, Controller, sentence
 from sinkscope.explorer.display import STYLE, Pictures, alert, continuations, headline, next_tokens, prices
 from sinkscope.explorer.pixels import MAP_CONTROLS, RANKINGS, saved_overview

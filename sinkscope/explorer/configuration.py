@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_origin, get_type_hints
 
 import torch
 
+from sinkscope.attention.placement import is_same
 from sinkscope.errors import SinkscopeError
 from sinkscope.normalisers import (
     ClippedSoftmax,
@@ -303,13 +304,3 @@ def _check_slot(name: str, value: object, kind: type, known: Mapping[str, Any]) 
         raise SinkscopeError(f"{asked} is unknown; give one of {', '.join(known)}, or an object.")
     instance = f"an instance, such as {value.__name__}()" if isinstance(value, type) else f"one of {', '.join(known)}"
     raise SinkscopeError(f"{asked} is no {name}; give {instance}, or an object of a class of {kind.__name__}.")
-
-
-def is_same(one: Any, other: Any) -> bool:
-    """Whether two values of a field are equal; objects that cannot be compared, such as those of tensors, are not."""
-    if one is other:
-        return True
-    try:
-        return bool(one == other)
-    except (RuntimeError, ValueError):  # tensors and arrays
-        return False

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from sinkscope.attention.placement import is_same
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.background import Deliver, Job, Worker
-from sinkscope.explorer.configuration import Configuration, is_same
+from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.pixels import RANKINGS, MapOptions, Tile, numbers_at, row_of, tile_of
 from sinkscope.explorer.results import Change, HeadMaps, Loss, Reading, Result, Results, Unit, guesses_at, loss_of
 from sinkscope.explorer.text_model import TextModel

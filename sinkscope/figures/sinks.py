@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from sinkscope.analysis.importance import EPSILON
 from sinkscope.analysis.importance import sink_rate_curve as rates
 from sinkscope.analysis.mass import mass_by_layer as layer_masses
 from sinkscope.analysis.mass import sink_mass
@@ -15,13 +16,6 @@ from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure
 from sinkscope.figures.requirements import cell_axis, layer_axis, lengths, need, tokens_named
 from sinkscope.figures.style import number
-
-THRESHOLD = 0.3  # Gu et al. 2024
-
-
-def null_mass(record: xr.Dataset, first: int) -> float:
-    """Mean mass on the first `first` keys under uniform attention, over the same queries and sequences."""
-    return float(sink_mass(record, first=first).attrs["null"])
 
 
 def _mass(record: xr.Dataset, first: int) -> xr.DataArray:
@@ -106,7 +100,7 @@ def sink_rate_curve(
     if lengths is None:
         lengths = default_lengths(record)
     curve, edge = rates(record, epsilons=epsilons, lengths=lengths, position=position), 1.02
-    marks: list[m.Mark] = [m.Reference(x=THRESHOLD, look=m.Look("faint", width=0.6), id="threshold")]
+    marks: list[m.Mark] = [m.Reference(x=EPSILON, look=m.Look("faint", width=0.6), id="threshold")]
     for row, length in enumerate(curve["length"].values):
         look, line = m.Look.of(row), curve.isel(length=row)
         null = float(line["null_alpha"])

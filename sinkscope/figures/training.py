@@ -6,15 +6,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinkscope.analysis.lab import (
-    FEWEST_SEEDS,
-    SINK,
-    emergence_quantities,
-    head_masses,
-    intervals_said,
-    language_table,
-    t_interval,
-)
+from sinkscope.analysis import lab
+from sinkscope.analysis.importance import EPSILON
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure
@@ -43,7 +36,7 @@ def emergence(record: xr.Dataset, layer: int = 0) -> m.Drawing:
     Raises:
         SinkscopeError: a record of something else, or a layer it does not have.
     """
-    quantities = emergence_quantities(record)
+    quantities = lab.emergence_quantities(record)
     if layer not in record["layer"].values:
         raise SinkscopeError(f"layer {layer} is out of range: this record has layers 0 to {record.sizes['layer'] - 1}.")
     quantities = {name: each.sel(layer=layer) if "layer" in each.dims else each for name, each in quantities.items()}
@@ -70,8 +63,8 @@ def emergence(record: xr.Dataset, layer: int = 0) -> m.Drawing:
     layers, heads, seeds = (record.sizes[dim] for dim in ("layer", "head", "seed"))
     place = f"layer {layer} of {layers}" if layers > 1 else "one layer"
     averaged = f"mean of {heads} heads" if heads > 1 else "one head"
-    bands = "bands, and whiskers for the last step: " if seeds >= FEWEST_SEEDS else ""
-    title = f"{place}, {averaged}; mean over seeds; {bands}{intervals_said(seeds)}"
+    bands = "bands, and whiskers for the last step: " if seeds >= lab.FEWEST_SEEDS else ""
+    title = f"{place}, {averaged}; mean over seeds; {bands}{lab.intervals_said(seeds)}"
     legend = m.Legend(title, columns=4, size=7, handle=3.2)
     return m.Drawing(panels, record.attrs, m.PAGE, 4.7, 2, shared="x", legend=legend, page_height=680)
 
@@ -88,7 +81,7 @@ def arm_looks(record: xr.Dataset) -> dict[str, m.Look]:
 def _arm(quantity: xr.DataArray, look: m.Look, row: int) -> list[m.Mark]:
     """Mean over seeds of [seed, step] with its interval; the last ones again to the right of all, each at its own x."""
     step, arm = quantity["step"].values, str(quantity["arm"].item())
-    mean, low, high = t_interval(quantity.transpose("seed", "step").values)
+    mean, low, high = lab.t_interval(quantity.transpose("seed", "step").values)
     line = m.Look(look.colour, look.dash, look.width)
     marks: list[m.Mark] = [m.Line(step, mean, line, arm, f"mean-{arm}", low, high, band=0.07)]
     if np.isfinite(low).any():
@@ -120,7 +113,7 @@ def language_emergence(record: xr.Dataset) -> m.Drawing:
     Raises:
         SinkscopeError: a record of something else.
     """
-    table, heads, looks = language_table(record), head_masses(record), arm_looks(record)
+    table, heads, looks = lab.language_table(record), lab.head_masses(record), arm_looks(record)
     title = f"after {record.attrs['steps']:,} steps; whiskers: 95% over held-out texts"
     panels, legend = [_perplexities(table, looks), _masses(heads, looks)], m.Legend(title, columns=4, size=7)
     return m.Drawing(panels, record.attrs, m.PAGE, 2.8, 2, (1.25, 1), legend=legend, page_height=420)
@@ -154,7 +147,7 @@ def _perplexities(table: pd.DataFrame, looks: dict[str, m.Look]) -> m.Panel:
 def _masses(heads: pd.DataFrame, looks: dict[str, m.Look]) -> m.Panel:
     """One point for each head, layers side by side within an arm."""
     layers = int(heads["layer"].max()) + 1
-    marks: list[m.Mark] = [m.Reference(y=SINK, look=m.Look("quiet", "dash", 0.8), id="threshold")]
+    marks: list[m.Mark] = [m.Reference(y=EPSILON, look=m.Look("quiet", "dash", 0.8), id="threshold")]
     for place, (arm, look) in enumerate(looks.items()):
         own = heads[heads["arm"] == arm]
         null = [own["null"].iloc[0]] * 2
@@ -166,11 +159,12 @@ def _masses(heads: pd.DataFrame, looks: dict[str, m.Look]) -> m.Panel:
         marks.append(
             m.Points(across, own["mass"], hollow, id=f"mass-{arm}", hover="{text}\nmass {y:.4~g}", texts=texts)
         )
+    top = max(1.15 * EPSILON, m.headroom(marks) or 0)
     return m.Panel(
         marks,
         x=m.Axis("layers from first to last within an arm", limits=(-0.5, len(looks) - 0.5), ticks=range(len(looks)),
                  names=list(looks)),
-        y=m.Axis("attention on the first token\n(probability)", limits=(0, max(1.15 * SINK, m.headroom(marks) or 0))),
-        title=f"one point per head; dashed: {SINK}, a sink\ndotted: uniform null",
+        y=m.Axis("attention on the first token\n(probability)", limits=(0, top)),
+        title=f"one point per head; dashed: {EPSILON}, a sink\ndotted: uniform null",
         note=True,
     )  # fmt: skip

@@ -20,7 +20,7 @@ from sinkscope.analysis.mass import sink_mass, value_drain
 from sinkscope.analysis.variables import is_causal
 from sinkscope.figures.attention import null_entropy
 from sinkscope.figures.requirements import lengths, tokens_named
-from sinkscope.figures.sinks import default_lengths, extremes, null_mass
+from sinkscope.figures.sinks import default_lengths, extremes
 from sinkscope.figures.style import number
 from sinkscope.reporting.content import Item, Measure, Numbers, Records, Section, Table
 
@@ -54,9 +54,10 @@ def first_tokens(record: xr.Dataset) -> list[int]:
 def mass_by_layer(record: xr.Dataset) -> pd.DataFrame:
     parts = []
     for first in first_tokens(record):
-        frame = layer_masses(record, first=first).to_dataframe().reset_index()[["layer", "mean", "lower", "upper"]]
+        mass = layer_masses(record, first=first)
+        frame = mass.to_dataframe().reset_index()[["layer", "mean", "lower", "upper"]].assign(null=mass.attrs["null"])
         frame.insert(0, "first", first)
-        parts.append(frame.assign(null=null_mass(record, first)))
+        parts.append(frame)
     return pd.concat(parts, ignore_index=True)
 
 
@@ -64,7 +65,7 @@ def top_heads(record: xr.Dataset) -> pd.DataFrame:
     mass = sink_mass(record, first=1).transpose("layer", "head")
     frame = mass.to_series().rename("mass").reset_index()[["layer", "head", "mass"]].dropna()
     frame = frame.sort_values(["mass", "layer", "head"], ascending=[False, True, True]).head(TOP)
-    null = null_mass(record, 1)
+    null = mass.attrs["null"]
     return frame.assign(null=null, times_null=frame["mass"] / null).reset_index(drop=True)
 
 
@@ -90,7 +91,7 @@ def masses(record: xr.Dataset) -> Numbers:
         note = f"mean over queries i ≥ {first}; null: uniform {kind}attention"
         rows.append(
             {"quantity": f"mass on the {tokens_named(first)}", "unit": "probability", **_over_sequences(each),
-             "null": null_mass(record, first), "note": note}
+             "null": sink_mass(record, first=first).attrs["null"], "note": note}
         )  # fmt: skip
     return rows
 
