@@ -48,6 +48,12 @@ class Hard(sinkscope.Softmax1):
         return F.one_hot(scores.argmax(-1), scores.shape[-1]).to(scores.dtype)
 
 
+def naive_softpick(scores: torch.Tensor) -> torch.Tensor:
+    """Softpick's formula as it is printed, on scores in float64, with hidden keys left out."""
+    grown = torch.where(scores.isneginf(), 0.0, scores.exp() - 1)
+    return grown.clamp(min=0) / (grown.abs().sum(-1, keepdim=True) + 1e-6)
+
+
 def naive_squared(scores):
     return scores**2 / (scores**2).sum(-1, keepdim=True)
 
