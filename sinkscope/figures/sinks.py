@@ -183,3 +183,19 @@ def extremes(record: xr.Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     is_first = largest["token"] == largest["token"][0]
     first, rest = (largest.where(those).max(samples).values for those in (is_first, ~is_first))
     return first, rest, record["activation_median"].astype("float64").mean(samples).values
+
+
+@figure
+def first_cosine(record: xr.Dataset, parallel: float = 0.9) -> m.Drawing:
+    """How many tokens have a hidden state parallel to the first token's after each layer: secondary sinks, perhaps.
+
+    The share of the other tokens whose cosine with the first one is beyond `parallel` either way, over all sequences.
+    """
+    record = need(record, "first_cosine", "first_cosine")
+    if not 0 < parallel < 1:
+        raise SinkscopeError(f"parallel={parallel} is no cosine to compare with: choose one between 0 and 1.")
+    cosines = abs(record["first_cosine"].astype("float64").isel(token=slice(1, None)))
+    share = (cosines > parallel).where(cosines.notnull()).mean(["sequence", "token"])
+    line = m.Line(record["layer"], share, m.Look("vermilion", marker="circle"), id="share")
+    y = m.Axis(f"other tokens with |cosine| > {parallel}\n(fraction)", limits=(0, None))
+    return m.Drawing([m.Panel([line], layer_axis(record["layer"]), y)], record.attrs, m.COLUMN, 2.4)

@@ -20,7 +20,7 @@ from sinkscope.analysis.mass import sink_mass, value_drain
 from sinkscope.analysis.variables import is_causal
 from sinkscope.figures.attention import null_entropy
 from sinkscope.figures.requirements import lengths, tokens_named
-from sinkscope.figures.sinks import default_lengths, extremes
+from sinkscope.figures.sinks import default_lengths, extremes, first_cosine
 from sinkscope.figures.style import number
 from sinkscope.reporting.content import Item, Measure, Numbers, Records, Section, Table
 
@@ -35,14 +35,16 @@ TOP = 20
 def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
     """The main record, and if the text is long enough many short pieces of it, and many sentences."""
     from sinkscope.probes import ALL, Maps, MeanLogits, SinkMass
+    from sinkscope.probes.first_cosine import FirstCosine
 
-    text = passes.measure("text", passes.rows, [probe for probe in ALL if not isinstance(probe, Maps)])
+    probes = [*(probe for probe in ALL if not isinstance(probe, Maps)), FirstCosine()]
+    text = passes.measure("text", passes.rows, probes)
     steps: dict[str, xr.Dataset | Measure] = {"text": text}
     if is_causal(text) and (short := passes.pieces(*SHORT)) is not None:
         steps["short"] = lambda: passes.measure("short", short, [SinkMass()])
     if (sentences := passes.pieces(*SENTENCES)) is not None:
-        probes = [SinkMass(first=1), MeanLogits(tokens=SENTENCES[1])]
-        steps["sentences"] = lambda: passes.measure("sentences", sentences, probes)
+        corner = [SinkMass(first=1), MeanLogits(tokens=SENTENCES[1])]
+        steps["sentences"] = lambda: passes.measure("sentences", sentences, corner)
     return steps
 
 
@@ -280,6 +282,16 @@ ITEMS = (
         numbers=largest_activation,
         meaning="The largest magnitude in the hidden state after each layer, and the median magnitude of the whole "
         "layer. A massive activation (Sun et al. 2024) is above 100 and at least about 1,000 times the median.",
+    ),
+    Item(
+        "first_cosine",
+        "Tokens like the first one",
+        variables="first_cosine",
+        figure=first_cosine,
+        meaning="The share of the other tokens whose hidden state after a layer points the way of the first token's, "
+        "or the opposite way. Where the first token is a sink, such tokens can be secondary ones (Wong et al. 2025); "
+        "whether they take attention is to be seen in the attention they receive.",
+        causal_only=True,
     ),
     Item(
         "value_drain",

@@ -23,7 +23,9 @@ from sinkscope import (
 from sinkscope.attention.attend import attend
 from sinkscope.attention.layer import FusedLayer
 from sinkscope.attention.masks import CausalMask, FullMask
-from tests.support.eager import distance_profile, eager_maps
+from sinkscope.figures.sinks import first_cosine
+from sinkscope.probes.first_cosine import FirstCosine
+from tests.support.eager import distance_profile, eager_maps, hidden_states
 from tests.support.zoo import build, inputs
 
 
@@ -187,3 +189,18 @@ def test_pooled_maps_need_one_length_and_one_forward():
     with torch.no_grad(), pytest.raises(SinkscopeError, match="in one forward pass"), capture(model, ALL[-1:]):
         model(ids[:, :20], cache=cache)
         model(ids[:, 20:], cache=cache)
+
+
+def test_first_cosine_is_the_cosine_of_hidden_states_and_its_figure_the_share_beyond_a_bound():
+    record = record_of("llama", [FirstCosine()])
+    states = hidden_states("llama", inputs("llama"))
+    lengths = np.linalg.norm(states, axis=-1)
+    cosines = np.einsum("sltd,sld->slt", states, states[:, :, 0]) / (lengths * lengths[:, :, :1])
+    np.testing.assert_allclose(record.first_cosine[:, :-1], cosines, atol=1e-5)
+    parallel = float(np.median(abs(cosines[:, 0, 1:])))
+    line = first_cosine(record, parallel).axes[0].lines[0]
+    np.testing.assert_allclose(line.get_ydata()[:-1], (abs(cosines[:, :, 1:]) > parallel).mean((0, 2)))
+    with pytest.raises(SinkscopeError, match=r"parallel=1\.5 is no cosine"):
+        first_cosine(record, 1.5)
+    with pytest.raises(SinkscopeError, match=r"first_cosine needs first_cosine.*FirstCosine\(\)"):
+        first_cosine(record_of("llama", [SinkMass()]))
