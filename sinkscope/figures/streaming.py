@@ -12,6 +12,7 @@ from sinkscope.analysis.ablation import ablation_table
 from sinkscope.analysis.costs import timing_table
 from sinkscope.analysis.intervals import resampled_means
 from sinkscope.analysis.perplexity import losses
+from sinkscope.analysis.recall import recall_table
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures import marks as m
@@ -300,3 +301,22 @@ def _losses(losses: xr.DataArray) -> m.Panel:
         y=m.Axis("loss (nats per token)", limits=(0, m.headroom(marks))),
         legend=m.Legend(f"mean of the last {SMOOTH} tokens scored"),
     )
+
+
+@figure
+def recall(record: xr.Dataset) -> m.Drawing:
+    """Loss of a passage the second time it comes against its distance, under each policy; band: 95% over passages.
+
+    Dotted: the mean loss of the first reading. Where a curve reaches it, nothing of the passage is left.
+    """
+    table = recall_table(record)
+    marks: list[m.Mark] = []
+    for row, (name, own) in enumerate(table.groupby("policy", sort=False)):
+        look = m.Look.of(row, marker=m.marker_of(row), size=4)
+        bounds = (own["low"], own["high"]) if own["low"].notna().any() else (None, None)
+        marks.append(m.Line(own["distance"], own["again"], look, str(name), f"again-{name}", *bounds))
+    level = float(table["first"].mean())
+    marks.append(m.Reference(y=level, look=m.Look("quiet", "dot"), name="first time", id="first"))
+    x = m.Axis("tokens since the passage came first (log scale)", "log", plain=True)
+    panel = m.Panel(marks, x, m.Axis("loss of the passage, second time (nats)", limits=(0, None)))
+    return m.Drawing([panel], record.attrs, m.COLUMN, 2.8)

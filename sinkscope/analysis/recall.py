@@ -1,0 +1,38 @@
+"""The table of recall by distance."""
+
+from __future__ import annotations
+
+import pandas as pd
+import xarray as xr
+
+from sinkscope.analysis.intervals import interval
+from sinkscope.errors import SinkscopeError
+
+
+def recall_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Mean losses of passages read again, one row for each policy and distance.
+
+    again, low, high      mean loss of the second reading in nats, with a 95% bootstrap interval over passages
+    first                 the same of the first reading
+    gain, gain_low, gain_high  how much less the second one costs, paired by passage
+
+    Args:
+        record: of `sinkscope.experiments.recall`.
+        resamples, seed: of the bootstrap.
+
+    Raises:
+        SinkscopeError: another record.
+    """
+    if "first_nll" not in record:
+        raise SinkscopeError("this record holds no passages read twice; give one of sinkscope.experiments.recall.")
+    means = record[["nll", "first_nll"]].mean("place")
+    again = interval(means["nll"], "passage", resamples=resamples, seed=seed)
+    gain = interval(means["first_nll"] - means["nll"], "passage", resamples=resamples, seed=seed)
+    columns = {
+        "again": again["mean"], "low": again["lower"], "high": again["upper"],
+        "first": means["first_nll"].mean("passage"),
+        "gain": gain["mean"], "gain_low": gain["lower"], "gain_high": gain["upper"],
+    }  # fmt: skip
+    table = xr.Dataset(columns).reset_coords(drop=True).to_dataframe(dim_order=["policy", "distance"]).reset_index()
+    table.attrs = dict(record.attrs)
+    return table
