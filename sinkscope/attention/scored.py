@@ -191,15 +191,16 @@ class ScoredEviction(Eviction):
 
 
 def _with_weights(block: Block, weighing: Weighing) -> tuple[Attended, Tensor]:
-    """Attention of a few queries over keys that are all in their past but the last, and its weights."""
+    """Attention of a few queries over keys that are all in their past but the last, and its weights without a graph."""
     count, keys = block.query.shape[2], block.key.shape[2]
     rows, columns, mask = slice(0, count), slice(0, keys), CausalMask(keys - count)
     with torch.autocast(block.query.device.type, enabled=False):
         scores = scores_of(block.query, block.key, mask, rows, columns, block.scale, block.softcap)
         lse = weighing.denominator(scores.logsumexp(-1))
-        weights = weighing.logs(scores, lse[..., None], lambda: mask.seen(rows, keys)).exp_()
+        own = scores.clone() if scores.requires_grad else scores  # the gradient of the sum needs them as they are
+        weights = weighing.logs(own, lse[..., None], lambda: mask.seen(rows, keys)).exp_()
         output = weigh_values(weights, block.value)
-    return Attended(output.to(block.query.dtype), lse), weights
+    return Attended(output.to(block.query.dtype), lse), weights.detach()
 
 
 def _at(states: Tensor, places: Tensor) -> Tensor:

@@ -33,6 +33,27 @@ def test_scored_policies_give_what_the_naive_loop_gives(name, rule, chunk):
         np.testing.assert_allclose(record.nll[0, :, 1:], losses_of(logits, ids), atol=1e-4)
 
 
+@pytest.mark.parametrize("normaliser", [None, sinkscope.Softmax1(), sinkscope.Sigmoid(), sinkscope.Sparsemax()])
+@pytest.mark.parametrize("policy", [sinkscope.TOVA(6, chunk=3), sinkscope.HeavyHitters(6, 2)], ids=["tova", "h2o"])
+def test_gradients_are_the_slopes_of_the_loss_with_the_choice_of_keys_held(policy, normaliser):
+    model, ids = build("llama", dtype=torch.float64), inputs("llama", 1, 16)["input_ids"]
+    weights = model.model.layers[0].self_attn.k_proj.weight
+    step = torch.randn(weights.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1e-5
+
+    def loss():
+        with attached(model, policy=policy, normaliser=normaliser):
+            return torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:])
+
+    loss().backward()
+    along = float((weights.grad * step).sum())
+    with torch.no_grad():
+        weights += step
+        ahead = float(loss())
+        weights -= 2 * step
+        behind = float(loss())
+    assert along == pytest.approx((ahead - behind) / 2, rel=5e-2)  # norms run in float32, so the slope is coarse
+
+
 @pytest.mark.parametrize("rule", ["h2o", "tova"])
 def test_generation_with_a_scored_cache_follows_the_naive_loop(rule):
     model, ids = build("llama"), inputs("llama", 1, 20)["input_ids"]
