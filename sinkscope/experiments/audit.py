@@ -15,6 +15,7 @@ import inspect
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -99,7 +100,7 @@ def audit_type(model_type: str) -> list[Finding]:
     ids = torch.randint(3, 100, (2, TOKENS), generator=generator)
     loop = _Loop(model, ids)
     checks = {"capture": _capture, "perplexity": _perplexity, "streaming": _streaming, "cache": _cache}
-    return [_finding(model_type, model, check, lambda run=run: run(model, ids, loop)) for check, run in checks.items()]
+    return [_finding(model_type, model, check, partial(run, model, ids, loop)) for check, run in checks.items()]
 
 
 def _finding(model_type: str, model: nn.Module, check: str, run: Callable[[], float]) -> Finding:
@@ -153,7 +154,7 @@ def _streaming(model: nn.Module, ids: Tensor, loop: _Loop) -> float:
     )
 
 
-def _cache(model: nn.Module, ids: Tensor, loop: _Loop) -> float:
+def _cache(model: Any, ids: Tensor, loop: _Loop) -> float:
     with sinkscope.SinkCache(model, sinks=SINKS, window=WINDOW) as cache:
         stepped = [_logits(model(ids[:, at : at + 1], **with_cache(model, cache)))[:, -1] for at in range(TOKENS)]
     reference = loop.logits(SINKS, WINDOW)
@@ -217,7 +218,8 @@ class _SpiedSoftmax(TorchFunctionMode):
 
     def __init__(self, tokens: int) -> None:
         super().__init__()
-        self.tokens, self.maps = tokens, []
+        self.tokens = tokens
+        self.maps: list[Tensor] = []
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
