@@ -1,19 +1,21 @@
 """Tiny random models of the types that transformers knows, for checking what holds of all of them.
 
 There is no table of types here: a configuration is taken as its class makes it, and every size in it is cut down by
-what its name says it is the size of.
+what its name says it is the size of. `NEEDED` has what a few types have to be told before they can be built or run, and
+`VARIANTS` settings that change how a type attends.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.models import quiet_transformers
@@ -21,6 +23,61 @@ from sinkscope.hf.models import quiet_transformers
 LAYERS, WIDTH, HEADS, HEAD_WIDTH, VOCABULARY, POSITIONS, WINDOW = 4, 64, 4, 16, 128, 512, 24
 
 LINEAR = ("linear_attention", "conv")  # layers that are no softmax attention, as `layer_types` names them
+
+
+def _rope(rope_type: str, original: int = WINDOW, **parameters: Any) -> dict[str, Any]:
+    return {
+        "rope_type": rope_type, "rope_theta": 10_000.0, "original_max_position_embeddings": original, **parameters,
+    }  # fmt: skip
+
+
+NEEDED: dict[str, dict[str, Any]] = {
+    "blt": {"use_cache": False},  # its configuration has not what a cache is made from
+    "dbrx": {"attn_config": {"rope_theta": 10_000.0}},  # not in its defaults, but in those of its checkpoints
+    "dots3_note_text": {
+        "sliding_window_size": WINDOW, "swa_num_attention_heads": HEADS, "swa_num_key_value_heads": HEADS,
+        "swa_q_lora_rank": HEAD_WIDTH, "swa_kv_lora_rank": HEAD_WIDTH, "swa_head_dim": 2 * HEAD_WIDTH,
+        "swa_qk_nope_head_dim": HEAD_WIDTH, "swa_v_head_dim": HEAD_WIDTH,
+    },
+    "musicgen_decoder": {"num_codebooks": 1},  # tokens of one text, where several are read side by side
+    "musicgen_melody_decoder": {"num_codebooks": 1},
+    "reformer": {"axial_pos_embds": False},  # two widths that add up to that of the model
+    "xlstm": {"qk_dim_factor": 1.0},  # its kernels take no other
+    "xmod": {"default_language": "en_XX"},
+}  # fmt: skip
+
+VARIANTS: dict[str, dict[str, Any]] = {  # the type and what is changed, and the settings that change it
+    "bloom+slow_but_exact": {"slow_but_exact": True},
+    "deepseek_v2+q_lora_rank": {"q_lora_rank": None},
+    "deepseek_v3+yarn": {"rope_parameters": _rope("yarn", factor=4.0, mscale=1.0, mscale_all_dim=1.0)},
+    "falcon+alibi": {"alibi": True},
+    "falcon+new_decoder_architecture": {"new_decoder_architecture": True},
+    "gemma2+attn_logit_softcapping": {"attn_logit_softcapping": 2.0},
+    "gemma4_text+attention_k_eq_v": {"attention_k_eq_v": True},
+    "gemma4_text+enable_moe_block": {"enable_moe_block": True},
+    "gemma4_text+num_kv_shared_layers": {"num_kv_shared_layers": LAYERS // 2},
+    "gpt2+scale_attn_by_inverse_layer_idx": {"scale_attn_by_inverse_layer_idx": True},
+    "gpt_bigcode+multi_query": {"multi_query": False},
+    "granitemoehybrid+position_embedding_type": {"position_embedding_type": "nope"},
+    "llama+dynamic": {"rope_parameters": _rope("dynamic", factor=4.0)},
+    "llama+linear": {"rope_parameters": _rope("linear", factor=4.0)},
+    "llama+llama3": {
+        "rope_parameters": _rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0),
+    },
+    "llama+num_key_value_heads": {"num_key_value_heads": 1},
+    "ministral3+llama_4_scaling_beta": {"rope_parameters": _rope("yarn", factor=16.0, llama_4_scaling_beta=0.5)},
+    "mistral+sliding_window": {"sliding_window": None},
+    "phi3+longrope": {
+        "sliding_window": None,
+        "original_max_position_embeddings": POSITIONS // 2,
+        "rope_parameters": _rope("longrope", short_factor=[1.1] * 8, long_factor=[4.0] * 8, original=POSITIONS // 2),
+    },
+    "qwen2+use_sliding_window": {
+        "use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"] * (LAYERS // 2),
+    },
+    "qwen3+yarn": {"rope_parameters": _rope("yarn", factor=4.0)},
+    "smollm3+no_rope_layers": {"no_rope_layers": [1, 0] * (LAYERS // 2)},
+}  # fmt: skip
 
 # The name of a field, and its size in a tiny model; the first that fits the whole name counts, None leaves it alone.
 SIZES: list[tuple[str, int | None]] = [
@@ -41,7 +98,7 @@ SIZES: list[tuple[str, int | None]] = [
     (r".*head_?dim|d_head|dim_head|.*head_size|kv_channels|mamba_d_head|d_rel", HEAD_WIDTH),
     (r"(num|n)_.*layers?|n_layers?|(en|de)coder_layers|num_blocks|num_layers|depth", LAYERS),
     (r"mamba_d_ssm|attention_hidden_size", 2 * WIDTH),
-    (r".*hidden_size|d_model|n_embd|.*embedding_size|emb_dim|.*embed.*_dim|lru_width|embedding_dim|.*_in_dim", WIDTH),
+    (r".*hidden_size(_global)?|d_model|n_embd|.*embedding_size|emb_dim|.*embed.*_dim|lru_width|.*_(in|out)_dim", WIDTH),
     (r".*_input_size|projection_dim|out_hidden_size", WIDTH),
     (r".*(intermediate|ffn|ff|feed_forward|inner|hidden_dim).*", 96),
     (r".*rank", HEAD_WIDTH),
@@ -60,24 +117,34 @@ _PATTERNS = [(re.compile(pattern), size) for pattern, size in SIZES]
 
 
 def causal_types() -> list[str]:
-    """The types that have a causal language model, in alphabetical order."""
-    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    """The types that have a causal language model, and their variants, in alphabetical order."""
+    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    return sorted(known | {name for name in VARIANTS if name.partition("+")[0] in known})
+
+
+def check_type(model_type: str) -> None:
+    """SinkscopeError where a type is none of `causal_types`."""
+    if model_type not in (known := causal_types()):
+        near = get_close_matches(model_type, known, n=1)
+        raise SinkscopeError(
+            f"transformers knows no causal language model of the type {model_type!r}; "
+            + (f"did you mean {near[0]!r}?" if near else "give another, such as 'llama'.")
+        )
 
 
 def tiny_model(model_type: str, seed: int = 0) -> nn.Module:
-    """A causal language model of a type, with random weights that make its attention uneven.
+    """A causal language model of a type or variant, with random weights that make its attention uneven.
 
     Raises:
         SinkscopeError: the type is unknown, or no tiny model of it can be built or run.
     """
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise SinkscopeError(f"transformers knows no causal language model of the type {model_type!r}.")
+    check_type(model_type)
     reason: Exception | None = None
     with quiet_transformers():
-        for config in _configurations(model_type):
+        for config in _configurations(model_type.partition("+")[0], VARIANTS.get(model_type, {})):
             try:
                 torch.manual_seed(seed)
-                model = AutoModelForCausalLM.from_config(config()).eval()
+                model = _of_config(config()).eval()
                 _roughen(model)
                 _check_runs(model)
                 return model
@@ -90,12 +157,19 @@ def tiny_model(model_type: str, seed: int = 0) -> nn.Module:
 def eager_twin(model: Any) -> Any:
     """The same model with the attention that transformers calls "eager", which shows its maps."""
     with quiet_transformers():
-        twin = AutoModelForCausalLM.from_config(model.config, attn_implementation="eager").eval()
+        twin = type(model)._from_config(model.config, attn_implementation="eager").to(model.dtype).eval()
     twin.load_state_dict(model.state_dict())
     return twin
 
 
-def _configurations(model_type: str) -> Iterator[Any]:
+def _of_config(config: Any) -> Any:
+    """A causal language model of a configuration, or of that part of it which the model's class reads."""
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    parts = [config, *(value for value in vars(config).values() if isinstance(value, PreTrainedConfig))]
+    return kind._from_config(next((part for part in parts if type(part) is kind.config_class), config))
+
+
+def _configurations(model_type: str, settings: dict[str, Any]) -> Iterator[Any]:
     """Makers of configurations, the plainest first."""
     default = CONFIG_MAPPING[model_type]
     for changes in (
@@ -104,11 +178,16 @@ def _configurations(model_type: str) -> Iterator[Any]:
         {"fill": True, "rope_by_layer": True},
         *({"fill": True, "layer_types": [other, "full_attention"] * (LAYERS // 2)} for other in LINEAR),
     ):
-        yield lambda changes=changes: _shrunk(default(), **changes)
+        yield lambda changes=changes: _shrunk(default(), settings=settings, **changes)
 
 
 def _shrunk(
-    config: PreTrainedConfig, *, fill: bool = False, rope_by_layer: bool = False, layer_types: list[str] | None = None
+    config: PreTrainedConfig,
+    *,
+    fill: bool = False,
+    rope_by_layer: bool = False,
+    layer_types: list[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> PreTrainedConfig:
     """A configuration with every size cut down.
 
@@ -117,6 +196,7 @@ def _shrunk(
         fill: give numbers that are None by default, too.
         rope_by_layer: give parameters of the rotary embedding for each type of layer.
         layer_types: of the layers; those that the configuration names, each of them once or more, when None.
+        settings: what has to be as it is given here; of a configuration within, by its name.
     """
     told = vars(config)
     hints = type(config).__annotations__
@@ -139,7 +219,8 @@ def _shrunk(
             given[name] = small or 4
         elif isinstance(value, list | tuple) and layers and len(value) == layers:
             distinct = [each for at, each in enumerate(value) if each not in value[:at]]
-            given[name] = (distinct * LAYERS)[:LAYERS]
+            given[name] = [min(each, small) if small and type(each) is int else each for each in distinct * LAYERS]
+            given[name] = given[name][:LAYERS]
     if "is_decoder" in told:
         given["is_decoder"] = True
     if told.get("kv_lora_rank") and "num_key_value_heads" in given:
@@ -158,6 +239,10 @@ def _shrunk(
     if rope_by_layer:
         kinds = given.get("layer_types") or told.get("layer_types") or ()
         given["rope_parameters"] = {kind: {"rope_type": "default", "rope_theta": 10_000.0} for kind in kinds}
+    for name, value in {**NEEDED.get(config.model_type, {}), **(settings or {})}.items():
+        if isinstance(given.get(name), PreTrainedConfig):
+            value = type(given[name])(**{**given[name].to_diff_dict(), **value})
+        given[name] = value
     return type(config)(**given)
 
 
