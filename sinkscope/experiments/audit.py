@@ -5,7 +5,8 @@ Of each type a tiny model with random weights is built, and four things are comp
 - capture: attention maps with those of its own eager attention, and its logits inside a scope with those outside.
 - perplexity: losses under `Dense` with those of one plain forward pass.
 - streaming: losses under `Window` and `SinkWindow` with one token at a time on the model's own cache, whose entries are
-  taken away by hand. Sinks are brought near by reading them again at later positions: nothing is rotated.
+  taken away by hand. Sinks are brought near by reading them again at later positions: nothing is rotated. Places are
+  counted in the cache where a model reads more from them than distances, such as the scale of its queries.
 - cache: the logits of `SinkCache`, and what `generate` writes with it, with the same loop.
 """
 
@@ -13,9 +14,11 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from functools import partial
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
+from functools import cached_property, partial
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -25,9 +28,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import sinkscope
+from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import growing_cache, native_windows, returned_cache, with_cache
-from sinkscope.hf.tiny import causal_types, eager_twin, tiny_model
+from sinkscope.hf.models import quiet_transformers
+from sinkscope.hf.tiny import causal_types, check_type, eager_twin, tiny_model
+from sinkscope.progress import progress_bar
 
 TOKENS, SINKS, WINDOW, NEW = 40, 2, 14, 8
 TOLERANCE = 2e-4
@@ -61,37 +67,50 @@ class Unchecked(Exception):
     """The model offers nothing to compare with."""
 
 
-def audit(
-    types: Sequence[str] | None = None, *, workers: int = 1, each: Callable[[str], None] | None = None
-) -> pd.DataFrame:
+def audit(types: str | Iterable[str] | None = None, *, workers: int = 1, progress: bool | None = None) -> pd.DataFrame:
     """Check tiny random models of every type of causal language model that transformers knows.
 
     Args:
-        types: which, as transformers names them ("llama"); all of them when None.
-        workers: processes.
-        each: called with the name of each type when it is done.
+        types: which, as transformers names them ("llama"), or variants ("llama+llama3"); all of them when None.
+        workers: processes at the same time.
+        progress: show a bar; after two seconds when None.
 
     Returns:
-        A table of `Finding`s, four rows for each type.
+        Four rows for each type, in alphabetical order: `type`, `class`, `check`, `verdict`, `error` and `sentence`, as
+        `Finding` describes them. `attrs` has the versions and the tolerance.
 
     Raises:
-        SinkscopeError: a type that transformers does not know.
+        SinkscopeError: a type that transformers does not know; fewer than one worker.
     """
-    known = causal_types()
-    chosen = known if types is None else list(types)
-    unknown = [name for name in chosen if name not in known]
-    if unknown:
-        raise SinkscopeError(f"transformers knows no causal language model of the type {unknown[0]!r}.")
+    workers, chosen = whole_number(workers, "workers", 1), checked_types(types)
     found: list[Finding] = []
-    for rows in Parallel(workers, return_as="generator")(delayed(audit_type)(name) for name in chosen):
-        found += rows
-        if each is not None:
-            each(rows[0].type)
-    return pd.DataFrame(found, columns=Finding._fields)
+    with progress_bar(len(chosen), "type", progress, desc="audit") as bar:
+        for rows in Parallel(workers, return_as="generator")(delayed(audit_type)(name) for name in chosen):
+            found += rows
+            bar.update()
+    table = pd.DataFrame(found, columns=Finding._fields).rename(columns={"model": "class"})
+    table.attrs = {
+        "sinkscope": sinkscope.__version__, "transformers": version("transformers"), "torch": version("torch"),
+        "tolerance": TOLERANCE, "tokens": TOKENS, "sinks": SINKS, "window": WINDOW,
+    }  # fmt: skip
+    return table
+
+
+def checked_types(types: str | Iterable[str] | None) -> list[str]:
+    """The types to check, in alphabetical order; SinkscopeError for one that transformers does not know."""
+    chosen = causal_types() if types is None else sorted({types} if isinstance(types, str) else set(types))
+    for name in chosen:
+        check_type(name)
+    return chosen
 
 
 def audit_type(model_type: str) -> list[Finding]:
     """The findings for one type."""
+    with quiet_transformers(), warnings.catch_warnings(action="ignore"):
+        return _findings(model_type)
+
+
+def _findings(model_type: str) -> list[Finding]:
     try:
         model = tiny_model(model_type)
     except SinkscopeError as error:
@@ -127,17 +146,19 @@ def _capture(model: nn.Module, ids: Tensor, loop: _Loop) -> float:
     outside = _logits(model(ids))
     with sinkscope.capture(model) as scope:
         inside = _logits(model(ids))
+    if (moved := _relative(inside, outside)) > TOLERANCE:
+        return moved
     maps = [sinkscope.attention_maps(model, row) for row in ids]
     ours = torch.stack([torch.from_numpy(each.transpose("layer", ...).values) for each in maps], 1)
     ours = ours[~ours.flatten(1).isnan().all(-1)]
-    own = _own_maps(model, ids)
+    own = _own_maps(model, ids, outside)
     if len(own) != len(ours):
         raise Unchecked(f"the record has {len(ours)} layers, and the model itself shows {len(own)} maps")
     gap = max(_gap(a, b) for a, b in zip(ours, own, strict=True))
     mass = torch.from_numpy(scope.record["sink_mass"].transpose("layer", "sequence", ...).values)
     mass = mass[~mass.flatten(1).isnan().all(-1)]
     gap = max(gap, float((mass - ours[..., : mass.shape[-1]]).abs().max()))
-    return max(gap, _relative(inside, outside))
+    return max(gap, moved)
 
 
 def _perplexity(model: nn.Module, ids: Tensor, loop: _Loop) -> float:
@@ -196,15 +217,17 @@ def _relative(values: Tensor, expected: Tensor) -> float:
 # --- what the model does by itself -----------------------------------------------------------------------------------
 
 
-def _own_maps(model: Any, ids: Tensor) -> list[Tensor]:
+def _own_maps(model: Any, ids: Tensor, logits: Tensor) -> list[Tensor]:
     """Attention maps [sequence, head, query, key] of the softmax layers, by the model's own eager attention.
 
     Raises:
-        Unchecked: it shows none.
+        Unchecked: it shows none, or does not give the logits of the model, so that they are the maps of another.
     """
     twin = eager_twin(model)
     with _SpiedSoftmax(ids.shape[1]) as spy:
         output = twin(ids, output_attentions=True)
+    if (gap := _relative(_logits(output), logits)) > TOLERANCE:
+        raise Unchecked(f"the model's own eager attention gives other logits than the model does, by {gap:.1g}")
     given = output.get("attentions") if hasattr(output, "get") else None
     square = [maps for maps in given or () if isinstance(maps, Tensor) and maps.dim() == 4]
     maps = square or spy.maps
@@ -252,9 +275,10 @@ class _Loop:
     def _run(self, sinks: int, window: int) -> Tensor:
         cache, rows = self._empty(), []
         for at in range(self.ids.shape[1]):
-            if at > sinks + window:
-                self._bring_near(cache, sinks, at - sinks - window)
-            output = self._read(self.ids[:, at : at + 1], at, cache)
+            place = min(at, sinks + window)
+            if at > place:
+                self._bring_near(cache, sinks, at - place)
+            output = self._read(self.ids[:, at : at + 1], cache, place, at - place)
             rows.append(_logits(output)[:, -1])
             cache = returned_cache(output)
             if not getattr(cache, "layers", None):
@@ -266,17 +290,40 @@ class _Loop:
                         setattr(layer, slot, torch.cat([held[..., :sinks, :], held[..., -window:, :]], -2))
         return torch.stack(rows, 1)
 
-    def _read(self, ids: Tensor, start: int, cache: Any) -> Any:
+    def _read(self, ids: Tensor, cache: Any, place: int, shift: int = 0) -> Any:
+        """Read tokens at a place in the cache; what depends on distances alone takes them for `shift` tokens later."""
         given = with_cache(self.model, cache)
-        if self._takes_positions:
-            given["position_ids"] = torch.arange(start, start + ids.shape[1]).expand(len(ids), -1)
-        return self.model(ids, **given)
+        with ExitStack() as stack:
+            for module in self._rotary:
+                hook = module.register_forward_pre_hook(partial(_shifted, shift), with_kwargs=True)
+                stack.callback(hook.remove)
+            if self._takes_positions:
+                start = place if self._rotary else place + shift
+                given["position_ids"] = torch.arange(start, start + ids.shape[1]).expand(len(ids), -1)
+            return self.model(ids, **given)
+
+    @cached_property
+    def _rotary(self) -> list[nn.Module]:
+        """What rotates queries and keys, where a model reads more from positions than that; else nothing."""
+        if not self._takes_positions:
+            return []
+        near, far = (
+            _logits(self.model(self.ids, position_ids=torch.arange(start, start + TOKENS).expand(len(self.ids), -1)))
+            for start in (0, TOKENS)
+        )
+        if _relative(far, near) < TOLERANCE / 10:
+            return []
+        return [
+            module
+            for module in self.model.modules()
+            if any(name.endswith("inv_freq") for name, _ in module.named_buffers(recurse=False))
+        ]
 
     def _bring_near(self, cache: Any, sinks: int, shift: int) -> None:
         """Put in the place of the sinks what the model makes of them `shift` positions later."""
         if not sinks or not self._takes_positions:  # biases by distance are counted in the cache
             return
-        moved = returned_cache(self._read(self.ids[:, :sinks], shift, self._empty()))
+        moved = returned_cache(self._read(self.ids[:, :sinks], self._empty(), 0, shift))
         for layer, near in zip(self._full(cache), self._full(moved), strict=True):
             for slot in ("keys", "values"):
                 getattr(layer, slot)[..., :sinks, :] = getattr(near, slot)[..., :sinks, :]
@@ -299,3 +346,10 @@ class _Loop:
         if not wide:
             raise Unchecked("no layer of the model's own cache holds keys that can be taken away")
         return wide
+
+
+def _shifted(shift: int, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """Before a rotary embedding: its arguments, with positions `shift` later."""
+    if "position_ids" in named:
+        return arguments, {**named, "position_ids": named["position_ids"] + shift}
+    return (arguments[0], arguments[1] + shift, *arguments[2:]), named

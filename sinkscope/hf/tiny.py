@@ -65,12 +65,15 @@ VARIANTS: dict[str, dict[str, Any]] = {  # the type and what is changed, and the
         "rope_parameters": _rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0),
     },
     "llama+num_key_value_heads": {"num_key_value_heads": 1},
-    "ministral3+llama_4_scaling_beta": {"rope_parameters": _rope("yarn", factor=16.0, llama_4_scaling_beta=0.5)},
+    "llama4_text+floor_scale": {"floor_scale": WINDOW // 4},
+    "ministral3+llama_4_scaling_beta": {
+        "rope_parameters": _rope("yarn", original=WINDOW // 4, factor=16.0, llama_4_scaling_beta=0.5),
+    },
     "mistral+sliding_window": {"sliding_window": None},
     "phi3+longrope": {
         "sliding_window": None,
         "original_max_position_embeddings": POSITIONS // 2,
-        "rope_parameters": _rope("longrope", short_factor=[1.1] * 8, long_factor=[4.0] * 8, original=POSITIONS // 2),
+        "rope_parameters": _rope("longrope", original=POSITIONS // 2, short_factor=[1.1] * 8, long_factor=[4.0] * 8),
     },
     "qwen2+use_sliding_window": {
         "use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"] * (LAYERS // 2),
