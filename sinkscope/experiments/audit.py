@@ -80,7 +80,7 @@ def audit(types: str | Iterable[str] | None = None, *, workers: int = 1, progres
         `Finding` describes them. `attrs` has the versions and the tolerance.
 
     Raises:
-        SinkscopeError: a type that transformers does not know; fewer than one worker.
+        SinkscopeError: no type, or one that transformers does not know; fewer than one worker.
     """
     workers, chosen = whole_number(workers, "workers", 1), checked_types(types)
     found: list[Finding] = []
@@ -97,8 +97,10 @@ def audit(types: str | Iterable[str] | None = None, *, workers: int = 1, progres
 
 
 def checked_types(types: str | Iterable[str] | None) -> list[str]:
-    """The types to check, in alphabetical order; SinkscopeError for one that transformers does not know."""
+    """The types to check, in alphabetical order; SinkscopeError for none, or one that transformers does not know."""
     chosen = causal_types() if types is None else sorted({types} if isinstance(types, str) else set(types))
+    if not chosen:
+        raise SinkscopeError("types names no type of model: give one, such as 'llama', or None for all of them.")
     for name in chosen:
         check_type(name)
     return chosen
