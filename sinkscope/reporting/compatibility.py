@@ -55,8 +55,8 @@ def _introduction(table: pd.DataFrame) -> str:
         "Of every type of causal language model that transformers knows, a tiny model with random weights is built, in "
         f"float32 on the CPU, and reads two texts of {made['tokens']} tokens. A type with a plus is a variant: a "
         "setting of the type that changes how it attends. What sinkscope says is compared with what the model does by "
-        "itself. An error is the largest difference, of a probability, or of a logit or loss beside the largest logit; "
-        f"up to {made['tolerance']:g} counts as right.\n\n{checks}"
+        f"itself. An error is the largest difference: of a probability, where up to {made['tolerance_maps']:g} counts "
+        f"as right, or of a logit or loss beside the largest one, where up to {made['tolerance']:g} does.\n\n{checks}"
     )
 
 
