@@ -167,7 +167,7 @@ def eager_twin(model: Any) -> Any:
 
 def _of_config(config: Any) -> Any:
     """A causal language model of a configuration, or of that part of it which the model's class reads."""
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     parts = [config, *(value for value in vars(config).values() if isinstance(value, PreTrainedConfig))]
     return kind._from_config(next((part for part in parts if type(part) is kind.config_class), config))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 CHECKS = {
@@ -46,7 +48,7 @@ def compatibility_page(table: pd.DataFrame) -> str:
 
 
 def _introduction(table: pd.DataFrame) -> str:
-    made = table.attrs
+    made: dict[str, Any] = dict(table.attrs)  # type: ignore[arg-type]
     checks = "\n".join(f"- **{name}**: {text.format(**made)}" for name, text in CHECKS.items())
     return (
         "# Compatibility\n\n"
@@ -82,7 +84,7 @@ def _types(table: pd.DataFrame, said: list[tuple[str, str]]) -> str:
     return f"## Every type\n\n{_grid(['type', 'class', *CHECKS], rows)}"
 
 
-def _cell(row: dict[str, object], said: list[tuple[str, str]]) -> str:
+def _cell(row: dict[Any, Any], said: list[tuple[str, str]]) -> str:
     verdict = str(row["verdict"])
     if verdict in NUMBERED:
         return f"{verdict} {said.index(_key(row)) + 1}"
@@ -100,7 +102,7 @@ def _sentences(table: pd.DataFrame) -> dict[tuple[str, str], list[str]]:
     return said
 
 
-def _key(row: dict[str, object]) -> tuple[str, str]:
+def _key(row: dict[Any, Any]) -> tuple[str, str]:
     """A verdict and its sentence, without what is the type's own in it."""
     sentence = str(row["sentence"])
     for own in filter(None, (str(row["class"]), repr(row["type"]))):

@@ -9,7 +9,7 @@ import torch
 import sinkscope
 from sinkscope.attention.eviction import KeySet, WindowEviction
 from sinkscope.attention.masks import BandMask
-from sinkscope.experiments.audit import CHECKS, TOKENS, TOLERANCES, audit_type
+from sinkscope.experiments.audit import CHECKS, TOKENS, TOLERANCES, _Loop, audit_type
 from sinkscope.hf.tiny import LAYERS, NEEDED, VARIANTS, causal_types, size_of, tiny_model
 from sinkscope.reporting.compatibility import compatibility_page
 from sinkscope.scope import interface
@@ -83,6 +83,19 @@ def test_a_cache_of_one_key_less_is_found_wrong(monkeypatch):
     cache = sinkscope.SinkCache
     monkeypatch.setattr(sinkscope, "SinkCache", lambda model, sinks, window: cache(model, sinks, window - 1))
     assert verdicts() == {**ALL_RIGHT, "cache": "wrong"}
+
+
+def test_only_a_model_that_reads_more_from_positions_than_distances_reads_places_in_the_cache():
+    ids = torch.randint(3, 100, (2, TOKENS), generator=torch.Generator().manual_seed(2))
+    llama, scaled = (_Loop(tiny_model(name), ids) for name in ("llama+linear", "ministral3+llama_4_scaling_beta"))
+    with torch.no_grad():
+        assert llama._rotary == [] and scaled._rotary == [scaled.model.model.rotary_emb]
+        as_usual = llama.logits(2, 14)
+        other = _Loop(llama.model, ids)
+        other._rotary = [llama.model.model.rotary_emb]  # where distances are all that counts, it is all the same
+        torch.testing.assert_close(other.logits(2, 14), as_usual, atol=1e-4, rtol=0)  # logits reach 5
+        # nothing evicted: the places are those in the text
+        torch.testing.assert_close(scaled.logits(2, TOKENS), scaled.model(ids).logits, atol=1e-4, rtol=0)
 
 
 def test_maps_of_an_eager_attention_with_other_logits_are_no_reference():
