@@ -99,7 +99,11 @@ def audit(types: str | Iterable[str] | None = None, *, workers: int = 1, progres
 
 def checked_types(types: str | Iterable[str] | None) -> list[str]:
     """The types to check, in alphabetical order; SinkscopeError for none, or one that transformers does not know."""
-    chosen = causal_types() if types is None else sorted({types} if isinstance(types, str) else set(types))
+    chosen = (
+        causal_types()
+        if types is None
+        else sorted({types} if isinstance(types, str) else {str(name) for name in types})
+    )
     if not chosen:
         raise SinkscopeError("types names no type of model: give one, such as 'llama', or None for all of them.")
     for name in chosen:

@@ -63,17 +63,30 @@ def _introduction(table: pd.DataFrame) -> str:
 
 
 def _counts(table: pd.DataFrame) -> str:
-    """How many types of each verdict, and the largest error of those that are right."""
-    counted = table.groupby(["check", "verdict"]).size().unstack(fill_value=0)
-    shown = [verdict for verdict in VERDICTS if verdict in counted]
-    right = table[table["verdict"] == "right"].groupby("check")["error"].max()
-    rows = [
-        [check, *(str(counted.loc[check, verdict]) for verdict in shown), _largest(right.get(check))]
-        for check in CHECKS
-    ]
+    """How many types, and variants, there are of each verdict, and the largest error of those that are right."""
+    is_variant = table["type"].str.contains("+", regex=False)
+    shown = [verdict for verdict in VERDICTS if verdict in set(table["verdict"])]
+    rows, titles = [], []
+    for what, some in (("types", table[~is_variant]), ("variants", table[is_variant])):
+        if some.empty:
+            continue
+        count = some["type"].nunique()
+        titles.append(f"{count} {what if count != 1 else what.removesuffix('s')}")
+        for check in CHECKS:
+            found = some[some["check"] == check]
+            counted = found["verdict"].value_counts()
+            largest = found.loc[found["verdict"] == "right", "error"].max()
+            rows.append(
+                [
+                    what,
+                    check,
+                    *(str(counted.get(verdict, 0)) for verdict in shown),
+                    "" if largest != largest else f"{largest:.0e}",
+                ]
+            )
+    grid = _grid(["", "check", *shown, "largest error where right"], rows)
     legend = "\n".join(f"- *{verdict}*: {VERDICTS[verdict]}." for verdict in shown)
-    types = table["type"].nunique()
-    return f"## {types} types\n\n{_grid(['check', *shown, 'largest error where right'], rows)}\n\n{legend}"
+    return f"## {' and '.join(titles)}\n\n{grid}\n\n{legend}"
 
 
 def _types(table: pd.DataFrame, said: list[tuple[str, str]]) -> str:
@@ -108,10 +121,6 @@ def _key(row: dict[Any, Any]) -> tuple[str, str]:
     for own in filter(None, (str(row["class"]), repr(row["type"]))):
         sentence = sentence.replace(own, "…")
     return str(row["verdict"]), sentence
-
-
-def _largest(error: float | None) -> str:
-    return "" if error is None else f"{error:.0e}"
 
 
 def _grid(head: list[str], rows: list[list[str]]) -> str:

@@ -166,7 +166,7 @@ def findings(**changes):
         for name, kind, given in (
             ("b", "BModel", ("refused", float("nan"), "BModel has no a|b.")),
             ("a", "AModel", ("refused", float("nan"), "AModel has no a|b.")),
-            ("c", "CModel", ("wrong", 0.25, "")),
+            ("c+d", "CModel", ("wrong", 0.25, "")),
             ("d", "", ("not built", float("nan"), "no tiny model of the type 'd' can be built: it is too large")),
         )
         for check in CHECKS
@@ -181,12 +181,13 @@ def findings(**changes):
 
 def test_the_page_counts_groups_and_numbers_what_was_found():
     page = compatibility_page(findings())
-    assert "| capture | 0 | 2 | 1 | 1 |  |" in page and "| cache | 4 | 0 | 0 | 0 | 1e-07 |" in page
+    assert "## 3 types and 1 variant\n" in page and "| variants | capture | 0 | 0 | 1 | 0 |  |" in page
+    assert "| types | capture | 0 | 2 | 0 | 1 |  |" in page and "| types | cache | 3 | 0 | 0 | 0 | 1e-07 |" in page
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     assert rows == [
         "| `a` | AModel | refused 1 | right | right | right |",
         "| `b` | BModel | refused 1 | right | right | right |",
-        "| `c` | CModel | **wrong** (0.2) | right | right | right |",
+        "| `c+d` | CModel | **wrong** (0.2) | right | right | right |",
         "| `d` |  | not built 2 | right | right | right |",
     ]
     assert "1. … has no a\\|b.\n   (2: `a`, `b`)" in page
