@@ -5,6 +5,7 @@
 #                                              CPU-only builds of torch
 #   make quick                                 the short tests, without a browser and the demo model
 #   make lint                                  ruff, mypy and oxlint
+#   make gpu                                   on a machine with a GPU: tests/gpu, and what sinkscope costs there
 #   make test-versions                         tests/versions with the oldest and the pinned release of transformers
 #   make test-versions RELEASES="5.22.2 newest"    with these; newest is what the package index has
 
@@ -21,7 +22,7 @@ OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
 PINNED := $(shell sed -n 's/^transformers==//p' constraints.txt)
 RELEASES ?= $(OLDEST) $(PINNED)
 
-.PHONY: demo test quick test-versions bench assets lint clean FORCE
+.PHONY: demo test quick test-versions bench gpu assets lint clean FORCE
 .DELETE_ON_ERROR:
 .PRECIOUS: .venv-versions/%/.installed
 
@@ -57,7 +58,11 @@ test-versions-%: .venv-versions/%/.installed
 	@touch $@
 
 bench: $(STAMP)
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	@set -e; for script in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script"; done
+
+gpu: $(STAMP)
+	$(BIN)/python -m pytest -q tests/gpu
+	$(BIN)/python benchmarks/gpu.py
 
 assets: $(STAMP)
 	$(BIN)/python assets/make.py

@@ -46,6 +46,7 @@ _HOMES = {
     "sinkscope.analysis.predictability": ["predictability_bins", "predictability_table"],
     "sinkscope.experiments.perplexity": ["decompose", "decompose_by_layer", "perplexity"],
     "sinkscope.streaming.cost": ["Cost", "cost", "cost_table"],
+    "sinkscope.experiments.audit": ["audit"],
     "sinkscope.experiments.timing": ["run_timing"],
     "sinkscope.analysis.costs": ["time_per_token", "timing_table"],
     "sinkscope.streaming.sink_cache": ["SinkCache"],

@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from sinkscope.cli.auditing import audit
 from sinkscope.cli.experiments import ablate, cost, intervene, lab, perplexity, report
 from sinkscope.cli.sessions import chat, explore
 from sinkscope.errors import SinkscopeError
@@ -39,7 +40,7 @@ def sinkscope(
         typer.echo(context.get_help())
 
 
-for command in (report, perplexity, ablate, cost, intervene, chat, lab, explore):
+for command in (report, perplexity, ablate, cost, intervene, chat, lab, explore, audit):
     app.command()(command)
 
 

@@ -10,6 +10,8 @@ import torch
 
 import sinkscope
 from sinkscope import ScoredCache, SinkCache, attached, capture
+from sinkscope.explorer.controller import Controller
+from sinkscope.explorer.text_model import TextModel
 from sinkscope.hf.caches import argument_name
 from tests.support.zoo import build, inputs
 
@@ -128,3 +130,27 @@ def test_a_gradient_is_that_of_the_cpu():
             each(tokens, labels=tokens).loss.backward()
         gradients.append(each.model.layers[0].self_attn.q_proj.weight.grad.cpu())
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-3)
+
+
+def test_losses_in_blocks_of_half_precision_are_near_those_of_float32():
+    model, ids = build("llama"), inputs("llama", 1, 60)["input_ids"]
+    half = copy.deepcopy(model).to("cuda", torch.bfloat16)
+    exact = copy.deepcopy(half).float()
+    policies = [sinkscope.Dense(), sinkscope.SinkWindow(2, 9)]
+    near, losses = (sinkscope.perplexity(each, ids, policies, block=17).nll.values for each in (half, exact))
+    np.testing.assert_allclose(near, losses, atol=0.1)  # nats
+
+
+def test_the_explorer_shows_the_same_losses():
+    model, there = on_both("llama")
+    ids, losses = inputs("llama", 1, 40)["input_ids"][0], []
+    for each in (model, there):
+        controller = Controller(TextModel(each, ids), [""] * len(ids))
+        try:
+            controller.change(kind="sinks", sinks=2, window=9)
+            controller.wait()
+            assert controller.problem == ""
+            losses.append((controller.loss.dense, controller.loss.changed))  # perplexities
+        finally:
+            controller.close()
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
