@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from itertools import chain, groupby
 from operator import itemgetter
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sinkscope.errors import SinkscopeError, first_line
 from sinkscope.hf.gguf import package_directory
+from sinkscope.tokens import encode, surrounding
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,7 @@ TEXT_COLUMNS = ("text", "content", "document", "article", "story", "sentence")
 SPLITS = ("test", "validation", "train")
 CHARACTERS_PER_TOKEN = 6
 MARGIN = 64  # tokens next to a cut that are not trusted
+SAMPLE = 256  # characters of the text on which the special tokens are seen
 
 
 def read_text(source: str | os.PathLike[str] | None = None) -> str:
@@ -103,8 +105,6 @@ def read_tokens(
         SinkscopeError: an empty or unreadable text, `limit` < 1, `start` < 0 or past the end of the text, bos=True with
             a tokenizer that has no BOS token.
     """
-    if tokenizer is None:
-        raise SinkscopeError("A text needs a tokenizer and this model has none: pass one, or pass token ids yourself.")
     if limit < 1:
         raise SinkscopeError(f"limit is {limit}, but it is a number of tokens: give 1 or more.")
     if start < 0:
@@ -120,31 +120,44 @@ def read_tokens(
     import torch
 
     pieces = text_pieces(source) if text is None else _not_blank(iter([text]), "text=")
-    body, complete = _first_tokens(tokenizer, pieces, start + limit)
+    body, read, complete = _first_tokens(tokenizer, pieces, start + limit)
     if start and len(body) <= start:
         raise SinkscopeError(f"start is {start}, but the text has only {len(body)} tokens.")
     body = body[start:]
     if bos == "auto":
-        front, back = _special_tokens(tokenizer)
+        front, back = _special_tokens(tokenizer, read)
         ids = front + body + (back if complete else [])
     else:
-        while body and body[0] == bos_id:  # a text that spells its own BOS
-            body = body[1:]
-        ids = ([bos_id] if bos is True and bos_id is not None else []) + body
-    if not ids:
-        raise SinkscopeError("The tokenizer makes no token of this text: give a text it knows the characters of.")
+        ids = ([bos_id] if bos is True and bos_id is not None else []) + _without_bos(body, bos_id)
     return torch.tensor([ids[:limit]], dtype=torch.long)
 
 
-def sequences(ids: torch.Tensor, length: int, count: int | None = None, *, bos: int | None = None) -> torch.Tensor:
+def read_stream(
+    tokenizer: Any, source: str | os.PathLike[str] | None, limit: int
+) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """The first `limit` tokens [token] of a text, and the special tokens that this tokenizer puts in front of it.
+
+    The stream itself has none, as with `bos=False`; raises as `read_tokens`.
+    """
+    import torch
+
+    body, read, _ = _first_tokens(tokenizer, text_pieces(source), limit)
+    front, _ = _special_tokens(tokenizer, read)
+    stream = _without_bos(body, getattr(tokenizer, "bos_token_id", None))
+    return torch.tensor(stream, dtype=torch.long), tuple(front)
+
+
+def sequences(
+    ids: torch.Tensor, length: int, count: int | None = None, *, bos: int | Sequence[int] | None = None
+) -> torch.Tensor:
     """Consecutive sequences that do not overlap: LongTensor [N, length].
 
     Args:
         ids: one stream of tokens, LongTensor [T] or [1, T].
-        length: tokens in each sequence, the BOS token included.
+        length: tokens in each sequence, those put in front included.
         count: how many; None for as many as the stream fills.
-        bos: a token id to put in front of every sequence; the stream's own first token is kept, so read it with
-            bos=False.
+        bos: a token id, or several, to put in front of every sequence; the stream's own first token is kept, so read
+            it with bos=False.
 
     Raises:
         SinkscopeError: a stream that is too short, `length` that leaves no room for a token, `count` < 1.
@@ -156,7 +169,8 @@ def sequences(ids: torch.Tensor, length: int, count: int | None = None, *, bos: 
         raise SinkscopeError(
             f"ids have the shape {list(ids.shape)}, but one stream of tokens, [T] or [1, T], is needed."
         )
-    own = length - (bos is not None)
+    front = [] if bos is None else list(bos) if isinstance(bos, Sequence) else [bos]
+    own = length - len(front)
     if own < 1:
         raise SinkscopeError(f"length is {length}, but a sequence needs at least one token of the text.")
     if count is not None and count < 1:
@@ -168,9 +182,7 @@ def sequences(ids: torch.Tensor, length: int, count: int | None = None, *, bos: 
             f"there are {stream.numel()}: read more text, or ask for fewer or shorter sequences."
         )
     rows = stream[: number * own].reshape(number, own)
-    if bos is None:
-        return rows.clone()
-    return torch.cat([rows.new_full((number, 1), bos), rows], dim=1)
+    return torch.cat([rows.new_tensor(front).expand(number, -1), rows], dim=1)
 
 
 def _demo_chapters() -> Iterator[str]:
@@ -279,28 +291,27 @@ def _text_column(row: dict[str, Any], source: str) -> str:
     )
 
 
-def _encode(tokenizer: Any, text: str, special: bool = False) -> list[int]:
-    try:
-        return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
-    except Exception as error:
-        raise SinkscopeError(f"The tokenizer cannot encode this text: {first_line(error)}.") from error
+def _special_tokens(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after a text by itself, seen on as much of it as makes a token."""
+    size = SAMPLE
+    while size < len(text) and not encode(tokenizer, text[:size]):
+        size *= 4
+    return surrounding(tokenizer, text[:size])
 
 
-def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and after a text by itself."""
-    bare, full = _encode(tokenizer, "a"), _encode(tokenizer, "a", special=True)
-    for first in range(len(full) - len(bare) + 1):
-        if full[first : first + len(bare)] == bare:
-            return full[:first], full[first + len(bare) :]
-    return [], []
+def _without_bos(body: list[int], bos: int | None) -> list[int]:
+    """The tokens of a text that may spell its own BOS."""
+    return body[next((place for place, token in enumerate(body) if token != bos), len(body)) :]
 
 
-def _first_tokens(tokenizer: Any, pieces: Iterator[str], need: int) -> tuple[list[int], bool]:
-    """The first `need` tokens, without special ones, and whether the text ends there.
+def _first_tokens(tokenizer: Any, pieces: Iterator[str], need: int) -> tuple[list[int], str, bool]:
+    """The first `need` tokens, one at least, without special ones; the text read for them, and whether it ends there.
 
     A cut changes only tokens near it: `MARGIN` tokens before a cut are dropped, and the rest are believed when a
     second, longer prefix of the text agrees on them. Otherwise both grow.
     """
+    if tokenizer is None:
+        raise SinkscopeError("A text needs a tokenizer and this model has none: pass one, or pass token ids yourself.")
     text = ""
     size = CHARACTERS_PER_TOKEN * (need + MARGIN)
     before: list[int] | None = None
@@ -308,13 +319,17 @@ def _first_tokens(tokenizer: Any, pieces: Iterator[str], need: int) -> tuple[lis
         while len(text) <= size and (piece := next(pieces, None)) is not None:
             text += piece
         if len(text) <= size:
-            ids = _encode(tokenizer, text)
-            return ids[:need], len(ids) <= need
-        ids = _encode(tokenizer, text[: _safe_cut(text, size)])
+            ids = encode(tokenizer, text)
+            if not ids:
+                raise SinkscopeError(
+                    "The tokenizer makes no token of this text: give a text it knows the characters of."
+                )
+            return ids[:need], text, len(ids) <= need
+        ids = encode(tokenizer, text[: _safe_cut(text, size)])
         if len(ids) < need + MARGIN:
             before, size = None, 2 * size
         elif before == ids[:need]:
-            return before, False
+            return before, text, False
         else:
             before, size = ids[:need], size + size // 4
 

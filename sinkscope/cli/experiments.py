@@ -18,6 +18,7 @@ from sinkscope.cli import options as given
 from sinkscope.cli.options import printed, say, write_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.files import write_figure, write_text
+from sinkscope.texts import read_stream
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -329,11 +330,9 @@ def intervene(
 
 
 def _read(tokenizer: Any, text: str | None, tokens: int, count: int) -> torch.Tensor:
-    """Sequences [sequence, token] of a text, each with the token in front that this tokenizer puts there."""
-    from sinkscope.reporting.gather import front_token
-
-    stream = sinkscope.read_tokens(tokenizer, text, limit=tokens * count, bos=False)
-    return sinkscope.sequences(stream, tokens, count, bos=front_token(tokenizer))
+    """Sequences [sequence, token] of a text, each with the tokens in front that this tokenizer puts there."""
+    stream, front = read_stream(tokenizer, text, tokens * count)
+    return sinkscope.sequences(stream, tokens, count, bos=front)
 
 
 def beside(table: pd.DataFrame) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from sinkscope.models.facts import Part, find_anatomy
 from sinkscope.policies import Dose, Evict, EvictRecent, Policy
 from sinkscope.scope.binding import layer_evictions
 from sinkscope.scope.scope import attached
+from sinkscope.tokens import TokenTexts
 
 WHICH = ("sinks", "random", "recent", "delimiters")
 DELIMITERS = frozenset(".,;:!?\n。，、；：！？")
@@ -124,7 +125,7 @@ class EvictKeys(Intervention):
             return list(range(count))
         if self.which == "random":
             return conditions.others(number, count)
-        words = [conditions.tokenizer.decode([int(token)]).strip(" ") for token in text[: conditions.start]]
+        words = [word.strip(" ") for word in TokenTexts(conditions.tokenizer)(text[: conditions.start].tolist())]
         found = [place for place, word in enumerate(words) if word and set(word) <= DELIMITERS]
         places = [place for place in found if place >= conditions.sinks]
         if len(places) < count:

@@ -20,6 +20,7 @@ from sinkscope.models.facts import find_anatomy
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Policy
 from sinkscope.scope.forward import check_vocabulary
+from sinkscope.tokens import TokenTexts, encode
 
 TOKENS = ("line breaks", "random")
 
@@ -261,12 +262,9 @@ def line_break_token(tokenizer: Any) -> int:
     """The id of the token for a line break; SinkscopeError where there is no single one, or no tokenizer."""
     if tokenizer is None:
         raise SinkscopeError('kinds="line breaks" needs a tokenizer to find their token; pass tokenizer=.')
-    ids = list(tokenizer.encode("\n", add_special_tokens=False))
-    if len(ids) > 1 and tokenizer.decode(ids[-1:]) == "\n":
-        ids = ids[-1:]  # without the blank that SentencePiece puts before every text, as Llama 2's does
-    if len(ids) != 1:
+    ids = encode(tokenizer, "\n")[-1:]  # without the blank that SentencePiece puts before every text, as Llama 2's does
+    if not ids or TokenTexts(tokenizer).of(ids[0]) != "\n":
         raise SinkscopeError(
-            f"this tokenizer makes {len(ids)} tokens of a line break, and a sink is one; leave "
-            '"line breaks" out of kinds.'
+            'this tokenizer has no token that is a line break and nothing else; leave "line breaks" out of kinds.'
         )
-    return int(ids[0])
+    return ids[0]

@@ -19,6 +19,7 @@ from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.pixels import RANKINGS, Limits
 from sinkscope.explorer.results import Price
 from sinkscope.figures.style import BLUE, VERMILION
+from sinkscope.tokens import TokenTexts
 
 WIDEST_ROW = 12  # heads in a row of the overview, where rows are layers
 SMOOTH = 16  # tokens in a running mean
@@ -208,7 +209,7 @@ def alert(problem: str) -> str:
 def token_text(controller: Controller, token: int) -> str:
     """The text of a token of the vocabulary, its white space made visible; not escaped."""
     tokenizer = None if controller.model is None else controller.model.tokenizer
-    return f"#{token}" if tokenizer is None else tokenizer.decode([token]).translate(VISIBLE)
+    return f"#{token}" if tokenizer is None else TokenTexts(tokenizer).of(token).translate(VISIBLE)
 
 
 def headline(controller: Controller) -> str:

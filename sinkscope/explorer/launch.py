@@ -20,6 +20,7 @@ from sinkscope.hf.loading import load
 from sinkscope.models.requirements import check_decoder
 from sinkscope.record import open_record
 from sinkscope.texts import read_tokens
+from sinkscope.tokens import TokenTexts
 
 LENGTH = 512  # tokens shown of the demo text
 MOST = 2048  # tokens a map may have
@@ -88,7 +89,8 @@ def _of_model(model: Any, tokenizer: Any, text: Any, length: int | None, load_op
     note = f"The text is longer than is shown: these are its first {shown:,} tokens (length= changes that)."
     short = ids[:shown]
     reader = TextModel(loaded, short, tokenizer)  # which refuses ids that its tokenizer may not know
-    tokens = [f"#{token}" if tokenizer is None else tokenizer.decode([token]) for token in short.tolist()]
+    ids_shown = short.tolist()
+    tokens = [f"#{token}" for token in ids_shown] if tokenizer is None else TokenTexts(tokenizer)(ids_shown)
     if text is None:
         demo = f"sinkscope.read_tokens(tokenizer, limit={len(short)})"
         return Explorer(reader, tokens, long_ids=ids, code_text=demo)

@@ -30,6 +30,7 @@ from sinkscope.scope.scope import attached
 from sinkscope.streaming.cost import cost
 from sinkscope.streaming.readers import WindowReader, only_last
 from sinkscope.streaming.reading_cache import ReadingCache, reading_cache
+from sinkscope.tokens import decoder
 
 RANKS = 16  # next tokens kept for each query
 CHUNK = 256  # rows of logits looked at together
@@ -211,7 +212,7 @@ class TextModel:
         written: list[int] = []
         for token in islice(steps, count):
             written.append(token)
-            text = str(written) if self.tokenizer is None else self.tokenizer.decode(written)
+            text = str(written) if self.tokenizer is None else decoder(self.tokenizer)(written)
             yield Continuation(configuration, text, len(written) == count)
         steps.close()  # type: ignore[attr-defined]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from sinkscope.errors import SinkscopeError, first_line, warn
 from sinkscope.hf.gguf import converted, demo_model_file
@@ -155,6 +155,12 @@ def _tokenizer(place: str, config: Any, revision: str | None, trust_remote_code:
     except Exception as error:
         warn(f"The tokenizer of {place} cannot be loaded ({first_line(error)}).")
         return None
+
+
+def has_template_method(tokenizer: Any) -> bool:
+    """Whether a tokenizer puts turns together by a method of its own, as those of mistral-common do."""
+    method = getattr(type(tokenizer), "apply_chat_template", None)
+    return method is not None and method is not PreTrainedTokenizerBase.apply_chat_template
 
 
 def _already_loaded(model: Any, given: list[str]) -> tuple[Any, Any]:

@@ -25,7 +25,7 @@ from sinkscope.reporting.streaming import LENGTH, STREAMING
 from sinkscope.scope.binding import check_limits
 from sinkscope.scope.measure import measure
 from sinkscope.streaming.checkpoint import Checkpoint, Progress
-from sinkscope.texts import read_tokens, text_name, text_pieces
+from sinkscope.texts import read_stream, text_name, text_pieces
 from sinkscope.texts import sequences as split
 
 FEWEST_TOKENS = 8  # a text must reach past the first four keys, with a few queries to average over
@@ -84,12 +84,11 @@ def report(
     tokenizer = found if tokenizer is None else tokenizer
     if tokenizer is None:
         raise SinkscopeError("This model has no tokenizer beside it, and a report reads a text: pass tokenizer=...")
-    front = front_token(tokenizer)
     asked = {STREAMING.title: streaming, SOFTMAX.title: softmax}
     wanted = [part for part in parts if MAIN in part.records or (part.items and asked.get(part.title, True))]
     run = [part for part in wanted if part.run is not None]
     limit = max(sequences * length, LENGTH if len(run) > 1 else 1)
-    tokens = read_tokens(tokenizer, text, limit=limit, bos=False).reshape(-1)
+    tokens, front = read_stream(tokenizer, text, limit)
     rows, notes = text_rows(loaded, tokens, sequences, length, front)
     passes = Passes(loaded, tokenizer, tokens, rows, front, probes, progress)
     records: dict[str, xr.Dataset] = {}
@@ -113,7 +112,7 @@ class Passes:
         model, tokenizer: a loaded model and its tokenizer.
         tokens: [token] of the text, without a token in front.
         rows: [sequence, token] of the main record.
-        front: the token that this tokenizer puts in front of a text, or None.
+        front: the tokens that this tokenizer puts in front of a text by itself.
         probes: by record, what to measure beside what its section measures.
         progress: False for no progress bars.
 
@@ -125,7 +124,7 @@ class Passes:
     tokenizer: Any
     tokens: torch.Tensor
     rows: torch.Tensor
-    front: int | None = None
+    front: tuple[int, ...] = ()
     probes: Mapping[str, Iterable[Probe]] = field(default_factory=dict)
     progress: bool | None = None
     notes: list[str] = field(default_factory=list, init=False)
@@ -134,17 +133,17 @@ class Passes:
 
     @cached_property
     def one_text(self) -> torch.Tensor:
-        """The whole text [token] with the token in front that this tokenizer puts there."""
-        return self.tokens if self.front is None else self.sequences(self.tokens.numel() + 1, 1)[0]
+        """The whole text [token] with the tokens in front that this tokenizer puts there."""
+        return self.sequences(self.tokens.numel() + len(self.front), 1)[0]
 
     def sequences(self, length: int, count: int) -> torch.Tensor:
-        """`count` consecutive pieces of the text, [sequence, token], each with the token in front."""
+        """`count` consecutive pieces of the text, [sequence, token], each with the tokens in front."""
         return split(self.tokens, length, count, bos=self.front)
 
     def pieces(self, count: int, length: int) -> torch.Tensor | None:
         """Up to `count` sequences of the main record's text; None for fewer than two, or none shorter than its own."""
-        own = self.rows.reshape(-1) if self.front is None else self.rows[:, 1:].reshape(-1)
-        count = min(count, own.numel() // (length - (self.front is not None)))
+        own = self.rows[:, len(self.front) :].reshape(-1)
+        count = min(count, own.numel() // (length - len(self.front)))
         short = count >= 2 and length < self.rows.shape[1]
         return split(own, length, count, bos=self.front) if short else None
 
@@ -243,14 +242,8 @@ def _probes(parts: Sequence[Section]) -> dict[str, dict[Probe, None]]:
     return by_record
 
 
-def front_token(tokenizer: Any) -> int | None:
-    """The special token this tokenizer puts in front of a text by itself (BOS, [CLS]), or None."""
-    ids = list(tokenizer("a")["input_ids"])
-    return ids[0] if ids and ids[0] in tokenizer.all_special_ids else None
-
-
 def text_rows(
-    model: Any, tokens: torch.Tensor, sequences: int, length: int, front: int | None
+    model: Any, tokens: torch.Tensor, sequences: int, length: int, front: tuple[int, ...]
 ) -> tuple[torch.Tensor, list[str]]:
     """Sequences [sequence, token] of the tokens [token] of a text, and notes on what is less than was asked for."""
     notes = []
@@ -259,12 +252,12 @@ def text_rows(
     if isinstance(limit, int) and 0 < limit < length:
         notes.append(f"Sequences have {limit:,} tokens, not {length:,}: the model has no more positions.")
         length = limit
-    own = length - (front is not None)
+    own = length - len(front)
     stream = tokens[: max(sequences * own, 1)]
     got = stream.numel()
     if length < FEWEST_TOKENS:
         raise SinkscopeError(f"length is {length}, and a report needs at least {FEWEST_TOKENS} tokens in a sequence.")
-    if got + (front is not None) < FEWEST_TOKENS:
+    if got + len(front) < FEWEST_TOKENS:
         raise SinkscopeError(
             f"The text has {got} token{'' if got == 1 else 's'}, and a report needs at least "
             f"{FEWEST_TOKENS}: give a longer text."
@@ -275,4 +268,4 @@ def text_rows(
     elif got < sequences * own:
         notes.append(f"The text has only {got:,} tokens: {got // own} of {sequences} sequences were measured.")
     count = min(sequences, got // own)
-    return split(stream, own + (front is not None), count, bos=front), notes
+    return split(stream, own + len(front), count, bos=front), notes

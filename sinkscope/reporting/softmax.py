@@ -50,7 +50,7 @@ def run(passes: Passes) -> Mapping[str, Measure]:
     from sinkscope.experiments.predictability import predictability
     from sinkscope.probes import EvictionEffect
 
-    count, length, start, read, kept = sizes_of(passes.model, passes.tokens.numel(), passes.front is not None)
+    count, length, start, read, kept = sizes_of(passes.model, passes.tokens.numel(), len(passes.front))
     texts, effect = passes.sequences(length, count), EvictionEffect(tuple(range(SINKS)))
     shown: dict[str, Any] = {"start": start, "progress": passes.progress}
 
@@ -76,7 +76,7 @@ def run(passes: Passes) -> Mapping[str, Measure]:
     }
 
 
-def sizes_of(model: Any, tokens: int, fronted: bool) -> tuple[int, int, int, int, int]:
+def sizes_of(model: Any, tokens: int, front: int) -> tuple[int, int, int, int, int]:
     """What suits a model and a text: texts, their length, their start; tokens read and kept for the collapse.
 
     Raises SinkscopeError for a text or a model too short.
@@ -85,13 +85,13 @@ def sizes_of(model: Any, tokens: int, fronted: bool) -> tuple[int, int, int, int
 
     count, longest = TEXTS
     limit = position_limit(model) or LENGTH
-    read = min(tokens + fronted, ABLATED)
-    length = min(longest, limit, max(tokens // count, min(tokens, 2 * FEWEST)) + fronted)
+    read = min(tokens + front, ABLATED)
+    length = min(longest, limit, max(tokens // count, min(tokens, 2 * FEWEST)) + front)
     if length < FEWEST:
         raise SinkscopeError(f"it needs {FEWEST} tokens, and there are {length}.")
     cache = 1 << (min(CACHE, read // 4, limit - 1).bit_length() - 1)
     start = min(START, min(length, CHANGED) // 4)
-    return min(count, tokens // (length - fronted)), length, start, read, cache
+    return min(count, tokens // (length - front)), length, start, read, cache
 
 
 def _interventions(passes: Passes, texts: torch.Tensor, start: int) -> xr.Dataset:

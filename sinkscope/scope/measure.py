@@ -18,6 +18,7 @@ from sinkscope.models.requirements import check_eval
 from sinkscope.probes import FREE, Maps, Probe, SinkMass
 from sinkscope.progress import progress_bar
 from sinkscope.scope.scope import Scope
+from sinkscope.tokens import TokenTexts
 
 
 def measure(
@@ -102,10 +103,12 @@ def attention_maps(
 
 def with_token_texts(record: xr.Dataset, tokenizer: Any) -> xr.Dataset:
     """The record with `token_text` [sequence, token] beside its `token_id`; empty past the end of a sequence."""
-    ids = record.token_id.values
-    known, place = np.unique(ids, return_inverse=True)
-    texts = np.array(["" if token < 0 else tokenizer.decode([int(token)]) for token in known], dtype=object)
-    return record.assign_coords(token_text=(("sequence", "token"), texts[place].reshape(ids.shape)))
+    ids, read = record.token_id.values, TokenTexts(tokenizer)
+    texts = np.full(ids.shape, "", dtype=object)
+    for row, shown in zip(ids, texts, strict=True):
+        is_token = row >= 0
+        shown[is_token] = read(row[is_token])
+    return record.assign_coords(token_text=(("sequence", "token"), texts))
 
 
 def _read(scope: Scope, texts: list[Tensor], batch_tokens: int, progress: bool | None) -> None:

@@ -11,14 +11,13 @@ import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sinkscope.arguments import finite_number, whole_number
-from sinkscope.errors import SinkscopeError, first_line
+from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import with_cache
 from sinkscope.hf.generation import sampling_rules
 from sinkscope.models.facts import find_anatomy
@@ -26,6 +25,8 @@ from sinkscope.models.requirements import check_decoder, check_eval
 from sinkscope.scope.forward import check_vocabulary
 from sinkscope.streaming.readers import only_last
 from sinkscope.streaming.sink_cache import SinkCache
+from sinkscope.streaming.turns import Turns, encoded, turns_of
+from sinkscope.tokens import decoder, pieces
 
 MAX_NEW_TOKENS = 512
 MEGABYTE = 1e6
@@ -70,7 +71,7 @@ def stream(
     check_writer(model)
     limit = whole_number(max_new_tokens, "max_new_tokens", 1)
     sampler = Sampler(temperature, top_k, top_p, seed, next(model.parameters()).device)
-    ids = _encode(tokenizer, prompt, special=not getattr(cache, "seen", 0))
+    ids = encoded(tokenizer, prompt, special=not getattr(cache, "seen", 0))
     held = SinkCache(model) if cache is None else cache
     tokens = Writer(model, held, sampler, end_tokens(model, tokenizer), limit).write(ids, Answer())
     return pieces_of(tokenizer, tokens, held if cache is None else None)
@@ -121,9 +122,8 @@ class Conversation(AbstractContextManager["Conversation"]):
     ) -> None:
         check_writer(model)
         limit = whole_number(max_new_tokens, "max_new_tokens", 1)
-        _check_tokenizer(tokenizer)
-        self.has_template = bool(getattr(tokenizer, "chat_template", None))
-        self._turns = (TemplateTurns if self.has_template else Turns)(tokenizer, system)
+        self._turns = turns_of(tokenizer, system)
+        self.has_template = type(self._turns) is not Turns
         ends = end_tokens(model, tokenizer) | self._turns.ends()  # a template that cannot be followed says so now
         sampler = Sampler(temperature, top_k, top_p, seed, next(model.parameters()).device)
         self._under_way: Generator[str, None, None] | None = None
@@ -280,96 +280,10 @@ class Sampler:
         return int(torch.multinomial(weights, 1, generator=self._generator))
 
 
-UNFINISHED = "\ufffd"  # what bytes decode to that are no character yet
-
-
 def pieces_of(tokenizer: Any, tokens: Iterable[int], closes: SinkCache | None = None) -> Generator[str, None, None]:
     """The text of tokens without special ones, each piece once its characters are complete; often one word.
 
     Joined, they are the decoded text, but for part of a character at its end. A cache given is closed behind it.
     """
-    ids: list[int] = []  # those of the last piece, and those not shown yet
-    shown = 0
-    decode = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     with nullcontext() if closes is None else closes:
-        for token in tokens:
-            ids.append(token)
-            before, text = decode(ids[:shown]), decode(ids)
-            if len(text) > len(before) and not text.endswith(UNFINISHED):
-                ids = ids[shown:]
-                shown = len(ids)
-                yield text[len(before) :]
-
-
-STAND_IN = "\ue000"
-
-
-@dataclass(frozen=True)
-class Turns:
-    """How turns become tokens without a template: a line of plain text for each, that the model goes on with."""
-
-    tokenizer: Any
-    system: str | None  # what the model is told before the first turn
-
-    def first(self, text: str) -> list[int]:
-        """The ids that open a conversation."""
-        return _encode(self.tokenizer, text if self.system is None else f"{self.system}\n{text}", special=True)
-
-    def later(self, text: str) -> list[int]:
-        """The ids that come behind an answer, whose end token, if the model chose one, was not read."""
-        return _encode(self.tokenizer, f"\n{text}")
-
-    def ends(self) -> set[int]:
-        """Tokens that end an answer."""
-        return set()
-
-
-class TemplateTurns(Turns):
-    """How they do as the tokenizer's chat template renders them."""
-
-    def first(self, text: str) -> list[int]:
-        return _encode(self.tokenizer, self._render([("user", text)]))
-
-    def later(self, text: str) -> list[int]:
-        rendered = self._render([("user", "?"), ("assistant", STAND_IN), ("user", text)])
-        _, found, behind = rendered.partition(STAND_IN)
-        if not found:
-            raise SinkscopeError(
-                "the chat template leaves out earlier answers, so a conversation cannot go on turn by turn; "
-                "set tokenizer.chat_template to another one."
-            )
-        return _encode(self.tokenizer, behind)
-
-    def ends(self) -> set[int]:
-        """The token the template puts behind an answer, if that is a special one."""
-        added = self.tokenizer.added_tokens_decoder.items()
-        special = {number for number, token in added if token.special} | set(self.tokenizer.all_special_ids)
-        return {self.later("?")[0]} & special
-
-    def _render(self, turns: list[tuple[str, str]]) -> str:
-        system = [] if self.system is None else [("system", self.system)]
-        messages = [{"role": role, "content": text} for role, text in system + turns]
-        try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except Exception as error:
-            raise SinkscopeError(
-                f"the chat template cannot render this conversation: {first_line(error)}; leave out the system prompt "
-                "or set tokenizer.chat_template to another one."
-            ) from error
-
-
-def _encode(tokenizer: Any, text: str, special: bool = False) -> list[int]:
-    """The ids of a text, with the special tokens that the tokenizer adds by itself if `special`."""
-    _check_tokenizer(tokenizer)
-    try:
-        ids = list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
-    except Exception as error:
-        raise SinkscopeError(f"the tokenizer cannot encode this text: {first_line(error)}.") from error
-    if not text or not ids:
-        raise SinkscopeError(f"the text {text!r} has no tokens; give one to go on from.")
-    return ids
-
-
-def _check_tokenizer(tokenizer: Any) -> None:
-    if not callable(tokenizer):
-        raise SinkscopeError(f"text needs a tokenizer, got {tokenizer!r}; give the one that belongs to this model.")
+        yield from filter(None, pieces(decoder(tokenizer, special=False), tokens))

@@ -122,6 +122,22 @@ def test_gradients_of_output_and_lse_equal_those_of_plain_softmax(monkeypatch, s
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_one_query_in_half_precision_is_what_it_is_among_others(dtype, kv_heads):
+    query, key, value = states(50, 50, kv_heads=kv_heads, dtype=dtype)
+    padding = torch.ones(2, 50, dtype=torch.bool)
+    padding[0, :7] = False
+    for seen in (None, padding):
+        visible = torch.ones(2, 1, 1, 50, dtype=torch.bool) if seen is None else seen[:, None, None]
+        mask = None if seen is None else TensorMask(visible)
+        output, lse = attend(query[:, :, -1:], key, value, mask)
+        expected, expected_lse = plain(query[:, :, -1:], key, value, visible, 16**-0.5)
+        assert output.shape == (2, 4, 1, 16) and lse.shape == (2, 4, 1)
+        torch.testing.assert_close(lse.double(), expected_lse, atol=5e-4, rtol=0)
+        torch.testing.assert_close(output.double(), expected, atol=8 * torch.finfo(dtype).eps, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_keeps_a_float32_lse(dtype):
     query, key, value = states(33, 50, dtype=dtype)
     output, lse = attend(query, key, value)

@@ -18,7 +18,7 @@ class Speller:
     """A tokenizer that spells an id out."""
 
     def decode(self, ids):
-        return f"<{ids[0]}>\0" if ids[0] % 2 else f" {ids[0]}"
+        return "".join(f"<{token}>\0" if token % 2 else f" {token}" for token in ids)
 
 
 @pytest.mark.slow

@@ -20,7 +20,9 @@ class Tokenizer:
     """Every eleventh token is a delimiter, one of them with a space in front; token 7 is the line break."""
 
     def decode(self, ids):
-        token = int(ids[0])
+        return "".join(map(self._word, ids))
+
+    def _word(self, token):
         if token % 11 == 0:
             return " ," if token % 2 else "."
         return "\n" if token == LINE_BREAK else f" word{token}"

@@ -26,8 +26,8 @@ from tests.support import zoo
         (dict(resamples=0), "resamples=0 is not a whole number of 1 or more"),
         (dict(block=0), "block=0 is not a whole number of 1 or more"),
         (dict(tokenizer=None), 'kinds="line breaks" needs a tokenizer'),
-        (dict(tokenizer=Tokenizer(5, 6, last="?")), "makes 2 tokens of a line break, and a sink is one"),
-        (dict(tokenizer=Tokenizer()), "makes 0 tokens of a line break"),
+        (dict(tokenizer=Tokenizer(5, 6, last="?")), "no token that is a line break and nothing else"),
+        (dict(tokenizer=Tokenizer()), "no token that is a line break"),
         (dict(tokenizer=Tokenizer(500)), "token id 500 is outside the vocabulary of 128 tokens"),
     ],
 )
