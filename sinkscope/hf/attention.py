@@ -17,8 +17,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.models import setting
 
-CHANGES_ATTENTION = ("position_bias", "indices", "block_indices", "sinks")
-"""Arguments by which some families change attention in a way of their own: a bias, or a sparse choice of keys."""
+CHANGES_ATTENTION = ("block_indices", "sinks")
+"""Arguments by which some families change attention in a way of their own: a choice of blocks, a sink by token."""
 
 
 class MaskRequest(NamedTuple):
@@ -35,6 +35,7 @@ class MaskRequest(NamedTuple):
     causal: bool  # whether `function` is just that
     bidirectional: bool  # whether it hides nothing
     scalar: bool  # whether it takes one index at a time
+    dtype: torch.dtype  # of the scores that it is for
     device: torch.device | str
 
 
@@ -45,7 +46,9 @@ class AttentionCall(NamedTuple):
     query: Tensor  # [batch, head, query, dim]
     key: Tensor  # [batch, kv_head, key, dim]
     value: Tensor
-    mask: Any  # what the mask function gave, a tensor, or None
+    mask: Tensor | None  # what the mask function gave, or what the model made of it
+    bias: Tensor | None  # on the scores, [batch or 1, head or 1, query, key]
+    chosen: Tensor | None  # [batch, query, chosen] places of the keys that a query sees, among those of the mask
     scale: float | None  # factor on the scores; None for dim ** -0.5
     dropout: float  # of the weights
     softcap: float | None  # of the scores
@@ -72,14 +75,17 @@ def register(
         dropout: float = 0.0,
         softcap: float | None = None,
         s_aux: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        indices: Tensor | None = None,
         is_causal: bool | None = None,
         **given: Any,
     ) -> tuple[Tensor, Any]:
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         foreign = tuple(argument for argument in CHANGES_ATTENTION if given.get(argument) is not None)
         call = AttentionCall(
-            module, query, key, value, attention_mask, scaling, dropout, softcap, s_aux, causal, foreign
-        )
+            module, query, key, value, attention_mask, position_bias, indices, scaling, dropout, softcap, s_aux, causal,
+            foreign,
+        )  # fmt: skip
         output, shown = attention(call)
         return output.transpose(1, 2).contiguous(), shown
 
@@ -95,13 +101,14 @@ def register(
         allow_is_causal_skip: bool = True,
         allow_is_bidirectional_skip: bool = False,
         use_vmap: bool = False,
+        dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         **_: Any,
     ) -> Any:
         return mask(
             MaskRequest(
                 batch_size, q_length, kv_length, int(q_offset), int(kv_offset), mask_function, attention_mask,
-                local_size, allow_is_causal_skip, allow_is_bidirectional_skip, use_vmap, device,
+                local_size, allow_is_causal_skip, allow_is_bidirectional_skip, use_vmap, dtype, device,
             )
         )  # fmt: skip
 

@@ -17,6 +17,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import Cache, given_cache, held_states, returned_cache
 from sinkscope.hf.models import input_embeddings
 from sinkscope.scope.collect import Text
+from sinkscope.scope.lazy_mask import LazyMask
 
 
 @dataclass
@@ -95,6 +96,10 @@ def read_forward(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
     given = dict(inspect.signature(signature).bind_partial(*args, **kwargs).arguments)
     given |= given.pop("kwargs", {})
     ids, cache, mask = given.get("input_ids"), given_cache(given), given.get("attention_mask")
+    if isinstance(mask, dict):  # one for each kind of layer
+        mask = next(iter(mask.values()), None)
+    if isinstance(mask, LazyMask):  # made before the forward pass, by `generate` or by a model around this one
+        mask = mask.sight.padding
     cache = cache if isinstance(cache, Cache) else None
     past = 0 if cache is None else int(cache.get_seq_length())
     check_vocabulary(base, ids)
