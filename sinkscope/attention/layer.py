@@ -77,6 +77,7 @@ class Layer(ABC):
         key_start: position of the first key (more than 0 when a sliding cache dropped the older ones).
         virtual_logit: [head] logit of a learned sink, or None.
         output: [sequence, head, query, dim] what each head hands on, or None where the model does not show it.
+        others: keys that are no tokens (compressed ones); they take attention as a learned sink does.
     """
 
     lse: Tensor
@@ -86,6 +87,7 @@ class Layer(ABC):
     key_start: int = 0
     virtual_logit: Tensor | None = None
     output: Tensor | None = None
+    others: int = 0
 
     _by_query: ClassVar[tuple[str, ...]] = ("lse", "output")  # what has one entry for each query
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -133,12 +134,23 @@ def expert_implementation(model: Any) -> str:
 
 
 def use_implementation(model: Any, name: str, undo: ExitStack) -> None:
-    """Send a model's attention through a registered implementation until `undo` is closed."""
+    """Send a model's attention through a registered implementation until `undo` is closed.
+
+    Raises:
+        SinkscopeError: its configuration carries a scope already, or its attention is a function of its user's own.
+    """
     before = [(config, config._attn_implementation) for config in _configurations(model)]
-    if any(used == name for _, used in before):
-        raise SinkscopeError(
-            "this model shares its configuration with another one that carries a scope; leave that one first."
-        )
+    for _, used in before:
+        if used == name:
+            raise SinkscopeError(
+                "this model shares its configuration with another one that carries a scope; leave that one first."
+            )
+        if not _is_softmax(used):
+            raise SinkscopeError(
+                f"{type(model).__name__} attends by {used!r}, a function that is none of transformers' own, and a "
+                'scope would put softmax attention in its place; call model.set_attn_implementation("sdpa") before, if '
+                "that is what it computes, else measure its maps elsewhere and use sinkscope.from_maps."
+            )
 
     def restore() -> None:
         for config, used in before:  # outer ones first: setting one sets those inside it
@@ -146,6 +158,27 @@ def use_implementation(model: Any, name: str, undo: ExitStack) -> None:
 
     undo.callback(restore)
     model.set_attn_implementation(name)
+
+
+def _is_softmax(implementation: str | None) -> bool:
+    """Whether an implementation is plain softmax attention: one of transformers' own, none of a user's."""
+    function: Any = dict(AttentionInterface()).get(implementation or "eager")
+    while isinstance(function, partial):
+        function = function.func
+    return function is None or str(getattr(function, "__module__", "")).startswith("transformers.")
+
+
+def leave_maps_out(model: Any, undo: ExitStack) -> None:
+    """Set aside, until `undo` is closed, that a configuration asks for attention maps of every forward pass."""
+
+    def restore() -> None:
+        for config in asking:
+            config._output_attentions = True  # as it was, whatever implementation was set since
+
+    asking = [config for config in _configurations(model) if getattr(config, "output_attentions", False)]
+    undo.callback(restore)
+    for config in asking:
+        config._output_attentions = False
 
 
 def _configurations(model: Any) -> list[Any]:

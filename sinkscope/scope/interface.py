@@ -6,19 +6,14 @@ returns its maps, the `FusedLayer` that probes look at; a forward hook of the sc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from sinkscope.attention.attend_layer import PLAIN, Block, Weighing, attend_layer
 from sinkscope.attention.eviction import Eviction
-from sinkscope.attention.layer import FusedLayer, Layer, ScoredLayer
+from sinkscope.attention.layer import FusedLayer
 from sinkscope.attention.masks import (
     CausalMask,
     FullMask,
@@ -29,7 +24,6 @@ from sinkscope.attention.masks import (
 )  # fmt: skip
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import AttentionCall, register
-from sinkscope.hf.caches import cache_among, held_states
 from sinkscope.normalisers import Normaliser
 from sinkscope.normalisers.base import weighing_of
 from sinkscope.scope.lazy_mask import Sight, lazy_mask, sight_of
@@ -99,6 +93,7 @@ def observed_layer(
         key_start=sight.key_start,
         virtual_logit=None if virtual is None else virtual.detach(),
         output=attended.output.detach(),
+        others=key.shape[2] - filled if isinstance(sight.mask, TensorMask) else 0,
         evictions=evictions,
         shift=None if attended.shift is None else attended.shift.detach(),
         weighing=weighing,
@@ -126,58 +121,3 @@ def check_dropout(dropout: float) -> None:
 
 
 register(NAME, scoped_attention, lazy_mask)
-
-
-SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
-
-
-class AttentionWatch(TorchFunctionMode):
-    """Sees one attention module compute its score matrix or call the fused attention: its `layer`, None without one."""
-
-    layer: Layer | None = None
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            self.layer = _fused(*args, **kwargs)
-        if func in SOFTMAX and args and isinstance(args[0], Tensor) and args[0].dim() == 4:
-            scores = args[0].detach()
-            past = scores.shape[3] - scores.shape[2]
-            lse = scores.float().logsumexp(-1).clamp(min=torch.finfo(torch.float32).min)  # a row may see nothing
-            self.layer = ScoredLayer(lse=lse, scores=scores, key=None, value=None, start=past)
-        return func(*args, **kwargs)
-
-    def show_states(self, index: int, arguments: Iterable[Any]) -> None:
-        """Give the layer keys and values from the cache among some arguments, where attention did not show them."""
-        cache = cache_among(arguments)
-        states = {} if cache is None else held_states(cache, index)
-        if self.layer is not None and self.layer.key is None and len(states) == 2:
-            key, value = states["keys"].detach(), states["values"].detach()
-            self.layer = replace(self.layer, key=key, value=value)
-
-
-def _fused(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> FusedLayer:
-    """What the probes need of a call of `scaled_dot_product_attention`, whose arguments these are."""
-    check_dropout(dropout_p)
-    past = key.shape[2] - query.shape[2]
-    mask: Mask = FullMask()
-    if attn_mask is not None:
-        mask = TensorMask(attn_mask[(None,) * (4 - attn_mask.dim())].expand(-1, -1, query.shape[2], key.shape[2]))
-    elif is_causal:
-        mask = CausalMask(0)
-    return observed_layer(query, key, value, Sight(mask, past, 0), scale)[1]
