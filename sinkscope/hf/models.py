@@ -102,8 +102,11 @@ def is_head_present(model: nn.Module) -> bool:
 
 
 def input_embeddings(model: nn.Module) -> Any:
-    """The module that embeds tokens; None where there is none."""
-    return getattr(model, "get_input_embeddings", lambda: None)()
+    """The module that embeds tokens; None where there is none, or several that each take a part of an id (canine)."""
+    try:
+        return getattr(model, "get_input_embeddings", lambda: None)()
+    except NotImplementedError:
+        return None
 
 
 def origin(model: Any) -> dict[str, str]:

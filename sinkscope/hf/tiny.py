@@ -90,7 +90,7 @@ def tiny_model(model_type: str, seed: int = 0) -> nn.Module:
 def eager_twin(model: Any) -> Any:
     """The same model with the attention that transformers calls "eager", which shows its maps."""
     with quiet_transformers():
-        twin = AutoModelForCausalLM.from_config(model.config, attn_implementation="eager").eval()
+        twin = type(model)._from_config(model.config, attn_implementation="eager").eval()
     twin.load_state_dict(model.state_dict())
     return twin
 

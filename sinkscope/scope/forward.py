@@ -54,11 +54,12 @@ class Forward:
         batch, rows = len(layer.lse), layer.rows
         tokens = rows if self.tokens is None else self.tokens
         if (batch, rows, layer.start) != (len(self.texts), tokens, self.past):
+            keys, after = layer.length - layer.key_start, f" after {self.past} others" if self.past else ""
             raise SinkscopeError(
-                f"{name} attends from {batch} rows of {rows} queries with {layer.start} keys before them, while the "
-                f"model reads {len(self.texts)} of {tokens} tokens with {self.past} before them, so which token is "
-                "which cannot be told (windows, another resolution, attention to other states, tokens of the model's "
-                "own); measure its maps elsewhere and use sinkscope.from_maps."
+                f"{name} attends from {batch} x {rows} queries to {keys} keys, while the model reads "
+                f"{len(self.texts)} x {tokens} tokens{after}, so which token is which cannot be told (attention in "
+                "windows, at another resolution, or to other states); measure its maps elsewhere and use "
+                "sinkscope.from_maps."
             )
         self.tokens = tokens
 

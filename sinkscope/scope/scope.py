@@ -139,12 +139,8 @@ class Scope:
         Raises:
             SinkscopeError: nothing was measured yet.
         """
+        self._check_saw_attention()
         record = self._collector.record()
-        if not record.sizes.get("layer") and any(isinstance(probe, (LayerProbe, TileProbe)) for probe in self.probes):
-            raise SinkscopeError(
-                f"the attention modules of {type(self.model).__name__} ran, but no softmax or scaled dot product "
-                "attention was seen in them; measure its maps elsewhere and use sinkscope.from_maps."
-            )
         for probe in self.probes:
             record = record.assign_coords({name: (name, values) for name, values in probe.coordinates.items()})
             for name in probe.makes.keys() & set(record.data_vars):
@@ -170,7 +166,16 @@ class Scope:
 
     def array(self, variable: str) -> xr.DataArray:
         """One variable over only the layers and heads it was measured in, without the rest of the record."""
+        self._check_saw_attention()
         return self._collector.variable(variable)
+
+    def _check_saw_attention(self) -> None:
+        looking = any(isinstance(probe, (LayerProbe, TileProbe)) for probe in self.probes)
+        if looking and self._collector.texts and not self._collector.layers:
+            raise SinkscopeError(
+                f"the attention modules of {type(self.model).__name__} ran, but no softmax or scaled dot product "
+                "attention was seen in them; measure its maps elsewhere and use sinkscope.from_maps."
+            )
 
     # --- attaching ------------------------------------------------------------------------------------------------
 
@@ -255,9 +260,9 @@ class Scope:
         self._forward = self._thread = None
 
     def _after_interface(self, index: int, part: Part, module: nn.Module, args: Any, output: Any) -> None:
-        layer = output[1] if isinstance(output, tuple) and len(output) > 1 else None
-        if isinstance(layer, Layer):
-            self._observe(index, part, layer)
+        for layer in output if isinstance(output, tuple) else ():
+            if isinstance(layer, Layer):
+                self._observe(index, part, layer)
 
     def _after_watching(
         self, index: int, part: Part, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
