@@ -47,7 +47,7 @@ class LazyMask(Tensor):
     @staticmethod
     def __new__(cls, sight: Sight, asked: MaskRequest) -> LazyMask:
         shape = (asked.batch, 1, asked.queries, asked.keys)
-        mask: LazyMask = Tensor._make_wrapper_subclass(cls, shape, dtype=asked.dtype, device=torch.device(asked.device))  # type: ignore[attr-defined]
+        mask: LazyMask = Tensor._make_wrapper_subclass(cls, shape, dtype=asked.dtype, device=torch.device(asked.device))
         mask.sight, mask._made = sight, None
         return mask
 
@@ -64,7 +64,7 @@ class LazyMask(Tensor):
             return result
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return func(*_with_numbers(args, []), **_with_numbers(kwargs or {}, []))
 
     def numbers(self) -> Tensor:

@@ -272,8 +272,10 @@ class Scope:
             return
         layer = watch.seen(type(module).__name__)
         if layer is not None:
-            states = keys_and_values(getattr(module, "layer_idx", index), (*args, *kwargs.values()))
-            self._observe(index, part, layer if layer.key is not None else replace(layer, **states))
+            if layer.key is None:
+                key, value = keys_and_values(getattr(module, "layer_idx", index), (*args, *kwargs.values()))
+                layer = replace(layer, key=key, value=value)
+            self._observe(index, part, layer)
 
     @torch.no_grad()
     def _observe(self, index: int, part: Part, layer: Layer) -> None:

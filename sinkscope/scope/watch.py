@@ -87,13 +87,11 @@ class AttentionWatch(TorchFunctionMode):
         )
 
 
-def keys_and_values(index: int, arguments: Iterable[Any]) -> dict[str, Tensor]:
-    """ "key" and "value" of one layer from the cache among some arguments; empty where it does not show both."""
+def keys_and_values(index: int, arguments: Iterable[Any]) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """The keys and values of one layer from the cache among some arguments; None where it does not show both."""
     cache = cache_among(arguments)
     states = {} if cache is None else held_states(cache, index)
-    if len(states) < 2:
-        return {}
-    return {"key": states["keys"].detach(), "value": states["values"].detach()}
+    return (states["keys"].detach(), states["values"].detach()) if len(states) == 2 else (None, None)
 
 
 def _scored(scores: Tensor) -> ScoredLayer:
