@@ -18,8 +18,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.models import setting
 
-CHANGES_ATTENTION = ("block_indices", "sinks")
-"""Arguments by which some families change attention in a way of their own: a choice of blocks, a sink by token."""
+CHANGES_ATTENTION = ("block_indices",)
+"""Arguments by which some families change attention in a way of their own: a choice of blocks."""
 
 
 class MaskRequest(NamedTuple):
@@ -53,7 +53,7 @@ class AttentionCall(NamedTuple):
     scale: float | None  # factor on the scores; None for dim ** -0.5
     dropout: float  # of the weights
     softcap: float | None  # of the scores
-    learned_sinks: Tensor | None  # [head] logits that join the softmax
+    learned_sinks: Tensor | None  # [head], or [batch, head, query], logits that join the softmax
     causal: bool  # whether attention is causal where there is no mask
     foreign: tuple[str, ...]  # arguments that change attention and are not known here
 
@@ -78,14 +78,15 @@ def register(
         s_aux: Tensor | None = None,
         position_bias: Tensor | None = None,
         indices: Tensor | None = None,
+        sinks: Tensor | None = None,
         is_causal: bool | None = None,
         **given: Any,
     ) -> tuple[Tensor, Any]:
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         foreign = tuple(argument for argument in CHANGES_ATTENTION if given.get(argument) is not None)
         call = AttentionCall(
-            module, query, key, value, attention_mask, position_bias, indices, scaling, dropout, softcap, s_aux, causal,
-            foreign,
+            module, query, key, value, attention_mask, position_bias, indices, scaling, dropout, softcap,
+            s_aux if sinks is None else sinks.squeeze(-1), causal, foreign,
         )  # fmt: skip
         output, shown = attention(call)
         return output.transpose(1, 2).contiguous(), shown

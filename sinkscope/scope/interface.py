@@ -56,7 +56,13 @@ def scoped_attention(call: AttentionCall) -> tuple[Tensor, FusedLayer]:
             f"{type(module).__name__} gives its scores both a soft cap and a bias, and does not say which comes first; "
             "measure its maps elsewhere and use sinkscope.from_maps."
         )
-    weighing = weighing_of(NORMALISERS.get(module), call.learned_sinks, query.shape[1], query.device)
+    normaliser = NORMALISERS.get(module)
+    if call.learned_sinks is not None and call.learned_sinks.dim() > 1 and (evictions or normaliser is not None):
+        raise SinkscopeError(
+            f"every token of {type(module).__name__} has a learned sink of its own, beside which no policy and no "
+            "other normaliser can act; leave them out."
+        )
+    weighing = weighing_of(normaliser, call.learned_sinks, query.shape[1], query.device)
     return observed_layer(query, key, value, sight, call.scale, call.softcap, weighing, evictions)
 
 

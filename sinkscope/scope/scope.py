@@ -24,7 +24,8 @@ import xarray as xr
 from torch import Tensor, nn
 
 from sinkscope.attention.eviction import Eviction
-from sinkscope.attention.layer import Layer
+from sinkscope.attention.layer import FusedLayer, Layer
+from sinkscope.attention.masks import TensorMask
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import leave_maps_out, use_implementation
 from sinkscope.hf.models import query_heads, reading_all
@@ -109,6 +110,7 @@ class Scope:
         self._numbers: dict[int, int] = {}  # of the layer that each part was in its last run of a forward pass
         self._causal: bool | None = None
         self._other_keys = 0
+        self.own_mask: str | None = None  # the class of a module that attended under a mask as a tensor
         self._watch: AttentionWatch | None = None
         self._undo = ExitStack()
 
@@ -293,6 +295,8 @@ class Scope:
             raise SinkscopeError("probes follow a policy over one forward pass from the first token; give no cache.")
         first, self._numbers[index] = not self._numbers, number
         self._other_keys = max(self._other_keys, layer.others)
+        if isinstance(layer, FusedLayer) and isinstance(layer.mask, TensorMask):
+            self.own_mask = type(part.attention).__name__
         with torch.autocast(layer.lse.device.type, enabled=False):
             for texts, real in self._forward.split(layer):
                 if first and real.start == 0 and real.rows > 1:

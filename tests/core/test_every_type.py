@@ -26,7 +26,22 @@ from transformers import (
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from sinkscope import ALL, FREE, HiddenExtremes, Maps, SinkMass, SinkscopeError, SinkWindow, attached, capture, measure
+from sinkscope import (
+    ALL,
+    FREE,
+    Dense,
+    HiddenExtremes,
+    LogSumExp,
+    Maps,
+    SinkMass,
+    SinkscopeError,
+    SinkWindow,
+    Softmax1,
+    attached,
+    capture,
+    measure,
+    perplexity,
+)
 from sinkscope.experiments.audit import audit
 from sinkscope.hf.tiny import tiny_model
 from tests.support.zoo import build, inputs
@@ -38,6 +53,7 @@ KINDS = {
     "an indexer chooses keys": ("deepseek_v32", "qwen4_exp", "doge"),
     "compressed keys come behind the tokens": ("deepseek_v4",),
     "a bias on the scores": ("inkling_text",),
+    "tokens have learned sinks of their own": ("inkling2_text",),
     "layers run several times": ("hrm_text", "dory"),
     "modules that never run": ("bart", "whisper", "minimax"),
     "no class is called attention": ("longcat_flash",),
@@ -160,6 +176,20 @@ def test_pieces_of_attention_are_no_attention():
     for said, (model, given) in models.items():
         with torch.no_grad(), capture(model.eval(), FREE), pytest.raises(SinkscopeError, match=said):
             model(given)
+
+
+def test_the_mass_on_sinks_of_tokens_is_what_the_others_leave():
+    model = tiny_model("inkling2_text")
+    record = measure(model, IDS, [LogSumExp(), Maps(resolution=None)])
+    left = 1 - record.attention_map.sum("map_key").rename(map_query="query")
+    np.testing.assert_allclose(record.virtual_sink_mass.transpose(*left.dims), left, atol=1e-5)
+    with torch.no_grad(), attached(model, normaliser=Softmax1()), pytest.raises(SinkscopeError, match="of its own"):
+        model(IDS)
+
+
+def test_losses_that_depend_on_how_many_tokens_are_read_at_once_are_refused():
+    with pytest.raises(SinkscopeError, match="read at once"):
+        perplexity(tiny_model("doge"), IDS, [Dense()], progress=False)
 
 
 def test_a_policy_beside_a_mask_of_a_layers_own_is_refused():
