@@ -55,10 +55,13 @@ class LazyMask(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
-            if func in _FREE or getattr(func, "__name__", "") == "__get__":
+            if getattr(func, "__name__", "") == "__get__":
                 return func(*args, **kwargs)
             sights: list[Sight] = []
-            result = func(*_with_numbers(args, sights), **_with_numbers(kwargs, sights))
+            if func in _FREE:
+                sights, result = [args[0].sight], func(*args, **kwargs)
+            else:
+                result = func(*_with_numbers(args, sights), **_with_numbers(kwargs, sights))
             if isinstance(result, Tensor):
                 result.sight = sights[0]  # type: ignore[attr-defined]
             return result

@@ -202,6 +202,8 @@ class Scope:
         hang(base.register_forward_hook(self._after_forward))
         undo.callback(self._stop_watching)  # an interrupt inside a module skips the hook behind it
         for index, part in enumerate(parts):
+            if self.policy.remembers and self.evictions[index]:
+                hang(part.attention.register_forward_pre_hook(partial(self._check_runs_once, index, part)))
             if interface:
                 hang(part.attention.register_forward_hook(partial(self._after_interface, index, part)))
             else:
@@ -260,6 +262,13 @@ class Scope:
     def _end_forward(self) -> None:
         self._collector.discard()
         self._forward = self._thread = None
+
+    def _check_runs_once(self, index: int, part: Part, module: nn.Module, args: Any) -> None:
+        if index in self._numbers:
+            raise SinkscopeError(
+                f"{part.name} runs several times in one forward pass, and `{self.policy.name}` remembers what each "
+                "layer attended to, so its runs would be mixed; give a policy that follows from places in the text."
+            )
 
     def _after_interface(self, index: int, part: Part, module: nn.Module, args: Any, output: Any) -> None:
         for layer in output if isinstance(output, tuple) else ():

@@ -29,6 +29,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from sinkscope import (
     ALL,
     FREE,
+    TOVA,
     Dense,
     HiddenExtremes,
     LogSumExp,
@@ -104,6 +105,12 @@ def test_layers_that_share_weights_are_a_layer_in_each_run():
     np.testing.assert_allclose(maps, torch.stack(own), atol=1e-6)
 
 
+def test_a_policy_that_remembers_is_refused_in_layers_that_run_several_times():
+    model = tiny_model("dory")
+    with torch.no_grad(), attached(model, policy=TOVA(8)), pytest.raises(SinkscopeError, match="runs several times"):
+        model(IDS)
+
+
 def test_an_encoder_with_a_bias_for_distances():
     config = T5Config(vocab_size=128, d_model=64, d_kv=16, d_ff=96, num_layers=3, num_heads=4)
     model = T5EncoderModel(config).eval()
@@ -158,6 +165,19 @@ def test_tokens_that_come_first_in_hidden_states_are_put_second():
     np.testing.assert_allclose(record.activation_max[:, 0], hidden[1].abs().amax(-1), rtol=1e-5)
     with pytest.raises(SinkscopeError, match="which axis is which"):
         measure(model, IDS[:, :2], [HiddenExtremes()])
+
+
+def test_forward_passes_on_a_filled_cache_continue_where_layers_choose_keys_or_repeat():
+    for kind in ("deepseek_v4", "qwen4_exp", "inkling2_text", "hrm_text", "bailing_hybrid"):
+        model, probes = tiny_model(kind), [SinkMass(), Maps(resolution=None)]
+        with torch.no_grad(), capture(model, probes) as whole:
+            model(IDS)
+        with torch.no_grad(), capture(model, probes) as scope:
+            cache = model(IDS[:, :30], use_cache=True).cache
+            for part in (IDS[:, 30:31], IDS[:, 31:]):
+                model(part, cache=cache)
+        for variable in ("sink_mass", "attention_map"):
+            np.testing.assert_allclose(scope.record[variable], whole.record[variable], atol=2e-5)
 
 
 def test_pieces_of_attention_are_no_attention():
