@@ -171,8 +171,9 @@ class Collector:
                 room: Any = np.empty((self.expected, *values.shape), values.dtype) if small else []
                 self._staged[key] = Staged(measured.coords, texts, [], room, [])
             staged = self._staged[key]
-            coords = _joint(name, staged.coords, measured.coords)
-            staged = self._staged[key] = staged._replace(coords=coords)
+            if measured.coords:
+                coords = _joint(name, staged.coords, measured.coords)
+                staged = self._staged[key] = staged._replace(coords=coords)
             place = len(staged.layers)
             if place < len(staged.room):
                 staged.room[place] = values

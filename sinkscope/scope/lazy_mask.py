@@ -42,13 +42,14 @@ class LazyMask(Tensor):
     """
 
     sight: Sight
+    keys: int
     _made: tuple[Tensor, int] | None  # its numbers, and how often they were written to when new
 
     @staticmethod
     def __new__(cls, sight: Sight, asked: MaskRequest) -> LazyMask:
         shape = (asked.batch, 1, asked.queries, asked.keys)
         mask: LazyMask = Tensor._make_wrapper_subclass(cls, shape, dtype=asked.dtype, device=torch.device(asked.device))
-        mask.sight, mask._made = sight, None
+        mask.sight, mask.keys, mask._made = sight, asked.keys, None
         return mask
 
     @classmethod
@@ -139,7 +140,7 @@ def sight_of(call: AttentionCall, query: Tensor, key: Tensor) -> Sight:
     """
     given, causal, name = call.mask, call.causal, type(call.module).__name__
     queries, keys = query.shape[2], key.shape[2]
-    covered = keys if given is None else given.shape[-1]
+    covered = keys if given is None else given.keys if isinstance(given, LazyMask) else given.shape[-1]
     if covered not in (1, keys) or (given is None and causal and 1 < queries < keys):
         covers = "there is no mask" if given is None else f"the attention mask covers {covered}"
         raise SinkscopeError(
