@@ -176,6 +176,8 @@ def attend(
                 f"{query.shape[2]} queries and {key.shape[2]} keys cannot be aligned at their ends; give a mask."
             )
         mask = CausalMask(key.shape[2] - query.shape[2])
+    # the kernels read the numbers of a vector one after the other, wherever its strides say they are
+    query, key, value = (state if state.stride(-1) == 1 else state.contiguous() for state in (query, key, value))
     kernel = None if softcap is not None else fused_kernel(query.device.type, query.dtype)
     if isinstance(mask, CausalMask):  # a static cache hands over room that is not filled yet
         key, value = (state[:, :, : mask.past + query.shape[2]] for state in (key, value))

@@ -42,7 +42,8 @@ class Weighing:
     A normaliser that replaces softmax is `pointwise`, each weight following from its own score, or needs `whole` rows.
     """
 
-    virtual_logit: Tensor | None = None  # [head] of a key of value 0 in the denominator, -inf in a head without one
+    # [head], or [batch, head, query], of a key of value 0 in the denominator; -inf in a head without one
+    virtual_logit: Tensor | None = None
     pointwise: ScoreByScore | None = None
     whole: WholeRows | None = None
     heads: Tensor | None = None  # booleans [head], where that normaliser acts; everywhere when None
@@ -59,20 +60,20 @@ class Weighing:
         logit, heads = self.virtual_logit, self.heads
         return replace(
             self,
-            virtual_logit=None if logit is None else logit[head : head + 1],
+            virtual_logit=None if logit is None else by_query(logit)[:, head : head + 1],
             heads=None if heads is None else heads[head : head + 1],
             head=head,
         )
 
     def denominator(self, lse: Tensor) -> Tensor:
         """The log-sum-exp [batch, head, query] with the virtual key let in."""
-        return lse if self.virtual_logit is None else torch.logaddexp(lse, self.virtual_logit[None, :, None])
+        return lse if self.virtual_logit is None else torch.logaddexp(lse, by_query(self.virtual_logit))
 
     def normalised(self, output: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
         """Softmax attention and its lse, with the virtual key let into the denominator."""
         if self.virtual_logit is None:
             return output, lse
-        share = torch.sigmoid(lse - self.virtual_logit[None, :, None])
+        share = torch.sigmoid(lse - by_query(self.virtual_logit))
         return output * share[..., None].to(output.dtype), self.denominator(lse)
 
     def replaced(self, scores: Tensor, lse: Tensor, seen: Tensor) -> Tensor:
@@ -103,6 +104,11 @@ class Weighing:
         count = (count[:, heads] if count.shape[1] > 1 else count)[..., None]
         weights = self.replaced(scores, lse, count).log().clamp(min=torch.finfo(scores.dtype).min)
         return weights if self.heads is None else torch.where(self.heads[heads, None, None], weights, scores - lse)
+
+
+def by_query(virtual_logit: Tensor) -> Tensor:
+    """The logit of a virtual key as [batch or 1, head, query or 1]."""
+    return virtual_logit if virtual_logit.dim() == 3 else virtual_logit[None, :, None]
 
 
 PLAIN = Weighing()

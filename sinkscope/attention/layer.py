@@ -75,8 +75,9 @@ class Layer(ABC):
         key, value: [sequence, kv_head, key, dim] as attention saw them, or None where the model does not show them.
         start: position of the first query in its sequence (more than 0 when a cache was filled before).
         key_start: position of the first key (more than 0 when a sliding cache dropped the older ones).
-        virtual_logit: [head] logit of a learned sink, or None.
+        virtual_logit: logit of a learned sink, [head], or [sequence, head, query] where tokens have their own; or None.
         output: [sequence, head, query, dim] what each head hands on, or None where the model does not show it.
+        others: keys that are no tokens (compressed ones); they take attention as a learned sink does.
     """
 
     lse: Tensor
@@ -86,6 +87,7 @@ class Layer(ABC):
     key_start: int = 0
     virtual_logit: Tensor | None = None
     output: Tensor | None = None
+    others: int = 0
 
     _by_query: ClassVar[tuple[str, ...]] = ("lse", "output")  # what has one entry for each query
 
@@ -139,7 +141,9 @@ class Layer(ABC):
     ) -> Self:
         """Some queries and keys of one sequence, in one head or in all, with some other fields."""
         kv_head = None if head is None or self.key is None else head * self.key.shape[1] // self.heads
-        for names, one, places in ((self._by_query, head, rows), (("key", "value"), kv_head, columns)):
+        tokens_have_sinks = self.virtual_logit is not None and self.virtual_logit.dim() == 3
+        by_query = (*self._by_query, "virtual_logit") if tokens_have_sinks else self._by_query
+        for names, one, places in ((by_query, head, rows), (("key", "value"), kv_head, columns)):
             for name in names:
                 states = getattr(self, name)
                 if states is not None:

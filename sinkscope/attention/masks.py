@@ -207,6 +207,66 @@ class TensorMask(VisibleMask):
         return TensorMask(self.tensor[sequence : sequence + 1, heads][:, :, rows][..., columns])
 
 
+class BiasedMask(Mask):
+    """A mask with a bias [batch or 1, head or 1, query, key] on the scores of the keys that are seen."""
+
+    def __init__(self, mask: Mask, bias: Tensor) -> None:
+        self.mask, self.bias = mask, bias
+        self.outer = tuple(map(max, mask.outer, bias.shape))
+
+    def columns(self, rows: slice, key_length: int) -> slice:
+        return self.mask.columns(rows, key_length)
+
+    def hide(self, scores: Tensor, rows: slice, columns: slice, heads: slice = ALL) -> None:
+        heads_of_bias = heads if self.bias.shape[1] > 1 else ALL
+        scores.add_(self.bias[:, heads_of_bias, rows, columns].to(scores.dtype))
+        self.mask.hide(scores, rows, columns, heads)
+
+    def seen(self, rows: slice, key_length: int) -> Tensor:
+        return self.mask.seen(rows, key_length)
+
+    def restricted(self, batch: int, rows: Tensor, columns: Tensor, head: int | None = None) -> Mask:
+        sequence = min(batch, len(self.bias) - 1)
+        heads = ALL if head is None or self.bias.shape[1] == 1 else slice(head, head + 1)
+        bias = self.bias[sequence : sequence + 1, heads][:, :, rows][..., columns]
+        return BiasedMask(self.mask.restricted(batch, rows, columns, head), bias)
+
+
+class ChosenMask(Mask):
+    """A mask of whose keys each query sees only some.
+
+    Args:
+        mask: which keys may be seen.
+        places: [batch, query, chosen] columns of the chosen keys; below 0 for none.
+    """
+
+    def __init__(self, mask: Mask, places: Tensor) -> None:
+        self.mask, self.places, self.outer = mask, places, (len(places), mask.outer[1])
+
+    def columns(self, rows: slice, key_length: int) -> slice:
+        return self.mask.columns(rows, key_length)
+
+    def hide(self, scores: Tensor, rows: slice, columns: slice, heads: slice = ALL) -> None:
+        places = self.places[:, None, rows].long().clamp(min=-1) + 1  # column 0 is for none
+        width = max(columns.stop, int(places.max())) + 1
+        chosen = torch.zeros(*places.shape[:3], width, dtype=torch.bool, device=places.device)
+        chosen.scatter_(-1, places, True)
+        scores.masked_fill_(~chosen[..., columns.start + 1 : columns.stop + 1], torch.finfo(scores.dtype).min)
+        self.mask.hide(scores, rows, columns, heads)
+
+    def seen(self, rows: slice, key_length: int) -> Tensor:
+        scores = torch.zeros(*self.outer, rows.stop - rows.start, key_length, device=self.places.device)
+        self.hide(scores, rows, slice(0, key_length))
+        return (~is_hidden(scores)).sum(-1)
+
+    def restricted(self, batch: int, rows: Tensor, columns: Tensor, head: int | None = None) -> Mask:
+        places = self.places[batch : batch + 1, rows].long()
+        moved = places.new_full((max(int(places.max()), int(columns.max())) + 1,), -1)
+        moved[columns] = torch.arange(len(columns), device=places.device)
+        inside = self.mask.restricted(batch, rows, columns, head)
+        return ChosenMask(inside, torch.where(places < 0, -1, moved[places.clamp(min=0)]))
+
+
 class LastSeenMask(VisibleMask):
     """Queries at places `rows` see keys up to their own, until the last query [batch, head, key] that sees each."""
 

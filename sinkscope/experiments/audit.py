@@ -21,6 +21,7 @@ from functools import cached_property, partial
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from joblib import Parallel, delayed
@@ -159,11 +160,7 @@ def _capture(model: nn.Module, ids: Tensor, loop: _Loop) -> float:
     ours = torch.stack([torch.from_numpy(each.transpose("layer", ...).values) for each in maps], 1)
     known = ~ours.flatten(1).isnan().all(-1)
     ours, layers = ours[known], maps[0]["layer"].values[known.numpy()]
-    own = _own_maps(model, ids, outside)
-    if len(own) > layers.max(initial=0) >= len(ours):  # it shows one of every layer, those without a softmax too
-        own = [own[layer] for layer in layers]
-    if len(own) != len(ours):
-        raise Unchecked(f"the record has {len(ours)} layers, and the model itself shows {len(own)} maps")
+    own = _own_maps(model, ids, outside, layers)
     gap = max(_gap(a, b) for a, b in zip(ours, own, strict=True))
     mass = torch.from_numpy(scope.record["sink_mass"].transpose("layer", "sequence", ...).values)
     mass = mass[~mass.flatten(1).isnan().all(-1)]
@@ -199,7 +196,12 @@ def _cache(model: Any, ids: Tensor, loop: _Loop) -> float:
 
 
 def _gap(ours: Tensor, own: Tensor) -> float:
-    """The largest difference of maps; some families leave the learned sink out of the maps that they show."""
+    """The largest difference of maps.
+
+    Some families leave the learned sink out of the maps that they show; others show keys that are no tokens behind the
+    others; and where layers have more and fewer heads, the record is empty in what is not there.
+    """
+    ours, own = ours[:, : own.shape[1]], own[..., : ours.shape[-1]]
     if ours.shape != own.shape:
         return float("inf")
     shares = ours / ours.sum(-1, keepdim=True)
@@ -229,11 +231,15 @@ def _relative(values: Tensor, expected: Tensor) -> float:
 # --- what the model does by itself -----------------------------------------------------------------------------------
 
 
-def _own_maps(model: Any, ids: Tensor, logits: Tensor) -> list[Tensor]:
+def _own_maps(model: Any, ids: Tensor, logits: Tensor, layers: np.ndarray) -> list[Tensor]:
     """Attention maps [sequence, head, query, key] of the softmax layers, by the model's own eager attention.
 
+    Args:
+        logits: of the model as it is.
+        layers: the numbers of the layers to compare with.
+
     Raises:
-        Unchecked: it shows none, or does not give the logits of the model, so that they are the maps of another.
+        Unchecked: it shows other maps than of those layers, or gives other logits than the model does.
     """
     twin = eager_twin(model)
     with _SpiedSoftmax(ids.shape[1]) as spy:
@@ -242,9 +248,12 @@ def _own_maps(model: Any, ids: Tensor, logits: Tensor) -> list[Tensor]:
         raise Unchecked(f"the model's own eager attention gives other logits than the model does, by {gap:.1g}")
     given = output.get("attentions") if hasattr(output, "get") else None
     square = [maps for maps in given or () if isinstance(maps, Tensor) and maps.dim() == 4]
-    maps = square or spy.maps
-    if not maps:
-        raise Unchecked("the model shows no attention maps of its own")
+    if len(square) > layers.max(initial=0) >= len(layers):  # it shows one of every layer, those without a softmax too
+        square = [square[layer] for layer in layers]
+    maps = square if len(square) == len(layers) else spy.maps
+    if len(maps) != len(layers):
+        shown = len(square or spy.maps)
+        raise Unchecked(f"the record has {len(layers)} layers, and the model itself shows {shown} attention maps")
     return [each.float() for each in maps]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,8 +18,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.models import setting
 
-CHANGES_ATTENTION = ("position_bias", "indices", "block_indices", "sinks")
-"""Arguments by which some families change attention in a way of their own: a bias, or a sparse choice of keys."""
+CHANGES_ATTENTION = ("block_indices",)
+"""Arguments by which some families change attention in a way of their own: a choice of blocks."""
 
 
 class MaskRequest(NamedTuple):
@@ -35,6 +36,7 @@ class MaskRequest(NamedTuple):
     causal: bool  # whether `function` is just that
     bidirectional: bool  # whether it hides nothing
     scalar: bool  # whether it takes one index at a time
+    dtype: torch.dtype  # of the scores that it is for
     device: torch.device | str
 
 
@@ -45,11 +47,13 @@ class AttentionCall(NamedTuple):
     query: Tensor  # [batch, head, query, dim]
     key: Tensor  # [batch, kv_head, key, dim]
     value: Tensor
-    mask: Any  # what the mask function gave, a tensor, or None
+    mask: Tensor | None  # what the mask function gave, or what the model made of it
+    bias: Tensor | None  # on the scores, [batch or 1, head or 1, query, key]
+    chosen: Tensor | None  # [batch, query, chosen] places of the keys that a query sees, among those of the mask
     scale: float | None  # factor on the scores; None for dim ** -0.5
     dropout: float  # of the weights
     softcap: float | None  # of the scores
-    learned_sinks: Tensor | None  # [head] logits that join the softmax
+    learned_sinks: Tensor | None  # [head], or [batch, head, query], logits that join the softmax
     causal: bool  # whether attention is causal where there is no mask
     foreign: tuple[str, ...]  # arguments that change attention and are not known here
 
@@ -72,14 +76,18 @@ def register(
         dropout: float = 0.0,
         softcap: float | None = None,
         s_aux: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        indices: Tensor | None = None,
+        sinks: Tensor | None = None,
         is_causal: bool | None = None,
         **given: Any,
     ) -> tuple[Tensor, Any]:
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         foreign = tuple(argument for argument in CHANGES_ATTENTION if given.get(argument) is not None)
         call = AttentionCall(
-            module, query, key, value, attention_mask, scaling, dropout, softcap, s_aux, causal, foreign
-        )
+            module, query, key, value, attention_mask, position_bias, indices, scaling, dropout, softcap,
+            s_aux if sinks is None else sinks.squeeze(-1), causal, foreign,
+        )  # fmt: skip
         output, shown = attention(call)
         return output.transpose(1, 2).contiguous(), shown
 
@@ -95,13 +103,14 @@ def register(
         allow_is_causal_skip: bool = True,
         allow_is_bidirectional_skip: bool = False,
         use_vmap: bool = False,
+        dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         **_: Any,
     ) -> Any:
         return mask(
             MaskRequest(
                 batch_size, q_length, kv_length, int(q_offset), int(kv_offset), mask_function, attention_mask,
-                local_size, allow_is_causal_skip, allow_is_bidirectional_skip, use_vmap, device,
+                local_size, allow_is_causal_skip, allow_is_bidirectional_skip, use_vmap, dtype, device,
             )
         )  # fmt: skip
 
@@ -126,12 +135,23 @@ def expert_implementation(model: Any) -> str:
 
 
 def use_implementation(model: Any, name: str, undo: ExitStack) -> None:
-    """Send a model's attention through a registered implementation until `undo` is closed."""
+    """Send a model's attention through a registered implementation until `undo` is closed.
+
+    Raises:
+        SinkscopeError: its configuration carries a scope already, or its attention is a function of its user's own.
+    """
     before = [(config, config._attn_implementation) for config in _configurations(model)]
-    if any(used == name for _, used in before):
-        raise SinkscopeError(
-            "this model shares its configuration with another one that carries a scope; leave that one first."
-        )
+    for _, used in before:
+        if used == name:
+            raise SinkscopeError(
+                "this model shares its configuration with another one that carries a scope; leave that one first."
+            )
+        if not _is_softmax(used):
+            raise SinkscopeError(
+                f"{type(model).__name__} attends by {used!r}, a function that is none of transformers' own, and a "
+                'scope would put softmax attention in its place; call model.set_attn_implementation("sdpa") before, if '
+                "that is what it computes, else measure its maps elsewhere and use sinkscope.from_maps."
+            )
 
     def restore() -> None:
         for config, used in before:  # outer ones first: setting one sets those inside it
@@ -139,6 +159,27 @@ def use_implementation(model: Any, name: str, undo: ExitStack) -> None:
 
     undo.callback(restore)
     model.set_attn_implementation(name)
+
+
+def _is_softmax(implementation: str | None) -> bool:
+    """Whether an implementation is plain softmax attention: one of transformers' own, none of a user's."""
+    function: Any = dict(AttentionInterface()).get(implementation or "eager")
+    while isinstance(function, partial):
+        function = function.func
+    return function is None or str(getattr(function, "__module__", "")).startswith("transformers.")
+
+
+def leave_maps_out(model: Any, undo: ExitStack) -> None:
+    """Set aside, until `undo` is closed, that a configuration asks for attention maps of every forward pass."""
+
+    def restore() -> None:
+        for config in asking:
+            config._output_attentions = True  # as it was, whatever implementation was set since
+
+    asking = [config for config in _configurations(model) if getattr(config, "output_attentions", False)]
+    undo.callback(restore)
+    for config in asking:
+        config._output_attentions = False
 
 
 def _configurations(model: Any) -> list[Any]:

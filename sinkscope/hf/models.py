@@ -44,14 +44,32 @@ def attends_in_chunks(model: Any) -> bool:
 
 def query_heads(model: Any) -> int | None:
     """Query heads of each attention layer; None where layers differ or the configuration does not say."""
-    heads = getattr(text_config(model), "num_attention_heads", None)
-    return heads if isinstance(heads, int) else None
+    return _heads(model, "num_attention_heads")
 
 
 def key_value_heads(model: Any) -> int | None:
     """Key-value heads of each attention layer; None where layers differ or the configuration does not say."""
-    heads = getattr(text_config(model), "num_key_value_heads", None)
-    return heads if isinstance(heads, int) else query_heads(model)
+    heads = _heads(model, "num_key_value_heads")
+    return query_heads(model) if heads is None else heads
+
+
+def _heads(model: Any, name: str) -> int | None:
+    try:
+        heads = getattr(text_config(model), name, None)
+    except RuntimeError:  # of a configuration whose layers differ
+        return None
+    return heads if isinstance(heads, int) else None
+
+
+def other_states(arguments: dict[str, Any]) -> str | None:
+    """The name under which a forward pass is given states of an encoder to attend to; None without any."""
+    names = ("encoder_hidden_states", "cross_attention_states", "encoder_outputs")
+    return next((name for name in names if arguments.get(name) is not None), None)
+
+
+def reading_all(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a forward pass of a base, by which its last layers read every token (gemma4 skips some)."""
+    return {name: value for name, value in arguments.items() if name != "logits_to_keep"}
 
 
 def vocabulary_size(model: Any) -> int:
@@ -84,8 +102,11 @@ def is_head_present(model: nn.Module) -> bool:
 
 
 def input_embeddings(model: nn.Module) -> Any:
-    """The module that embeds tokens; None where there is none."""
-    return getattr(model, "get_input_embeddings", lambda: None)()
+    """The module that embeds tokens; None where there is none, or several that each take a part of an id (canine)."""
+    try:
+        return getattr(model, "get_input_embeddings", lambda: None)()
+    except NotImplementedError:
+        return None
 
 
 def origin(model: Any) -> dict[str, str]:

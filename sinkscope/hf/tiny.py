@@ -261,9 +261,14 @@ def size_of(name: str) -> int | None:
 
 
 def _roughen(model: nn.Module) -> None:
-    """Larger weights for the projections, so that attention is far from uniform and positions matter."""
+    """Larger weights for the projections, so that attention is far from uniform and positions matter.
+
+    Vectors of zeros that are no bias get numbers too: a choice among equals would follow from nothing.
+    """
     with torch.no_grad():
         for name, weights in model.named_parameters():
+            if weights.dim() == 1 and not name.endswith("bias") and not bool(weights.any()):
+                weights.normal_()
             if weights.dim() == 2 and weights.is_floating_point() and "embed" not in name:
                 weights.mul_(1.2 * weights.shape[-1] ** -0.5 / weights.std().clamp(min=1e-6))
 

@@ -7,7 +7,7 @@ import hashlib
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -53,6 +53,7 @@ _FOUND: WeakKeyDictionary[nn.Module, tuple[int, str, dict[str, type]]] = WeakKey
 def find_anatomy(model: nn.Module) -> Anatomy:
     """Find the attention modules of a model: the innermost modules with "Attention" in the name of their class.
 
+    Where there is no such class, modules that say whether they are causal, which transformers' attention asks of them.
     They are looked for once; a model whose modules were replaced or added to is looked at again.
     """
     if not isinstance(model, nn.Module):
@@ -75,12 +76,13 @@ def _search(model: nn.Module, modules: dict[str, nn.Module]) -> tuple[str, dict[
             "pass its encoder, or a decoder-only model."
         )
     named = [name for name, module in modules.items() if "Attention" in type(module).__name__]
+    named = named or [name for name, module in modules.items() if "is_causal" in vars(module)]
     outer = {name[:end] for name in named for end in range(len(name)) if name[end] == "."}
     kinds = {name: type(modules[name]) for name in named if name not in outer}
     if not kinds:
         raise SinkscopeError(
-            f"{type(model).__name__} has no attention modules (no class with Attention in its name); "
-            "sinkscope measures models with softmax attention."
+            f"{type(model).__name__} has no attention modules (no class with Attention in its name, and none that says "
+            "whether it is causal); sinkscope measures models with softmax attention."
         )
     models = [name for name, module in modules.items() if is_pretrained(module)]
     around = {
@@ -96,24 +98,40 @@ def _search(model: nn.Module, modules: dict[str, nn.Module]) -> tuple[str, dict[
 
 
 def _parts(modules: dict[str, nn.Module], names: list[str]) -> list[Part]:
-    """The attention layers, numbered by their place in the model's list of layers where there is one such list."""
+    """The attention layers, numbered by their place in the model's list of layers where there is one such list.
+
+    The second attention of a layer, across to an encoder, is numbered after all the first ones.
+    """
     places = [_place_in_list(modules, name) for name in names]
-    indices = [index for _, index in places]
-    numbered = all(earlier < later for earlier, later in pairwise(indices)) and -1 not in indices
-    numbers = indices if numbered else range(len(places))
+    first = [place not in places[:at] for at, place in enumerate(places)]
+    indices = [index for (_, index), is_first in zip(places, first, strict=True) if is_first]
+    if -1 in indices or any(later <= earlier for earlier, later in pairwise(indices)):
+        numbers = list(range(len(places)))
+    else:
+        own, behind = iter(indices), count(indices[-1] + 1)
+        numbers = [next(own) if is_first else next(behind) for is_first in first]
     return [
-        Part(number, name, modules[name], layer)
-        for number, name, (layer, _) in zip(numbers, names, places, strict=True)
+        Part(number, name, modules[name], _layer_around(modules, name))
+        for number, name in zip(numbers, names, strict=True)
     ]
 
 
-def _place_in_list(modules: dict[str, nn.Module], name: str) -> tuple[nn.Module | None, int]:
-    """The element of the innermost list of modules on the way to a module, and its index; (None, -1) without a list."""
+def _place_in_list(modules: dict[str, nn.Module], name: str) -> tuple[str, int]:
+    """The innermost list of modules on the way to a module, and the place in it; ("", -1) without a list."""
     steps = name.split(".")
     for end in range(len(steps) - 1, 0, -1):
         if isinstance(modules[".".join(steps[:end])], (nn.ModuleList, nn.Sequential)):
-            return modules[".".join(steps[: end + 1])], int(steps[end])
-    return None, -1
+            return ".".join(steps[:end]), int(steps[end])
+    return "", -1
+
+
+def _layer_around(modules: dict[str, nn.Module], name: str) -> nn.Module | None:
+    """The innermost element of a list of modules that holds a module beside others; None without one."""
+    steps = name.split(".")
+    for end in range(len(steps) - 1, 1, -1):
+        if isinstance(modules[".".join(steps[: end - 1])], (nn.ModuleList, nn.Sequential)):
+            return modules[".".join(steps[:end])]
+    return None
 
 
 def model_attributes(model: nn.Module) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sinkscope.attention.attend_layer import by_query
 from sinkscope.attention.layer import Layer, Tile
 from sinkscope.errors import SinkscopeError
 from sinkscope.probes.base import PER_HEAD, PER_QUERY, HiddenProbe, LayerProbe, Measurements, TileProbe, Variable
@@ -56,7 +57,7 @@ class LogSumExp(LayerProbe):
     def observe(self, layer: Layer) -> Measurements:
         if layer.virtual_logit is None:
             return {"log_sum_exp": layer.lse}
-        mass = (layer.virtual_logit[None, :, None] - layer.lse).exp()
+        mass = (by_query(layer.virtual_logit) - layer.lse).exp()
         return {"log_sum_exp": layer.lse, "virtual_sink_mass": mass}
 
 

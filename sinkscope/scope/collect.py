@@ -135,52 +135,62 @@ class Text:
 class Staged(NamedTuple):
     """One variable of the forward pass under way.
 
-    Of the `layers` measured so far `values` holds arrays [text, ...]. Small ones share one allocation, made once: what
-    is allocated layer by layer and stays pins a hole in the heap that the next layer's activations no longer fit into.
+    Of the `layers` measured so far `values` holds arrays [text, ...]. Small ones share one `room`, made once: what is
+    allocated layer by layer and stays pins a hole in the heap that the next layer's activations no longer fit into.
     """
 
     coords: Coords
     texts: list[Text]
     layers: list[int]
-    values: np.ndarray | list[np.ndarray | None]
+    room: np.ndarray | list[np.ndarray]
+    values: list[np.ndarray]
 
 
 class Collector:
-    """Gathers measurements of the attention layers with these numbers, and makes the record."""
+    """Gathers measurements of attention layers by their numbers, some `expected` layers, and makes the record."""
 
-    def __init__(self, layers: list[int], probes: Iterable[Probe]) -> None:
-        self.layers = layers
+    def __init__(self, expected: int, probes: Iterable[Probe]) -> None:
+        self.expected = expected
+        self.layers: list[int] = []  # that ran in a forward pass that finished
         self.makes = {name: variable for probe in probes for name, variable in probe.makes.items()}
         self.texts: list[Text] = []
         self.coords: dict[str, Coords] = {}  # of each variable measured
         self.pieces: dict[str, dict[tuple[int, int], list[np.ndarray]]] = defaultdict(dict)  # by name; by text, layer
         self.sums: dict[str, dict[int, tuple[Any, Any]]] = defaultdict(dict)  # by name; by layer
         self._staged: dict[tuple[Any, ...], Staged] = {}
+        self._running: set[int] = set()
 
     def add(self, layer: int, texts: list[Text], measurements: Mapping[str, Measured]) -> None:
-        """Stage what was measured in one layer (counted from 0) for some texts."""
+        """Stage what was measured in one layer for some texts."""
+        self._running.add(layer)
         for name, measured in measurements.items():
             values = _numpy(measured.values)
             key = (name, id(texts[0]), values.shape)
             if key not in self._staged:
-                count = len(self.layers)
                 small = values.nbytes < OWN_PAGES
-                room: Any = np.empty((count, *values.shape), values.dtype) if small else [None] * count
-                self._staged[key] = Staged(measured.coords, texts, [], room)
+                room: Any = np.empty((self.expected, *values.shape), values.dtype) if small else []
+                self._staged[key] = Staged(measured.coords, texts, [], room, [])
             staged = self._staged[key]
-            _check_same(name, staged.coords, measured.coords)
-            staged.values[layer] = values
+            if measured.coords:
+                coords = _joint(name, staged.coords, measured.coords)
+                staged = self._staged[key] = staged._replace(coords=coords)
+            place = len(staged.layers)
+            if place < len(staged.room):
+                staged.room[place] = values
+                values = staged.room[place]
+            staged.values.append(values)
             staged.layers.append(layer)
 
     def discard(self) -> None:
         """Forget a forward pass that did not finish."""
         self._staged.clear()
+        self._running.clear()
 
     def check(self) -> None:
         """Raise SinkscopeError when the staged forward pass does not fit what was kept before."""
         coords = dict(self.coords)
         for (name, *_), staged in self._staged.items():
-            _check_same(name, coords.setdefault(name, staged.coords), staged.coords)
+            coords[name] = _joint(name, coords.get(name, staged.coords), staged.coords)
         self.coords = coords
 
     def commit(self, texts: list[Text]) -> None:
@@ -189,9 +199,9 @@ class Collector:
             if text.number is None:
                 text.number = len(self.texts)
                 self.texts.append(text)
+        self.layers = sorted({*self.layers, *self._running})
         for (name, *_), staged in self._staged.items():
-            for layer in staged.layers:
-                values: Any = staged.values[layer]
+            for layer, values in zip(staged.layers, staged.values, strict=True):
                 if self.makes[name].averaged:
                     total, count = self.sums[name].get(layer, (0.0, 0))
                     self.sums[name][layer] = (total + np.nansum(values, 0), count + np.isfinite(values).sum(0))
@@ -225,11 +235,11 @@ class Collector:
         for (sequence, layer), span in spans.items():
             stacked[sequence, layers.index(layer)][span] = arrays[sequence, layer]
         coords = {dim: np.arange(size) for dim, size in zip(dims, sizes, strict=True)} | dict(self.coords[name])
-        coords |= {"sequence": np.arange(sequences), "layer": np.asarray(self.layers)[layers]}
+        coords |= {"sequence": np.arange(sequences), "layer": np.asarray(layers)}
         return xr.DataArray(stacked, dims=("sequence", "layer", *dims), coords=coords)
 
     def record(self) -> xr.Dataset:
-        """All that was measured, over all layers of the model."""
+        """All that was measured, over all layers whose attention ran."""
         if not self.texts:
             raise SinkscopeError("nothing was measured: no forward pass of the model finished while the scope was on.")
         arrays = [self.variable(name).rename(name) for name in self.coords]
@@ -248,9 +258,17 @@ class Collector:
         )
 
 
-def _check_same(name: str, known: Coords, new: Coords) -> None:
-    if any(not np.array_equal(known[dim], at) for dim, at in new.items()):
-        raise SinkscopeError(f"`{name}` has other cells or heads than before; pooled maps need texts of one length.")
+def _joint(name: str, known: Coords, new: Coords) -> Coords:
+    """Coordinates that hold for both; layers may have more and fewer heads."""
+    joint = dict(known)
+    for dim, at in new.items():
+        shared = min(len(known[dim]), len(at)) if dim == "head" else None
+        if not np.array_equal(known[dim][:shared], at[:shared]):
+            raise SinkscopeError(
+                f"`{name}` has other cells or heads than before; pooled maps need texts of one length."
+            )
+        joint[dim] = max(known[dim], at, key=len)
+    return joint
 
 
 def _numpy(values: Tensor) -> np.ndarray:

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from sinkscope.attention.layer import Layer
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import Cache, given_cache, held_states, returned_cache
-from sinkscope.hf.models import input_embeddings
+from sinkscope.hf.models import input_embeddings, other_states
 from sinkscope.scope.collect import Text
+from sinkscope.scope.lazy_mask import LazyMask
+from sinkscope.scope.watch import Scores
 
 
 @dataclass
@@ -40,11 +42,50 @@ class Forward:
     past: int  # columns that the cache held before, padding included
     real: Tensor | None  # booleans [batch, column] over past and new columns; None when there is no padding
     ids: Tensor | None  # [batch, token] of the new columns; None for embeddings and images
-    tokens: int = 0  # new columns, once a layer was seen
+    tokens: int | None  # new columns; None until a layer was seen, where the arguments do not say
+
+    @property
+    def scores(self) -> Scores:
+        """What the scores of its layers look like."""
+        return Scores(len(self.texts), self.tokens, self.past)
+
+    def check(self, layer: Layer, name: str) -> None:
+        """Raise SinkscopeError unless a layer attends from every new token of every text to the tokens."""
+        batch, rows = len(layer.lse), layer.rows
+        tokens = rows if self.tokens is None else self.tokens
+        if (batch, rows, layer.start) != (len(self.texts), tokens, self.past):
+            keys, after = layer.length - layer.key_start, f" after {self.past} others" if self.past else ""
+            raise SinkscopeError(
+                f"{name} attends from {batch} x {rows} queries to {keys} keys, while the model reads "
+                f"{len(self.texts)} x {tokens} tokens{after}, so which token is which cannot be told (attention in "
+                "windows, at another resolution, or to other states); measure its maps elsewhere and use "
+                "sinkscope.from_maps."
+            )
+        self.tokens = tokens
+
+    def batch_first(self, hidden: Tensor, number: int, sure: bool) -> Tensor:
+        """The hidden states [batch, token, dim] that layer `number` hands on; some families put the tokens first.
+
+        Args:
+            hidden: as the layer gives them.
+            number: of the layer.
+            sure: whether this family is known to put the batch first.
+
+        Raises:
+            SinkscopeError: they are something else, or the batch and the tokens cannot be told apart.
+        """
+        texts, tokens, shape = len(self.texts), self.tokens, tuple(hidden.shape)
+        if shape[:2] == (texts, tokens) and (sure or texts != tokens or tokens == 1):
+            return hidden
+        if shape[:2] == (tokens, texts) and texts != tokens:
+            return hidden.transpose(0, 1)
+        raise SinkscopeError(
+            f"layer {number} hands on hidden states of shape {shape} for {texts} texts of {tokens} tokens, and which "
+            "axis is which cannot be told; give probes that do not look at hidden states, or another number of texts."
+        )
 
     def split(self, layer: Layer) -> Iterator[tuple[list[Text], Layer]]:
         """The layer without padding, with the texts it belongs to: one at a time where there was some."""
-        self.tokens = layer.rows
         if self.real is None:
             yield self.texts, layer
             return
@@ -58,7 +99,6 @@ class Forward:
 
     def split_hidden(self, hidden: Tensor) -> Iterator[tuple[list[Text], Tensor]]:
         """Hidden states [batch, token, dim] without padding, as `split`."""
-        self.tokens = hidden.shape[1]
         if self.real is None:
             yield self.texts, hidden
             return
@@ -69,9 +109,10 @@ class Forward:
 
     def commit(self, caches: Caches, output: Any) -> Cache | None:
         """Count the tokens of a forward pass that finished, and note what its cache holds now; gives the cache."""
-        new = slice(self.past, self.past + self.tokens)
+        tokens = self.tokens or 0
+        new = slice(self.past, self.past + tokens)
         for batch, text in enumerate(self.texts):
-            count = self.tokens if self.real is None else int(self.real[batch, new].sum())
+            count = tokens if self.real is None else int(self.real[batch, new].sum())
             ids = torch.full((count,), -1)
             if self.ids is not None:
                 ids = self.ids[batch] if self.real is None else self.ids[batch, self.real[batch, new]]
@@ -80,7 +121,7 @@ class Forward:
         cache = self.cache if self.cache is not None else returned_cache(output)
         if not isinstance(cache, Cache):
             return None
-        caches[cache] = Filled(self.texts, self.past + self.tokens, _last_key(cache))
+        caches[cache] = Filled(self.texts, self.past + tokens, _last_key(cache))
         return cache
 
 
@@ -94,7 +135,16 @@ def read_forward(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
     signature: Any = base.forward
     given = dict(inspect.signature(signature).bind_partial(*args, **kwargs).arguments)
     given |= given.pop("kwargs", {})
+    if (other := other_states(given)) is not None:
+        raise SinkscopeError(
+            f"the model was given `{other}` to attend to, and sinkscope measures attention among a text's own tokens; "
+            "leave it out."
+        )
     ids, cache, mask = given.get("input_ids"), given_cache(given), given.get("attention_mask")
+    if isinstance(mask, dict):  # one for each kind of layer
+        mask = next(iter(mask.values()), None)
+    if isinstance(mask, LazyMask):  # made before the forward pass, by `generate` or by a model around this one
+        mask = mask.sight.padding
     cache = cache if isinstance(cache, Cache) else None
     past = 0 if cache is None else int(cache.get_seq_length())
     check_vocabulary(base, ids)
@@ -114,7 +164,8 @@ def read_forward(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
         texts = caches[cache].texts
     else:
         texts = [Text(start=past if real is None else int(real[row, :past].sum())) for row in range(batch)]
-    return Forward(texts, cache, past, real, ids)
+    embedded = ids if ids is not None else tensors.get("inputs_embeds")
+    return Forward(texts, cache, past, real, ids, None if embedded is None else embedded.shape[1])
 
 
 def check_vocabulary(base: nn.Module, ids: Tensor | None) -> None:

@@ -132,22 +132,23 @@ def _read(scope: Scope, texts: list[Tensor], batch_tokens: int, progress: bool |
 @contextmanager
 def _progress(scope: Scope, total: int, shown: bool | None) -> Iterator[Callable[[int], None]]:
     """A bar that counts tokens and moves with every layer; by default it shows once two seconds have passed."""
-    layers, batch, done = [part.attention for part in scope.anatomy.parts], 0, 0.0
+    layers, batch, done, begun = [part.attention for part in scope.anatomy.parts], 0, 0.0, 0
     bar = progress_bar(total, "token", shown)
 
     def begin(tokens: int) -> None:
-        nonlocal batch
-        batch = tokens
+        nonlocal batch, begun, done
+        batch, done, begun = tokens, float(begun), begun + tokens  # some layers run never, others several times
 
     def advance(*_: Any) -> None:
         nonlocal done
-        done += batch / len(layers)
+        done = min(done + batch / len(layers), begun)
         bar.update(round(done) - bar.n)
 
     with bar, ExitStack() as hooks:
         for layer in layers:
             hooks.callback(layer.register_forward_hook(advance).remove)
         yield begin
+        bar.update(begun - bar.n)
 
 
 def batches_of(texts: list[Tensor], batch_tokens: int) -> Iterator[Tensor]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -20,13 +21,14 @@ from weakref import WeakKeyDictionary
 
 import torch
 import xarray as xr
-from torch import nn
+from torch import Tensor, nn
 
 from sinkscope.attention.eviction import Eviction
-from sinkscope.attention.layer import Layer
+from sinkscope.attention.layer import FusedLayer, Layer
+from sinkscope.attention.masks import TensorMask
 from sinkscope.errors import SinkscopeError
-from sinkscope.hf.attention import use_implementation
-from sinkscope.hf.models import query_heads
+from sinkscope.hf.attention import leave_maps_out, use_implementation
+from sinkscope.hf.models import query_heads, reading_all
 from sinkscope.models.facts import Anatomy, Part, find_anatomy, model_attributes, token_attributes
 from sinkscope.models.requirements import SCOPED, not_finite
 from sinkscope.normalisers import Normaliser, VirtualKey
@@ -35,7 +37,8 @@ from sinkscope.probes import FREE, HiddenProbe, LayerProbe, Probe, TileProbe
 from sinkscope.scope.binding import layer_evictions
 from sinkscope.scope.collect import Collector, checked_probes, declared, measure_layer, unchanged
 from sinkscope.scope.forward import Caches, Forward, read_forward
-from sinkscope.scope.interface import EVICTIONS, NAME, NORMALISERS, AttentionWatch
+from sinkscope.scope.interface import EVICTIONS, NAME, NORMALISERS
+from sinkscope.scope.watch import AttentionWatch, keys_and_values
 
 
 def capture(model: nn.Module, probes: Iterable[Probe] | None = None) -> Scope:
@@ -98,14 +101,16 @@ class Scope:
         self.normaliser = normaliser
         self.policy = Dense() if policy is None else policy
         self.evictions = layer_evictions(self.policy, model, self.anatomy)
-        self.causal = True
         if normaliser is not None:
             _check_normaliser(normaliser, model, self.anatomy, self.evictions)
-        self._collector = Collector(self.anatomy.numbers, self.probes)
+        self._collector = Collector(len(self.anatomy.parts), self.probes)
         self._caches: Caches = WeakKeyDictionary()
         self._forward: Forward | None = None
         self._thread: int | None = None
-        self._saw_attention = False
+        self._numbers: dict[int, int] = {}  # of the layer that each part was in its last run of a forward pass
+        self._causal: bool | None = None
+        self._other_keys = 0
+        self.own_mask: str | None = None  # the class of a module that attended under a mask as a tensor
         self._watch: AttentionWatch | None = None
         self._undo = ExitStack()
 
@@ -125,18 +130,19 @@ class Scope:
         self._undo.close()
 
     @property
+    def causal(self) -> bool:
+        """Whether no query was seen to look ahead."""
+        return self._causal is not False
+
+    @property
     def record(self) -> xr.Dataset:
         """Everything measured so far; the variables are described with the probes that make them.
 
         Raises:
             SinkscopeError: nothing was measured yet.
         """
+        self._check_saw_attention()
         record = self._collector.record()
-        if not self._saw_attention and any(isinstance(probe, (LayerProbe, TileProbe)) for probe in self.probes):
-            raise SinkscopeError(
-                f"the attention modules of {type(self.model).__name__} ran, but no softmax or scaled dot product "
-                "attention was seen in them; measure its maps elsewhere and use sinkscope.from_maps."
-            )
         for probe in self.probes:
             record = record.assign_coords({name: (name, values) for name, values in probe.coordinates.items()})
             for name in probe.makes.keys() & set(record.data_vars):
@@ -156,11 +162,22 @@ class Scope:
             "policy": repr(self.policy),
             "probes": ", ".join(map(repr, self.probes)),
         }
+        if self._other_keys:  # they take attention as a learned sink does
+            record.attrs["keys_that_are_no_tokens"] = self._other_keys
         return record
 
     def array(self, variable: str) -> xr.DataArray:
         """One variable over only the layers and heads it was measured in, without the rest of the record."""
+        self._check_saw_attention()
         return self._collector.variable(variable)
+
+    def _check_saw_attention(self) -> None:
+        looking = any(isinstance(probe, (LayerProbe, TileProbe)) for probe in self.probes)
+        if looking and self._collector.texts and not self._collector.layers:
+            raise SinkscopeError(
+                f"the attention modules of {type(self.model).__name__} ran, but no softmax or scaled dot product "
+                "attention was seen in them; measure its maps elsewhere and use sinkscope.from_maps."
+            )
 
     # --- attaching ------------------------------------------------------------------------------------------------
 
@@ -179,23 +196,31 @@ class Scope:
                 EVICTIONS[part.attention] = evictions
                 undo.callback(EVICTIONS.pop, part.attention, None)
         if interface:
+            leave_maps_out(self.model, undo)
             use_implementation(base, NAME, undo)
         hang(base.register_forward_pre_hook(self._before_forward, with_kwargs=True))
         hang(base.register_forward_hook(self._after_forward))
         undo.callback(self._stop_watching)  # an interrupt inside a module skips the hook behind it
         for index, part in enumerate(parts):
+            if self.policy.remembers and self.evictions[index]:
+                hang(part.attention.register_forward_pre_hook(partial(self._check_runs_once, index, part)))
             if interface:
                 hang(part.attention.register_forward_hook(partial(self._after_interface, index, part)))
             else:
                 hang(part.attention.register_forward_pre_hook(self._start_watching))
                 after = partial(self._after_watching, index, part)
                 hang(part.attention.register_forward_hook(after, with_kwargs=True, always_call=True))
-            if part.layer is not None and any(isinstance(probe, HiddenProbe) for probe in self.probes):
-                hang(part.layer.register_forward_hook(partial(self._after_layer, index, part)))
+        if any(isinstance(probe, HiddenProbe) for probe in self.probes):
+            inside: dict[nn.Module, list[int]] = {}
+            for index, part in enumerate(parts):
+                if part.layer is not None:
+                    inside.setdefault(part.layer, []).append(index)
+            for layer, indices in inside.items():
+                hang(layer.register_forward_hook(partial(self._after_layer, indices)))
 
     def _start_watching(self, module: nn.Module, args: Any) -> None:
         self._stop_watching()
-        self._watch = AttentionWatch()
+        self._watch = AttentionWatch(None if self._forward is None else self._forward.scores)
         self._watch.__enter__()
 
     def _stop_watching(self) -> AttentionWatch | None:
@@ -207,20 +232,23 @@ class Scope:
 
     # --- what the hooks call --------------------------------------------------------------------------------------
 
-    def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before_forward(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if self._thread not in (None, threading.get_ident()):
             raise SinkscopeError("a model that carries a scope was called from two threads at once; use one thread.")
-        asked = kwargs.get("output_attentions", getattr(getattr(module, "config", None), "output_attentions", False))
-        if asked and self.anatomy.interface:
+        if kwargs.get("output_attentions") and self.anatomy.interface:
             raise SinkscopeError(
                 "output_attentions=True needs T x T maps, which do not exist while a scope is attached; "
                 "leave it out and use sinkscope.attention_maps or the probe Maps()."
             )
         self._collector.discard()
         self._forward = read_forward(module, args, kwargs, self._caches)
+        self._numbers = {}
         for eviction in chain.from_iterable(self.evictions):
             eviction.begin(self._forward.cache, self._forward.past)
         self._thread = threading.get_ident()
+        return args, reading_all(kwargs)
 
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._forward is not None:
@@ -235,50 +263,73 @@ class Scope:
         self._collector.discard()
         self._forward = self._thread = None
 
+    def _check_runs_once(self, index: int, part: Part, module: nn.Module, args: Any) -> None:
+        if index in self._numbers:
+            raise SinkscopeError(
+                f"{part.name} runs several times in one forward pass, and `{self.policy.name}` remembers what each "
+                "layer attended to, so its runs would be mixed; give a policy that follows from places in the text."
+            )
+
     def _after_interface(self, index: int, part: Part, module: nn.Module, args: Any, output: Any) -> None:
-        layer = output[1] if isinstance(output, tuple) and len(output) > 1 else None
-        if isinstance(layer, Layer):
-            self._observe(index, part, layer)
+        for layer in output if isinstance(output, tuple) else ():
+            if isinstance(layer, Layer):
+                self._observe(index, part, layer)
 
     def _after_watching(
         self, index: int, part: Part, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
     ) -> None:
         watch = self._stop_watching()
-        if watch is not None and watch.layer is not None and output is not None:
-            watch.show_states(getattr(module, "layer_idx", index), (*args, *kwargs.values()))
-            self._observe(index, part, watch.layer)
+        if watch is None or output is None:
+            return
+        layer = watch.seen(type(module).__name__)
+        if layer is not None:
+            if layer.key is None:
+                key, value = keys_and_values(getattr(module, "layer_idx", index), (*args, *kwargs.values()))
+                layer = replace(layer, key=key, value=value)
+            self._observe(index, part, layer)
 
     @torch.no_grad()
     def _observe(self, index: int, part: Part, layer: Layer) -> None:
-        """Let the probes look at one attention layer of the forward pass under way."""
+        """Let the probes look at one attention layer of the forward pass under way.
+
+        A module that runs again in the same pass (layers that share their weights) is a layer of its own each time.
+        """
+        number = max([part.number, *(last + 1 for last in self._numbers.values())])
         if not bool((layer.lse < torch.inf).all()):  # NaN too; a row that sees nothing has the lowest float
-            raise not_finite(f"the attention scores of layer {part.number} ({part.name})", self.model)
+            raise not_finite(f"the attention scores of layer {number} ({part.name})", self.model)
         if self._forward is None:
             return
+        self._forward.check(layer, part.name)
         if self.probes and self.evictions[index] and layer.start:
             raise SinkscopeError("probes follow a policy over one forward pass from the first token; give no cache.")
-        self._saw_attention = True
+        first, self._numbers[index] = not self._numbers, number
+        self._other_keys = max(self._other_keys, layer.others)
+        if isinstance(layer, FusedLayer) and isinstance(layer.mask, TensorMask):
+            self.own_mask = type(part.attention).__name__
         with torch.autocast(layer.lse.device.type, enabled=False):
             for texts, real in self._forward.split(layer):
-                if index == 0 and real.start == 0 and real.rows > 1:
-                    self.causal = not bool((real.probabilities(slice(0, 1), slice(1, 2)) > 0).any())
-                self._collector.add(index, texts, measure_layer(self.probes, part.number, real))
+                if first and real.start == 0 and real.rows > 1:
+                    self._causal = not bool((real.probabilities(slice(0, 1), slice(1, 2)) > 0).any())
+                self._collector.add(number, texts, measure_layer(self.probes, number, real))
 
     @torch.no_grad()
-    def _after_layer(self, index: int, part: Part, module: nn.Module, args: Any, output: Any) -> None:
-        """Let the hidden-state probes look at what a layer hands on: [batch, token, dim]."""
-        hidden = output[0] if isinstance(output, tuple) else output
-        if self._forward is None or hidden.dim() != 3:
+    def _after_layer(self, indices: list[int], module: nn.Module, args: Any, output: Any) -> None:
+        """Let the hidden-state probes look at what a layer hands on, [batch, token, dim], around some of the parts."""
+        hidden = output[0] if isinstance(output, (tuple, list)) else output
+        ran = [self._numbers[index] for index in indices if index in self._numbers]
+        if self._forward is None or not ran or not isinstance(hidden, Tensor) or hidden.dim() != 3:
             return
+        number = max(ran)
+        hidden = self._forward.batch_first(hidden, number, sure=self.anatomy.interface)
         for texts, real in self._forward.split_hidden(hidden):
             # the sum is quick, and may overflow
             if not bool(real.sum().isfinite()) and not bool(real.isfinite().all()):
-                raise not_finite(f"the hidden states after layer {part.number} ({part.name})", self.model)
+                raise not_finite(f"the hidden states after layer {number}", self.model)
             for probe in self.probes:
-                if isinstance(probe, HiddenProbe) and probe.wants(part.number):
+                if isinstance(probe, HiddenProbe) and probe.wants(number):
                     with unchanged(probe, real):
                         measured = probe.observe_hidden(real)
-                    self._collector.add(index, texts, declared(probe, measured))
+                    self._collector.add(number, texts, declared(probe, measured))
 
 
 def _check_normaliser(

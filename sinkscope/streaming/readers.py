@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import with_cache
 from sinkscope.models.facts import find_anatomy
 from sinkscope.models.requirements import not_finite
@@ -70,11 +71,18 @@ class BlockReader(Reader):
         last = self.ids.shape[1] - 1  # the last token predicts nothing that is there
         # a dense policy needs no scope where the model's attention is out of reach
         unscoped = self.policy.is_dense and self.normaliser is None and not find_anatomy(self.model).interface
-        with nullcontext() if unscoped else attached(self.model, policy=self.policy, normaliser=self.normaliser):
+        scope = nullcontext() if unscoped else attached(self.model, policy=self.policy, normaliser=self.normaliser)
+        with scope as on:
             while self.done < last:
                 start, stop = self.done, min(self.done + self.block, last)
                 positions = self.cache.positions(stop - start, self.ids.device)
                 logits = self.model(self.ids[:, start:stop], **with_cache(self.model, self.cache), **positions).logits
+                if on is not None and on.own_mask:
+                    raise SinkscopeError(
+                        f"{on.own_mask} makes its mask of what is read with it, such as a choice among keys, and so "
+                        f"losses of {type(self.model).__name__} depend on how many tokens are read at once; it can be "
+                        "measured with sinkscope.capture, but not streamed."
+                    )
                 self.done = stop
                 yield scored(self.model, logits, self.ids, torch.arange(start, stop), stop)
 
