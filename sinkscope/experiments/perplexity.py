@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.models.facts import find_anatomy, model_attributes, token_attributes, weights_hash
-from sinkscope.models.requirements import check_decoder, check_eval
+from sinkscope.models.requirements import check_eval, check_reader
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Dense, Policy, Recompute, SinkWindow, Window
 from sinkscope.progress import progress_bar
-from sinkscope.scope.binding import block_within_limits, cached_windows, check_limits
+from sinkscope.scope.binding import block_within_limits, check_limits, native_windows
 from sinkscope.scope.forward import check_vocabulary
 from sinkscope.scope.measure import batches_of, texts_of, with_token_texts
 from sinkscope.streaming.checkpoint import Checkpoint, Progress
@@ -168,7 +168,8 @@ def _queries(ids: Tensor, policy: Policy, run: Run) -> Tensor:
 
 def record_of(model: nn.Module, texts: list[Tensor], policies: list[Policy], finished: list[Progress]) -> xr.Dataset:
     """The losses under all policies as a record."""
-    losses, natives = np.stack([run.losses.numpy() for run in finished]), cached_windows(model)
+    losses, natives = np.stack([run.losses.numpy() for run in finished]), native_windows(model)
+    numbers = find_anatomy(model).numbers
     record = xr.Dataset(
         {"nll": (("policy", "sequence", "token"), losses, {"units": "nats"})},
         coords={
@@ -178,7 +179,7 @@ def record_of(model: nn.Module, texts: list[Tensor], policies: list[Policy], fin
             "scored": ("policy", np.isfinite(losses).sum((1, 2))),
         },
     )
-    sliding = [str(layer) for layer, window in natives.items() if window and None in natives.values()]
+    sliding = [str(numbers[index]) for index, window in natives.items() if window and None in natives.values()]
     return record.assign_attrs(
         kind="perplexity",
         **model_attributes(model),
@@ -216,8 +217,8 @@ def dense_texts(model: nn.Module, ids: Tensor | Sequence[Tensor]) -> list[Tensor
 
 def check_run(model: nn.Module, texts: list[Tensor], run: Run) -> None:
     """Raise SinkscopeError when there can be no losses of these texts."""
-    check_decoder(model, predicts=True)
     check_eval(model, "losses")
+    check_reader(model)
     whole_number(run.block, "block", 1)
     if run.samples is not None:
         whole_number(run.samples, "samples", 1)

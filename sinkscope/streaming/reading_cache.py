@@ -6,8 +6,8 @@ every layer and key-value head (`KeptKeys`, and `ScoredCache` for `generate()`).
 
 from __future__ import annotations
 
-import inspect
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from itertools import product
 from typing import Any
@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from sinkscope.attention.scored import Memory, ScoredEviction
 from sinkscope.errors import SinkscopeError
-from sinkscope.hf.caches import Cache, CacheLayer
+from sinkscope.hf.caches import Cache, CacheLayer, in_place_of, own_layers, put_recurrent_states, recurrent_states
+from sinkscope.models.cached import find_layout, takes_positions
 from sinkscope.models.facts import find_anatomy
-from sinkscope.models.requirements import check_decoder, check_eval
-from sinkscope.models.rotary import Rotation, find_rotations, position_ceiling
+from sinkscope.models.requirements import check_decoder, check_eval, check_streamable
+from sinkscope.models.rotary import Rotation, cache_rotations, find_rotations, position_ceiling, scales_queries
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Policy, ScoredPolicy
-from sinkscope.scope.binding import cached_windows, check_limits, native_windows
+from sinkscope.scope.binding import check_limits
 from sinkscope.scope.scope import attached
 
 SLOTS = ("keys", "values")
@@ -94,6 +95,31 @@ class RollingLayer(CacheLayer):
         return self.seen
 
 
+def layers_with(model: nn.Module, ours: Mapping[int, CacheLayer]) -> list[Any]:
+    """The layers of a cache with ours at their places; where none of them is, what the model itself would put there.
+
+    Recurrent states are kept as the model keeps them, also beside keys of ours.
+    """
+    own = own_layers(model)
+    count = max(len(own), *(place + 1 for place in ours)) if ours else len(own)
+    plain = [own[place] if place < len(own) else None for place in range(count)]
+    return [in_place_of(ours[place], plain[place]) if place in ours else plain[place] for place in range(count)]
+
+
+def states_of(cache: Cache) -> dict[str, Tensor]:
+    """The recurrent states that the layers of a cache hold, with the batch first, by name."""
+    held = [(place, recurrent_states(layer)) for place, layer in enumerate(cache.layers)]
+    return {f"state.{place}.{name}": state for place, states in held for name, state in states.items()}
+
+
+def put_states(cache: Cache, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+    """Have a cache hold those of `tensors` that `states_of` gave, and no other states."""
+    for place, layer in enumerate(cache.layers):
+        own = f"state.{place}."
+        held = {name.removeprefix(own): each.to(device) for name, each in tensors.items() if name.startswith(own)}
+        put_recurrent_states(layer, held)
+
+
 class RollingCache(Cache):
     """What a policy that is not recomputed keeps of a text, in every layer.
 
@@ -102,23 +128,23 @@ class RollingCache(Cache):
     """
 
     def __init__(self, model: nn.Module, policy: Policy) -> None:
-        anatomy = find_anatomy(model)
         kept = None if policy.is_partial else policy.kept  # where some layers or heads are dense, all is kept
         bounded = kept is not None
-        natives = native_windows(model, len(anatomy.parts)) if bounded else [*cached_windows(model).values()]
-        rotations = find_rotations(model) if bounded else [None] * len(natives)
-        mixed = None in natives
-        self.rolling = [
-            RollingLayer(0, native - 1, rotation, is_sliding=True)
+        natives = find_layout(model).windows
+        rotations = cache_rotations(model) if bounded else dict.fromkeys(natives)
+        mixed = None in natives.values()
+        rolling = {
+            place: RollingLayer(0, native - 1, rotations[place], is_sliding=True)
             if native and (mixed or not bounded)
-            else RollingLayer(kept.first if kept else 0, kept.last if kept else None, rotation)
-            for native, rotation in zip(natives, rotations, strict=True)
-        ]
-        super().__init__(layers=[*self.rolling])
+            else RollingLayer(kept.first if kept else 0, kept.last if kept else None, rotations[place])
+            for place, native in natives.items()
+        }
+        super().__init__(layers=layers_with(model, rolling))
+        self.rolling = list(rolling.values())
         self.seen = 0
         self.memories: dict[str, Memory] = {}
-        self._takes_positions = "position_ids" in inspect.signature(anatomy.base.forward).parameters
-        self._reach = policy.cache_size if bounded and self._takes_positions else None
+        self._places = bounded and takes_positions(find_anatomy(model).base)
+        self._reach = policy.cache_size if self._places and not scales_queries(model) else None
         self._ceiling = position_ceiling(model) or sys.maxsize
 
     def positions(self, count: int, device: torch.device) -> dict[str, Tensor]:
@@ -129,7 +155,7 @@ class RollingCache(Cache):
                 layer.rebase(base)
         start = self.seen - self.rolling[0].base
         self.seen += count
-        if not self._takes_positions:
+        if not self._places:  # those that it counts itself
             return {}
         return {"position_ids": torch.arange(start, start + count, device=device)[None]}
 
@@ -145,7 +171,7 @@ class RollingCache(Cache):
             held[f"{number}.{part}.{slot}"] = getattr(layer, part)[slot]
         for prefix, memory in self.memories.items():
             held |= memory.tensors(prefix)
-        return held
+        return held | states_of(self)
 
     def load_tensors(self, tensors: dict[str, Tensor], seen: int, device: torch.device) -> None:
         """Hold what `tensors` gave after `seen` tokens."""
@@ -154,6 +180,7 @@ class RollingCache(Cache):
             for part, slot in product(("first", "last"), SLOTS):
                 getattr(layer, part)[slot] = tensors[f"{number}.{part}.{slot}"].to(device)
         self.seen = seen
+        put_states(self, tensors, device)
         prefixes = [name.removesuffix("places") for name in tensors if name.endswith(".places")]
         self.memories = {prefix: Memory.of(tensors, prefix, device) for prefix in prefixes}
 
@@ -210,16 +237,19 @@ class KeptKeys(Cache):
 
     def __init__(self, model: nn.Module, policy: ScoredPolicy) -> None:
         self.policy = policy
-        natives = native_windows(model, len(find_anatomy(model).parts))
-        self.kept_layers = [
-            ScoredLayer() if native is None else RollingLayer(0, native - 1, None, is_sliding=True)
-            for native in natives
-        ]
-        super().__init__(layers=[*self.kept_layers])
+        check_streamable(model)
+        layout = find_layout(model)
+        kept = {
+            place: ScoredLayer() if native is None else RollingLayer(0, native - 1, None, is_sliding=True)
+            for place, native in layout.windows.items()
+        }
+        super().__init__(layers=layers_with(model, kept))
+        self.kept_layers = list(kept.values())
+        self.by_attention = {index: kept[places[0]] for index, places in enumerate(layout.reads) if places}
 
     def memory(self, eviction: ScoredEviction) -> Memory:
         """What a layer holds, and its scores, for a forward pass in which it carries out `eviction`."""
-        layer = self.kept_layers[eviction.layer]
+        layer = self.by_attention[eviction.layer]
         assert isinstance(layer, ScoredLayer)
         if eviction.policy != self.policy:
             raise SinkscopeError(f"this cache is one of {self.policy!r}, and the model carries {eviction.policy!r}.")
@@ -231,7 +261,7 @@ class KeptKeys(Cache):
 
     def keep(self, number: int, keys: Tensor, values: Tensor) -> None:
         """Hold these keys and values [batch, kv_head, key, dim], and no others."""
-        layer = self.kept_layers[number]
+        layer = self.by_attention[number]
         layer.keys, layer.values = keys, values
 
     @property
@@ -244,7 +274,7 @@ class KeptKeys(Cache):
         """By attention layer, counted from 0: where in the text the keys held stand, [sequence, kv_head, key]."""
         return {
             number: layer.memory.places
-            for number, layer in enumerate(self.kept_layers)
+            for number, layer in self.by_attention.items()
             if isinstance(layer, ScoredLayer) and layer.memory.places is not None
         }
 
@@ -270,7 +300,7 @@ class KeptKeys(Cache):
             elif layer.memory.places is not None:
                 held |= {f"{number}.keys": layer.keys, f"{number}.values": layer.values}
                 held |= layer.memory.tensors(f"{number}.")
-        return held
+        return held | states_of(self)
 
     def load_tensors(self, tensors: dict[str, Tensor], seen: int, device: torch.device) -> None:
         """Hold what `tensors` gave after `seen` tokens."""
@@ -283,6 +313,7 @@ class KeptKeys(Cache):
                 continue
             layer.keys, layer.values = (tensors[f"{number}.{slot}"].to(device) for slot in SLOTS)
             layer.memory = Memory.of(tensors, f"{number}.", device, holds_all=False)
+        put_states(self, tensors, device)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Refused: a scope follows each text by its row."""
@@ -341,6 +372,7 @@ class ScoredCache(KeptKeys, AbstractContextManager["ScoredCache"]):
         """Forget everything that was read."""
         for layer in self.kept_layers:
             layer.forget()
+        put_states(self, {}, torch.device("cpu"))
 
     def __repr__(self) -> str:
         held = max((layer.held for layer in self.kept_layers if isinstance(layer, ScoredLayer)), default=0)
