@@ -24,7 +24,7 @@ from sinkscope.models.requirements import check_eval, check_reader
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Dense, Policy, Recompute, SinkWindow, Window
 from sinkscope.progress import progress_bar
-from sinkscope.scope.binding import block_within_limits, check_limits, native_windows
+from sinkscope.scope.binding import block_within_limits, check_limits, goes_by_token, native_windows, policy_layers
 from sinkscope.scope.forward import check_vocabulary
 from sinkscope.scope.measure import batches_of, texts_of, with_token_texts
 from sinkscope.streaming.checkpoint import Checkpoint, Progress
@@ -66,7 +66,10 @@ def perplexity(
     """The loss of every token under each policy, over the same tokens.
 
     Policies are read in blocks, exact for blocks of any size, but for re-computation, which runs every window as a text
-    of its own; families outside transformers' attention interface go token by token. The first token of a text is not
+    of its own; families outside transformers' attention interface go token by token, and those that read on otherwise
+    than they read a whole text are given it whole. A policy acts on the layers with attention to keys, and not on
+    linear attention and other recurrent states, which run on as they are; `policy_layers` in the record's attrs says
+    which layers that leaves. The first token of a text is not
     scored, with or without a BOS token.
 
     Args:
@@ -149,7 +152,7 @@ def reader_of(model: nn.Module, ids: Tensor, policy: Policy, run: Run) -> Reader
     if policy.recomputed and policy.kept is not None:
         rows = max(1, BATCH_TOKENS // (policy.kept.last * len(ids)))
         return WindowReader(model, ids, policy, _queries(ids, policy, run), rows, run.normaliser)
-    if policy.kept is not None and not find_anatomy(model).interface:
+    if policy.kept is not None and goes_by_token(model):
         return TokenReader(model, ids, policy)
     return BlockReader(model, ids, policy, block_within_limits(model, policy, run.block), run.normaliser)
 
@@ -186,6 +189,7 @@ def record_of(model: nn.Module, texts: list[Tensor], policies: list[Policy], fin
         **token_attributes(record, model),
         policies="; ".join(map(repr, policies)),
         native_sliding_layers=", ".join(sliding) or "none",
+        policy_layers=", ".join(str(numbers[index]) for index in policy_layers(model)),
     )
 
 

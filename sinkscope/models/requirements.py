@@ -46,6 +46,8 @@ def check_streamable(model: Any) -> None:
     """Raise SinkscopeError unless keys can be taken out of a model's cache, and what it reads on is right."""
     check_decoder(model)
     name, layout = type(model).__name__, find_layout(model)
+    if find_reading(model) == ACAUSAL:
+        raise not_a_decoder(name, "has attention that is not causal")
     if not layout.windows and not layout.foreign:
         raise not_a_decoder(name, "keeps no keys in its cache")
     if layout.foreign:
@@ -58,11 +60,10 @@ def check_streamable(model: Any) -> None:
 
 
 def _check_causal(model: Any) -> None:
-    """Refuse attention to later tokens: what says so is asked, and what does not run is not counted."""
-    parts, name = find_anatomy(model).parts, type(model).__name__
-    bidirectional = {part.number for part in parts if getattr(part.attention, "is_causal", True) is False}
-    if len(bidirectional) == len(parts) or (bidirectional and find_reading(model) == ACAUSAL):
-        raise not_a_decoder(name, "has attention that is not causal")
+    """Refuse attention to later tokens; a module that says so may not run, or be given a causal mask."""
+    doubtful = any(getattr(part.attention, "is_causal", True) is False for part in find_anatomy(model).parts)
+    if doubtful and find_reading(model) == ACAUSAL:
+        raise not_a_decoder(type(model).__name__, "has attention that is not causal")
 
 
 def _check_head(model: Any) -> None:
@@ -86,7 +87,8 @@ def check_unchunked(model: Any) -> None:
     """Raise SinkscopeError for attention in chunks (llama4): what a token sees depends on its place in the text."""
     if attends_in_chunks(model):
         raise SinkscopeError(
-            f"{type(model).__name__} attends in chunks, whose borders are places in the text; it cannot be streamed."
+            f"{type(model).__name__} attends in chunks, whose borders are places in the text, so its keys cannot be "
+            "moved within a cache or counted by a window; sinkscope.perplexity reads it."
         )
 
 

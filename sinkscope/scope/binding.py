@@ -47,10 +47,10 @@ def layer_evictions(policy: Policy, model: nn.Module, anatomy: Anatomy) -> list[
             f"{policy!r} runs every window as a text of its own, so it is no way to attend in one forward pass; "
             "use sinkscope.perplexity."
         )
-    if not anatomy.interface:
+    if goes_by_token(model):
         raise SinkscopeError(
-            f"{type(model).__name__} does not use transformers' attention interface, so its attention cannot follow a "
-            "policy in one forward pass; use sinkscope.perplexity or a SinkCache, which go token by token."
+            f"{type(model).__name__} {_out_of_reach(anatomy)}, so its attention cannot follow a policy in one forward "
+            "pass; use sinkscope.perplexity or a SinkCache, which go token by token."
         )
     natives = native_windows(model)
     if policy.remembers:
@@ -63,9 +63,9 @@ def layer_evictions(policy: Policy, model: nn.Module, anatomy: Anatomy) -> list[
             f"every layer of {type(model).__name__} slides over its own window, so there is none whose keys "
             f"`{policy.name}` could act on; give a policy with a window."
         )
-    full = [index for index, native in natives.items() if native is None] or list(natives)
+    acting = policy_layers(model)
     return [
-        _bound(policy, model, index, part) if index in full and policy.acts_in(part.number) else ()
+        _bound(policy, model, index, part) if index in acting and policy.acts_in(part.number) else ()
         for index, part in enumerate(anatomy.parts)
     ]
 
@@ -110,6 +110,12 @@ def native_windows(model: nn.Module) -> dict[int, int | None]:
     return find_layout(model).natives
 
 
+def policy_layers(model: nn.Module) -> list[int]:
+    """The attention layers that a policy can act on: the full ones, or where every layer slides, all of them."""
+    natives = native_windows(model)
+    return [index for index, native in natives.items() if native is None] or list(natives)
+
+
 def check_limits(model: nn.Module, policy: Policy, tokens: int) -> None:
     """Refuse, or warn of, a policy that leads beyond the positions a model was made for, as `limit_notes` says."""
     for note in limit_notes(model, policy, tokens):
@@ -125,25 +131,25 @@ def limit_notes(model: nn.Module, policy: Policy, tokens: int) -> list[str]:
     """
     limit, name, anatomy = position_limit(model), type(model).__name__, find_anatomy(model)
     reach = tokens if policy.kept is None or policy.is_partial else min(tokens, sum(policy.kept))
-    if not policy.is_plain and not anatomy.interface:
+    if not policy.is_plain and goes_by_token(model):
         raise SinkscopeError(
-            f"{name} does not use transformers' attention interface, so it can be read token by token under a window, "
-            f"sinks and all, but not under `{policy.name}`."
+            f"{name} {_out_of_reach(anatomy)}, so it can be read token by token under a window, sinks and all, but not "
+            f"under `{policy.name}`."
         )
+    if policy.remembers:
+        _check_one_layer_each(policy, model)
     if policy.kept is None or policy.recomputed:
         if limit and reach > limit and _has_table(model):
             raise SinkscopeError(
                 f"{name} has a table of {limit} positions, and `{policy.name}` needs {reach}; give fewer tokens."
             )
     else:
-        if policy.remembers:
-            _check_one_layer_each(policy, model)
         check_streamable(model)
         find_rotations(model)
-        if policy.kept.first and policy.coordinates["positions"] == "original" and not anatomy.interface:
+        if policy.kept.first and policy.coordinates["positions"] == "original" and goes_by_token(model):
             raise SinkscopeError(
-                f"{name} does not use transformers' attention interface, so sinks are counted only by their place in "
-                'the cache; give positions="cache".'
+                f"{name} {_out_of_reach(anatomy)}, so sinks are counted only by their place in the cache; give "
+                'positions="cache".'
             )
     bounded = policy.kept is not None and not policy.recomputed
     if bounded and (ceiling := position_ceiling(model)) and tokens > ceiling and scales_queries(model):
@@ -162,10 +168,26 @@ def limit_notes(model: nn.Module, policy: Policy, tokens: int) -> list[str]:
             "it has filled up, its farthest tokens lie at distances the model has never seen"
         )
     if policy.cache_size and tokens <= policy.cache_size:
-        notes.append(
-            f"{tokens} tokens fit into the cache of `{policy.name}`: nothing is evicted, its losses are the dense ones"
-        )
+        losses = "its losses are the dense ones"
+        own = [native for native in native_windows(model).values() if native]
+        if len(own) == len(native_windows(model)) and tokens > min(own) and not policy.recomputed:
+            losses = (
+                f"and as it takes the place of the window of {min(own)} tokens that every layer has, its losses are "
+                "those of attention to all tokens, and not those of `dense`, which keeps that window"
+            )
+        notes.append(f"{tokens} tokens fit into the cache of `{policy.name}`: nothing is evicted, {losses}")
     return notes
+
+
+def goes_by_token(model: nn.Module) -> bool:
+    """Whether a model's attention cannot be given a policy, so that only what its cache keeps can follow one."""
+    return not find_anatomy(model).interface or not find_layout(model).is_followed
+
+
+def _out_of_reach(anatomy: Anatomy) -> str:
+    if not anatomy.interface:
+        return "does not use transformers' attention interface"
+    return "changes its attention by a bias or a mask of its own"
 
 
 def block_within_limits(model: nn.Module, policy: Policy, block: int) -> int:

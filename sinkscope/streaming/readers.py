@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from sinkscope.hf.caches import with_cache
 from sinkscope.models.cached import find_layout
-from sinkscope.models.facts import find_anatomy
 from sinkscope.models.requirements import not_finite
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Policy
-from sinkscope.scope.binding import reads_in_blocks
+from sinkscope.scope.binding import goes_by_token, reads_in_blocks
 from sinkscope.scope.scope import attached
 from sinkscope.streaming.reading_cache import KeptKeys, reading_cache
 from sinkscope.streaming.sink_cache import SinkCache
@@ -64,11 +63,10 @@ class BlockReader(Reader):
     ) -> None:
         super().__init__(model, ids, policy)
         self.block, self.normaliser = block, normaliser
-        layout = find_layout(model)
         self.cache = reading_cache(model, policy) if reads_in_blocks(model) else None
         self._resumes = self.cache is not None and (not policy.remembers or isinstance(self.cache, KeptKeys))
         # a dense policy needs no scope where the model's attention is out of reach
-        is_reached = find_anatomy(model).interface and layout.is_followed and not layout.foreign
+        is_reached = not goes_by_token(model) and not find_layout(model).foreign
         self._is_scoped = is_reached or not policy.is_dense or normaliser is not None
 
     @torch.no_grad()  # not inside: a generator that stops there would leave its caller, or another thread, without

@@ -67,7 +67,9 @@ class RollingLayer(CacheLayer):
             self.lazy_initialization(key_states, value_states)
         new_sinks = min(max(0, self.sinks - self.seen), key_states.shape[2])
         self.seen += key_states.shape[2]
-        return self._joined("keys", key_states, new_sinks), self._joined("values", value_states, new_sinks)
+        self.keys = self._joined("keys", key_states, new_sinks)
+        self.values = self._joined("values", value_states, new_sinks)
+        return self.keys, self.values
 
     def _joined(self, slot: str, new: Tensor, new_sinks: int) -> Tensor:
         wide = new.to(self.first[slot].dtype)

@@ -30,7 +30,7 @@ from sinkscope.hf.caches import growing_cache, held_states, with_cache
 from sinkscope.hf.models import query_heads
 from sinkscope.models.cached import find_layout
 from sinkscope.models.facts import Anatomy, find_anatomy
-from sinkscope.models.requirements import check_decoder, check_unscoped, not_a_decoder
+from sinkscope.models.requirements import check_decoder, check_unchunked, check_unscoped, not_a_decoder
 
 Flops = dict[str, int]  # by path of the module; "" is the model
 
@@ -105,6 +105,7 @@ def shapes_of(model: Any) -> Shapes:
     """
     anatomy = find_anatomy(model)
     check_decoder(model)
+    check_unchunked(model)
     check_unscoped(anatomy.base)
     state = (
         implementation(model),

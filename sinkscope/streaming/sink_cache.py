@@ -20,15 +20,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import implementation
-from sinkscope.hf.caches import Cache, argument_name, given_cache, is_recurrent, with_cache, without_cache
-from sinkscope.hf.generation import hide_prompts, show_prompts
+from sinkscope.hf.caches import argument_name, is_recurrent, with_cache, without_cache
 from sinkscope.hf.models import alibi_limit
 from sinkscope.models.cached import find_layout
 from sinkscope.models.facts import find_anatomy, weights_hash
@@ -41,11 +39,12 @@ from sinkscope.streaming.arena import layer_kinds
 from sinkscope.streaming.checkpoint import read_tensors, write_tensors
 from sinkscope.streaming.reading_cache import layers_with, put_states, states_of
 from sinkscope.streaming.store import ArenaLayer, Store, part_of, read_blocks, read_padding
+from sinkscope.streaming.ties import Tied, tie
 
 KIND = "sinkscope sink cache 1"
 
 
-class SinkCache(Cache, AbstractContextManager["SinkCache"]):
+class SinkCache(Tied, AbstractContextManager["SinkCache"]):
     """The first `sinks` tokens of a text and the last `window`, for `generate()` and for forward passes by hand.
 
     Greedy search, sampling, beams, batches padded on the left, prompts longer than the cache and any number of turns
@@ -95,7 +94,7 @@ class SinkCache(Cache, AbstractContextManager["SinkCache"]):
         self._is_reading = False  # a forward pass that recurrent states follow; one that fails leaves it so
         self._model, self._base = weakref.ref(model), weakref.ref(anatomy.base)
         self._dtype = next(anatomy.base.parameters()).dtype
-        self._untie = _tie(self, model, anatomy.base)
+        self._untie = tie(self, model, anatomy.base)
 
     # --- what a reader may ask ------------------------------------------------------------------------------------
 
@@ -139,7 +138,7 @@ class SinkCache(Cache, AbstractContextManager["SinkCache"]):
         memo[id(self)] = other
         vars(other).update(copy.deepcopy({name: held for name, held in vars(self).items() if name != "_untie"}, memo))
         model, base = self._model(), self._base()
-        other._untie = self._untie if self.is_closed or model is None or base is None else _tie(other, model, base)
+        other._untie = self._untie if self.is_closed or model is None or base is None else tie(other, model, base)
         return other
 
     # --- its life -------------------------------------------------------------------------------------------------
@@ -384,57 +383,3 @@ def _checked_ceiling(model: Any, policy: SinkWindow) -> int | None:
                 f"window={policy.window} and the token being read; take a smaller window."
             )
     return position_ceiling(model)
-
-
-# What ties a cache to its model: two functions on the model while a cache of it is open, and nothing after. A forward
-# pre-hook on the base model hands every forward pass with such a cache to the cache. A function on the model shows it
-# the whole prompt that `generate()` was given, of which the forward pass gets only what is new. Neither holds on to a
-# cache, so a cache that is forgotten is collected, and unties itself.
-
-Ties = WeakKeyDictionary[nn.Module, tuple[int, Callable[[nn.Module], None]]]  # open caches, and what unties the last
-_HOOKS: Ties = WeakKeyDictionary()  # on bases
-_PROMPTS: Ties = WeakKeyDictionary()  # on models
-
-
-def _tie(cache: SinkCache, model: nn.Module, base: nn.Module) -> weakref.finalize:
-    """Tie a cache to a model and its base; calling what is returned, or collecting the cache, unties them."""
-    if base not in _HOOKS:
-        before = base.register_forward_pre_hook(_hand_over, prepend=True, with_kwargs=True)
-        after = base.register_forward_hook(_hand_back, with_kwargs=True)
-        _HOOKS[base] = (0, lambda _: (before.remove(), after.remove()))
-    if model not in _PROMPTS and show_prompts(model, _is_ours, SinkCache.before_generation):
-        _PROMPTS[model] = (0, hide_prompts)
-    _count(_HOOKS, base, 1)
-    _count(_PROMPTS, model, 1)
-    return weakref.finalize(cache, _untie, weakref.ref(model), weakref.ref(base))
-
-
-def _untie(model: weakref.ref[nn.Module], base: weakref.ref[nn.Module]) -> None:
-    _count(_HOOKS, base(), -1)
-    _count(_PROMPTS, model(), -1)
-
-
-def _count(ties: Ties, module: nn.Module | None, change: int) -> None:
-    """One open cache more or less; what ties goes with the last."""
-    if module is not None and module in ties:
-        opened, take_off = ties[module]
-        ties[module] = (opened + change, take_off)
-        if opened + change == 0:
-            take_off(module)
-            del ties[module]
-
-
-def _hand_over(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    cache = given_cache(kwargs)
-    if cache is None:
-        cache = next(filter(_is_ours, args), None)
-    return cache.before_forward(module, args, kwargs) if _is_ours(cache) else None
-
-
-def _hand_back(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    if _is_ours(cache := given_cache(kwargs)):
-        cache.after_forward()
-
-
-def _is_ours(cache: Any) -> bool:
-    return isinstance(cache, SinkCache)
