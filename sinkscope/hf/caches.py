@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, cache_utils
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
@@ -81,11 +82,6 @@ def growing_cache(model: Any = None) -> Any:
     return DynamicCache() if model is None else DynamicCache(config=text_config(model))
 
 
-def own_layers(model: Any) -> list[Any]:
-    """The layers of the cache that a model makes for itself, empty."""
-    return list(growing_cache(model).layers)
-
-
 def growing_window(layer: Any) -> int | None:
     """The sliding window of a layer of transformers' own cache, in tokens, that being read included; None without."""
     return getattr(layer, "sliding_window", None) if getattr(layer, "is_sliding", False) else None
@@ -101,7 +97,7 @@ def is_recurrent(layer: Any) -> bool:
     return isinstance(layer, RECURRENT)
 
 
-def in_place_of(layer: CacheLayer, own: Any) -> CacheLayer:
+def _in_place_of(layer: CacheLayer, own: Any) -> CacheLayer:
     """A layer of ours in the place of a model's own, empty one: it holds the recurrent states of that one too."""
     if is_recurrent(own):
         layer.__class__ = _with_states(type(layer))
@@ -114,7 +110,8 @@ def _with_states(kind: type[CacheLayer]) -> type[CacheLayer]:
     """A class of layers with recurrent states beside what `kind` holds."""
 
     def lazy_initialization(self: Any, *keys_and_values: Tensor, **states: Any) -> None:
-        (kind if keys_and_values else RECURRENT[0]).lazy_initialization(self, *keys_and_values, **states)
+        owner: Any = kind if keys_and_values else RECURRENT[0]
+        owner.lazy_initialization(self, *keys_and_values, **states)
 
     return type(f"{kind.__name__}WithStates", (kind, *RECURRENT), {"lazy_initialization": lazy_initialization})
 
@@ -122,7 +119,7 @@ def _with_states(kind: type[CacheLayer]) -> type[CacheLayer]:
 STATES = ("conv", "recurrent")
 
 
-def recurrent_states(layer: Any) -> dict[str, Tensor]:
+def _recurrent_states(layer: Any) -> dict[str, Tensor]:
     """The recurrent states that a layer of a cache holds, with the batch first, by name; empty where it has none."""
     if not is_recurrent(layer):
         return {}
@@ -130,8 +127,8 @@ def recurrent_states(layer: Any) -> dict[str, Tensor]:
     return {f"{kind}.{index}": state for (kind, index), state in held.items() if state is not None}
 
 
-def put_recurrent_states(layer: Any, states: Mapping[str, Tensor]) -> None:
-    """Have a layer hold the states that `recurrent_states` gave, and no others."""
+def _put_recurrent_states(layer: Any, states: Mapping[str, Tensor]) -> None:
+    """Have a layer hold the states that `_recurrent_states` gave, and no others."""
     for kind in STATES if is_recurrent(layer) else ():
         for index in getattr(layer, f"{kind}_states"):
             state = states.get(f"{kind}.{index}")
@@ -142,6 +139,31 @@ def put_recurrent_states(layer: Any, states: Mapping[str, Tensor]) -> None:
                 layer.conv_kernel_size[index] = None if state is None else state.shape[-1]
             if state is not None:
                 layer.dtype, layer.device = state.dtype, state.device
+
+
+def layers_with(model: nn.Module, ours: Mapping[int, CacheLayer]) -> list[Any]:
+    """The layers of a cache with ours at their places; where none of them is, what the model itself would put there.
+
+    Recurrent states are kept as the model keeps them, also beside keys of ours.
+    """
+    own = list(growing_cache(model).layers)
+    count = max(len(own), *(place + 1 for place in ours)) if ours else len(own)
+    plain = [own[place] if place < len(own) else None for place in range(count)]
+    return [_in_place_of(ours[place], plain[place]) if place in ours else plain[place] for place in range(count)]
+
+
+def states_of(cache: Cache) -> dict[str, Tensor]:
+    """The recurrent states that the layers of a cache hold, with the batch first, by name."""
+    held = [(place, _recurrent_states(layer)) for place, layer in enumerate(cache.layers)]
+    return {f"state.{place}.{name}": state for place, states in held for name, state in states.items()}
+
+
+def put_states(cache: Cache, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+    """Have a cache hold those of `tensors` that `states_of` gave, and no other states."""
+    for place, layer in enumerate(cache.layers):
+        own = f"state.{place}."
+        held = {name.removeprefix(own): each.to(device) for name, each in tensors.items() if name.startswith(own)}
+        _put_recurrent_states(layer, held)
 
 
 def held_states(cache: Any, index: int) -> dict[str, Tensor]:

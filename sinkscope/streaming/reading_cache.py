@@ -7,7 +7,6 @@ every layer and key-value head (`KeptKeys`, and `ScoredCache` for `generate()`).
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from itertools import product
 from typing import Any
@@ -17,14 +16,14 @@ from torch import Tensor, nn
 
 from sinkscope.attention.scored import Memory, ScoredEviction
 from sinkscope.errors import SinkscopeError
-from sinkscope.hf.caches import Cache, CacheLayer, in_place_of, own_layers, put_recurrent_states, recurrent_states
+from sinkscope.hf.caches import Cache, CacheLayer, layers_with, put_states, states_of
 from sinkscope.models.cached import find_layout, takes_positions
 from sinkscope.models.facts import find_anatomy
 from sinkscope.models.requirements import check_decoder, check_eval, check_streamable
 from sinkscope.models.rotary import Rotation, cache_rotations, find_rotations, position_ceiling, scales_queries
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Policy, ScoredPolicy
-from sinkscope.scope.binding import check_limits
+from sinkscope.scope.binding import check_limits, reads_in_blocks
 from sinkscope.scope.scope import attached
 
 SLOTS = ("keys", "values")
@@ -97,31 +96,6 @@ class RollingLayer(CacheLayer):
         return self.seen
 
 
-def layers_with(model: nn.Module, ours: Mapping[int, CacheLayer]) -> list[Any]:
-    """The layers of a cache with ours at their places; where none of them is, what the model itself would put there.
-
-    Recurrent states are kept as the model keeps them, also beside keys of ours.
-    """
-    own = own_layers(model)
-    count = max(len(own), *(place + 1 for place in ours)) if ours else len(own)
-    plain = [own[place] if place < len(own) else None for place in range(count)]
-    return [in_place_of(ours[place], plain[place]) if place in ours else plain[place] for place in range(count)]
-
-
-def states_of(cache: Cache) -> dict[str, Tensor]:
-    """The recurrent states that the layers of a cache hold, with the batch first, by name."""
-    held = [(place, recurrent_states(layer)) for place, layer in enumerate(cache.layers)]
-    return {f"state.{place}.{name}": state for place, states in held for name, state in states.items()}
-
-
-def put_states(cache: Cache, tensors: Mapping[str, Tensor], device: torch.device) -> None:
-    """Have a cache hold those of `tensors` that `states_of` gave, and no other states."""
-    for place, layer in enumerate(cache.layers):
-        own = f"state.{place}."
-        held = {name.removeprefix(own): each.to(device) for name, each in tensors.items() if name.startswith(own)}
-        put_recurrent_states(layer, held)
-
-
 class RollingCache(Cache):
     """What a policy that is not recomputed keeps of a text, in every layer.
 
@@ -130,9 +104,12 @@ class RollingCache(Cache):
     """
 
     def __init__(self, model: nn.Module, policy: Policy) -> None:
+        layout = find_layout(model)
+        if layout.foreign:
+            raise SinkscopeError(f"{type(model).__name__} {layout.foreign}, so that no other can take its place.")
         kept = None if policy.is_partial else policy.kept  # where some layers or heads are dense, all is kept
         bounded = kept is not None
-        natives = find_layout(model).windows
+        natives = layout.windows
         rotations = cache_rotations(model) if bounded else dict.fromkeys(natives)
         mixed = None in natives.values()
         rolling = {
@@ -354,6 +331,11 @@ class ScoredCache(KeptKeys, AbstractContextManager["ScoredCache"]):
         check_decoder(model)
         check_eval(model, "attention")
         check_limits(model, policy, policy.budget + 1)
+        if not reads_in_blocks(model):
+            raise SinkscopeError(
+                f"{type(model).__name__} reads several tokens on a filled cache otherwise than one by one, so its "
+                f"prompts cannot be given to a ScoredCache; measure {policy!r} with sinkscope.perplexity."
+            )
         if _has_latent_keys(model):
             raise SinkscopeError(
                 f"{type(model).__name__} caches latent states that all heads share (MLA), so that no head can drop "

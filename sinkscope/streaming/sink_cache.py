@@ -26,7 +26,15 @@ from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import implementation
-from sinkscope.hf.caches import argument_name, is_recurrent, with_cache, without_cache
+from sinkscope.hf.caches import (
+    argument_name,
+    is_recurrent,
+    layers_with,
+    put_states,
+    states_of,
+    with_cache,
+    without_cache,
+)
 from sinkscope.hf.models import alibi_limit
 from sinkscope.models.cached import find_layout
 from sinkscope.models.facts import find_anatomy, weights_hash
@@ -37,7 +45,6 @@ from sinkscope.scope.binding import check_limits, reads_in_blocks
 from sinkscope.scope.interface import EVICTIONS, NAME
 from sinkscope.streaming.arena import layer_kinds
 from sinkscope.streaming.checkpoint import read_tensors, write_tensors
-from sinkscope.streaming.reading_cache import layers_with, put_states, states_of
 from sinkscope.streaming.store import ArenaLayer, Store, part_of, read_blocks, read_padding
 from sinkscope.streaming.ties import Tied, tie
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.hf.caches import Cache, CacheLayer, with_cache
+from sinkscope.hf.caches import Cache, CacheLayer, put_states, states_of, with_cache
 from sinkscope.policies import SinkWindow
 from sinkscope.scope.binding import block_within_limits
 from sinkscope.scope.scope import attached
 from sinkscope.streaming.arena import Arena, LayerKind
-from sinkscope.streaming.reading_cache import SLOTS, RollingCache, put_states, states_of
+from sinkscope.streaming.reading_cache import SLOTS, RollingCache
 
 ROOM = 1 << 10  # positions between two moves of the base: a float32 angle is right to 1e-4 up to there
 ROOM_HALF = 1 << 13  # half precision knows an angle to 4e-3, and loses as much whenever a key is turned

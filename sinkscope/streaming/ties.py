@@ -44,8 +44,13 @@ def tie(cache: Tied, model: nn.Module, base: nn.Module) -> weakref.finalize:
     if base not in _HOOKS:
         before = base.register_forward_pre_hook(_hand_over, prepend=True, with_kwargs=True)
         after = base.register_forward_hook(_hand_back, with_kwargs=True)
-        _HOOKS[base] = (0, lambda _: (before.remove(), after.remove()))
-    if model not in _PROMPTS and show_prompts(model, _is_ours, Tied.before_generation):
+
+        def take_off(_: nn.Module) -> None:
+            before.remove()
+            after.remove()
+
+        _HOOKS[base] = (0, take_off)
+    if model not in _PROMPTS and show_prompts(model, _is_ours, _show):
         _PROMPTS[model] = (0, hide_prompts)
     _count(_HOOKS, base, 1)
     _count(_PROMPTS, model, 1)
@@ -77,6 +82,10 @@ def _hand_over(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
 def _hand_back(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     if _is_ours(cache := given_cache(kwargs)):
         cache.after_forward()
+
+
+def _show(cache: Tied, ids: Tensor, new: int | None) -> None:
+    cache.before_generation(ids, new)
 
 
 def _is_ours(cache: Any) -> bool:

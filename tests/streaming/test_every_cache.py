@@ -9,12 +9,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sinkscope import Dense, HeavyHitters, SinkCache, SinkscopeError, SinkWindow, Window, attached, perplexity
+from sinkscope import (
+    Dense,
+    HeavyHitters,
+    ScoredCache,
+    SinkCache,
+    SinkscopeError,
+    SinkWindow,
+    Window,
+    attached,
+    perplexity,
+)
 from sinkscope.experiments.audit import audit_type
 from sinkscope.hf.tiny import tiny_model
 from sinkscope.models.rotary import find_rotations, scales_queries
 from sinkscope.scope.binding import limit_notes, native_windows
 from sinkscope.streaming.readers import BlockReader
+from sinkscope.streaming.reading_cache import RollingCache
 from tests.support.zoo import build
 
 IDS = torch.randint(3, 100, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -209,6 +220,17 @@ def test_what_cannot_be_streamed_says_its_true_reason(kind, sentence):
             call()
 
 
+def test_a_scored_cache_is_refused_where_prompts_cannot_be_read_on():
+    with pytest.raises(SinkscopeError, match="otherwise than one by one"):
+        ScoredCache(tiny_model("jamba"), HeavyHitters(8, 4))
+
+
+def test_a_cache_that_cannot_be_told_is_taken_no_place_of():
+    with pytest.raises(SinkscopeError, match="no other can take its place"):
+        RollingCache(tiny_model("axk2"), Dense())
+
+
+@pytest.mark.filterwarnings("ignore:.*nothing is evicted")
 def test_scores_are_not_remembered_by_layers_that_share_keys():
     model = tiny_model("gemma3n_text")
     with pytest.raises(SinkscopeError, match="share keys or run several times"):
@@ -217,6 +239,7 @@ def test_scores_are_not_remembered_by_layers_that_share_keys():
         losses_of(model, HeavyHitters(8, 4))
 
 
+@pytest.mark.filterwarnings("ignore:.*nothing is evicted")
 def test_a_policy_on_layers_that_all_slide_is_not_said_to_be_dense():
     model = build("mistral_sliding")
     note = limit_notes(model, SinkWindow(4, 60), 40)[-1]
