@@ -131,6 +131,14 @@ def test_a_cache_that_was_saved_copied_repeated_or_reset_goes_on_as_before(kind,
         torch.testing.assert_close(again[:, 30:], rest, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["qwen3_next", "falcon_h1"])
+def test_beams_take_their_recurrent_states_along(kind):
+    model, settings = tiny_model(kind), dict(max_new_tokens=10, num_beams=3, do_sample=False)
+    expected = model.generate(IDS[:1, :8], **settings)
+    with SinkCache(model, 2, 60) as cache:
+        assert torch.equal(model.generate(IDS[:1, :8], cache=cache, **settings), expected)
+
+
 @pytest.mark.parametrize("kind", ["qwen3_next", "falcon_h1", "lfm2_moe", "zamba2"])
 def test_padding_on_the_left_is_hidden_from_recurrent_states(kind):
     model = tiny_model(kind)
