@@ -31,7 +31,7 @@ from torch.overrides import TorchFunctionMode
 import sinkscope
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
-from sinkscope.hf.caches import growing_cache, native_windows, returned_cache, with_cache
+from sinkscope.hf.caches import growing_cache, growing_window, returned_cache, with_cache
 from sinkscope.hf.models import quiet_transformers
 from sinkscope.hf.tiny import causal_types, check_type, eager_twin, tiny_model
 from sinkscope.progress import progress_bar
@@ -352,7 +352,7 @@ class _Loop:
     def _empty(self) -> Any:
         """A cache to begin with: where all layers have a native window, whose place a policy takes, one without any."""
         with suppress(Exception):  # a cache of the model's own kind
-            if None not in native_windows(self.model).values():
+            if all(growing_window(layer) for layer in growing_cache(self.model).layers):
                 return growing_cache()
         return None
 

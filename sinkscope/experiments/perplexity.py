@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.models.facts import find_anatomy, model_attributes, token_attributes, weights_hash
-from sinkscope.models.requirements import check_decoder, check_eval
+from sinkscope.models.requirements import check_eval, check_reader
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Dense, Policy, Recompute, SinkWindow, Window
 from sinkscope.progress import progress_bar
-from sinkscope.scope.binding import block_within_limits, cached_windows, check_limits
+from sinkscope.scope.binding import block_within_limits, check_limits, goes_by_token, native_windows, policy_layers
 from sinkscope.scope.forward import check_vocabulary
 from sinkscope.scope.measure import batches_of, texts_of, with_token_texts
 from sinkscope.streaming.checkpoint import Checkpoint, Progress
@@ -65,7 +65,10 @@ def perplexity(
     """The loss of every token under each policy, over the same tokens.
 
     Policies are read in blocks, exact for blocks of any size, but for re-computation, which runs every window as a text
-    of its own; families outside transformers' attention interface go token by token. The first token of a text is not
+    of its own; families outside transformers' attention interface go token by token, and those that read on otherwise
+    than they read a whole text are given it whole. A policy acts on the layers with attention to keys, and not on
+    linear attention and other recurrent states, which run on as they are; `policy_layers` in the record's attrs says
+    which layers that leaves. The first token of a text is not
     scored, with or without a BOS token.
 
     Args:
@@ -148,7 +151,7 @@ def reader_of(model: nn.Module, ids: Tensor, policy: Policy, run: Run) -> Reader
     if policy.recomputed and policy.kept is not None:
         rows = max(1, BATCH_TOKENS // (policy.kept.last * len(ids)))
         return WindowReader(model, ids, policy, _queries(ids, policy, run), rows, run.normaliser)
-    if policy.kept is not None and not find_anatomy(model).interface:
+    if policy.kept is not None and goes_by_token(model):
         return TokenReader(model, ids, policy)
     return BlockReader(model, ids, policy, block_within_limits(model, policy, run.block), run.normaliser)
 
@@ -166,7 +169,9 @@ def _queries(ids: Tensor, policy: Policy, run: Run) -> Tensor:
 
 
 def record_of(model: nn.Module, texts: list[Tensor], policies: list[Policy], finished: list[Progress]) -> xr.Dataset:
-    losses, natives = np.stack([run.losses.numpy() for run in finished]), cached_windows(model)
+    """The losses under all policies as a record."""
+    losses, natives = np.stack([run.losses.numpy() for run in finished]), native_windows(model)
+    numbers = find_anatomy(model).numbers
     record = xr.Dataset(
         {"nll": (("policy", "sequence", "token"), losses, {"units": "nats"})},
         coords={
@@ -176,13 +181,14 @@ def record_of(model: nn.Module, texts: list[Tensor], policies: list[Policy], fin
             "scored": ("policy", np.isfinite(losses).sum((1, 2))),
         },
     )
-    sliding = [str(layer) for layer, window in natives.items() if window and None in natives.values()]
+    sliding = [str(numbers[index]) for index, window in natives.items() if window and None in natives.values()]
     return record.assign_attrs(
         kind="perplexity",
         **model_attributes(model),
         **token_attributes(record, model),
         policies="; ".join(map(repr, policies)),
         native_sliding_layers=", ".join(sliding) or "none",
+        policy_layers=", ".join(str(numbers[index]) for index in policy_layers(model)),
     )
 
 
@@ -214,8 +220,8 @@ def dense_texts(model: nn.Module, ids: Tensor | Sequence[Tensor]) -> list[Tensor
 
 def check_run(model: nn.Module, texts: list[Tensor], run: Run) -> None:
     """Raise SinkscopeError when there can be no losses of these texts."""
-    check_decoder(model, predicts=True)
     check_eval(model, "losses")
+    check_reader(model)
     whole_number(run.block, "block", 1)
     if run.samples is not None:
         whole_number(run.samples, "samples", 1)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, cache_utils
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
@@ -17,8 +19,22 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidi
 from sinkscope.hf.models import text_config
 
 NAMES = ("cache", "past_key_values")
-SHARED: tuple[type, ...] = tuple(getattr(cache_utils, name) for name in ("DummyLayer",) if hasattr(cache_utils, name))
-"""Layers that stand in for others whose keys and values they share; older releases leave them out of the cache."""
+
+
+def _known(*names: str) -> tuple[type, ...]:
+    return tuple(getattr(cache_utils, name) for name in names if hasattr(cache_utils, name))
+
+
+RECURRENT = _known("LinearAttentionLayer")
+"""Layers that hold states of a fixed size, of convolutions and recurrences; some hold keys and values beside them."""
+
+UNDERSTOOD = (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    *RECURRENT,
+    *_known("LinearAttentionAndFullAttentionLayer", "LinearAttentionAndSlidingWindowAttentionLayer", "DummyLayer"),
+)
+"""Layers of which it is known what they hold: keys and values, recurrent states, both, or nothing."""
 
 
 class CacheLayer(CacheLayerMixin):
@@ -66,18 +82,88 @@ def growing_cache(model: Any = None) -> Any:
     return DynamicCache() if model is None else DynamicCache(config=text_config(model))
 
 
-def native_windows(model: Any) -> dict[int, int | None]:
-    """The model's own sliding window in each layer of its cache, in tokens, that being read included; None for full."""
-    return {
-        number: getattr(layer, "sliding_window", None) if getattr(layer, "is_sliding", False) else None
-        for number, layer in enumerate(_layers(model))
-        if not isinstance(layer, SHARED)
-    }
+def growing_window(layer: Any) -> int | None:
+    """The sliding window of a layer of transformers' own cache, in tokens, that being read included; None without."""
+    return getattr(layer, "sliding_window", None) if getattr(layer, "is_sliding", False) else None
 
 
-def has_only_keys_and_values(model: Any) -> bool:
-    """Whether a model caches keys and values in every layer, and no other states."""
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer, *SHARED) for layer in _layers(model))
+def foreign_layer(layers: Iterable[Any]) -> str | None:
+    """The class of the first layer of a cache of which it is not known what it holds; None without one."""
+    return next((type(layer).__name__ for layer in layers if type(layer) not in UNDERSTOOD), None)
+
+
+def is_recurrent(layer: Any) -> bool:
+    """Whether a layer of a cache holds recurrent states, alone or beside keys and values."""
+    return isinstance(layer, RECURRENT)
+
+
+def _in_place_of(layer: CacheLayer, own: Any) -> CacheLayer:
+    """A layer of ours in the place of a model's own, empty one: it holds the recurrent states of that one too."""
+    if is_recurrent(own):
+        layer.__class__ = _with_states(type(layer))
+        vars(layer).update({name: value for name, value in vars(own).items() if name not in vars(layer)})
+    return layer
+
+
+@cache
+def _with_states(kind: type[CacheLayer]) -> type[CacheLayer]:
+    """A class of layers with recurrent states beside what `kind` holds."""
+
+    def lazy_initialization(self: Any, *keys_and_values: Tensor, **states: Any) -> None:
+        owner: Any = kind if keys_and_values else RECURRENT[0]
+        owner.lazy_initialization(self, *keys_and_values, **states)
+
+    return type(f"{kind.__name__}WithStates", (kind, *RECURRENT), {"lazy_initialization": lazy_initialization})
+
+
+STATES = ("conv", "recurrent")
+
+
+def _recurrent_states(layer: Any) -> dict[str, Tensor]:
+    """The recurrent states that a layer of a cache holds, with the batch first, by name; empty where it has none."""
+    if not is_recurrent(layer):
+        return {}
+    held = {(kind, index): state for kind in STATES for index, state in getattr(layer, f"{kind}_states").items()}
+    return {f"{kind}.{index}": state for (kind, index), state in held.items() if state is not None}
+
+
+def _put_recurrent_states(layer: Any, states: Mapping[str, Tensor]) -> None:
+    """Have a layer hold the states that `_recurrent_states` gave, and no others."""
+    for kind in STATES if is_recurrent(layer) else ():
+        for index in getattr(layer, f"{kind}_states"):
+            state = states.get(f"{kind}.{index}")
+            getattr(layer, f"{kind}_states")[index] = state
+            getattr(layer, f"is_{kind}_states_initialized")[index] = state is not None
+            if kind == "conv":
+                layer.has_previous_state[index] = bool(states)
+                layer.conv_kernel_size[index] = None if state is None else state.shape[-1]
+            if state is not None:
+                layer.dtype, layer.device = state.dtype, state.device
+
+
+def layers_with(model: nn.Module, ours: Mapping[int, CacheLayer]) -> list[Any]:
+    """The layers of a cache with ours at their places; where none of them is, what the model itself would put there.
+
+    Recurrent states are kept as the model keeps them, also beside keys of ours.
+    """
+    own = list(growing_cache(model).layers)
+    count = max(len(own), *(place + 1 for place in ours)) if ours else len(own)
+    plain = [own[place] if place < len(own) else None for place in range(count)]
+    return [_in_place_of(ours[place], plain[place]) if place in ours else plain[place] for place in range(count)]
+
+
+def states_of(cache: Cache) -> dict[str, Tensor]:
+    """The recurrent states that the layers of a cache hold, with the batch first, by name."""
+    held = [(place, _recurrent_states(layer)) for place, layer in enumerate(cache.layers)]
+    return {f"state.{place}.{name}": state for place, states in held for name, state in states.items()}
+
+
+def put_states(cache: Cache, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+    """Have a cache hold those of `tensors` that `states_of` gave, and no other states."""
+    for place, layer in enumerate(cache.layers):
+        own = f"state.{place}."
+        held = {name.removeprefix(own): each.to(device) for name, each in tensors.items() if name.startswith(own)}
+        _put_recurrent_states(layer, held)
 
 
 def held_states(cache: Any, index: int) -> dict[str, Tensor]:
@@ -91,7 +177,3 @@ def held_states(cache: Any, index: int) -> dict[str, Tensor]:
 def cache_among(arguments: Iterable[Any]) -> Any:
     """The first cache of transformers' kind among some arguments, whatever they are called; None without one."""
     return next((argument for argument in arguments if isinstance(argument, Cache)), None)
-
-
-def _layers(model: Any) -> list[Any]:
-    return DynamicCache(config=model.config).layers

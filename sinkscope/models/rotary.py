@@ -7,7 +7,6 @@ only, so its cached key depends on its position through the rotation and nothing
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import growing_cache, held_states, with_cache
 from sinkscope.hf.models import position_limits, rope_parameters, vocabulary_size
+from sinkscope.models.cached import find_layout, looking, takes_positions
 from sinkscope.models.facts import find_anatomy
 from sinkscope.models.requirements import check_decoder, check_eval, check_unscoped, not_a_decoder
 
@@ -84,18 +84,24 @@ TOKENS = 6  # tokens looked at, each alone
 ROTARY_TABLE = "embed_positions"  # what GPT-J and CodeGen call theirs
 FARTHEST = 1 << 8  # position probed; frequencies are right to float precision over it
 
-_FOUND: WeakKeyDictionary[nn.Module, tuple[torch.dtype, list[Rotation | None]]] = WeakKeyDictionary()
+_FOUND: WeakKeyDictionary[nn.Module, tuple[torch.dtype, dict[int, Rotation | None]]] = WeakKeyDictionary()
 
 
 def find_rotations(model: nn.Module) -> list[Rotation | None]:
     """The rotary geometry of each attention layer; None where keys do not depend on position (ALiBi, no positions)."""
+    rotations = cache_rotations(model)
+    return [rotations[places[0]] if places else None for places in find_layout(model).reads]
+
+
+def cache_rotations(model: nn.Module) -> dict[int, Rotation | None]:
+    """The same for each layer of the model's cache that holds keys, by its place in the cache."""
     base = find_anatomy(model).base
     dtype = next(base.parameters()).dtype
     if base not in _FOUND or _FOUND[base][0] != dtype:
         check_decoder(model)
         check_eval(base, "its keys")
         check_unscoped(base)
-        _FOUND[base] = (dtype, _look(base, type(model).__name__))
+        _FOUND[base] = (dtype, _look(base, type(model).__name__, list(find_layout(model).windows)))
     return _FOUND[base][1]
 
 
@@ -122,39 +128,46 @@ def changes_with_length(model: Any) -> bool:
 
 
 @torch.no_grad()
-def _look(base: Any, name: str) -> list[Rotation | None]:
+def _look(base: Any, name: str, places: list[int]) -> dict[int, Rotation | None]:
     limit = position_limit(base) or 2 * FARTHEST
     positions = [0] + [1 << power for power in range(int(math.log2(min(FARTHEST, max(2, limit // 2)))) + 1)]
     generator = torch.Generator().manual_seed(0)
     vocabulary = vocabulary_size(base)
     tokens = torch.randint(min(3, vocabulary - 1), vocabulary, (TOKENS, 1), generator=generator).to(base.device)
-    cached = {position: _cached(base, tokens, position, name) for position in positions}
-    rotations: list[Rotation | None] = []
-    for layer in range(len(cached[0])):
-        seen = {slot: {at: cached[at][layer][slot] for at in positions} for slot in ("keys", "values")}
+    if not takes_positions(base):
+        _check_stays(base, tokens, places[0], name)
+        positions = [0]
+    cached = {position: _cached(base, tokens, position, places) for position in positions}
+    rotations: dict[int, Rotation | None] = {}
+    for place in places:
+        if any(len(cached[at][place]) < 2 for at in positions):
+            raise not_a_decoder(name, "keeps no keys in its cache in some layers")
+        seen = {slot: {at: cached[at][place][slot] for at in positions} for slot in ("keys", "values")}
         found = _fitted(seen["keys"], "keys", base, name) or _fitted(seen["values"], "values", base, name)
-        rotations.append(next((known for known in rotations if known and found and known.is_like(found)), found))
+        known = [each for each in rotations.values() if each and found and each.is_like(found)]
+        rotations[place] = known[0] if known else found
     return rotations
 
 
-def _cached(base: Any, tokens: Tensor, position: int, name: str) -> list[dict[str, Tensor]]:
-    """What each layer caches of tokens that stand alone at a position: keys and values [token, head, 1, dim]."""
-    cache = growing_cache()
-    if "position_ids" in inspect.signature(base.forward).parameters:
-        base(tokens, **with_cache(base, cache), position_ids=torch.full_like(tokens, position))
-        return _states(cache, name)
-    base(tokens.expand(-1, 2), **with_cache(base, cache))  # no positions to choose: compare 0 and 1
-    first = _states(cache, name)
-    if position and not torch.equal(first[0]["keys"][:, :, 0], first[0]["keys"][:, :, 1]):
-        raise _absolute(name)
-    return [{slot: state[:, :, :1] for slot, state in layer.items()} for layer in first]
+def _cached(base: Any, tokens: Tensor, position: int, places: list[int]) -> dict[int, dict[str, Tensor]]:
+    """What the layers of a cache hold of tokens alone at a position: keys and values [token, head, 1, dim]."""
+    cache = growing_cache(base)
+    given = {"position_ids": torch.full_like(tokens, position)} if takes_positions(base) else {}
+    base(tokens, **with_cache(base, cache), **given)
+    held = {place: held_states(cache, place) for place in places}
+    return {place: {slot: each.double() for slot, each in states.items()} for place, states in held.items()}
 
 
-def _states(cache: Any, name: str) -> list[dict[str, Tensor]]:
-    layers = [held_states(cache, index) for index in range(len(cache.layers))]
-    if not layers or any(len(layer) < 2 for layer in layers):
-        raise not_a_decoder(name, "keeps no keys in its cache in some layers")
-    return [{slot: state.double() for slot, state in layer.items()} for layer in layers]
+def _check_stays(base: Any, tokens: Tensor, place: int, name: str) -> None:
+    """Refuse a model whose positions cannot be chosen, and whose keys follow them: those at 0 and 1 are compared."""
+    cache = growing_cache(base)
+    base(tokens.expand(-1, 2), **with_cache(base, cache))
+    keys = held_states(cache, place)["keys"]
+    if not torch.equal(keys[:, :, 0], keys[:, :, 1]):
+        raise SinkscopeError(
+            f"{name} counts the positions of its tokens by itself (its forward takes no position_ids) and its keys "
+            "follow them, so a cached key cannot be moved to another place; it can be read densely, but not streamed."
+        )
 
 
 def _fitted(seen: dict[int, Tensor], slot: str, base: Any, name: str) -> Rotation | None:
@@ -211,6 +224,31 @@ def _snapped(frequencies: Tensor, base: nn.Module, tolerance: float) -> Tensor:
 
 def _absolute(name: str) -> SinkscopeError:
     return SinkscopeError(
-        f"{name} adds positions to its tokens (learned absolute positions), so a cached key cannot be moved to another "
-        "place; it can be read densely up to its longest position, but not streamed."
+        f"{name} adds positions to its tokens (learned absolute positions, or sines), so a cached key cannot be moved "
+        "to another place; it can be read densely up to its longest position, but not streamed."
     )
+
+
+_SCALES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def scales_queries(model: nn.Module) -> bool:
+    """Whether queries grow with their position, so that this has to be counted in the text and not in the cache."""
+    anatomy = find_anatomy(model)
+    if anatomy.base not in _SCALES:
+        check_unscoped(anatomy.base)
+        _SCALES[anatomy.base] = anatomy.interface and takes_positions(anatomy.base) and _grow(anatomy.base)
+    return _SCALES[anatomy.base]
+
+
+@torch.no_grad()
+def _grow(base: Any) -> bool:
+    """Whether the lengths of queries, each of a token alone, differ between positions."""
+    far = min(position_ceiling(base) or 1 << 20, 1 << 20)
+    positions = [0, *(1 << power for power in range(far.bit_length()) if 1 << power < far)]
+    given = torch.tensor(positions, device=base.device)[:, None]
+    with looking(base) as look:
+        base(torch.zeros_like(given), position_ids=given, **with_cache(base, growing_cache(base)))
+    lengths = torch.stack([call.query.double().flatten(1).norm(dim=1) for call in look.calls])
+    change = (lengths - lengths[:, :1]).abs() / lengths[:, :1]
+    return bool(change.max() > max(1e-3, 4 * torch.finfo(look.calls[0].query.dtype).eps))

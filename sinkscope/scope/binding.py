@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +11,17 @@ from torch import nn
 
 from sinkscope.attention.eviction import Eviction
 from sinkscope.errors import SinkscopeError, warn
-from sinkscope.hf.caches import native_windows as cached_windows
 from sinkscope.hf.models import key_value_heads, query_heads
+from sinkscope.models.cached import BLOCKS, find_layout, find_reading, takes_positions
 from sinkscope.models.facts import Anatomy, Part, find_anatomy
-from sinkscope.models.requirements import check_unchunked
-from sinkscope.models.rotary import changes_with_length, find_rotations, position_ceiling, position_limit
+from sinkscope.models.requirements import check_streamable
+from sinkscope.models.rotary import (
+    changes_with_length,
+    find_rotations,
+    position_ceiling,
+    position_limit,
+    scales_queries,
+)
 from sinkscope.policies import Policy
 from sinkscope.policies.base import BoundLayer
 
@@ -41,28 +47,38 @@ def layer_evictions(policy: Policy, model: nn.Module, anatomy: Anatomy) -> list[
             f"{policy!r} runs every window as a text of its own, so it is no way to attend in one forward pass; "
             "use sinkscope.perplexity."
         )
-    if not anatomy.interface:
+    if goes_by_token(model):
         raise SinkscopeError(
-            f"{type(model).__name__} does not use transformers' attention interface, so its attention cannot follow a "
-            "policy in one forward pass; use sinkscope.perplexity or a SinkCache, which go token by token."
+            f"{type(model).__name__} {_out_of_reach(anatomy)}, so its attention cannot follow a policy in one forward "
+            "pass; use sinkscope.perplexity or a SinkCache, which go token by token."
         )
+    natives = native_windows(model)
+    if policy.remembers:
+        _check_one_layer_each(policy, model)
     if policy.kept is not None:
-        natives = native_windows(model, len(anatomy.parts))
+        check_streamable(model)
         find_rotations(model)  # or the reason why keys cannot leave a cache of this model
-    else:  # keys can be acted on in layers that have no cache of their own
-        check_unchunked(model)
-        windows = cached_windows(model)
-        natives = [windows.get(number) for number in anatomy.numbers]
-        if None not in natives:
-            raise SinkscopeError(
-                f"every layer of {type(model).__name__} slides over its own window, so there is none whose keys "
-                f"`{policy.name}` could act on; give a policy with a window."
-            )
-    slides = [None in natives and native is not None for native in natives]
+    elif natives and None not in natives.values():
+        raise SinkscopeError(
+            f"every layer of {type(model).__name__} slides over its own window, so there is none whose keys "
+            f"`{policy.name}` could act on; give a policy with a window."
+        )
+    acting = policy_layers(model)
     return [
-        () if sliding or not policy.acts_in(part.number) else _bound(policy, model, index, part)
-        for index, (part, sliding) in enumerate(zip(anatomy.parts, slides, strict=True))
+        _bound(policy, model, index, part) if index in acting and policy.acts_in(part.number) else ()
+        for index, part in enumerate(anatomy.parts)
     ]
+
+
+def _check_one_layer_each(policy: Policy, model: nn.Module) -> None:
+    """Refuse to remember attention by layers where several share keys, or one runs several times."""
+    reads = [place for places in find_layout(model).reads for place in places]
+    if len(set(reads)) < len(reads) or any(len(places) > 1 for places in find_layout(model).reads):
+        raise SinkscopeError(
+            f"{type(model).__name__} has attention layers that share keys or run several times in one forward pass, "
+            f"and `{policy.name}` chooses keys in each layer by the attention of that alone; give a policy that "
+            "follows from places in the text, such as sinkscope.SinkWindow(4, 1020)."
+        )
 
 
 def _bound(policy: Policy, model: nn.Module, index: int, part: Part) -> tuple[Eviction, ...]:
@@ -86,20 +102,18 @@ def _bound(policy: Policy, model: nn.Module, index: int, part: Part) -> tuple[Ev
     return tuple(bound)
 
 
-def native_windows(model: Any, layers: int) -> list[int | None]:
-    """The model's own sliding window in each attention layer, in tokens, that being read included; None for full ones.
+def native_windows(model: nn.Module) -> dict[int, int | None]:
+    """The model's own sliding window in each attention layer that has keys, by the place of that among the others.
 
-    Raises:
-        SinkscopeError: attention in chunks (llama4); other than `layers` layers in the cache, or shared ones (gemma3n).
+    It is counted in tokens, that being read included, and None for full layers.
     """
-    check_unchunked(model)
-    windows = list(cached_windows(model).values())
-    if len(windows) != layers:
-        raise SinkscopeError(
-            f"{type(model).__name__} has {layers} attention layers, but {len(windows)} layers in its cache, and a "
-            "policy needs one for each; it cannot be streamed."
-        )
-    return windows
+    return find_layout(model).natives
+
+
+def policy_layers(model: nn.Module) -> list[int]:
+    """The attention layers that a policy can act on: the full ones, or where every layer slides, all of them."""
+    natives = native_windows(model)
+    return [index for index, native in natives.items() if native is None] or list(natives)
 
 
 def check_limits(model: nn.Module, policy: Policy, tokens: int) -> None:
@@ -112,31 +126,36 @@ def limit_notes(model: nn.Module, policy: Policy, tokens: int) -> list[str]:
     """What a user should know of a policy on a text of so many tokens; nothing where all is well.
 
     Raises:
-        SinkscopeError: learned absolute positions are streamed, or read past their table; a rotation that changes
-            with length is read past that change; attention in chunks, or layers that share keys, where they cannot be.
+        SinkscopeError: absolute positions are streamed, or read past their table; a rotation that changes with length
+            is read past that change; a cache that keys cannot be taken out of.
     """
     limit, name, anatomy = position_limit(model), type(model).__name__, find_anatomy(model)
     reach = tokens if policy.kept is None or policy.is_partial else min(tokens, sum(policy.kept))
-    if not policy.is_plain and not anatomy.interface:
+    if not policy.is_plain and goes_by_token(model):
         raise SinkscopeError(
-            f"{name} does not use transformers' attention interface, so it can be read token by token under a window, "
-            f"sinks and all, but not under `{policy.name}`."
+            f"{name} {_out_of_reach(anatomy)}, so it can be read token by token under a window, sinks and all, but not "
+            f"under `{policy.name}`."
         )
-    if policy.kept is None:
-        check_unchunked(model)
+    if policy.remembers:
+        _check_one_layer_each(policy, model)
     if policy.kept is None or policy.recomputed:
         if limit and reach > limit and _has_table(model):
             raise SinkscopeError(
                 f"{name} has a table of {limit} positions, and `{policy.name}` needs {reach}; give fewer tokens."
             )
     else:
-        native_windows(model, len(anatomy.parts))
+        check_streamable(model)
         find_rotations(model)
-        if policy.kept.first and policy.coordinates["positions"] == "original" and not anatomy.interface:
+        if policy.kept.first and policy.coordinates["positions"] == "original" and goes_by_token(model):
             raise SinkscopeError(
-                f"{name} does not use transformers' attention interface, so sinks are counted only by their place in "
-                'the cache; give positions="cache".'
+                f"{name} {_out_of_reach(anatomy)}, so sinks are counted only by their place in the cache; give "
+                'positions="cache".'
             )
+    bounded = policy.kept is not None and not policy.recomputed
+    if bounded and (ceiling := position_ceiling(model)) and tokens > ceiling and scales_queries(model):
+        raise SinkscopeError(
+            f"{name} scales its queries by their position in the text and knows {ceiling} of them; give fewer tokens."
+        )
     if limit and reach > limit and changes_with_length(model):
         raise SinkscopeError(
             f"{name} changes its rotary frequencies beyond {limit} tokens, which keys cached before cannot follow; "
@@ -149,22 +168,49 @@ def limit_notes(model: nn.Module, policy: Policy, tokens: int) -> list[str]:
             "it has filled up, its farthest tokens lie at distances the model has never seen"
         )
     if policy.cache_size and tokens <= policy.cache_size:
-        notes.append(
-            f"{tokens} tokens fit into the cache of `{policy.name}`: nothing is evicted, its losses are the dense ones"
-        )
+        losses = "its losses are the dense ones"
+        own = [native for native in native_windows(model).values() if native]
+        if len(own) == len(native_windows(model)) and tokens > min(own) and not policy.recomputed:
+            losses = (
+                f"and as it takes the place of the window of {min(own)} tokens that every layer has, its losses are "
+                "those of attention to all tokens, and not those of `dense`, which keeps that window"
+            )
+        notes.append(f"{tokens} tokens fit into the cache of `{policy.name}`: nothing is evicted, {losses}")
     return notes
 
 
+def goes_by_token(model: nn.Module) -> bool:
+    """Whether a model's attention cannot be given a policy, so that only what its cache keeps can follow one."""
+    return not find_anatomy(model).interface or not find_layout(model).is_followed
+
+
+def _out_of_reach(anatomy: Anatomy) -> str:
+    if not anatomy.interface:
+        return "does not use transformers' attention interface"
+    return "changes its attention by a bias or a mask of its own"
+
+
 def block_within_limits(model: nn.Module, policy: Policy, block: int) -> int:
-    """The size of a block whose positions stay below where they end or a rotation changes with length."""
+    """The size of a block whose positions stay below where they end or a rotation changes with length.
+
+    Where a model does not read on in blocks as it reads a whole text, that is one block.
+    """
+    if not reads_in_blocks(model):
+        return sys.maxsize
     ceiling = position_ceiling(model)
     return block if ceiling is None or policy.cache_size is None else min(block, ceiling)
+
+
+def reads_in_blocks(model: nn.Module) -> bool:
+    """Whether a model reads a text in blocks, on a cache of ours, as it reads the whole of it."""
+    layout = find_layout(model)
+    return bool(layout.windows) and not layout.foreign and layout.is_followed and find_reading(model) == BLOCKS
 
 
 def _has_table(model: nn.Module) -> bool:
     """Whether positions are looked up in a table that ends: learned, or sines or biases computed once."""
     base: Any = find_anatomy(model).base
-    if "position_ids" not in inspect.signature(base.forward).parameters:
+    if not takes_positions(base):
         return True  # the biases of MPT
     if any(isinstance(getattr(module, "embed_positions", None), torch.Tensor) for module in base.modules()):
         return True  # GPT-J, CodeGen

@@ -197,6 +197,7 @@ def _check_cache(cache: Cache, filled: Filled, past: int, batch: int) -> None:
 
 
 def _last_key(cache: Cache) -> Tensor | None:
-    """The key [batch, dim] that a cache's first layer appended last, a fingerprint of its rows."""
-    keys = held_states(cache, 0).get("keys")
+    """The key [batch, dim] that a cache's first layer with keys appended last, a fingerprint of its rows."""
+    held = (held_states(cache, place) for place in range(len(cache.layers)))
+    keys = next((states["keys"] for states in held if "keys" in states), None)
     return None if keys is None or not keys.shape[2] else keys[:, 0, -1].clone()

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from sinkscope.hf.caches import growing_cache, held_states, with_cache
+from sinkscope.models.cached import find_layout
 from sinkscope.models.facts import find_anatomy
 from sinkscope.models.requirements import check_unscoped
-from sinkscope.models.rotary import Rotation, find_rotations
+from sinkscope.models.rotary import Rotation, cache_rotations
 from sinkscope.policies import SinkWindow
-from sinkscope.scope.binding import native_windows
 from sinkscope.streaming.reading_cache import SLOTS, lasting_dtype
 
 SAME_ANGLE = 1e-8  # radians per position: frequencies fitted in two layers differ by less when they are meant to be one
@@ -63,7 +63,7 @@ class LayerKind:
 
 @torch.no_grad()
 def layer_kinds(model: nn.Module, policy: SinkWindow) -> list[LayerKind]:
-    """The kind of each layer under a policy.
+    """The kind of each layer of the model's cache that holds keys, under a policy.
 
     A model that mixes layers with a native sliding window and full ones keeps the former as they are.
 
@@ -72,18 +72,17 @@ def layer_kinds(model: nn.Module, policy: SinkWindow) -> list[LayerKind]:
     """
     base: Any = find_anatomy(model).base
     check_unscoped(base)
-    rotations = find_rotations(model)
-    windows = native_windows(model, len(rotations))
-    mixed = None in windows
-    cache = growing_cache()
+    rotations, windows = cache_rotations(model), find_layout(model).windows
+    mixed = None in windows.values()
+    cache = growing_cache(base)
     base(torch.zeros(1, 1, dtype=torch.long, device=base.device), **with_cache(base, cache))
     kinds = []
-    for layer, (rotation, native) in enumerate(zip(rotations, windows, strict=True)):
-        held = held_states(cache, layer)
+    for place, native in windows.items():
+        held = held_states(cache, place)
         shapes = {slot: (states.shape[1], states.shape[3]) for slot, states in held.items()}
         own = mixed and native is not None
         sinks, window = (0, native - 1) if own and native else (policy.sinks, policy.window)
-        kinds.append(LayerKind(sinks, window, own, rotation, shapes, held["keys"].dtype, held["keys"].device))
+        kinds.append(LayerKind(sinks, window, own, rotations[place], shapes, held["keys"].dtype, held["keys"].device))
     return kinds
 
 

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import with_cache
-from sinkscope.models.facts import find_anatomy
+from sinkscope.models.cached import find_layout
 from sinkscope.models.requirements import not_finite
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Policy
+from sinkscope.scope.binding import goes_by_token, reads_in_blocks
 from sinkscope.scope.scope import attached
 from sinkscope.streaming.reading_cache import KeptKeys, reading_cache
 from sinkscope.streaming.sink_cache import SinkCache
@@ -63,34 +64,42 @@ class BlockReader(Reader):
     ) -> None:
         super().__init__(model, ids, policy)
         self.block, self.normaliser = block, normaliser
-        self.cache = reading_cache(model, policy)
-        self._resumes = not policy.remembers or isinstance(self.cache, KeptKeys)
+        self.cache = reading_cache(model, policy) if reads_in_blocks(model) else None
+        self._resumes = self.cache is not None and (not policy.remembers or isinstance(self.cache, KeptKeys))
+        # a dense policy needs no scope where the model's attention is out of reach
+        is_reached = not goes_by_token(model) and not find_layout(model).foreign
+        self._is_scoped = is_reached or not policy.is_dense or normaliser is not None
 
     @torch.no_grad()  # not inside: a generator that stops there would leave its caller, or another thread, without
     def steps(self) -> Iterator[Step]:
         last = self.ids.shape[1] - 1  # the last token predicts nothing that is there
-        # a dense policy needs no scope where the model's attention is out of reach
-        unscoped = self.policy.is_dense and self.normaliser is None and not find_anatomy(self.model).interface
-        scope = nullcontext() if unscoped else attached(self.model, policy=self.policy, normaliser=self.normaliser)
-        with scope as on:
+        scope = attached(self.model, policy=self.policy, normaliser=self.normaliser) if self._is_scoped else None
+        with scope or nullcontext():
             while self.done < last:
                 start, stop = self.done, min(self.done + self.block, last)
-                positions = self.cache.positions(stop - start, self.ids.device)
-                logits = self.model(self.ids[:, start:stop], **with_cache(self.model, self.cache), **positions).logits
-                if on is not None and on.own_mask:
+                logits = self._logits(start, stop)
+                if scope is not None and scope.own_mask and stop - start < last:
                     raise SinkscopeError(
-                        f"{on.own_mask} makes its mask of what is read with it, such as a choice among keys, and so "
+                        f"{scope.own_mask} makes its mask of what is read with it, such as a choice among keys, and so "
                         f"losses of {type(self.model).__name__} depend on how many tokens are read at once; it can be "
                         "measured with sinkscope.capture, but not streamed."
                     )
                 self.done = stop
                 yield scored(self.model, logits, self.ids, torch.arange(start, stop), stop)
 
+    def _logits(self, start: int, stop: int) -> Tensor:
+        """Logits [sequence, token, vocabulary] of the next tokens."""
+        if self.cache is None:  # the text is read whole, its last token too: some choose keys by how many there are
+            return self.model(self.ids).logits[:, start:stop]
+        given = with_cache(self.model, self.cache) | self.cache.positions(stop - start, self.ids.device)
+        return self.model(self.ids[:, start:stop], **given).logits
+
     def state(self) -> dict[str, Tensor]:
-        return self.cache.tensors() if self._resumes else {}
+        return self.cache.tensors() if self._resumes and self.cache is not None else {}
 
     def resume(self, done: int, state: dict[str, Tensor]) -> None:
-        if self._resumes:  # else from the start: what some heads remember of their attention is not in the cache
+        # else from the start: what some heads remember of their attention is not in the cache
+        if self._resumes and self.cache is not None:
             super().resume(done, state)
             self.cache.load_tensors(state, done, self.ids.device)
 

@@ -6,7 +6,6 @@ every layer and key-value head (`KeptKeys`, and `ScoredCache` for `generate()`).
 
 from __future__ import annotations
 
-import inspect
 import sys
 from contextlib import AbstractContextManager, ExitStack
 from itertools import product
@@ -17,13 +16,14 @@ from torch import Tensor, nn
 
 from sinkscope.attention.scored import Memory, ScoredEviction
 from sinkscope.errors import SinkscopeError
-from sinkscope.hf.caches import Cache, CacheLayer
+from sinkscope.hf.caches import Cache, CacheLayer, layers_with, put_states, states_of
+from sinkscope.models.cached import find_layout, takes_positions
 from sinkscope.models.facts import find_anatomy
-from sinkscope.models.requirements import check_decoder, check_eval
-from sinkscope.models.rotary import Rotation, find_rotations, position_ceiling
+from sinkscope.models.requirements import check_decoder, check_eval, check_streamable
+from sinkscope.models.rotary import Rotation, cache_rotations, find_rotations, position_ceiling, scales_queries
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Policy, ScoredPolicy
-from sinkscope.scope.binding import cached_windows, check_limits, native_windows
+from sinkscope.scope.binding import check_limits, reads_in_blocks
 from sinkscope.scope.scope import attached
 
 SLOTS = ("keys", "values")
@@ -66,7 +66,9 @@ class RollingLayer(CacheLayer):
             self.lazy_initialization(key_states, value_states)
         new_sinks = min(max(0, self.sinks - self.seen), key_states.shape[2])
         self.seen += key_states.shape[2]
-        return self._joined("keys", key_states, new_sinks), self._joined("values", value_states, new_sinks)
+        self.keys = self._joined("keys", key_states, new_sinks)
+        self.values = self._joined("values", value_states, new_sinks)
+        return self.keys, self.values
 
     def _joined(self, slot: str, new: Tensor, new_sinks: int) -> Tensor:
         wide = new.to(self.first[slot].dtype)
@@ -102,23 +104,26 @@ class RollingCache(Cache):
     """
 
     def __init__(self, model: nn.Module, policy: Policy) -> None:
-        anatomy = find_anatomy(model)
+        layout = find_layout(model)
+        if layout.foreign:
+            raise SinkscopeError(f"{type(model).__name__} {layout.foreign}, so that no other can take its place.")
         kept = None if policy.is_partial else policy.kept  # where some layers or heads are dense, all is kept
         bounded = kept is not None
-        natives = native_windows(model, len(anatomy.parts)) if bounded else [*cached_windows(model).values()]
-        rotations = find_rotations(model) if bounded else [None] * len(natives)
-        mixed = None in natives
-        self.rolling = [
-            RollingLayer(0, native - 1, rotation, is_sliding=True)
+        natives = layout.windows
+        rotations = cache_rotations(model) if bounded else dict.fromkeys(natives)
+        mixed = None in natives.values()
+        rolling = {
+            place: RollingLayer(0, native - 1, rotations[place], is_sliding=True)
             if native and (mixed or not bounded)
-            else RollingLayer(kept.first if kept else 0, kept.last if kept else None, rotation)
-            for native, rotation in zip(natives, rotations, strict=True)
-        ]
-        super().__init__(layers=[*self.rolling])
+            else RollingLayer(kept.first if kept else 0, kept.last if kept else None, rotations[place])
+            for place, native in natives.items()
+        }
+        super().__init__(layers=layers_with(model, rolling))
+        self.rolling = list(rolling.values())
         self.seen = 0
         self.memories: dict[str, Memory] = {}
-        self._takes_positions = "position_ids" in inspect.signature(anatomy.base.forward).parameters
-        self._reach = policy.cache_size if bounded and self._takes_positions else None
+        self._places = bounded and takes_positions(find_anatomy(model).base)
+        self._reach = policy.cache_size if self._places and not scales_queries(model) else None
         self._ceiling = position_ceiling(model) or sys.maxsize
 
     def positions(self, count: int, device: torch.device) -> dict[str, Tensor]:
@@ -129,7 +134,7 @@ class RollingCache(Cache):
                 layer.rebase(base)
         start = self.seen - self.rolling[0].base
         self.seen += count
-        if not self._takes_positions:
+        if not self._places:  # those that it counts itself
             return {}
         return {"position_ids": torch.arange(start, start + count, device=device)[None]}
 
@@ -145,7 +150,7 @@ class RollingCache(Cache):
             held[f"{number}.{part}.{slot}"] = getattr(layer, part)[slot]
         for prefix, memory in self.memories.items():
             held |= memory.tensors(prefix)
-        return held
+        return held | states_of(self)
 
     def load_tensors(self, tensors: dict[str, Tensor], seen: int, device: torch.device) -> None:
         """Hold what `tensors` gave after `seen` tokens."""
@@ -154,6 +159,7 @@ class RollingCache(Cache):
             for part, slot in product(("first", "last"), SLOTS):
                 getattr(layer, part)[slot] = tensors[f"{number}.{part}.{slot}"].to(device)
         self.seen = seen
+        put_states(self, tensors, device)
         prefixes = [name.removesuffix("places") for name in tensors if name.endswith(".places")]
         self.memories = {prefix: Memory.of(tensors, prefix, device) for prefix in prefixes}
 
@@ -210,16 +216,19 @@ class KeptKeys(Cache):
 
     def __init__(self, model: nn.Module, policy: ScoredPolicy) -> None:
         self.policy = policy
-        natives = native_windows(model, len(find_anatomy(model).parts))
-        self.kept_layers = [
-            ScoredLayer() if native is None else RollingLayer(0, native - 1, None, is_sliding=True)
-            for native in natives
-        ]
-        super().__init__(layers=[*self.kept_layers])
+        check_streamable(model)
+        layout = find_layout(model)
+        kept = {
+            place: ScoredLayer() if native is None else RollingLayer(0, native - 1, None, is_sliding=True)
+            for place, native in layout.windows.items()
+        }
+        super().__init__(layers=layers_with(model, kept))
+        self.kept_layers = list(kept.values())
+        self.by_attention = {index: kept[places[0]] for index, places in enumerate(layout.reads) if places}
 
     def memory(self, eviction: ScoredEviction) -> Memory:
         """What a layer holds, and its scores, for a forward pass in which it carries out `eviction`."""
-        layer = self.kept_layers[eviction.layer]
+        layer = self.by_attention[eviction.layer]
         assert isinstance(layer, ScoredLayer)
         if eviction.policy != self.policy:
             raise SinkscopeError(f"this cache is one of {self.policy!r}, and the model carries {eviction.policy!r}.")
@@ -231,7 +240,7 @@ class KeptKeys(Cache):
 
     def keep(self, number: int, keys: Tensor, values: Tensor) -> None:
         """Hold these keys and values [batch, kv_head, key, dim], and no others."""
-        layer = self.kept_layers[number]
+        layer = self.by_attention[number]
         layer.keys, layer.values = keys, values
 
     @property
@@ -244,7 +253,7 @@ class KeptKeys(Cache):
         """By attention layer, counted from 0: where in the text the keys held stand, [sequence, kv_head, key]."""
         return {
             number: layer.memory.places
-            for number, layer in enumerate(self.kept_layers)
+            for number, layer in self.by_attention.items()
             if isinstance(layer, ScoredLayer) and layer.memory.places is not None
         }
 
@@ -270,7 +279,7 @@ class KeptKeys(Cache):
             elif layer.memory.places is not None:
                 held |= {f"{number}.keys": layer.keys, f"{number}.values": layer.values}
                 held |= layer.memory.tensors(f"{number}.")
-        return held
+        return held | states_of(self)
 
     def load_tensors(self, tensors: dict[str, Tensor], seen: int, device: torch.device) -> None:
         """Hold what `tensors` gave after `seen` tokens."""
@@ -283,6 +292,7 @@ class KeptKeys(Cache):
                 continue
             layer.keys, layer.values = (tensors[f"{number}.{slot}"].to(device) for slot in SLOTS)
             layer.memory = Memory.of(tensors, f"{number}.", device, holds_all=False)
+        put_states(self, tensors, device)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Refused: a scope follows each text by its row."""
@@ -321,6 +331,11 @@ class ScoredCache(KeptKeys, AbstractContextManager["ScoredCache"]):
         check_decoder(model)
         check_eval(model, "attention")
         check_limits(model, policy, policy.budget + 1)
+        if not reads_in_blocks(model):
+            raise SinkscopeError(
+                f"{type(model).__name__} reads several tokens on a filled cache otherwise than one by one, so its "
+                f"prompts cannot be given to a ScoredCache; measure {policy!r} with sinkscope.perplexity."
+            )
         if _has_latent_keys(model):
             raise SinkscopeError(
                 f"{type(model).__name__} caches latent states that all heads share (MLA), so that no head can drop "
@@ -341,6 +356,7 @@ class ScoredCache(KeptKeys, AbstractContextManager["ScoredCache"]):
         """Forget everything that was read."""
         for layer in self.kept_layers:
             layer.forget()
+        put_states(self, {}, torch.device("cpu"))
 
     def __repr__(self) -> str:
         held = max((layer.held for layer in self.kept_layers if isinstance(layer, ScoredLayer)), default=0)

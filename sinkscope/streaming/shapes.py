@@ -28,9 +28,9 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import expert_implementation, implementation
 from sinkscope.hf.caches import growing_cache, held_states, with_cache
 from sinkscope.hf.models import query_heads
+from sinkscope.models.cached import find_layout
 from sinkscope.models.facts import Anatomy, find_anatomy
-from sinkscope.models.requirements import check_decoder, check_unscoped, not_a_decoder
-from sinkscope.scope.binding import native_windows
+from sinkscope.models.requirements import check_decoder, check_unchunked, check_unscoped, not_a_decoder
 
 Flops = dict[str, int]  # by path of the module; "" is the model
 
@@ -105,6 +105,7 @@ def shapes_of(model: Any) -> Shapes:
     """
     anatomy = find_anatomy(model)
     check_decoder(model)
+    check_unchunked(model)
     check_unscoped(anatomy.base)
     state = (
         implementation(model),
@@ -119,15 +120,24 @@ def shapes_of(model: Any) -> Shapes:
 
 @torch.no_grad()
 def _find(model: Any, anatomy: Anatomy) -> Shapes:
-    windows = native_windows(model, len(anatomy.parts))
+    layout, owners = find_layout(model), [place for places in find_layout(model).reads for place in places]
+    if layout.foreign:
+        raise SinkscopeError(f"{type(model).__name__} {layout.foreign}, so what it costs cannot be told.")
+    if len(set(owners)) < len(owners) or any(len(places) > 1 for places in layout.reads):
+        raise SinkscopeError(
+            f"{type(model).__name__} has attention layers that share keys or run several times in one forward pass, "
+            "and a cost is counted for layers that each keep keys of their own."
+        )
     base = next(name for name, module in model.named_modules() if module is anatomy.base)
     names = ["", base, *(part.name for part in anatomy.parts)]
     cache, fresh = growing_cache(model), growing_cache(model)
     first, second = _count(model, names, 1, cache), _count(model, names, 1, cache)
     both = _count(model, names, 2, fresh)
     layers = []
-    for part, window in zip(anatomy.parts, windows, strict=True):
-        held = held_states(cache, part.number)
+    for part, places in zip(anatomy.parts, layout.reads, strict=True):
+        if not places:  # no attention over keys
+            continue
+        window, held = layout.windows[places[0]], held_states(cache, places[0])
         if len(held) < 2:
             raise not_a_decoder(type(model).__name__, "keeps no keys in its cache in some layers")
         pair = (both[part.name] - 2 * first[part.name]) // 2

@@ -20,30 +20,38 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import implementation
-from sinkscope.hf.caches import Cache, argument_name, given_cache, with_cache, without_cache
-from sinkscope.hf.generation import hide_prompts, show_prompts
+from sinkscope.hf.caches import (
+    argument_name,
+    is_recurrent,
+    layers_with,
+    put_states,
+    states_of,
+    with_cache,
+    without_cache,
+)
 from sinkscope.hf.models import alibi_limit
+from sinkscope.models.cached import find_layout
 from sinkscope.models.facts import find_anatomy, weights_hash
-from sinkscope.models.requirements import check_decoder
-from sinkscope.models.rotary import changes_with_length, position_ceiling, position_limit
+from sinkscope.models.requirements import check_decoder, check_unchunked
+from sinkscope.models.rotary import changes_with_length, position_ceiling, position_limit, scales_queries
 from sinkscope.policies import SinkWindow
-from sinkscope.scope.binding import check_limits, native_windows
+from sinkscope.scope.binding import check_limits, reads_in_blocks
 from sinkscope.scope.interface import EVICTIONS, NAME
 from sinkscope.streaming.arena import layer_kinds
 from sinkscope.streaming.checkpoint import read_tensors, write_tensors
 from sinkscope.streaming.store import ArenaLayer, Store, part_of, read_blocks, read_padding
+from sinkscope.streaming.ties import Tied, tie
 
 KIND = "sinkscope sink cache 1"
 
 
-class SinkCache(Cache, AbstractContextManager["SinkCache"]):
+class SinkCache(Tied, AbstractContextManager["SinkCache"]):
     """The first `sinks` tokens of a text and the last `window`, for `generate()` and for forward passes by hand.
 
     Greedy search, sampling, beams, batches padded on the left, prompts longer than the cache and any number of turns
@@ -54,7 +62,8 @@ class SinkCache(Cache, AbstractContextManager["SinkCache"]):
     While a cache is open its model carries two functions that look out for it. `close()`, the end of a `with` block, or
     the end of the cache takes them off. Memory is allocated when the first tokens come and stays as it is. A forward
     pass that fails or is interrupted leaves the cache as it was, or, if it was run in parts, as the last finished part
-    left it. No gradient flows into the tokens kept.
+    left it; where there are recurrent states beside the keys, which run on with every token, it has to be reset. No
+    gradient flows into the tokens kept.
 
     Args:
         model: a transformers decoder in eval mode.
@@ -62,8 +71,8 @@ class SinkCache(Cache, AbstractContextManager["SinkCache"]):
         window: last tokens kept beside them.
 
     Raises:
-        SinkscopeError: sinks < 0 or window < 1; learned absolute positions, attention in chunks, an encoder; a rotation
-            that changes with length within the cache. Later, before anything is touched: another model or batch size,
+        SinkscopeError: sinks < 0 or window < 1; absolute positions, attention in chunks, an encoder; a rotation that
+            changes with length within the cache. Later, before anything is touched: another model or batch size,
             a prompt that does not continue what was read, a mask that is not padding on the left, `crop`.
     """
 
@@ -71,21 +80,28 @@ class SinkCache(Cache, AbstractContextManager["SinkCache"]):
         policy = SinkWindow(sinks, window)
         anatomy = find_anatomy(model)
         check_decoder(model)
+        check_unchunked(model)
         check_limits(model, policy, sys.maxsize)
         self.policy, self._model_name = policy, type(model).__name__
         self._limit = _checked_ceiling(model, policy)
         limits = [limit for limit in (self._limit, position_limit(model)) if limit]
-        self._store = Store(layer_kinds(model, policy), sinks, window, min(limits, default=None))
+        rebases = not scales_queries(model)
+        self._store = Store(layer_kinds(model, policy), sinks, window, min(limits, default=None), rebases)
         forward = anatomy.base.forward
         self._names, self._own_name = tuple(inspect.signature(forward).parameters), argument_name(forward) or ""
-        windows = native_windows(model, len(anatomy.parts))
+        windows = find_layout(model).windows
         # where every layer slides in a window that would hide the sinks, a mask takes its place
-        self._overrides_windows = all(windows) and any(own <= sinks + window for own in windows if own)
-        self._has_interface = anatomy.interface
-        super().__init__(layers=[ArenaLayer(self._store, layer) for layer in range(len(self._store.kinds))])
+        self._overrides_windows = all(windows.values()) and any(
+            own <= sinks + window for own in windows.values() if own
+        )
+        self._has_interface, self._in_blocks = anatomy.interface, reads_in_blocks(model)
+        arenas = {place: ArenaLayer(self._store, layer) for layer, place in enumerate(windows)}
+        super().__init__(layers=layers_with(model, arenas))
+        self._is_recurrent = any(map(is_recurrent, self.layers))
+        self._is_reading = False  # a forward pass that recurrent states follow; one that fails leaves it so
         self._model, self._base = weakref.ref(model), weakref.ref(anatomy.base)
         self._dtype = next(anatomy.base.parameters()).dtype
-        self._untie = _tie(self, model, anatomy.base)
+        self._untie = tie(self, model, anatomy.base)
 
     # --- what a reader may ask ------------------------------------------------------------------------------------
 
@@ -129,7 +145,7 @@ class SinkCache(Cache, AbstractContextManager["SinkCache"]):
         memo[id(self)] = other
         vars(other).update(copy.deepcopy({name: held for name, held in vars(self).items() if name != "_untie"}, memo))
         model, base = self._model(), self._base()
-        other._untie = self._untie if self.is_closed or model is None or base is None else _tie(other, model, base)
+        other._untie = self._untie if self.is_closed or model is None or base is None else tie(other, model, base)
         return other
 
     # --- its life -------------------------------------------------------------------------------------------------
@@ -144,6 +160,8 @@ class SinkCache(Cache, AbstractContextManager["SinkCache"]):
     def reset(self) -> None:
         """Forget everything; the memory stays."""
         self._store.forget()
+        put_states(self, {}, torch.device("cpu"))
+        self._is_reading = False
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the cache to a safetensors file; an older one is replaced in one step.
@@ -163,7 +181,7 @@ class SinkCache(Cache, AbstractContextManager["SinkCache"]):
             "pads": store.pads,
         }
         about = {"kind": KIND, "settings": json.dumps(settings)}
-        write_tensors(Path(path), "the cache", store.tensors() | {"ids": store.recent}, about)
+        write_tensors(Path(path), "the cache", store.tensors() | states_of(self) | {"ids": store.recent}, about)
         return Path(path)
 
     @classmethod
@@ -190,6 +208,7 @@ class SinkCache(Cache, AbstractContextManager["SinkCache"]):
         store.set_pads(settings["pads"])
         store.load_tensors(tensors, settings["seen"])
         store.recent.copy_(ids)
+        put_states(cache, tensors, store.kinds[0].device)
         return cache
 
     # --- what transformers asks -----------------------------------------------------------------------------------
@@ -200,15 +219,19 @@ class SinkCache(Cache, AbstractContextManager["SinkCache"]):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Give each row the text of the row in `beam_idx`."""
-        self._store.select(lambda states: states.index_select(0, beam_idx.to(states.device)))
+        self._select(lambda states: states.index_select(0, beam_idx.to(states.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each text, as for several answers to one prompt."""
-        self._store.select(lambda states: states.repeat_interleave(repeats, 0))
+        self._select(lambda states: states.repeat_interleave(repeats, 0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only some of the texts."""
-        self._store.select(lambda states: states[indices.to(states.device)])
+        self._select(lambda states: states[indices.to(states.device)])
+
+    def _select(self, chosen: Callable[[Tensor], Tensor]) -> None:
+        self._store.select(chosen)
+        put_states(self, {name: chosen(state) for name, state in states_of(self).items()}, self._store.kinds[0].device)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Refused: what was evicted cannot come back.
@@ -257,20 +280,38 @@ class SinkCache(Cache, AbstractContextManager["SinkCache"]):
         store.allocate(batch)
         store.set_pads(pads)
         evicts = store.seen + count > store.size + 1  # while they come in
-        if count > 1 and (evicts or count > (self._limit or count)):
+        in_parts = evicts or count > (self._limit or count) or (store.seen > 0 and not self._in_blocks)
+        if count > 1 and in_parts:
+            self._check_padding(pads)
             self._read(module, given, count - 1)
             given, count = given | part_of(given, count - 1, count), 1
             store.set_pads(pads)
         store.advance(count, given.get("input_ids"))
+        self._is_reading = self._is_recurrent
         return (), given | self._view(count)
+
+    def after_forward(self) -> None:
+        """The model has read what it was given."""
+        self._is_reading = False
+
+    def _check_padding(self, pads: list[int] | None) -> None:
+        """Refuse padding where recurrent states would follow it: the model hides it from them in one pass only."""
+        if self._is_recurrent and pads and max(pads) > self.seen:
+            raise SinkscopeError(
+                f"{self._model_name} has recurrent states, and hides padding from them only when it reads it in one "
+                "pass, but this prompt is longer than the cache; give its texts one by one, or a larger window."
+            )
 
     @torch.no_grad()
     def _read(self, base: nn.Module, given: dict[str, Any], count: int) -> None:
         """Read the first `count` tokens: in blocks where attention can follow a policy, or else one by one."""
         store, mask, seen = self._store, given.get("attention_mask"), self.seen
         one_device = len({kind.device for kind in store.kinds}) == 1
-        if store.pads is None and one_device and implementation(base) != NAME and find_anatomy(base).interface:
-            read_blocks(base, store, given, count)
+        can_follow = self._in_blocks and implementation(base) != NAME and find_anatomy(base).interface
+        if store.pads is None and one_device and can_follow:
+            self._is_reading = self._is_recurrent
+            read_blocks(base, store, self, given, count)
+            self._is_reading = False
             return
         for at in range(count):
             masked = {} if mask is None else {"attention_mask": mask[:, : seen + at + 1]}
@@ -295,6 +336,10 @@ class SinkCache(Cache, AbstractContextManager["SinkCache"]):
         """The number of texts and of new tokens in each, if this cache can take them in."""
         if self.is_closed:
             raise SinkscopeError("this cache is closed; make a new SinkCache, or keep the `with` block open.")
+        if self._is_reading:
+            raise SinkscopeError(
+                "this cache was interrupted while it read, and its recurrent states have run on; reset() it first."
+            )
         if self._base() is not module:
             raise SinkscopeError(
                 f"this cache was made for another model, a {self._model_name}; make a SinkCache for this one."
@@ -345,51 +390,3 @@ def _checked_ceiling(model: Any, policy: SinkWindow) -> int | None:
                 f"window={policy.window} and the token being read; take a smaller window."
             )
     return position_ceiling(model)
-
-
-# What ties a cache to its model: two functions on the model while a cache of it is open, and nothing after. A forward
-# pre-hook on the base model hands every forward pass with such a cache to the cache. A function on the model shows it
-# the whole prompt that `generate()` was given, of which the forward pass gets only what is new. Neither holds on to a
-# cache, so a cache that is forgotten is collected, and unties itself.
-
-Ties = WeakKeyDictionary[nn.Module, tuple[int, Callable[[nn.Module], None]]]  # open caches, and what unties the last
-_HOOKS: Ties = WeakKeyDictionary()  # on bases
-_PROMPTS: Ties = WeakKeyDictionary()  # on models
-
-
-def _tie(cache: SinkCache, model: nn.Module, base: nn.Module) -> weakref.finalize:
-    """Tie a cache to a model and its base; calling what is returned, or collecting the cache, unties them."""
-    if base not in _HOOKS:
-        handle = base.register_forward_pre_hook(_hand_over, prepend=True, with_kwargs=True)
-        _HOOKS[base] = (0, lambda _: handle.remove())
-    if model not in _PROMPTS and show_prompts(model, _is_ours, SinkCache.before_generation):
-        _PROMPTS[model] = (0, hide_prompts)
-    _count(_HOOKS, base, 1)
-    _count(_PROMPTS, model, 1)
-    return weakref.finalize(cache, _untie, weakref.ref(model), weakref.ref(base))
-
-
-def _untie(model: weakref.ref[nn.Module], base: weakref.ref[nn.Module]) -> None:
-    _count(_HOOKS, base(), -1)
-    _count(_PROMPTS, model(), -1)
-
-
-def _count(ties: Ties, module: nn.Module | None, change: int) -> None:
-    """One open cache more or less; what ties goes with the last."""
-    if module is not None and module in ties:
-        opened, take_off = ties[module]
-        ties[module] = (opened + change, take_off)
-        if opened + change == 0:
-            take_off(module)
-            del ties[module]
-
-
-def _hand_over(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    cache = given_cache(kwargs)
-    if cache is None:
-        cache = next(filter(_is_ours, args), None)
-    return cache.before_forward(module, args, kwargs) if _is_ours(cache) else None
-
-
-def _is_ours(cache: Any) -> bool:
-    return isinstance(cache, SinkCache)

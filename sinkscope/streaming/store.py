@@ -6,6 +6,7 @@ positions, the base moves to the token being read and everything kept is turned 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.hf.caches import CacheLayer, with_cache
+from sinkscope.hf.caches import Cache, CacheLayer, put_states, states_of, with_cache
 from sinkscope.policies import SinkWindow
 from sinkscope.scope.binding import block_within_limits
 from sinkscope.scope.scope import attached
@@ -33,12 +34,15 @@ class Store:
     Args:
         kinds: what each layer caches.
         limit: positions that the model can be given, or None.
+        rebases: whether positions may be counted anew; else they are those in the text.
     """
 
-    def __init__(self, kinds: list[LayerKind], sinks: int, window: int, limit: int | None) -> None:
+    def __init__(
+        self, kinds: list[LayerKind], sinks: int, window: int, limit: int | None, rebases: bool = True
+    ) -> None:
         self.kinds, self.sinks, self.window = kinds, sinks, window
         room = ROOM_HALF if torch.finfo(kinds[0].dtype).bits < 32 else ROOM
-        self.room = room if limit is None else min(room, limit)
+        self.room = sys.maxsize if not rebases else room if limit is None else min(room, limit)
         self.size = sinks + window
         self.arenas: list[Arena] = []
         self.recent = torch.empty(0)  # [batch, REMEMBERED] the last ids: that of column t at t % REMEMBERED
@@ -293,12 +297,15 @@ def part_of(given: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def read_blocks(base: nn.Module, store: Store, given: dict[str, Any], count: int) -> None:
-    """Read the first `count` tokens of a forward pass in blocks; the store changes when all are read."""
+def read_blocks(base: nn.Module, store: Store, cache: Cache, given: dict[str, Any], count: int) -> None:
+    """Read the first `count` tokens of a forward pass in blocks; the store changes when all are read.
+
+    Recurrent states are those of the cache, and move on with every block.
+    """
     policy = SinkWindow(store.sinks, store.window)
     rolling, seen, device = RollingCache(base, policy), store.seen, store.kinds[0].device
     if seen:
-        rolling.load_tensors(_without_sinks(store), seen, device)
+        rolling.load_tensors(_without_sinks(store) | states_of(cache), seen, device)
     block = block_within_limits(base, policy, BLOCK)
     with attached(base, policy=policy):
         for start in range(0, count, block):
@@ -306,6 +313,7 @@ def read_blocks(base: nn.Module, store: Store, given: dict[str, Any], count: int
             positions = rolling.positions(stop - start, device)
             base(**part_of(given, start, stop), **with_cache(base, rolling), **positions)
     store.load_tensors(rolling.tensors(), seen + count)
+    put_states(cache, states_of(rolling), device)
     ids = given.get("input_ids")
     store.remember(seen, count, None if ids is None else ids[:, :count])
 

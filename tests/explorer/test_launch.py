@@ -204,7 +204,7 @@ def is_shown_dense(app: Explorer) -> bool:
     return app.controller.name == "dense" and "<b>dense</b>" in app.headline.value and "ready" in app.busy.value
 
 
-@pytest.mark.parametrize(("name", "tokens", "message"), [("gpt2", 520, "512 positions"), ("llama4", 60, "in chunks")])
+@pytest.mark.parametrize(("name", "tokens", "message"), [("gpt2", 520, "512 positions")])
 def test_a_model_that_cannot_read_the_text_at_all_says_so_in_place(opened, name, tokens, message):
     app = opened(build(name), text=text(tokens))
     assert message in app.problem.value and app.controller.maps is None and app.saving.button.disabled

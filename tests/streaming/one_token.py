@@ -56,8 +56,7 @@ class NaiveLayer(DynamicLayer):
 def one_token_run(model: Any, ids: torch.Tensor, sinks: int, window: int, new: int = 0):
     """Logits [batch, token, vocabulary] of every token of `ids` and of `new` greedy ones; and the ids with those."""
     base = find_anatomy(model).base
-    rotations = find_rotations(model)
-    natives = native_windows(model, len(rotations))
+    rotations, natives = find_rotations(model), list(native_windows(model).values())
     mixed = None in natives
     layers = [
         NaiveLayer(0, native - 1, rotation) if mixed and native else NaiveLayer(sinks, window, rotation)

@@ -1,0 +1,248 @@
+"""What a model keeps of the tokens it has read, found by having it read a few.
+
+One token shows which layers of its cache hold the keys that each attention layer reads, and which native window they
+slide in. Six tokens, read at once and in parts, show whether it reads on from its cache as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from sinkscope.errors import SinkscopeError
+from sinkscope.hf.attention import AttentionCall, MaskRequest, register, use_implementation
+from sinkscope.hf.caches import (
+    argument_name,
+    foreign_layer,
+    growing_cache,
+    growing_window,
+    held_states,
+    returned_cache,
+    with_cache,
+)
+from sinkscope.hf.models import has_config, vocabulary_size
+from sinkscope.models.facts import Anatomy, find_anatomy
+from sinkscope.models.trial import check_eval, check_unscoped
+
+LOOK = "sinkscope look"  # the implementation of attention with which a model is looked at
+
+
+@dataclass
+class Look:
+    """What is seen of the attention of one token after no other."""
+
+    calls: list[AttentionCall] = field(default_factory=list)
+    masks: list[tuple[Tensor, MaskRequest]] = field(default_factory=list)
+
+
+_LOOK: ContextVar[Look] = ContextVar("look")
+
+
+@contextmanager
+def looking(base: Any) -> Iterator[Look]:
+    """Show every call of attention in forward passes over one token alone, which sees nothing but itself."""
+    with ExitStack() as undo:
+        look = Look()
+        undo.callback(_LOOK.reset, _LOOK.set(look))
+        use_implementation(base, LOOK, undo)
+        yield look
+
+
+def _attend(call: AttentionCall) -> tuple[Tensor, None]:
+    _LOOK.get().calls.append(call)
+    mean = call.value.mean(2, keepdim=True).repeat_interleave(call.query.shape[1] // call.value.shape[1], 1)
+    return mean.expand(-1, -1, call.query.shape[2], -1), None
+
+
+def _mask(asked: MaskRequest) -> Tensor:
+    mask = torch.zeros(asked.batch, 1, asked.queries, asked.keys, device=asked.device)
+    _LOOK.get().masks.append((mask, asked))
+    return mask
+
+
+register(LOOK, _attend, _mask)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which layers of a model's cache hold keys, and which attention layers read them.
+
+    Attributes:
+        natives: the native window of each attention layer that has keys, by its place among the attention layers: in
+            tokens, that being read included; None for full ones.
+        windows: the same for each layer of the cache that holds keys, by its place in the cache.
+        reads: for each attention layer the places in the cache of the keys it reads: one; several where it runs several
+            times; none where it has no keys (linear attention) or does not run (cross-attention without an encoder).
+        foreign: why it cannot be told what the cache holds, or "".
+        is_followed: whether attention is what its scores and the mask say, with no bias or choice of the layer's own.
+    """
+
+    natives: dict[int, int | None]
+    windows: dict[int, int | None] = field(default_factory=dict)
+    reads: tuple[tuple[int, ...], ...] = ()
+    foreign: str = ""
+    is_followed: bool = True
+
+
+_LAYOUTS: WeakKeyDictionary[nn.Module, tuple[int, Layout]] = WeakKeyDictionary()
+
+
+def find_layout(model: nn.Module) -> Layout:
+    """The layout of a model's cache, found once."""
+    anatomy = find_anatomy(model)
+    base, count = anatomy.base, sum(1 for _ in anatomy.base.modules())
+    if base not in _LAYOUTS or _LAYOUTS[base][0] != count:
+        check_unscoped(base)
+        _LAYOUTS[base] = (count, _look(anatomy))
+    return _LAYOUTS[base][1]
+
+
+@dataclass
+class _Trace:
+    """What happened while one token was read."""
+
+    runs: dict[int, int] = field(default_factory=dict)  # how often each attention layer ran
+    running: list[int] = field(default_factory=lambda: [-1])
+    handed: list[tuple[int, int, Tensor]] = field(default_factory=list)  # to which layer, from where, which keys
+
+    def watch(self, cache: Any, anatomy: Anatomy, undo: ExitStack) -> None:
+        update = cache.update
+
+        def watched(keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+            states = update(keys, values, layer_idx, *args, **kwargs)
+            self.handed.append((self.running[-1], layer_idx, states[0]))
+            return states
+
+        def enter(index: int, *_: Any) -> None:
+            self.runs[index] = self.runs.get(index, 0) + 1
+            self.running.append(index)
+
+        def leave(*_: Any) -> None:
+            self.running.pop()
+
+        cache.update = watched
+        for index, part in enumerate(anatomy.parts):
+            undo.callback(part.attention.register_forward_pre_hook(partial(enter, index)).remove)
+            undo.callback(part.attention.register_forward_hook(leave).remove)
+
+
+@torch.no_grad()
+def _look(anatomy: Anatomy) -> Layout:
+    base: Any = anatomy.base
+    everywhere = dict.fromkeys(range(len(anatomy.parts)))
+    if not has_config(base) or "input_ids" not in inspect.signature(base.forward).parameters:
+        return Layout(everywhere)
+    cache, trace = growing_cache(base), _Trace()
+    caches = argument_name(base.forward) is not None
+    with ExitStack() as undo:
+        trace.watch(cache, anatomy, undo)
+        look = undo.enter_context(looking(base)) if anatomy.interface else Look()
+        try:
+            base(torch.zeros(1, 1, dtype=torch.long, device=base.device), **(with_cache(base, cache) if caches else {}))
+        except SinkscopeError:
+            raise
+        except Exception as refusal:  # whatever the code of any model may raise at a cache that it does not take
+            said = " ".join(str(refusal).split()).rstrip(".")
+            return Layout(everywhere, foreign=f"cannot be given transformers' own cache ({said})")
+    return _layout(anatomy, cache, trace, look)
+
+
+def _layout(anatomy: Anatomy, cache: Any, trace: _Trace, look: Look) -> Layout:
+    index_of = {part.attention: index for index, part in enumerate(anatomy.parts)}
+    reads = [[place for index, place, _ in trace.handed if index == number] for number in range(len(anatomy.parts))]
+    windows = {place: growing_window(cache.layers[place]) for _, place, _ in trace.handed}
+    natives = {index: windows[places[0]] for index, places in enumerate(reads) if places}
+    is_followed = True
+    for call in look.calls:
+        index = index_of.get(call.module, -1)
+        if index >= 0 and not reads[index]:  # those that another layer made
+            reads[index] = [place for _, place, keys in trace.handed if keys is call.key]
+        if index < 0 or (windows and not reads[index]):  # attention over something else than the text
+            continue
+        shown = [asked.window for mask, asked in look.masks if mask is call.mask]
+        natives[index] = shown[0] if shown else windows.get(next(iter(reads[index]), -1))
+        windows |= dict.fromkeys(reads[index], natives[index])
+        is_followed = is_followed and not call.foreign and (bool(shown) or call.mask is None)
+    foreign = ""
+    if unknown := foreign_layer(cache.layers):
+        foreign = f"holds more than keys, values and recurrent states in its cache ({unknown})"
+    elif any(index < 0 for index, _, _ in trace.handed):
+        foreign = "keeps keys in its cache that no attention layer was seen to make"
+    elif any(places and len(places) != trace.runs.get(index, 0) for index, places in enumerate(reads)):
+        foreign = "has attention layers that run several times over keys that they make once"
+    elif any(held["keys"].shape[2] != 1 for place in windows if (held := held_states(cache, place))):
+        foreign = "keeps tokens of its own in its cache, before those that it is given"
+    everywhere = dict.fromkeys(range(len(anatomy.parts)))
+    return Layout(natives or everywhere, dict(sorted(windows.items())), tuple(map(tuple, reads)), foreign, is_followed)
+
+
+# --- reading on ---------------------------------------------------------------------------------------------------
+
+ACAUSAL, WHOLE, TOKENS, BLOCKS = "acausal", "whole", "tokens", "blocks"
+TEXTS, LENGTH, PARTS = 4, 6, (2, 3, 1)
+
+_READINGS: WeakKeyDictionary[nn.Module, tuple[tuple[int, torch.dtype], str]] = WeakKeyDictionary()
+
+
+def find_reading(model: nn.Module) -> str:
+    """How a model reads a text in parts as it reads it whole.
+
+    "blocks" of any size, "tokens" one at a time, or "whole" only; "acausal" where tokens change what stands before
+    them.
+    """
+    base = find_anatomy(model).base
+    state = (sum(1 for _ in base.modules()), next(base.parameters()).dtype)
+    if base not in _READINGS or _READINGS[base][0] != state:
+        check_eval(base, "what it reads")
+        check_unscoped(base)
+        _READINGS[base] = (state, _read(base))
+    return _READINGS[base][1]
+
+
+@torch.no_grad()
+def _read(base: Any) -> str:
+    vocabulary, generator = vocabulary_size(base), torch.Generator().manual_seed(0)
+    ids = torch.randint(min(3, vocabulary - 1), vocabulary, (TEXTS, LENGTH), generator=generator).to(base.device)
+    whole = base(ids)[0]
+    if not _is_same(base(ids[:, : PARTS[0]])[0], whole[:, : PARTS[0]]):
+        return ACAUSAL
+    if argument_name(base.forward) is None:
+        return WHOLE
+    for parts, reading in ((PARTS, BLOCKS), ((1,) * LENGTH, TOKENS)):
+        if _is_same(_in_parts(base, ids, parts), whole):
+            return reading
+    return WHOLE
+
+
+def _in_parts(base: Any, ids: Tensor, parts: tuple[int, ...]) -> Tensor | None:
+    """What a model gives for texts that it reads in parts on its own cache; None where it keeps none."""
+    cache, given = None, []
+    for part in ids.split(parts, 1):
+        output = base(part, **({"use_cache": True} if cache is None else with_cache(base, cache)))
+        cache = returned_cache(output)
+        if cache is None:
+            return None
+        given.append(output[0])
+    return torch.cat(given, 1)
+
+
+def _is_same(given: Tensor | None, whole: Tensor) -> bool:
+    """Whether two readings of texts [text, token, dim] agree, in one at least: which experts run may be a toss-up."""
+    if given is None or given.shape != whole.shape:
+        return False
+    gap = (given - whole).abs().flatten(1).amax(1) / whole.abs().flatten(1).amax(1)
+    return bool(gap.min() < max(1e-3, 16 * torch.finfo(whole.dtype).eps))
+
+
+def takes_positions(base: Any) -> bool:
+    """Whether a model can be told the positions of its tokens."""
+    return "position_ids" in inspect.signature(base.forward).parameters

@@ -1,0 +1,92 @@
+"""What ties a cache to its model: a few functions on the model while a cache of it is open, and nothing after.
+
+Hooks on the base model hand every forward pass with such a cache to the cache, before it and behind it. A function on
+the model shows it the whole prompt that `generate()` was given, of which the forward pass gets only what is new. None
+holds on to a cache, so a cache that is forgotten is collected, and unties itself.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from sinkscope.hf.caches import Cache, given_cache
+from sinkscope.hf.generation import hide_prompts, show_prompts
+
+
+class Tied(Cache):
+    """A cache that looks out for what its model is given."""
+
+    def before_generation(self, ids: Tensor, new: int | None) -> None:
+        """`generate()` begins with a prompt [batch, token], whose last `new` tokens are new; None when all are."""
+
+    def before_forward(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments that a forward pass with this cache gets in place of those it was given."""
+        return args, kwargs
+
+    def after_forward(self) -> None:
+        """The forward pass is over."""
+
+
+Ties = WeakKeyDictionary[nn.Module, tuple[int, Callable[[nn.Module], None]]]  # open caches, and what unties the last
+_HOOKS: Ties = WeakKeyDictionary()  # on bases
+_PROMPTS: Ties = WeakKeyDictionary()  # on models
+
+
+def tie(cache: Tied, model: nn.Module, base: nn.Module) -> weakref.finalize:
+    """Tie a cache to a model and its base; calling what is returned, or collecting the cache, unties them."""
+    if base not in _HOOKS:
+        before = base.register_forward_pre_hook(_hand_over, prepend=True, with_kwargs=True)
+        after = base.register_forward_hook(_hand_back, with_kwargs=True)
+
+        def take_off(_: nn.Module) -> None:
+            before.remove()
+            after.remove()
+
+        _HOOKS[base] = (0, take_off)
+    if model not in _PROMPTS and show_prompts(model, _is_ours, _show):
+        _PROMPTS[model] = (0, hide_prompts)
+    _count(_HOOKS, base, 1)
+    _count(_PROMPTS, model, 1)
+    return weakref.finalize(cache, _untie, weakref.ref(model), weakref.ref(base))
+
+
+def _untie(model: weakref.ref[nn.Module], base: weakref.ref[nn.Module]) -> None:
+    _count(_HOOKS, base(), -1)
+    _count(_PROMPTS, model(), -1)
+
+
+def _count(ties: Ties, module: nn.Module | None, change: int) -> None:
+    """One open cache more or less; what ties goes with the last."""
+    if module is not None and module in ties:
+        opened, take_off = ties[module]
+        ties[module] = (opened + change, take_off)
+        if opened + change == 0:
+            take_off(module)
+            del ties[module]
+
+
+def _hand_over(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    cache = given_cache(kwargs)
+    if cache is None:
+        cache = next(filter(_is_ours, args), None)
+    return cache.before_forward(module, args, kwargs) if _is_ours(cache) else None
+
+
+def _hand_back(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    if _is_ours(cache := given_cache(kwargs)):
+        cache.after_forward()
+
+
+def _show(cache: Tied, ids: Tensor, new: int | None) -> None:
+    cache.before_generation(ids, new)
+
+
+def _is_ours(cache: Any) -> bool:
+    return isinstance(cache, Tied)
