@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import growing_cache, held_states, with_cache
 from sinkscope.hf.models import position_limits, rope_parameters, vocabulary_size
+from sinkscope.models.compiled import uncompiled
 from sinkscope.models.facts import find_anatomy
 from sinkscope.models.requirements import check_decoder, check_eval, check_unscoped, not_a_decoder
 
@@ -121,6 +122,7 @@ def changes_with_length(model: Any) -> bool:
     return rope_parameters(model).get("rope_type") in ("dynamic", "longrope")
 
 
+@uncompiled()
 @torch.no_grad()
 def _look(base: Any, name: str) -> list[Rotation | None]:
     limit = position_limit(base) or 2 * FARTHEST

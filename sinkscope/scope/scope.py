@@ -27,6 +27,7 @@ from sinkscope.attention.layer import Layer
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import use_implementation
 from sinkscope.hf.models import query_heads
+from sinkscope.models.compiled import uncompiled
 from sinkscope.models.facts import Anatomy, Part, find_anatomy, model_attributes, token_attributes
 from sinkscope.models.requirements import SCOPED, not_finite
 from sinkscope.normalisers import Normaliser, VirtualKey
@@ -48,7 +49,7 @@ def capture(model: nn.Module, probes: Iterable[Probe] | None = None) -> Scope:
     Returns:
         A context manager; its `record` holds what was measured. Every row of a batch is a text of its own; forward
         passes on a filled cache continue theirs. Only a mask [batch, token] marks padding. Inside the context the
-        model must stay in one thread, and must not be copied or pickled.
+        model must stay in one thread, and must not be copied or pickled; compiled code runs eagerly.
 
     Raises:
         SinkscopeError: when the model has no attention, is an encoder-decoder or several models in one, or carries a
@@ -168,6 +169,7 @@ class Scope:
         def hang(hook: Any) -> None:
             undo.callback(hook.remove)
 
+        undo.enter_context(uncompiled())
         base, parts, interface = self.anatomy.base, self.anatomy.parts, self.anatomy.interface
         for part, evictions in zip(parts, self.evictions, strict=True):
             SCOPED.add(part.attention)

@@ -28,6 +28,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import expert_implementation, implementation
 from sinkscope.hf.caches import growing_cache, held_states, with_cache
 from sinkscope.hf.models import query_heads
+from sinkscope.models.compiled import uncompiled
 from sinkscope.models.facts import Anatomy, find_anatomy
 from sinkscope.models.requirements import check_decoder, check_unscoped, not_a_decoder
 from sinkscope.scope.binding import native_windows
@@ -117,6 +118,7 @@ def shapes_of(model: Any) -> Shapes:
     return _FOUND[model][1]
 
 
+@uncompiled()
 @torch.no_grad()
 def _find(model: Any, anatomy: Anatomy) -> Shapes:
     windows = native_windows(model, len(anatomy.parts))

@@ -16,19 +16,17 @@ import json
 import os
 import sys
 import weakref
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import implementation
-from sinkscope.hf.caches import Cache, argument_name, given_cache, with_cache, without_cache
-from sinkscope.hf.generation import hide_prompts, show_prompts
+from sinkscope.hf.caches import Cache, argument_name, with_cache, without_cache
+from sinkscope.hf.generation import is_newly_taken
 from sinkscope.hf.models import alibi_limit
 from sinkscope.models.facts import find_anatomy, weights_hash
 from sinkscope.models.requirements import check_decoder
@@ -39,11 +37,12 @@ from sinkscope.scope.interface import EVICTIONS, NAME
 from sinkscope.streaming.arena import layer_kinds
 from sinkscope.streaming.checkpoint import read_tensors, write_tensors
 from sinkscope.streaming.store import ArenaLayer, Store, part_of, read_blocks, read_padding
+from sinkscope.streaming.ties import Tied, tie
 
 KIND = "sinkscope sink cache 1"
 
 
-class SinkCache(Cache, AbstractContextManager["SinkCache"]):
+class SinkCache(Cache, Tied, AbstractContextManager["SinkCache"]):
     """The first `sinks` tokens of a text and the last `window`, for `generate()` and for forward passes by hand.
 
     Greedy search, sampling, beams, batches padded on the left, prompts longer than the cache and any number of turns
@@ -51,10 +50,10 @@ class SinkCache(Cache, AbstractContextManager["SinkCache"]):
     come in is run in parts, and its outputs are those of the last token only, which is what `generate()` reads. Layers
     with a native sliding window beside full ones keep their own window.
 
-    While a cache is open its model carries two functions that look out for it. `close()`, the end of a `with` block, or
-    the end of the cache takes them off. Memory is allocated when the first tokens come and stays as it is. A forward
-    pass that fails or is interrupted leaves the cache as it was, or, if it was run in parts, as the last finished part
-    left it. No gradient flows into the tokens kept.
+    While a cache is open its model carries two functions that look out for it, and compiled code runs eagerly.
+    `close()`, the end of a `with` block, or the end of the cache takes them off. Memory is allocated when the first
+    tokens come and stays as it is. A forward pass that fails or is interrupted leaves the cache as it was, or, if it
+    was run in parts, as the last finished part left it. No gradient flows into the tokens kept.
 
     Args:
         model: a transformers decoder in eval mode.
@@ -85,7 +84,7 @@ class SinkCache(Cache, AbstractContextManager["SinkCache"]):
         super().__init__(layers=[ArenaLayer(self._store, layer) for layer in range(len(self._store.kinds))])
         self._model, self._base = weakref.ref(model), weakref.ref(anatomy.base)
         self._dtype = next(anatomy.base.parameters()).dtype
-        self._untie = _tie(self, model, anatomy.base)
+        self._untie = tie(self, model, anatomy.base)
 
     # --- what a reader may ask ------------------------------------------------------------------------------------
 
@@ -129,7 +128,7 @@ class SinkCache(Cache, AbstractContextManager["SinkCache"]):
         memo[id(self)] = other
         vars(other).update(copy.deepcopy({name: held for name, held in vars(self).items() if name != "_untie"}, memo))
         model, base = self._model(), self._base()
-        other._untie = self._untie if self.is_closed or model is None or base is None else _tie(other, model, base)
+        other._untie = self._untie if self.is_closed or model is None or base is None else tie(other, model, base)
         return other
 
     # --- its life -------------------------------------------------------------------------------------------------
@@ -230,6 +229,7 @@ class SinkCache(Cache, AbstractContextManager["SinkCache"]):
     def before_generation(self, ids: Tensor, new: int | None) -> None:
         """Refuse a prompt that does not continue what was read, before `generate()` takes a part of it for new."""
         store = self._store
+        is_newly_taken(self)  # and its prompt is shown
         if not store.seen or not ids.shape[1]:
             return
         self._check_batch(len(ids))
@@ -310,6 +310,11 @@ class SinkCache(Cache, AbstractContextManager["SinkCache"]):
         tokens = given.get("inputs_embeds") if tokens is None else tokens
         if tokens is None or tokens.shape[1] == 0:
             raise SinkscopeError("the model was called with nothing new to read; give it input_ids of the new tokens.")
+        if is_newly_taken(self) and self._store.seen:
+            raise SinkscopeError(
+                f"generate() was called on a model around the {self._model_name} that this cache was made for, so its "
+                f"prompt cannot be compared with the {self._store.seen} tokens read; make the SinkCache for that model."
+            )
         if self._store.seen:
             self._check_batch(len(tokens))
         return tokens.shape[0], tokens.shape[1]
@@ -345,51 +350,3 @@ def _checked_ceiling(model: Any, policy: SinkWindow) -> int | None:
                 f"window={policy.window} and the token being read; take a smaller window."
             )
     return position_ceiling(model)
-
-
-# What ties a cache to its model: two functions on the model while a cache of it is open, and nothing after. A forward
-# pre-hook on the base model hands every forward pass with such a cache to the cache. A function on the model shows it
-# the whole prompt that `generate()` was given, of which the forward pass gets only what is new. Neither holds on to a
-# cache, so a cache that is forgotten is collected, and unties itself.
-
-Ties = WeakKeyDictionary[nn.Module, tuple[int, Callable[[nn.Module], None]]]  # open caches, and what unties the last
-_HOOKS: Ties = WeakKeyDictionary()  # on bases
-_PROMPTS: Ties = WeakKeyDictionary()  # on models
-
-
-def _tie(cache: SinkCache, model: nn.Module, base: nn.Module) -> weakref.finalize:
-    """Tie a cache to a model and its base; calling what is returned, or collecting the cache, unties them."""
-    if base not in _HOOKS:
-        handle = base.register_forward_pre_hook(_hand_over, prepend=True, with_kwargs=True)
-        _HOOKS[base] = (0, lambda _: handle.remove())
-    if model not in _PROMPTS and show_prompts(model, _is_ours, SinkCache.before_generation):
-        _PROMPTS[model] = (0, hide_prompts)
-    _count(_HOOKS, base, 1)
-    _count(_PROMPTS, model, 1)
-    return weakref.finalize(cache, _untie, weakref.ref(model), weakref.ref(base))
-
-
-def _untie(model: weakref.ref[nn.Module], base: weakref.ref[nn.Module]) -> None:
-    _count(_HOOKS, base(), -1)
-    _count(_PROMPTS, model(), -1)
-
-
-def _count(ties: Ties, module: nn.Module | None, change: int) -> None:
-    """One open cache more or less; what ties goes with the last."""
-    if module is not None and module in ties:
-        opened, take_off = ties[module]
-        ties[module] = (opened + change, take_off)
-        if opened + change == 0:
-            take_off(module)
-            del ties[module]
-
-
-def _hand_over(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    cache = given_cache(kwargs)
-    if cache is None:
-        cache = next(filter(_is_ours, args), None)
-    return cache.before_forward(module, args, kwargs) if _is_ours(cache) else None
-
-
-def _is_ours(cache: Any) -> bool:
-    return isinstance(cache, SinkCache)
