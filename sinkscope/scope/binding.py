@@ -13,6 +13,7 @@ from sinkscope.attention.eviction import Eviction
 from sinkscope.errors import SinkscopeError, warn
 from sinkscope.hf.caches import native_windows as cached_windows
 from sinkscope.hf.models import key_value_heads, query_heads
+from sinkscope.hf.placement import reading_device
 from sinkscope.models.facts import Anatomy, Part, find_anatomy
 from sinkscope.models.requirements import check_unchunked
 from sinkscope.models.rotary import changes_with_length, find_rotations, position_ceiling, position_limit
@@ -73,7 +74,7 @@ def _bound(policy: Policy, model: nn.Module, index: int, part: Part) -> tuple[Ev
         raise SinkscopeError(
             f"`bind` of {policy!r} gave {evictions!r}; it has to give a tuple of evictions, empty for dense attention."
         )
-    parameter, own, taken = next(part.attention.parameters(), None), policy.acting_heads(layer.heads), None
+    own, taken = policy.acting_heads(layer.heads), None
     bound = []
     for eviction in evictions:
         heads = own if eviction.heads is None else eviction.heads if own is None else eviction.heads & own
@@ -81,7 +82,7 @@ def _bound(policy: Policy, model: nn.Module, index: int, part: Part) -> tuple[Ev
         if taken is not None and bool((taken & everywhere).any()):
             raise SinkscopeError(f"`bind` of {policy!r} gave two evictions for one head; give each head one at most.")
         taken = everywhere if taken is None else taken | everywhere
-        moved = heads if heads is None or parameter is None else heads.to(parameter.device)
+        moved = heads if heads is None else heads.to(reading_device(part.attention))
         bound.append(replace(eviction, heads=moved))
     return tuple(bound)
 

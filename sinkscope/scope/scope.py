@@ -29,7 +29,7 @@ from sinkscope.hf.attention import use_implementation
 from sinkscope.hf.models import query_heads
 from sinkscope.models.compiled import uncompiled
 from sinkscope.models.facts import Anatomy, Part, find_anatomy, model_attributes, token_attributes
-from sinkscope.models.requirements import SCOPED, not_finite
+from sinkscope.models.requirements import SCOPED, check_weights, not_finite
 from sinkscope.normalisers import Normaliser, VirtualKey
 from sinkscope.policies import Dense, Policy
 from sinkscope.probes import FREE, HiddenProbe, LayerProbe, Probe, TileProbe
@@ -111,6 +111,7 @@ class Scope:
         self._undo = ExitStack()
 
     def __enter__(self) -> Scope:
+        check_weights(self.model)
         taken = [part.name for part in self.anatomy.parts if part.attention in SCOPED]
         if taken:
             raise SinkscopeError(

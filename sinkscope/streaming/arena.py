@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sinkscope.hf.caches import growing_cache, held_states, with_cache
+from sinkscope.hf.placement import reading_device
 from sinkscope.models.facts import find_anatomy
 from sinkscope.models.requirements import check_unscoped
 from sinkscope.models.rotary import Rotation, find_rotations
@@ -76,7 +77,7 @@ def layer_kinds(model: nn.Module, policy: SinkWindow) -> list[LayerKind]:
     windows = native_windows(model, len(rotations))
     mixed = None in windows
     cache = growing_cache()
-    base(torch.zeros(1, 1, dtype=torch.long, device=base.device), **with_cache(base, cache))
+    base(torch.zeros(1, 1, dtype=torch.long, device=reading_device(base)), **with_cache(base, cache))
     kinds = []
     for layer, (rotation, native) in enumerate(zip(rotations, windows, strict=True)):
         held = held_states(cache, layer)

@@ -28,9 +28,10 @@ from sinkscope.hf.attention import implementation
 from sinkscope.hf.caches import Cache, argument_name, with_cache, without_cache
 from sinkscope.hf.generation import is_newly_taken
 from sinkscope.hf.models import alibi_limit
-from sinkscope.models.facts import find_anatomy, weights_hash
+from sinkscope.models.facts import find_anatomy
 from sinkscope.models.requirements import check_decoder
 from sinkscope.models.rotary import changes_with_length, position_ceiling, position_limit
+from sinkscope.models.weights import weights_hash
 from sinkscope.policies import SinkWindow
 from sinkscope.scope.binding import check_limits, native_windows
 from sinkscope.scope.interface import EVICTIONS, NAME
