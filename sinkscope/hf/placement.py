@@ -47,9 +47,8 @@ def weights_at_hand(module: nn.Module) -> Iterator[None]:
 
 
 def own_state(module: nn.Module) -> dict[str, Any]:
-    """What a module itself keeps, by name: parameters, buffers, and what it packs otherwise, but no running state."""
+    """What a module itself keeps, by name: parameters, buffers, and what it packs otherwise."""
     state: dict[str, Any] = {}
     with weights_at_hand(module):
         module._save_to_state_dict(state, "", keep_vars=False)  # what modules of their own kinds override
-        state |= dict(module.named_buffers(recurse=False))
-    return {name: value for name, value in state.items() if f"original_{name}" not in state}  # frequencies that adapt
+        return state | dict(module.named_buffers(recurse=False))

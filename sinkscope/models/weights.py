@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.models import core, is_foreign
 from sinkscope.hf.placement import own_state
+from sinkscope.models.rotary import changes_with_length
 
 PIECE = 1 << 21  # bytes added up at once: they stay in a processor's cache
 
@@ -28,12 +29,15 @@ def weights_hash(model: nn.Module) -> str:
     Raises:
         SinkscopeError: there are no weights, or some cannot be read.
     """
-    digest, inner = hashlib.sha256(), core(model)
-    parts = dict.fromkeys(inner.modules(), "")
-    named = [(name, module) for name, module in inner.named_modules()]
+    digest, inner, adapts = hashlib.sha256(), core(model), changes_with_length(model)
+    parts = set(inner.modules())
+    named = list(inner.named_modules())
     named += [(f"around {name}", module) for name, module in model.named_modules() if module not in parts]
     for name, module in named:
-        for kind, kept in (("weights", own_state(module)), ("setting", settings(module))):
+        state = own_state(module)
+        if adapts:  # the frequencies in use follow the last text
+            state = {own: value for own, value in state.items() if f"original_{own}" not in state}
+        for kind, kept in (("weights", state), ("setting", settings(module))):
             for path, value in _leaves(kept, name):
                 digest.update(f"{kind} {path} ".encode())
                 digest.update(_digest(value, path) if isinstance(value, Tensor) else repr(value).encode())
