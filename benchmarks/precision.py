@@ -1,14 +1,16 @@
 """How far numbers agree in each precision, and wherever the weights are kept: the table of docs/precision.md.
 
-    python benchmarks/precision.py
+    python benchmarks/precision.py [WORD ...]
 
-The demo model reads the first tokens of the built-in text. Two comparisons are with the same model, in the same
-precision: maps with those of its eager attention, and losses under a policy, read in blocks, with reading one token at a
-time with a `SinkCache`. The other two are with the model in float32.
+The demo model reads the first tokens of the built-in text, in all forms whose names hold the words given. Two
+comparisons are with the same model, in the same precision: maps with those of its eager attention, and losses under a
+policy, read in blocks, with reading one token at a time with a `SinkCache`. The other two are with the model in
+float32.
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -62,12 +64,12 @@ def models() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     def adapted(merged: bool = False, **options: Any) -> nn.Module:
         import peft
 
+        torch.manual_seed(0)  # of half of the adapter
         model = peft.get_peft_model(load(**options), peft.LoraConfig(r=8, task_type="CAUSAL_LM"))
-        generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for name, weights in model.named_parameters():
                 if "lora_B" in name:
-                    weights.add_(0.01 * torch.randn(weights.shape, generator=generator))
+                    weights.copy_(0.01 * torch.randn(weights.shape))
         return model.eval().merge_and_unload() if merged else model.eval()
 
     yield "float32", load
@@ -112,11 +114,13 @@ def largest(one: Tensor, two: Tensor) -> str:
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    model, tokenizer = S.load()
+    _, tokenizer = S.load()
     ids, references = S.read_tokens(tokenizer, limit=TOKENS)[:1], {}
     print("| model | map, to its eager map | losses in blocks, to one by one | map, to float32 | losses, to float32 |")
     print("|---|---|---|---|---|")
     for name, make in models():
+        if not all(word in name for word in sys.argv[1:]):
+            continue
         found = row(make(), ids)
         kind = "LoRA" if "LoRA" in name else ""
         truth = references.setdefault(kind, found)

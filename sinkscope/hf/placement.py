@@ -22,11 +22,8 @@ def reading_device(module: nn.Module) -> torch.device:
     """The device on which a model reads its tokens, or a part of it what it is given; "meta" without weights."""
     embeddings = input_embeddings(module)
     reader = embeddings if isinstance(embeddings, nn.Module) else module
-    hooks = (getattr(each, "_hf_hook", None) for each in reader.modules())
-    brought = next(
-        (hook.execution_device for hook in hooks if getattr(hook, "execution_device", None) is not None), None
-    )
-    if brought is not None:
+    devices = (getattr(getattr(each, "_hf_hook", None), "execution_device", None) for each in reader.modules())
+    if (brought := next((device for device in devices if device is not None), None)) is not None:
         return torch.device(brought)
     weights = chain(reader.parameters(), module.parameters(), module.buffers())
     return next((each.device for each in weights), torch.device("cpu"))
