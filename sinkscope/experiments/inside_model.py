@@ -16,6 +16,7 @@ from sinkscope.arguments import check_places, finite_number, one_of, whole_numbe
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.intervention import Conditions, Intervention, Trial
 from sinkscope.hf.models import query_heads
+from sinkscope.hf.placement import reading_device
 from sinkscope.models.facts import Part, find_anatomy
 from sinkscope.policies import Dose, Evict, EvictRecent, Policy
 from sinkscope.scope.binding import layer_evictions
@@ -255,7 +256,7 @@ class SetMassive(Intervention):
                 total, count = sums[layer][dimension]
                 sums[layer][dimension] = total + states.sum(0), count + len(states)
 
-        anatomy, device = find_anatomy(model), next(model.parameters()).device
+        anatomy, device = find_anatomy(model), reading_device(model)
         with attached(model), ExitStack() as undo, torch.no_grad():  # inside a scope, which refuses NaN
             for part in anatomy.parts:
                 _hook(part, lambda hidden, layer=part.number: note(layer, hidden), undo)

@@ -18,6 +18,7 @@ from sinkscope.errors import SinkscopeError, warn
 from sinkscope.experiments.inside_model import EvictKeys
 from sinkscope.experiments.intervention import Conditions, Intervention, Nothing, Repeat, ReplaceTokens, Shift, Trial
 from sinkscope.experiments.perplexity import dense_texts
+from sinkscope.hf.placement import reading_device
 from sinkscope.models.facts import find_anatomy, model_attributes, token_attributes
 from sinkscope.models.requirements import not_finite
 from sinkscope.normalisers import Normaliser
@@ -242,7 +243,7 @@ def _checked_places(model: nn.Module, intervention: Intervention, trial: Any, te
 
 def _run(model: nn.Module, trial: Trial, first: int) -> tuple[Tensor, xr.Dataset]:
     """Losses [token - 1] of the second token on, and the record, of one text."""
-    ids = trial.tokens[None].to(next(model.parameters()).device)
+    ids = trial.tokens[None].to(reading_device(model))
     policy, probes = trial.policy or Dense(), [SinkMass(first), OutputNorm()]
     with ExitStack() as undo, torch.no_grad():
         if trial.hooks is not None:

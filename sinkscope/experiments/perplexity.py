@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
-from sinkscope.models.facts import find_anatomy, model_attributes, token_attributes, weights_hash
+from sinkscope.models.facts import find_anatomy, model_attributes, token_attributes
 from sinkscope.models.requirements import check_eval, check_reader
+from sinkscope.models.weights import weights_hash
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Dense, Policy, Recompute, SinkWindow, Window
 from sinkscope.progress import progress_bar

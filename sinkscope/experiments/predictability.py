@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.perplexity import dense_texts
+from sinkscope.hf.placement import reading_device
 from sinkscope.models.requirements import not_finite
 from sinkscope.probes import Probe, SinkMass
 from sinkscope.progress import progress_bar
@@ -47,7 +48,7 @@ def predictability(
         SinkscopeError: as `measure`; a text of one token, a model without a language head.
     """
     texts, first = dense_texts(model, ids), whole_number(first, "first", 1)
-    lengths, device = [len(text) for text in texts], next(model.parameters()).device
+    lengths, device = [len(text) for text in texts], reading_device(model)
     if min(lengths) <= first:
         raise SinkscopeError(f"a text of {min(lengths)} tokens has no query after its first {first}; give more.")
     losses, entropies = (np.full((len(texts), max(lengths)), np.nan, dtype=np.float32) for _ in range(2))

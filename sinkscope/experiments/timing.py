@@ -20,6 +20,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.perplexity import Run, check_run
 from sinkscope.hf.attention import implementation
 from sinkscope.hf.caches import growing_cache, with_cache
+from sinkscope.hf.placement import reading_device
 from sinkscope.models.facts import model_attributes
 from sinkscope.policies import Dense, Policy, Recompute, SinkWindow, Window
 from sinkscope.progress import progress_bar
@@ -80,7 +81,7 @@ def run_timing(
     check_run(model, texts, Run())
     if (unknown := [name for name in names if name not in FAMILIES]) or not names:
         raise SinkscopeError(f"policies={unknown or names} cannot be timed; give some of {', '.join(FAMILIES)}.")
-    text = texts[0][None].to(next(model.parameters()).device)
+    text = texts[0][None].to(reading_device(model))
     plan = {size: {name: _policy(name, size, sinks) for name in names} for size in sizes}
     for size, ways in plan.items():
         for policy in ways.values():

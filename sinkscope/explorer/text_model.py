@@ -19,6 +19,7 @@ from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.pixels import FIRST, free_scores, thumbnails
 from sinkscope.explorer.results import Continuation, Guesses, LiveMaps, Overview, Price, Reading, Result
 from sinkscope.hf.caches import with_cache
+from sinkscope.hf.placement import reading_device
 from sinkscope.models.facts import find_anatomy
 from sinkscope.models.requirements import check_decoder, check_unscoped, not_finite
 from sinkscope.policies import Dense
@@ -72,7 +73,7 @@ class TextModel:
         self.model = copy_sharing_weights(model).eval()
         self.anatomy = find_anatomy(self.model)
         check_vocabulary(self.anatomy.base, ids)
-        self.ids = ids.to(next(self.model.parameters()).device)
+        self.ids = ids.to(reading_device(self.model))
         self.tokenizer = tokenizer
         self._is_overtaken: Callable[[], bool] = lambda: False
         self._losses_afresh: tuple[Configuration | None, np.ndarray] = (None, np.empty(0))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, cache_utils
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
-from sinkscope.hf.models import text_config
+from sinkscope.hf.models import core, text_config
 
 NAMES = ("cache", "past_key_values")
 
@@ -57,7 +57,7 @@ def argument_name(forward: Callable[..., Any]) -> str | None:
 
 def with_cache(model: nn.Module, cache: Any) -> dict[str, Any]:
     """The arguments with which a forward pass of a model, or its `generate()`, uses and fills a cache."""
-    return {argument_name(model.forward) or NAMES[0]: cache, "use_cache": True}
+    return {argument_name(core(model).forward) or NAMES[0]: cache, "use_cache": True}
 
 
 def given_cache(arguments: Mapping[str, Any]) -> Any:

@@ -12,44 +12,55 @@ import transformers
 from torch import Tensor, nn
 
 from sinkscope.hf.caches import given_cache
+from sinkscope.hf.models import is_pretrained
 
 PREPARE = "prepare_inputs_for_generation"
+TAKEN = "_is_user_defined"  # what `generate()` sets to True on a cache that it is given
 
 
 def show_prompts(
     model: nn.Module, is_ours: Callable[[Any], bool], show: Callable[[Any, Tensor, int | None], None]
-) -> bool:
+) -> Callable[[nn.Module], None] | None:
     """Have a model's `generate()` show its whole prompt, of which a forward pass gets only what is new.
 
     `show` is called at the beginning with the cache, if it `is_ours`, with the ids [batch, token], and with how many of
-    the last are new; None where all are. A model that does not generate, or that carries such a function already, is
-    left alone: returned is whether it is done.
+    the last are new; None where all are. Returned is what undoes it; None for a module that does not generate.
     """
-    if not hasattr(type(model), PREPARE) or PREPARE in vars(model):
-        return False
+    if not is_pretrained(model) or not hasattr(type(model), PREPARE):
+        return None
+    own = vars(model).get(PREPARE)  # what somebody put there already
     original = getattr(type(model), PREPARE)
 
     @functools.wraps(original)
     def prepare_inputs_for_generation(self: Any, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        prepare = own or types.MethodType(original, self)
         cache = given_cache(kwargs)
         if not is_ours(cache):
-            return original(self, input_ids, *args, **kwargs)
+            return prepare(input_ids, *args, **kwargs)
         if kwargs.get("is_first_iteration"):
             show(cache, input_ids, kwargs.get("next_sequence_length"))
         elif kwargs.get("use_cache") is False:  # the default of MPT, with which every step would read all tokens again
             kwargs["next_sequence_length"] = 1
-        inputs = original(self, input_ids, *args, **kwargs)
+        inputs = prepare(input_ids, *args, **kwargs)
         if given_cache(inputs) is not cache:  # longrope models drop it where their frequencies would change
             inputs = transformers.GenerationMixin.prepare_inputs_for_generation(self, input_ids, *args, **kwargs)
         return inputs
 
+    def undo(model: nn.Module) -> None:
+        vars(model).pop(PREPARE, None)
+        if own is not None:
+            setattr(model, PREPARE, own)
+
     setattr(model, PREPARE, types.MethodType(prepare_inputs_for_generation, model))
-    return True
+    return undo
 
 
-def hide_prompts(model: nn.Module) -> None:
-    """Take off what `show_prompts` put on."""
-    vars(model).pop(PREPARE, None)
+def is_newly_taken(cache: Any) -> bool:
+    """Whether `generate()` has taken a cache since this was asked last."""
+    newly = vars(cache).get(TAKEN) is True
+    if newly:
+        setattr(cache, TAKEN, 1)  # as true, but known again
+    return newly
 
 
 def sampling_rules(temperature: float, top_k: int | None, top_p: float) -> Callable[[Tensor], Tensor]:

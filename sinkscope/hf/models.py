@@ -12,24 +12,38 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 
 
+def core(model: Any) -> Any:
+    """The outermost model of transformers in what was handed over: an adapter, a compiled or a trainer's wrapper.
+
+    Where there is none, what was handed over.
+    """
+    inside = model.modules() if isinstance(model, nn.Module) else ()
+    return next((module for module in inside if is_pretrained(module)), model)
+
+
 def setting(model: Any, name: str, default: Any = None) -> Any:
     """What the configuration of a model says; the default where it says nothing, or there is none."""
-    return getattr(getattr(model, "config", None), name, default)
+    return getattr(getattr(core(model), "config", None), name, default)
 
 
 def text_config(model: Any) -> Any:
     """The configuration of the part that reads text; None for a module without one."""
-    return model.config.get_text_config(decoder=True) if has_config(model) else None
+    return core(model).config.get_text_config(decoder=True) if has_config(model) else None
 
 
 def has_config(model: Any) -> bool:
     """Whether a model carries a configuration of transformers."""
-    return isinstance(getattr(model, "config", None), transformers.PreTrainedConfig)
+    return isinstance(getattr(core(model), "config", None), transformers.PreTrainedConfig)
 
 
 def is_pretrained(module: Any) -> bool:
     """Whether a module is a model of transformers, whole or a part that is one itself."""
     return isinstance(module, transformers.PreTrainedModel)
+
+
+def is_foreign(module: Any) -> bool:
+    """Whether a module is of a class that neither torch nor transformers brings, as those of adapters are."""
+    return type(module).__module__.split(".")[0] not in ("torch", "transformers")
 
 
 def is_encoder_decoder(model: Any) -> bool:
@@ -98,13 +112,13 @@ def position_limits(model: Any) -> list[int]:
 
 
 def is_head_present(model: nn.Module) -> bool:
-    return getattr(model, "get_output_embeddings", lambda: None)() is not None
+    return getattr(core(model), "get_output_embeddings", lambda: None)() is not None
 
 
 def input_embeddings(model: nn.Module) -> Any:
     """The module that embeds tokens; None where there is none, or several that each take a part of an id (canine)."""
     try:
-        return getattr(model, "get_input_embeddings", lambda: None)()
+        return getattr(core(model), "get_input_embeddings", lambda: None)()
     except NotImplementedError:
         return None
 
@@ -113,7 +127,7 @@ def origin(model: Any) -> dict[str, str]:
     """The name a model was loaded by, its family, and its commit on the Hub, or "unknown"."""
     return {
         "model": str(setting(model, "_name_or_path") or ""),
-        "model_type": setting(model, "model_type", type(model).__name__),
+        "model_type": setting(model, "model_type", type(core(model)).__name__),
         "revision": setting(model, "_commit_hash") or "unknown",
     }
 

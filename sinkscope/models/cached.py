@@ -30,6 +30,8 @@ from sinkscope.hf.caches import (
     with_cache,
 )
 from sinkscope.hf.models import has_config, vocabulary_size
+from sinkscope.hf.placement import reading_device
+from sinkscope.models.compiled import uncompiled
 from sinkscope.models.facts import Anatomy, find_anatomy
 from sinkscope.models.trial import check_eval, check_unscoped
 
@@ -135,6 +137,7 @@ class _Trace:
             undo.callback(part.attention.register_forward_hook(leave).remove)
 
 
+@uncompiled()
 @torch.no_grad()
 def _look(anatomy: Anatomy) -> Layout:
     base: Any = anatomy.base
@@ -147,7 +150,10 @@ def _look(anatomy: Anatomy) -> Layout:
         trace.watch(cache, anatomy, undo)
         look = undo.enter_context(looking(base)) if anatomy.interface else Look()
         try:
-            base(torch.zeros(1, 1, dtype=torch.long, device=base.device), **(with_cache(base, cache) if caches else {}))
+            base(
+                torch.zeros(1, 1, dtype=torch.long, device=reading_device(base)),
+                **(with_cache(base, cache) if caches else {}),
+            )
         except SinkscopeError:
             raise
         except Exception as refusal:  # whatever the code of any model may raise at a cache that it does not take
@@ -188,6 +194,7 @@ def _layout(anatomy: Anatomy, cache: Any, trace: _Trace, look: Look) -> Layout:
 # --- reading on ---------------------------------------------------------------------------------------------------
 
 ACAUSAL, WHOLE, TOKENS, BLOCKS = "acausal", "whole", "tokens", "blocks"
+SCALED_TOGETHER = "torch.ao.nn.quantized.dynamic"  # scales the activations of all tokens that are read at once together
 TEXTS, LENGTH, PARTS = 4, 6, (2, 3, 1)
 
 _READINGS: WeakKeyDictionary[nn.Module, tuple[tuple[int, torch.dtype], str]] = WeakKeyDictionary()
@@ -196,7 +203,8 @@ _READINGS: WeakKeyDictionary[nn.Module, tuple[tuple[int, torch.dtype], str]] = W
 def find_reading(model: nn.Module) -> str:
     """How a model reads a text in parts as it reads it whole.
 
-    "blocks" of any size, "tokens" one at a time, or "whole" only; "acausal" where tokens change what stands before
+    "blocks" of any size, "tokens" one at a time (so, too, where int8 layers scale together what they are given at once),
+    or "whole" only; "acausal" where tokens change what stands before
     them.
     """
     base = find_anatomy(model).base
@@ -208,10 +216,13 @@ def find_reading(model: nn.Module) -> str:
     return _READINGS[base][1]
 
 
+@uncompiled()
 @torch.no_grad()
 def _read(base: Any) -> str:
     vocabulary, generator = vocabulary_size(base), torch.Generator().manual_seed(0)
-    ids = torch.randint(min(3, vocabulary - 1), vocabulary, (TEXTS, LENGTH), generator=generator).to(base.device)
+    ids = torch.randint(min(3, vocabulary - 1), vocabulary, (TEXTS, LENGTH), generator=generator).to(
+        reading_device(base)
+    )
     whole = base(ids)[0]
     if not _is_same(base(ids[:, : PARTS[0]])[0], whole[:, : PARTS[0]]):
         return ACAUSAL

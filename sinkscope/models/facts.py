@@ -20,7 +20,8 @@ from torch import nn
 import sinkscope
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import has_interface
-from sinkscope.hf.models import begin_token, is_encoder_decoder, is_pretrained, origin
+from sinkscope.hf.models import begin_token, core, is_encoder_decoder, is_pretrained, origin
+from sinkscope.hf.placement import reading_device
 
 
 @dataclass(frozen=True)
@@ -136,14 +137,15 @@ def _layer_around(modules: dict[str, nn.Module], name: str) -> nn.Module | None:
 
 def model_attributes(model: nn.Module) -> dict[str, Any]:
     """Name, family, revision, dtype and device of a model, and the versions of what ran it."""
-    parameter = next(model.parameters(), torch.empty(0))
-    known = origin(model)
+    parameter, known, inner = next(model.parameters(), torch.empty(0)), origin(model), core(model)
     name = Path(known["model"])
     public = name.name if name.exists() or name.is_absolute() else known["model"]  # folders mean nothing elsewhere
+    wrapper = {} if inner is model else {"wrapper": type(model).__name__}
     return known | {
-        "model": public or type(model).__name__,
+        "model": public or type(inner).__name__,
+        **wrapper,
         "dtype": str(parameter.dtype).removeprefix("torch."),
-        "device": str(parameter.device),
+        "device": str(reading_device(model)),
         "transformers": version("transformers"),
         **run_attributes(),
     }
@@ -173,15 +175,3 @@ def token_attributes(record: xr.Dataset, model: nn.Module) -> dict[str, Any]:
         "tokens_sha256": hashlib.sha256(np.ascontiguousarray(ids).tobytes()).hexdigest(),
         "bos": starts,
     }
-
-
-def weights_hash(model: nn.Module) -> str:
-    """A hash that changes with the weights: of sums over pieces of each parameter, its bits read as whole numbers."""
-    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        values = parameter.detach().flatten()
-        bits = values.view(whole.get(values.itemsize, torch.uint8))
-        sums = torch.stack([piece.sum(dtype=torch.int64) for piece in bits.chunk(64)])  # exact in any order
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode() + sums.cpu().numpy().tobytes())
-    return digest.hexdigest()

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
+import torch
 from torch import nn
 
-from sinkscope.errors import SinkscopeError
-from sinkscope.hf.caches import argument_name
-from sinkscope.hf.models import attends_in_chunks, has_config, is_head_present
+from sinkscope.errors import SinkscopeError, first_line
+from sinkscope.hf.caches import argument_name, given_cache, growing_cache, with_cache
+from sinkscope.hf.models import attends_in_chunks, core, has_config, is_head_present
+from sinkscope.hf.placement import is_without_weights, reading_device, weights_at_hand
 from sinkscope.models.cached import ACAUSAL, WHOLE, find_layout, find_reading
+from sinkscope.models.compiled import uncompiled
 from sinkscope.models.facts import find_anatomy
 from sinkscope.models.trial import SCOPED as SCOPED
 from sinkscope.models.trial import check_eval as check_eval
 from sinkscope.models.trial import check_unscoped as check_unscoped
+from sinkscope.models.trial import check_weights as check_weights
 
 
 def check_reader(model: Any) -> None:
     """Raise SinkscopeError unless a model reads text, where no token looks ahead, and predicts the next one."""
-    base, name = find_anatomy(model).base, type(model).__name__
+    base, name = find_anatomy(model).base, type(core(model)).__name__
     if not has_config(model) or "input_ids" not in inspect.signature(base.forward).parameters:
         raise not_a_decoder(name, "reads no token ids")
+    check_wrapper(model)
     if find_reading(model) == ACAUSAL:
         raise not_a_decoder(name, "has attention that is not causal")
     _check_head(model)
@@ -33,7 +39,7 @@ def check_decoder(model: Any, predicts: bool = False) -> None:
 
     One that `predicts` must have a language head too.
     """
-    base, name = find_anatomy(model).base, type(model).__name__
+    base, name = find_anatomy(model).base, type(core(model)).__name__
     accepted = inspect.signature(base.forward).parameters
     if not has_config(model) or "input_ids" not in accepted or argument_name(base.forward) is None:
         raise not_a_decoder(name, "keeps no keys in a cache")
@@ -73,6 +79,7 @@ def _check_head(model: Any) -> None:
             f"{name} has no language head, so it predicts no next token; load the model with one, as sinkscope.load() "
             "and AutoModelForCausalLM do."
         )
+    check_wrapper(model)
 
 
 def not_a_decoder(name: str, reason: str) -> SinkscopeError:
@@ -81,6 +88,49 @@ def not_a_decoder(name: str, reason: str) -> SinkscopeError:
         f"{name} does not read token by token from cached keys and values (it {reason}), so no policy applies to it; "
         "give a decoder such as those of sinkscope.load()."
     )
+
+
+@uncompiled()
+@torch.no_grad()
+def check_wrapper(model: nn.Module) -> None:
+    """Raise SinkscopeError for a wrapper around a model that has it read other tokens, or another cache, than given.
+
+    Adapters that put tokens of their own before a text do so (prompt and prefix tuning). Two tokens tell.
+    """
+    base, name = find_anatomy(model).base, type(model).__name__
+    accepted, read = inspect.signature(base.forward).parameters, []
+    scoped = any(module in SCOPED for module in base.modules())
+    if core(model) is model or scoped or is_without_weights(model) or "input_ids" not in accepted:
+        return
+
+    def look(module: nn.Module, args: Any, kwargs: Any) -> None:
+        given = dict(zip(accepted, args, strict=False)) | kwargs
+        held, tokens = given_cache(given), given.get("input_ids")
+        tokens = given.get("inputs_embeds") if tokens is None else tokens
+        read.append((tokens.shape[1] + (held.get_seq_length() if held is not None else 0), held))
+
+    caches = [None, growing_cache(model)] if argument_name(base.forward) else [None]
+    ids = torch.zeros(1, 2, dtype=torch.long, device=reading_device(model))
+    hook = base.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        for cache in caches:
+            model(input_ids=ids, **({} if cache is None else with_cache(model, cache)))
+    except TypeError as error:
+        raise SinkscopeError(
+            f"{name} around {type(core(model)).__name__} does not take what this does ({first_line(error)}); hand over "
+            "the model inside it."
+        ) from error
+    finally:
+        hook.remove()
+    counts = [count for count, _ in read]
+    if counts != [2] * len(caches) or read[-1][1] is not caches[-1]:
+        other = next((count for count in counts if count != 2), 2)
+        what = f"reads {other} tokens where it is given 2" if other != 2 else "does not pass on the cache it is given"
+        raise SinkscopeError(
+            f"{name} changes what its {type(core(model)).__name__} reads: it {what}, as adapters do that put virtual "
+            "tokens before a text; call it yourself inside sinkscope.capture, which sees them, or hand over the model "
+            "inside it."
+        )
 
 
 def check_unchunked(model: Any) -> None:
@@ -94,9 +144,17 @@ def check_unchunked(model: Any) -> None:
 
 def not_finite(what: str, model: nn.Module) -> SinkscopeError:
     """The error for NaN or infinity, naming the weights to blame if it is them."""
-    weights = next((name for name, each in model.named_parameters() if not bool(each.isfinite().all())), None)
+    weights = next(_infinite_weights(model), None)
     if weights is None:
         cause = "; all weights are finite, so look at the inputs or the dtype (float16 overflows: try bfloat16)."
     else:
         cause = f": the weights {weights} are not finite; load the model again or repair its checkpoint."
     return SinkscopeError(f"{what} hold NaN or infinity{cause}")
+
+
+def _infinite_weights(model: nn.Module) -> Iterator[str]:
+    for path, module in model.named_modules():
+        with weights_at_hand(module):
+            for name, each in module.named_parameters(recurse=False):
+                if not bool(each.isfinite().all()):
+                    yield f"{path}.{name}".strip(".")

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import growing_cache, held_states, with_cache
 from sinkscope.hf.models import position_limits, rope_parameters, vocabulary_size
+from sinkscope.hf.placement import reading_device
 from sinkscope.models.cached import find_layout, looking, takes_positions
+from sinkscope.models.compiled import uncompiled
 from sinkscope.models.facts import find_anatomy
 from sinkscope.models.requirements import check_decoder, check_eval, check_unscoped, not_a_decoder
 
@@ -96,13 +98,18 @@ def find_rotations(model: nn.Module) -> list[Rotation | None]:
 def cache_rotations(model: nn.Module) -> dict[int, Rotation | None]:
     """The same for each layer of the model's cache that holds keys, by its place in the cache."""
     base = find_anatomy(model).base
-    dtype = next(base.parameters()).dtype
+    dtype = _float_type(base)
     if base not in _FOUND or _FOUND[base][0] != dtype:
         check_decoder(model)
         check_eval(base, "its keys")
         check_unscoped(base)
         _FOUND[base] = (dtype, _look(base, type(model).__name__, list(find_layout(model).windows)))
     return _FOUND[base][1]
+
+
+def _float_type(base: nn.Module) -> torch.dtype:
+    """The floating type a model computes in; quantised weights are whole numbers."""
+    return next((each.dtype for each in base.parameters() if each.is_floating_point()), torch.get_default_dtype())
 
 
 def position_limit(model: Any) -> int | None:
@@ -127,13 +134,16 @@ def changes_with_length(model: Any) -> bool:
     return rope_parameters(model).get("rope_type") in ("dynamic", "longrope")
 
 
+@uncompiled()
 @torch.no_grad()
 def _look(base: Any, name: str, places: list[int]) -> dict[int, Rotation | None]:
     limit = position_limit(base) or 2 * FARTHEST
     positions = [0] + [1 << power for power in range(int(math.log2(min(FARTHEST, max(2, limit // 2)))) + 1)]
     generator = torch.Generator().manual_seed(0)
     vocabulary = vocabulary_size(base)
-    tokens = torch.randint(min(3, vocabulary - 1), vocabulary, (TOKENS, 1), generator=generator).to(base.device)
+    tokens = torch.randint(min(3, vocabulary - 1), vocabulary, (TOKENS, 1), generator=generator).to(
+        reading_device(base)
+    )
     if not takes_positions(base):
         _check_stays(base, tokens, places[0], name)
         positions = [0]
@@ -172,7 +182,7 @@ def _check_stays(base: Any, tokens: Tensor, place: int, name: str) -> None:
 
 def _fitted(seen: dict[int, Tensor], slot: str, base: Any, name: str) -> Rotation | None:
     """The rotation that explains the cached states by position, or None when they do not depend on it."""
-    still, precision = seen[0], torch.finfo(next(base.parameters()).dtype).eps
+    still, precision = seen[0], torch.finfo(_float_type(base)).eps
     size = still.abs().max()
     change = torch.stack([(states - still).abs().amax((0, 1, 2)) / size for states in seen.values()]).amax(0)
     moving = (change > max(1e-6, 2 * precision)).nonzero().flatten().tolist()

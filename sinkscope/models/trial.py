@@ -8,14 +8,28 @@ from weakref import WeakSet
 from torch import nn
 
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf.models import core
+from sinkscope.hf.placement import is_without_weights
 
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 SCOPED: WeakSet[nn.Module] = WeakSet()
 """Attention modules that carry a scope now."""
 
 
+def check_weights(model: nn.Module) -> None:
+    """Raise SinkscopeError for a model without weights."""
+    if is_without_weights(model):
+        raise SinkscopeError(
+            f"{type(core(model)).__name__} has weights on torch's meta device, which holds no numbers; load them, as "
+            "sinkscope.load() and from_pretrained do."
+        )
+
+
 def check_eval(model: Any, what: str) -> None:
-    """Raise SinkscopeError for a model in training mode, where `what` would be random."""
-    if model.training:
+    """Raise SinkscopeError for a model without weights, or in training mode, where `what` would be random."""
+    check_weights(model)
+    drops = (module.training for module in model.modules() if isinstance(module, DROPOUTS) and module.p)
+    if core(model).training or any(drops):  # those of an adapter may be, inside a model that is not
         raise SinkscopeError(
             f"{type(model).__name__} is in training mode, where dropout makes {what} random; call model.eval()."
         )

@@ -12,6 +12,7 @@ from torch import nn
 from sinkscope.attention.eviction import Eviction
 from sinkscope.errors import SinkscopeError, warn
 from sinkscope.hf.models import key_value_heads, query_heads
+from sinkscope.hf.placement import reading_device
 from sinkscope.models.cached import BLOCKS, find_layout, find_reading, takes_positions
 from sinkscope.models.facts import Anatomy, Part, find_anatomy
 from sinkscope.models.requirements import check_streamable
@@ -89,7 +90,7 @@ def _bound(policy: Policy, model: nn.Module, index: int, part: Part) -> tuple[Ev
         raise SinkscopeError(
             f"`bind` of {policy!r} gave {evictions!r}; it has to give a tuple of evictions, empty for dense attention."
         )
-    parameter, own, taken = next(part.attention.parameters(), None), policy.acting_heads(layer.heads), None
+    own, taken = policy.acting_heads(layer.heads), None
     bound = []
     for eviction in evictions:
         heads = own if eviction.heads is None else eviction.heads if own is None else eviction.heads & own
@@ -97,7 +98,7 @@ def _bound(policy: Policy, model: nn.Module, index: int, part: Part) -> tuple[Ev
         if taken is not None and bool((taken & everywhere).any()):
             raise SinkscopeError(f"`bind` of {policy!r} gave two evictions for one head; give each head one at most.")
         taken = everywhere if taken is None else taken | everywhere
-        moved = heads if heads is None or parameter is None else heads.to(parameter.device)
+        moved = heads if heads is None else heads.to(reading_device(part.attention))
         bound.append(replace(eviction, heads=moved))
     return tuple(bound)
 

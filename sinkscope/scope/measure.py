@@ -14,7 +14,9 @@ import xarray as xr
 from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.models.requirements import check_eval
+from sinkscope.hf.models import core
+from sinkscope.hf.placement import reading_device
+from sinkscope.models.requirements import check_eval, check_wrapper
 from sinkscope.probes import FREE, Maps, Probe, SinkMass
 from sinkscope.progress import progress_bar
 from sinkscope.scope.scope import Scope
@@ -60,6 +62,7 @@ def measure(
                 f"a text has {shortest} tokens, but {probe} needs at least {probe.first}; "
                 "give a longer text or a smaller first."
             )
+    check_wrapper(model)
     with scope, torch.no_grad():
         _read(scope, texts, batch_tokens, progress)
         record = scope.record
@@ -94,6 +97,7 @@ def attention_maps(
     texts = texts_of(ids)
     if len(texts) != 1:
         raise SinkscopeError(f"attention_maps takes one text [1, token], got {len(texts)}; call it once for each.")
+    check_wrapper(model)
     with Scope(model, [Maps(layers, heads, resolution, pool)]) as scope, torch.no_grad():  # type: ignore[arg-type]
         _read(scope, texts, len(texts[0]), None)
         maps = scope.array("attention_map")[0]
@@ -112,7 +116,7 @@ def with_token_texts(record: xr.Dataset, tokenizer: Any) -> xr.Dataset:
 
 
 def _read(scope: Scope, texts: list[Tensor], batch_tokens: int, progress: bool | None) -> None:
-    """Run the model's layers over all texts."""
+    """Run the model's layers over all texts; a wrapper as a whole, since what it does around them counts."""
     check_eval(scope.model, "attention")
     base, interface = scope.anatomy.base, scope.anatomy.interface
     accepted = inspect.signature(base.forward).parameters
@@ -122,11 +126,11 @@ def _read(scope: Scope, texts: list[Tensor], batch_tokens: int, progress: bool |
         )
     # outside the interface keys and values show in the cache only; else it would just cost memory
     options = {"use_cache": not interface} if "use_cache" in accepted else {}
-    device = next(base.parameters()).device
+    runs, device = base if core(scope.model) is scope.model else scope.model, reading_device(base)
     with _progress(scope, sum(map(len, texts)), progress) as begin:
         for batch in batches_of(texts, batch_tokens):
             begin(batch.numel())
-            base(input_ids=batch.to(device), **options)
+            runs(input_ids=batch.to(device), **options)
 
 
 @contextmanager

@@ -29,8 +29,9 @@ from sinkscope.attention.masks import TensorMask
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import leave_maps_out, use_implementation
 from sinkscope.hf.models import query_heads, reading_all
+from sinkscope.models.compiled import uncompiled
 from sinkscope.models.facts import Anatomy, Part, find_anatomy, model_attributes, token_attributes
-from sinkscope.models.requirements import SCOPED, not_finite
+from sinkscope.models.requirements import SCOPED, check_weights, not_finite
 from sinkscope.normalisers import Normaliser, VirtualKey
 from sinkscope.policies import Dense, Policy
 from sinkscope.probes import FREE, HiddenProbe, LayerProbe, Probe, TileProbe
@@ -51,7 +52,7 @@ def capture(model: nn.Module, probes: Iterable[Probe] | None = None) -> Scope:
     Returns:
         A context manager; its `record` holds what was measured. Every row of a batch is a text of its own; forward
         passes on a filled cache continue theirs. Only a mask [batch, token] marks padding. Inside the context the
-        model must stay in one thread, and must not be copied or pickled.
+        model must stay in one thread, and must not be copied or pickled; compiled code runs eagerly.
 
     Raises:
         SinkscopeError: when the model has no attention, is an encoder-decoder or several models in one, or carries a
@@ -115,6 +116,7 @@ class Scope:
         self._undo = ExitStack()
 
     def __enter__(self) -> Scope:
+        check_weights(self.model)
         taken = [part.name for part in self.anatomy.parts if part.attention in SCOPED]
         if taken:
             raise SinkscopeError(
@@ -185,6 +187,7 @@ class Scope:
         def hang(hook: Any) -> None:
             undo.callback(hook.remove)
 
+        undo.enter_context(uncompiled())
         base, parts, interface = self.anatomy.base, self.anatomy.parts, self.anatomy.interface
         for part, evictions in zip(parts, self.evictions, strict=True):
             SCOPED.add(part.attention)

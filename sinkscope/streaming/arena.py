@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sinkscope.hf.caches import growing_cache, held_states, with_cache
+from sinkscope.hf.placement import reading_device
 from sinkscope.models.cached import find_layout
 from sinkscope.models.facts import find_anatomy
 from sinkscope.models.requirements import check_unscoped
@@ -75,7 +76,7 @@ def layer_kinds(model: nn.Module, policy: SinkWindow) -> list[LayerKind]:
     rotations, windows = cache_rotations(model), find_layout(model).windows
     mixed = None in windows.values()
     cache = growing_cache(base)
-    base(torch.zeros(1, 1, dtype=torch.long, device=base.device), **with_cache(base, cache))
+    base(torch.zeros(1, 1, dtype=torch.long, device=reading_device(base)), **with_cache(base, cache))
     kinds = []
     for place, native in windows.items():
         held = held_states(cache, place)

@@ -20,6 +20,7 @@ from sinkscope.arguments import finite_number, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import with_cache
 from sinkscope.hf.generation import sampling_rules
+from sinkscope.hf.placement import reading_device
 from sinkscope.models.facts import find_anatomy
 from sinkscope.models.requirements import check_decoder, check_eval
 from sinkscope.scope.forward import check_vocabulary
@@ -70,7 +71,7 @@ def stream(
     """
     check_writer(model)
     limit = whole_number(max_new_tokens, "max_new_tokens", 1)
-    sampler = Sampler(temperature, top_k, top_p, seed, next(model.parameters()).device)
+    sampler = Sampler(temperature, top_k, top_p, seed, reading_device(model))
     ids = encoded(tokenizer, prompt, special=not getattr(cache, "seen", 0))
     held = SinkCache(model) if cache is None else cache
     tokens = Writer(model, held, sampler, end_tokens(model, tokenizer), limit).write(ids, Answer())
@@ -125,7 +126,7 @@ class Conversation(AbstractContextManager["Conversation"]):
         self._turns = turns_of(tokenizer, system)
         self.has_template = type(self._turns) is not Turns
         ends = end_tokens(model, tokenizer) | self._turns.ends()  # a template that cannot be followed says so now
-        sampler = Sampler(temperature, top_k, top_p, seed, next(model.parameters()).device)
+        sampler = Sampler(temperature, top_k, top_p, seed, reading_device(model))
         self._under_way: Generator[str, None, None] | None = None
         self.answer = Answer()
         self.cache = SinkCache(model, sinks, window)
@@ -233,7 +234,7 @@ class Writer:
         try:
             tokens = torch.tensor([given])
             check_vocabulary(self._base, tokens)
-            tokens = tokens.to(next(self._model.parameters()).device)
+            tokens = tokens.to(reading_device(self._model))
             with torch.no_grad():
                 return self._model(tokens, **with_cache(self._model, self.cache), **self._options).logits[:, -1]
         finally:

@@ -261,7 +261,7 @@ def _flops(shapes: Shapes, found: list[Span], policy: Policy, tokens: int) -> tu
         else:
             seen, remade = rerun_pairs(tokens, size, span.seen), runs
         attention += layer.flops_per_pair * seen + layer.flops_per_key * remade
-    return attention, shapes.body_flops * runs + shapes.head_flops * tokens
+    return attention, shapes.body_flops * runs + (shapes.head_flops + shapes.once_flops) * tokens
 
 
 def _row(found: Cost) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import with_cache
+from sinkscope.hf.placement import reading_device
 from sinkscope.models.cached import find_layout
 from sinkscope.models.requirements import not_finite
 from sinkscope.normalisers import Normaliser
@@ -40,7 +41,7 @@ class Reader(ABC):
     """A batch of texts [sequence, token] being read under a policy."""
 
     def __init__(self, model: nn.Module, ids: Tensor, policy: Policy) -> None:
-        self.model, self.ids, self.policy = model, ids.to(next(model.parameters()).device), policy
+        self.model, self.ids, self.policy = model, ids.to(reading_device(model)), policy
         self.done = 0
 
     @abstractmethod

@@ -2,12 +2,13 @@
 
 One forward of q tokens over k cached and new keys does, in an attention layer,
 
-    F(q, k) = projections · q  +  pair · q · k  +  key · k
+    F(q, k) = once  +  projections · q  +  pair · q · k  +  key · k
 
 floating-point operations: the products of every query with every key and value, and, where latents are cached
-(multi-head latent attention), the making of all keys and values from them. F(1, 1), F(1, 2) and F(2, 2) give the three.
-They are counted by torch's own formulas: two for each multiply-add of a matrix product, nothing for the rest. So
-experts count when they are active, and only then.
+(multi-head latent attention), the making of all keys and values from them; and what some adapters make of their own
+weights anew. F(1, 1), F(2, 3), F(2, 2) and F(1, 3) give the four. They are counted by torch's own formulas: two for
+each multiply-add of a matrix product, nothing for the rest. So experts count when they are active, and only then. A
+layer whose products torch knows no formula of, as where weights are whole numbers, counts by its sizes.
 """
 
 from __future__ import annotations
@@ -28,9 +29,12 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import expert_implementation, implementation
 from sinkscope.hf.caches import growing_cache, held_states, with_cache
 from sinkscope.hf.models import query_heads
+from sinkscope.hf.placement import reading_device
 from sinkscope.models.cached import find_layout
+from sinkscope.models.compiled import uncompiled
 from sinkscope.models.facts import Anatomy, find_anatomy
 from sinkscope.models.requirements import check_decoder, check_unchunked, check_unscoped, not_a_decoder
+from sinkscope.models.weights import settings
 
 Flops = dict[str, int]  # by path of the module; "" is the model
 
@@ -83,12 +87,14 @@ class Shapes:
         layers: the attention layers, in order.
         body_flops: per token, of everything below the output head but what grows with the text: projections,
             feed-forward layers, active experts.
-        head_flops: per token, of the output head; 0 for a model without one.
+        head_flops: per forward pass, of the output head for one token; 0 for a model without one.
+        once_flops: per forward pass, whatever it reads: what adapters make of their weights anew.
     """
 
     layers: tuple[LayerShape, ...]
     body_flops: int
     head_flops: int
+    once_flops: int = 0
 
 
 _FOUND: WeakKeyDictionary[nn.Module, tuple[Any, Shapes]] = WeakKeyDictionary()
@@ -110,7 +116,7 @@ def shapes_of(model: Any) -> Shapes:
     state = (
         implementation(model),
         expert_implementation(model),
-        tuple(type(module) for module in model.modules()),
+        tuple((type(module), repr(settings(module))) for module in model.modules()),
         tuple((parameter.shape, parameter.dtype) for parameter in model.parameters()),
     )
     if model not in _FOUND or _FOUND[model][0] != state:
@@ -118,6 +124,7 @@ def shapes_of(model: Any) -> Shapes:
     return _FOUND[model][1]
 
 
+@uncompiled()
 @torch.no_grad()
 def _find(model: Any, anatomy: Anatomy) -> Shapes:
     layout, owners = find_layout(model), [place for places in find_layout(model).reads for place in places]
@@ -130,9 +137,9 @@ def _find(model: Any, anatomy: Anatomy) -> Shapes:
         )
     base = next(name for name, module in model.named_modules() if module is anatomy.base)
     names = ["", base, *(part.name for part in anatomy.parts)]
-    cache, fresh = growing_cache(model), growing_cache(model)
-    first, second = _count(model, names, 1, cache), _count(model, names, 1, cache)
-    both = _count(model, names, 2, fresh)
+    cache, other = growing_cache(model), growing_cache(model)
+    first, three = _count(model, names, 1, cache), _count(model, names, 2, cache)
+    both, third = _count(model, names, 2, other), _count(model, names, 1, other)
     layers = []
     for part, places in zip(anatomy.parts, layout.reads, strict=True):
         if not places:  # no attention over keys
@@ -140,8 +147,9 @@ def _find(model: Any, anatomy: Anatomy) -> Shapes:
         window, held = layout.windows[places[0]], held_states(cache, places[0])
         if len(held) < 2:
             raise not_a_decoder(type(model).__name__, "keeps no keys in its cache in some layers")
-        pair = (both[part.name] - 2 * first[part.name]) // 2
-        key = second[part.name] - first[part.name] - pair
+        more = (third[part.name] - first[part.name]) // 2  # of one key more: pair + key
+        pair = three[part.name] - both[part.name] - more
+        key = more - pair
         if pair <= 0:
             raise SinkscopeError(
                 f"{type(model).__name__} computes attention with {implementation(model)!r}, whose operations torch "
@@ -151,8 +159,11 @@ def _find(model: Any, anatomy: Anatomy) -> Shapes:
         value_dim, itemsize = held["values"].shape[-1], held["keys"].itemsize
         heads = (query_heads(model) or 0) if key else pair // 2 // (key_dim + value_dim)
         layers.append(LayerShape(heads, kv_heads, key_dim, value_dim, itemsize, window, pair, key))
-    growing = sum(layer.flops_per_pair + layer.flops_per_key for layer in layers)
-    return Shapes(tuple(layers), body_flops=first[base] - growing, head_flops=first[""] - first[base])
+    pairs, keys = sum(layer.flops_per_pair for layer in layers), sum(layer.flops_per_key for layer in layers)
+    # F(2, 2) - F(1, 1) of the whole body is projections + 3 · pair + key
+    body = both[base] - first[base] - 3 * pairs - keys
+    once = first[base] - body - pairs - keys
+    return Shapes(tuple(layers), body, head_flops=first[""] - first[base], once_flops=once)
 
 
 class _FlopCounter(TorchDispatchMode):
@@ -195,14 +206,32 @@ class _FlopCounter(TorchDispatchMode):
         undo.callback(module.register_forward_pre_hook(before, prepend=True).remove)
         undo.callback(module.register_forward_hook(after).remove)
 
+    def weigh(self, layer: Any, undo: ExitStack) -> None:
+        """Count a linear layer by its sizes where none of its operations has a formula, until `undo` is closed."""
+        begun: list[int] = []
+
+        def before(*_: Any) -> None:
+            if threading.get_ident() == self._thread:
+                begun.append(self.total)
+
+        def after(_: Any, args: Any, output: Any) -> None:
+            if threading.get_ident() == self._thread and self.total == begun.pop() and isinstance(output, torch.Tensor):
+                self.total += 2 * layer.in_features * output.numel()
+
+        undo.callback(layer.register_forward_pre_hook(before).remove)
+        undo.callback(layer.register_forward_hook(after, prepend=True).remove)
+
 
 def _count(model: nn.Module, names: list[str], tokens: int, cache: Any) -> Flops:
     """Floating-point operations of a forward pass over `tokens` new tokens, by path of the module."""
-    ids = torch.zeros(1, tokens, dtype=torch.long, device=next(model.parameters()).device)
+    ids = torch.zeros(1, tokens, dtype=torch.long, device=reading_device(model))
     with ExitStack() as undo:
         counter = _FlopCounter()
         for name in dict.fromkeys(names):
             counter.watch(model.get_submodule(name), name, undo)
+        for module in model.modules():
+            if {"in_features", "out_features"} <= vars(module).keys():
+                counter.weigh(module, undo)
         with counter:
             model(input_ids=ids, **with_cache(model, cache))
     return dict.fromkeys(names, 0) | counter.inside

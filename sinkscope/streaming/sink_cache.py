@@ -35,11 +35,13 @@ from sinkscope.hf.caches import (
     with_cache,
     without_cache,
 )
+from sinkscope.hf.generation import is_newly_taken
 from sinkscope.hf.models import alibi_limit
 from sinkscope.models.cached import find_layout
-from sinkscope.models.facts import find_anatomy, weights_hash
+from sinkscope.models.facts import find_anatomy
 from sinkscope.models.requirements import check_decoder, check_unchunked
 from sinkscope.models.rotary import changes_with_length, position_ceiling, position_limit, scales_queries
+from sinkscope.models.weights import weights_hash
 from sinkscope.policies import SinkWindow
 from sinkscope.scope.binding import check_limits, reads_in_blocks
 from sinkscope.scope.interface import EVICTIONS, NAME
@@ -59,11 +61,11 @@ class SinkCache(Tied, AbstractContextManager["SinkCache"]):
     come in is run in parts, and its outputs are those of the last token only, which is what `generate()` reads. Layers
     with a native sliding window beside full ones keep their own window.
 
-    While a cache is open its model carries two functions that look out for it. `close()`, the end of a `with` block, or
-    the end of the cache takes them off. Memory is allocated when the first tokens come and stays as it is. A forward
-    pass that fails or is interrupted leaves the cache as it was, or, if it was run in parts, as the last finished part
-    left it; where there are recurrent states beside the keys, which run on with every token, it has to be reset. No
-    gradient flows into the tokens kept.
+    While a cache is open its model carries functions that look out for it, and compiled code runs eagerly. `close()`,
+    the end of a `with` block, or the end of the cache takes them off. Memory is allocated when the first tokens come
+    and stays as it is. A forward pass that fails or is interrupted leaves the cache as it was, or, if it was run in
+    parts, as the last finished part left it; where there are recurrent states beside the keys, which run on with every
+    token, it has to be reset. No gradient flows into the tokens kept.
 
     Args:
         model: a transformers decoder in eval mode.
@@ -253,6 +255,7 @@ class SinkCache(Tied, AbstractContextManager["SinkCache"]):
     def before_generation(self, ids: Tensor, new: int | None) -> None:
         """Refuse a prompt that does not continue what was read, before `generate()` takes a part of it for new."""
         store = self._store
+        is_newly_taken(self)  # and its prompt is shown
         if not store.seen or not ids.shape[1]:
             return
         self._check_batch(len(ids))
@@ -355,6 +358,11 @@ class SinkCache(Tied, AbstractContextManager["SinkCache"]):
         tokens = given.get("inputs_embeds") if tokens is None else tokens
         if tokens is None or tokens.shape[1] == 0:
             raise SinkscopeError("the model was called with nothing new to read; give it input_ids of the new tokens.")
+        if is_newly_taken(self) and self._store.seen:
+            raise SinkscopeError(
+                f"generate() was called on a model around the {self._model_name} that this cache was made for, so its "
+                f"prompt cannot be compared with the {self._store.seen} tokens read; make the SinkCache for that model."
+            )
         if self._store.seen:
             self._check_batch(len(tokens))
         return tokens.shape[0], tokens.shape[1]

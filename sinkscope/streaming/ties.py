@@ -1,21 +1,23 @@
-"""What ties a cache to its model: a few functions on the model while a cache of it is open, and nothing after.
+"""What ties a cache to its model: functions on it while a cache of it is open, and nothing after.
 
 Hooks on the base model hand every forward pass with such a cache to the cache, before it and behind it. A function on
-the model shows it the whole prompt that `generate()` was given, of which the forward pass gets only what is new. None
-holds on to a cache, so a cache that is forgotten is collected, and unties itself.
+each model that generates shows it the whole prompt that `generate()` was given, of which the forward pass gets only
+what is new. None holds on to a cache, so a cache that is forgotten is collected, and unties itself.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from sinkscope.hf.caches import Cache, given_cache
-from sinkscope.hf.generation import hide_prompts, show_prompts
+from sinkscope.hf.generation import show_prompts
+from sinkscope.models.compiled import uncompiled
 
 
 class Tied(Cache):
@@ -36,11 +38,16 @@ class Tied(Cache):
 
 Ties = WeakKeyDictionary[nn.Module, tuple[int, Callable[[nn.Module], None]]]  # open caches, and what unties the last
 _HOOKS: Ties = WeakKeyDictionary()  # on bases
-_PROMPTS: Ties = WeakKeyDictionary()  # on models
+_PROMPTS: Ties = WeakKeyDictionary()  # on models that generate
 
 
 def tie(cache: Tied, model: nn.Module, base: nn.Module) -> weakref.finalize:
-    """Tie a cache to a model and its base; calling what is returned, or collecting the cache, unties them."""
+    """Tie a cache to a model and its base; calling what is returned, or collecting the cache, unties them.
+
+    The model may be a wrapper: what generates is a model inside.
+    """
+    compiled = ExitStack()
+    compiled.enter_context(uncompiled())
     if base not in _HOOKS:
         before = base.register_forward_pre_hook(_hand_over, prepend=True, with_kwargs=True)
         after = base.register_forward_hook(_hand_back, with_kwargs=True)
@@ -50,16 +57,23 @@ def tie(cache: Tied, model: nn.Module, base: nn.Module) -> weakref.finalize:
             after.remove()
 
         _HOOKS[base] = (0, take_off)
-    if model not in _PROMPTS and show_prompts(model, _is_ours, _show):
-        _PROMPTS[model] = (0, hide_prompts)
+    for module in model.modules():
+        if module not in _PROMPTS and (hide := show_prompts(module, _is_ours, _before_generation)):
+            _PROMPTS[module] = (0, hide)
+    generating = [weakref.ref(module) for module in model.modules() if module in _PROMPTS]
     _count(_HOOKS, base, 1)
-    _count(_PROMPTS, model, 1)
-    return weakref.finalize(cache, _untie, weakref.ref(model), weakref.ref(base))
+    for known in generating:
+        _count(_PROMPTS, known(), 1)
+    return weakref.finalize(cache, _untie, generating, weakref.ref(base), compiled.close)
 
 
-def _untie(model: weakref.ref[nn.Module], base: weakref.ref[nn.Module]) -> None:
+def _untie(
+    generating: list[weakref.ref[nn.Module]], base: weakref.ref[nn.Module], compile_again: Callable[[], None]
+) -> None:
+    compile_again()
     _count(_HOOKS, base(), -1)
-    _count(_PROMPTS, model(), -1)
+    for model in generating:
+        _count(_PROMPTS, model(), -1)
 
 
 def _count(ties: Ties, module: nn.Module | None, change: int) -> None:
@@ -84,7 +98,7 @@ def _hand_back(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
         cache.after_forward()
 
 
-def _show(cache: Tied, ids: Tensor, new: int | None) -> None:
+def _before_generation(cache: Tied, ids: Tensor, new: int | None) -> None:
     cache.before_generation(ids, new)
 
 
