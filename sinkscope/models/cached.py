@@ -203,9 +203,8 @@ _READINGS: WeakKeyDictionary[nn.Module, tuple[tuple[int, torch.dtype], str]] = W
 def find_reading(model: nn.Module) -> str:
     """How a model reads a text in parts as it reads it whole.
 
-    "blocks" of any size, "tokens" one at a time (so, too, where int8 layers scale together what they are given at once),
-    or "whole" only; "acausal" where tokens change what stands before
-    them.
+    "blocks" of any size, "tokens" one at a time (also where int8 layers scale together what they are given at once), or
+    "whole" only; "acausal" where tokens change what stands before them.
     """
     base = find_anatomy(model).base
     state = (sum(1 for _ in base.modules()), next(base.parameters()).dtype)
