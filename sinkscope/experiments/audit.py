@@ -6,7 +6,7 @@ Of each type a tiny model with random weights is built, and four things are comp
 - perplexity: losses under `Dense` with those of one plain forward pass.
 - streaming: losses under `Window` and `SinkWindow` with one token at a time on the model's own cache, whose entries are
   taken away by hand. Sinks are brought near by reading them again at later positions: nothing is rotated. Places are
-  counted in the cache where a model reads more from them than distances, such as the scale of its queries.
+  counted in the text where a model reads more from them than distances, such as the scale of its queries.
 - cache: the logits of `SinkCache`, and what `generate` writes with it, with the same loop.
 """
 
@@ -299,7 +299,7 @@ class _Loop:
             place = min(at, sinks + window)
             if at > place:
                 self._bring_near(cache, sinks, at - place)
-            output = self._read(self.ids[:, at : at + 1], cache, place, at - place)
+            output = self._read(self.ids[:, at : at + 1], cache, at)
             rows.append(_logits(output)[:, -1])
             cache = returned_cache(output)
             if not getattr(cache, "layers", None):
@@ -311,16 +311,16 @@ class _Loop:
                         setattr(layer, slot, torch.cat([held[..., :sinks, :], held[..., -window:, :]], -2))
         return torch.stack(rows, 1)
 
-    def _read(self, ids: Tensor, cache: Any, place: int, shift: int = 0) -> Any:
-        """Read tokens at a place in the cache; what depends on distances alone takes them for `shift` tokens later."""
+    def _read(self, ids: Tensor, cache: Any, start: int, shift: int = 0) -> Any:
+        """Read tokens from a place in the text on; what depends on distances alone takes them for `shift` later."""
         given = with_cache(self.model, cache)
         with ExitStack() as stack:
             for module in self._rotary:
                 hook = module.register_forward_pre_hook(partial(_shifted, shift), with_kwargs=True)
                 stack.callback(hook.remove)
             if self._takes_positions:
-                start = place if self._rotary else place + shift
-                given["position_ids"] = torch.arange(start, start + ids.shape[1]).expand(len(ids), -1)
+                first = start if self._rotary else start + shift
+                given["position_ids"] = torch.arange(first, first + ids.shape[1]).expand(len(ids), -1)
             return self.model(ids, **given)
 
     @cached_property

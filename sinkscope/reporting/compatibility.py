@@ -13,7 +13,7 @@ CHECKS = {
     "streaming": "losses under `Window({window})` and `SinkWindow({sinks}, {window})` are compared with one token at a "
     "time on the model's own cache, whose entries are taken away by hand. Sinks are brought near by reading them again "
     "at later positions: nothing is rotated. Where a model reads more from positions than distances, such as the scale "
-    "of its queries, it reads places in the cache.",
+    "of its queries, it reads places in the text.",
     "cache": "logits of `SinkCache`, and the token that `generate` writes with it, are compared with the same loop.",
 }
 VERDICTS = {
