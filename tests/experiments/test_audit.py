@@ -85,7 +85,7 @@ def test_a_cache_of_one_key_less_is_found_wrong(monkeypatch):
     assert verdicts() == {**ALL_RIGHT, "cache": "wrong"}
 
 
-def test_only_a_model_that_reads_more_from_positions_than_distances_reads_places_in_the_cache():
+def test_sinks_of_a_model_that_reads_more_from_positions_than_distances_are_moved_in_their_rotation_alone():
     ids = torch.randint(3, 100, (2, TOKENS), generator=torch.Generator().manual_seed(2))
     llama, scaled = (_Loop(tiny_model(name), ids) for name in ("llama+linear", "ministral3+llama_4_scaling_beta"))
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_only_a_model_that_reads_more_from_positions_than_distances_reads_places
         other = _Loop(llama.model, ids)
         other._rotary = [llama.model.model.rotary_emb]  # where distances are all that counts, it is all the same
         torch.testing.assert_close(other.logits(2, 14), as_usual, atol=1e-4, rtol=0)  # logits reach 5
-        # nothing evicted: the places are those in the text
+        # nothing evicted
         torch.testing.assert_close(scaled.logits(2, TOKENS), scaled.model(ids).logits, atol=1e-4, rtol=0)
 
 
