@@ -221,6 +221,7 @@ def dense_texts(model: nn.Module, ids: Tensor | Sequence[Tensor]) -> list[Tensor
 
 def check_run(model: nn.Module, texts: list[Tensor], run: Run) -> None:
     """Raise SinkscopeError when there can be no losses of these texts."""
+    base = find_anatomy(model).base
     check_eval(model, "losses")
     check_reader(model)
     whole_number(run.block, "block", 1)
@@ -229,7 +230,7 @@ def check_run(model: nn.Module, texts: list[Tensor], run: Run) -> None:
     if min(map(len, texts)) < 2:
         raise SinkscopeError("a text of one token has nothing to predict; give two tokens at least.")
     for text in texts:
-        check_vocabulary(find_anatomy(model).base, text)
+        check_vocabulary(base, text)
 
 
 def settings_of(model: nn.Module, texts: list[Tensor], policy: Policy, run: Run) -> dict[str, Any]:

@@ -166,9 +166,14 @@ def put_states(cache: Cache, tensors: Mapping[str, Tensor], device: torch.device
         _put_recurrent_states(layer, held)
 
 
+def held_layers(cache: Any) -> list[Any]:
+    """The layers of a cache; of a decoder with cross-attention, those of what it reads itself."""
+    return getattr(getattr(cache, "self_attention_cache", cache), "layers", [])
+
+
 def held_states(cache: Any, index: int) -> dict[str, Tensor]:
     """ "keys" and "values" [batch, kv_head, token, dim] of one layer of a cache; empty where it holds none."""
-    layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", ())  # of a decoder with cross-attention
+    layers = held_layers(cache)
     layer = layers[index] if index < len(layers) else None
     states = {slot: getattr(layer, slot, None) for slot in ("keys", "values")}
     return {slot: state for slot, state in states.items() if isinstance(state, Tensor) and state.dim() == 4}

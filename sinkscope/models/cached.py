@@ -211,19 +211,25 @@ def find_reading(model: nn.Module) -> str:
     if base not in _READINGS or _READINGS[base][0] != state:
         check_eval(base, "what it reads")
         check_unscoped(base)
-        _READINGS[base] = (state, _read(base))
+        reading = _read(base)
+        if reading is None:
+            return BLOCKS
+        _READINGS[base] = (state, reading)
     return _READINGS[base][1]
 
 
 @uncompiled()
 @torch.no_grad()
-def _read(base: Any) -> str:
+def _read(base: Any) -> str | None:
+    """See `find_reading`; None for a model that gives NaN, of which the losses will tell."""
     if any(type(module).__module__.startswith(SCALED_TOGETHER) for module in base.modules()):
         return TOKENS
     vocabulary, generator = vocabulary_size(base), torch.Generator().manual_seed(0)
     ids = torch.randint(min(3, vocabulary - 1), vocabulary, (TEXTS, LENGTH), generator=generator)
     ids = ids.to(reading_device(base))
     whole = base(ids)[0]
+    if not bool(whole.isfinite().all()):
+        return None
     if not _is_same(base(ids[:, : PARTS[0]])[0], whole[:, : PARTS[0]]):
         return ACAUSAL
     if argument_name(base.forward) is None:

@@ -46,6 +46,7 @@ def check_decoder(model: Any, predicts: bool = False) -> None:
     _check_causal(model)
     if predicts:
         _check_head(model)
+    check_wrapper(model)
 
 
 def check_streamable(model: Any) -> None:

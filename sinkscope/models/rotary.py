@@ -251,12 +251,13 @@ def scales_queries(model: nn.Module) -> bool:
     return _SCALES[anatomy.base]
 
 
+@uncompiled()
 @torch.no_grad()
 def _grow(base: Any) -> bool:
     """Whether the lengths of queries, each of a token alone, differ between positions."""
     far = min(position_ceiling(base) or 1 << 20, 1 << 20)
     positions = [0, *(1 << power for power in range(far.bit_length()) if 1 << power < far)]
-    given = torch.tensor(positions, device=base.device)[:, None]
+    given = torch.tensor(positions, device=reading_device(base))[:, None]
     with looking(base) as look:
         base(torch.zeros_like(given), position_ids=given, **with_cache(base, growing_cache(base)))
     lengths = torch.stack([call.query.double().flatten(1).norm(dim=1) for call in look.calls])

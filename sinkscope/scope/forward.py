@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sinkscope.attention.layer import Layer
 from sinkscope.errors import SinkscopeError
-from sinkscope.hf.caches import Cache, given_cache, held_states, returned_cache
+from sinkscope.hf.caches import Cache, given_cache, held_layers, held_states, returned_cache
 from sinkscope.hf.models import input_embeddings, other_states
 from sinkscope.scope.collect import Text
 from sinkscope.scope.lazy_mask import LazyMask
@@ -43,6 +43,7 @@ class Forward:
     real: Tensor | None  # booleans [batch, column] over past and new columns; None when there is no padding
     ids: Tensor | None  # [batch, token] of the new columns; None for embeddings and images
     tokens: int | None  # new columns; None until a layer was seen, where the arguments do not say
+    offset: int = 0  # keys before the first new one, as a cache counts that drops some
 
     @property
     def scores(self) -> Scores:
@@ -53,7 +54,7 @@ class Forward:
         """Raise SinkscopeError unless a layer attends from every new token of every text to the tokens."""
         batch, rows = len(layer.lse), layer.rows
         tokens = rows if self.tokens is None else self.tokens
-        if (batch, rows, layer.start) != (len(self.texts), tokens, self.past):
+        if (batch, rows) != (len(self.texts), tokens) or layer.start not in (self.past, self.offset):
             keys, after = layer.length - layer.key_start, f" after {self.past} others" if self.past else ""
             raise SinkscopeError(
                 f"{name} attends from {batch} x {rows} queries to {keys} keys, while the model reads "
@@ -165,7 +166,8 @@ def read_forward(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
     else:
         texts = [Text(start=past if real is None else int(real[row, :past].sum())) for row in range(batch)]
     embedded = ids if ids is not None else tensors.get("inputs_embeds")
-    return Forward(texts, cache, past, real, ids, None if embedded is None else embedded.shape[1])
+    offset = past if cache is None else int(cache.get_query_offset())
+    return Forward(texts, cache, past, real, ids, None if embedded is None else embedded.shape[1], offset)
 
 
 def check_vocabulary(base: nn.Module, ids: Tensor | None) -> None:
@@ -198,6 +200,6 @@ def _check_cache(cache: Cache, filled: Filled, past: int, batch: int) -> None:
 
 def _last_key(cache: Cache) -> Tensor | None:
     """The key [batch, dim] that a cache's first layer with keys appended last, a fingerprint of its rows."""
-    held = (held_states(cache, place) for place in range(len(cache.layers)))
+    held = (held_states(cache, place) for place in range(len(held_layers(cache))))
     keys = next((states["keys"] for states in held if "keys" in states), None)
     return None if keys is None or not keys.shape[2] else keys[:, 0, -1].clone()

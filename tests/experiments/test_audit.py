@@ -12,7 +12,7 @@ from sinkscope.attention.masks import BandMask
 from sinkscope.experiments.audit import CHECKS, TOKENS, TOLERANCES, _Loop, audit_type
 from sinkscope.hf.tiny import LAYERS, NEEDED, VARIANTS, causal_types, size_of, tiny_model
 from sinkscope.reporting.compatibility import compatibility_page
-from sinkscope.scope import interface
+from sinkscope.scope import interface, lazy_mask
 from tests.test_cli import call
 
 RIGHT = [  # one or two of each kind of positions, masks, heads and softmax
@@ -64,7 +64,8 @@ def one_key_less(past):
 
 
 def test_a_capture_and_dense_losses_with_one_key_less_for_two_queries_are_found_wrong(monkeypatch):
-    monkeypatch.setattr(interface, "CausalMask", one_key_less)
+    for module in (interface, lazy_mask):
+        monkeypatch.setattr(module, "CausalMask", one_key_less)
     found = verdicts()
     assert found["capture"] == "wrong" and found["perplexity"] == "wrong"
 

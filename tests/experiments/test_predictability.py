@@ -61,7 +61,7 @@ def in_a_scope():
         (lambda: predictability(build("llama").model, brute.texts()), "LlamaModel has no language head"),
         (lambda: predictability(build("llama"), [torch.tensor([1, 500, 3])]), "500 is outside the vocabulary"),
         (lambda: predictability(build("gpt2"), torch.ones(1, 600, dtype=torch.long)), "512 positions"),
-        (in_a_scope, "carries a scope already"),
+        (in_a_scope, "carries a scope"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(make, message):
