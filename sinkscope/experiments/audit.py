@@ -309,7 +309,18 @@ class _Loop:
                     for slot in ("keys", "values"):
                         held = getattr(layer, slot)
                         setattr(layer, slot, torch.cat([held[..., :sinks, :], held[..., -window:, :]], -2))
+            if self._takes_positions:  # some count places in the text by what they read, others by masks
+                cache.get_query_offset = partial(self._held, cache)
+                cache.get_seq_length = partial(self._seen, at + 1)
         return torch.stack(rows, 1)
+
+    def _held(self, cache: Any, layer: int = 0) -> int:
+        """Tokens whose keys a layer of a cache holds."""
+        return int(cache.layers[layer].get_seq_length())
+
+    def _seen(self, count: int, layer: int = 0) -> int:
+        """Tokens read."""
+        return count
 
     def _read(self, ids: Tensor, cache: Any, start: int, shift: int = 0) -> Any:
         """Read tokens from a place in the text on; what depends on distances alone takes them for `shift` later."""
