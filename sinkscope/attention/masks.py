@@ -207,6 +207,31 @@ class TensorMask(VisibleMask):
         return TensorMask(self.tensor[sequence : sequence + 1, heads][:, :, rows][..., columns])
 
 
+class BiasedMask(Mask):
+    """A mask with a bias [batch or 1, head or 1, query, key] on the scores of the keys that are seen."""
+
+    def __init__(self, mask: Mask, bias: Tensor) -> None:
+        self.mask, self.bias = mask, bias
+        self.outer = tuple(map(max, mask.outer, bias.shape))
+
+    def columns(self, rows: slice, key_length: int) -> slice:
+        return self.mask.columns(rows, key_length)
+
+    def hide(self, scores: Tensor, rows: slice, columns: slice, heads: slice = ALL) -> None:
+        heads_of_bias = heads if self.bias.shape[1] > 1 else ALL
+        scores.add_(self.bias[:, heads_of_bias, rows, columns].to(scores.dtype))
+        self.mask.hide(scores, rows, columns, heads)
+
+    def seen(self, rows: slice, key_length: int) -> Tensor:
+        return self.mask.seen(rows, key_length)
+
+    def restricted(self, batch: int, rows: Tensor, columns: Tensor, head: int | None = None) -> Mask:
+        sequence = min(batch, len(self.bias) - 1)
+        heads = ALL if head is None or self.bias.shape[1] == 1 else slice(head, head + 1)
+        bias = self.bias[sequence : sequence + 1, heads][:, :, rows][..., columns]
+        return BiasedMask(self.mask.restricted(batch, rows, columns, head), bias)
+
+
 class LastSeenMask(VisibleMask):
     """Queries at places `rows` see keys up to their own, until the last query [batch, head, key] that sees each."""
 

@@ -6,7 +6,7 @@ transformers calls both functions with arguments of its own naming; what is regi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -17,8 +17,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.models import setting
 
-CHANGES_ATTENTION = ("position_bias", "indices", "block_indices", "sinks")
-"""Arguments by which some families change attention in a way of their own: a bias, or a sparse choice of keys."""
+CHANGES_ATTENTION = ("indices", "block_indices", "sinks")
+"""Arguments by which some families change attention in a way of their own: a sparse choice of keys."""
 
 
 class MaskRequest(NamedTuple):
@@ -46,6 +46,7 @@ class AttentionCall(NamedTuple):
     key: Tensor  # [batch, kv_head, key, dim]
     value: Tensor
     mask: Any  # what the mask function gave, a tensor, or None
+    bias: Tensor | None  # on the scores, [batch or 1, head or 1, query, key]
     scale: float | None  # factor on the scores; None for dim ** -0.5
     dropout: float  # of the weights
     softcap: float | None  # of the scores
@@ -72,13 +73,14 @@ def register(
         dropout: float = 0.0,
         softcap: float | None = None,
         s_aux: Tensor | None = None,
+        position_bias: Tensor | None = None,
         is_causal: bool | None = None,
         **given: Any,
     ) -> tuple[Tensor, Any]:
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         foreign = tuple(argument for argument in CHANGES_ATTENTION if given.get(argument) is not None)
         call = AttentionCall(
-            module, query, key, value, attention_mask, scaling, dropout, softcap, s_aux, causal, foreign
+            module, query, key, value, attention_mask, position_bias, scaling, dropout, softcap, s_aux, causal, foreign
         )
         output, shown = attention(call)
         return output.transpose(1, 2).contiguous(), shown
@@ -125,9 +127,10 @@ def expert_implementation(model: Any) -> str:
     return str(setting(model, "_experts_implementation", "unknown"))
 
 
-def use_implementation(model: Any, name: str, undo: ExitStack) -> None:
-    """Send a model's attention through a registered implementation until `undo` is closed."""
-    before = [(config, config._attn_implementation) for config in _configurations(model)]
+def use_implementation(models: Sequence[Any], name: str, undo: ExitStack) -> None:
+    """Send the attention of some models through a registered implementation until `undo` is closed."""
+    configurations = {id(config): config for model in models for config in _configurations(model)}
+    before = [(config, config._attn_implementation) for config in configurations.values()]
     if any(used == name for _, used in before):
         raise SinkscopeError(
             "this model shares its configuration with another one that carries a scope; leave that one first."
@@ -138,7 +141,8 @@ def use_implementation(model: Any, name: str, undo: ExitStack) -> None:
             config._attn_implementation = used
 
     undo.callback(restore)
-    model.set_attn_implementation(name)
+    for model in models:
+        model.set_attn_implementation(name)
 
 
 def _configurations(model: Any) -> list[Any]:

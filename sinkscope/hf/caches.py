@@ -82,7 +82,8 @@ def has_only_keys_and_values(model: Any) -> bool:
 
 def held_states(cache: Any, index: int) -> dict[str, Tensor]:
     """ "keys" and "values" [batch, kv_head, token, dim] of one layer of a cache; empty where it holds none."""
-    layer = cache.layers[index] if index < len(cache.layers) else None
+    layers = getattr(cache, "self_attention_cache", cache).layers  # an encoder-decoder has two caches in one
+    layer = layers[index] if index < len(layers) else None
     states = {slot: getattr(layer, slot, None) for slot in ("keys", "values")}
     return {slot: state for slot, state in states.items() if isinstance(state, Tensor) and state.dim() == 4}
 

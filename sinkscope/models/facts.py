@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,7 +20,15 @@ from torch import nn
 import sinkscope
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import has_interface
-from sinkscope.hf.models import begin_token, is_encoder_decoder, is_pretrained, origin
+from sinkscope.hf.models import (
+    begin_token,
+    input_embeddings,
+    is_encoder_decoder,
+    is_pretrained,
+    origin,
+    stream_name,
+    takes_states,
+)
 
 
 @dataclass(frozen=True)
@@ -40,40 +48,65 @@ class Anatomy:
     base: nn.Module  # takes tokens (or pixels) and runs the layers: the model without its head
     parts: list[Part]  # the attention layers, in order
     interface: bool  # whether the attention goes through transformers' attention interface
+    crosses: bool = False  # whether queries look at what another model made (cross-attention)
 
     @property
     def numbers(self) -> list[int]:
         return [part.number for part in self.parts]
 
 
-_FOUND: WeakKeyDictionary[nn.Module, tuple[int, str, dict[str, type]]] = WeakKeyDictionary()
-"""How many modules a model has, the name of its base, and the classes of its attention modules by their names."""
+class Stream(NamedTuple):
+    """Attention modules of one kind in one model."""
+
+    name: str
+    base: str  # path of the model that runs them
+    kinds: dict[str, type]  # the classes of the modules, by their paths
+    crosses: bool  # whether their queries look at what another model made
+
+
+_FOUND: WeakKeyDictionary[nn.Module, tuple[int, list[Stream]]] = WeakKeyDictionary()
+"""How many modules a model has, and its streams."""
 
 
 def find_anatomy(model: nn.Module) -> Anatomy:
-    """Find the attention modules of a model: the innermost modules with "Attention" in the name of their class.
+    """The attention modules of the part of a model that reads tokens and predicts; all of them where it has one part.
 
     They are looked for once; a model whose modules were replaced or added to is looked at again.
+    """
+    return next(iter(find_streams(model).values()))
+
+
+def find_streams(model: nn.Module) -> dict[str, Anatomy]:
+    """Find the attention modules of a model: the innermost modules with "Attention" in the name of their class.
+
+    Returns:
+        By name, each of its streams of attention, that of the part that reads tokens and predicts first. A model of
+        text has one, "text". One that reads images has "vision" beside it (or "audio"), and an encoder-decoder
+        "decoder", "cross" (the decoder's queries on what the encoder made) and "encoder".
     """
     if not isinstance(model, nn.Module):
         raise SinkscopeError(
             f"expected a loaded model (a torch module), got {type(model).__name__}; sinkscope.load() makes one."
         )
     modules = dict(model.named_modules())
-    count, base, kinds = _FOUND.get(model, (0, "", {}))
-    if count != len(modules) or any(type(modules.get(name)) is not kind for name, kind in kinds.items()):
-        base, kinds = _search(model, modules)
-        _FOUND[model] = (len(modules), base, kinds)
-    return Anatomy(modules[base], _parts(modules, list(kinds)), interface=has_interface(modules[base]))
-
-
-def _search(model: nn.Module, modules: dict[str, nn.Module]) -> tuple[str, dict[str, type]]:
-    """The name of the innermost transformers model around the attention modules, and their classes by name."""
-    if is_encoder_decoder(model):
-        raise SinkscopeError(
-            f"{type(model).__name__} has cross attention (encoder-decoder), which sinkscope does not measure; "
-            "pass its encoder, or a decoder-only model."
+    count, streams = _FOUND.get(model, (0, []))
+    known = {name: kind for stream in streams for name, kind in stream.kinds.items()}
+    if count != len(modules) or any(type(modules.get(name)) is not kind for name, kind in known.items()):
+        streams = _search(model, modules)
+        _FOUND[model] = (len(modules), streams)
+    return {
+        stream.name: Anatomy(
+            modules[stream.base],
+            _parts(modules, list(stream.kinds)),
+            interface=has_interface(modules[stream.base]),
+            crosses=stream.crosses,
         )
+        for stream in streams
+    }
+
+
+def _search(model: nn.Module, modules: dict[str, nn.Module]) -> list[Stream]:
+    """The streams of a model, the main one first."""
     named = [name for name, module in modules.items() if "Attention" in type(module).__name__]
     outer = {name[:end] for name in named for end in range(len(name)) if name[end] == "."}
     kinds = {name: type(modules[name]) for name in named if name not in outer}
@@ -83,37 +116,94 @@ def _search(model: nn.Module, modules: dict[str, nn.Module]) -> tuple[str, dict[
             "sinkscope measures models with softmax attention."
         )
     models = [name for name, module in modules.items() if is_pretrained(module)]
-    around = {
-        max((name for name in models if attention.startswith(f"{name}." if name else "")), key=len, default="")
-        for attention in kinds
-    }
-    if len(around) > 1:
-        raise SinkscopeError(
-            f"{type(model).__name__} holds several models with attention ({', '.join(sorted(around))}), whose layers "
-            f"would be mixed; pass one of them, such as model.{max(around, key=len)}."
-        )
-    return around.pop(), kinds
+    around: dict[str, list[str]] = {}
+    for attention in kinds:
+        base = max((name for name in models if attention.startswith(f"{name}." if name else "")), key=len, default="")
+        around.setdefault(base, []).append(attention)
+    across = {base: _crossing(modules, base, names) for base, names in around.items()}
+    main = _main(model, modules, around, across)
+    streams: list[Stream] = []
+    for base in sorted(around, key=lambda base: base != main):
+        label = stream_name(model, modules[base], base == main and len(around) > 1)
+        taken = {stream.name for stream in streams}
+        for name, crosses in ((label, False), ("cross" if base == main else f"{label} cross", True)):
+            paths = [path for path in around[base] if (path in across[base]) is crosses]
+            if paths:
+                unique = f"{name} ({base})" if name in taken else name
+                streams.append(Stream(unique, base, {path: kinds[path] for path in paths}, crosses))
+    return streams
+
+
+def _main(
+    model: nn.Module, modules: dict[str, nn.Module], around: dict[str, list[str]], across: dict[str, set[str]]
+) -> str:
+    """Of several models with attention the one that reads tokens and predicts: a decoder, or what embeds them.
+
+    Raises:
+        SinkscopeError: none of them does.
+    """
+    if len(around) == 1:
+        return next(iter(around))
+    if is_encoder_decoder(model) and len(looking := [base for base in around if across[base]]) == 1:
+        return looking[0]
+    embeddings = input_embeddings(model)
+    holding = [base for base in around if embeddings is not None and embeddings in set(modules[base].modules())]
+    if len(holding) == 1:
+        return holding[0]
+    raise SinkscopeError(
+        f"{type(model).__name__} holds several models with attention ({', '.join(sorted(around))}), and does not say "
+        "which of them reads its tokens; pass that one."
+    )
+
+
+def _crossing(modules: dict[str, nn.Module], base: str, names: list[str]) -> set[str]:
+    """Attention modules that look at what another model made.
+
+    They take its states as an argument, and say so in the name of their class or stand behind another attention in
+    their layer: a layer looks at its own text first.
+    """
+    found, layers = set(), set()
+    for name in names:
+        layer = _outermost_element(modules, base, name)
+        is_second = layer is not None and layer in layers
+        layers.add(layer)
+        if takes_states(modules[name]) and (is_second or "Cross" in type(modules[name]).__name__):
+            found.add(name)
+    return found
+
+
+def _outermost_element(modules: dict[str, nn.Module], base: str, name: str) -> str | None:
+    """The path of the element of the outermost list of modules inside `base` on the way to a module."""
+    steps = name.split(".")
+    for end in range(base.count(".") + 1 if base else 0, len(steps)):
+        if end and isinstance(modules[".".join(steps[:end])], (nn.ModuleList, nn.Sequential)):
+            return ".".join(steps[: end + 1])
+    return None
 
 
 def _parts(modules: dict[str, nn.Module], names: list[str]) -> list[Part]:
     """The attention layers, numbered by their place in the model's list of layers where there is one such list."""
-    places = [_place_in_list(modules, name) for name in names]
-    indices = [index for _, index in places]
-    numbered = all(earlier < later for earlier, later in pairwise(indices)) and -1 not in indices
-    numbers = indices if numbered else range(len(places))
+    places = [_places_in_lists(modules, name) for name in names]
+    for depth in range(max(map(len, places))):  # the innermost list first
+        numbers = [each[depth][1] if depth < len(each) else -1 for each in places]
+        if -1 not in numbers and all(earlier < later for earlier, later in pairwise(numbers)):
+            break
+    else:
+        depth, numbers = 0, list(range(len(places)))
     return [
-        Part(number, name, modules[name], layer)
-        for number, name, (layer, _) in zip(numbers, names, places, strict=True)
+        Part(number, name, modules[name], each[depth][0] if depth < len(each) else None)
+        for number, name, each in zip(numbers, names, places, strict=True)
     ]
 
 
-def _place_in_list(modules: dict[str, nn.Module], name: str) -> tuple[nn.Module | None, int]:
-    """The element of the innermost list of modules on the way to a module, and its index; (None, -1) without a list."""
+def _places_in_lists(modules: dict[str, nn.Module], name: str) -> list[tuple[nn.Module, int]]:
+    """The elements of lists of modules on the way to a module, and their indices, the innermost list first."""
     steps = name.split(".")
-    for end in range(len(steps) - 1, 0, -1):
-        if isinstance(modules[".".join(steps[:end])], (nn.ModuleList, nn.Sequential)):
-            return modules[".".join(steps[: end + 1])], int(steps[end])
-    return None, -1
+    return [
+        (modules[".".join(steps[: end + 1])], int(steps[end]))
+        for end in range(len(steps) - 1, 0, -1)
+        if isinstance(modules[".".join(steps[:end])], (nn.ModuleList, nn.Sequential))
+    ]
 
 
 def model_attributes(model: nn.Module) -> dict[str, Any]:

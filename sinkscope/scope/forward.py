@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -41,10 +40,16 @@ class Forward:
     real: Tensor | None  # booleans [batch, column] over past and new columns; None when there is no padding
     ids: Tensor | None  # [batch, token] of the new columns; None for embeddings and images
     tokens: int = 0  # new columns, once a layer was seen
+    crosses: bool = False  # whether the keys are another model's
+    real_keys: Tensor | None = None  # booleans [batch, key] over these; None when there is no padding
 
     def split(self, layer: Layer) -> Iterator[tuple[list[Text], Layer]]:
         """The layer without padding, with the texts it belongs to: one at a time where there was some."""
         self.tokens = layer.rows
+        if self.crosses:
+            layer = replace(layer, start=self.past, key_start=0)
+            yield from self._split_crossing(layer)
+            return
         if self.real is None:
             yield self.texts, layer
             return
@@ -55,6 +60,20 @@ class Forward:
                 start, key_start = int(real[: layer.start].sum()), int(real[: layer.key_start].sum())
                 alone = layer.part(batch, query_columns, key_columns, start=start, key_start=key_start)
                 yield [self.texts[batch]], alone
+
+    def _split_crossing(self, layer: Layer) -> Iterator[tuple[list[Text], Layer]]:
+        """As `split`, for keys that are no tokens of these texts."""
+        for batch, text in enumerate(self.texts):
+            keys = torch.arange(layer.reach, device=layer.lse.device)
+            if self.real_keys is not None:
+                keys = keys[self.real_keys[batch]]
+            text.keys = len(keys)
+            queries = torch.arange(layer.rows, device=keys.device)
+            if self.real is not None:
+                queries = queries[self.real[batch, layer.start : layer.start + layer.rows]]
+            if len(queries):
+                start = layer.start if self.real is None else int(self.real[batch, : layer.start].sum())
+                yield [text], layer.part(batch, queries, keys, start=start)
 
     def split_hidden(self, hidden: Tensor) -> Iterator[tuple[list[Text], Tensor]]:
         """Hidden states [batch, token, dim] without padding, as `split`."""
@@ -84,16 +103,13 @@ class Forward:
         return cache
 
 
-def read_forward(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], caches: Caches) -> Forward:
-    """Read the arguments of a model's forward.
+def read_forward(base: nn.Module, given: dict[str, Any], caches: Caches, crosses: bool = False) -> Forward:
+    """Read the arguments of a model's forward, by name.
 
     Raises:
         SinkscopeError: token ids outside the vocabulary, texts packed into one row, or a cache that was cropped,
             reordered (beam search) or filled with another batch size since it was last seen.
     """
-    signature: Any = base.forward
-    given = dict(inspect.signature(signature).bind_partial(*args, **kwargs).arguments)
-    given |= given.pop("kwargs", {})
     ids, cache, mask = given.get("input_ids"), given_cache(given), given.get("attention_mask")
     cache = cache if isinstance(cache, Cache) else None
     past = 0 if cache is None else int(cache.get_seq_length())
@@ -114,7 +130,9 @@ def read_forward(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
         texts = caches[cache].texts
     else:
         texts = [Text(start=past if real is None else int(real[row, :past].sum())) for row in range(batch)]
-    return Forward(texts, cache, past, real, ids)
+    seen = given.get("encoder_attention_mask") if crosses else None
+    real_keys = seen.bool() if isinstance(seen, Tensor) and seen.dim() == 2 else None
+    return Forward(texts, cache, past, real, ids, crosses=crosses, real_keys=real_keys)
 
 
 def check_vocabulary(base: nn.Module, ids: Tensor | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from sinkscope.attention.attend_layer import PLAIN, Block, Weighing, attend_layer
 from sinkscope.attention.eviction import Eviction
 from sinkscope.attention.layer import FusedLayer, Layer, ScoredLayer
-from sinkscope.attention.masks import CausalMask, FullMask, IndexedMask, Mask, PerHeadMask, TensorMask
+from sinkscope.attention.masks import BiasedMask, CausalMask, FullMask, IndexedMask, Mask, PerHeadMask, TensorMask
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import AttentionCall, MaskRequest, register
 from sinkscope.hf.caches import cache_among, held_states
@@ -51,6 +51,13 @@ class Sight:
         raise MaskNeeded("parts")
 
 
+CROSSING: WeakSet[nn.Module] = WeakSet()
+"""Attention modules whose queries look at what another model made."""
+
+SEEN: WeakKeyDictionary[nn.Module, list[FusedLayer]] = WeakKeyDictionary()
+"""What attention modules did that may not hand it on, call by call; a scope takes it from here."""
+
+
 class MaskNeeded(SinkscopeError, AttributeError):
     """Something asks of a lazy mask what only a tensor has; `hasattr` and `getattr` take it for a missing attribute."""
 
@@ -66,7 +73,7 @@ def lazy_mask(asked: MaskRequest) -> Sight:
     start, key_start, keys, padding = asked.start, asked.key_start, asked.keys, asked.padding
     if padding is not None and (missing := keys + key_start - padding.shape[-1]) > 0:
         padding = F.pad(padding, (0, missing))
-    filled = start + asked.queries - key_start
+    filled = keys if asked.bidirectional else start + asked.queries - key_start
     unpadded = padding is None or bool(padding[:, key_start : key_start + min(keys, filled)].all())
     plain = unpadded and (asked.window is None or keys < asked.window)
     if plain and asked.causal:
@@ -97,8 +104,16 @@ def scoped_attention(call: AttentionCall) -> tuple[Tensor, FusedLayer]:
     check_dropout(call.dropout)
     query, key = call.query.to(value.dtype), call.key.to(value.dtype)  # autocast leaves rotated ones in float32
     sight = _sight(call.mask, query, key, call.causal)
+    if module in CROSSING:  # all keys are there, wherever the queries stand
+        sight = replace(sight, start=key.shape[2] - query.shape[2], key_start=0)
+    if call.bias is not None:
+        sight = replace(sight, mask=BiasedMask(sight.mask, call.bias))
     weighing = weighing_of(NORMALISERS.get(module), call.learned_sinks, query.shape[1], query.device)
-    return observed_layer(query, key, value, sight, call.scale, call.softcap, weighing, EVICTIONS.get(module, ()))
+    evictions = EVICTIONS.get(module, ())
+    output, layer = observed_layer(query, key, value, sight, call.scale, call.softcap, weighing, evictions)
+    if module in SEEN:
+        SEEN[module].append(layer)
+    return output, layer
 
 
 def observed_layer(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -26,8 +26,8 @@ from sinkscope.attention.eviction import Eviction
 from sinkscope.attention.layer import Layer
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import use_implementation
-from sinkscope.hf.models import query_heads
-from sinkscope.models.facts import Anatomy, Part, find_anatomy, model_attributes, token_attributes
+from sinkscope.hf.models import placeholder_ids, query_heads
+from sinkscope.models.facts import Anatomy, Part, find_streams, model_attributes, token_attributes
 from sinkscope.models.requirements import SCOPED, not_finite
 from sinkscope.normalisers import Normaliser, VirtualKey
 from sinkscope.policies import Dense, Policy
@@ -35,7 +35,8 @@ from sinkscope.probes import FREE, HiddenProbe, LayerProbe, Probe, TileProbe
 from sinkscope.scope.binding import layer_evictions
 from sinkscope.scope.collect import Collector, checked_probes, declared, measure_layer, unchanged
 from sinkscope.scope.forward import Caches, Forward, read_forward
-from sinkscope.scope.interface import EVICTIONS, NAME, NORMALISERS, AttentionWatch
+from sinkscope.scope.interface import CROSSING, EVICTIONS, NAME, NORMALISERS, SEEN, AttentionWatch
+from sinkscope.scope.streams import Told, TowerPass, arguments_of, read_tower, reads_tokens
 
 
 def capture(model: nn.Module, probes: Iterable[Probe] | None = None) -> Scope:
@@ -91,21 +92,27 @@ class Scope:
         probes: Iterable[Probe],
         normaliser: Normaliser | None = None,
         policy: Policy | None = None,
+        stream: str | None = None,
     ) -> None:
-        self.model = model
-        self.anatomy = find_anatomy(model)
+        found = find_streams(model)
+        self.model, self.stream = model, next(iter(found)) if stream is None else stream
+        self.anatomy = found[self.stream]
         self.probes = checked_probes(probes, self.anatomy.numbers)
+        self.streams = {self.stream: self}
+        for name in list(found)[1:] if stream is None and self.probes else ():
+            self.streams[name] = Scope(model, _fitting(self.probes, found[name]), stream=name)
         self.normaliser = normaliser
         self.policy = Dense() if policy is None else policy
         self.evictions = layer_evictions(self.policy, model, self.anatomy)
-        self.causal = True
+        self.causal = not self.anatomy.crosses
         if normaliser is not None:
             _check_normaliser(normaliser, model, self.anatomy, self.evictions)
         self._collector = Collector(self.anatomy.numbers, self.probes)
         self._caches: Caches = WeakKeyDictionary()
-        self._forward: Forward | None = None
+        self._forward: Forward | TowerPass | None = None
+        self._told = Told()
         self._thread: int | None = None
-        self._saw_attention = False
+        self._ran = self._saw_attention = False
         self._watch: AttentionWatch | None = None
         self._undo = ExitStack()
 
@@ -116,12 +123,16 @@ class Scope:
                 f"this model carries a scope already (at {taken[0]}); leave that one first, or give it all the probes."
             )
         with ExitStack() as undo:
-            self._attach(undo)
+            bases = [scope.anatomy.base for scope in self.streams.values() if scope.anatomy.interface]
+            use_implementation(bases, NAME, undo)
+            for scope in self.streams.values():
+                scope._attach(undo)
             self._undo = undo.pop_all()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._end_forward()
+        for scope in self.streams.values():
+            scope._end_forward()
         self._undo.close()
 
     @property
@@ -131,12 +142,13 @@ class Scope:
         Raises:
             SinkscopeError: nothing was measured yet.
         """
-        record = self._collector.record()
-        if not self._saw_attention and any(isinstance(probe, (LayerProbe, TileProbe)) for probe in self.probes):
+        looking = any(isinstance(probe, (LayerProbe, TileProbe)) for probe in self.probes)
+        if self._ran and not self._saw_attention and looking:
             raise SinkscopeError(
                 f"the attention modules of {type(self.model).__name__} ran, but no softmax or scaled dot product "
                 "attention was seen in them; measure its maps elsewhere and use sinkscope.from_maps."
             )
+        record = self._collector.record()
         for probe in self.probes:
             record = record.assign_coords({name: (name, values) for name, values in probe.coordinates.items()})
             for name in probe.makes.keys() & set(record.data_vars):
@@ -147,7 +159,10 @@ class Scope:
                     "probe": repr(probe),
                     "dims": " ".join(map(str, record[name].dims)),
                 }
+        if marks := placeholder_ids(self.model) if "token_id" in record.coords else []:
+            record = record.assign_coords(is_image=record.token_id.isin(marks))
         record.attrs = {
+            **({"stream": self.stream} if len(find_streams(self.model)) > 1 else {}),
             **model_attributes(self.model),
             **token_attributes(record, self.model),
             "attention": "attention interface" if self.anatomy.interface else "watched softmax",
@@ -175,11 +190,16 @@ class Scope:
             if self.normaliser is not None and self.normaliser.acts_in(part.number):
                 NORMALISERS[part.attention] = self.normaliser
                 undo.callback(NORMALISERS.pop, part.attention, None)
+            if self.anatomy.crosses:
+                CROSSING.add(part.attention)
+                undo.callback(CROSSING.discard, part.attention)
+            if interface and not reads_tokens(base):  # what a tower does in several calls it does not hand on
+                SEEN[part.attention] = []
+                undo.callback(SEEN.pop, part.attention, None)
             if evictions:
                 EVICTIONS[part.attention] = evictions
                 undo.callback(EVICTIONS.pop, part.attention, None)
-        if interface:
-            use_implementation(base, NAME, undo)
+        self._told.watch(self.model, base, undo)
         hang(base.register_forward_pre_hook(self._before_forward, with_kwargs=True))
         hang(base.register_forward_hook(self._after_forward))
         undo.callback(self._stop_watching)  # an interrupt inside a module skips the hook behind it
@@ -217,7 +237,13 @@ class Scope:
                 "leave it out and use sinkscope.attention_maps or the probe Maps()."
             )
         self._collector.discard()
-        self._forward = read_forward(module, args, kwargs, self._caches)
+        if reads_tokens(module):
+            given = self._told.completed(arguments_of(module, args, kwargs))
+            self._forward = read_forward(module, given, self._caches, self.anatomy.crosses)
+        else:
+            self._forward = read_tower(module, args, kwargs)
+            for part in self.anatomy.parts:
+                SEEN.get(part.attention, []).clear()
         for eviction in chain.from_iterable(self.evictions):
             eviction.begin(self._forward.cache, self._forward.past)
         self._thread = threading.get_ident()
@@ -229,6 +255,7 @@ class Scope:
             for eviction in chain.from_iterable(self.evictions):
                 eviction.end(cache)
             self._collector.commit(self._forward.texts)
+            self._ran = True
         self._end_forward()
 
     def _end_forward(self) -> None:
@@ -236,9 +263,12 @@ class Scope:
         self._forward = self._thread = None
 
     def _after_interface(self, index: int, part: Part, module: nn.Module, args: Any, output: Any) -> None:
-        layer = output[1] if isinstance(output, tuple) and len(output) > 1 else None
-        if isinstance(layer, Layer):
-            self._observe(index, part, layer)
+        if module in SEEN:
+            layers, SEEN[module] = SEEN[module], []
+            self._observe(index, part, *layers)
+            return
+        shown = output if isinstance(output, tuple) else ()
+        self._observe(index, part, *(each for each in shown if isinstance(each, Layer)))
 
     def _after_watching(
         self, index: int, part: Part, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
@@ -249,26 +279,27 @@ class Scope:
             self._observe(index, part, watch.layer)
 
     @torch.no_grad()
-    def _observe(self, index: int, part: Part, layer: Layer) -> None:
-        """Let the probes look at one attention layer of the forward pass under way."""
-        if not bool((layer.lse < torch.inf).all()):  # NaN too; a row that sees nothing has the lowest float
-            raise not_finite(f"the attention scores of layer {part.number} ({part.name})", self.model)
-        if self._forward is None:
+    def _observe(self, index: int, part: Part, *layers: Layer) -> None:
+        """Let the probes look at one attention layer of the forward pass under way, in one call or in several."""
+        for layer in layers:
+            if not bool((layer.lse < torch.inf).all()):  # NaN too; a row that sees nothing has the lowest float
+                raise not_finite(f"the attention scores of layer {part.number} ({part.name})", self.model)
+        if self._forward is None or not layers:
             return
-        if self.probes and self.evictions[index] and layer.start:
+        if self.probes and self.evictions[index] and layers[0].start:
             raise SinkscopeError("probes follow a policy over one forward pass from the first token; give no cache.")
         self._saw_attention = True
-        with torch.autocast(layer.lse.device.type, enabled=False):
-            for texts, real in self._forward.split(layer):
-                if index == 0 and real.start == 0 and real.rows > 1:
-                    self.causal = not bool((real.probabilities(slice(0, 1), slice(1, 2)) > 0).any())
+        with torch.autocast(layers[0].lse.device.type, enabled=False):
+            for texts, real in self._forward.split(*layers):
+                if self.causal and index == 0:
+                    self.causal = not real.looks_ahead()
                 self._collector.add(index, texts, measure_layer(self.probes, part.number, real))
 
     @torch.no_grad()
     def _after_layer(self, index: int, part: Part, module: nn.Module, args: Any, output: Any) -> None:
         """Let the hidden-state probes look at what a layer hands on: [batch, token, dim]."""
         hidden = output[0] if isinstance(output, tuple) else output
-        if self._forward is None or hidden.dim() != 3:
+        if self._forward is None or (hidden.dim() != 3 and not isinstance(self._forward, TowerPass)):
             return
         for texts, real in self._forward.split_hidden(hidden):
             # the sum is quick, and may overflow
@@ -279,6 +310,17 @@ class Scope:
                     with unchanged(probe, real):
                         measured = probe.observe_hidden(real)
                     self._collector.add(index, texts, declared(probe, measured))
+
+
+def _fitting(probes: Iterable[Probe], anatomy: Anatomy) -> list[Probe]:
+    """The probes that can look at a stream beside the main one: it may lack layers, or have keys of another text."""
+    fitting = []
+    for probe in probes:
+        with suppress(SinkscopeError):
+            probe.check(anatomy.numbers)
+            if not (anatomy.crosses and (probe.one_text or isinstance(probe, HiddenProbe))):
+                fitting.append(probe)
+    return fitting
 
 
 def _check_normaliser(

@@ -1,0 +1,210 @@
+"""Models of several streams of attention: what the whole was called with, and parts that read no tokens.
+
+A model that reads images holds a language model ("text") and a tower of patches ("vision"); an encoder-decoder has an
+"encoder", a "decoder", and the decoder's queries on what the encoder made ("cross"). Each is watched on its own, around
+one call of the whole.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sinkscope.attention.layer import FusedLayer, Layer
+from sinkscope.attention.masks import IndexedMask
+from sinkscope.errors import SinkscopeError
+from sinkscope.hf.models import is_encoder_decoder, is_pretrained, placeholder_ids
+from sinkscope.scope.collect import Text
+
+
+class Told:
+    """What the models around a base were called with: the base may get only what they made of it.
+
+    Attributes:
+        given: "input_ids" and "attention_mask" of the call under way, where there are any.
+    """
+
+    def __init__(self) -> None:
+        self.given: dict[str, Tensor] = {}
+
+    def watch(self, model: nn.Module, base: nn.Module, undo: ExitStack) -> None:
+        """Listen to the models around `base`. An encoder-decoder gives its decoder tokens of its own."""
+        if is_encoder_decoder(model):
+            return
+        for module in model.modules():
+            if module is not base and is_pretrained(module) and base in set(module.modules()):
+                undo.callback(module.register_forward_pre_hook(self._listen, with_kwargs=True).remove)
+                undo.callback(module.register_forward_hook(self._forget, always_call=True).remove)
+
+    def _listen(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = arguments_of(module, args, kwargs)
+        heard = {name: given.get(name) for name in ("input_ids", "attention_mask")}
+        self.given |= {name: each for name, each in heard.items() if isinstance(each, Tensor) and each.dim() == 2}
+
+    def _forget(self, *_: Any) -> None:
+        self.given = {}
+
+    def completed(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of the base, with the ids of what it got as embeddings and the padding before it."""
+        embedded, mask = given.get("inputs_embeds"), given.get("attention_mask")
+        heard = dict(self.given)
+        ids = heard.get("input_ids")
+        if given.get("input_ids") is not None or embedded is None or ids is None or ids.shape != embedded.shape[:2]:
+            heard.pop("input_ids", None)
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            heard.pop("attention_mask", None)
+        return given | heard
+
+
+def arguments_of(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of a module, by name."""
+    given = dict(inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments)
+    return given | given.pop("kwargs", {})
+
+
+def reads_tokens(base: Any) -> bool:
+    """Whether a model reads tokens, or their embeddings."""
+    return not {"input_ids", "inputs_embeds"}.isdisjoint(inspect.signature(base.forward).parameters)
+
+
+@dataclass
+class TowerPass:
+    """A forward pass of a model that reads no tokens: its texts are images (or sounds), its tokens their patches.
+
+    Where several images stand behind each other in one row, each is a text of its own. What a tower splits further, as
+    windows of an image, is one image all the same.
+    """
+
+    lengths: list[int] | None  # patches of each image in one row; None where rows are images, or nothing says
+    masks: list[Tensor]  # booleans [image, patch] that may say what is padding
+    texts: list[Text] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)  # patches of each text
+    cache: None = None
+    past: int = 0
+
+    def split(self, *layers: Layer) -> Iterator[tuple[list[Text], Layer]]:
+        """The images with what one attention module did for them, in one call or in several."""
+        images = self._images(layers)
+        rows = [(number, row) for number, image in enumerate(images) for row in range(len(image.lse))]
+        if not self.texts:
+            self.texts = [Text(start=0) for _ in rows]
+            self.counts = [images[number].rows for number, _ in rows]
+        if len(rows) != len(self.texts):
+            raise SinkscopeError(
+                f"attention in this tower of patches ran for {len(rows)} images in one layer and {len(self.texts)} in "
+                "another, which cannot be told apart; give one image at a time."
+            )
+        done = 0
+        for image in images:
+            texts = self.texts[done : done + len(image.lse)]
+            real = next((mask for mask in self.masks if mask.shape == (len(texts), image.rows)), None)
+            if real is None or bool(real.all()):
+                yield texts, image
+            else:
+                for batch, kept in enumerate(real):
+                    places = kept.nonzero().flatten()
+                    self.counts[done + batch] = len(places)
+                    yield [texts[batch]], image.part(batch, places, places)
+            done += len(texts)
+
+    def _images(self, layers: tuple[Layer, ...]) -> list[Layer]:
+        """One layer for each image that the calls of attention were about."""
+        ends = np.cumsum([layer.rows for layer in layers]).tolist()
+        if len(layers) == 1 or self.lengths is None or self.lengths == [layer.rows for layer in layers]:
+            return list(layers)
+        images: list[Layer] = []
+        first = 0
+        for stop in np.cumsum(self.lengths).tolist():
+            if stop not in ends:
+                return list(layers)
+            last = ends.index(stop) + 1
+            images.append(_side_by_side(layers[first:last]))
+            first = last
+        return images
+
+    def split_hidden(self, hidden: Tensor) -> Iterator[tuple[list[Text], Tensor]]:
+        """Hidden states of each image: of rows that are images, or of several in one row."""
+        flat = hidden if hidden.dim() == 2 else hidden[0] if len(hidden) == 1 else None
+        if flat is not None and len(flat) == sum(self.counts):
+            for text, part in zip(self.texts, flat.split(self.counts), strict=True):
+                yield [text], part[None]
+        elif hidden.dim() == 3 and len(hidden) == len(self.texts) and {hidden.shape[1]} == set(self.counts):
+            yield self.texts, hidden
+
+    def commit(self, caches: Any, output: Any) -> None:
+        """Count the patches of a forward pass that finished."""
+        for text, count in zip(self.texts, self.counts, strict=True):
+            text.token_ids.append(np.full(count, -1))
+            text.tokens += count
+
+
+def _side_by_side(layers: tuple[Layer, ...]) -> Layer:
+    """Calls of attention for parts of one text as one, in which each part sees itself."""
+    if len(layers) == 1:
+        return layers[0]
+    fused = [layer for layer in layers if isinstance(layer, FusedLayer) and layer.value is not None]
+    if len(fused) < len(layers) or any(
+        bool((~layer.mask.seen(slice(0, layer.rows), layer.rows).eq(layer.rows)).any()) for layer in fused
+    ):
+        raise SinkscopeError(
+            "attention ran several times for one image, under masks of its own, and is not put together here; measure "
+            "the maps elsewhere and use sinkscope.from_maps."
+        )
+    owner = torch.repeat_interleave(torch.arange(len(fused)), torch.tensor([layer.rows for layer in fused])).to(
+        fused[0].lse.device
+    )
+    places = torch.arange(len(owner), device=owner.device)
+    joined = {
+        name: torch.cat([getattr(layer, name) for layer in fused], 2)
+        for name in ("lse", "query", "key", "value", "output")
+    }
+    mask = IndexedMask(lambda batch, head, query, key: owner[query] == owner[key], torch.arange(1), places, places)
+    return FusedLayer(**joined, mask=mask, scale=fused[0].scale, softcap=fused[0].softcap)
+
+
+def read_tower(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TowerPass:
+    """Read the arguments of a forward pass of a model that reads no tokens.
+
+    A tensor [image, 3] of whole numbers is taken for the sizes of images in patches (time, height, width), if as many
+    rows as they have in all were given; attention then looks within one frame.
+    """
+    given = {name: each for name, each in arguments_of(base, args, kwargs).items() if isinstance(each, Tensor)}
+    masks = [each.bool() for name, each in given.items() if name.endswith("attention_mask") and each.dim() == 2]
+    rows = {len(each) for each in given.values() if each.is_floating_point()}
+    for grid in given.values():
+        if grid.dim() == 2 and grid.shape[1] == 3 and not grid.is_floating_point() and int(grid.prod(1).sum()) in rows:
+            return TowerPass([height * width for time, height, width in grid.tolist() for _ in range(time)], masks)
+    return TowerPass(None, masks)
+
+
+def check_inputs(model: Any, inputs: Mapping[str, Any]) -> None:
+    """Raise SinkscopeError unless a processor's output is one that a model can read."""
+    taken = inspect.signature(model.forward).parameters
+    strange = [name for name in inputs if name not in taken]
+    if strange:
+        raise SinkscopeError(
+            f"{type(model).__name__} reads no {', '.join(strange)}; give it the output of its own processor, or give "
+            "that output to the model it was made for."
+        )
+    ids, marks = inputs.get("input_ids"), placeholder_ids(model)
+    pictures = [name for name in inputs if name.startswith("pixel_values") and inputs[name] is not None]
+    if not marks or not isinstance(ids, Tensor):
+        return
+    marked = bool(torch.isin(ids, torch.tensor(marks, device=ids.device)).any())
+    if pictures and not marked:
+        raise SinkscopeError(
+            f"there are images ({', '.join(pictures)}), but no token of the text stands for one (id "
+            f"{' or '.join(map(str, marks))}); let the processor make text and images together."
+        )
+    if marked and not pictures and not any(name.endswith(("features", "embeds", "outputs")) for name in inputs):
+        raise SinkscopeError(
+            "some tokens of the text stand for an image, but there is none; give the processor's whole output, "
+            "pixel_values and all."
+        )
