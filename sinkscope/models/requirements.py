@@ -11,7 +11,7 @@ from torch import nn
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import argument_name, has_only_keys_and_values
 from sinkscope.hf.models import attends_in_chunks, has_config, is_head_present
-from sinkscope.models.facts import find_anatomy
+from sinkscope.models.facts import find_streams
 
 SCOPED: WeakSet[nn.Module] = WeakSet()
 """Attention modules that carry a scope now."""
@@ -22,7 +22,12 @@ def check_decoder(model: Any, predicts: bool = False) -> None:
 
     One that `predicts` must have a language head too.
     """
-    anatomy, name = find_anatomy(model), type(model).__name__
+    streams, name = find_streams(model), type(model).__name__
+    anatomy = next(iter(streams.values()))
+    if "encoder" in streams:
+        raise not_a_decoder(name, "reads with an encoder and writes with a decoder")
+    if any(other.crosses and set(other.numbers).isdisjoint(anatomy.numbers) for other in streams.values()):
+        raise not_a_decoder(name, "has layers of their own for images among those of its cache")
     accepted = inspect.signature(anatomy.base.forward).parameters
     if not has_config(model) or "input_ids" not in accepted or argument_name(anatomy.base.forward) is None:
         raise not_a_decoder(name, "keeps no keys in a cache")

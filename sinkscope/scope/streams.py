@@ -28,11 +28,13 @@ class Told:
     """What the models around a base were called with: the base may get only what they made of it.
 
     Attributes:
-        given: "input_ids" and "attention_mask" of the call under way, where there are any.
+        is_called: whether such a call is under way.
+        ids: its "input_ids"; None without.
+        mask: its "attention_mask", of any kind; None without.
     """
 
     def __init__(self) -> None:
-        self.given: dict[str, Tensor] = {}
+        self._forget()
 
     def watch(self, model: nn.Module, base: nn.Module, undo: ExitStack) -> None:
         """Listen to the models around `base`. An encoder-decoder gives its decoder tokens of its own."""
@@ -44,23 +46,29 @@ class Told:
                 undo.callback(module.register_forward_hook(self._forget, always_call=True).remove)
 
     def _listen(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = arguments_of(module, args, kwargs)
-        heard = {name: given.get(name) for name in ("input_ids", "attention_mask")}
-        self.given |= {name: each for name, each in heard.items() if isinstance(each, Tensor) and each.dim() == 2}
+        given = arguments_of(module, args, kwargs) if args else kwargs
+        if not self.is_called:  # the outermost
+            self.is_called, self.ids, self.mask = True, given.get("input_ids"), given.get("attention_mask")
 
     def _forget(self, *_: Any) -> None:
-        self.given = {}
+        self.is_called = False
+        self.ids: Any = None
+        self.mask: Any = None
 
     def completed(self, given: dict[str, Any]) -> dict[str, Any]:
         """The arguments of the base, with the ids of what it got as embeddings and the padding before it."""
-        embedded, mask = given.get("inputs_embeds"), given.get("attention_mask")
-        heard = dict(self.given)
-        ids = heard.get("input_ids")
-        if given.get("input_ids") is not None or embedded is None or ids is None or ids.shape != embedded.shape[:2]:
-            heard.pop("input_ids", None)
-        if isinstance(mask, Tensor) and mask.dim() == 2:
-            heard.pop("attention_mask", None)
+        embedded, heard = given.get("inputs_embeds"), dict[str, Any]()
+        is_embedded = given.get("input_ids") is None and isinstance(embedded, Tensor)
+        if is_embedded and isinstance(self.ids, Tensor) and self.ids.shape == embedded.shape[:2]:
+            heard["input_ids"] = self.ids
+        if not is_padding(given.get("attention_mask")) and is_padding(self.mask):
+            heard["attention_mask"] = self.mask
         return given | heard
+
+
+def is_padding(mask: Any) -> bool:
+    """Whether a mask is one [batch, token] that says which tokens are padding."""
+    return isinstance(mask, Tensor) and mask.dim() == 2
 
 
 def arguments_of(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

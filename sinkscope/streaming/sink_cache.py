@@ -16,19 +16,16 @@ import json
 import os
 import sys
 import weakref
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import implementation
-from sinkscope.hf.caches import Cache, argument_name, given_cache, with_cache, without_cache
-from sinkscope.hf.generation import hide_prompts, show_prompts
+from sinkscope.hf.caches import argument_name, with_cache, without_cache
 from sinkscope.hf.models import alibi_limit
 from sinkscope.models.facts import find_anatomy, weights_hash
 from sinkscope.models.requirements import check_decoder
@@ -36,14 +33,16 @@ from sinkscope.models.rotary import changes_with_length, position_ceiling, posit
 from sinkscope.policies import SinkWindow
 from sinkscope.scope.binding import check_limits, native_windows
 from sinkscope.scope.interface import EVICTIONS, NAME
+from sinkscope.scope.streams import Told, is_padding
 from sinkscope.streaming.arena import layer_kinds
 from sinkscope.streaming.checkpoint import read_tensors, write_tensors
-from sinkscope.streaming.store import ArenaLayer, Store, part_of, read_blocks, read_padding
+from sinkscope.streaming.store import ArenaLayer, Store, causal_bias, check_text, part_of, read_blocks, read_padding
+from sinkscope.streaming.ties import TiedCache, tie
 
 KIND = "sinkscope sink cache 1"
 
 
-class SinkCache(Cache, AbstractContextManager["SinkCache"]):
+class SinkCache(TiedCache, AbstractContextManager["SinkCache"]):
     """The first `sinks` tokens of a text and the last `window`, for `generate()` and for forward passes by hand.
 
     Greedy search, sampling, beams, batches padded on the left, prompts longer than the cache and any number of turns
@@ -85,7 +84,7 @@ class SinkCache(Cache, AbstractContextManager["SinkCache"]):
         super().__init__(layers=[ArenaLayer(self._store, layer) for layer in range(len(self._store.kinds))])
         self._model, self._base = weakref.ref(model), weakref.ref(anatomy.base)
         self._dtype = next(anatomy.base.parameters()).dtype
-        self._untie = _tie(self, model, anatomy.base)
+        self._untie = tie(self, model, anatomy.base)
 
     # --- what a reader may ask ------------------------------------------------------------------------------------
 
@@ -129,7 +128,7 @@ class SinkCache(Cache, AbstractContextManager["SinkCache"]):
         memo[id(self)] = other
         vars(other).update(copy.deepcopy({name: held for name, held in vars(self).items() if name != "_untie"}, memo))
         model, base = self._model(), self._base()
-        other._untie = self._untie if self.is_closed or model is None or base is None else _tie(other, model, base)
+        other._untie = self._untie if self.is_closed or model is None or base is None else tie(other, model, base)
         return other
 
     # --- its life -------------------------------------------------------------------------------------------------
@@ -247,34 +246,49 @@ class SinkCache(Cache, AbstractContextManager["SinkCache"]):
             )
 
     def before_forward(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], told: Told
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with which the model sees what is kept as if it were its whole text."""
+        """The arguments with which the model sees what is kept as if it were its whole text.
+
+        `told` is what the models around it were called with.
+        """
         given = without_cache(dict(zip(self._names, args, strict=False)) | kwargs)
-        store, mask = self._store, given.get("attention_mask")
+        store, ids, mask = self._store, told.completed(given).get("input_ids"), given.get("attention_mask")
+        if told.is_called and not is_padding(mask):
+            mask = told.mask  # else what the model made of it
+        if mask is None or is_padding(mask):
+            check_text(module, given, mask)
+        given["attention_mask"] = mask
         batch, count = self._checked(module, given)
         pads = read_padding(mask, store.seen, batch, count, store.pads)
         store.allocate(batch)
         store.set_pads(pads)
         evicts = store.seen + count > store.size + 1  # while they come in
         if count > 1 and (evicts or count > (self._limit or count)):
-            self._read(module, given, count - 1)
+            self._read(module, given, ids, count - 1)
             given, count = given | part_of(given, count - 1, count), 1
+            ids = None if ids is None else ids[:, -1:]
             store.set_pads(pads)
-        store.advance(count, given.get("input_ids"))
+        store.advance(count, ids)
         return (), given | self._view(count)
 
     @torch.no_grad()
-    def _read(self, base: nn.Module, given: dict[str, Any], count: int) -> None:
+    def _read(self, base: nn.Module, given: dict[str, Any], ids: Tensor | None, count: int) -> None:
         """Read the first `count` tokens: in blocks where attention can follow a policy, or else one by one."""
+        if whole := [name for name, each in given.items() if isinstance(each, (list, tuple))]:
+            raise SinkscopeError(
+                f"{type(base).__name__} is given `{whole[0]}` for all tokens together, which cannot be read in parts; "
+                "make the cache larger than the prompt."
+            )
         store, mask, seen = self._store, given.get("attention_mask"), self.seen
         one_device = len({kind.device for kind in store.kinds}) == 1
         if store.pads is None and one_device and implementation(base) != NAME and find_anatomy(base).interface:
-            read_blocks(base, store, given, count)
+            read_blocks(base, store, given, ids, count)
             return
         for at in range(count):
             masked = {} if mask is None else {"attention_mask": mask[:, : seen + at + 1]}
             base(**part_of(given, at, at + 1), **masked, **with_cache(base, self))
+        store.remember(seen, count, None if ids is None else ids[:, :count])
 
     def _view(self, count: int) -> dict[str, Any]:
         """The arguments with which the model reads `count` new tokens behind what is kept."""
@@ -284,7 +298,7 @@ class SinkCache(Cache, AbstractContextManager["SinkCache"]):
             view["position_ids"] = store.positions(count)
         visible = store.visible(count)
         if self._overrides_windows:
-            view["attention_mask"] = _causal_bias(store, count, visible)
+            view["attention_mask"] = causal_bias(store, count, visible)
         elif visible is not None:
             view["attention_mask"] = visible.long()
         elif not self._has_interface:  # they count the tokens before by the mask, or else by how many were ever read
@@ -322,14 +336,6 @@ class SinkCache(Cache, AbstractContextManager["SinkCache"]):
             )
 
 
-def _causal_bias(store: Store, count: int, visible: Tensor | None) -> Tensor:
-    """A mask [batch, 1, token, key] to add to the scores; `visible` [batch, key] is False for padding."""
-    kind, width = store.kinds[0], store.width(count)
-    lowest = torch.finfo(kind.dtype).min
-    bias = torch.full((count, width), lowest, dtype=kind.dtype, device=kind.device).triu(width - count + 1)[None, None]
-    return bias if visible is None else bias.masked_fill(~visible[:, None, None, :], lowest)
-
-
 def _checked_ceiling(model: Any, policy: SinkWindow) -> int | None:
     """Positions from which on the model fails or changes its rotation, or None when there is no such limit.
 
@@ -345,51 +351,3 @@ def _checked_ceiling(model: Any, policy: SinkWindow) -> int | None:
                 f"window={policy.window} and the token being read; take a smaller window."
             )
     return position_ceiling(model)
-
-
-# What ties a cache to its model: two functions on the model while a cache of it is open, and nothing after. A forward
-# pre-hook on the base model hands every forward pass with such a cache to the cache. A function on the model shows it
-# the whole prompt that `generate()` was given, of which the forward pass gets only what is new. Neither holds on to a
-# cache, so a cache that is forgotten is collected, and unties itself.
-
-Ties = WeakKeyDictionary[nn.Module, tuple[int, Callable[[nn.Module], None]]]  # open caches, and what unties the last
-_HOOKS: Ties = WeakKeyDictionary()  # on bases
-_PROMPTS: Ties = WeakKeyDictionary()  # on models
-
-
-def _tie(cache: SinkCache, model: nn.Module, base: nn.Module) -> weakref.finalize:
-    """Tie a cache to a model and its base; calling what is returned, or collecting the cache, unties them."""
-    if base not in _HOOKS:
-        handle = base.register_forward_pre_hook(_hand_over, prepend=True, with_kwargs=True)
-        _HOOKS[base] = (0, lambda _: handle.remove())
-    if model not in _PROMPTS and show_prompts(model, _is_ours, SinkCache.before_generation):
-        _PROMPTS[model] = (0, hide_prompts)
-    _count(_HOOKS, base, 1)
-    _count(_PROMPTS, model, 1)
-    return weakref.finalize(cache, _untie, weakref.ref(model), weakref.ref(base))
-
-
-def _untie(model: weakref.ref[nn.Module], base: weakref.ref[nn.Module]) -> None:
-    _count(_HOOKS, base(), -1)
-    _count(_PROMPTS, model(), -1)
-
-
-def _count(ties: Ties, module: nn.Module | None, change: int) -> None:
-    """One open cache more or less; what ties goes with the last."""
-    if module is not None and module in ties:
-        opened, take_off = ties[module]
-        ties[module] = (opened + change, take_off)
-        if opened + change == 0:
-            take_off(module)
-            del ties[module]
-
-
-def _hand_over(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    cache = given_cache(kwargs)
-    if cache is None:
-        cache = next(filter(_is_ours, args), None)
-    return cache.before_forward(module, args, kwargs) if _is_ours(cache) else None
-
-
-def _is_ours(cache: Any) -> bool:
-    return isinstance(cache, SinkCache)

@@ -283,18 +283,62 @@ def read_padding(mask: Tensor | None, seen: int, batch: int, count: int, pads: l
     return now if any(now) else None
 
 
+def check_text(base: nn.Module, given: dict[str, Any], padding: Tensor | None) -> None:
+    """Raise SinkscopeError for images that are more than tokens in a row.
+
+    Args:
+        base: the model that reads them.
+        given: its arguments, as the models around it made them.
+        padding: [batch, column], 0 for padding; None without.
+    """
+    positions, mask, name = given.get("position_ids"), given.get("attention_mask"), type(base).__name__
+    if isinstance(positions, Tensor) and positions.dim() == 3 and bool((positions != positions[:1]).any()):
+        raise SinkscopeError(
+            f"{name} gives the tokens of an image positions in two dimensions, and a SinkCache counts positions in "
+            "one; read images without it."
+        )
+    masks = mask.values() if isinstance(mask, dict) else [mask]
+    if any(_shows_later(each, padding) for each in masks if isinstance(each, Tensor) and each.dim() == 4):
+        raise SinkscopeError(
+            f"{name} lets tokens of an image see later ones, by a mask of the model's own, and a SinkCache makes its "
+            "own; read images without it."
+        )
+
+
+def _shows_later(mask: Tensor, padding: Tensor | None) -> bool:
+    """Whether a mask [batch, 1, query, key] shows some token, padding aside, a later one."""
+    queries, keys = mask.shape[-2:]
+    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    later = seen.triu(keys - queries + 1).any(-1)
+    return bool((later if padding is None else later & padding[:, None, -queries:].bool()).any())
+
+
+def causal_bias(store: Store, count: int, visible: Tensor | None) -> Tensor:
+    """A mask [batch, 1, token, key] to add to the scores; `visible` [batch, key] is False for padding."""
+    kind, width = store.kinds[0], store.width(count)
+    lowest = torch.finfo(kind.dtype).min
+    bias = torch.full((count, width), lowest, dtype=kind.dtype, device=kind.device).triu(width - count + 1)[None, None]
+    return bias if visible is None else bias.masked_fill(~visible[:, None, None, :], lowest)
+
+
 BLOCK = 512  # tokens per forward pass
-PER_TOKEN = ("input_ids", "inputs_embeds", "token_type_ids")  # arguments [batch, token, ...] that go with the tokens
+OF_THE_CACHE = ("attention_mask", "position_ids")  # arguments that a cache makes itself
 
 
 def part_of(given: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
-    """The arguments of a forward pass that go with its tokens from `start` to `stop`."""
-    return {name: given[name][:, start:stop] for name in PER_TOKEN if given.get(name) is not None}
+    """The arguments [batch, token, ...] of a forward pass that go with its tokens, from `start` to `stop`."""
+    read = given.get("input_ids")
+    tokens = given["inputs_embeds"] if read is None else read
+    along = {name: each for name, each in given.items() if isinstance(each, Tensor) and name not in OF_THE_CACHE}
+    return {name: each[:, start:stop] for name, each in along.items() if each.shape[:2] == tokens.shape[:2]}
 
 
 @torch.no_grad()
-def read_blocks(base: nn.Module, store: Store, given: dict[str, Any], count: int) -> None:
-    """Read the first `count` tokens of a forward pass in blocks; the store changes when all are read."""
+def read_blocks(base: nn.Module, store: Store, given: dict[str, Any], ids: Tensor | None, count: int) -> None:
+    """Read the first `count` tokens of a forward pass in blocks; the store changes when all are read.
+
+    `ids` are those of its tokens, also where the model gets embeddings; None where nobody knows them.
+    """
     policy = SinkWindow(store.sinks, store.window)
     rolling, seen, device = RollingCache(base, policy), store.seen, store.kinds[0].device
     if seen:
@@ -306,7 +350,6 @@ def read_blocks(base: nn.Module, store: Store, given: dict[str, Any], count: int
             positions = rolling.positions(stop - start, device)
             base(**part_of(given, start, stop), **with_cache(base, rolling), **positions)
     store.load_tensors(rolling.tensors(), seen + count)
-    ids = given.get("input_ids")
     store.remember(seen, count, None if ids is None else ids[:, :count])
 
 
