@@ -98,9 +98,11 @@ class Scope:
         self.model, self.stream = model, next(iter(found)) if stream is None else stream
         self.anatomy = found[self.stream]
         self.probes = checked_probes(probes, self.anatomy.numbers)
+        for probe in self.probes:
+            _check_fits(probe, self.anatomy)
         self.streams = {self.stream: self}
         for name in list(found)[1:] if stream is None and self.probes else ():
-            self.streams[name] = Scope(model, _fitting(self.probes, found[name]), stream=name)
+            self.streams[name] = Scope(model, fitting(self.probes, found[name]), stream=name)
         self.normaliser = normaliser
         self.policy = Dense() if policy is None else policy
         self.evictions = layer_evictions(self.policy, model, self.anatomy)
@@ -312,15 +314,22 @@ class Scope:
                     self._collector.add(index, texts, declared(probe, measured))
 
 
-def _fitting(probes: Iterable[Probe], anatomy: Anatomy) -> list[Probe]:
+def fitting(probes: Iterable[Probe], anatomy: Anatomy) -> list[Probe]:
     """The probes that can look at a stream beside the main one: it may lack layers, or have keys of another text."""
-    fitting = []
+    found = []
     for probe in probes:
         with suppress(SinkscopeError):
-            probe.check(anatomy.numbers)
-            if not (anatomy.crosses and (probe.one_text or isinstance(probe, HiddenProbe))):
-                fitting.append(probe)
-    return fitting
+            _check_fits(probe, anatomy)
+            found.append(probe)
+    return found
+
+
+def _check_fits(probe: Probe, anatomy: Anatomy) -> None:
+    probe.check(anatomy.numbers)
+    if anatomy.crosses and (probe.one_text or isinstance(probe, HiddenProbe)):
+        raise SinkscopeError(
+            f"{probe!r} looks at tokens of one text, and in cross-attention queries and keys are of two; leave it out."
+        )
 
 
 def _check_normaliser(

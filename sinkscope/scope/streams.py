@@ -21,6 +21,7 @@ from sinkscope.attention.layer import FusedLayer, Layer
 from sinkscope.attention.masks import IndexedMask
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.models import is_encoder_decoder, is_pretrained, placeholder_ids
+from sinkscope.models.facts import find_streams
 from sinkscope.scope.collect import Text
 
 
@@ -200,6 +201,11 @@ def check_inputs(model: Any, inputs: Mapping[str, Any]) -> None:
         raise SinkscopeError(
             f"{type(model).__name__} reads no {', '.join(strange)}; give it the output of its own processor, or give "
             "that output to the model it was made for."
+        )
+    if "encoder" in find_streams(model) and not {"decoder_input_ids", "decoder_inputs_embeds", "labels"} & set(inputs):
+        raise SinkscopeError(
+            f"{type(model).__name__} needs something for its decoder to read; give decoder_input_ids beside "
+            f"{', '.join(inputs)}, or capture() a call of generate()."
         )
     ids, marks = inputs.get("input_ids"), placeholder_ids(model)
     pictures = [name for name in inputs if name.startswith("pixel_values") and inputs[name] is not None]
