@@ -189,6 +189,11 @@ class FusedLayer(Layer):
             return self.rows > 1
         return super().looks_ahead()
 
+    def keys_seen(self) -> Tensor:
+        """How many keys each query sees: [sequence or 1, head or 1, query]."""
+        keys = self.key.shape[2]
+        return torch.cat([self.mask.seen(rows, keys) for rows in ranges(0, self.rows, AHEAD)], -1)
+
     def logits(self, rows: slice, columns: slice) -> Tensor:
         scores = scores_of(self.query, self.key, self.mask, rows, columns, self.scale, self.softcap)
         for eviction, keys, places in self._anchors_among(columns):

@@ -63,6 +63,11 @@ class Forward:
 
     def _split_crossing(self, layer: Layer) -> Iterator[tuple[list[Text], Layer]]:
         """As `split`, for keys that are no tokens of these texts."""
+        if self.real is None and self.real_keys is None:
+            for text in self.texts:
+                text.keys = layer.reach
+            yield self.texts, layer
+            return
         for batch, text in enumerate(self.texts):
             keys = torch.arange(layer.reach, device=layer.lse.device)
             if self.real_keys is not None:

@@ -18,12 +18,13 @@ from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import nn
 
 from sinkscope.attention.eviction import Eviction
-from sinkscope.attention.layer import Layer
+from sinkscope.attention.layer import FusedLayer, Layer
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import use_implementation
 from sinkscope.hf.models import placeholder_ids, query_heads
@@ -107,6 +108,8 @@ class Scope:
         self.policy = Dense() if policy is None else policy
         self.evictions = layer_evictions(self.policy, model, self.anatomy)
         self.causal = not self.anatomy.crosses
+        # tokens of an image may see each other both ways in a text that is causal else
+        self._counts_keys = self.causal and bool(placeholder_ids(model))
         if normaliser is not None:
             _check_normaliser(normaliser, model, self.anatomy, self.evictions)
         self._collector = Collector(self.anatomy.numbers, self.probes)
@@ -295,6 +298,10 @@ class Scope:
             for texts, real in self._forward.split(*layers):
                 if self.causal and index == 0:
                     self.causal = not real.looks_ahead()
+                if self._counts_keys and not self.causal and isinstance(real, FusedLayer):
+                    counts = real.keys_seen().amax(1).expand(len(texts), -1).cpu().numpy()
+                    for text, count in zip(texts, counts, strict=True):  # layers with a window see fewer
+                        text.seen[real.start] = np.maximum(count, text.seen.get(real.start, 0))
                 self._collector.add(index, texts, measure_layer(self.probes, part.number, real))
 
     @torch.no_grad()
