@@ -33,7 +33,8 @@ _HOMES = {
     ],
     "sinkscope.analysis": [
         "amplification", "discover", "dose_table", "eviction_by_layer", "from_maps",
-        "importance", "interval", "intervention_table", "losses_from", "mass_by_layer", "massive_activations",
+        "image_mass", "importance", "interval", "intervention_table", "losses_from", "mass_by_layer",
+        "massive_activations",
         "ppl", "ppl_table", "predictability_bins", "predictability_table", "sink_mass", "sink_rate",
         "sink_rate_curve", "uniform_importance", "uniform_mass", "value_drain",
     ],

@@ -1,6 +1,7 @@
 """Metrics over records: they read records and never need the model, nor torch."""
 
 from sinkscope.analysis.discovery import discover, massive_activations
+from sinkscope.analysis.images import image_mass
 from sinkscope.analysis.importance import importance, sink_rate, sink_rate_curve
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.interventions import dose_table, intervention_table
@@ -23,6 +24,7 @@ __all__ = [
     "dose_table",
     "eviction_by_layer",
     "from_maps",
+    "image_mass",
     "importance",
     "interval",
     "intervention_table",

@@ -147,12 +147,7 @@ class Scope:
         Raises:
             SinkscopeError: nothing was measured yet.
         """
-        looking = any(isinstance(probe, (LayerProbe, TileProbe)) for probe in self.probes)
-        if self._ran and not self._saw_attention and looking:
-            raise SinkscopeError(
-                f"the attention modules of {type(self.model).__name__} ran, but no softmax or scaled dot product "
-                "attention was seen in them; measure its maps elsewhere and use sinkscope.from_maps."
-            )
+        self._check_seen()
         record = self._collector.record()
         for probe in self.probes:
             record = record.assign_coords({name: (name, values) for name, values in probe.coordinates.items()})
@@ -180,7 +175,16 @@ class Scope:
 
     def array(self, variable: str) -> xr.DataArray:
         """One variable over only the layers and heads it was measured in, without the rest of the record."""
+        self._check_seen()
         return self._collector.variable(variable)
+
+    def _check_seen(self) -> None:
+        looking = any(isinstance(probe, (LayerProbe, TileProbe)) for probe in self.probes)
+        if self._ran and not self._saw_attention and looking:
+            raise SinkscopeError(
+                f"the attention modules of {type(self.model).__name__} ran, but no softmax or scaled dot product "
+                "attention was seen in them; measure its maps elsewhere and use sinkscope.from_maps."
+            )
 
     # --- attaching ------------------------------------------------------------------------------------------------
 

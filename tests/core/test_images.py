@@ -17,6 +17,7 @@ from sinkscope import (
     SinkWindow,
     attention_maps,
     capture,
+    image_mass,
     measure,
     perplexity,
     sink_mass,
@@ -100,6 +101,21 @@ def test_the_null_counts_what_the_tokens_of_an_image_see():
     seen = (record.attention_map.sel(layer=1) > 0).any("head").sum("map_key").values
     np.testing.assert_array_equal(record.keys_seen, seen)
     assert sink_mass(record).attrs["null"] == pytest.approx(float(np.mean(4 / seen[0, 4:])))
+
+
+@pytest.mark.parametrize("name", ["llava", "gemma3"])
+def test_mass_on_the_tokens_of_images_and_that_of_even_attention(name):
+    """Brute force over the maps in float64; the null is that of maps with even shares where the model's are not 0."""
+    record = measure(build_several(name), inputs_of(name), PROBES)
+    maps, is_image = record.attention_map.values.astype(np.float64), record.is_image.values
+    expected = np.stack([maps[s][..., is_image[s]].sum(-1).mean(-1) for s in range(2)]).mean(0)
+    np.testing.assert_allclose(image_mass(record), expected, atol=1e-6)
+    seen = (maps > 0).any((1, 2))  # in some layer, some head
+    even = seen / seen.sum(-1, keepdims=True)
+    null = np.mean([even[s][:, is_image[s]].sum(-1).mean() for s in range(2)])
+    assert image_mass(record).attrs["null"] == pytest.approx(null)
+    with pytest.raises(SinkscopeError, match="no key of this record is a token of an image"):
+        image_mass(measure(build("llama"), TEXT, PROBES))
 
 
 @pytest.mark.parametrize("name", ["llava", "gemma3", "qwen3_vl"])
