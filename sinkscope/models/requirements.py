@@ -10,7 +10,7 @@ from torch import nn
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import argument_name, has_only_keys_and_values
-from sinkscope.hf.models import attends_in_chunks, has_config, is_head_present
+from sinkscope.hf.models import attends_in_chunks, has_config, is_head_present, setting
 from sinkscope.models.facts import find_streams
 
 SCOPED: WeakSet[nn.Module] = WeakSet()
@@ -26,6 +26,8 @@ def check_decoder(model: Any, predicts: bool = False) -> None:
     anatomy = next(iter(streams.values()))
     if "encoder" in streams:
         raise not_a_decoder(name, "reads with an encoder and writes with a decoder")
+    if setting(model, "add_cross_attention"):
+        raise not_a_decoder(name, "looks at what an encoder made, which a text alone lacks")
     if any(other.crosses and set(other.numbers).isdisjoint(anatomy.numbers) for other in streams.values()):
         raise not_a_decoder(name, "has layers of their own for images among those of its cache")
     accepted = inspect.signature(anatomy.base.forward).parameters

@@ -241,9 +241,9 @@ class Collector:
             record = record.reindex(layer=self.layers, fill_value=missing)
         if any(row.seen for row in self.texts):
             seen = np.full((len(self.texts), max(row.start + row.tokens for row in self.texts)), np.nan)
-            for line, row in zip(seen, self.texts, strict=True):
+            for number, row in enumerate(self.texts):
                 for start, counts in row.seen.items():
-                    line[start : start + len(counts)] = counts
+                    seen[number, start : start + len(counts)] = counts
             record = record.assign_coords(keys_seen=(("sequence", "query"), seen))
         if any(row.keys is not None for row in self.texts):
             record = record.assign_coords(key_length=("sequence", [row.keys for row in self.texts]))

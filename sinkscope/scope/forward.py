@@ -39,13 +39,14 @@ class Forward:
     past: int  # columns that the cache held before, padding included
     real: Tensor | None  # booleans [batch, column] over past and new columns; None when there is no padding
     ids: Tensor | None  # [batch, token] of the new columns; None for embeddings and images
+    given: int | None = None  # tokens that the model was given
     tokens: int = 0  # new columns, once a layer was seen
     crosses: bool = False  # whether the keys are another model's
     real_keys: Tensor | None = None  # booleans [batch, key] over these; None when there is no padding
 
     def split(self, layer: Layer) -> Iterator[tuple[list[Text], Layer]]:
         """The layer without padding, with the texts it belongs to: one at a time where there was some."""
-        self.tokens = layer.rows
+        self._count(layer.rows)
         if self.crosses:
             layer = replace(layer, start=self.past, key_start=0)
             yield from self._split_crossing(layer)
@@ -60,6 +61,14 @@ class Forward:
                 start, key_start = int(real[: layer.start].sum()), int(real[: layer.key_start].sum())
                 alone = layer.part(batch, query_columns, key_columns, start=start, key_start=key_start)
                 yield [self.texts[batch]], alone
+
+    def _count(self, rows: int) -> None:
+        if self.given not in (None, rows):
+            raise SinkscopeError(
+                f"the layers of this model have {rows} rows for {self.given} tokens, so that rows are no tokens of the "
+                "text; measure its maps elsewhere and use sinkscope.from_maps."
+            )
+        self.tokens = rows
 
     def _split_crossing(self, layer: Layer) -> Iterator[tuple[list[Text], Layer]]:
         """As `split`, for keys that are no tokens of these texts."""
@@ -82,7 +91,7 @@ class Forward:
 
     def split_hidden(self, hidden: Tensor) -> Iterator[tuple[list[Text], Tensor]]:
         """Hidden states [batch, token, dim] without padding, as `split`."""
-        self.tokens = hidden.shape[1]
+        self._count(hidden.shape[1])
         if self.real is None:
             yield self.texts, hidden
             return
@@ -137,7 +146,8 @@ def read_forward(base: nn.Module, given: dict[str, Any], caches: Caches, crosses
         texts = [Text(start=past if real is None else int(real[row, :past].sum())) for row in range(batch)]
     seen = given.get("encoder_attention_mask") if crosses else None
     real_keys = seen.bool() if isinstance(seen, Tensor) and seen.dim() == 2 else None
-    return Forward(texts, cache, past, real, ids, crosses=crosses, real_keys=real_keys)
+    count = next((tensors[name].shape[1] for name in ("input_ids", "inputs_embeds") if name in tensors), None)
+    return Forward(texts, cache, past, real, ids, count, crosses=crosses, real_keys=real_keys)
 
 
 def check_vocabulary(base: nn.Module, ids: Tensor | None) -> None:

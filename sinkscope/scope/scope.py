@@ -43,8 +43,16 @@ from sinkscope.scope.streams import Told, TowerPass, arguments_of, read_tower, r
 def capture(model: nn.Module, probes: Iterable[Probe] | None = None) -> Scope:
     """Measure where a model's attention goes while it runs as usual.
 
+    A model of several parts is captured around any call of the whole, `generate()` too. The record of the part that
+    predicts tokens is `scope.record`. `scope.streams` has a scope for each part by name, so that
+    `scope.streams["vision"].record` is that of the other: "text" and "vision" (or "audio") of a model that reads
+    images, with tokens of images marked by the coordinate `is_image` of the former, and images as the sequences of the
+    latter; "decoder", "cross" and "encoder" of an encoder-decoder, where "cross" has queries of the decoder and keys
+    of the encoder. Each counts its own forward passes. Probes that a part lacks the layers for, and in "cross" those
+    that read one text, are left out there.
+
     Args:
-        model: a transformers model, decoder, encoder or vision, in eval mode.
+        model: a transformers model, decoder, encoder, vision or several of them in one, in eval mode.
         probes: what to measure; those that cost no second pass when None.
 
     Returns:
@@ -53,8 +61,8 @@ def capture(model: nn.Module, probes: Iterable[Probe] | None = None) -> Scope:
         model must stay in one thread, and must not be copied or pickled.
 
     Raises:
-        SinkscopeError: when the model has no attention, is an encoder-decoder or several models in one, or carries a
-            scope already; during a forward pass, when its input cannot be measured (each message says why).
+        SinkscopeError: when the model has no attention, is several models of which none reads its tokens, or carries
+            a scope already; during a forward pass, when its input cannot be measured (each message says why).
     """
     return Scope(model, FREE if probes is None else probes)
 

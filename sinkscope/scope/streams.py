@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,9 @@ class Told:
     """
 
     def __init__(self) -> None:
-        self._forget()
+        self.is_called = False
+        self.ids: Any = None
+        self.mask: Any = None
 
     def watch(self, model: nn.Module, base: nn.Module, undo: ExitStack) -> None:
         """Listen to the models around `base`. An encoder-decoder gives its decoder tokens of its own."""
@@ -52,16 +54,14 @@ class Told:
             self.is_called, self.ids, self.mask = True, given.get("input_ids"), given.get("attention_mask")
 
     def _forget(self, *_: Any) -> None:
-        self.is_called = False
-        self.ids: Any = None
-        self.mask: Any = None
+        self.is_called, self.ids, self.mask = False, None, None
 
     def completed(self, given: dict[str, Any]) -> dict[str, Any]:
         """The arguments of the base, with the ids of what it got as embeddings and the padding before it."""
-        embedded, heard = given.get("inputs_embeds"), dict[str, Any]()
-        is_embedded = given.get("input_ids") is None and isinstance(embedded, Tensor)
-        if is_embedded and isinstance(self.ids, Tensor) and self.ids.shape == embedded.shape[:2]:
-            heard["input_ids"] = self.ids
+        heard: dict[str, Any] = {}
+        embedded, ids = given.get("inputs_embeds"), self.ids
+        if isinstance(embedded, Tensor) and isinstance(ids, Tensor) and ids.shape == embedded.shape[:2]:
+            heard["input_ids"] = ids
         if not is_padding(given.get("attention_mask")) and is_padding(self.mask):
             heard["attention_mask"] = self.mask
         return given | heard
@@ -170,12 +170,12 @@ def _side_by_side(layers: tuple[Layer, ...]) -> Layer:
         fused[0].lse.device
     )
     places = torch.arange(len(owner), device=owner.device)
-    joined = {
+    joined: dict[str, Any] = {
         name: torch.cat([getattr(layer, name) for layer in fused], 2)
         for name in ("lse", "query", "key", "value", "output")
     }
     mask = IndexedMask(lambda batch, head, query, key: owner[query] == owner[key], torch.arange(1), places, places)
-    return FusedLayer(**joined, mask=mask, scale=fused[0].scale, softcap=fused[0].softcap)
+    return replace(fused[0], mask=mask, **joined)
 
 
 def read_tower(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TowerPass:
@@ -201,6 +201,11 @@ def check_inputs(model: Any, inputs: Mapping[str, Any]) -> None:
         raise SinkscopeError(
             f"{type(model).__name__} reads no {', '.join(strange)}; give it the output of its own processor, or give "
             "that output to the model it was made for."
+        )
+    if lists := [name for name, each in inputs.items() if isinstance(each, (list, tuple))]:
+        raise SinkscopeError(
+            f"{lists[0]} is a {type(inputs[lists[0]]).__name__}, and a model reads tensors; call the processor or "
+            'tokenizer with return_tensors="pt".'
         )
     if "encoder" in find_streams(model) and not {"decoder_input_ids", "decoder_inputs_embeds", "labels"} & set(inputs):
         raise SinkscopeError(
