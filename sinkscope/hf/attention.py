@@ -6,7 +6,7 @@ transformers calls both functions with arguments of its own naming; what is regi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
@@ -134,14 +134,16 @@ def expert_implementation(model: Any) -> str:
     return str(setting(model, "_experts_implementation", "unknown"))
 
 
-def use_implementation(model: Any, name: str, undo: ExitStack) -> None:
-    """Send a model's attention through a registered implementation until `undo` is closed.
+def use_implementation(models: Sequence[Any], name: str, undo: ExitStack) -> None:
+    """Send the attention of some models through a registered implementation until `undo` is closed.
 
     Raises:
-        SinkscopeError: its configuration carries a scope already, or its attention is a function of its user's own.
+        SinkscopeError: a configuration carries a scope already, or its attention is a function of its user's own.
     """
-    before = [(config, config._attn_implementation) for config in _configurations(model)]
-    for _, used in before:
+    configurations = {id(config): (config, model) for model in models for config in _configurations(model)}
+    before = []
+    for config, model in configurations.values():
+        before.append((config, used := config._attn_implementation))
         if used == name:
             raise SinkscopeError(
                 "this model shares its configuration with another one that carries a scope; leave that one first."
@@ -158,7 +160,8 @@ def use_implementation(model: Any, name: str, undo: ExitStack) -> None:
             config._attn_implementation = used
 
     undo.callback(restore)
-    model.set_attn_implementation(name)
+    for model in models:
+        model.set_attn_implementation(name)
 
 
 def _is_softmax(implementation: str | None) -> bool:
