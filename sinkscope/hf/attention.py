@@ -6,6 +6,7 @@ transformers calls both functions with arguments of its own naming; what is regi
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -122,6 +123,12 @@ def has_interface(model: Any) -> bool:
     """Whether a model's attention can be replaced: it goes through transformers' attention interface."""
     can_set = getattr(model, "_can_set_attn_implementation", None)
     return bool(can_set and can_set())
+
+
+def makes_its_own_softmax(attention: type) -> bool:
+    """Whether modules of a class make their attention by hand, where others of a model use the interface (git)."""
+    code = getattr(inspect.unwrap(attention.forward), "__code__", None)  # type: ignore[attr-defined]
+    return code is not None and "softmax" in code.co_names and "ALL_ATTENTION_FUNCTIONS" not in code.co_names
 
 
 def implementation(model: Any) -> str:

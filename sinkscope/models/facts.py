@@ -19,7 +19,7 @@ from torch import nn
 
 import sinkscope
 from sinkscope.errors import SinkscopeError
-from sinkscope.hf.attention import has_interface
+from sinkscope.hf.attention import has_interface, makes_its_own_softmax
 from sinkscope.hf.models import (
     begin_token,
     core,
@@ -64,6 +64,7 @@ class Stream(NamedTuple):
     base: str  # path of the model that runs them
     kinds: dict[str, type]  # the classes of the modules, by their paths
     crosses: bool  # whether their queries look at what another model made
+    by_hand: bool  # whether some go round transformers' attention interface
 
 
 _FOUND: WeakKeyDictionary[nn.Module, tuple[int, list[Stream]]] = WeakKeyDictionary()
@@ -101,7 +102,7 @@ def find_streams(model: nn.Module) -> dict[str, Anatomy]:
         stream.name: Anatomy(
             modules[stream.base],
             _parts(modules, list(stream.kinds)),
-            interface=has_interface(modules[stream.base]),
+            interface=has_interface(modules[stream.base]) and not stream.by_hand,
             crosses=stream.crosses,
         )
         for stream in streams
@@ -134,7 +135,9 @@ def _search(model: nn.Module, modules: dict[str, nn.Module]) -> list[Stream]:
             paths = [path for path in around[base] if (path in across[base]) is crosses]
             if paths:
                 unique = f"{name} ({base})" if name in taken else name
-                streams.append(Stream(unique, base, {path: kinds[path] for path in paths}, crosses))
+                own = {path: kinds[path] for path in paths}
+                by_hand = any([makes_its_own_softmax(kind) for kind in own.values()])
+                streams.append(Stream(unique, base, own, crosses, by_hand))
     return streams
 
 
@@ -150,7 +153,8 @@ def _main(
         return next(iter(around))
     if is_encoder_decoder(model) and len(looking := [base for base in around if across[base]]) == 1:
         return looking[0]
-    embeddings = input_embeddings(model)
+    reads = set(core(model).modules())  # a plain module around several models does not say which of them reads
+    embeddings = input_embeddings(model) if all(modules[base] in reads for base in around) else None
     holding = [base for base in around if embeddings is not None and embeddings in set(modules[base].modules())]
     if len(holding) == 1:
         return holding[0]

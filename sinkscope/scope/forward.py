@@ -217,6 +217,7 @@ def _check_cache(cache: Cache, filled: Filled, past: int, batch: int) -> None:
 
 def _last_key(cache: Cache) -> Tensor | None:
     """The key [batch, dim] that a cache's first layer with keys appended last, a fingerprint of its rows."""
-    held = (held_states(cache, place) for place in range(len(cache.layers)))
+    layers = getattr(cache, "self_attention_cache", cache).layers  # an encoder-decoder has two caches in one
+    held = (held_states(cache, place) for place in range(len(layers)))
     keys = next((states["keys"] for states in held if "keys" in states), None)
     return None if keys is None or not keys.shape[2] else keys[:, 0, -1].clone()

@@ -165,6 +165,8 @@ class TowerPass:
 
     def commit(self, caches: Any, output: Any) -> None:
         """Count the patches of a forward pass that finished."""
+        if not self.texts:  # no attention was seen
+            self.texts, self.counts = [Text(start=0)], [0]
         for text, count in zip(self.texts, self.counts, strict=True):
             text.token_ids.append(np.full(count, -1))
             text.tokens += count

@@ -8,16 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf.models import other_states
 
 
 def check_text(base: nn.Module, given: dict[str, Any], padding: Tensor | None) -> None:
-    """Raise SinkscopeError for images that are more than tokens in a row.
+    """Raise SinkscopeError for images that are more than tokens in a row, and for states of an encoder.
 
     Args:
         base: the model that reads them.
         given: its arguments, as the models around it made them.
         padding: [batch, column], 0 for padding; None without.
     """
+    if (other := other_states(given)) is not None:
+        raise SinkscopeError(
+            f"{type(base).__name__} is given `{other}` to look at beside the text, of which a SinkCache keeps nothing; "
+            "read it without a SinkCache."
+        )
     positions, mask, name = given.get("position_ids"), given.get("attention_mask"), type(base).__name__
     if isinstance(positions, Tensor) and positions.dim() == 3 and bool((positions != positions[:1]).any()):
         raise SinkscopeError(

@@ -214,8 +214,17 @@ def test_images_that_are_more_than_tokens_in_a_row_are_refused_by_a_sink_cache(n
         with pytest.raises(SinkscopeError, match=message):
             model.generate(**given, max_new_tokens=2, **with_cache(model, cache))
         assert cache.seen == 0
-    with pytest.raises(SinkscopeError, match="layers of their own for images"):
-        SinkCache(build_several("mllama"), 2, window)
+
+
+@pytest.mark.parametrize("window", [100, 9])
+def test_a_sink_cache_reads_the_text_beside_layers_for_images_and_refuses_the_images(window):
+    model, given = build_several("mllama"), inputs_of("mllama")
+    with SinkCache(model, 2, window) as cache:
+        with pytest.raises(SinkscopeError, match="cross_attention_states"):
+            model.generate(**given, max_new_tokens=2, **with_cache(model, cache))
+        assert cache.seen == 0
+        written = model.generate(given["input_ids"], max_new_tokens=2, **with_cache(model, cache))
+        assert written.shape[1] == given["input_ids"].shape[1] + 2 == cache.seen + 1
 
 
 def test_the_class_for_causal_language_models_may_give_a_whole_model():
