@@ -48,7 +48,7 @@ class Forward:
     @property
     def scores(self) -> Scores:
         """What the scores of its layers look like."""
-        return Scores(len(self.texts), self.tokens, self.past)
+        return Scores(len(self.texts), self.tokens, None if self.crosses else self.past)
 
     def check(self, layer: Layer, name: str) -> None:
         """Raise SinkscopeError unless a layer attends from every new token of every text to the tokens."""

@@ -11,8 +11,8 @@ and hung on the model on entering is undone on leaving, also after an exception 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -30,13 +30,14 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import leave_maps_out, use_implementation
 from sinkscope.hf.models import placeholder_ids, reading_all
 from sinkscope.models.compiled import uncompiled
-from sinkscope.models.facts import Part, find_streams, model_attributes, token_attributes
+from sinkscope.models.facts import Part, find_streams
 from sinkscope.models.requirements import SCOPED, check_weights, not_finite
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Dense, Policy
 from sinkscope.probes import FREE, HiddenProbe, LayerProbe, Probe, TileProbe
 from sinkscope.scope.binding import layer_evictions
 from sinkscope.scope.collect import Collector, Text, checked_probes, declared, measure_layer, unchanged
+from sinkscope.scope.describe import described
 from sinkscope.scope.fitting import check_fits, check_normaliser, fitting
 from sinkscope.scope.forward import Caches, Forward, read_forward
 from sinkscope.scope.interface import CROSSING, EVICTIONS, NAME, NORMALISERS, SEEN
@@ -107,6 +108,7 @@ class Scope:
         policy: Policy | None = None,
         stream: str | None = None,
     ) -> None:
+        self._is_beside = False  # whether it is there for the sake of another stream
         found = find_streams(model)
         self.model, self.stream = model, next(iter(found)) if stream is None else stream
         self.anatomy = found[self.stream]
@@ -116,6 +118,7 @@ class Scope:
         self.streams = {self.stream: self}
         for name in list(found)[1:] if stream is None and self.probes else ():
             self.streams[name] = Scope(model, fitting(self.probes, found[name]), stream=name)
+            self.streams[name]._is_beside = True
         self.normaliser = normaliser
         self.policy = Dense() if policy is None else policy
         self.evictions = layer_evictions(self.policy, model, self.anatomy)
@@ -134,6 +137,7 @@ class Scope:
         self.own_mask: str | None = None  # the class of a module that attended under a mask as a tensor
         self._watch: AttentionWatch | None = None
         self._undo = ExitStack()
+        self._problem: SinkscopeError | None = None
 
     def __enter__(self) -> Scope:
         check_weights(self.model)
@@ -172,32 +176,7 @@ class Scope:
             SinkscopeError: nothing was measured yet.
         """
         self._check_saw_attention()
-        record = self._collector.record()
-        for probe in self.probes:
-            record = record.assign_coords({name: (name, values) for name, values in probe.coordinates.items()})
-            for name in probe.makes.keys() & set(record.data_vars):
-                about = probe.makes[name]
-                record[name].attrs |= {
-                    "units": about.units,
-                    "long_name": about.description,
-                    "probe": repr(probe),
-                    "dims": " ".join(map(str, record[name].dims)),
-                }
-        if marks := placeholder_ids(self.model) if "token_id" in record.coords else []:
-            record = record.assign_coords(is_image=record.token_id.isin(marks))
-        record.attrs = {
-            **({"stream": self.stream} if len(find_streams(self.model)) > 1 else {}),
-            **model_attributes(self.model),
-            **token_attributes(record, self.model),
-            "attention": "attention interface" if self.anatomy.interface else "watched softmax",
-            "causal": int(self.causal),
-            "normaliser": "the model's own" if self.normaliser is None else repr(self.normaliser),
-            "policy": repr(self.policy),
-            "probes": ", ".join(map(repr, self.probes)),
-        }
-        if self._other_keys:  # they take attention as a learned sink does
-            record.attrs["keys_that_are_no_tokens"] = self._other_keys
-        return record
+        return described(self._collector.record(), self, self._other_keys)
 
     def array(self, variable: str) -> xr.DataArray:
         """One variable over only the layers and heads it was measured in, without the rest of the record."""
@@ -205,6 +184,8 @@ class Scope:
         return self._collector.variable(variable)
 
     def _check_saw_attention(self) -> None:
+        if self._problem is not None:
+            raise self._problem
         looking = any(isinstance(probe, (LayerProbe, TileProbe)) for probe in self.probes)
         if looking and self._collector.texts and not self._collector.layers:
             raise SinkscopeError(
@@ -301,12 +282,21 @@ class Scope:
             for eviction in chain.from_iterable(self.evictions):
                 eviction.end(cache)
             self._collector.commit(self._forward.texts)
-            self._ran = True
         self._end_forward()
 
     def _end_forward(self) -> None:
         self._collector.discard()
         self._forward = self._thread = None
+
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        """What cannot be measured in a stream beside the main one is said when its record is asked for."""
+        try:
+            yield
+        except SinkscopeError as problem:
+            if not self._is_beside:
+                raise
+            self._problem, self._forward = problem, None
 
     def _check_runs_once(self, index: int, part: Part, module: nn.Module, args: Any) -> None:
         if index in self._numbers:
@@ -316,13 +306,14 @@ class Scope:
             )
 
     def _after_interface(self, index: int, part: Part, module: nn.Module, args: Any, output: Any) -> None:
-        if module in SEEN:
-            layers, SEEN[module] = SEEN[module], []
-            self._observe(index, part, *layers)
-            return
-        for layer in output if isinstance(output, tuple) else ():
-            if isinstance(layer, Layer):
-                self._observe(index, part, layer)
+        with self._beside():
+            if module in SEEN:
+                layers, SEEN[module] = SEEN[module], []
+                self._observe(index, part, *layers)
+                return
+            for layer in output if isinstance(output, tuple) else ():
+                if isinstance(layer, Layer):
+                    self._observe(index, part, layer)
 
     def _after_watching(
         self, index: int, part: Part, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
@@ -330,12 +321,13 @@ class Scope:
         watch = self._stop_watching()
         if watch is None or output is None:
             return
-        layer = watch.seen(type(module).__name__)
-        if layer is not None:
-            if layer.key is None:
-                key, value = keys_and_values(getattr(module, "layer_idx", index), (*args, *kwargs.values()))
-                layer = replace(layer, key=key, value=value)
-            self._observe(index, part, layer)
+        with self._beside():
+            layer = watch.seen(type(module).__name__)
+            if layer is not None:
+                if layer.key is None and not self.anatomy.crosses:
+                    key, value = keys_and_values(getattr(module, "layer_idx", index), (*args, *kwargs.values()))
+                    layer = replace(layer, key=key, value=value)
+                self._observe(index, part, layer)
 
     @torch.no_grad()
     def _observe(self, index: int, part: Part, *layers: Layer) -> None:

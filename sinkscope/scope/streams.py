@@ -67,6 +67,11 @@ class Told:
             heard["attention_mask"] = self.mask
         return given | heard
 
+    def mask_of(self, given: dict[str, Any]) -> Any:
+        """The mask of the base; that of the whole, where the base gets what this made of it."""
+        mask = given.get("attention_mask")
+        return self.mask if self.is_called and not is_padding(mask) else mask
+
 
 def is_padding(mask: Any) -> bool:
     """Whether a mask is one [batch, token] that says which tokens are padding."""

@@ -279,9 +279,7 @@ class SinkCache(Tied, AbstractContextManager["SinkCache"]):
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with which the model sees what is kept as if it were its whole text."""
         given = without_cache(dict(zip(self._names, args, strict=False)) | kwargs)
-        store, ids, mask = self._store, told.completed(given).get("input_ids"), given.get("attention_mask")
-        if told.is_called and not is_padding(mask):
-            mask = told.mask  # else what the model made of it
+        store, ids, mask = self._store, told.completed(given).get("input_ids"), told.mask_of(given)
         if mask is None or is_padding(mask):
             check_text(module, given, mask)
         given["attention_mask"] = mask
