@@ -34,6 +34,7 @@ _HOMES = {
     "sinkscope.analysis.ablation": ["ablate", "ablation_table"],
     "sinkscope.analysis.compare": ["compare"],
     "sinkscope.analysis.discovery": ["discover", "massive_activations"],
+    "sinkscope.analysis.images": ["image_mass"],
     "sinkscope.analysis.importance": ["importance", "sink_rate", "sink_rate_curve"],
     "sinkscope.analysis.intervals": ["interval"],
     "sinkscope.analysis.interventions": ["dose_table", "intervene", "intervention_table"],

@@ -14,6 +14,7 @@ from sinkscope.analysis.mass import even_share, position_within
 from sinkscope.analysis.variables import (
     PER_QUERY,
     is_causal,
+    key_lengths,
     measured_queries,
     sequence_lengths,
     text_length,
@@ -48,7 +49,7 @@ def importance(record: xr.Dataset) -> xr.DataArray:
     key = total["key"]
     counts = _sum_from_key(measured_queries(record).astype("float64"), key, record)
     null = _sum_from_key(even_share(record).fillna(0.0), key, record) / counts.where(counts > 0)
-    in_text = key < sequence_lengths(record)
+    in_text = key < key_lengths(record)
     alpha = (total / _queries_per_head(record, key, counts)).where(in_text)
     alpha = alpha.transpose("sequence", "layer", "head", "key").assign_coords(
         null=null.where(in_text).transpose("sequence", "key"),

@@ -32,30 +32,36 @@ def from_maps(array: Any, tokens: Any = None, first: int = 4, **attributes: Any)
                 different lengths a list with one [layer, head, query, key] array per sequence. A tuple is read as
                 transformers' `output.attentions`: one [sequence, head, query, key] array per layer. No padding: cut it
                 off first.
-    tokens      the texts or the ids of the T tokens: one list for all sequences, or one per sequence; None if unknown.
+                Maps with other numbers of queries and keys are those of cross-attention.
+    tokens      the texts or the ids of the T tokens, in cross-attention those of the queries: one list for all
+                sequences, or one per sequence; None if unknown.
     first       how many of the first keys to keep apart in `sink_mass`.
     attributes  anything to remember beside the maps (model="...", bos="yes"): numbers and strings.
 
     Returns every variable that maps determine: sink_mass, received, entropy, distance_mass, attention_map (A itself up
     to 512 tokens, else 64 x 64 cells: mean over the cell's queries of the mass on the cell's keys), mean_probability,
     and virtual_sink_mass where rows sum to less than one. `attrs["causal"]` is 1 if no query sees a later key. In maps
-    that are not causal, `distance_mass` adds both sides: the mass on the keys at |query - key| = distance.
+    that are not causal, `distance_mass` adds both sides: the mass on the keys at |query - key| = distance. In
+    cross-attention there are no distances, and the coordinate `key_length` has the number of keys.
 
-    Raises SinkscopeError if the maps are not square, finite, non-negative, with rows summing to at most one (up to the
+    Raises SinkscopeError if the maps are not finite, non-negative, all square or all of cross-attention, with rows
+    summing to at most one (up to the
     rounding of bfloat16), if there are fewer than `first` tokens, or if `tokens` do not match the maps.
     """
     maps = _checked_maps(array)
-    lengths = np.array([each.shape[-1] for each in maps])
-    tokens_in_longest = int(lengths.max())
-    if isinstance(first, bool) or not isinstance(first, (int, np.integer)) or not 1 <= first <= tokens_in_longest:
+    lengths, keys = (np.array([each.shape[axis] for each in maps]) for axis in (-2, -1))
+    crosses = bool((lengths != keys).any())
+    most = int(keys.max())
+    if isinstance(first, bool) or not isinstance(first, (int, np.integer)) or not 1 <= first <= most:
         raise SinkscopeError(
-            f"first={first!r} keys cannot be kept from maps of {tokens_in_longest} tokens: "
-            f"give a whole number from 1 to {tokens_in_longest}."
+            f"first={first!r} keys cannot be kept from maps of {most} tokens: give a whole number from 1 to {most}."
         )
     read = _checked_tokens(tokens, lengths)
-    causal = all(_is_causal(each) for each in maps)
-    record = _measured(maps, tokens_in_longest, int(first), causal)
+    causal = not crosses and all(_is_causal(each) for each in maps)
+    record = _measured(maps, int(lengths.max()), most, int(first), causal)
     record = record.assign_coords(length=("sequence", lengths))
+    if crosses:
+        record = record.assign_coords(key_length=("sequence", keys)).drop_vars(["distance_mass", "distance"])
     if read is not None:
         name = "token_text" if read.dtype.kind == "O" else "token_id"
         record = record.assign_coords({name: (("sequence", "token"), read)})
@@ -68,17 +74,15 @@ def _is_causal(maps: np.ndarray) -> bool:
     return all(not (layer[..., later] > UPPER_IS_ZERO).any() for layer in maps)
 
 
-def _measured(maps: list[np.ndarray], length: int, first: int, causal: bool) -> xr.Dataset:
+def _measured(maps: list[np.ndarray], length: int, keys: int, first: int, causal: bool) -> xr.Dataset:
     """All variables, one layer of one text at a time in float64, stored as float32 with NaN past each text's end."""
     sequences, (layers, heads) = len(maps), maps[0].shape[:2]
-    cells = np.arange(length)  # first positions
-    if length > FULL_RESOLUTION:
-        cells = np.arange(POOLED_RESOLUTION) * length // POOLED_RESOLUTION
-    corner = min(CORNER, length)
-    sizes = {"sequence": sequences, "layer": layers, "head": heads, "sink": first}
-    sizes |= dict.fromkeys(("query", "key", "token", "distance"), length)
-    sizes |= dict.fromkeys(("corner_query", "corner_key"), corner)
-    coordinates = {name: np.arange(size) for name, size in sizes.items()} | {"map_query": cells, "map_key": cells}
+    corner = min(CORNER, length), min(CORNER, keys)
+    sizes = {"sequence": sequences, "layer": layers, "head": heads, "sink": first, "key": keys}
+    sizes |= dict.fromkeys(("query", "token", "distance"), length)
+    sizes |= dict(zip(("corner_query", "corner_key"), corner, strict=True))
+    cells = {"map_query": _cells(length), "map_key": _cells(keys)}
+    coordinates = {name: np.arange(size) for name, size in sizes.items()} | cells
     record = xr.Dataset(coords=coordinates)
     dims = {
         "sink_mass": ("query", "sink"),
@@ -91,27 +95,28 @@ def _measured(maps: list[np.ndarray], length: int, first: int, causal: bool) -> 
     for name, own in dims.items():
         every = ("sequence", "layer", "head", *own)
         record[name] = (every, np.full([len(coordinates[dim]) for dim in every], np.nan, np.float32))
-    corner_sum = np.zeros((layers, heads, corner, corner))
-    corner_count = np.zeros((corner, corner))
+    corner_sum = np.zeros((layers, heads, *corner))
+    corner_count = np.zeros(corner)
     for s, one in enumerate(maps):
-        t = one.shape[-1]
-        keep, near = min(first, t), min(corner, t)
-        corner_count[:near, :near] += 1
+        t, k = one.shape[-2:]
+        keep, near = min(first, k), np.s_[: min(corner[0], t), : min(corner[1], k)]
+        corner_count[near] += 1
         for layer in range(layers):
             a = one[layer].astype(np.float64)
             row = {name: record[name].values[s, layer] for name in dims}
             row["sink_mass"][:, :t] = 0.0
             row["sink_mass"][:, :t, :keep] = a[:, :, :keep]
             row["virtual_sink_mass"][:, :t] = np.maximum(1.0 - a.sum(-1), 0.0)
-            row["received"][:, :t] = a.sum(-2)
+            row["received"][:, :k] = a.sum(-2)
             row["entropy"][:, :t] = entr(a).sum(-1)
-            row["distance_mass"][:, :t] = _distance_mass(a, causal)
-            inside = cells[cells < t]
-            row["attention_map"][:, : len(inside), : len(inside)] = _pooled(a, inside)
-            corner_sum[layer, :, :near, :near] += a[:, :near, :near]
+            if t == k:
+                row["distance_mass"][:, :t] = _distance_mass(a, causal)
+            rows, columns = (at[at < end] for at, end in zip(cells.values(), (t, k), strict=True))
+            row["attention_map"][:, : len(rows), : len(columns)] = _pooled(a, rows, columns)
+            corner_sum[layer, :, *near] += a[:, *near]
     mean = np.divide(corner_sum, corner_count, out=np.full_like(corner_sum, np.nan), where=corner_count > 0)
     if causal:
-        mean[..., np.triu(np.ones((corner, corner), dtype=bool), k=1)] = np.nan
+        mean[..., np.triu(np.ones(corner, dtype=bool), k=1)] = np.nan
     if not bool((record["virtual_sink_mass"] > ROUNDING).any()):
         record = record.drop_vars("virtual_sink_mass")
     record["mean_probability"] = (("layer", "head", "corner_query", "corner_key"), mean.astype(np.float32))
@@ -121,12 +126,19 @@ def _measured(maps: list[np.ndarray], length: int, first: int, causal: bool) -> 
     return record
 
 
-def _pooled(a: np.ndarray, starts: np.ndarray) -> np.ndarray:
+def _cells(length: int) -> np.ndarray:
+    """The first position in each cell of a map."""
+    return (
+        np.arange(length) if length <= FULL_RESOLUTION else np.arange(POOLED_RESOLUTION) * length // POOLED_RESOLUTION
+    )
+
+
+def _pooled(a: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """[head, query, key] to [head, cell, cell]: mean over the cell's queries of the mass on the cell's keys."""
-    if len(starts) == a.shape[-1]:
+    if a.shape[-2:] == (len(rows), len(columns)):
         return a
-    queries_per_cell = np.diff(np.append(starts, a.shape[-1]))
-    mass = np.add.reduceat(np.add.reduceat(a, starts, axis=-1), starts, axis=-2)
+    queries_per_cell = np.diff(np.append(rows, a.shape[-2]))
+    mass = np.add.reduceat(np.add.reduceat(a, columns, axis=-1), rows, axis=-2)
     return mass / queries_per_cell[:, None]
 
 
@@ -177,6 +189,12 @@ def _checked_maps(array: Any) -> list[np.ndarray]:
         )
     for each in maps:
         _check(each)
+    square = {each.shape[-2] == each.shape[-1] for each in maps if each.shape[-1] > 1}
+    if len(square) > 1:
+        raise SinkscopeError(
+            "some maps have as many queries as keys and others do not: give maps of tokens that look at "
+            "their own text, or maps of cross-attention, not both."
+        )
     return maps
 
 
@@ -230,11 +248,6 @@ def _as_array(value: Any) -> np.ndarray:
 def _check(maps: np.ndarray) -> None:
     if 0 in maps.shape:
         raise SinkscopeError(f"maps of shape {maps.shape} are empty: give at least one layer, one head and one token.")
-    queries, keys = maps.shape[-2:]
-    if queries != keys:
-        raise SinkscopeError(
-            f"maps have {queries} queries and {keys} keys: give square maps, in which every token is a query and a key."
-        )
     for layer, values in enumerate(maps):
         if not np.isfinite(values).all():
             raise SinkscopeError(

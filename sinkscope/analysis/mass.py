@@ -13,7 +13,15 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis.intervals import interval
-from sinkscope.analysis.variables import is_causal, measured_queries, sequence_lengths, text_length, variable, whole
+from sinkscope.analysis.variables import (
+    is_causal,
+    key_lengths,
+    measured_queries,
+    sequence_lengths,
+    text_length,
+    variable,
+    whole,
+)
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 
@@ -111,7 +119,10 @@ def uniform_mass(length: int, first: int = 1, causal: bool = True) -> float:
 def even_share(record: xr.Dataset) -> xr.DataArray:
     """[sequence, query] what each measured query gives to one key under uniform attention; NaN for the others."""
     measured = measured_queries(record)
-    keys = measured["query"] + 1.0 if is_causal(record) else sequence_lengths(record)
+    before = measured["query"] + 1.0
+    keys = before if is_causal(record) else key_lengths(record)
+    if "keys_seen" in record.coords:  # where some tokens, as those of an image, see each other both ways
+        keys = record["keys_seen"].fillna(before)
     return (1.0 / keys).where(measured)
 
 

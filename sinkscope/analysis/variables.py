@@ -77,6 +77,11 @@ def sequence_lengths(record: xr.Dataset) -> xr.DataArray:
     return xr.DataArray(np.full(len(sequence), record.sizes["token"]), [("sequence", sequence)])
 
 
+def key_lengths(record: xr.Dataset) -> xr.DataArray:
+    """[sequence] keys that a text looks at: its own tokens, or in cross-attention what the encoder made."""
+    return record["key_length"] if "key_length" in record.coords else sequence_lengths(record)
+
+
 def measured_queries(record: xr.Dataset) -> xr.DataArray:
     """[sequence, query] bool: the queries that were measured (within the text, and since the scope was attached)."""
     for name in PER_QUERY:

@@ -18,10 +18,11 @@ from torch import Tensor
 from sinkscope.attention.attend import capped, scores_of
 from sinkscope.attention.attend_layer import PLAIN, Weighing, by_head
 from sinkscope.attention.eviction import Eviction
-from sinkscope.attention.masks import ALL, FullMask, Mask, is_hidden, ranges
+from sinkscope.attention.masks import ALL, CausalMask, FullMask, Mask, is_hidden, ranges
 
 TILE_ENTRIES = 3 << 17  # a tile of probabilities, 1.5 MB: it stays in the cache while every probe reads it
 TILE_COLUMNS = 1024
+AHEAD = 256  # queries whose next key is looked at in one go
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,11 @@ class Layer(ABC):
         """Tokens of the sequence up to and including the last query."""
         return self.start + self.rows
 
+    @property
+    @abstractmethod
+    def reach(self) -> int:
+        """Keys up to and including the last that is there: `length`, but where another model made the keys."""
+
     @abstractmethod
     def logits(self, rows: slice, columns: slice) -> Tensor:
         """Scores [sequence, head, rows, columns] in float32; the lowest float where the key is hidden."""
@@ -112,6 +118,15 @@ class Layer(ABC):
     @abstractmethod
     def tiles(self) -> Iterator[Tile]:
         """All the layer's probabilities, tile by tile."""
+
+    def looks_ahead(self) -> bool:
+        """Whether some query sees the key behind its own."""
+        first = self.start - self.key_start + 1  # the key behind the first query
+        for rows in ranges(0, min(self.rows, self.reach - self.key_start - first), AHEAD):
+            seen = self.logits(rows, slice(first + rows.start, first + rows.stop))
+            if not bool(is_hidden(seen.diagonal(dim1=-2, dim2=-1)).all()):
+                return True
+        return False
 
     def one_head(self, batch: int, head: int, rows: Tensor) -> Self:
         """Some queries of one head of one sequence, with all their keys."""
@@ -166,6 +181,22 @@ class FusedLayer(Layer):
     weighing: Weighing = PLAIN  # the normaliser on it
 
     _by_query: ClassVar[tuple[str, ...]] = ("lse", "output", "query", "shift")
+
+    @property
+    def reach(self) -> int:
+        return self.key_start + self.key.shape[2]
+
+    def looks_ahead(self) -> bool:
+        if isinstance(self.mask, CausalMask):
+            return False
+        if isinstance(self.mask, FullMask):
+            return self.rows > 1
+        return super().looks_ahead()
+
+    def keys_seen(self) -> Tensor:
+        """How many keys each query sees: [sequence or 1, head or 1, query]."""
+        keys = self.key.shape[2]
+        return torch.cat([self.mask.seen(rows, keys) for rows in ranges(0, self.rows, AHEAD)], -1)
 
     def logits(self, rows: slice, columns: slice) -> Tensor:
         scores = scores_of(self.query, self.key, self.mask, rows, columns, self.scale, self.softcap)
@@ -243,6 +274,10 @@ class ScoredLayer(Layer):
     scores: Tensor
 
     _by_query: ClassVar[tuple[str, ...]] = ("lse", "output", "scores")
+
+    @property
+    def reach(self) -> int:
+        return self.key_start + self.scores.shape[3]
 
     def logits(self, rows: slice, columns: slice) -> Tensor:
         part = self.scores[:, :, rows, columns]

@@ -34,6 +34,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import growing_cache, growing_window, returned_cache, with_cache
 from sinkscope.hf.models import quiet_transformers
 from sinkscope.hf.tiny import causal_types, check_type, eager_twin, tiny_model
+from sinkscope.models.facts import find_anatomy
 from sinkscope.progress import progress_bar
 
 TOKENS, SINKS, WINDOW, NEW = 40, 2, 14, 8
@@ -280,7 +281,8 @@ class _Loop:
         self.model, self.ids = model, ids
         self._known: dict[tuple[int, int], Tensor] = {}
         forward = getattr(model, getattr(model, "base_model_prefix", ""), model).forward
-        accepted = {*inspect.signature(forward).parameters, *inspect.signature(model.forward).parameters}
+        language: Any = find_anatomy(model).base.forward  # those around it may hand on what they do not name
+        accepted = {name for each in (forward, model.forward, language) for name in inspect.signature(each).parameters}
         self._takes_positions = "position_ids" in accepted
 
     def logits(self, sinks: int, window: int) -> Tensor:

@@ -6,7 +6,8 @@ transformers calls both functions with arguments of its own naming; what is regi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
@@ -124,6 +125,12 @@ def has_interface(model: Any) -> bool:
     return bool(can_set and can_set())
 
 
+def makes_its_own_softmax(attention: type) -> bool:
+    """Whether modules of a class make their attention by hand, where others of a model use the interface (git)."""
+    code = getattr(inspect.unwrap(attention.forward), "__code__", None)  # type: ignore[attr-defined]
+    return code is not None and "softmax" in code.co_names and "ALL_ATTENTION_FUNCTIONS" not in code.co_names
+
+
 def implementation(model: Any) -> str:
     """The attention implementation that a model uses now; "unknown" for a module without a configuration."""
     return str(setting(model, "_attn_implementation", "unknown"))
@@ -134,14 +141,16 @@ def expert_implementation(model: Any) -> str:
     return str(setting(model, "_experts_implementation", "unknown"))
 
 
-def use_implementation(model: Any, name: str, undo: ExitStack) -> None:
-    """Send a model's attention through a registered implementation until `undo` is closed.
+def use_implementation(models: Sequence[Any], name: str, undo: ExitStack) -> None:
+    """Send the attention of some models through a registered implementation until `undo` is closed.
 
     Raises:
-        SinkscopeError: its configuration carries a scope already, or its attention is a function of its user's own.
+        SinkscopeError: a configuration carries a scope already, or its attention is a function of its user's own.
     """
-    before = [(config, config._attn_implementation) for config in _configurations(model)]
-    for _, used in before:
+    configurations = {id(config): (config, model) for model in models for config in _configurations(model)}
+    before = []
+    for config, model in configurations.values():
+        before.append((config, used := config._attn_implementation))
         if used == name:
             raise SinkscopeError(
                 "this model shares its configuration with another one that carries a scope; leave that one first."
@@ -158,7 +167,8 @@ def use_implementation(model: Any, name: str, undo: ExitStack) -> None:
             config._attn_implementation = used
 
     undo.callback(restore)
-    model.set_attn_implementation(name)
+    for model in models:
+        model.set_attn_implementation(name)
 
 
 def _is_softmax(implementation: str | None) -> bool:

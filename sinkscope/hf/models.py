@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,8 +48,40 @@ def is_foreign(module: Any) -> bool:
 
 
 def is_encoder_decoder(model: Any) -> bool:
-    """Whether a model has cross-attention."""
-    return bool(setting(model, "is_encoder_decoder") or setting(model, "add_cross_attention"))
+    """Whether a model says that it has an encoder and a decoder."""
+    return bool(setting(model, "is_encoder_decoder"))
+
+
+def takes_states(module: Any) -> bool:
+    """Whether an attention module can look at states that another model made."""
+    names = ("key_value_states", "encoder_hidden_states", "cross_attention_states")
+    return not set(names).isdisjoint(inspect.signature(module.forward).parameters)
+
+
+def stream_name(model: Any, part: Any, predicts: bool) -> str:
+    """What the attention of a part of a model is called: "text", "vision", "audio", "encoder" or "decoder".
+
+    Args:
+        model: the whole.
+        part: a model inside it, or the whole itself.
+        predicts: whether it is the part that predicts tokens, beside others.
+    """
+    if predicts or part is model:
+        return "decoder" if is_encoder_decoder(model) and predicts else kind_of_input(part)
+    return "encoder" if is_encoder_decoder(model) else kind_of_input(part, model)
+
+
+def kind_of_input(model: Any, whole: Any = None) -> str:
+    """What a model reads: "text", "vision" or "audio", as it says, or as the `whole` around it does beside text."""
+    if "input_ids" in inspect.signature(model.forward).parameters or not is_pretrained(model):
+        return "text"
+    told: set[str] = set()
+    for each in (model, whole):
+        given = getattr(each, "input_modalities", ())
+        told = {given} if isinstance(given, str) else set(given or ())
+        if told - {"text"}:
+            break
+    return "vision" if told & {"image", "video"} else "audio" if "audio" in told else "text"
 
 
 def attends_in_chunks(model: Any) -> bool:
@@ -90,9 +123,16 @@ def vocabulary_size(model: Any) -> int:
     return int(text_config(model).vocab_size)
 
 
+def placeholder_ids(model: Any) -> list[int]:
+    """The ids of tokens that stand for an image, or a frame of a video, in a text; empty where there are none."""
+    names = [f"{kind}_token_{suffix}" for kind in ("image", "video") for suffix in ("id", "index")]
+    found = (setting(model, name) for name in names)
+    return sorted({token for token in found if isinstance(token, int)})
+
+
 def begin_token(model: Any) -> Any:
     """The id of the BOS token, several of them, or None."""
-    return setting(model, "bos_token_id")
+    return setting(model, "bos_token_id", getattr(text_config(model), "bos_token_id", None))
 
 
 def rope_parameters(model: Any) -> dict[str, Any]:
@@ -119,7 +159,7 @@ def input_embeddings(model: nn.Module) -> Any:
     """The module that embeds tokens; None where there is none, or several that each take a part of an id (canine)."""
     try:
         return getattr(core(model), "get_input_embeddings", lambda: None)()
-    except NotImplementedError:
+    except (NotImplementedError, AttributeError):  # models of pixels or sound may say so
         return None
 
 

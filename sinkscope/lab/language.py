@@ -257,7 +257,7 @@ def training_attention(model: Any, normaliser: Normaliser) -> Iterator[None]:
             for layer in model.model.layers:
                 NORMALISERS[layer.self_attn] = normaliser
                 undo.callback(NORMALISERS.pop, layer.self_attn, None)
-            use_implementation(model, ATTENTION, undo)
+            use_implementation([model], ATTENTION, undo)
         yield
 
 

@@ -55,7 +55,7 @@ def looking(base: Any) -> Iterator[Look]:
     with ExitStack() as undo:
         look = Look()
         undo.callback(_LOOK.reset, _LOOK.set(look))
-        use_implementation(base, LOOK, undo)
+        use_implementation([base], LOOK, undo)
         yield look
 
 

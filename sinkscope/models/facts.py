@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import count, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -19,8 +19,17 @@ from torch import nn
 
 import sinkscope
 from sinkscope.errors import SinkscopeError
-from sinkscope.hf.attention import has_interface
-from sinkscope.hf.models import begin_token, core, is_encoder_decoder, is_pretrained, origin
+from sinkscope.hf.attention import has_interface, makes_its_own_softmax
+from sinkscope.hf.models import (
+    begin_token,
+    core,
+    input_embeddings,
+    is_encoder_decoder,
+    is_pretrained,
+    origin,
+    stream_name,
+    takes_states,
+)
 from sinkscope.hf.placement import reading_device
 
 
@@ -41,41 +50,67 @@ class Anatomy:
     base: nn.Module  # takes tokens (or pixels) and runs the layers: the model without its head
     parts: list[Part]  # the attention layers, in order
     interface: bool  # whether the attention goes through transformers' attention interface
+    crosses: bool = False  # whether queries look at what another model made (cross-attention)
 
     @property
     def numbers(self) -> list[int]:
         return [part.number for part in self.parts]
 
 
-_FOUND: WeakKeyDictionary[nn.Module, tuple[int, str, dict[str, type]]] = WeakKeyDictionary()
-"""How many modules a model has, the name of its base, and the classes of its attention modules by their names."""
+class Stream(NamedTuple):
+    """Attention modules of one kind in one model."""
+
+    name: str
+    base: str  # path of the model that runs them
+    kinds: dict[str, type]  # the classes of the modules, by their paths
+    crosses: bool  # whether their queries look at what another model made
+    by_hand: bool  # whether some go round transformers' attention interface
+
+
+_FOUND: WeakKeyDictionary[nn.Module, tuple[int, list[Stream]]] = WeakKeyDictionary()
+"""How many modules a model has, and its streams."""
 
 
 def find_anatomy(model: nn.Module) -> Anatomy:
-    """Find the attention modules of a model: the innermost modules with "Attention" in the name of their class.
+    """The attention modules of the part of a model that reads tokens and predicts; all of them where it has one part.
 
     Where there is no such class, modules that say whether they are causal, which transformers' attention asks of them.
     They are looked for once; a model whose modules were replaced or added to is looked at again.
+    """
+    return next(iter(find_streams(model).values()))
+
+
+def find_streams(model: nn.Module) -> dict[str, Anatomy]:
+    """Find the attention modules of a model: the innermost modules with "Attention" in the name of their class.
+
+    Returns:
+        By name, each of its streams of attention, that of the part that reads tokens and predicts first. A model of
+        text has one, "text". One that reads images has "vision" beside it (or "audio"), and an encoder-decoder
+        "decoder", "cross" (the decoder's queries on what the encoder made) and "encoder".
     """
     if not isinstance(model, nn.Module):
         raise SinkscopeError(
             f"expected a loaded model (a torch module), got {type(model).__name__}; sinkscope.load() makes one."
         )
     modules = dict(model.named_modules())
-    count, base, kinds = _FOUND.get(model, (0, "", {}))
-    if count != len(modules) or any(type(modules.get(name)) is not kind for name, kind in kinds.items()):
-        base, kinds = _search(model, modules)
-        _FOUND[model] = (len(modules), base, kinds)
-    return Anatomy(modules[base], _parts(modules, list(kinds)), interface=has_interface(modules[base]))
-
-
-def _search(model: nn.Module, modules: dict[str, nn.Module]) -> tuple[str, dict[str, type]]:
-    """The name of the innermost transformers model around the attention modules, and their classes by name."""
-    if is_encoder_decoder(model):
-        raise SinkscopeError(
-            f"{type(model).__name__} has cross attention (encoder-decoder), which sinkscope does not measure; "
-            "pass its encoder, or a decoder-only model."
+    count, streams = _FOUND.get(model, (0, []))
+    known = {name: kind for stream in streams for name, kind in stream.kinds.items()}
+    if count != len(modules) or any(type(modules.get(name)) is not kind for name, kind in known.items()):
+        streams = _search(model, modules)
+        _FOUND[model] = (len(modules), streams)
+    return {
+        stream.name: Anatomy(
+            modules[stream.base],
+            _parts(modules, list(stream.kinds)),
+            interface=has_interface(modules[stream.base]) and not stream.by_hand,
+            crosses=stream.crosses,
         )
+        for stream in streams
+    }
+
+
+def _search(model: nn.Module, modules: dict[str, nn.Module]) -> list[Stream]:
+    """The streams of a model, the main one first."""
     named = [name for name, module in modules.items() if "Attention" in type(module).__name__]
     named = named or [name for name, module in modules.items() if "is_causal" in vars(module)]
     outer = {name[:end] for name in named for end in range(len(name)) if name[end] == "."}
@@ -86,53 +121,108 @@ def _search(model: nn.Module, modules: dict[str, nn.Module]) -> tuple[str, dict[
             "whether it is causal); sinkscope measures models with softmax attention."
         )
     models = [name for name, module in modules.items() if is_pretrained(module)]
-    around = {
-        max((name for name in models if attention.startswith(f"{name}." if name else "")), key=len, default="")
-        for attention in kinds
-    }
-    if len(around) > 1:
-        raise SinkscopeError(
-            f"{type(model).__name__} holds several models with attention ({', '.join(sorted(around))}), whose layers "
-            f"would be mixed; pass one of them, such as model.{max(around, key=len)}."
-        )
-    return around.pop(), kinds
+    around: dict[str, list[str]] = {}
+    for attention in kinds:
+        base = max((name for name in models if attention.startswith(f"{name}." if name else "")), key=len, default="")
+        around.setdefault(base, []).append(attention)
+    across = {base: _crossing(modules, base, names) for base, names in around.items()}
+    main = _main(model, modules, around, across)
+    streams: list[Stream] = []
+    for base in sorted(around, key=lambda base: base != main):
+        label = stream_name(model, modules[base], base == main and len(around) > 1)
+        taken = {stream.name for stream in streams}
+        for name, crosses in ((label, False), ("cross" if base == main else f"{label} cross", True)):
+            paths = [path for path in around[base] if (path in across[base]) is crosses]
+            if paths:
+                unique = f"{name} ({base})" if name in taken else name
+                own = {path: kinds[path] for path in paths}
+                by_hand = any([makes_its_own_softmax(kind) for kind in own.values()])
+                streams.append(Stream(unique, base, own, crosses, by_hand))
+    return streams
+
+
+def _main(
+    model: nn.Module, modules: dict[str, nn.Module], around: dict[str, list[str]], across: dict[str, set[str]]
+) -> str:
+    """Of several models with attention the one that reads tokens and predicts: a decoder, or what embeds them.
+
+    Raises:
+        SinkscopeError: none of them does.
+    """
+    if len(around) == 1:
+        return next(iter(around))
+    if is_encoder_decoder(model) and len(looking := [base for base in around if across[base]]) == 1:
+        return looking[0]
+    reads = set(core(model).modules())  # a plain module around several models does not say which of them reads
+    embeddings = input_embeddings(model) if all(modules[base] in reads for base in around) else None
+    holding = [base for base in around if embeddings is not None and embeddings in set(modules[base].modules())]
+    if len(holding) == 1:
+        return holding[0]
+    raise SinkscopeError(
+        f"{type(model).__name__} holds several models with attention ({', '.join(sorted(around))}), and does not say "
+        "which of them reads its tokens; pass that one."
+    )
+
+
+def _crossing(modules: dict[str, nn.Module], base: str, names: list[str]) -> set[str]:
+    """Attention modules that look at what another model made.
+
+    They take its states as an argument, and say so in the name of their class or stand behind another attention in
+    their layer: a layer looks at its own text first.
+    """
+    found, layers = set(), set()
+    for name in names:
+        layer = _outermost_element(modules, base, name)
+        is_second = layer is not None and layer in layers
+        layers.add(layer)
+        if takes_states(modules[name]) and (is_second or "Cross" in type(modules[name]).__name__):
+            found.add(name)
+    return found
+
+
+def _outermost_element(modules: dict[str, nn.Module], base: str, name: str) -> str | None:
+    """The path of the element of the outermost list of modules inside `base` on the way to a module."""
+    steps = name.split(".")
+    for end in range(base.count(".") + 1 if base else 0, len(steps)):
+        if end and isinstance(modules[".".join(steps[:end])], (nn.ModuleList, nn.Sequential)):
+            return ".".join(steps[: end + 1])
+    return None
 
 
 def _parts(modules: dict[str, nn.Module], names: list[str]) -> list[Part]:
     """The attention layers, numbered by their place in the model's list of layers where there is one such list.
 
-    The second attention of a layer, across to an encoder, is numbered after all the first ones.
+    The second attention of a layer is numbered after all the first ones.
     """
-    places = [_place_in_list(modules, name) for name in names]
-    first = [place not in places[:at] for at, place in enumerate(places)]
-    indices = [index for (_, index), is_first in zip(places, first, strict=True) if is_first]
-    if -1 in indices or any(later <= earlier for earlier, later in pairwise(indices)):
-        numbers = list(range(len(places)))
+    places = [_places_in_lists(modules, name) for name in names]
+    for depth in range(max(map(len, places))):  # the innermost list first
+        found = [each[depth] if depth < len(each) else ("", -1) for each in places]
+        first = [place not in found[:at] for at, place in enumerate(found)]
+        indices = [index for (_, index), is_first in zip(found, first, strict=True) if is_first]
+        ascending = -1 not in indices and all(earlier < later for earlier, later in pairwise(indices))
+        if ascending and (depth == 0 or all(first)):
+            break
     else:
-        own, behind = iter(indices), count(indices[-1] + 1)
-        numbers = [next(own) if is_first else next(behind) for is_first in first]
+        depth, first, indices = 0, [True] * len(names), list(range(len(names)))
+    own, behind = iter(indices), count(indices[-1] + 1)
+    numbers = [next(own) if is_first else next(behind) for is_first in first]
     return [
-        Part(number, name, modules[name], _layer_around(modules, name))
-        for number, name in zip(numbers, names, strict=True)
+        Part(number, name, modules[name], _layer_around(modules, name, each[depth:]))
+        for number, name, each in zip(numbers, names, places, strict=True)
     ]
 
 
-def _place_in_list(modules: dict[str, nn.Module], name: str) -> tuple[str, int]:
-    """The innermost list of modules on the way to a module, and the place in it; ("", -1) without a list."""
+def _places_in_lists(modules: dict[str, nn.Module], name: str) -> list[tuple[str, int]]:
+    """The lists of modules on the way to a module, by path, and the places in them, the innermost list first."""
     steps = name.split(".")
-    for end in range(len(steps) - 1, 0, -1):
-        if isinstance(modules[".".join(steps[:end])], (nn.ModuleList, nn.Sequential)):
-            return ".".join(steps[:end]), int(steps[end])
-    return "", -1
+    lists = [(".".join(steps[:end]), steps[end]) for end in range(len(steps) - 1, 0, -1)]
+    return [(path, int(at)) for path, at in lists if isinstance(modules[path], (nn.ModuleList, nn.Sequential))]
 
 
-def _layer_around(modules: dict[str, nn.Module], name: str) -> nn.Module | None:
-    """The innermost element of a list of modules that holds a module beside others; None without one."""
-    steps = name.split(".")
-    for end in range(len(steps) - 1, 1, -1):
-        if isinstance(modules[".".join(steps[: end - 1])], (nn.ModuleList, nn.Sequential)):
-            return modules[".".join(steps[:end])]
-    return None
+def _layer_around(modules: dict[str, nn.Module], name: str, places: list[tuple[str, int]]) -> nn.Module | None:
+    """The innermost element of some lists that holds a module beside others; None without one."""
+    elements = (f"{path}.{at}" for path, at in places)
+    return next((modules[element] for element in elements if element != name), None)
 
 
 def model_attributes(model: nn.Module) -> dict[str, Any]:

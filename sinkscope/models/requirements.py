@@ -12,11 +12,11 @@ from torch import nn
 
 from sinkscope.errors import SinkscopeError, first_line
 from sinkscope.hf.caches import argument_name, given_cache, growing_cache, with_cache
-from sinkscope.hf.models import attends_in_chunks, core, has_config, is_head_present
+from sinkscope.hf.models import attends_in_chunks, core, has_config, is_head_present, setting
 from sinkscope.hf.placement import is_without_weights, reading_device, weights_at_hand
 from sinkscope.models.cached import ACAUSAL, WHOLE, find_layout, find_reading
 from sinkscope.models.compiled import uncompiled
-from sinkscope.models.facts import find_anatomy
+from sinkscope.models.facts import find_anatomy, find_streams
 from sinkscope.models.trial import SCOPED as SCOPED
 from sinkscope.models.trial import check_eval as check_eval
 from sinkscope.models.trial import check_unscoped as check_unscoped
@@ -28,6 +28,7 @@ def check_reader(model: Any) -> None:
     base, name = find_anatomy(model).base, type(core(model)).__name__
     if not has_config(model) or "input_ids" not in inspect.signature(base.forward).parameters:
         raise not_a_decoder(name, "reads no token ids")
+    _check_alone(model)
     check_wrapper(model)
     if find_reading(model) == ACAUSAL:
         raise not_a_decoder(name, "has attention that is not causal")
@@ -39,6 +40,7 @@ def check_decoder(model: Any, predicts: bool = False) -> None:
 
     One that `predicts` must have a language head too.
     """
+    _check_alone(model)
     base, name = find_anatomy(model).base, type(core(model)).__name__
     accepted = inspect.signature(base.forward).parameters
     if not has_config(model) or "input_ids" not in accepted or argument_name(base.forward) is None:
@@ -64,6 +66,14 @@ def check_streamable(model: Any) -> None:
             f"{name} gives other numbers for a text that it reads in parts on its own cache than for the whole of it "
             f"(transformers {version('transformers')}); it can be read densely, but not streamed."
         )
+
+
+def _check_alone(model: Any) -> None:
+    """Refuse models that read their text beside what an encoder made of another one."""
+    if "encoder" in find_streams(model):
+        raise not_a_decoder(type(core(model)).__name__, "reads with an encoder and writes with a decoder")
+    if setting(model, "add_cross_attention"):
+        raise not_a_decoder(type(core(model)).__name__, "looks at what an encoder made, which a text alone lacks")
 
 
 def _check_causal(model: Any) -> None:
@@ -102,6 +112,8 @@ def check_wrapper(model: nn.Module) -> None:
     accepted, read = inspect.signature(base.forward).parameters, []
     scoped = any(module in SCOPED for module in base.modules())
     if core(model) is model or scoped or is_without_weights(model) or "input_ids" not in accepted:
+        return
+    if "encoder" in find_streams(model):  # it reads more than tokens
         return
 
     def look(module: nn.Module, args: Any, kwargs: Any) -> None:

@@ -65,6 +65,9 @@ class Probe(ABC):  # noqa: B024 - what there is to implement depends on the kind
     makes: ClassVar[Mapping[str, Variable]] = {}
     """By name, the variables that it makes."""
 
+    one_text: ClassVar[bool] = False
+    """Whether it reads queries and keys as tokens of one text; left out of cross-attention, where they are of two."""
+
     def wants(self, layer: int) -> bool:
         """Whether the probe looks at this layer."""
         return True

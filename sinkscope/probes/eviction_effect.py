@@ -39,6 +39,7 @@ class EvictionEffect(LayerProbe):
 
     keys: Sequence[int] = (0, 1, 2, 3)
 
+    one_text: ClassVar = True
     makes: ClassVar = {
         "log_amplification": Variable(PER_QUERY, "nats", "logarithm of what the other weights are multiplied by"),
         "output_norm": Variable(PER_QUERY, "1", "Euclidean norm of what a head hands on"),

@@ -76,8 +76,8 @@ class Maps(TileProbe):
             raise SinkscopeError(
                 "pooled maps need the whole text in one forward pass; pass it at once, or use resolution=None."
             )
-        rows = layer.rows if self.resolution is None else self._cells(layer)
-        columns = layer.length if self.resolution is None else self._cells(layer)
+        rows = layer.rows if self.resolution is None else self._cells(layer.length)
+        columns = layer.reach if self.resolution is None else self._cells(layer.reach)
         return layer.lse.new_zeros(layer.lse.shape[0], len(heads), rows, columns)
 
     def add(self, total: Tensor, layer: Layer, tile: Tile) -> None:
@@ -93,9 +93,9 @@ class Maps(TileProbe):
         if self.resolution is None:
             total[:, into, tile.rows, first:last] = picked
             return
-        cells = self._cells(layer)
-        rows, heights = _cut(layer.start + tile.rows.start, layer.start + tile.rows.stop, layer.length, cells)
-        columns, widths = _cut(first, last, layer.length, cells)
+        before = layer.start
+        rows, heights = self._cut(before + tile.rows.start, before + tile.rows.stop, layer.length)
+        columns, widths = self._cut(first, last, layer.reach)
         if self.pool == "mass":
             total[:, into, rows, columns] += _pooled(picked, heights, -2, torch.sum) @ _membership(widths).to(picked)
         else:
@@ -105,11 +105,11 @@ class Maps(TileProbe):
     def finish(self, total: Tensor, layer: Layer) -> Measurements:
         coords = {"head": np.asarray(self._heads(layer))}
         if self.resolution is not None:
-            _, sizes = _cut(0, layer.length, layer.length, self._cells(layer))
+            sizes = {"map_query": layer.length, "map_key": layer.reach}
+            cut = {name: self._cut(0, size, size)[1] for name, size in sizes.items()}
             if self.pool == "mass":
-                total /= torch.tensor(sizes, device=total.device)[:, None]
-            starts = np.cumsum([0, *sizes[:-1]])
-            coords |= {"map_query": starts, "map_key": starts}
+                total /= torch.tensor(cut["map_query"], device=total.device)[:, None]
+            coords |= {name: np.cumsum([0, *widths[:-1]]) for name, widths in cut.items()}
         return {"attention_map": Measured(total, coords)}
 
     def _heads(self, layer: Layer) -> Sequence[int]:
@@ -119,8 +119,11 @@ class Maps(TileProbe):
             raise SinkscopeError(f"head {outside[0]} is out of range: the layer has heads 0 to {layer.heads - 1}.")
         return heads
 
-    def _cells(self, layer: Layer) -> int:
-        return min(layer.length, self.resolution or layer.length)
+    def _cells(self, length: int) -> int:
+        return min(length, self.resolution or length)
+
+    def _cut(self, first: int, last: int, length: int) -> tuple[slice, tuple[int, ...]]:
+        return _cut(first, last, length, self._cells(length))
 
 
 @lru_cache(maxsize=4096)
@@ -174,10 +177,10 @@ class MeanLogits(LayerProbe):
     def observe(self, layer: Layer) -> Measurements:
         shape = (*layer.lse.shape[:2], self.tokens, self.tokens)
         corners = {name: torch.full(shape, torch.nan, device=layer.lse.device) for name in MeanLogits.makes}
-        stop = min(self.tokens, layer.length)
+        stop, last = min(self.tokens, layer.length), min(self.tokens, layer.reach)
         if layer.start < stop and layer.key_start == 0:
-            queries, keys = slice(0, stop - layer.start), slice(0, stop)
+            queries, keys = slice(0, stop - layer.start), slice(0, last)
             logits, probabilities = layer.logits(queries, keys), layer.probabilities(queries, keys)
             for corner, values in zip(corners.values(), (logits, probabilities), strict=True):
-                corner[:, :, layer.start : stop, :stop] = values.masked_fill(is_hidden(logits), torch.nan)
+                corner[:, :, layer.start : stop, :last] = values.masked_fill(is_hidden(logits), torch.nan)
         return corners

@@ -33,7 +33,7 @@ class SinkMass(LayerProbe):
 
     def observe(self, layer: Layer) -> Measurements:
         mass = layer.lse.new_zeros(*layer.lse.shape, self.first)
-        visible = min(self.first, layer.length) - layer.key_start
+        visible = min(self.first, layer.reach) - layer.key_start
         if visible > 0:
             seen = layer.probabilities(slice(0, layer.rows), slice(0, visible))
             mass[..., layer.key_start : layer.key_start + visible] = seen
@@ -83,6 +83,9 @@ class Received(_Total):
         "received": Variable((*PER_HEAD, "key"), "queries", "attention that each key receives from all queries")
     }
 
+    def start(self, layer: Layer) -> Tensor:
+        return layer.lse.new_zeros(*layer.lse.shape[:2], layer.reach)
+
     def add(self, total: Tensor, layer: Layer, tile: Tile) -> None:
         first, last = tile.columns.start + layer.key_start, tile.columns.stop + layer.key_start
         total[:, tile.heads, first:last] += tile.probabilities.sum(-2)
@@ -112,6 +115,7 @@ class DistanceProfile(_Total):
     the distance is absolute.
     """
 
+    one_text: ClassVar = True
     makes: ClassVar = {
         "distance_mass": Variable((*PER_HEAD, "distance"), "queries", "attention by distance, over all queries")
     }
@@ -134,6 +138,7 @@ class Norms(LayerProbe):
     keys and values in the cache only: run it with ``use_cache=True`` (the default) or the two are left out.
     """
 
+    one_text: ClassVar = True
     makes: ClassVar = {
         "key_norm": Variable(("sequence", "kv_head", "token"), "1", "Euclidean norm of each key"),
         "value_norm": Variable(("sequence", "kv_head", "token"), "1", "Euclidean norm of each value"),

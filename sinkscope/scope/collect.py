@@ -129,6 +129,8 @@ class Text:
     start: int  # position of the first token measured
     token_ids: list[np.ndarray] = field(default_factory=list)  # measured so far, -1 for what came as embeddings
     tokens: int = 0  # how many were measured so far
+    seen: dict[int, np.ndarray] = field(default_factory=dict)  # by first query: keys that each query sees, if counted
+    keys: int | None = None  # how many of another model's states it looks at
     number: int | None = None  # its place in the record, once a forward pass over it has finished
 
 
@@ -247,6 +249,14 @@ class Collector:
         record = xr.merge(arrays, join="outer", fill_value=missing, compat="no_conflicts")
         if record.sizes.get("layer", len(self.layers)) != len(self.layers):
             record = record.reindex(layer=self.layers, fill_value=missing)
+        if any(row.seen for row in self.texts):
+            seen = np.full((len(self.texts), max(row.start + row.tokens for row in self.texts)), np.nan)
+            for number, row in enumerate(self.texts):
+                for start, counts in row.seen.items():
+                    seen[number, start : start + len(counts)] = counts
+            record = record.assign_coords(keys_seen=(("sequence", "query"), seen))
+        if any(row.keys is not None for row in self.texts):
+            record = record.assign_coords(key_length=("sequence", [row.keys for row in self.texts]))
         lengths = [row.start + row.tokens for row in self.texts]
         if any((ids >= 0).any() for row in self.texts for ids in row.token_ids):
             tokens = np.full((len(lengths), max(lengths)), -1, dtype=np.int64)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from sinkscope.attention.layer import Layer
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import Cache, given_cache, held_layers, held_states, returned_cache
-from sinkscope.hf.models import input_embeddings, other_states
+from sinkscope.hf.models import input_embeddings
 from sinkscope.scope.collect import Text
 from sinkscope.scope.lazy_mask import LazyMask
 from sinkscope.scope.watch import Scores
@@ -44,17 +43,23 @@ class Forward:
     ids: Tensor | None  # [batch, token] of the new columns; None for embeddings and images
     tokens: int | None  # new columns; None until a layer was seen, where the arguments do not say
     offset: int = 0  # keys before the first new one, as a cache counts that drops some
+    crosses: bool = False  # whether the keys are another model's
+    real_keys: Tensor | None = None  # booleans [batch, key] over these; None when there is no padding
 
     @property
     def scores(self) -> Scores:
         """What the scores of its layers look like."""
-        return Scores(len(self.texts), self.tokens, self.past)
+        return Scores(len(self.texts), self.tokens, None if self.crosses else self.past)
 
     def check(self, layer: Layer, name: str) -> None:
         """Raise SinkscopeError unless a layer attends from every new token of every text to the tokens."""
         batch, rows = len(layer.lse), layer.rows
         tokens = rows if self.tokens is None else self.tokens
-        if (batch, rows) != (len(self.texts), tokens) or layer.start not in (self.past, self.offset):
+        placed = self.crosses or layer.start in (
+            self.past,
+            self.offset,
+        )  # or of another text
+        if (batch, rows) != (len(self.texts), tokens) or not placed:
             keys, after = layer.length - layer.key_start, f" after {self.past} others" if self.past else ""
             raise SinkscopeError(
                 f"{name} attends from {batch} x {rows} queries to {keys} keys, while the model reads "
@@ -87,6 +92,9 @@ class Forward:
 
     def split(self, layer: Layer) -> Iterator[tuple[list[Text], Layer]]:
         """The layer without padding, with the texts it belongs to: one at a time where there was some."""
+        if self.crosses:
+            yield from self._split_crossing(replace(layer, start=self.past, key_start=0))
+            return
         if self.real is None:
             yield self.texts, layer
             return
@@ -97,6 +105,25 @@ class Forward:
                 start, key_start = int(real[: layer.start].sum()), int(real[: layer.key_start].sum())
                 alone = layer.part(batch, query_columns, key_columns, start=start, key_start=key_start)
                 yield [self.texts[batch]], alone
+
+    def _split_crossing(self, layer: Layer) -> Iterator[tuple[list[Text], Layer]]:
+        """As `split`, for keys that are no tokens of these texts."""
+        if self.real is None and self.real_keys is None:
+            for text in self.texts:
+                text.keys = layer.reach
+            yield self.texts, layer
+            return
+        for batch, text in enumerate(self.texts):
+            keys = torch.arange(layer.reach, device=layer.lse.device)
+            if self.real_keys is not None:
+                keys = keys[self.real_keys[batch]]
+            text.keys = len(keys)
+            queries = torch.arange(layer.rows, device=keys.device)
+            if self.real is not None:
+                queries = queries[self.real[batch, layer.start : layer.start + layer.rows]]
+            if len(queries):
+                start = layer.start if self.real is None else int(self.real[batch, : layer.start].sum())
+                yield [text], layer.part(batch, queries, keys, start=start)
 
     def split_hidden(self, hidden: Tensor) -> Iterator[tuple[list[Text], Tensor]]:
         """Hidden states [batch, token, dim] without padding, as `split`."""
@@ -126,21 +153,13 @@ class Forward:
         return cache
 
 
-def read_forward(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], caches: Caches) -> Forward:
-    """Read the arguments of a model's forward.
+def read_forward(base: nn.Module, given: dict[str, Any], caches: Caches, crosses: bool = False) -> Forward:
+    """Read the arguments of a model's forward, by name.
 
     Raises:
         SinkscopeError: token ids outside the vocabulary, texts packed into one row, or a cache that was cropped,
             reordered (beam search) or filled with another batch size since it was last seen.
     """
-    signature: Any = base.forward
-    given = dict(inspect.signature(signature).bind_partial(*args, **kwargs).arguments)
-    given |= given.pop("kwargs", {})
-    if (other := other_states(given)) is not None:
-        raise SinkscopeError(
-            f"the model was given `{other}` to attend to, and sinkscope measures attention among a text's own tokens; "
-            "leave it out."
-        )
     ids, cache, mask = given.get("input_ids"), given_cache(given), given.get("attention_mask")
     if isinstance(mask, dict):  # one for each kind of layer
         mask = next(iter(mask.values()), None)
@@ -165,9 +184,12 @@ def read_forward(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
         texts = caches[cache].texts
     else:
         texts = [Text(start=past if real is None else int(real[row, :past].sum())) for row in range(batch)]
+    seen = given.get("encoder_attention_mask") if crosses else None
+    real_keys = seen.bool() if isinstance(seen, Tensor) and seen.dim() == 2 else None
     embedded = ids if ids is not None else tensors.get("inputs_embeds")
-    offset = past if cache is None else int(cache.get_query_offset())
-    return Forward(texts, cache, past, real, ids, None if embedded is None else embedded.shape[1], offset)
+    offset = past if cache is None else int(getattr(cache, "self_attention_cache", cache).get_query_offset())
+    tokens = None if embedded is None else embedded.shape[1]
+    return Forward(texts, cache, past, real, ids, tokens, offset, crosses, real_keys)
 
 
 def check_vocabulary(base: nn.Module, ids: Tensor | None) -> None:

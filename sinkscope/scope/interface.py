@@ -7,7 +7,7 @@ returns its maps, the `FusedLayer` that probes look at; a forward hook of the sc
 from __future__ import annotations
 
 from dataclasses import replace
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from torch import Tensor, nn
 
@@ -36,6 +36,12 @@ NORMALISERS: WeakKeyDictionary[nn.Module, Normaliser] = WeakKeyDictionary()
 EVICTIONS: WeakKeyDictionary[nn.Module, tuple[Eviction, ...]] = WeakKeyDictionary()
 """Attention modules that carry out a policy."""
 
+CROSSING: WeakSet[nn.Module] = WeakSet()
+"""Attention modules whose queries look at what another model made."""
+
+SEEN: WeakKeyDictionary[nn.Module, list[FusedLayer]] = WeakKeyDictionary()
+"""What attention modules did that may not hand it on, call by call; a scope takes it from here."""
+
 
 def scoped_attention(call: AttentionCall) -> tuple[Tensor, FusedLayer]:
     """Attention of one layer: the output [batch, head, query, dim], and the layer for the probes."""
@@ -48,6 +54,8 @@ def scoped_attention(call: AttentionCall) -> tuple[Tensor, FusedLayer]:
     check_dropout(call.dropout)
     query, key = call.query.to(value.dtype), call.key.to(value.dtype)  # autocast leaves rotated ones in float32
     sight = sight_of(call, query, key)
+    if module in CROSSING:  # all keys are there, wherever the queries stand
+        sight = replace(sight, start=key.shape[2] - query.shape[2], key_start=0)
     evictions = EVICTIONS.get(module, ())
     if evictions:
         _check_evicts(sight, module)
@@ -63,7 +71,10 @@ def scoped_attention(call: AttentionCall) -> tuple[Tensor, FusedLayer]:
             "other normaliser can act; leave them out."
         )
     weighing = weighing_of(normaliser, call.learned_sinks, query.shape[1], query.device)
-    return observed_layer(query, key, value, sight, call.scale, call.softcap, weighing, evictions)
+    output, layer = observed_layer(query, key, value, sight, call.scale, call.softcap, weighing, evictions)
+    if module in SEEN:
+        SEEN[module].append(layer)
+    return output, layer
 
 
 def observed_layer(

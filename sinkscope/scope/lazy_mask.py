@@ -109,7 +109,7 @@ def lazy_mask(asked: MaskRequest) -> LazyMask:
     start, key_start, keys, padding = asked.start, asked.key_start, asked.keys, asked.padding
     if padding is not None and (missing := keys + key_start - padding.shape[-1]) > 0:
         padding = F.pad(padding, (0, missing))
-    filled = start + asked.queries - key_start
+    filled = keys if asked.bidirectional else start + asked.queries - key_start
     unpadded = padding is None or bool(padding[:, key_start : key_start + min(keys, filled)].all())
     plain = unpadded and (asked.window is None or keys < asked.window)
     if plain and asked.causal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import groupby
 from typing import Any
@@ -14,20 +14,24 @@ import xarray as xr
 from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.hf.models import core
+from sinkscope.hf.models import core, is_pretrained
 from sinkscope.hf.placement import reading_device
+from sinkscope.models.facts import find_streams
 from sinkscope.models.requirements import check_eval, check_wrapper
 from sinkscope.probes import FREE, Maps, Probe, SinkMass
 from sinkscope.progress import progress_bar
+from sinkscope.scope.fitting import fitting
 from sinkscope.scope.scope import Scope
+from sinkscope.scope.streams import check_inputs
 from sinkscope.tokens import TokenTexts
 
 
 def measure(
     model: nn.Module,
-    ids: Tensor | Sequence[Tensor],
+    ids: Tensor | Sequence[Tensor] | Mapping[str, Any],
     probes: Iterable[Probe] | None = None,
     *,
+    stream: str | None = None,
     tokenizer: Any = None,
     batch_tokens: int = 4096,
     progress: bool | None = None,
@@ -39,8 +43,12 @@ def measure(
 
     Args:
         model: a transformers model in eval mode.
-        ids: token ids [sequence, token], or a list of 1-D tensors of any lengths. `read_tokens` makes them.
+        ids: token ids [sequence, token], or a list of 1-D tensors of any lengths. `read_tokens` makes them. Or all
+            arguments of one forward pass by name, as a processor gives them (input_ids, pixel_values,
+            attention_mask, ...); an encoder-decoder needs decoder_input_ids among them.
         probes: what to measure; those that cost no second pass when None.
+        stream: which part of a model of several: "text" or "vision" of one that reads images; "decoder", "cross" or
+            "encoder" of an encoder-decoder. The part that predicts tokens when None. `capture` records all at once.
         tokenizer: adds the text of each token to the record.
         batch_tokens: neighbouring sequences of equal length run together up to so many tokens.
         progress: whether to show a progress bar; once two seconds have passed when None.
@@ -51,9 +59,19 @@ def measure(
 
     Raises:
         SinkscopeError: no tokens, a text shorter than the first keys asked for, ids outside the vocabulary, a model
-            that cannot be measured or is in training mode, weights that are not finite.
+            that cannot be measured or is in training mode, weights that are not finite; arguments that the model does
+            not take, images without tokens that stand for them.
     """
-    scope = Scope(model, FREE if probes is None else probes)
+    name = _checked_stream(model, stream)
+    scope = Scope(model, fitting(FREE, find_streams(model)[name]) if probes is None else probes, stream=name)
+    if isinstance(ids, Mapping):
+        check_wrapper(model)
+        with scope, torch.no_grad():
+            _read_inputs(scope, ids)
+            record = scope.record
+        if tokenizer is not None and "token_id" in record.coords:
+            record = with_token_texts(record, tokenizer)
+        return record.assign_attrs(attributes)
     texts = texts_of(ids)
     shortest = min(map(len, texts))
     for probe in scope.probes:
@@ -73,20 +91,22 @@ def measure(
 
 def attention_maps(
     model: nn.Module,
-    ids: Tensor,
+    ids: Tensor | Mapping[str, Any],
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     resolution: int | None = None,
     pool: str = "mass",
+    stream: str | None = None,
 ) -> xr.DataArray:
     """Attention maps of one text; at full resolution the only thing here that makes T x T tensors.
 
     Args:
         model: a transformers model in eval mode.
-        ids: token ids [1, token].
+        ids: token ids [1, token], or the arguments of one forward pass of one text, as for `measure`.
         layers, heads: which; all when None.
         resolution: cells along each side at most, pooled as in the `Maps` probe; every token when None.
         pool: "mass" or "max", as in `Maps`.
+        stream: as for `measure`; maps of "cross" have as many keys as the encoder has tokens.
 
     Returns:
         Probabilities [layer, head, query, key] in float32, 4 bytes each.
@@ -94,12 +114,17 @@ def attention_maps(
     Raises:
         SinkscopeError: as `measure`; also layers or heads out of range, or more than one text.
     """
-    texts = texts_of(ids)
-    if len(texts) != 1:
-        raise SinkscopeError(f"attention_maps takes one text [1, token], got {len(texts)}; call it once for each.")
+    texts = [] if isinstance(ids, Mapping) else texts_of(ids)
+    probe = Maps(layers, heads, resolution, pool)  # type: ignore[arg-type]
     check_wrapper(model)
-    with Scope(model, [Maps(layers, heads, resolution, pool)]) as scope, torch.no_grad():  # type: ignore[arg-type]
-        _read(scope, texts, len(texts[0]), None)
+    with Scope(model, [probe], stream=_checked_stream(model, stream)) as scope, torch.no_grad():
+        if isinstance(ids, Mapping):
+            _read_inputs(scope, ids)
+        elif len(texts) == 1:
+            _read(scope, texts, len(texts[0]), None)
+        found = scope.array("attention_map") if len(texts) < 2 else texts
+        if len(found) != 1:
+            raise SinkscopeError(f"attention_maps takes one text [1, token], got {len(found)}; call it once for each.")
         maps = scope.array("attention_map")[0]
     maps = maps if layers is None else maps.sel(layer=list(layers))
     return maps.rename(map_query="query", map_key="key").drop_vars("sequence")
@@ -115,9 +140,39 @@ def with_token_texts(record: xr.Dataset, tokenizer: Any) -> xr.Dataset:
     return record.assign_coords(token_text=(("sequence", "token"), texts))
 
 
+def _checked_stream(model: nn.Module, stream: str | None) -> str:
+    """The name of a stream of a model, that of the main one when None."""
+    names = list(find_streams(model))
+    if stream is not None and stream not in names:
+        raise SinkscopeError(
+            f"{type(model).__name__} has no stream of attention {stream!r}; it has {', '.join(map(repr, names))}."
+        )
+    return stream or names[0]
+
+
+def _read_inputs(scope: Scope, inputs: Mapping[str, Any]) -> None:
+    """Run a whole model, without its head, on what its processor made."""
+    check_eval(scope.model, "attention")
+    check_inputs(scope.model, inputs)
+    whole: Any = getattr(scope.model, "base_model", None) if is_pretrained(scope.model) else None
+    taken = inspect.signature(whole.forward).parameters if whole is not None else {}
+    if whole is None or not set(inputs) <= set(taken):
+        whole = scope.model
+    device = reading_device(scope.model)
+    given = {name: each.to(device) if isinstance(each, Tensor) else each for name, each in inputs.items()}
+    if "use_cache" in inspect.signature(whole.forward).parameters:
+        given["use_cache"] = not scope.anatomy.interface
+    whole(**given)
+
+
 def _read(scope: Scope, texts: list[Tensor], batch_tokens: int, progress: bool | None) -> None:
     """Run the model's layers over all texts; a wrapper as a whole, since what it does around them counts."""
     check_eval(scope.model, "attention")
+    if "encoder" in find_streams(scope.model):
+        raise SinkscopeError(
+            f"{type(scope.model).__name__} reads with an encoder and writes with a decoder; give what both of them get "
+            "by name (input_ids, decoder_input_ids), or pass model.get_encoder() alone."
+        )
     base, interface = scope.anatomy.base, scope.anatomy.interface
     accepted = inspect.signature(base.forward).parameters
     if "input_ids" not in accepted:
@@ -176,7 +231,7 @@ def texts_of(ids: Tensor | Sequence[Tensor]) -> list[Tensor]:
         shape = f" and shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else ""
         raise SinkscopeError(
             f"token ids of type {type(ids).__name__}{shape} are not texts; "
-            "give a tensor [sequence, token], or a list of 1-D tensors."
+            "give a tensor [sequence, token], a list of 1-D tensors, or what a processor made of one batch."
         ) from problem
     texts = list(rows)
     if not texts or any(len(text) == 0 for text in texts):

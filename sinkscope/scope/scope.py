@@ -11,42 +11,53 @@ and hung on the model on entering is undone on leaving, also after an exception 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from sinkscope.attention.eviction import Eviction
 from sinkscope.attention.layer import FusedLayer, Layer
 from sinkscope.attention.masks import TensorMask
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import leave_maps_out, use_implementation
-from sinkscope.hf.models import query_heads, reading_all
+from sinkscope.hf.models import placeholder_ids, reading_all
 from sinkscope.models.compiled import uncompiled
-from sinkscope.models.facts import Anatomy, Part, find_anatomy, model_attributes, token_attributes
+from sinkscope.models.facts import Part, find_streams
 from sinkscope.models.requirements import SCOPED, check_weights, not_finite
-from sinkscope.normalisers import Normaliser, VirtualKey
+from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Dense, Policy
 from sinkscope.probes import FREE, HiddenProbe, LayerProbe, Probe, TileProbe
 from sinkscope.scope.binding import layer_evictions
-from sinkscope.scope.collect import Collector, checked_probes, declared, measure_layer, unchanged
+from sinkscope.scope.collect import Collector, Text, checked_probes, declared, measure_layer, unchanged
+from sinkscope.scope.describe import described
+from sinkscope.scope.fitting import check_fits, check_normaliser, fitting
 from sinkscope.scope.forward import Caches, Forward, read_forward
-from sinkscope.scope.interface import EVICTIONS, NAME, NORMALISERS
+from sinkscope.scope.interface import CROSSING, EVICTIONS, NAME, NORMALISERS, SEEN
+from sinkscope.scope.streams import Told, TowerPass, arguments_of, check_other_states, read_tower, reads_tokens
 from sinkscope.scope.watch import AttentionWatch, keys_and_values
 
 
 def capture(model: nn.Module, probes: Iterable[Probe] | None = None) -> Scope:
     """Measure where a model's attention goes while it runs as usual.
 
+    A model of several parts is captured around any call of the whole, `generate()` too. The record of the part that
+    predicts tokens is `scope.record`. `scope.streams` has a scope for each part by name, so that
+    `scope.streams["vision"].record` is that of the other: "text" and "vision" (or "audio") of a model that reads
+    images, with tokens of images marked by the coordinate `is_image` of the former, and images as the sequences of the
+    latter; "decoder", "cross" and "encoder" of an encoder-decoder, where "cross" has queries of the decoder and keys
+    of the encoder. Each counts its own forward passes. Probes that a part lacks the layers for, and in "cross" those
+    that read one text, are left out there.
+
     Args:
-        model: a transformers model, decoder, encoder or vision, in eval mode.
+        model: a transformers model, decoder, encoder, vision or several of them in one, in eval mode.
         probes: what to measure; those that cost no second pass when None.
 
     Returns:
@@ -55,8 +66,8 @@ def capture(model: nn.Module, probes: Iterable[Probe] | None = None) -> Scope:
         model must stay in one thread, and must not be copied or pickled; compiled code runs eagerly.
 
     Raises:
-        SinkscopeError: when the model has no attention, is an encoder-decoder or several models in one, or carries a
-            scope already; during a forward pass, when its input cannot be measured (each message says why).
+        SinkscopeError: when the model has no attention, is several models of which none reads its tokens, or carries
+            a scope already; during a forward pass, when its input cannot be measured (each message says why).
     """
     return Scope(model, FREE if probes is None else probes)
 
@@ -95,18 +106,30 @@ class Scope:
         probes: Iterable[Probe],
         normaliser: Normaliser | None = None,
         policy: Policy | None = None,
+        stream: str | None = None,
     ) -> None:
-        self.model = model
-        self.anatomy = find_anatomy(model)
+        self._is_beside = False  # whether it is there for the sake of another stream
+        found = find_streams(model)
+        self.model, self.stream = model, next(iter(found)) if stream is None else stream
+        self.anatomy = found[self.stream]
         self.probes = checked_probes(probes, self.anatomy.numbers)
+        for probe in self.probes:
+            check_fits(probe, self.anatomy)
+        self.streams = {self.stream: self}
+        for name in list(found)[1:] if stream is None and self.probes else ():
+            self.streams[name] = Scope(model, fitting(self.probes, found[name]), stream=name)
+            self.streams[name]._is_beside = True
         self.normaliser = normaliser
         self.policy = Dense() if policy is None else policy
         self.evictions = layer_evictions(self.policy, model, self.anatomy)
+        # tokens of an image may see each other both ways in a text that is causal else
+        self._counts_keys = not self.anatomy.crosses and bool(placeholder_ids(model))
         if normaliser is not None:
-            _check_normaliser(normaliser, model, self.anatomy, self.evictions)
+            check_normaliser(normaliser, model, self.anatomy, self.evictions)
         self._collector = Collector(len(self.anatomy.parts), self.probes)
         self._caches: Caches = WeakKeyDictionary()
-        self._forward: Forward | None = None
+        self._forward: Forward | TowerPass | None = None
+        self._told = Told()
         self._thread: int | None = None
         self._numbers: dict[int, int] = {}  # of the layer that each part was in its last run of a forward pass
         self._causal: bool | None = None
@@ -114,27 +137,36 @@ class Scope:
         self.own_mask: str | None = None  # the class of a module that attended under a mask as a tensor
         self._watch: AttentionWatch | None = None
         self._undo = ExitStack()
+        self._problem: SinkscopeError | None = None
 
     def __enter__(self) -> Scope:
         check_weights(self.model)
-        taken = [part.name for part in self.anatomy.parts if part.attention in SCOPED]
+        parts = [part for scope in self.streams.values() for part in scope.anatomy.parts]
+        taken = [part.name for part in parts if part.attention in SCOPED]
         if taken:
             raise SinkscopeError(
                 f"this model carries a scope already (at {taken[0]}); leave that one first, or give it all the probes."
             )
         with ExitStack() as undo:
-            self._attach(undo)
+            bases = [scope.anatomy.base for scope in self.streams.values() if scope.anatomy.interface]
+            undo.enter_context(uncompiled())
+            for base in bases:
+                leave_maps_out(base, undo)
+            use_implementation(bases, NAME, undo)
+            for scope in self.streams.values():
+                scope._attach(undo)
             self._undo = undo.pop_all()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._end_forward()
+        for scope in self.streams.values():
+            scope._end_forward()
         self._undo.close()
 
     @property
     def causal(self) -> bool:
         """Whether no query was seen to look ahead."""
-        return self._causal is not False
+        return self._causal is not False and not self.anatomy.crosses
 
     @property
     def record(self) -> xr.Dataset:
@@ -144,29 +176,7 @@ class Scope:
             SinkscopeError: nothing was measured yet.
         """
         self._check_saw_attention()
-        record = self._collector.record()
-        for probe in self.probes:
-            record = record.assign_coords({name: (name, values) for name, values in probe.coordinates.items()})
-            for name in probe.makes.keys() & set(record.data_vars):
-                about = probe.makes[name]
-                record[name].attrs |= {
-                    "units": about.units,
-                    "long_name": about.description,
-                    "probe": repr(probe),
-                    "dims": " ".join(map(str, record[name].dims)),
-                }
-        record.attrs = {
-            **model_attributes(self.model),
-            **token_attributes(record, self.model),
-            "attention": "attention interface" if self.anatomy.interface else "watched softmax",
-            "causal": int(self.causal),
-            "normaliser": "the model's own" if self.normaliser is None else repr(self.normaliser),
-            "policy": repr(self.policy),
-            "probes": ", ".join(map(repr, self.probes)),
-        }
-        if self._other_keys:  # they take attention as a learned sink does
-            record.attrs["keys_that_are_no_tokens"] = self._other_keys
-        return record
+        return described(self._collector.record(), self, self._other_keys)
 
     def array(self, variable: str) -> xr.DataArray:
         """One variable over only the layers and heads it was measured in, without the rest of the record."""
@@ -174,6 +184,8 @@ class Scope:
         return self._collector.variable(variable)
 
     def _check_saw_attention(self) -> None:
+        if self._problem is not None:
+            raise self._problem
         looking = any(isinstance(probe, (LayerProbe, TileProbe)) for probe in self.probes)
         if looking and self._collector.texts and not self._collector.layers:
             raise SinkscopeError(
@@ -187,7 +199,6 @@ class Scope:
         def hang(hook: Any) -> None:
             undo.callback(hook.remove)
 
-        undo.enter_context(uncompiled())
         base, parts, interface = self.anatomy.base, self.anatomy.parts, self.anatomy.interface
         for part, evictions in zip(parts, self.evictions, strict=True):
             SCOPED.add(part.attention)
@@ -195,12 +206,16 @@ class Scope:
             if self.normaliser is not None and self.normaliser.acts_in(part.number):
                 NORMALISERS[part.attention] = self.normaliser
                 undo.callback(NORMALISERS.pop, part.attention, None)
+            if self.anatomy.crosses:
+                CROSSING.add(part.attention)
+                undo.callback(CROSSING.discard, part.attention)
+            if interface and not reads_tokens(base):  # what a tower does in several calls it does not hand on
+                SEEN[part.attention] = []
+                undo.callback(SEEN.pop, part.attention, None)
             if evictions:
                 EVICTIONS[part.attention] = evictions
                 undo.callback(EVICTIONS.pop, part.attention, None)
-        if interface:
-            leave_maps_out(self.model, undo)
-            use_implementation(base, NAME, undo)
+        self._told.watch(self.model, base, undo)
         hang(base.register_forward_pre_hook(self._before_forward, with_kwargs=True))
         hang(base.register_forward_hook(self._after_forward))
         undo.callback(self._stop_watching)  # an interrupt inside a module skips the hook behind it
@@ -246,8 +261,15 @@ class Scope:
                 "leave it out and use sinkscope.attention_maps or the probe Maps()."
             )
         self._collector.discard()
-        self._forward = read_forward(module, args, kwargs, self._caches)
         self._numbers = {}
+        if reads_tokens(module):
+            given = self._told.completed(arguments_of(module, args, kwargs))
+            check_other_states(self.model, given)
+            self._forward = read_forward(module, given, self._caches, self.anatomy.crosses)
+        else:
+            self._forward = read_tower(module, args, kwargs)
+            for part in self.anatomy.parts:
+                SEEN.get(part.attention, []).clear()
         for eviction in chain.from_iterable(self.evictions):
             eviction.begin(self._forward.cache, self._forward.past)
         self._thread = threading.get_ident()
@@ -266,6 +288,16 @@ class Scope:
         self._collector.discard()
         self._forward = self._thread = None
 
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        """What cannot be measured in a stream beside the main one is said when its record is asked for."""
+        try:
+            yield
+        except SinkscopeError as problem:
+            if not self._is_beside:
+                raise
+            self._problem, self._forward = problem, None
+
     def _check_runs_once(self, index: int, part: Part, module: nn.Module, args: Any) -> None:
         if index in self._numbers:
             raise SinkscopeError(
@@ -274,9 +306,14 @@ class Scope:
             )
 
     def _after_interface(self, index: int, part: Part, module: nn.Module, args: Any, output: Any) -> None:
-        for layer in output if isinstance(output, tuple) else ():
-            if isinstance(layer, Layer):
-                self._observe(index, part, layer)
+        with self._beside():
+            if module in SEEN:
+                layers, SEEN[module] = SEEN[module], []
+                self._observe(index, part, *layers)
+                return
+            for layer in output if isinstance(output, tuple) else ():
+                if isinstance(layer, Layer):
+                    self._observe(index, part, layer)
 
     def _after_watching(
         self, index: int, part: Part, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
@@ -284,46 +321,59 @@ class Scope:
         watch = self._stop_watching()
         if watch is None or output is None:
             return
-        layer = watch.seen(type(module).__name__)
-        if layer is not None:
-            if layer.key is None:
-                key, value = keys_and_values(getattr(module, "layer_idx", index), (*args, *kwargs.values()))
-                layer = replace(layer, key=key, value=value)
-            self._observe(index, part, layer)
+        with self._beside():
+            layer = watch.seen(type(module).__name__)
+            if layer is not None:
+                if layer.key is None and not self.anatomy.crosses:
+                    key, value = keys_and_values(getattr(module, "layer_idx", index), (*args, *kwargs.values()))
+                    layer = replace(layer, key=key, value=value)
+                self._observe(index, part, layer)
 
     @torch.no_grad()
-    def _observe(self, index: int, part: Part, layer: Layer) -> None:
-        """Let the probes look at one attention layer of the forward pass under way.
+    def _observe(self, index: int, part: Part, *layers: Layer) -> None:
+        """Let the probes look at one attention layer of the forward pass under way; in a tower it may be many calls.
 
         A module that runs again in the same pass (layers that share their weights) is a layer of its own each time.
         """
         number = max([part.number, *(last + 1 for last in self._numbers.values())])
-        if not bool((layer.lse < torch.inf).all()):  # NaN too; a row that sees nothing has the lowest float
-            raise not_finite(f"the attention scores of layer {number} ({part.name})", self.model)
-        if self._forward is None:
+        for layer in layers:
+            if not bool((layer.lse < torch.inf).all()):  # NaN too; a row that sees nothing has the lowest float
+                raise not_finite(f"the attention scores of layer {number} ({part.name})", self.model)
+        if self._forward is None or not layers:
             return
-        self._forward.check(layer, part.name)
-        if self.probes and self.evictions[index] and layer.start:
+        for layer in layers:
+            self._forward.check(layer, part.name)
+            self._other_keys = max(self._other_keys, layer.others)
+            if isinstance(layer, FusedLayer) and isinstance(layer.mask, TensorMask):
+                self.own_mask = type(part.attention).__name__
+        if self.probes and self.evictions[index] and layers[0].start:
             raise SinkscopeError("probes follow a policy over one forward pass from the first token; give no cache.")
         first, self._numbers[index] = not self._numbers, number
-        self._other_keys = max(self._other_keys, layer.others)
-        if isinstance(layer, FusedLayer) and isinstance(layer.mask, TensorMask):
-            self.own_mask = type(part.attention).__name__
-        with torch.autocast(layer.lse.device.type, enabled=False):
-            for texts, real in self._forward.split(layer):
-                if first and real.start == 0 and real.rows > 1:
-                    self._causal = not bool((real.probabilities(slice(0, 1), slice(1, 2)) > 0).any())
+        with torch.autocast(layers[0].lse.device.type, enabled=False):
+            for texts, real in self._forward.split(*layers):
+                if first and self.causal:
+                    self._causal = not real.looks_ahead()
+                if self._counts_keys and not self.causal and isinstance(real, FusedLayer):
+                    self._count_keys(texts, real)
                 self._collector.add(number, texts, measure_layer(self.probes, number, real))
+
+    def _count_keys(self, texts: list[Text], layer: FusedLayer) -> None:
+        counts = layer.keys_seen().amax(1).expand(len(texts), -1).cpu().numpy()
+        for text, count in zip(texts, counts, strict=True):  # layers with a window see fewer
+            text.seen[layer.start] = np.maximum(count, text.seen.get(layer.start, 0))
 
     @torch.no_grad()
     def _after_layer(self, indices: list[int], module: nn.Module, args: Any, output: Any) -> None:
         """Let the hidden-state probes look at what a layer hands on, [batch, token, dim], around some of the parts."""
         hidden = output[0] if isinstance(output, (tuple, list)) else output
         ran = [self._numbers[index] for index in indices if index in self._numbers]
-        if self._forward is None or not ran or not isinstance(hidden, Tensor) or hidden.dim() != 3:
+        if self._forward is None or not ran or not isinstance(hidden, Tensor):
             return
         number = max(ran)
-        hidden = self._forward.batch_first(hidden, number, sure=self.anatomy.interface)
+        if isinstance(self._forward, Forward):
+            if hidden.dim() != 3:
+                return
+            hidden = self._forward.batch_first(hidden, number, sure=self.anatomy.interface)
         for texts, real in self._forward.split_hidden(hidden):
             # the sum is quick, and may overflow
             if not bool(real.sum().isfinite()) and not bool(real.isfinite().all()):
@@ -333,24 +383,3 @@ class Scope:
                     with unchanged(probe, real):
                         measured = probe.observe_hidden(real)
                     self._collector.add(number, texts, declared(probe, measured))
-
-
-def _check_normaliser(
-    normaliser: Any, model: nn.Module, anatomy: Anatomy, evictions: list[tuple[Eviction, ...]]
-) -> None:
-    if not isinstance(normaliser, Normaliser):
-        raise SinkscopeError(f"{normaliser!r} is not a normaliser; give an instance such as sinkscope.Softmax1().")
-    if not anatomy.interface:
-        raise SinkscopeError(
-            f"{type(model).__name__} does not use transformers' attention interface, so its normaliser cannot be "
-            "replaced; it can only be measured."
-        )
-    heads = query_heads(model)
-    normaliser.check_place(anatomy.numbers, heads)
-    normaliser.check_weights(heads or 1)
-    shares = isinstance(normaliser, VirtualKey) and not normaliser.needs_whole_rows
-    if not shares and any(eviction.values == "added" for each in evictions for eviction in each):
-        raise SinkscopeError(
-            f'values="added" takes keys out of a denominator, and the weights of {normaliser!r} are not shares of one; '
-            "give a normaliser with a denominator, or other values."
-        )

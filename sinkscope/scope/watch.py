@@ -25,7 +25,7 @@ class Scores(NamedTuple):
 
     batch: int
     queries: int | None  # None where only the layers know it
-    past: int  # keys before the first query
+    past: int | None  # keys before the first query; None where the keys are of another text
 
 
 class AttentionWatch(TorchFunctionMode):
@@ -63,7 +63,7 @@ class AttentionWatch(TorchFunctionMode):
         if len(shape) == 3 and shape[0] % batch == 0:
             shape = (batch, shape[0] // batch, *shape[1:])
         fits = len(shape) == 4 and shape[0] == batch and shape[2] == (queries or shape[2])
-        if fits and shape[3] == past + shape[2]:
+        if fits and (past is None or shape[3] == past + shape[2]):
             self.layers.append(layer(shape))
         else:
             self.others.append(shape)

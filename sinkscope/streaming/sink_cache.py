@@ -45,9 +45,11 @@ from sinkscope.models.weights import weights_hash
 from sinkscope.policies import SinkWindow
 from sinkscope.scope.binding import check_limits, reads_in_blocks
 from sinkscope.scope.interface import EVICTIONS, NAME
+from sinkscope.scope.streams import Told, is_padding
 from sinkscope.streaming.arena import layer_kinds
 from sinkscope.streaming.checkpoint import read_tensors, write_tensors
-from sinkscope.streaming.store import ArenaLayer, Store, part_of, read_blocks, read_padding
+from sinkscope.streaming.store import ArenaLayer, Store, causal_bias, part_of, read_blocks, read_padding
+from sinkscope.streaming.texts import check_parts, check_text
 from sinkscope.streaming.ties import Tied, tie
 
 KIND = "sinkscope sink cache 1"
@@ -273,11 +275,14 @@ class SinkCache(Tied, AbstractContextManager["SinkCache"]):
             )
 
     def before_forward(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], told: Told
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with which the model sees what is kept as if it were its whole text."""
         given = without_cache(dict(zip(self._names, args, strict=False)) | kwargs)
-        store, mask = self._store, given.get("attention_mask")
+        store, ids, mask = self._store, told.completed(given).get("input_ids"), told.mask_of(given)
+        if mask is None or is_padding(mask):
+            check_text(module, given, mask)
+        given["attention_mask"] = mask
         batch, count = self._checked(module, given)
         pads = read_padding(mask, store.seen, batch, count, store.pads)
         store.allocate(batch)
@@ -286,10 +291,11 @@ class SinkCache(Tied, AbstractContextManager["SinkCache"]):
         in_parts = evicts or count > (self._limit or count) or (store.seen > 0 and not self._in_blocks)
         if count > 1 and in_parts:
             self._check_padding(pads)
-            self._read(module, given, count - 1)
+            self._read(module, given, ids, count - 1)
             given, count = given | part_of(given, count - 1, count), 1
+            ids = None if ids is None else ids[:, -1:]
             store.set_pads(pads)
-        store.advance(count, given.get("input_ids"))
+        store.advance(count, ids)
         self._is_reading = self._is_recurrent
         return (), given | self._view(count)
 
@@ -306,19 +312,21 @@ class SinkCache(Tied, AbstractContextManager["SinkCache"]):
             )
 
     @torch.no_grad()
-    def _read(self, base: nn.Module, given: dict[str, Any], count: int) -> None:
+    def _read(self, base: nn.Module, given: dict[str, Any], ids: Tensor | None, count: int) -> None:
         """Read the first `count` tokens: in blocks where attention can follow a policy, or else one by one."""
+        check_parts(base, given)
         store, mask, seen = self._store, given.get("attention_mask"), self.seen
         one_device = len({kind.device for kind in store.kinds}) == 1
         can_follow = self._in_blocks and implementation(base) != NAME and find_anatomy(base).interface
         if store.pads is None and one_device and can_follow:
             self._is_reading = self._is_recurrent
-            read_blocks(base, store, self, given, count)
+            read_blocks(base, store, self, given, ids, count)
             self._is_reading = False
             return
         for at in range(count):
             masked = {} if mask is None else {"attention_mask": mask[:, : seen + at + 1]}
             base(**part_of(given, at, at + 1), **masked, **with_cache(base, self))
+        store.remember(seen, count, None if ids is None else ids[:, :count])
 
     def _view(self, count: int) -> dict[str, Any]:
         """The arguments with which the model reads `count` new tokens behind what is kept."""
@@ -328,7 +336,7 @@ class SinkCache(Tied, AbstractContextManager["SinkCache"]):
             view["position_ids"] = store.positions(count)
         visible = store.visible(count)
         if self._overrides_windows:
-            view["attention_mask"] = _causal_bias(store, count, visible)
+            view["attention_mask"] = causal_bias(store, count, visible)
         elif visible is not None:
             view["attention_mask"] = visible.long()
         elif not self._has_interface:  # they count the tokens before by the mask, or else by how many were ever read
@@ -373,14 +381,6 @@ class SinkCache(Tied, AbstractContextManager["SinkCache"]):
                 f"this cache holds {self._store.batch} texts side by side, and was given {batch}; reset() it, or use "
                 "batch_repeat_interleave or batch_select_indices (beams and num_return_sequences need a row each)."
             )
-
-
-def _causal_bias(store: Store, count: int, visible: Tensor | None) -> Tensor:
-    """A mask [batch, 1, token, key] to add to the scores; `visible` [batch, key] is False for padding."""
-    kind, width = store.kinds[0], store.width(count)
-    lowest = torch.finfo(kind.dtype).min
-    bias = torch.full((count, width), lowest, dtype=kind.dtype, device=kind.device).triu(width - count + 1)[None, None]
-    return bias if visible is None else bias.masked_fill(~visible[:, None, None, :], lowest)
 
 
 def _checked_ceiling(model: Any, policy: SinkWindow) -> int | None:

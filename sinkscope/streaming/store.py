@@ -287,20 +287,34 @@ def read_padding(mask: Tensor | None, seen: int, batch: int, count: int, pads: l
     return now if any(now) else None
 
 
+def causal_bias(store: Store, count: int, visible: Tensor | None) -> Tensor:
+    """A mask [batch, 1, token, key] to add to the scores; `visible` [batch, key] is False for padding."""
+    kind, width = store.kinds[0], store.width(count)
+    lowest = torch.finfo(kind.dtype).min
+    bias = torch.full((count, width), lowest, dtype=kind.dtype, device=kind.device).triu(width - count + 1)[None, None]
+    return bias if visible is None else bias.masked_fill(~visible[:, None, None, :], lowest)
+
+
 BLOCK = 512  # tokens per forward pass
-PER_TOKEN = ("input_ids", "inputs_embeds", "token_type_ids")  # arguments [batch, token, ...] that go with the tokens
+OF_THE_CACHE = ("attention_mask", "position_ids")  # arguments that a cache makes itself
 
 
 def part_of(given: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
-    """The arguments of a forward pass that go with its tokens from `start` to `stop`."""
-    return {name: given[name][:, start:stop] for name in PER_TOKEN if given.get(name) is not None}
+    """The arguments [batch, token, ...] of a forward pass that go with its tokens, from `start` to `stop`."""
+    read = given.get("input_ids")
+    tokens = given["inputs_embeds"] if read is None else read
+    along = {name: each for name, each in given.items() if isinstance(each, Tensor) and name not in OF_THE_CACHE}
+    return {name: each[:, start:stop] for name, each in along.items() if each.shape[:2] == tokens.shape[:2]}
 
 
 @torch.no_grad()
-def read_blocks(base: nn.Module, store: Store, cache: Cache, given: dict[str, Any], count: int) -> None:
+def read_blocks(
+    base: nn.Module, store: Store, cache: Cache, given: dict[str, Any], ids: Tensor | None, count: int
+) -> None:
     """Read the first `count` tokens of a forward pass in blocks; the store changes when all are read.
 
-    Recurrent states are those of the cache, and move on with every block.
+    `ids` are those of its tokens, also where the model gets embeddings; None where nobody knows them. Recurrent states
+    are those of the cache, and move on with every block.
     """
     policy = SinkWindow(store.sinks, store.window)
     rolling, seen, device = RollingCache(base, policy), store.seen, store.kinds[0].device
@@ -314,7 +328,6 @@ def read_blocks(base: nn.Module, store: Store, cache: Cache, given: dict[str, An
             base(**part_of(given, start, stop), **with_cache(base, rolling), **positions)
     store.load_tensors(rolling.tensors(), seen + count)
     put_states(cache, states_of(rolling), device)
-    ids = given.get("input_ids")
     store.remember(seen, count, None if ids is None else ids[:, :count])
 
 

@@ -2,7 +2,8 @@
 
 Hooks on the base model hand every forward pass with such a cache to the cache, before it and behind it. A function on
 each model that generates shows it the whole prompt that `generate()` was given, of which the forward pass gets only
-what is new. None holds on to a cache, so a cache that is forgotten is collected, and unties itself.
+what is new. Hooks on the models around the base tell what these were called with, where the base gets what they made of
+it. None holds on to a cache, so a cache that is forgotten is collected, and unties itself.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from sinkscope.hf.caches import Cache, given_cache
 from sinkscope.hf.generation import show_prompts
 from sinkscope.models.compiled import uncompiled
+from sinkscope.scope.streams import Told
 
 
 class Tied(Cache):
@@ -27,9 +29,9 @@ class Tied(Cache):
         """`generate()` begins with a prompt [batch, token], whose last `new` tokens are new; None when all are."""
 
     def before_forward(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], told: Told
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments that a forward pass with this cache gets in place of those it was given."""
+        """The arguments of a forward pass with this cache in place of those given; `told` is what the whole got."""
         return args, kwargs
 
     def after_forward(self) -> None:
@@ -38,7 +40,9 @@ class Tied(Cache):
 
 Ties = WeakKeyDictionary[nn.Module, tuple[int, Callable[[nn.Module], None]]]  # open caches, and what unties the last
 _HOOKS: Ties = WeakKeyDictionary()  # on bases
+_EARS: Ties = WeakKeyDictionary()  # on the models around them
 _PROMPTS: Ties = WeakKeyDictionary()  # on models that generate
+_TOLD: WeakKeyDictionary[nn.Module, Told] = WeakKeyDictionary()  # by base
 
 
 def tie(cache: Tied, model: nn.Module, base: nn.Module) -> weakref.finalize:
@@ -57,23 +61,32 @@ def tie(cache: Tied, model: nn.Module, base: nn.Module) -> weakref.finalize:
             after.remove()
 
         _HOOKS[base] = (0, take_off)
+    if model not in _EARS:
+        undo = ExitStack()
+        _TOLD.setdefault(base, Told()).watch(model, base, undo)
+        _EARS[model] = (0, lambda _: undo.close())
     for module in model.modules():
         if module not in _PROMPTS and (hide := show_prompts(module, _is_ours, _before_generation)):
             _PROMPTS[module] = (0, hide)
     generating = [weakref.ref(module) for module in model.modules() if module in _PROMPTS]
     _count(_HOOKS, base, 1)
+    _count(_EARS, model, 1)
     for known in generating:
         _count(_PROMPTS, known(), 1)
-    return weakref.finalize(cache, _untie, generating, weakref.ref(base), compiled.close)
+    return weakref.finalize(cache, _untie, weakref.ref(model), generating, weakref.ref(base), compiled.close)
 
 
 def _untie(
-    generating: list[weakref.ref[nn.Module]], base: weakref.ref[nn.Module], compile_again: Callable[[], None]
+    model: weakref.ref[nn.Module],
+    generating: list[weakref.ref[nn.Module]],
+    base: weakref.ref[nn.Module],
+    compile_again: Callable[[], None],
 ) -> None:
     compile_again()
     _count(_HOOKS, base(), -1)
-    for model in generating:
-        _count(_PROMPTS, model(), -1)
+    _count(_EARS, model(), -1)
+    for module in generating:
+        _count(_PROMPTS, module(), -1)
 
 
 def _count(ties: Ties, module: nn.Module | None, change: int) -> None:
@@ -90,7 +103,7 @@ def _hand_over(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     cache = given_cache(kwargs)
     if cache is None:
         cache = next(filter(_is_ours, args), None)
-    return cache.before_forward(module, args, kwargs) if _is_ours(cache) else None
+    return cache.before_forward(module, args, kwargs, _TOLD.get(module, Told())) if _is_ours(cache) else None
 
 
 def _hand_back(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

@@ -8,7 +8,9 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sinkscope.analysis.importance import importance
 from sinkscope.analysis.maps import from_maps
+from sinkscope.analysis.mass import sink_mass
 from sinkscope.errors import SinkscopeError
 from tests.analysis import naive
 from tests.analysis.ragged import ragged_maps
@@ -182,7 +184,7 @@ UNKNOWN[0, 0, 0, 4, 0] = np.nan
         (GOOD[0, 0, 0], {}, "2 dimensions"),
         (GOOD[None], {}, "6 dimensions"),
         (np.zeros((0, 1, 1, 4, 4)), {}, "empty"),
-        (GOOD[..., :4, :], {}, "square"),
+        ([GOOD[0], GOOD[0][..., :4, :]], {}, "not both"),
         (UNKNOWN, {}, "layer 0 hold NaN"),
         (NEGATIVE, {}, "below zero"),
         (GOOD * 1.01, {}, "sums to 1.01"),
@@ -209,3 +211,26 @@ def test_bad_maps_are_refused_in_one_sentence(array, options, message):
     with pytest.raises(SinkscopeError, match=message) as error:
         from_maps(array, **options)
     assert str(error.value).endswith(".") and "\n" not in str(error.value)
+
+
+def test_maps_of_cross_attention_have_keys_of_their_own():
+    """Against attention that is spread evenly, and against sums in float64 over maps with other numbers."""
+    generator = np.random.default_rng(4)
+    maps = [generator.dirichlet(np.ones(keys), (2, 3, queries)) for queries, keys in ((5, 9), (7, 4))]
+    record = from_maps(maps, first=3)
+    assert record.length.values.tolist() == [5, 7] and record.key_length.values.tolist() == [9, 4]
+    assert record.attrs["causal"] == 0 and "distance_mass" not in record
+    for sequence, each in enumerate(maps):
+        queries, keys = each.shape[-2:]
+        own = record.isel(sequence=sequence)
+        np.testing.assert_allclose(own.attention_map[..., :queries, :keys], each, atol=1e-6)
+        np.testing.assert_allclose(own.received[..., :keys], each.sum(-2), atol=1e-5)
+        np.testing.assert_allclose(own.sink_mass[..., :queries, :], each[..., :3], atol=1e-6)
+        assert bool(own.received[..., keys:].isnull().all()) and bool(own.sink_mass[..., queries:, :].isnull().all())
+    even = from_maps(np.full((1, 1, 6, 8), 1 / 8))
+    assert float(sink_mass(even)[0, 0]) == pytest.approx(0.5) == sink_mass(even).attrs["null"]
+    np.testing.assert_allclose(importance(even), 1 / 8)
+    np.testing.assert_allclose(importance(even).null, 1 / 8)
+    long = from_maps(np.full((1, 1, 6, 600), 1 / 600))
+    assert long.attention_map.shape == (1, 1, 1, 6, 64)
+    np.testing.assert_allclose(long.attention_map.sum("map_key"), 1, atol=1e-5)

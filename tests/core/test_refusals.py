@@ -58,7 +58,7 @@ def test_nothing_to_measure_and_nothing_measured():
     [
         ("gpt2", [5, 6, 7, 8], None, "loaded model"),
         (None, "In the beginning", None, "not texts"),
-        (None, {"input_ids": [5, 6]}, None, "not texts"),
+        (None, {"input_ids": [5, 6]}, None, "return_tensors"),
         (None, [5, 6, 7, 8], SinkMass(), None),
         (None, [5, 6, 7, 8], [Maps], "not a probe"),
     ],
