@@ -281,7 +281,9 @@ class _Loop:
         self.model, self.ids = model, ids
         self._known: dict[tuple[int, int], Tensor] = {}
         forward = getattr(model, getattr(model, "base_model_prefix", ""), model).forward
-        language: Any = find_anatomy(model).base.forward  # those around it may hand on what they do not name
+        language: Any = model.forward
+        with suppress(SinkscopeError):
+            language = find_anatomy(model).base.forward  # those around it may hand on what they do not name
         accepted = {name for each in (forward, model.forward, language) for name in inspect.signature(each).parameters}
         self._takes_positions = "position_ids" in accepted
 

@@ -130,6 +130,11 @@ def _search(model: nn.Module, modules: dict[str, nn.Module]) -> list[Stream]:
     streams: list[Stream] = []
     for base in sorted(around, key=lambda base: base != main):
         label = stream_name(model, modules[base], base == main and len(around) > 1)
+        if label == "text" and base != main:
+            raise SinkscopeError(
+                f"{type(model).__name__} reads its text in several models with attention "
+                f"({', '.join(sorted(around))}), whose tokens differ; pass the one to measure, and what it reads."
+            )
         taken = {stream.name for stream in streams}
         for name, crosses in ((label, False), ("cross" if base == main else f"{label} cross", True)):
             paths = [path for path in around[base] if (path in across[base]) is crosses]
