@@ -112,9 +112,11 @@ class TrainingRun(Cell[dict[str, Tensor]], Generic[Material]):
 
     @property
     def settings(self) -> dict[str, Any]:  # type: ignore[override]
+        definition = self.arm.normaliser.definition
         return {
             "text": self.text_sha256,
             **{name: getattr(self, name) for name in ("sizes", "schedule", "arm", "seed")},
+            **({"arm_definition": definition} if definition else {}),
             "device": self.device.partition(":")[0],
             "torch": torch.__version__,
             "sinkscope": sinkscope.__version__,

@@ -126,7 +126,7 @@ class Policy(Placed):
     @property
     def name(self) -> str:
         """A short name, as figures and records show it."""
-        return ", ".join(filter(None, [self.description, self.place])) if self.label is None else self.label
+        return ", ".join(filter(None, [self.description, self.place])) if self.label is None else str(self.label)
 
     @property
     def description(self) -> str:
