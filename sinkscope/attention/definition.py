@@ -8,6 +8,7 @@ run is taken up again with another definition.
 
 from __future__ import annotations
 
+import copyreg
 import dis
 import functools
 import hashlib
@@ -36,7 +37,14 @@ UNSEEN = ("open", "eval", "exec", "globals", "input", "compile", "__import__")  
 MADE = {  # by Python for every class, from members that are told themselves
     *("__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__abstractmethods__", "_abc_impl"),
     *("__dataclass_fields__", "__dataclass_params__", "__match_args__", "__parameters__", "__orig_bases__"),
-    *("__firstlineno__", "__static_attributes__", "__annotate__", "__annotate_func__", "__annotations_cache__"),
+    *(
+        "__slotnames__",
+        "__firstlineno__",
+        "__static_attributes__",
+        "__annotate__",
+        "__annotate_func__",
+        "__annotations_cache__",
+    ),
 }
 
 
@@ -192,8 +200,8 @@ class _Telling:
         elif isinstance(value, types.BuiltinFunctionType):
             whose = value.__self__
             parts = (value.__qualname__, None if isinstance(whose, types.ModuleType) else whose)
-        elif isinstance(settings := getattr(value, "settings", None), dict) and hasattr(value, "definition"):
-            parts = settings
+        elif hasattr(type(value), "definition") and hasattr(type(value), "settings"):  # one that can be placed
+            parts = value.settings
         else:
             parts = _pickled(value)
         return f"{kind} {self.tell(parts)}"
@@ -202,7 +210,8 @@ class _Telling:
 def _pickled(value: Any) -> Any:
     """What an object would be made of again: its class, arguments, state and items."""
     try:
-        reduced = value.__reduce_ex__(4)
+        registered = copyreg.dispatch_table.get(type(value))
+        reduced = registered(value) if registered else value.__reduce_ex__(4)
     except Exception as problem:
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         raise _Untold(f"a {kind}, whose values cannot be read") from problem

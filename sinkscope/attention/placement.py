@@ -110,6 +110,11 @@ def is_ours(cls: type) -> bool:
     )
 
 
+def kind_of(cls: type) -> str:
+    """The name of a class, with its module where that is none of this package."""
+    return cls.__name__ if is_ours(cls) else f"{cls.__module__}.{cls.__qualname__}"
+
+
 def is_same(one: Any, other: Any) -> bool:
     """Whether two values are equal; objects that cannot be compared, such as those of tensors, are not."""
     with suppress(RuntimeError, ValueError, TypeError):  # tensors of several numbers
@@ -141,6 +146,8 @@ def _make_effective(cls: type[Placed]) -> None:
             )
         if value is not MISSING and value is not field.default:
             given[field.name] = value
+    if not given:
+        return
     init: Any = cls.__init__
     made = inspect.unwrap(init).__code__
     is_generated, signature = made.co_filename == "<string>", inspect.signature(init)
@@ -150,7 +157,7 @@ def _make_effective(cls: type[Placed]) -> None:
             f"{cls.__name__} gives `{passed_over[0]}` as a class attribute, and its `__init__` passes it over; hand "
             f"it on, as super().__init__({passed_over[0]}=self.{passed_over[0]})."
         )
-    if not given or not is_generated:
+    if not is_generated:
         return
     changed = {field.name: copy(field) for field in fields(cls) if field.name in given}
     for name, field in changed.items():

@@ -77,6 +77,11 @@ class Held(sinkscope.StaticPolicy):
         return query - key < 3
 
 
+class Thing:
+    def __init__(self, reach):
+        self.reach = reach
+
+
 WAYS = {
     "a class attribute": with_attribute,
     "an inherited attribute": with_inherited_attribute,
@@ -94,6 +99,8 @@ WAYS = {
     "a bfloat16 tensor": lambda width: Held(torch.full((2,), float(width), dtype=torch.bfloat16)),
     "an array of objects": lambda width: Held(np.array([width, "a"], dtype=object)),
     "a module of torch": lambda width: Held(torch.nn.Dropout(width / 10)),
+    "an object of one's own": lambda width: Held(Thing(width)),
+    "a function of numpy": lambda width: Held(np.add if width == 4 else np.maximum),
     "a generator of numpy": lambda width: Held(np.random.default_rng(width)),
 }
 
