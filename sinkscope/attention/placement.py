@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
+import inspect
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
-from functools import cached_property
+from copy import copy
+from dataclasses import MISSING, dataclass, fields
+from functools import cached_property, wraps
 from itertools import groupby
-from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sinkscope.attention.definition import definition, is_found
 from sinkscope.errors import SinkscopeError
 
 
@@ -30,6 +30,10 @@ class Placed:
 
     layers: Sequence[int] | None = None
     heads: Sequence[int] | None = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        _make_effective(cls)
+        return super().__new__(cls)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Equality and repr go by all settings in every class, whether or not it is a dataclass."""
@@ -56,18 +60,18 @@ class Placed:
 
     @property
     def definition(self) -> str:
-        """A hash of the code of a class from outside the package and of numbers in tensors; empty without any."""
-        parts = [_code(cls) for cls in type(self).__mro__ if not is_ours(cls)]
-        parts += [_content(value) for value in self.settings.values()]
-        told = "".join(parts)
-        return hashlib.sha256(told.encode()).hexdigest()[:16] if told else ""
+        """A hash of all that a class from outside the package, and settings that are no plain values, follow from.
+
+        Empty where the repr tells it all, and `Unknown` where there is something that cannot be told.
+        """
+        return "" if _is_plain(self) else definition(self)
 
     def __repr__(self) -> str:
         silent = {field.name: field.default for field in fields(self) if field.kw_only}
         said = [
             f"{name}={value!r}"
             for name, value in self.settings.items()
-            if name not in silent or value != silent[name]
+            if name not in silent or not is_same(value, silent[name])
         ]  # fmt: skip
         return f"{type(self).__name__}({', '.join(said)})"
 
@@ -100,8 +104,15 @@ class Placed:
 
 
 def is_ours(cls: type) -> bool:
-    """Whether a class is one of this package, or of Python itself."""
-    return cls.__module__.partition(".")[0] in ("sinkscope", "builtins", "abc", "typing")
+    """Whether a class is one of this package, or of Python itself, and found there under its name."""
+    return cls.__module__.partition(".")[0] in ("sinkscope", "builtins", "abc", "typing") and is_found(
+        cls, cls.__module__
+    )
+
+
+def kind_of(cls: type) -> str:
+    """The name of a class, with its module where that is none of this package."""
+    return cls.__name__ if is_ours(cls) else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def is_same(one: Any, other: Any) -> bool:
@@ -111,35 +122,53 @@ def is_same(one: Any, other: Any) -> bool:
     return False
 
 
-def _code(cls: type) -> str:
-    """The code of a class's own methods, with the constants, defaults and closures they use."""
-    told = []
-    for name, member in sorted(vars(cls).items()):
-        function = getattr(member, "fget", None) or getattr(member, "__func__", None) or member
-        if isinstance(function, FunctionType):
-            used = [function.__defaults__, *(cell.cell_contents for cell in function.__closure__ or ())]
-            told.append(f"{name} {_constant(function)} {''.join(map(_constant, used))}")
-    return "\n".join(told)
-
-
-def _constant(value: Any) -> str:
-    """A value that code uses, without the places in memory that a repr may tell."""
-    code = value.__code__ if isinstance(value, FunctionType) else value
-    if isinstance(code, CodeType):
-        return f"{code.co_code.hex()} {code.co_names} {''.join(map(_constant, code.co_consts))}"
-    return _content(value) or re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-
-
-def _content(value: Any) -> str:
-    """The numbers of a tensor or an array; the definition of what is one itself."""
+def _is_plain(value: Any) -> bool:
+    """Whether the repr of a value tells all of it."""
     if isinstance(value, Placed):
-        return value.definition
-    if isinstance(value, (tuple, list)):
-        return "".join(map(_content, value))
-    if isinstance(value, (Tensor, np.ndarray)):
-        held = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
-        return f"{held.dtype} {held.shape} {hashlib.sha256(np.ascontiguousarray(held).tobytes()).hexdigest()}"
-    return ""
+        return all(map(is_ours, type(value).__mro__)) and all(map(_is_plain, value.settings.values()))
+    if type(value) is dict:
+        return all(map(_is_plain, value)) and all(map(_is_plain, value.values()))
+    if type(value) in (tuple, list, set, frozenset):
+        return all(map(_is_plain, value))
+    return type(value) in (type(None), bool, int, float, str, range) or isinstance(value, (np.integer, np.floating))
+
+
+def _make_effective(cls: type[Placed]) -> None:
+    """Make class attributes that stand for inherited fields the defaults of these, as their writer expects."""
+    given = {}
+    for field in fields(cls):
+        value = inspect.getattr_static(cls, field.name, MISSING)
+        taken = hasattr(Placed, field.name) and field.name not in ("layers", "heads")
+        if taken or hasattr(type(value), "__set__") or (value is not field.default and hasattr(type(value), "__get__")):
+            raise SinkscopeError(
+                f"{cls.__name__} has a field `{field.name}` and a property or method of that name, which hide each "
+                "other; call one of them otherwise, or give the field a plain value."
+            )
+        if value is not MISSING and value is not field.default:
+            given[field.name] = value
+    if not given:
+        return
+    init: Any = cls.__init__
+    made = inspect.unwrap(init).__code__
+    is_generated, signature = made.co_filename == "<string>", inspect.signature(init)
+    told = signature.parameters if is_generated else (*made.co_names, *made.co_varnames)
+    if passed_over := [name for name in given if name not in told]:
+        raise SinkscopeError(
+            f"{cls.__name__} gives `{passed_over[0]}` as a class attribute, and its `__init__` passes it over; hand "
+            f"it on, as super().__init__({passed_over[0]}=self.{passed_over[0]})."
+        )
+    if not is_generated:
+        return
+    changed = {field.name: copy(field) for field in fields(cls) if field.name in given}
+    for name, field in changed.items():
+        field.default, field.default_factory = given[name], MISSING
+
+    @wraps(init)
+    def with_defaults(self: Placed, *args: Any, **kwargs: Any) -> None:
+        init(**(given | signature.bind_partial(self, *args, **kwargs).arguments))
+
+    cls.__init__ = with_defaults  # type: ignore[method-assign]
+    cls.__dataclass_fields__ = cls.__dataclass_fields__ | changed
 
 
 def chosen_heads(heads: Sequence[int], count: int) -> Tensor:

@@ -18,6 +18,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from sinkscope.arguments import whole_number
+from sinkscope.attention.definition import check_resumable
 from sinkscope.errors import SinkscopeError
 from sinkscope.models.facts import find_anatomy, model_attributes, token_attributes
 from sinkscope.models.requirements import check_eval, check_reader
@@ -254,8 +255,9 @@ def _checkpoint(
     slug = re.sub("[^a-z0-9+.-]+", "-", policy.name)
     if len(slug) > LONGEST or re.search("[^a-z0-9+., -]", policy.name):  # else another name could have the same
         slug = f"{slug[:LONGEST]}-{hashlib.sha256(policy.name.encode()).hexdigest()[:8]}"
-    file = Path(folder) / f"{slug}.safetensors"
-    return Checkpoint(file, settings_of(model, texts, policy, run))
+    file, settings = Path(folder) / f"{slug}.safetensors", settings_of(model, texts, policy, run)
+    check_resumable(settings)
+    return Checkpoint(file, settings)
 
 
 def decompose(

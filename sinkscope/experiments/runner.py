@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar
 from joblib import Parallel, delayed
 from torch import nn
 
+from sinkscope.attention.definition import check_resumable
 from sinkscope.hf.loading import load
 from sinkscope.progress import progress_bar
 
@@ -58,8 +59,11 @@ class Cell(ABC, Generic[Result]):
         return hashlib.sha256(self.settings_text.encode()).hexdigest()[:32]
 
     def path(self, folder: Path | None) -> Path | None:
-        """Its file in a folder; None where nothing is kept."""
-        return None if folder is None else folder / f"{self.key}.safetensors"
+        """Its file in a folder; None where nothing is kept. SinkscopeError where no file may stand for its settings."""
+        if folder is None:
+            return None
+        check_resumable(self.settings)
+        return folder / f"{self.key}.safetensors"
 
 
 def run_cells(

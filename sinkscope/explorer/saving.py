@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from sinkscope import figures
+from sinkscope.attention.definition import is_found
 from sinkscope.attention.placement import is_ours
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.perplexity import policy_coordinates
@@ -141,7 +142,7 @@ def _imports(slots: Iterable[Any]) -> list[str]:
     """Lines for classes from outside the package: imports, or a comment for those that only a notebook has."""
     return [
         f"# here goes the definition of your class {each.__qualname__}"
-        if each.__module__ == "__main__" or "." in each.__qualname__
+        if each.__module__ == "__main__" or "." in each.__qualname__ or not is_found(each, each.__module__)
         else f"from {each.__module__} import {each.__name__}"
         for each in map(type, slots)
         if not is_ours(each)

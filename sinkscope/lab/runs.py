@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import sinkscope
 from sinkscope.arguments import finite_number, whole_number
+from sinkscope.attention.placement import kind_of
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.runner import Advance, Cell, run_cells
 from sinkscope.files import writable_folder
@@ -112,9 +113,11 @@ class TrainingRun(Cell[dict[str, Tensor]], Generic[Material]):
 
     @property
     def settings(self) -> dict[str, Any]:  # type: ignore[override]
+        definition = self.arm.normaliser.definition
         return {
             "text": self.text_sha256,
             **{name: getattr(self, name) for name in ("sizes", "schedule", "arm", "seed")},
+            **({"arm_definition": definition} if definition else {}),
             "device": self.device.partition(":")[0],
             "torch": torch.__version__,
             "sinkscope": sinkscope.__version__,
@@ -199,7 +202,7 @@ class Comparison(Generic[Run]):
         sizes = self.runs[0].sizes
         return {
             "arm": [arm.name for arm in self.arms],
-            "normaliser_kind": ("arm", [type(arm.normaliser).__name__ for arm in self.arms]),
+            "normaliser_kind": ("arm", [kind_of(type(arm.normaliser)) for arm in self.arms]),
             "has_sink_logit": ("arm", [int(arm.has_sink_logit) for arm in self.arms]),
             "has_sink_token": ("arm", [int(arm.has_sink_token) for arm in self.arms]),
             "seed": self.seeds,

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from torch import nn
 
 from sinkscope.attention.eviction import Eviction
-from sinkscope.attention.placement import Placed, is_ours
+from sinkscope.attention.placement import Placed, kind_of
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.models import key_value_heads, query_heads
 from sinkscope.models.rotary import Rotation, find_rotations
@@ -110,9 +110,8 @@ class Policy(Placed):
         positions          "cache" or "original"
         placement          the layers and heads it acts in, in words; empty for all
         """
-        kind = type(self)
         return {
-            "policy_kind": kind.__name__ if is_ours(kind) else f"{kind.__module__}.{kind.__qualname__}",
+            "policy_kind": kind_of(type(self)),
             "policy_settings": json.dumps(self.settings, default=repr, sort_keys=True),
             "cache_size": -1 if self.cache_size is None else self.cache_size,
             "sinks": 0 if self.kept is None else self.kept.first,
@@ -126,7 +125,7 @@ class Policy(Placed):
     @property
     def name(self) -> str:
         """A short name, as figures and records show it."""
-        return ", ".join(filter(None, [self.description, self.place])) if self.label is None else self.label
+        return ", ".join(filter(None, [self.description, self.place])) if self.label is None else str(self.label)
 
     @property
     def description(self) -> str:

@@ -14,7 +14,7 @@ from sinkscope import lab, open_record, save_record
 from sinkscope.errors import SinkscopeError
 from sinkscope.lab.bigram import Backcopy, BackcopyRun
 from sinkscope.lab.runs import Text
-from sinkscope.normalisers import Softmax1
+from sinkscope.normalisers import Normaliser, Softmax1
 from tests.support.training_records import SMALL, TEXT
 
 
@@ -205,3 +205,18 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_runs(tmp_path, 
     with pytest.raises(SinkscopeError, match="cannot be made"):
         trained(tmp_path / "file" / "runs")
     assert runs == []
+
+
+def test_a_normaliser_with_another_constant_is_trained_anew(tmp_path):
+    def own(constant):
+        class Power(Normaliser):
+            power = constant
+
+            def weights(self, scores):
+                return scores.softmax(-1) ** self.power
+
+        return lab.Arm("own", Power())
+
+    kept = [trained(tmp_path, [own(power)], 0) for power in (1, 2)]
+    np.testing.assert_array_equal(kept[1].loss, trained(None, [own(2)], 0).loss)
+    assert not np.array_equal(kept[0].loss, kept[1].loss)
