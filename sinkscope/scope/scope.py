@@ -29,10 +29,12 @@ from sinkscope.attention.masks import TensorMask
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import leave_maps_out, use_implementation
 from sinkscope.hf.models import query_heads, reading_all
+from sinkscope.hf.placement import reading_device
 from sinkscope.models.compiled import uncompiled
 from sinkscope.models.facts import Anatomy, Part, find_anatomy, model_attributes, token_attributes
 from sinkscope.models.requirements import SCOPED, check_weights, not_finite
 from sinkscope.normalisers import Normaliser, VirtualKey
+from sinkscope.normalisers.base import quicker_form
 from sinkscope.policies import Dense, Policy
 from sinkscope.probes import FREE, HiddenProbe, LayerProbe, Probe, TileProbe
 from sinkscope.scope.binding import layer_evictions
@@ -347,9 +349,11 @@ def _check_normaliser(
         )
     heads = query_heads(model)
     normaliser.check_place(anatomy.numbers, heads)
-    normaliser.check_weights(heads or 1)
-    shares = isinstance(normaliser, VirtualKey) and not normaliser.needs_whole_rows
-    if not shares and any(eviction.values == "added" for each in evictions for eviction in each):
+    device = reading_device(model)
+    normaliser.check_weights(heads, "cpu" if device.type == "meta" else device)
+    if quicker_form(normaliser) is not VirtualKey and any(
+        eviction.values == "added" for each in evictions for eviction in each
+    ):
         raise SinkscopeError(
             f'values="added" takes keys out of a denominator, and the weights of {normaliser!r} are not shares of one; '
             "give a normaliser with a denominator, or other values."
