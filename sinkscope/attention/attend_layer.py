@@ -23,16 +23,18 @@ if TYPE_CHECKING:
 LEAK = 1e-6  # weight on a hidden key that is no more than rounding
 
 
-class ScoreByScore(Protocol):
-    """As `sinkscope.normalisers.Pointwise`."""
-
-    def weigh(self, scores: Tensor, lse: Tensor, seen: Tensor) -> Tensor: ...
-
-
 class WholeRows(Protocol):
     """As `sinkscope.normalisers.Normaliser`."""
 
     def weights(self, scores: Tensor) -> Tensor: ...
+
+    def check_gradients(self, heads: int, device: torch.device) -> None: ...
+
+
+class ScoreByScore(WholeRows, Protocol):
+    """As `sinkscope.normalisers.Pointwise`."""
+
+    def weigh(self, scores: Tensor, lse: Tensor, seen: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,19 @@ class Weighing:
             lse, seen: [batch or 1, head or 1, query, 1] log-sum-exp of the keys that are seen, and how many those are.
         """
         if self.pointwise is not None:
-            return self.pointwise.weigh(scores, lse, seen)
+            return score_by_score(self.pointwise, scores, lse, seen)
         assert self.whole is not None
         if self.head is None:
             return whole_rows(self.whole, scores)
         every = scores.expand(-1, self.count, -1, -1)  # a normaliser may differ from head to head
         return whole_rows(self.whole, every)[:, self.head : self.head + 1]
+
+    def weights(self, scores: Tensor, lse: Tensor, seen: Callable[[], Tensor]) -> Tensor:
+        """Weights of all heads, as `logs` takes them."""
+        if not self.replaces_softmax:
+            return scores.sub_(lse).exp_()
+        outside = scores if self.heads is None else (scores - lse).exp()
+        return by_head(self.heads, self._of_block(scores, lse, seen), outside)
 
     def logs(self, scores: Tensor, lse: Tensor, seen: Callable[[], Tensor], heads: slice = slice(None)) -> Tensor:
         """Logarithms of the weights of a block of scores [batch, heads, query, key], made in their place.
@@ -100,10 +109,21 @@ class Weighing:
         """
         if not self.replaces_softmax:
             return scores.sub_(lse)
+        outside = scores if self.heads is None else scores - lse  # first: a normaliser may write into its scores
+        weights = self._of_block(scores, lse, seen, heads).log().clamp(min=torch.finfo(scores.dtype).min)
+        return by_head(None if self.heads is None else self.heads[heads], weights, outside)
+
+    def _of_block(self, scores: Tensor, lse: Tensor, seen: Callable[[], Tensor], heads: slice = slice(None)) -> Tensor:
         count = seen().to(scores.device)
-        count = (count[:, heads] if count.shape[1] > 1 else count)[..., None]
-        weights = self.replaced(scores, lse, count).log().clamp(min=torch.finfo(scores.dtype).min)
-        return weights if self.heads is None else torch.where(self.heads[heads, None, None], weights, scores - lse)
+        return self.replaced(scores, lse, (count[:, heads] if count.shape[1] > 1 else count)[..., None])
+
+    def with_gradients(self, sums: Tensor) -> Tensor:
+        """Sums of values by weights of a normaliser that replaces softmax; what it cannot differentiate is refused."""
+        if sums.requires_grad:
+            normaliser = self.pointwise or self.whole
+            assert normaliser is not None
+            sums.register_hook(lambda gradient: normaliser.check_gradients(self.count, gradient.device))
+        return sums
 
 
 def by_query(virtual_logit: Tensor) -> Tensor:
@@ -120,6 +140,15 @@ def by_head(heads: Tensor | None, inside: Tensor, outside: Tensor) -> Tensor:
     return inside if heads is None else torch.where(heads[:, None, None], inside, outside)
 
 
+def score_by_score(normaliser: ScoreByScore, scores: Tensor, lse: Tensor, seen: Tensor) -> Tensor:
+    """Weights of a block of scores, of which each follows from its own score."""
+    if not torch.is_grad_enabled():
+        return _shaped(normaliser, normaliser.weigh(scores, lse, seen), scores)
+    hidden = is_hidden(scores)  # in a graph, nothing times an infinite slope at the lowest float would be NaN
+    given = torch.where(hidden, scores.detach().amax(-1, keepdim=True), scores)
+    return _shaped(normaliser, normaliser.weigh(given, lse, seen), scores).masked_fill(hidden, 0.0)
+
+
 def whole_rows(normaliser: WholeRows, scores: Tensor) -> Tensor:
     """Weights of whole rows by a normaliser's own definition, checked; rows that see nothing get none.
 
@@ -129,26 +158,39 @@ def whole_rows(normaliser: WholeRows, scores: Tensor) -> Tensor:
     hidden = is_hidden(scores)
     nothing = hidden.all(-1, keepdim=True)
     given = scores.masked_fill(hidden, -torch.inf).masked_fill(nothing, 0.0)
-    weights = normaliser.weights(given)
+    weights = _shaped(normaliser, normaliser.weights(given), scores).masked_fill(nothing, 0.0)
+    check_shares(normaliser, weights, scores, "minus infinity")
+    return weights
+
+
+def _shaped(normaliser: object, weights: object, scores: Tensor) -> Tensor:
     if not isinstance(weights, Tensor) or weights.shape != scores.shape:
         shape = f"the shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else f"a {type(weights).__name__}"
         raise SinkscopeError(
             f"{normaliser!r} gave {shape} for scores of shape {tuple(scores.shape)}; weights have that shape."
         )
-    weights = weights.masked_fill(nothing, 0.0)
-    if not bool(weights.isfinite().all()):
+    return weights.to(scores.dtype)
+
+
+def check_finite(normaliser: object, weights: Tensor, scores: Tensor, hides: str) -> None:
+    """Raise SinkscopeError for weights that are not finite of scores that are; `hides` says what a hidden key has."""
+    if not bool(weights.isfinite().all()) and bool((scores < torch.inf).all()):
         raise SinkscopeError(
-            f"{normaliser!r} gave weights that are NaN or infinite; scores of hidden keys are minus infinity, and "
-            "their weight is 0."
+            f"{normaliser!r} gave weights that are NaN or infinite; scores of hidden keys are {hides}, and their "
+            "weight is 0."
         )
+
+
+def check_shares(normaliser: object, weights: Tensor, scores: Tensor, hides: str) -> None:
+    """Raise SinkscopeError for weights of some scores that are not finite, below 0 or on hidden keys."""
+    check_finite(normaliser, weights, scores, hides)
     if bool((weights < 0).any()):
         raise SinkscopeError(f"{normaliser!r} gave weights below 0, which are no shares of attention; give 0 or more.")
-    if bool((weights.masked_fill(~hidden, 0.0).abs() > LEAK).any()):
+    if bool((weights.masked_fill(~is_hidden(scores), 0.0) > LEAK).any()):
         raise SinkscopeError(
             f"{normaliser!r} gives weight to hidden keys, which lie in a query's future or were taken away; their "
-            "scores are minus infinity, and their weight is 0."
+            f"scores are {hides}, and their weight is 0."
         )
-    return weights.to(scores.dtype)
 
 
 class Block(NamedTuple):
@@ -204,10 +246,13 @@ def weighted_sums(sets: Sequence[KeySet], lse: Tensor, weighing: Weighing) -> li
             scores.append(scores_of(query, key, part.mask, rows, columns, *part.block[4:]) + part.bias)
             values.append(value[:, :, columns])
         weights = weighing.replaced(torch.cat(scores, -1), lse[:, :, rows, None], seen[:, :, rows, None])
-        return tuple(map(weigh_values, weights.split([each.shape[-1] for each in scores], -1), values))
+        sums = tuple(map(weigh_values, weights.split([each.shape[-1] for each in scores], -1), values))
+        if not all(bool(each.isfinite().all()) for each in sums):  # whose fault is it?
+            check_finite(weighing.pointwise or weighing.whole, weights, torch.cat(scores, -1), "the lowest float")
+        return sums
 
     states = [state for part in sets for state in part.block[:3]]
-    return list(in_blocks(sums, rows, batch * heads * sum(counts), lse, *states))
+    return [weighing.with_gradients(each) for each in in_blocks(sums, rows, batch * heads * sum(counts), lse, *states)]
 
 
 class Attended(NamedTuple):

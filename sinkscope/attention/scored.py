@@ -198,8 +198,10 @@ def _with_weights(block: Block, weighing: Weighing) -> tuple[Attended, Tensor]:
         scores = scores_of(block.query, block.key, mask, rows, columns, block.scale, block.softcap)
         lse = weighing.denominator(scores.logsumexp(-1))
         own = scores.clone() if scores.requires_grad else scores  # the gradient of the sum needs them as they are
-        weights = weighing.logs(own, lse[..., None], lambda: mask.seen(rows, keys)).exp_()
+        weights = weighing.weights(own, lse[..., None], lambda: mask.seen(rows, keys))
         output = weigh_values(weights, block.value)
+        if weighing.replaces_softmax:
+            output = weighing.with_gradients(output)
     return Attended(output.to(block.query.dtype), lse), weights.detach()
 
 

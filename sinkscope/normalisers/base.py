@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinkscope.attention.attend_layer import Weighing, whole_rows
+from sinkscope.attention.attend_layer import Weighing, check_shares, score_by_score, whole_rows
 from sinkscope.attention.masks import is_hidden
 from sinkscope.attention.placement import Placed
 from sinkscope.errors import SinkscopeError
@@ -40,40 +40,96 @@ class Normaliser(Placed, ABC):
                 query sees, and any number of hidden ones.
         """
 
-    @property
-    def needs_whole_rows(self) -> bool:
-        """Whether `weights` itself has to be run: there is no quicker form, or it was redefined below that form."""
-        return type(self).weights not in (VirtualKey.weights, Pointwise.weights)
-
-    def check_weights(self, heads: int, device: torch.device | str = "cpu") -> None:
-        """Try a normaliser of one's own on small scores, in a layer of so many query heads.
+    def check_weights(self, heads: int | None, device: torch.device | str = "cpu") -> None:
+        """Try a normaliser on small scores, in a layer of so many query heads; None where that is not known.
 
         SinkscopeError is raised for weights of another shape, not finite, below 0 or on hidden keys, and for those that
         follow from anything but the scores that a query sees in one head.
         """
-        if not self.needs_whole_rows:
+        form = quicker_form(self)
+        if form is VirtualKey:
+            if (
+                heads is not None
+                and (logit := logit_of(self, heads, device)) is not None
+                and not (logit < torch.inf).all()
+            ):
+                raise SinkscopeError(f"`virtual_logit` of {self!r} gave NaN or infinity; give numbers, or None.")
             return
-        generator = torch.Generator().manual_seed(0)
-        scores = torch.randn(2, heads, 5, 7, generator=generator)
-        hidden = torch.ones(5, 7, dtype=torch.bool).triu(3)
-        scores = scores.masked_fill(hidden, -torch.inf).to(device)
-        found = whole_rows(self, scores)
-        others = scores[:, 1:].flip(2).roll(1, -1).nan_to_num(neginf=0.5).masked_fill(hidden.to(device), -torch.inf)
-        mixed = torch.cat([scores[:, :1], others], 1)
-        wider = torch.nn.functional.pad(scores, (0, 3), value=-torch.inf)
-        trials = {
-            "on the other queries": (whole_rows(self, scores[:, :, 2:3]), found[:, :, 2:3]),
-            "on the other texts of the batch": (whole_rows(self, scores[1:]), found[1:]),
-            "on the other heads": (whole_rows(self, mixed)[:, :1], found[:, :1]),
-            "on how many keys are hidden": (whole_rows(self, wider)[..., :7], found),
-            "on the order of the keys": (whole_rows(self, scores.flip(-1)).flip(-1), found),
-        }
+        scores = small_scores(heads or 1, device)
+        hidden = scores[0, 0].isneginf()
+        with torch.no_grad():
+            found = self._tried(scores)
+            others = scores[:, 1:].flip(2).roll(1, -1).nan_to_num(neginf=0.5).masked_fill(hidden, -torch.inf)
+            mixed = torch.cat([scores[:, :1], others], 1)
+            wider = torch.nn.functional.pad(scores, (0, 3), value=-torch.inf)
+            trials = {
+                "on the other queries": (self._tried(scores[:, :, 2:3]), found[:, :, 2:3]),
+                "on the other texts of the batch": (self._tried(scores[1:]), found[1:]),
+                "on the other heads": (self._tried(mixed)[:, :1], found[:, :1]),
+                "on how many keys are hidden": (self._tried(wider)[..., :7], found),
+                "on the order of the keys": (self._tried(scores.flip(-1)).flip(-1), found),
+            }
+            if form is Pointwise:
+                trials["on which heads stand beside them"] = self._tried(scores[:, :1]), found[:, :1]
+                trials["on scores of other keys, beyond their log-sum-exp"] = self._tried(scores, 1, 3), found[..., 1:3]
         for reason, (weights, expected) in trials.items():
             if not torch.allclose(weights, expected, rtol=ALIKE, atol=ALIKE):
                 raise SinkscopeError(
                     f"the weights of {self!r} for a query depend {reason}, so they cannot be made block by block or "
                     "token by token; let them follow from the scores that the query sees in one head."
                 )
+
+    def check_gradients(self, heads: int, device: torch.device | str = "cpu") -> None:
+        """Try the gradients of the weights on small scores; SinkscopeError is raised where they cannot be had."""
+        scores = small_scores(heads, device)
+        with torch.enable_grad():
+            weights = self._tried(scores.requires_grad_())
+            wanted = _leaves(weights)
+            if not wanted:
+                return
+            try:
+                found = torch.autograd.grad(weights, wanted, torch.ones_like(weights), allow_unused=True)
+            except RuntimeError as problem:
+                raise SinkscopeError(f"the weights of {self!r} have no gradient: {problem}") from problem
+        if not all(bool(gradient.isfinite().all()) for gradient in found if gradient is not None):
+            raise SinkscopeError(
+                f"gradients of the weights of {self!r} are NaN where keys are hidden, as 0 times infinity is; replace "
+                "the scores of hidden keys by a finite number, and set the weights there to 0 with `masked_fill`."
+            )
+
+    def _tried(self, scores: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+        """Weights of some scores as they are made inside a layer, there for a part of the keys alone."""
+        if quicker_form(self) is None:
+            return whole_rows(self, scores)
+        assert isinstance(self, Pointwise)
+        lowest = scores.masked_fill(scores.isneginf(), torch.finfo(scores.dtype).min)
+        lse, seen = lowest.logsumexp(-1, keepdim=True), (~scores.isneginf()).sum(-1, keepdim=True)
+        kept, part = lse.clone(), lowest[..., first:last]
+        weights = score_by_score(self, part.clone(), lse, seen[:, :1])
+        if not torch.equal(lse, kept):
+            raise SinkscopeError(f"`weigh` of {self!r} changed the log-sum-exp in place, which others read; copy it.")
+        check_shares(self, weights, part, "the lowest float")
+        return weights
+
+
+def small_scores(heads: int, device: torch.device | str) -> Tensor:
+    """Scores [batch, head, query, key] to try a normaliser on, some of them of hidden keys."""
+    scores = torch.randn(2, heads, 5, 7, generator=torch.Generator().manual_seed(0))
+    return scores.masked_fill(torch.ones(5, 7, dtype=torch.bool).triu(3), -torch.inf).to(device)
+
+
+def _leaves(made: Tensor) -> list[Tensor]:
+    """All tensors that a gradient flows to from what was made of them."""
+    found: list[Tensor] = []
+    nodes, met = [made.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in met:
+            met.add(node)
+            nodes += [each for each, _ in node.next_functions]
+            if (leaf := getattr(node, "variable", None)) is not None:
+                found.append(leaf)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -85,7 +141,7 @@ class VirtualKey(Normaliser):
         """The logit ``s`` [head] of that key, or None where there is none."""
 
     def weights(self, scores: Tensor) -> Tensor:
-        logit = self.virtual_logit(scores.shape[1], scores.device)
+        logit = logit_of(self, scores.shape[1], scores.device)
         if logit is None:
             return scores.softmax(-1)
         extra = logit.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:-1], 1)
@@ -144,7 +200,7 @@ class Pointwise(Normaliser):
 
     @abstractmethod
     def weigh(self, scores: Tensor, lse: Tensor, seen: Tensor) -> Tensor:
-        """Weights of a block of scores; 0 for a score at the lowest float.
+        """Weights of a block of scores, any of the heads, queries and keys; 0 for a score at the lowest float.
 
         Args:
             scores: [batch, head, query, key].
@@ -207,6 +263,33 @@ class Sigmoid(Pointwise):
         return torch.sigmoid(scores + bias)
 
 
+def quicker_form(normaliser: Normaliser) -> type[VirtualKey] | type[Pointwise] | None:
+    """The form that gives the weights of a normaliser without whole rows; None when `weights` itself has to be run.
+
+    That is so where there is no such form, and where `weights` was redefined below it.
+    """
+    definition = getattr(normaliser.weights, "__func__", None)
+    if isinstance(normaliser, VirtualKey) and definition is VirtualKey.weights:
+        return VirtualKey
+    return Pointwise if isinstance(normaliser, Pointwise) and definition is Pointwise.weights else None
+
+
+def logit_of(normaliser: VirtualKey, heads: int, device: torch.device | str) -> Tensor | None:
+    """The logit [head] of a virtual key in float32, or None where there is none."""
+    given = normaliser.virtual_logit(heads, torch.device(device))
+    if given is None:
+        return None
+    try:
+        logit = torch.as_tensor(given).to(device, torch.float32)
+        return logit.reshape(-1).expand(heads) if logit.dim() < 2 else logit.reshape(heads)
+    except (TypeError, ValueError, RuntimeError) as problem:
+        shown = f"the shape {tuple(given.shape)}" if isinstance(given, Tensor) else repr(given)
+        raise SinkscopeError(
+            f"`virtual_logit` of {normaliser!r} gave {shown} for {heads} heads; give a tensor [head], one number, or "
+            "None."
+        ) from problem
+
+
 def weighing_of(normaliser: Normaliser | None, native: Tensor | None, heads: int, device: torch.device) -> Weighing:
     """How a layer weighs under a normaliser, or under its own when None; `native` [head] are its own learned sinks."""
     own = None if native is None else native.float().to(device)
@@ -214,9 +297,10 @@ def weighing_of(normaliser: Normaliser | None, native: Tensor | None, heads: int
         return Weighing(own)
     acting = normaliser.acting_heads(heads)
     acting = None if acting is None else acting.to(device)
-    whole = normaliser if normaliser.needs_whole_rows else None
-    pointwise = normaliser if isinstance(normaliser, Pointwise) and whole is None else None
-    logit = normaliser.virtual_logit(heads, device) if isinstance(normaliser, VirtualKey) and whole is None else None
+    form = quicker_form(normaliser)
+    whole = normaliser if form is None else None
+    pointwise = normaliser if form is Pointwise else None
+    logit = logit_of(normaliser, heads, device) if form is VirtualKey else None
     if acting is not None and not (logit is None and own is None):
         nothing = torch.full((heads,), -torch.inf, device=device)
         logit = torch.where(acting, nothing if logit is None else logit, nothing if own is None else own)

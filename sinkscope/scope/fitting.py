@@ -11,8 +11,10 @@ from torch import nn
 from sinkscope.attention.eviction import Eviction
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.models import query_heads
+from sinkscope.hf.placement import reading_device
 from sinkscope.models.facts import Anatomy
 from sinkscope.normalisers import Normaliser, VirtualKey
+from sinkscope.normalisers.base import quicker_form
 from sinkscope.probes import HiddenProbe, Probe
 
 
@@ -38,6 +40,7 @@ def check_fits(probe: Probe, anatomy: Anatomy) -> None:
 def check_normaliser(
     normaliser: Any, model: nn.Module, anatomy: Anatomy, evictions: list[tuple[Eviction, ...]]
 ) -> None:
+    """Raise SinkscopeError for a normaliser that cannot act on a model, or beside a policy."""
     if not isinstance(normaliser, Normaliser):
         raise SinkscopeError(f"{normaliser!r} is not a normaliser; give an instance such as sinkscope.Softmax1().")
     if not anatomy.interface:
@@ -47,8 +50,9 @@ def check_normaliser(
         )
     heads = query_heads(model)
     normaliser.check_place(anatomy.numbers, heads)
-    normaliser.check_weights(heads or 1)
-    shares = isinstance(normaliser, VirtualKey) and not normaliser.needs_whole_rows
+    device = reading_device(model)
+    normaliser.check_weights(heads, "cpu" if device.type == "meta" else device)
+    shares = quicker_form(normaliser) is VirtualKey
     if not shares and any(eviction.values == "added" for each in evictions for eviction in each):
         raise SinkscopeError(
             f'values="added" takes keys out of a denominator, and the weights of {normaliser!r} are not shares of one; '
