@@ -214,13 +214,16 @@ class SeenEviction(Eviction):
 
     def rest(self, block: Block) -> list[KeySet]:
         rows = torch.arange(block.start, block.start + block.query.shape[2], device=block.key.device)
-        blind = ~self.sees(rows, rows)
-        if bool(blind.any()):
-            raise SinkscopeError(
-                f"query {int(rows[blind][0])} does not see its own key under {self.policy!r}; a query has to see "
-                "itself, or it could be left with nothing to attend to."
-            )
+        self.check_own(self.sees(rows, rows), block.start)
         return super().rest(block)
+
+    def check_own(self, seen: Tensor, start: int = 0) -> None:
+        """Raise SinkscopeError unless all queries, the first at place `start`, see their own keys: booleans [query]."""
+        if not bool(seen.all()):
+            raise SinkscopeError(
+                f"query {start + int((~seen).nonzero()[0])} does not see its own key under {self.policy!r}; a query "
+                "has to see itself, or it could be left with nothing to attend to."
+            )
 
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
         shape = torch.broadcast_shapes(query.shape, key.shape)

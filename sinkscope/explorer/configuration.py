@@ -266,7 +266,7 @@ class Configuration:
             hidden = (~policy.sees(query, key) & (key <= query)).any(-1).nonzero()
             if len(hidden):
                 return int(hidden[0])
-        if policy.cache_size is not None:
+        if policy.cache_size is not None and (policy.kept is not None or policy.remembers):
             return policy.cache_size + (0 if self.is_recomputed else 1)
         first = POLICIES[self.policy].first_affected if isinstance(self.policy, str) else None
         return 0 if first is None else first(self)

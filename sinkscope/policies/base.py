@@ -12,19 +12,24 @@ A policy binds itself to each layer of a model: `bind` gives the evictions that 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from sinkscope.attention.eviction import Eviction
-from sinkscope.attention.placement import Placed, kind_of
+from sinkscope.attention.eviction import Eviction, WindowEviction
+from sinkscope.attention.placement import Placed, kind_of, owner
+from sinkscope.attention.scored import ScoredEviction
+from sinkscope.attention.trials import try_eviction
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.models import key_value_heads, query_heads
 from sinkscope.models.rotary import Rotation, find_rotations
 
 POSITIONS = ("cache", "original")
 VALUES = ("kept", "zeroed", "mean", "added")
+IDEAS = ("bind", "sees", "score")
 
 
 class BoundLayer:
@@ -61,6 +66,7 @@ class Policy(Placed):
 
     recomputed = False  # whether keys and values are rebuilt from the tokens kept, for every new token
     remembers = False  # whether which keys a query sees follows from the attention of earlier ones
+    _asked: ClassVar[tuple[str, ...]] = IDEAS  # the methods that say what it does
 
     def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
         """How one attention layer carries it out: evictions in different heads; none for dense attention."""
@@ -95,7 +101,46 @@ class Policy(Placed):
         return False
 
     def check(self) -> None:
-        """Raise SinkscopeError when the class redefines a part of another one that belongs together with the rest."""
+        """Raise SinkscopeError when nobody asks a part of it, or a setting cannot be; every run calls it first."""
+        kind, name = type(self), type(self).__name__
+        checks = next((cls for cls in kind.__mro__ if is_built_in(cls) and "__post_init__" in vars(cls)), None)
+        if checks is not None and not is_built_in(kind):
+            vars(checks)["__post_init__"](self)  # an `__init__` or `__post_init__` of its own may have left it out
+        kinds = [cls.__name__ for cls in kind.__mro__ if is_built_in(cls) and Policy in cls.__bases__]
+        if len(kinds) > 1:
+            raise SinkscopeError(
+                f"{name} is a {' and a '.join(kinds)} at once, and only one of them can say which keys a query sees; "
+                "derive it from one."
+            )
+        is_idle = self.is_dense and not is_built_in(owner(kind, "is_dense"))
+        reason = "is recomputed" if self.recomputed else "says by `is_dense` that it leaves attention as it is"
+        asked = () if self.recomputed or is_idle else self._asked
+        for member in IDEAS:
+            given = callable(getattr(kind, member, None)) and not is_built_in(owner(kind, member))
+            if given and member not in asked:
+                why = reason if self.recomputed or is_idle else f"is a {kinds[0]}"
+                raise SinkscopeError(
+                    f"{name} {why}, so nobody asks the `{member}` of its own that it gives; leave that out, or derive "
+                    "it from sinkscope.StaticPolicy and give it `sees`, or from sinkscope.ScoredPolicy and give it "
+                    "`score`."
+                )
+        if self.recomputed and self.kept is None:
+            raise SinkscopeError(
+                f"{name} is recomputed and does not say by `kept` how many tokens; derive it from sinkscope.Recompute."
+            )
+        if not is_built_in(owner(kind, "coordinates")):
+            expected: Any = Policy.coordinates
+            given, names = set(self.coordinates), set(expected.fget(self))
+            if given != names:
+                told = [
+                    f"{what} {', '.join(sorted(some))}"
+                    for what, some in (("lack", names - given), ("add", given - names))
+                    if some
+                ]
+                raise SinkscopeError(
+                    f"the `coordinates` of {name} {' and '.join(told)}; give those of sinkscope.Policy, with other "
+                    "values where they differ, and leave settings to policy_settings, which has every field."
+                )
 
     @property
     def coordinates(self) -> dict[str, str | int | float]:
@@ -132,6 +177,57 @@ class Policy(Placed):
         """What it does, in a few words."""
         own = {name: value for name, value in self.settings.items() if name not in ("layers", "heads", "label")}
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in own.items())})"
+
+
+def is_built_in(cls: type) -> bool:
+    """Whether a class is one of this package."""
+    return cls.__module__.partition(".")[0] == "sinkscope"
+
+
+def bound_evictions(policy: Policy, layer: BoundLayer) -> tuple[Eviction, ...]:
+    """What `bind` of a policy gives a layer; SinkscopeError for what a layer cannot carry out."""
+    evictions: Any = policy.bind(layer)
+    if not isinstance(evictions, tuple) or not all(isinstance(each, Eviction) for each in evictions):
+        raise SinkscopeError(
+            f"`bind` of {policy!r} gave {evictions!r}; it has to give a tuple of evictions, empty for dense attention."
+        )
+    if is_built_in(owner(type(policy), "bind")):
+        return evictions
+    for eviction in evictions:
+        _check_eviction(eviction, policy, layer.heads)
+        if not isinstance(eviction, ScoredEviction):
+            try_eviction(eviction, policy)
+    if policy.kept is not None and not (evictions and all(_keeps(each, policy) for each in evictions)):
+        first, last = policy.kept
+        raise SinkscopeError(
+            f"{policy!r} says by `kept` that a cache holds the first {first} tokens and the last {last}, and its "
+            f"`bind` gave {', '.join(type(each).__name__ for each in evictions) or 'nothing'} for other keys or some "
+            "heads; leave out `kept`, so that a cache holds all keys, or derive it from sinkscope.SinkWindow."
+        )
+    return evictions
+
+
+def _keeps(eviction: Eviction, policy: Policy) -> bool:
+    """Whether an eviction is that of a cache with the tokens that a policy keeps, and of no others."""
+    if not isinstance(eviction, WindowEviction) or policy.kept is None:
+        return False
+    everywhere = policy.is_partial or eviction.heads is None or bool(eviction.heads.all())
+    sizes = (eviction.sinks, eviction.window)
+    return everywhere and sizes == tuple(policy.kept) and eviction.since == sum(sizes) + 1
+
+
+def _check_eviction(eviction: Eviction, policy: Policy, count: int) -> None:
+    heads, told = eviction.heads, f"`bind` of {policy!r} gave {type(eviction).__name__} with"
+    if heads is not None and not (
+        isinstance(heads, Tensor) and heads.dtype == torch.bool and tuple(heads.shape) == (count,)
+    ):
+        raise SinkscopeError(f"{told} heads={heads!r}; it has to give {count} booleans, one for each head, or None.")
+    if eviction.values not in VALUES:
+        raise SinkscopeError(f"{told} values={eviction.values!r}; give one of {', '.join(VALUES)}.")
+    if not isinstance(eviction.since, int) or eviction.since < 0:
+        raise SinkscopeError(f"{told} since={eviction.since!r}; give the place of a query, 0 or more.")
+    if math.isnan(eviction.bias) or eviction.bias == math.inf:
+        raise SinkscopeError(f"{told} bias={eviction.bias!r}; give a number, or -math.inf to evict.")
 
 
 def check_count(policy: Policy, name: str, least: int) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from sinkscope.attention.eviction import Eviction
 from sinkscope.attention.placement import chosen_heads
 from sinkscope.errors import SinkscopeError
-from sinkscope.policies.base import BoundLayer, Policy
+from sinkscope.policies.base import BoundLayer, Policy, bound_evictions
 from sinkscope.policies.static import Dense, SinkWindow
 
 
@@ -38,6 +38,8 @@ class PerHead(Policy):
     default: Policy = field(default_factory=Dense)
     shared: bool = field(default=False, kw_only=True)
     table_shape: tuple[int, int] | None = field(default=None, kw_only=True)
+
+    _asked = ()
 
     def __post_init__(self) -> None:
         given: Any = self.policies
@@ -110,10 +112,16 @@ class PerHead(Policy):
         for head in range(layer.heads):
             groups.setdefault(own.get(head // group, self.default), []).append(head)
         return tuple(
-            replace(eviction, heads=chosen_heads(heads, layer.heads))
+            replace(eviction, heads=chosen if eviction.heads is None else chosen & eviction.heads)
             for policy, heads in groups.items()
-            for eviction in policy.bind(layer)
+            for chosen in (chosen_heads(heads, layer.heads),)
+            for eviction in bound_evictions(policy, layer)
         )
+
+    def check(self) -> None:
+        super().check()
+        for policy in self.parts:
+            _check_part(policy)
 
     def check_place(self, layers: Sequence[int], heads: int | None, kv_heads: int | None = None) -> None:
         most = kv_heads if self.shared else heads

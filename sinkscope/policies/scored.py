@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from sinkscope.attention.eviction import Eviction
+from sinkscope.attention.placement import owner
 from sinkscope.attention.scored import HeldKeys, ScoredEviction
+from sinkscope.attention.trials import try_score
 from sinkscope.errors import SinkscopeError
-from sinkscope.policies.base import BoundLayer, Policy, check_count
+from sinkscope.policies.base import BoundLayer, Policy, check_count, is_built_in
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,6 +38,7 @@ class ScoredPolicy(Policy, ABC):
     chunk: int = field(default=1, kw_only=True)
 
     remembers = True
+    _asked = ("score",)
 
     def __post_init__(self) -> None:
         for name, least in (("budget", 1), ("recent", 0), ("chunk", 1)):
@@ -44,13 +47,6 @@ class ScoredPolicy(Policy, ABC):
             raise SinkscopeError(
                 f"{type(self).__name__} keeps a budget of {self.budget} keys, which cannot hold the last "
                 f"{self.recent}; give a budget of at least `recent`."
-            )
-
-    def check(self) -> None:
-        if type(self).bind is not ScoredPolicy.bind:
-            raise SinkscopeError(
-                f"{type(self).__name__} gives a `bind` of its own to a scored policy, whose cache goes by its scores; "
-                "give it `score` alone."
             )
 
     @abstractmethod
@@ -62,6 +58,8 @@ class ScoredPolicy(Policy, ABC):
         return self.budget
 
     def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
+        if layer.kv_heads and not is_built_in(owner(type(self), "score")):
+            try_score(self, layer.heads, layer.kv_heads)
         return (ScoredEviction(since=0, heads=self.acting_heads(layer.heads), policy=self, layer=layer.index),)
 
 

@@ -20,8 +20,9 @@ from sinkscope.attention.eviction import (
     WindowEviction,
 )
 from sinkscope.attention.placement import owner
+from sinkscope.attention.trials import try_sees
 from sinkscope.errors import SinkscopeError
-from sinkscope.policies.base import POSITIONS, VALUES, BoundLayer, Kept, Policy, check_count
+from sinkscope.policies.base import POSITIONS, VALUES, BoundLayer, Kept, Policy, check_count, is_built_in
 
 WHAT_IS_LEFT = {"kept": "", "zeroed": "values zeroed", "mean": "mean values", "added": "values only"}
 
@@ -46,6 +47,7 @@ class StaticPolicy(Policy, ABC):
         return (SeenEviction(since=0, heads=self.acting_heads(layer.heads), policy=self),)
 
     def check(self) -> None:
+        super().check()
         binds = owner(type(self), "bind")
         for member in ("sees", "kept", "is_dense"):
             gives = owner(type(self), member)
@@ -56,6 +58,8 @@ class StaticPolicy(Policy, ABC):
                     f"{type(self).__name__} gives a `{first}` of its own to a policy whose `{second}` does not ask it; "
                     "derive it from sinkscope.StaticPolicy and give it `sees` alone."
                 )
+        if binds is StaticPolicy and not is_built_in(owner(type(self), "sees")):
+            try_sees(self)
 
 
 @dataclass(frozen=True, repr=False)
@@ -182,6 +186,7 @@ class Recompute(Policy):
     size: int
 
     recomputed = True
+    _asked = ()
 
     def __post_init__(self) -> None:
         check_count(self, "size", 1)

@@ -24,7 +24,7 @@ from sinkscope.models.rotary import (
     scales_queries,
 )
 from sinkscope.policies import Policy
-from sinkscope.policies.base import BoundLayer
+from sinkscope.policies.base import BoundLayer, bound_evictions
 
 
 def layer_evictions(policy: Policy, model: nn.Module, anatomy: Anatomy) -> list[tuple[Eviction, ...]]:
@@ -39,8 +39,8 @@ def layer_evictions(policy: Policy, model: nn.Module, anatomy: Anatomy) -> list[
     """
     if not isinstance(policy, Policy):
         raise SinkscopeError(f"{policy!r} is not a policy; give an instance such as sinkscope.SinkWindow(4, 1020).")
-    policy.check_place(anatomy.numbers, query_heads(model), key_value_heads(model))
     policy.check()
+    policy.check_place(anatomy.numbers, query_heads(model), key_value_heads(model))
     if policy.is_dense:
         return [()] * len(anatomy.parts)
     if policy.recomputed:
@@ -85,14 +85,9 @@ def _check_one_layer_each(policy: Policy, model: nn.Module) -> None:
 def _bound(policy: Policy, model: nn.Module, index: int, part: Part) -> tuple[Eviction, ...]:
     """How one layer carries out a policy, on the layer's device."""
     layer = BoundLayer(model, index, part.number)
-    evictions: Any = policy.bind(layer)
-    if not isinstance(evictions, tuple) or not all(isinstance(each, Eviction) for each in evictions):
-        raise SinkscopeError(
-            f"`bind` of {policy!r} gave {evictions!r}; it has to give a tuple of evictions, empty for dense attention."
-        )
     own, taken = policy.acting_heads(layer.heads), None
     bound = []
-    for eviction in evictions:
+    for eviction in bound_evictions(policy, layer):
         heads = own if eviction.heads is None else eviction.heads if own is None else eviction.heads & own
         everywhere = torch.ones(layer.heads, dtype=torch.bool) if heads is None else heads
         if taken is not None and bool((taken & everywhere).any()):
@@ -130,6 +125,7 @@ def limit_notes(model: nn.Module, policy: Policy, tokens: int) -> list[str]:
         SinkscopeError: absolute positions are streamed, or read past their table; a rotation that changes with length
             is read past that change; a cache that keys cannot be taken out of.
     """
+    policy.check()
     limit, name, anatomy = position_limit(model), type(model).__name__, find_anatomy(model)
     reach = tokens if policy.kept is None or policy.is_partial else min(tokens, sum(policy.kept))
     if not policy.is_plain and goes_by_token(model):

@@ -20,9 +20,11 @@ import pandas as pd
 import torch
 
 from sinkscope.attention.eviction import SeenEviction
+from sinkscope.attention.placement import owner
 from sinkscope.errors import SinkscopeError
-from sinkscope.models.facts import model_attributes
+from sinkscope.models.facts import find_anatomy, model_attributes
 from sinkscope.policies import Policy, ScoredPolicy, StaticPolicy
+from sinkscope.policies.base import BoundLayer, bound_evictions, is_built_in
 from sinkscope.streaming.shapes import Shapes, shapes_of
 
 ENTRIES = 1 << 24  # pairs of a query and a key that are looked at together
@@ -215,6 +217,8 @@ def cost_table(model: Any, policies: Iterable[Policy], tokens: int) -> pd.DataFr
 def _costs(model: Any, policies: list[Policy], tokens: int) -> list[Cost]:
     for policy in policies:
         _check(policy, tokens)
+        if policy.kept is not None and not (policy.recomputed or is_built_in(owner(type(policy), "bind"))):
+            bound_evictions(policy, BoundLayer(model, 0, find_anatomy(model).numbers[0]))  # which it counts by `kept`
     shapes, name = shapes_of(model), str(model_attributes(model)["model"])
     return [_cost(name, shapes, policy, tokens) for policy in policies]
 
