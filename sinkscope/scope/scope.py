@@ -36,7 +36,8 @@ from sinkscope.normalisers import Normaliser, VirtualKey
 from sinkscope.policies import Dense, Policy
 from sinkscope.probes import FREE, HiddenProbe, LayerProbe, Probe, TileProbe
 from sinkscope.scope.binding import layer_evictions
-from sinkscope.scope.collect import Collector, checked_probes, declared, measure_layer, unchanged
+from sinkscope.scope.collect import Collector, checked_probes, measure_hidden, measure_layer
+from sinkscope.scope.declarations import placed
 from sinkscope.scope.forward import Caches, Forward, read_forward
 from sinkscope.scope.interface import EVICTIONS, NAME, NORMALISERS
 from sinkscope.scope.watch import AttentionWatch, keys_and_values
@@ -146,7 +147,7 @@ class Scope:
         self._check_saw_attention()
         record = self._collector.record()
         for probe in self.probes:
-            record = record.assign_coords({name: (name, values) for name, values in probe.coordinates.items()})
+            record = record.assign_coords(placed(probe, record.sizes))
             for name in probe.makes.keys() & set(record.data_vars):
                 about = probe.makes[name]
                 record[name].attrs |= {
@@ -291,6 +292,7 @@ class Scope:
                 layer = replace(layer, key=key, value=value)
             self._observe(index, part, layer)
 
+    @torch.inference_mode(False)  # in which a probe could change what it sees unnoticed
     @torch.no_grad()
     def _observe(self, index: int, part: Part, layer: Layer) -> None:
         """Let the probes look at one attention layer of the forward pass under way.
@@ -315,6 +317,7 @@ class Scope:
                     self._causal = not bool((real.probabilities(slice(0, 1), slice(1, 2)) > 0).any())
                 self._collector.add(number, texts, measure_layer(self.probes, number, real))
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _after_layer(self, indices: list[int], module: nn.Module, args: Any, output: Any) -> None:
         """Let the hidden-state probes look at what a layer hands on, [batch, token, dim], around some of the parts."""
@@ -330,9 +333,7 @@ class Scope:
                 raise not_finite(f"the hidden states after layer {number}", self.model)
             for probe in self.probes:
                 if isinstance(probe, HiddenProbe) and probe.wants(number):
-                    with unchanged(probe, real):
-                        measured = probe.observe_hidden(real)
-                    self._collector.add(number, texts, declared(probe, measured))
+                    self._collector.add(number, texts, measure_hidden(probe, real))
 
 
 def _check_normaliser(
