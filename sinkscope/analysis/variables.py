@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def _makers(name: Any) -> list[Any]:
         from sinkscope.probes import probe_classes
     except ImportError:
         return []
-    return [each for each in probe_classes() if name in each.makes]
+    return [each for each in probe_classes() if isinstance(each.makes, Mapping) and name in each.makes]
 
 
 def _dims(variable: xr.DataArray) -> list[str]:

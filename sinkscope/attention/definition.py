@@ -113,7 +113,7 @@ class _Telling:
         if type(value) in (set, frozenset):
             return f"set[{', '.join(sorted(_Telling(dict(self.met)).tell(each) for each in value))}]"
         if isinstance(value, (Tensor, np.ndarray, np.generic)):
-            return self._objects(value) if _is_of_objects(value) else _numbers(value)
+            return self._objects(np.asarray(value)) if _is_of_objects(value) else _numbers(value)
         if isinstance(value, BUILT_IN):
             return f"{type(value).__name__} {value.__qualname__}"
         if isinstance(value, types.CodeType):

@@ -4,7 +4,7 @@ each, all scored at the same tokens."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -83,11 +83,11 @@ def run_interventions(
         chosen = _checked(interventions)
         for intervention in chosen:
             _check(intervention, model, texts, conditions)
-    every: dict[str, Intervention] = {Nothing.name: Nothing()} | {each.name: each for each in chosen}
-    for control in [each.control() for each in chosen]:
-        if control is not None:  # one that several share only once
-            every.setdefault(control.name, control)
-    prepared = [each.prepare(model, texts, conditions) for each in every.values()]
+    every = _beside_controls(chosen)
+    prepared = {name: each.prepare(model, _copies(texts), conditions) for name, each in every.items()}
+    for name, each in prepared.items():
+        if not isinstance(each, Intervention):
+            raise SinkscopeError(f"`{name}` is prepared as {each!r}; let `prepare` return an intervention, as self.")
     record = _record(model, texts, prepared, conditions, first, progress)
     controls = [control.name if (control := each.control()) is not None else "" for each in every.values()]
     controls = [name if name in record["policy"].values else "" for name in controls]  # none for what is one itself
@@ -120,13 +120,39 @@ def usual(tokenizer: Any) -> list[Intervention]:
 
 
 def _texts(model: nn.Module, ids: Tensor | Sequence[Tensor], conditions: Conditions) -> list[Tensor]:
-    texts, start = dense_texts(model, ids), conditions.start
+    texts, start = _copies(dense_texts(model, ids)), conditions.start
     if (shortest := min(map(len, texts))) < start + 3:
         raise SinkscopeError(
             f"a text of {shortest} tokens leaves nothing to score from query {start} on; give longer texts, or an "
             "earlier start."
         )
     return texts
+
+
+def _copies(texts: Sequence[Tensor]) -> list[Tensor]:
+    """Texts that may be written into."""
+    return [text.clone() for text in texts]
+
+
+def _beside_controls(chosen: Sequence[Intervention]) -> dict[str, Intervention]:
+    """The baseline, the interventions and their controls by name; a control that several share only once."""
+    every: dict[str, Intervention] = {Nothing.name: Nothing()} | {each.name: each for each in chosen}
+    for each in chosen:
+        control = each.control()
+        if control is not None and not _is_same(every.setdefault(control.name, control), control):
+            raise SinkscopeError(
+                f"the control of `{each.name}` is called `{control.name}`, as is another intervention or control that "
+                "is not equal to it; give it a name of its own, or make its class a frozen dataclass."
+            )
+    return every
+
+
+def _is_same(one: Intervention, other: Intervention) -> bool:
+    """Whether two interventions of one name do one thing."""
+    try:
+        return one is other or (type(one) is type(other) and (one == other or vars(one) == vars(other)))
+    except (RuntimeError, TypeError, ValueError):  # fields such as tensors, which are not simply equal or not
+        return False
 
 
 def _checked(interventions: Iterable[Intervention]) -> list[Intervention]:
@@ -146,25 +172,25 @@ def _check_class(intervention: Any) -> None:
         )
     if not isinstance(intervention.name, str) or not intervention.name:
         raise SinkscopeError(f"the name of {intervention!r} is {intervention.name!r}; give it some words.")
-    if intervention.name == Nothing.name and not isinstance(intervention, Nothing):
+    if intervention.name == Nothing.name and type(intervention) is not Nothing:
         raise SinkscopeError(f"{intervention!r} is called {Nothing.name!r} as the baseline is; give it another name.")
 
 
 def _check(intervention: Intervention, model: nn.Module, texts: Sequence[Tensor], conditions: Conditions) -> None:
     """Raise SinkscopeError when it or its control cannot be carried out."""
-    intervention.check(model, texts, conditions)
+    intervention.check(model, _copies(texts), conditions)
     control = intervention.control()
     if control is not None:
         _check_class(control)
         if control.name == intervention.name:
             raise SinkscopeError(f"`{intervention.name}` has a control of the same name; give it one of its own.")
-        control.check(model, texts, conditions)
+        control.check(model, _copies(texts), conditions)
 
 
 def _record(
     model: nn.Module,
     texts: Sequence[Tensor],
-    interventions: Sequence[Intervention],
+    interventions: Mapping[str, Intervention],
     conditions: Conditions,
     first: int,
     shown: bool | None,
@@ -175,23 +201,28 @@ def _record(
     means: dict[str, list[np.ndarray]] = {}
     unchanged: dict[int, tuple[Tensor, xr.Dataset]] = {}  # by text: a dose of 0 is no other run than the baseline
     with progress_bar(len(interventions) * sum(map(len, texts)), "token", shown, desc="interventions") as bar:
-        for row, intervention in enumerate(interventions):
+        for row, (name, intervention) in enumerate(interventions.items()):
             for number, text in enumerate(texts):
-                trial = intervention.apply(text, number, conditions)
-                places = _checked_places(model, intervention, trial, text)
+                trial = intervention.apply(text.clone(), number, conditions)
+                places = _checked_places(model, f"`{name}`", trial, text)
+                scored = places[1:] > conditions.start
+                if not bool(scored.any()):
+                    raise SinkscopeError(
+                        f"`{name}` leaves nothing of text {number} to score: none of its tokens stood behind query "
+                        f"{conditions.start}; keep some of them, or give an earlier start."
+                    )
                 is_plain = _changes_nothing(trial, text)
                 nll, measured = (unchanged.get(number) if is_plain else None) or _run(model, trial, first)
                 if is_plain:
                     unchanged[number] = nll, measured
-                scored = places[1:] > conditions.start
                 at = places[1:][scored]
                 losses[row, number, at] = nll[scored].numpy()
                 same[row, number] = torch.equal(trial.tokens[1:][scored], text[at])
                 late = measured.isel(sequence=0, query=slice(int((places < conditions.start).sum()), None))
                 late = late.assign(sink_mass=late["sink_mass"].sum("sink"))
-                for name in ("sink_mass", "output_norm"):
-                    if name in late:  # no output outside the attention interface
-                        means.setdefault(name, []).append(late[name].mean("query").transpose("layer", "head").values)
+                for each in ("sink_mass", "output_norm"):
+                    if each in late:  # no output outside the attention interface
+                        means.setdefault(each, []).append(late[each].mean("query").transpose("layer", "head").values)
                 bar.update(len(text))
     dims = ("policy", "sequence", "layer", "head")
     record = xr.Dataset(
@@ -200,7 +231,7 @@ def _record(
             **{name: (dims, np.stack(found).reshape(*shape, *found[0].shape)) for name, found in means.items()},
         },
         coords={
-            "policy": [intervention.name for intervention in interventions],
+            "policy": list(interventions),
             "same_tokens": ("policy", same.all(1).astype(int)),
             "layer": measured["layer"].values,
             "head": measured["head"].values,
@@ -214,14 +245,13 @@ def _record(
 def _changes_nothing(trial: Trial, text: Tensor) -> bool:
     """Whether the text [token] is run as it is."""
     policy = trial.policy
-    undosed = isinstance(policy, Dose) and not policy.bias and policy.values == "kept"
-    idle = policy is None or policy.is_dense or undosed
+    undosed = type(policy) is Dose and not policy.bias and policy.values == "kept"  # a subclass may do anything
+    idle = policy is None or type(policy) is Dense or undosed
     return idle and trial.normaliser is None and trial.hooks is None and torch.equal(trial.tokens, text)
 
 
-def _checked_places(model: nn.Module, intervention: Intervention, trial: Any, text: Tensor) -> Tensor:
+def _checked_places(model: nn.Module, name: str, trial: Any, text: Tensor) -> Tensor:
     """Where each token of a trial stood in the text [token], or SinkscopeError that names the intervention."""
-    name = f"`{intervention.name}`"
     if not isinstance(trial, Trial):
         raise SinkscopeError(f"{name} made a {type(trial).__name__} of a text; return a sinkscope.Trial.")
     tokens: Any = trial.tokens
@@ -232,13 +262,22 @@ def _checked_places(model: nn.Module, intervention: Intervention, trial: Any, te
         value = getattr(trial, slot)
         if value is not None and not isinstance(value, kind):
             raise SinkscopeError(f"the {slot} of {name} is {value!r}; give an instance of a {slot}.")
-    places = torch.arange(len(tokens)) if trial.places is None else torch.as_tensor(trial.places)
-    if places.shape != tokens.shape or bool((places >= len(text)).any()):
+    if trial.hooks is not None and not callable(trial.hooks):
+        raise SinkscopeError(f"the hooks of {name} are {trial.hooks!r}; give a function of the model and a stack.")
+    try:
+        places = torch.arange(len(tokens)) if trial.places is None else torch.as_tensor(trial.places).cpu()
+        is_whole = not (places.is_floating_point() or places.is_complex() or places.dtype == torch.bool)
+    except (RuntimeError, TypeError, ValueError):
+        is_whole = False
+    if not is_whole or places.shape != tokens.shape or bool(((places >= len(text)) | (places < -1)).any()):
         raise SinkscopeError(
             f"the places of {name} do not tell of its {len(tokens)} tokens where they stood in a text of {len(text)}; "
-            "give one for each, -1 for a token that was not there."
+            "give a whole number for each, -1 for a token that was not there."
         )
-    return places
+    stood = places[places >= 0]
+    if len(stood.unique()) < len(stood):
+        raise SinkscopeError(f"two tokens of {name} stood at one place of the text; give each a place of its own.")
+    return places.long()
 
 
 def _run(model: nn.Module, trial: Trial, first: int) -> tuple[Tensor, xr.Dataset]:

@@ -46,7 +46,7 @@ class Normaliser(Placed, ABC):
         SinkscopeError is raised for weights of another shape, not finite, below 0 or on hidden keys, and for those that
         follow from anything but the scores that a query sees in one head.
         """
-        form = quicker_form(self)
+        form: Any = quicker_form(self)
         if form is VirtualKey:
             if (
                 heads is not None
@@ -274,7 +274,7 @@ def quicker_form(normaliser: Normaliser) -> type[VirtualKey] | type[Pointwise] |
     return Pointwise if isinstance(normaliser, Pointwise) and definition is Pointwise.weights else None
 
 
-def logit_of(normaliser: VirtualKey, heads: int, device: torch.device | str) -> Tensor | None:
+def logit_of(normaliser: Any, heads: int, device: torch.device | str) -> Tensor | None:
     """The logit [head] of a virtual key in float32, or None where there is none."""
     given = normaliser.virtual_logit(heads, torch.device(device))
     if given is None:
@@ -297,9 +297,9 @@ def weighing_of(normaliser: Normaliser | None, native: Tensor | None, heads: int
         return Weighing(own)
     acting = normaliser.acting_heads(heads)
     acting = None if acting is None else acting.to(device)
-    form = quicker_form(normaliser)
+    form: Any = quicker_form(normaliser)
     whole = normaliser if form is None else None
-    pointwise = normaliser if form is Pointwise else None
+    pointwise: Any = normaliser if form is Pointwise else None
     logit = logit_of(normaliser, heads, device) if form is VirtualKey else None
     if acting is not None and not (logit is None and own is None):
         nothing = torch.full((heads,), -torch.inf, device=device)

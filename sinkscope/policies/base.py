@@ -130,11 +130,11 @@ class Policy(Placed):
             )
         if not is_built_in(owner(kind, "coordinates")):
             expected: Any = Policy.coordinates
-            given, names = set(self.coordinates), set(expected.fget(self))
-            if given != names:
+            told_names, names = set(self.coordinates), set(expected.fget(self))
+            if told_names != names:
                 told = [
                     f"{what} {', '.join(sorted(some))}"
-                    for what, some in (("lack", names - given), ("add", given - names))
+                    for what, some in (("lack", names - told_names), ("add", told_names - names))
                     if some
                 ]
                 raise SinkscopeError(

@@ -5,7 +5,7 @@ Knows no HTML, no files, no notebook and no torch; `page` and `saving` take the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from sinkscope.analysis.variables import is_causal
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures.requirements import lengths
+from sinkscope.reporting.made import Figures, Made, Tables, checked, named
 
 if TYPE_CHECKING:
     from sinkscope.probes import Probe
@@ -216,40 +217,6 @@ def record_names(sections: Sequence[Section]) -> list[str]:
     return list(dict.fromkeys([MAIN, *made, *read]))
 
 
-class Made(Mapping[str, T]):
-    """Things by name, each made once, when it is first asked for; what names there are is known beforehand."""
-
-    def __init__(self, makers: Mapping[str, Callable[[], T]]) -> None:
-        self._makers, self._made = dict(makers), dict[str, T]()
-
-    def __getitem__(self, name: str) -> T:
-        if name not in self._made:
-            self._made[name] = self._makers[name]()
-        return self._made[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._makers
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._makers)
-
-    def __len__(self) -> int:
-        return len(self._makers)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(self)})"
-
-
-class Figures(Made[Figure]): ...
-
-
-class Tables(Made[pd.DataFrame]):
-    """A copy for everyone who asks."""
-
-    def __getitem__(self, name: str) -> pd.DataFrame:
-        return super().__getitem__(name).copy()
-
-
 class Content:
     """Records, and the items of sections that they can serve.
 
@@ -272,6 +239,7 @@ class Content:
             raise SinkscopeError(f'a report needs its main record: pass it as {{"{MAIN}": record}}.')
         self.records = {name: records[name] for name in known if name in records}
         self.sections = sections
+        self._failed: dict[str, None] = {}  # notes on what items could not make, in order
         self._served: dict[str, xr.Dataset] = {}
         self._left_out: list[str] = []
         for item in every:
@@ -293,7 +261,7 @@ class Content:
             record, _ = item.served_by(self.records, item.table.variables)
             if record is not None:
                 self.captions[item.table.name] = item.table, record
-                makers[item.table.name] = partial(self._called, item, item.table.make, record)
+                makers[item.table.name] = partial(self._table, item, item.table.make, record)
         self.tables = Tables(makers)
 
     def source(self, name: str) -> xr.Dataset:
@@ -305,27 +273,65 @@ class Content:
         item = self.items.get(name)
         if item is None or item.sentence is None:
             return ""
-        named = item.table.name if isinstance(item.table, Table) else ""
-        table = self.tables[named] if named in self.captions else None
-        return self._called(item, item.sentence, self._served[name], table)
+        try:
+            called = item.table.name if isinstance(item.table, Table) else ""
+            table = self.tables.get(called)
+            if table is None and called in self.captions:
+                return ""  # the note on its table says why
+            said = self._called(item, item.sentence, self._served[name], table, part="sentence")
+            return checked(said, str, f"the sentence of `{name}`", "words, none at all as ''")
+        except SinkscopeError as reason:
+            self.leave_out(str(reason))
+            return ""
+
+    def tried(self, things: Made[T], name: str) -> T | None:
+        """The figure or the table of this name; None, and a note, where its item cannot make it."""
+        try:
+            return things.get(name)
+        except SinkscopeError as reason:
+            self.leave_out(str(reason), things, name)
+            return None
+
+    def leave_out(self, reason: str, things: Made[Any] | None = None, name: str = "") -> None:
+        """Do without a thing, and note why."""
+        self._failed[reason] = None
+        if things is not None:
+            things.drop(name)
 
     @property
     def headline(self) -> str:
         """The sentences of the sections that have one."""
-        said = [section.headline(self.records) for section in self.sections if section.headline is not None]
-        return " ".join(filter(None, said))
+        said = []
+        for section in self.sections:
+            try:
+                with named(f"the headline of the section `{section.title}`"):
+                    said.append(section.headline(self.records) if section.headline is not None else "")
+            except SinkscopeError as reason:
+                self.leave_out(str(reason))
+        return " ".join(str(each) for each in said if each)
 
     @property
     def notes(self) -> list[str]:
         """What differs from what was asked for: a shorter text, a model's limit, an item that no record serves."""
         noted = str(self.records[MAIN].attrs.get("notes", "")).split("\n")
-        return [*filter(None, noted), *self._left_out]
+        return [*filter(None, noted), *self._left_out, *self._failed]
 
-    def _called(self, item: Item, make: Callable[..., T], *given: Any) -> T:
-        return make(*given, *(self.records.get(name) for name in item.beside))
+    def _called(self, item: Item, make: Callable[..., T], *given: Any, part: str) -> T:
+        with named(f"the {part} of `{item.name}`"):
+            return make(*given, *(self.records.get(name) for name in item.beside))
+
+    def _table(self, item: Item, make: Callable[..., pd.DataFrame], record: xr.Dataset) -> pd.DataFrame:
+        what = f"the table of `{item.name}`"
+        table = checked(self._called(item, make, record, part="table"), pd.DataFrame, what, "a pandas DataFrame")
+        if not table.columns.is_unique:
+            raise SinkscopeError(f"{what} has two columns of one name; give each a name of its own.")
+        return table
 
     def _figure(self, name: str, draw: Callable[[xr.Dataset], Figure]) -> Figure:
-        figure = draw(self._served[name])
+        what, words = f"the figure of `{name}`", "a matplotlib Figure; a Drawing becomes one under @figures.figure"
+        with named(what):
+            drawn = draw(self._served[name])
+        figure = checked(drawn, Figure, what, words)
         figure.name = name  # type: ignore[attr-defined]
         return figure
 
@@ -334,13 +340,33 @@ class Content:
         blank = {"unit": "", "lower": np.nan, "upper": np.nan, "null": np.nan, "note": ""}
         rows = []
         for item in self.items.values():
-            record = self._served[item.name]
-            for row in [] if item.numbers is None else self._called(item, item.numbers, record):
-                rows.append({**blank, "measured_on": measured_on(record), **row})
+            try:
+                rows += [{**blank, **row} for row in self._numbers(item)]
+            except SinkscopeError as reason:
+                self.leave_out(str(reason))
         table = pd.DataFrame(rows, columns=list(COLUMNS))
         null = table["null"].astype(float)
         table["times_null"] = table["value"].astype(float) / null.where(null > 0)
         return table
+
+    def _numbers(self, item: Item) -> Numbers:
+        """The rows that an item gives for the summary."""
+        if item.numbers is None:
+            return []
+        record, what = self._served[item.name], f"the numbers of `{item.name}`"
+        given: Any = self._called(item, item.numbers, record, part="numbers")
+        rows = [] if isinstance(given, (str, Mapping)) or not isinstance(given, Iterable) else list(given)
+        if not rows and given != []:
+            raise SinkscopeError(f"{what} are a {type(given).__name__}; give a list of dicts, one for each quantity.")
+        for row in rows:
+            known = isinstance(row, Mapping) and {"quantity", "value"} <= set(row) <= set(COLUMNS)
+            if not known or not isinstance(row["value"], (int, float, np.number)):
+                raise SinkscopeError(
+                    f'{what} have the row {row!r}; give a dict with "quantity" and a number as "value", and if there '
+                    f"are any {', '.join(COLUMNS[1:2] + COLUMNS[3:6] + COLUMNS[8:])}."
+                )
+        with named(what):
+            return [{"measured_on": measured_on(record), **row} for row in rows]
 
 
 def measured_on(record: xr.Dataset) -> str:

@@ -13,7 +13,8 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.figures.style import source_line
 from sinkscope.record import open_record
 from sinkscope.reporting.attention import ATTENTION
-from sinkscope.reporting.content import MAIN, Content, Figures, Item, Records, Section, Tables, arranged, record_names
+from sinkscope.reporting.content import MAIN, Content, Item, Records, Section, arranged, record_names
+from sinkscope.reporting.made import Figures, Tables
 from sinkscope.reporting.page import fragment
 from sinkscope.reporting.saving import save, saved_files
 from sinkscope.reporting.softmax import SOFTMAX

@@ -20,6 +20,7 @@ from sinkscope.policies import Policy, SinkWindow, Window
 from sinkscope.probes import Probe
 from sinkscope.reporting.content import MAIN, Item, Section, arranged
 from sinkscope.reporting.document import SECTIONS, Report
+from sinkscope.reporting.made import checked, reason_of
 from sinkscope.reporting.softmax import SOFTMAX
 from sinkscope.reporting.streaming import LENGTH, STREAMING
 from sinkscope.scope.binding import check_limits
@@ -128,7 +129,7 @@ class Passes:
     probes: Mapping[str, Iterable[Probe]] = field(default_factory=dict)
     progress: bool | None = None
     notes: list[str] = field(default_factory=list, init=False)
-    _measured: list[tuple[torch.Tensor, set[Probe], bool, xr.Dataset]] = field(default_factory=list, init=False)
+    _measured: list[tuple[torch.Tensor, list[Probe], bool, xr.Dataset]] = field(default_factory=list, init=False)
     _read: list[tuple[torch.Tensor, Policy, experiment.Run, Progress]] = field(default_factory=list, init=False)
 
     @cached_property
@@ -154,13 +155,13 @@ class Passes:
 
         The text of each token is kept with `token_texts`.
         """
-        wanted = list(dict.fromkeys([*probes, *self.probes.get(record, ())]))
+        wanted = different([*probes, *self.probes.get(record, ())])
         for known, made, texts, result in self._measured:
-            if torch.equal(known, ids) and set(wanted) <= made and texts >= token_texts:
+            if torch.equal(known, ids) and len(different([*made, *wanted])) == len(made) and texts >= token_texts:
                 return result
         tokenizer = self.tokenizer if token_texts else None
         result = measure(self.model, ids, wanted, tokenizer=tokenizer, progress=self.progress)
-        self._measured.append((ids, set(wanted), token_texts, result))
+        self._measured.append((ids, wanted, token_texts, result))
         return result
 
     def perplexity(
@@ -203,17 +204,23 @@ def _measured(
     made: dict[str, xr.Dataset] = {}
     refused: dict[str, list[str]] = {}
     try:
-        for name, step in part.run(passes).items():
+        measured: Any = part.run(passes)
+        if not isinstance(measured, Mapping) or isinstance(measured, xr.Dataset):
+            raise SinkscopeError(f"its run gave a {type(measured).__name__}; give a dict from names to records.")
+        for name, step in measured.items():
             if name not in part.records:
                 raise SinkscopeError(f"the section `{part.title}` made the record `{name}`, which it does not list.")
             try:
-                made[name] = step() if callable(step) else step
-            except SinkscopeError as reason:
-                refused.setdefault(str(reason), []).append(part.records[name])
-    except SinkscopeError as reason:
+                given = step() if callable(step) else step
+                made[name] = checked(given, xr.Dataset, f"the record `{name}`", "an xarray.Dataset")
+            except Exception as problem:
+                if MAIN in part.records and not isinstance(problem, SinkscopeError):
+                    raise
+                refused.setdefault(reason_of(problem), []).append(part.records[name])
+    except Exception as problem:
         if MAIN in part.records:
             raise
-        return {}, [f"{part.subject} was not measured: {reason}"]
+        return {}, [f"{part.subject} was not measured: {reason_of(problem)}"]
     notes, passes.notes = passes.notes, []
     return made, [*(_note(whats, reason) for reason, whats in refused.items()), *notes]
 
@@ -225,11 +232,27 @@ def _note(whats: list[str], reason: str) -> str:
     return f"{said} not measured: {reason}"
 
 
-def _probes(parts: Sequence[Section]) -> dict[str, dict[Probe, None]]:
+def different(probes: Iterable[Probe]) -> list[Probe]:
+    """Each probe once. They may be of classes that cannot be hashed, and hold what is not simply equal, as tensors."""
+    found: list[Probe] = []
+    for probe in probes:
+        if not any(_is_same(probe, other) for other in found):
+            found.append(probe)
+    return found
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    try:
+        return one is other or bool(one == other)
+    except (RuntimeError, TypeError, ValueError):
+        return False
+
+
+def _probes(parts: Sequence[Section]) -> dict[str, list[Probe]]:
     """By record, the probes of the items that read it. Raises SinkscopeError where none of their records takes one."""
     run = [part for part in parts if part.run is not None]
     probed = {name for part in run for name in (part.records if part.probed is None else part.probed)}
-    by_record: dict[str, dict[Probe, None]] = {}
+    by_record: dict[str, list[Probe]] = {}
     for item in (item for part in parts for item in part.items if item.probes):
         names = [name for name in item.record if name in probed]
         if not names:
@@ -238,7 +261,7 @@ def _probes(parts: Sequence[Section]) -> dict[str, dict[Probe, None]]:
                 f"one of {', '.join(sorted(probed))}."
             )
         for name in names:
-            by_record.setdefault(name, {}).update(dict.fromkeys(item.probes))
+            by_record[name] = different([*by_record.get(name, []), *item.probes])
     return by_record
 
 

@@ -14,8 +14,10 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope import figures
+from sinkscope.errors import SinkscopeError
 from sinkscope.figures.style import model_name, number, source_line, visible
 from sinkscope.reporting.content import MAIN, SUMMARY, Content, Item
+from sinkscope.reporting.made import named
 
 
 def description(item: Item, record: xr.Dataset) -> dict[str, Any] | None:
@@ -24,17 +26,40 @@ def description(item: Item, record: xr.Dataset) -> dict[str, Any] | None:
     return None if describe is None else figures.plotly_figure(describe(record))
 
 
+def _descriptions(content: Content) -> dict[str, dict[str, Any]]:
+    """The figures that the browser draws, by name; the others are drawn here."""
+    found = {}
+    for name, item in content.items.items():
+        if name not in content.figures:
+            continue
+        try:
+            with named(f"the figure of `{name}`"):
+                made = description(item, content.source(name))
+        except SinkscopeError as reason:
+            content.leave_out(str(reason), content.figures, name)
+            continue
+        if made is None:
+            content.tried(content.figures, name)
+        else:
+            found[name] = made
+    return found
+
+
 def page(content: Content, files: list[str]) -> str:
     """The whole page, with links to those of `files`, paths relative to it."""
     from plotly.offline import get_plotlyjs
 
     main = content.records[MAIN].attrs
-    made = {name: description(item, content.source(name)) for name, item in content.items.items() if item.figure}
-    descriptions = {name: each for name, each in made.items() if each is not None}
-    shown = {name for name, item in content.items.items() if item.figure is not None or item.sentence is not None}
+    descriptions = _descriptions(content)
+    for name in [*content.tables]:
+        content.tried(content.tables, name)
+    said = {name: content.sentence(name) for name in content.items}  # before the notes, which say what is missing
+    shown = {name for name, item in content.items.items() if name in content.figures or item.sentence is not None}
     parts = [(section.title, [item for item in section.items if item.name in shown]) for section in content.sections]
     return _template("template.html").render(
         content=content,
+        headline=content.headline,
+        said=said,
         title=visible(model_name(main), spaces=False),
         source=source_line(main),
         tiles=_tiles(content.tables[SUMMARY]),
@@ -58,6 +83,7 @@ def page(content: Content, files: list[str]) -> str:
 def fragment(content: Content, names: list[str]) -> str:
     """A piece of HTML for a notebook, without a script: headline, notes, summary and the figures of these names."""
     summary = content.tables[SUMMARY][["quantity", "value", "lower", "upper", "null", "unit", "measured_on"]]
+    names = [name for name in names if content.tried(content.figures, name) is not None]
     return _template("fragment.html").render(
         content=content, names=names, columns=summary.columns, rows=formatted(summary)
     )

@@ -68,21 +68,30 @@ def _records(content: Content, folder: Path) -> list[str]:
 
 
 def _figure(content: Content, folder: Path, name: str) -> list[str]:
+    figure = content.tried(content.figures, name)
+    if figure is None:
+        return []
     (folder / "figures").mkdir(exist_ok=True)
-    figure = content.figures[name]
     made, engine = [f"figures/{name}.{kind}" for kind in FORMATS], figure.get_layout_engine()
     figure.set_layout_engine("none")  # it is laid out: do not do it again for every format
     try:
         for path in made:
             figure.savefig(folder / path)
+    except (ValueError, TypeError, RuntimeError) as problem:  # words that matplotlib cannot read, for one
+        content.leave_out(f"the figure of `{name}` could not be drawn: {problem}", content.figures, name)
+        for path in made:
+            (folder / path).unlink(missing_ok=True)
+        return []
     finally:
         figure.set_layout_engine(engine)
     return made
 
 
 def _table(content: Content, folder: Path, name: str) -> list[str]:
+    table, (about, record) = content.tried(content.tables, name), content.captions[name]
+    if table is None:
+        return []
     (folder / "tables").mkdir(exist_ok=True)
-    table, (about, record) = content.tables[name], content.captions[name]
     _write(folder / f"tables/{name}.csv", csv_text(table, record.attrs))
     _write(folder / f"tables/{name}.tex", latex_text(table, record.attrs, about.caption, name))
     return [f"tables/{name}.csv", f"tables/{name}.tex"]

@@ -7,23 +7,21 @@ cache, token by token) are joined to the earlier ones; a forward pass that raise
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 import xarray as xr
 from torch import Tensor
 
 from sinkscope.attention.layer import Layer
 from sinkscope.errors import SinkscopeError
-from sinkscope.probes import HiddenProbe, LayerProbe, Measured, Measurements, Probe, TileProbe, Variable
+from sinkscope.probes import HiddenProbe, LayerProbe, Measured, Probe, TileProbe
+from sinkscope.probes.base import PER_QUERY
+from sinkscope.scope.declarations import check_coordinates, check_declared, declared
 
-OF_THE_RECORD = ("sequence", "layer", "token", "token_id", "length")
 FOLLOWING = ("query", "token", "map_query")  # dimensions along which a later forward pass continues
-WHOLE = torch.iinfo(torch.int32).max
 OWN_PAGES = 32 << 20  # bytes from which malloc gives an array pages of its own instead of a place on the heap
 
 
@@ -40,26 +38,21 @@ def checked_probes(probes: Iterable[Probe], layers: Sequence[int]) -> tuple[Prob
                 f"{kind} is a probe of no kind, so it would look at nothing; derive it from sinkscope.LayerProbe, "
                 "TileProbe or HiddenProbe."
             )
-        if sum(type(other) is type(probe) for other in given) > 1:
-            raise SinkscopeError(f"{kind} is given twice, and both would write the same variable; give it once.")
+        check_declared(probe)
         for name, variable in probe.makes.items():
-            if not isinstance(variable, Variable) or variable.dims[:1] != ("sequence",):
-                raise SinkscopeError(
-                    f"{kind} declares `{name}` as {variable!r}; expected a sinkscope.Variable whose first dimension is "
-                    '"sequence".'
-                )
-            if "layer" in variable.dims or len({*variable.dims, name}) <= len(variable.dims) or name in OF_THE_RECORD:
-                raise SinkscopeError(
-                    f"{kind} declares `{name}` with the dimensions {variable.dims}; each needs a name of its own, and "
-                    f"the record itself has {', '.join(OF_THE_RECORD)}."
-                )
             other = makers.setdefault(name, probe)
+            if other is not probe and type(other) is type(probe):
+                raise SinkscopeError(
+                    f"{kind} is given twice, as {other!r} and {probe!r}, and both would write `{name}`; give one of "
+                    "them."
+                )
             if other is not probe and other.makes[name] != variable:
                 raise SinkscopeError(
                     f"{kind} and {type(other).__name__} both make `{name}`, and declare it otherwise; give one of "
                     "them, or another name."
                 )
         probe.check(layers)
+    check_coordinates(given)
     return given
 
 
@@ -67,56 +60,58 @@ def measure_layer(probes: Sequence[Probe], number: int, layer: Layer) -> dict[st
     """All that the probes measure in one layer; those that read every probability share one pass."""
     measured: dict[str, Measured] = {}
     wanting = [probe for probe in probes if probe.wants(number)]
+    states = tuple(vars(layer).values())
+    sizes = dict(zip(PER_QUERY, layer.lse.shape, strict=True)) | {"token": layer.rows}
     for probe in wanting:
         if isinstance(probe, LayerProbe):
-            with unchanged(probe, *vars(layer).values()):
+            with unchanged(probe, *states):
                 observed = probe.observe(layer)
-            measured |= declared(probe, observed)
-    totals = [(probe, probe.start(layer)) for probe in wanting if isinstance(probe, TileProbe)]
+            measured |= declared(probe, observed, sizes)
+    totals: list[tuple[TileProbe, Any]] = []
+    for probe in wanting:
+        if isinstance(probe, TileProbe):
+            with unchanged(probe, *states):
+                totals.append((probe, probe.start(layer)))
     if totals:
         for tile in layer.tiles():
             for probe, total in totals:
-                probe.add(total, layer, tile)
+                with unchanged(probe, *states, tile.padded, tile.log_probabilities):
+                    probe.add(total, layer, tile)
     for probe, total in totals:
-        measured |= declared(probe, probe.finish(total, layer))
+        with unchanged(probe, *states):
+            finished = probe.finish(total, layer)
+        measured |= declared(probe, finished, sizes)
     return measured
 
 
-@contextmanager
-def unchanged(probe: Probe, *states: Any) -> Iterator[None]:
-    """Raise SinkscopeError when a probe changes some of the model's own states in place."""
-    watched = [each for each in states if isinstance(each, Tensor) and not each.is_inference()]
-    versions = [each._version for each in watched]
-    yield
-    if versions != [each._version for each in watched]:
-        raise SinkscopeError(
-            f"{type(probe).__name__} changed the model's own states in place, and so what the model goes on with; "
-            "work on a copy of them."
-        )
+def measure_hidden(probe: HiddenProbe, hidden: Tensor) -> dict[str, Measured]:
+    """What a probe measures of the hidden states [sequence, token, dim] behind one layer."""
+    with unchanged(probe, hidden):
+        observed = probe.observe_hidden(hidden)
+    sequences, tokens, _ = hidden.shape
+    return declared(probe, observed, {"sequence": sequences, "token": tokens, "query": tokens})
 
 
-def declared(probe: Probe, measured: Measurements) -> dict[str, Measured]:
-    """What a probe gave, or SinkscopeError when it did not declare that, or with other dimensions."""
-    if not isinstance(measured, Mapping):
-        raise SinkscopeError(f"{type(probe).__name__} gave a {type(measured).__name__}; expected a mapping by name.")
-    found = {}
-    for name, given in measured.items():
-        held = given if isinstance(given, Measured) else Measured(given)
-        variable = probe.makes.get(name)
-        if variable is None:
+class unchanged:
+    """Raise SinkscopeError when a probe changes some of the model's own states, or a tile, in place.
+
+    Outside inference mode, where probes look, torch itself refuses that for tensors made in it.
+    """
+
+    def __init__(self, probe: Probe, *states: Any) -> None:
+        self.probe = probe
+        self.watched = [each for each in states if isinstance(each, Tensor) and not each.is_inference()]
+
+    def __enter__(self) -> None:
+        self.versions = [each._version for each in self.watched]
+
+    def __exit__(self, kind: Any, problem: BaseException | None, trace: Any) -> None:
+        refused = isinstance(problem, RuntimeError) and "Inplace update to inference tensor" in str(problem)
+        if refused or (problem is None and self.versions != [each._version for each in self.watched]):
             raise SinkscopeError(
-                f"{type(probe).__name__} gave `{name}`, which it does not declare (its `makes` has "
-                f"{', '.join(probe.makes) or 'nothing'}); add {name!r}: sinkscope.Variable(dims=...) to it."
-            )
-        is_tensor = isinstance(held.values, Tensor)
-        if not is_tensor or held.values.is_complex() or held.values.dim() != len(variable.dims):
-            shape = f"{held.values.dtype} {tuple(held.values.shape)}" if is_tensor else type(held.values).__name__
-            raise SinkscopeError(
-                f"{type(probe).__name__} gave `{name}` as {shape}; it declares a tensor of real numbers "
-                f"[{', '.join(variable.dims)}] for each layer."
-            )
-        found[name] = held
-    return found
+                f"{type(self.probe).__name__} changed the model's own states in place, or its attention, and so what "
+                "the model goes on with and other probes see; work on a copy of them."
+            ) from problem
 
 
 Coords = Mapping[str, np.ndarray]
@@ -193,7 +188,26 @@ class Collector:
         coords = dict(self.coords)
         for (name, *_), staged in self._staged.items():
             coords[name] = _joint(name, coords.get(name, staged.coords), staged.coords)
+        self._check_averaged()
         self.coords = coords
+
+    def _check_averaged(self) -> None:
+        """Raise SinkscopeError when the staged forward pass does not fit what is averaged already."""
+        shapes: dict[tuple[str, int], set[tuple[int, ...]]] = defaultdict(set)
+        for (name, *_), staged in self._staged.items():
+            if not self.makes[name].averaged:
+                continue
+            for layer, values in zip(staged.layers, staged.values, strict=True):
+                total, _ = self.sums[name].get(layer, (values[0], 0))
+                shapes[name, layer] |= {values.shape[1:], np.shape(total)}
+            follows = set(self.makes[name].dims) & set(FOLLOWING) and any(
+                text.number is not None for text in staged.texts
+            )
+            if follows or any(len(found) > 1 for (other, _), found in shapes.items() if other == name):
+                raise SinkscopeError(
+                    f"`{name}` is averaged over sequences, which are not of one length or not read in one forward pass "
+                    "each; give texts of one length, or declare the variable without averaged=True."
+                )
 
     def commit(self, texts: list[Text]) -> None:
         """Keep a forward pass over these texts that finished and was checked."""
@@ -235,7 +249,8 @@ class Collector:
         kind = next(iter(arrays.values())).dtype
         stacked = np.full((sequences, len(layers), *sizes), np.nan if kind.kind == "f" else -1, dtype=kind)
         for (sequence, layer), span in spans.items():
-            stacked[sequence, layers.index(layer)][span] = arrays[sequence, layer]
+            place: Any = (sequence, layers.index(layer), *span)
+            stacked[place] = arrays[sequence, layer]
         coords = {dim: np.arange(size) for dim, size in zip(dims, sizes, strict=True)} | dict(self.coords[name])
         coords |= {"sequence": np.arange(sequences), "layer": np.asarray(layers)}
         return xr.DataArray(stacked, dims=("sequence", "layer", *dims), coords=coords)
@@ -285,15 +300,13 @@ def _numpy(values: Tensor) -> np.ndarray:
     values = values.detach().cpu()
     if values.is_floating_point():
         return values.float().numpy()
-    if values.dtype == torch.int64 and values.numel() and int(values.abs().max()) > WHOLE:
-        raise SinkscopeError(f"a probe gave the whole number {int(values.abs().max())}; a record holds 32 bits.")
     return values.int().numpy()
 
 
 def _join(chunks: list[np.ndarray], dims: tuple[str, ...]) -> np.ndarray:
     """The pieces of one sequence as one: queries follow each other, sums over queries add up."""
-    if len(chunks) == 1:
-        return chunks[0]
+    if len(chunks) == 1 or not dims:
+        return sum(chunks[1:], chunks[0])
     along = next((axis for axis, dim in enumerate(dims) if dim in FOLLOWING), None)
     widest = [max(sizes) for sizes in zip(*(chunk.shape for chunk in chunks), strict=True)]
     padded = [

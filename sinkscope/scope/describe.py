@@ -8,6 +8,7 @@ import xarray as xr
 
 from sinkscope.hf.models import placeholder_ids
 from sinkscope.models.facts import find_streams, model_attributes, token_attributes
+from sinkscope.scope.declarations import placed
 
 if TYPE_CHECKING:
     from sinkscope.scope.scope import Scope
@@ -22,7 +23,7 @@ def described(record: xr.Dataset, scope: Scope, other_keys: int) -> xr.Dataset:
         other_keys: keys that are no tokens, at most in one layer.
     """
     for probe in scope.probes:
-        record = record.assign_coords({name: (name, values) for name, values in probe.coordinates.items()})
+        record = record.assign_coords(placed(probe, record.sizes))
         for name in probe.makes.keys() & set(record.data_vars):
             about = probe.makes[name]
             record[name].attrs |= {

@@ -36,7 +36,7 @@ from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Dense, Policy
 from sinkscope.probes import FREE, HiddenProbe, LayerProbe, Probe, TileProbe
 from sinkscope.scope.binding import layer_evictions
-from sinkscope.scope.collect import Collector, Text, checked_probes, declared, measure_layer, unchanged
+from sinkscope.scope.collect import Collector, Text, checked_probes, measure_hidden, measure_layer
 from sinkscope.scope.describe import described
 from sinkscope.scope.fitting import check_fits, check_normaliser, fitting
 from sinkscope.scope.forward import Caches, Forward, read_forward
@@ -329,6 +329,7 @@ class Scope:
                     layer = replace(layer, key=key, value=value)
                 self._observe(index, part, layer)
 
+    @torch.inference_mode(False)  # in which a probe could change what it sees unnoticed
     @torch.no_grad()
     def _observe(self, index: int, part: Part, *layers: Layer) -> None:
         """Let the probes look at one attention layer of the forward pass under way; in a tower it may be many calls.
@@ -362,6 +363,7 @@ class Scope:
         for text, count in zip(texts, counts, strict=True):  # layers with a window see fewer
             text.seen[layer.start] = np.maximum(count, text.seen.get(layer.start, 0))
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _after_layer(self, indices: list[int], module: nn.Module, args: Any, output: Any) -> None:
         """Let the hidden-state probes look at what a layer hands on, [batch, token, dim], around some of the parts."""
@@ -380,6 +382,4 @@ class Scope:
                 raise not_finite(f"the hidden states after layer {number}", self.model)
             for probe in self.probes:
                 if isinstance(probe, HiddenProbe) and probe.wants(number):
-                    with unchanged(probe, real):
-                        measured = probe.observe_hidden(real)
-                    self._collector.add(number, texts, declared(probe, measured))
+                    self._collector.add(number, texts, measure_hidden(probe, real))

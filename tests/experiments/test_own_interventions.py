@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import sinkscope
-from sinkscope import Evict, Intervention, SinkscopeError, Softmax1, Trial, Window, intervene, run_interventions
+from sinkscope import Dose, Evict, Intervention, SinkscopeError, Softmax1, Trial, Window, intervene, run_interventions
+from sinkscope.experiments.intervention import Nothing
 from tests.experiments import brute
 from tests.experiments.brute import START
 from tests.support.zoo import build
@@ -128,6 +129,14 @@ def giving(trial, **more):
         (giving(lambda text: Trial(text, normaliser=Softmax1)), "the normaliser of `Giving` is <class"),
         (giving(lambda text: Trial(text, torch.arange(3))), "the places of `Giving` do not tell"),
         (giving(lambda text: Trial(text, torch.arange(len(text)) + 1)), "the places of `Giving` do not tell"),
+        (giving(lambda text: Trial(text, torch.arange(len(text)) - 5)), "the places of `Giving` do not tell"),
+        (giving(lambda text: Trial(text, torch.arange(len(text)).float())), "the places of `Giving` do not tell"),
+        (giving(lambda text: Trial(text, "there")), "the places of `Giving` do not tell"),
+        (giving(lambda text: Trial(text, torch.full((len(text),), START + 2))), "two tokens of `Giving` stood at one"),
+        (giving(lambda text: Trial(text[:START])), "`Giving` leaves nothing of text 0 to score"),
+        (giving(lambda text: Trial(text, hooks=5)), "the hooks of `Giving` are 5"),
+        (giving(Trial, prepare=lambda self, model, texts, conditions: None), "`Giving` is prepared as None"),
+        (type("Idle", (Nothing,), {})(), "is called 'nothing' as the baseline is"),
         (giving(Trial, name="nothing"), "is called 'nothing' as the baseline is"),
         (giving(Trial, name=""), "give it some words"),
         (giving(Trial, control=lambda self: "none"), "'none' is not an intervention"),
@@ -138,6 +147,87 @@ def test_what_the_engine_cannot_carry_out_is_refused_by_name(chosen, words):
     with pytest.raises(SinkscopeError, match=words) as refused:
         run([chosen])
     assert "\n" not in str(refused.value)
+
+
+def test_one_that_writes_into_its_text_changes_no_other_run_and_not_the_ids_of_the_caller():
+    texts = brute.texts()
+    kept = [text.clone() for text in texts]
+    window = giving(lambda text: Trial(text, policy=Window(8)), name="window")
+
+    def scribble(self, model, texts, conditions):
+        for text in texts:
+            text.zero_()
+        return self
+
+    writes = giving(lambda text: Trial(text.fill_(7)), check=scribble, prepare=scribble)
+    options = {"start": START, "progress": False}
+    beside = run_interventions(build("llama"), texts, [writes, window], **options)
+    assert all(torch.equal(text, known) for text, known in zip(texts, kept, strict=True))
+    alone = run_interventions(build("llama"), texts, [window], **options)
+    np.testing.assert_array_equal(beside.nll.sel(policy=["nothing", "window"]), alone.nll)
+
+
+def test_a_policy_derived_from_one_that_does_nothing_is_not_taken_for_the_baseline():
+    class Near(Dose):
+        def sees(self, query, key):
+            return query - key <= 4
+
+        def bind(self, layer):
+            return Window(4).bind(layer)
+
+    near = giving(lambda text: Trial(text, policy=Near(0.0, [0])), name="near")
+    nll = run([near, giving(lambda text: Trial(text, policy=Window(4)), name="window")]).nll
+    np.testing.assert_allclose(nll.sel(policy="near"), nll.sel(policy="window"))
+
+
+@dataclass(frozen=True)
+class Windowed(Intervention):
+    """Attention over a window, beside a control of any name."""
+
+    window: int
+    called: str = ""
+    beside: Intervention | None = None
+
+    @property
+    def name(self):
+        return self.called or f"window {self.window}"
+
+    def control(self):
+        return self.beside
+
+    def apply(self, text, number, conditions):
+        return Trial(text, policy=Window(self.window))
+
+
+def test_controls_of_one_name_are_one_or_refused():
+    shared = [Windowed(4, beside=Windowed(9, "wide")), Windowed(5, beside=Windowed(9, "wide"))]
+    assert run(shared).control.values.tolist() == ["", "wide", "wide", ""]
+    plain = type("Plain", (NoFirst,), {})
+    assert "Plain" in run([Windowed(4, beside=plain()), Windowed(5, beside=plain())]).policy.values
+    with pytest.raises(SinkscopeError, match="the control of `window 5` is called `wide`, as is another"):
+        run([Windowed(4, beside=Windowed(9, "wide")), Windowed(5, beside=Windowed(20, "wide"))])
+    with pytest.raises(SinkscopeError, match="the control of `window 5` is called `window 4`, as is another"):
+        run([Windowed(4), Windowed(5, beside=Windowed(20, "window 4"))])
+
+
+@dataclass(frozen=True)
+class Learned(Intervention):
+    found: int = 0
+
+    def prepare(self, model, texts, conditions):
+        return Learned(len(texts))
+
+    def control(self):
+        return None if self.found < 0 else Learned(-1)
+
+    def apply(self, text, number, conditions):
+        return Trial(text, policy=Window(4 + self.found))
+
+
+def test_what_is_found_in_preparation_changes_no_name():
+    record = run([Learned()])
+    assert record.policy.values.tolist() == ["nothing", "Learned(found=0)", "Learned(found=-1)"]
+    assert record.control.values.tolist() == ["", "Learned(found=-1)", ""]
 
 
 def test_a_class_without_the_method_is_refused_by_python_itself():

@@ -281,3 +281,57 @@ def test_a_record_that_an_item_only_reads_beside_its_own_is_opened_too(tmp_path)
     made.save(tmp_path / "out", progress=False)
     again = Report.open(tmp_path / "out", items=[both])
     assert list(again.records) == ["text", "other"] and again.tables["both"]["rows"].tolist() == [7]
+
+
+def boom(*given):
+    raise ValueError("boom")
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"figure": boom}, "the figure of `own` could not be made: it raised ValueError: boom"),
+        ({"figure": lambda record: None}, "the figure of `own` is a NoneType; give a matplotlib Figure"),
+        ({"table": boom}, "the table of `own` could not be made: it raised ValueError: boom"),
+        ({"table": lambda record: by_layer(record)["kurtosis"]}, "the table of `own` is a Series; give a pandas"),
+        ({"table": lambda record: {"a": 1}}, "the table of `own` is a dict; give a pandas DataFrame"),
+        ({"sentence": boom}, "the sentence of `own` could not be made: it raised ValueError: boom"),
+        ({"sentence": lambda record, table: 3.5}, "the sentence of `own` is a float; give words"),
+        ({"numbers": boom}, "the numbers of `own` could not be made: it raised ValueError: boom"),
+        ({"numbers": lambda record: {"quantity": "a", "value": 1}}, "the numbers of `own` are a dict; give a list"),
+        ({"numbers": lambda record: [{"quantity": "a"}]}, "the numbers of `own` have the row {'quantity': 'a'}"),
+        ({"numbers": lambda record: [{"quantity": "a", "value": "high"}]}, "the numbers of `own` have the row"),
+    ],
+)
+def test_an_item_that_fails_is_noted_by_name_and_the_rest_of_the_report_stands(part, message, tmp_path):
+    record = naive_record.norms_only().assign(kurtosis=naive_record.record()["key_norm"])
+    made = Report(record, items=[Item("own", **part), Item("fine", table=lambda record: pd.DataFrame({"a": [1]}))])
+    out = made.save(tmp_path / "out", progress=False)
+    assert len(made.notes) == 1 and message in made.notes[0] and "\n" not in made.notes[0]
+    assert (out / "tables/fine.csv").exists() and "own could not" not in (out / "manifest.json").read_text()
+    assert "of `own`" in (out / "report.html").read_text()
+
+
+def test_what_a_section_runs_is_records_or_noted(model, path):
+    def own(name, run):
+        return Section(name, [Item(name.lower(), record=name.lower(), table=by_layer)], run)
+
+    sections = [own("A", lambda passes: None), own("B", lambda passes: {"b": 3}), own("C", boom)]
+    notes = measured(model, path, sections=[*SECTIONS, *sections]).notes
+    assert notes[:3] == [
+        "A was not measured: its run gave a NoneType; give a dict from names to records.",
+        "The record `b` was not measured: the record `b` is a int; give an xarray.Dataset.",
+        "C was not measured: it raised ValueError: boom",
+    ]
+
+
+def test_probes_that_cannot_be_hashed_are_measured(model, path):
+    @dataclass
+    class Open(HiddenProbe):
+        makes: ClassVar = Kurtosis.makes
+        power: int = 2
+
+        observe_hidden = Kurtosis.observe_hidden
+
+    item = Item("own", variables="kurtosis", probes=[Open(), Open()], table=by_layer)
+    assert len(measured(model, path, items=[item]).tables["own"]) == 3

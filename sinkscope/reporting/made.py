@@ -1,0 +1,73 @@
+"""What a report shows, made when it is asked for; and what functions written elsewhere make, checked and named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from sinkscope.errors import SinkscopeError
+
+T = TypeVar("T")
+
+
+class Made(Mapping[str, T]):
+    """Things by name, each made once, when it is first asked for; what names there are is known beforehand."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], T]]) -> None:
+        self._makers, self._made = dict(makers), dict[str, T]()
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._made:
+            self._made[name] = self._makers[name]()
+        return self._made[name]
+
+    def drop(self, name: str) -> None:
+        """Have one thing less."""
+        self._makers.pop(name, None)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self)})"
+
+
+class Figures(Made[Figure]): ...
+
+
+class Tables(Made[pd.DataFrame]):
+    """A copy for everyone who asks."""
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        return super().__getitem__(name).copy()
+
+
+@contextmanager
+def named(what: str) -> Iterator[None]:
+    """Whatever is raised, as a SinkscopeError that says of what."""
+    try:
+        yield
+    except Exception as problem:
+        raise SinkscopeError(f"{what} could not be made: {reason_of(problem)}") from problem
+
+
+def reason_of(problem: Exception) -> str:
+    """What a note says of an exception."""
+    return str(problem) if isinstance(problem, SinkscopeError) else f"it raised {type(problem).__name__}: {problem}"
+
+
+def checked(given: Any, kind: type[T], what: str, words: str) -> T:
+    """What was made, or SinkscopeError when it is something else."""
+    if not isinstance(given, kind):
+        raise SinkscopeError(f"{what} is a {type(given).__name__}; give {words}.")
+    return given
