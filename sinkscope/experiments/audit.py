@@ -294,10 +294,13 @@ class _Loop:
             Unchecked: the model gives no cache that entries can be taken from.
         """
         if (sinks, window) not in self._known:
-            self._known[sinks, window] = self._run(sinks, window)
+            try:
+                self._known[sinks, window] = self._run(sinks, window, tells=self._takes_positions)
+            except RuntimeError:  # it makes its masks by what it is told
+                self._known[sinks, window] = self._run(sinks, window, tells=False)
         return self._known[sinks, window]
 
-    def _run(self, sinks: int, window: int) -> Tensor:
+    def _run(self, sinks: int, window: int, tells: bool) -> Tensor:
         cache, rows = self._empty(), []
         for at in range(self.ids.shape[1]):
             place = min(at, sinks + window)
@@ -313,7 +316,7 @@ class _Loop:
                     for slot in ("keys", "values"):
                         held = getattr(layer, slot)
                         setattr(layer, slot, torch.cat([held[..., :sinks, :], held[..., -window:, :]], -2))
-            if self._takes_positions:  # some count places in the text by what they read, others by masks
+            if tells:  # how many tokens were read, by which some count their places, and not by what is held
                 cache.get_query_offset = partial(self._held, cache)
                 cache.get_seq_length = partial(self._seen, at + 1)
         return torch.stack(rows, 1)

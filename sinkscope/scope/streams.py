@@ -112,11 +112,16 @@ class TowerPass:
 
     def check(self, layer: Layer, name: str) -> None:
         """Raise SinkscopeError where rows of attention are no images, but windows of them."""
-        if self.lengths is None and self.images is not None and len(layer.lse) != self.images:
+        keys, read = (
+            layer.length - layer.key_start,
+            "" if self.images is None else f", while it reads {self.images} images",
+        )
+        in_windows = self.lengths is None and self.images is not None and len(layer.lse) != self.images
+        if in_windows or layer.rows != keys:
             raise SinkscopeError(
-                f"{name} attends from {len(layer.lse)} x {layer.rows} queries, while the model reads {self.images} "
-                "images, so which patch is which cannot be told (attention in windows, or at another resolution); "
-                "measure its maps elsewhere and use sinkscope.from_maps."
+                f"{name} attends from {len(layer.lse)} x {layer.rows} queries to {keys} keys{read}, so which patch is "
+                "which cannot be told (attention in windows, or at another resolution); measure its maps elsewhere and "
+                "use sinkscope.from_maps."
             )
 
     def split(self, *layers: Layer) -> Iterator[tuple[list[Text], Layer]]:
@@ -215,7 +220,7 @@ def read_tower(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             frames = [height * width for time, height, width in grid.tolist() for _ in range(time)]
             return TowerPass(frames, masks, None)
     pictures = [each for each in given.values() if each.is_floating_point()]
-    return TowerPass(None, masks, next((len(each) for each in pictures if each.dim() == 4), None))
+    return TowerPass(None, masks, next((len(each) for each in pictures if each.dim() in (3, 4)), None))
 
 
 def check_other_states(model: Any, given: Mapping[str, Any]) -> None:

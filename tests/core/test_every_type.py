@@ -87,10 +87,11 @@ def test_cross_attention_that_never_ran_is_no_layer():
     assert not bool(record.sink_mass.isnull().any())
 
 
-def test_states_of_an_encoder_are_refused():
+def test_states_of_an_encoder_are_a_stream_of_their_own():
     model = tiny_model("bart")
-    with torch.no_grad(), capture(model), pytest.raises(SinkscopeError, match="encoder_hidden_states"):
-        model(IDS, encoder_hidden_states=torch.randn(2, 40, 64))
+    with torch.no_grad(), capture(model) as scope:
+        model(IDS, encoder_hidden_states=torch.randn(2, 30, 64))
+    assert scope.record.sizes["query"] == scope.streams["cross"].record.sizes["query"] == 40
 
 
 def test_layers_that_share_weights_are_a_layer_in_each_run():
