@@ -35,8 +35,14 @@ class Stretched(ClippedSoftmax):
         (pointwise(lambda scores, lse, seen: scores.tanh() / seen), "Own.* gave weights below 0"),
         (pointwise(lambda scores, lse, seen: (scores - lse).exp() * torch.nan), "Own.* gave weights that are NaN"),
         (pointwise(lambda scores, lse, seen: (scores - scores.amax((-2, -1), True)).exp()), "on the other queries"),
-        (pointwise(lambda scores, lse, seen: (scores - scores.amax(0, True)).exp()), "gives weight to hidden keys"),
-        (pointwise(lambda scores, lse, seen: (scores - scores.amax(1, True)).exp()), "gives weight to hidden keys"),
+        (
+            pointwise(lambda scores, lse, seen: (scores - lse).exp() * scores.amax(0, True).sigmoid()),
+            "on the other texts",
+        ),
+        (
+            pointwise(lambda scores, lse, seen: (scores - lse).exp() * scores.amax(1, True).sigmoid()),
+            "on the other heads",
+        ),
         (pointwise(lambda scores, lse, seen: scores.softmax(-1)), "on scores of other keys"),
         (pointwise(lambda scores, lse, seen: (scores - lse).exp()[..., :1]), r"the shape \(2, 4, 5, 1\) for scores"),
         (pointwise(lambda scores, lse, seen: 3.0), "gave a float for scores"),
