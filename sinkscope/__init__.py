@@ -20,14 +20,15 @@ _HOMES = {
     "sinkscope.scope.scope": ["attached", "capture"],
     "sinkscope.scope.measure": ["attention_maps", "measure"],
     "sinkscope.normalisers": [
-        "ClippedSoftmax", "LearnedSink", "Normaliser", "ReLU", "Sigmoid", "Softmax", "Softmax1", "Sparsemax",
+        "ClippedSoftmax", "LearnedSink", "Normaliser", "ReLU", "Sigmoid", "Softmax", "Softmax1", "Softpick",
+        "Sparsemax",
     ],
     "sinkscope.policies": [
-        "Dense", "Dose", "Evict", "EvictRecent", "EveryNth", "HeavyHitters", "PerHead", "Policy", "Recompute",
+        "Chunks", "Dense", "Dose", "Evict", "EvictRecent", "EveryNth", "HeavyHitters", "PerHead", "Policy", "Recompute",
         "ScoredPolicy", "SinkWindow", "StaticPolicy", "TOVA", "Window",
     ],
     "sinkscope.probes": [
-        "ALL", "FREE", "DistanceProfile", "Entropy", "EvictionEffect", "HiddenExtremes", "HiddenProbe",
+        "ALL", "FREE", "DistanceProfile", "Entropy", "EvictionEffect", "FirstCosine", "HiddenExtremes", "HiddenProbe",
         "LayerProbe", "LogSumExp", "Maps", "Measured", "MeanLogits", "Norms", "OutputNorm", "Received",
         "SinkMass", "TileProbe", "Variable",
     ],
@@ -58,6 +59,8 @@ _HOMES = {
     "sinkscope.experiments.intervention": ["Intervention", "Repeat", "ReplaceTokens", "Shift", "Trial"],
     "sinkscope.experiments.interventions": ["dose_response", "run_interventions"],
     "sinkscope.experiments.predictability": ["predictability"],
+    "sinkscope.experiments.recall": ["recall"],
+    "sinkscope.analysis.recall": ["recall_table"],
     "sinkscope.reporting.content": ["Item", "Section", "Table"],
     "sinkscope.reporting.document": ["ITEMS", "SECTIONS", "Report"],
     "sinkscope.reporting.gather": ["report"],

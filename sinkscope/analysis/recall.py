@@ -17,14 +17,14 @@ def recall_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd
     gain, gain_low, gain_high  how much less the second one costs, paired by passage
 
     Args:
-        record: of `sinkscope.experiments.recall`.
+        record: of `sinkscope.recall`.
         resamples, seed: of the bootstrap.
 
     Raises:
         SinkscopeError: another record.
     """
     if "first_nll" not in record:
-        raise SinkscopeError("this record holds no passages read twice; give one of sinkscope.experiments.recall.")
+        raise SinkscopeError("this record holds no passages read twice; give one of sinkscope.recall.")
     means = record[["nll", "first_nll"]].mean("place")
     again = interval(means["nll"], "passage", resamples=resamples, seed=seed)
     gain = interval(means["first_nll"] - means["nll"], "passage", resamples=resamples, seed=seed)

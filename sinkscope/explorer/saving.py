@@ -13,9 +13,9 @@ import ipywidgets as w
 import numpy as np
 import xarray as xr
 
+import sinkscope
 from sinkscope import figures
 from sinkscope.attention.definition import is_found
-from sinkscope.attention.placement import is_ours
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.perplexity import policy_coordinates
 from sinkscope.explorer.controller import CLOSED, Controller
@@ -138,21 +138,25 @@ def save_view(controller: Controller, folder: str | os.PathLike[str], text: str 
     return files
 
 
+def _has_short_name(cls: type) -> bool:
+    return getattr(sinkscope, cls.__name__, None) is cls
+
+
 def _imports(slots: Iterable[Any]) -> list[str]:
-    """Lines for classes from outside the package: imports, or a comment for those that only a notebook has."""
+    """Lines for classes without a short name: imports, or a comment for those that only a notebook has."""
     return [
         f"# here goes the definition of your class {each.__qualname__}"
         if each.__module__ == "__main__" or "." in each.__qualname__ or not is_found(each, each.__module__)
         else f"from {each.__module__} import {each.__name__}"
-        for each in map(type, slots)
-        if not is_ours(each)
+        for each in (type(slot) for slot in slots if slot is not None)
+        if not _has_short_name(each)
     ]
 
 
 def _expression(slot: Any) -> str:
     text = repr(slot).replace("-inf", 'float("-inf")')
     parts = [slot, *slot.parts] if isinstance(slot, PerHead) else [slot]
-    names = [type(part).__name__ for part in parts if is_ours(type(part))]
+    names = [type(part).__name__ for part in parts if _has_short_name(type(part))]
     return re.sub(rf"(?<![\w.])({'|'.join(names)})\(", r"sinkscope.\1(", text) if names else text
 
 

@@ -12,13 +12,20 @@ from sinkscope.figures.eviction import collapse, comparison, forced_mass
 from sinkscope.figures.interventions import dose_response, effects, predictability
 from sinkscope.figures.matplotlib_renderer import figure, matplotlib_figure
 from sinkscope.figures.plotly_renderer import plotly_figure
-from sinkscope.figures.sinks import mass_by_layer, massive_activations, norms, sink_mass_heatmap, sink_rate_curve
-from sinkscope.figures.streaming import ablation, decode_cost, explored, log_perplexity
+from sinkscope.figures.sinks import (
+    first_cosine,
+    mass_by_layer,
+    massive_activations,
+    norms,
+    sink_mass_heatmap,
+    sink_rate_curve,
+)
+from sinkscope.figures.streaming import ablation, decode_cost, explored, log_perplexity, recall
 from sinkscope.figures.training import emergence, language_emergence
 
 __all__ = [
     "ablation", "collapse", "comparison", "decode_cost", "distance_profile", "dose_response", "effects", "emergence",
-    "entropy_by_layer", "explored", "figure", "forced_mass", "language_emergence", "log_perplexity", "marks",
-    "mass_by_layer", "massive_activations", "matplotlib_figure", "mean_maps", "norms", "plotly_figure",
-    "predictability", "received_by_position", "sink_mass_heatmap", "sink_rate_curve",
+    "entropy_by_layer", "explored", "figure", "first_cosine", "forced_mass", "language_emergence", "log_perplexity",
+    "marks", "mass_by_layer", "massive_activations", "matplotlib_figure", "mean_maps", "norms", "plotly_figure",
+    "predictability", "recall", "received_by_position", "sink_mass_heatmap", "sink_rate_curve",
 ]  # fmt: skip

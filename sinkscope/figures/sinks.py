@@ -197,5 +197,5 @@ def first_cosine(record: xr.Dataset, parallel: float = 0.9) -> m.Drawing:
     cosines = abs(record["first_cosine"].astype("float64").isel(token=slice(1, None)))
     share = (cosines > parallel).where(cosines.notnull()).mean(["sequence", "token"])
     line = m.Line(record["layer"], share, m.Look("vermilion", marker="circle"), id="share")
-    y = m.Axis(f"other tokens with |cosine| > {parallel}\n(fraction)", limits=(0, None))
+    y = m.Axis(f"other tokens with\n|cosine| > {parallel} (fraction)", limits=(0, None))
     return m.Drawing([m.Panel([line], layer_axis(record["layer"]), y)], record.attrs, m.COLUMN, 2.4)

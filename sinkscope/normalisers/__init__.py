@@ -11,6 +11,7 @@ from sinkscope.normalisers.base import (
     Softmax1,
     VirtualKey,
 )
+from sinkscope.normalisers.softpick import Softpick
 from sinkscope.normalisers.sparsemax import Sparsemax
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Sigmoid",
     "Softmax",
     "Softmax1",
+    "Softpick",
     "Sparsemax",
     "VirtualKey",
 ]

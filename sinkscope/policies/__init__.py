@@ -10,6 +10,7 @@ Sizes count the tokens a cache keeps between two steps. The token being read see
     evict recent all but the last 3         k k k k k k . . . q
     dose         all, some strengthened     K k k k k k k k k q     K: a bias is added to the logits of this key
     every nth    each 3rd, and the last 2   k . . k . . k k k q
+    chunks       those of one's own chunk   . . . . . . k k k q
     H2O, TOVA    those attended to most     k . k . . . k . k q     chosen by the model's own attention
     per head     one of these in each head
 
@@ -20,6 +21,7 @@ sink again, so it works, at a cost of window squared per token (Xiao et al. 2023
 """
 
 from sinkscope.policies.base import POSITIONS, VALUES, Kept, Policy
+from sinkscope.policies.chunks import Chunks
 from sinkscope.policies.every_nth import EveryNth
 from sinkscope.policies.per_head import PerHead
 from sinkscope.policies.scored import TOVA, HeavyHitters, ScoredPolicy
@@ -29,6 +31,7 @@ __all__ = [
     "POSITIONS",
     "TOVA",
     "VALUES",
+    "Chunks",
     "Dense",
     "Dose",
     "Evict",

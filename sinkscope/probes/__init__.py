@@ -2,6 +2,7 @@
 
 from sinkscope.probes.base import HiddenProbe, LayerProbe, Measured, Measurements, Probe, TileProbe, Variable
 from sinkscope.probes.eviction_effect import EvictionEffect
+from sinkscope.probes.first_cosine import FirstCosine
 from sinkscope.probes.maps import Maps, MeanLogits
 from sinkscope.probes.summaries import (
     DistanceProfile,
@@ -35,6 +36,7 @@ __all__ = [
     "DistanceProfile",
     "Entropy",
     "EvictionEffect",
+    "FirstCosine",
     "HiddenExtremes",
     "HiddenProbe",
     "LayerProbe",

@@ -11,7 +11,6 @@ import xarray as xr
 
 import sinkscope
 from sinkscope import SinkscopeError, attached, capture, perplexity
-from sinkscope.normalisers.softpick import Softpick
 from tests.core.own import Hard, Squared, losses_of, naive_softpick, naive_sparsemax, naive_squared
 from tests.support import naive_slots
 from tests.support.zoo import build, inputs
@@ -21,7 +20,7 @@ from tests.support.zoo import build, inputs
 
 @pytest.mark.parametrize(
     ("normaliser", "weights"),
-    [(sinkscope.Sparsemax(), naive_sparsemax), (Softpick(), naive_softpick), (Squared(), naive_squared)],
+    [(sinkscope.Sparsemax(), naive_sparsemax), (sinkscope.Softpick(), naive_softpick), (Squared(), naive_squared)],
     ids=["sparsemax", "softpick", "squared"],
 )
 def test_a_normaliser_is_its_weights(normaliser, weights, monkeypatch):
@@ -40,7 +39,7 @@ def test_a_normaliser_is_its_weights(normaliser, weights, monkeypatch):
 
 def test_softpick_of_large_and_of_negative_scores_is_finite_and_may_give_nothing_at_all():
     scores = torch.tensor([[[[300.0, 299.0, -torch.inf], [-3.0, -200.0, -torch.inf], [0.0, 0.0, 0.0]]]])
-    weights = Softpick().weights(scores)
+    weights = sinkscope.Softpick().weights(scores)
     torch.testing.assert_close(weights[0, 0, 0], torch.tensor([1.0, 0.0, 0.0]).index_add(0, torch.tensor([0, 1]),
         torch.tensor([-1.0, 1.0]) * torch.e**-1 / (1 + torch.e**-1)))  # fmt: skip
     assert (weights[0, 0, 1:] == 0).all()

@@ -10,7 +10,6 @@ import torch
 
 import sinkscope
 from sinkscope import SinkscopeError, attached, perplexity
-from sinkscope.policies.chunks import Chunks
 from tests.core.own import FAMILIES, Plain, Stripes, losses_of
 from tests.support import naive_slots
 from tests.support.zoo import build, inputs
@@ -21,7 +20,9 @@ from tests.support.zoo import build, inputs
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize(
-    "policy", [sinkscope.EveryNth(7, 5), Chunks(9), Chunks(16, 2), Stripes(), Plain(6)], ids=lambda policy: policy.name
+    "policy",
+    [sinkscope.EveryNth(7, 5), sinkscope.Chunks(9), sinkscope.Chunks(16, 2), Stripes(), Plain(6)],
+    ids=lambda policy: policy.name,
 )
 def test_a_static_policy_gives_what_its_rule_says(name, policy):
     model, ids = build(name), inputs(name, tokens=50)["input_ids"]

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 import sinkscope
 from sinkscope import SinkscopeError, attached
 from sinkscope.normalisers import ClippedSoftmax, Normaliser, Pointwise, VirtualKey
-from sinkscope.normalisers.softpick import Softpick
 from tests.support import naive_slots
 from tests.support.zoo import build, inputs
 
@@ -155,8 +154,8 @@ def test_gradients_do_not_pass_through_hidden_keys():
         gradients(model, ids, normaliser=root), gradients(model, ids, normaliser=Root()), atol=1e-5, rtol=1e-3
     )
     # a policy that drops nothing
-    kept = gradients(model, ids, normaliser=Softpick(), policy=sinkscope.TOVA(60))
-    torch.testing.assert_close(kept, gradients(model, ids, normaliser=Softpick()), atol=1e-5, rtol=1e-3)
+    kept = gradients(model, ids, normaliser=sinkscope.Softpick(), policy=sinkscope.TOVA(60))
+    torch.testing.assert_close(kept, gradients(model, ids, normaliser=sinkscope.Softpick()), atol=1e-5, rtol=1e-3)
 
 
 class Temperature(Normaliser):

@@ -11,6 +11,7 @@ from sinkscope import (
     ALL,
     DistanceProfile,
     Entropy,
+    FirstCosine,
     Maps,
     MeanLogits,
     Norms,
@@ -18,13 +19,12 @@ from sinkscope import (
     SinkMass,
     SinkscopeError,
     capture,
+    figures,
     measure,
 )
 from sinkscope.attention.attend import attend
 from sinkscope.attention.layer import FusedLayer
 from sinkscope.attention.masks import CausalMask, FullMask
-from sinkscope.figures.sinks import first_cosine
-from sinkscope.probes.first_cosine import FirstCosine
 from tests.support.eager import distance_profile, eager_maps, hidden_states
 from tests.support.zoo import build, inputs
 
@@ -198,9 +198,9 @@ def test_first_cosine_is_the_cosine_of_hidden_states_and_its_figure_the_share_be
     cosines = np.einsum("sltd,sld->slt", states, states[:, :, 0]) / (lengths * lengths[:, :, :1])
     np.testing.assert_allclose(record.first_cosine[:, :-1], cosines, atol=1e-5)
     parallel = float(np.median(abs(cosines[:, 0, 1:])))
-    line = first_cosine(record, parallel).axes[0].lines[0]
+    line = figures.first_cosine(record, parallel).axes[0].lines[0]
     np.testing.assert_allclose(line.get_ydata()[:-1], (abs(cosines[:, :, 1:]) > parallel).mean((0, 2)))
     with pytest.raises(SinkscopeError, match=r"parallel=1\.5 is no cosine"):
-        first_cosine(record, 1.5)
+        figures.first_cosine(record, 1.5)
     with pytest.raises(SinkscopeError, match=r"first_cosine needs first_cosine.*FirstCosine\(\)"):
-        first_cosine(record_of("llama", [SinkMass()]))
+        figures.first_cosine(record_of("llama", [SinkMass()]))

@@ -8,10 +8,7 @@ import torch
 import xarray as xr
 from torch.nn.functional import cross_entropy
 
-from sinkscope import Dense, SinkscopeError, Window
-from sinkscope.analysis.recall import recall_table
-from sinkscope.experiments.recall import recall
-from sinkscope.figures.streaming import recall as drawn
+from sinkscope import Dense, SinkscopeError, Window, figures, recall, recall_table
 from tests.support.zoo import build, inputs
 
 LENGTH, DISTANCES = 6, [8, 20]
@@ -68,7 +65,7 @@ def test_the_table_has_means_over_places_and_passages_and_the_figure_draws_it(re
             assert row["again"] == pytest.approx(float(mean.sel(policy=policy, distance=distance)), rel=1e-6)
             assert row["gain"] == pytest.approx(float(gain.sel(policy=policy, distance=distance)), abs=1e-6)
             assert row["low"] <= row["again"] <= row["high"]
-    lines = {line.get_gid(): line for line in drawn(record).axes[0].lines}
+    lines = {line.get_gid(): line for line in figures.recall(record).axes[0].lines}
     np.testing.assert_allclose(lines["again-window 5"].get_ydata(), table.loc["window 5", "again"])
 
 

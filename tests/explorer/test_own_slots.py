@@ -7,7 +7,19 @@ import pytest
 import torch
 
 import sinkscope
-from sinkscope import Evict, LearnedSink, Recompute, SinkscopeError, SinkWindow, Softmax1, Window, explore, perplexity
+from sinkscope import (
+    Chunks,
+    Evict,
+    LearnedSink,
+    Recompute,
+    SinkscopeError,
+    SinkWindow,
+    Softmax1,
+    Softpick,
+    Window,
+    explore,
+    perplexity,
+)
 from sinkscope.explorer.configuration import CONTROLS, POLICIES, POLICY_NAMES, Configuration, PolicyEntry
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.saving import code_of, view_record
@@ -168,6 +180,21 @@ def test_the_saved_code_leaves_the_place_of_a_class_that_only_the_notebook_has(m
     assert (
         "# here goes the definition of your class Squares\n" in code and "\nnormaliser = Squares(power=2.0)\n" in code
     )
+
+
+def test_the_saved_code_names_each_class_where_it_is_found():
+    controller = Controller(reader(), [""] * TOKENS)
+    controller.begin()
+    ask(controller, policy=Chunks(7, 2), normaliser=Softpick())
+    code, fresh = code_of(controller), {"sinkscope": sinkscope}
+    assert "policy = sinkscope.Chunks(" in code and "normaliser = sinkscope.Softpick(" in code
+    ask(controller, policy=OddKeys(), normaliser="the model's own")
+    code = code_of(controller)
+    assert (
+        "import sinkscope\nfrom tests.explorer.own_slots import OddKeys\n\n" in code and "\nnormaliser = None\n" in code
+    )
+    exec("\n".join(line for line in code.splitlines() if line.startswith(("from", "policy ="))), fresh)
+    assert fresh["policy"] == OddKeys()
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------

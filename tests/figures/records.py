@@ -95,6 +95,13 @@ def captured() -> xr.Dataset:
     return synthetic_record(sequences=2, layers=2, heads=2, tokens=24)
 
 
+def likenesses() -> xr.Dataset:
+    """Cosines with the first token: one of four others is parallel to it in the second layer."""
+    cosines = np.array([[[1.0, 0.1, 0.2, 0.3, 0.4], [1.0, -0.95, 0.2, 0.3, 0.4]]])
+    coords = {"sequence": [0], "layer": [0, 1], "token": np.arange(5)}
+    return xr.Dataset({"first_cosine": (("sequence", "layer", "token"), cosines)}, coords, {"model": "tiny"})
+
+
 CAPTURED = (
     "distance_profile", "entropy_by_layer", "mass_by_layer", "massive_activations", "mean_maps", "norms",
     "received_by_position", "sink_mass_heatmap", "sink_rate_curve",
@@ -107,14 +114,29 @@ EXPERIMENTS: dict[str, Callable[[], Any]] = {
     "forced_mass": experiments.forced,
     "predictability": experiments.predictability,
 }
+
+
+def read_twice() -> xr.Dataset:
+    """A record of recall by distance: losses grow with the distance, and the first reading costs 4 nats."""
+    dims, shape = ("policy", "distance", "passage", "place"), (2, 3, 4, 5)
+    again = np.linspace(0.5, 3.0, 3)[:, None, None] + np.random.default_rng(0).normal(0, 0.1, shape)
+    return xr.Dataset(
+        {"nll": (dims, again), "first_nll": (dims, np.full(shape, 4.0))},
+        {"policy": ["dense", "window 8"], "distance": [8, 16, 32]},
+        ATTRIBUTES | {"kind": "recall"},
+    )
+
+
 STREAMED: dict[str, Callable[[], Any]] = {
     "ablation": ablation_table,
     "decode_cost": decode_table,
     "log_perplexity": lambda: collapsing(sampled=200),
+    "recall": read_twice,
 }
 TRAINED: dict[str, Callable[[], Any]] = {"emergence": emergence_record, "language_emergence": language}
 RECORDS: dict[str, Callable[[], Any]] = {
     **dict.fromkeys(CAPTURED, captured), **EXPERIMENTS, **STREAMED, **TRAINED, "explored": view,
+    "first_cosine": likenesses,
 }  # fmt: skip
 
 
