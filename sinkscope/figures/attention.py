@@ -15,7 +15,7 @@ from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure
 from sinkscope.figures.requirements import layer_axis, lengths, need
 from sinkscope.figures.sinks import heads_of
-from sinkscope.figures.style import depth_colours, drawable, number, visible
+from sinkscope.figures.style import depth_colours, drawable, extent, number, visible
 
 NULL = m.Look("vermilion", "dash")
 
@@ -91,14 +91,15 @@ def received_by_position(record: xr.Dataset, sequence: int = 0, peaks: int = 10)
     position = np.arange(1, len(mean) + 1)
     words = record["token_text"].values[sequence] if "token_text" in record.variables else None
     texts = [f"position {p}" + ("" if words is None else f": {visible(words[p])}") for p in range(len(mean))]
-    hover, marker = "{text}\nα {y:.5f}", "point" if len(mean) <= 64 else ""
+    hover = "{text}\nα {y:.5f}"
+    marker: m.Marker = "point" if len(mean) <= 64 else ""
     marks: list[m.Mark] = [
         m.Line(position, strongest, m.Look("sky", width=0.5), "strongest head", "strongest", hover=hover, texts=texts),
         m.Line(position, mean, m.Look("blue", width=0.9, marker=marker, size=3), "mean over layers and heads", "mean",
                hover=hover, texts=texts),
         m.Line(position, alpha["null"], NULL, "uniform null", "null"),
     ]  # fmt: skip
-    low, high = m.extent(marks, "y", positive=True)
+    low, high = extent(marks, "y", positive=True)
     low, high = (max(low, high * 1e-5), high) if np.isfinite(low) else (1e-3, 1.0)
     room = 10 ** (0.18 * max(np.log10(high / low), 0.5))  # above for the rotated labels, below for the legend
     found = find_peaks(mean, peaks)

@@ -15,7 +15,7 @@ from sinkscope.analysis.predictability import mean_mass_by_bin, predictability_t
 from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure
 from sinkscope.figures.requirements import need_columns, tokens_named
-from sinkscope.figures.style import even_ticks, number
+from sinkscope.figures.style import even_ticks, extent, headroom, number
 
 ARM_LOOKS = {
     "sinks": m.Look("blue", marker="circle", size=3),
@@ -25,7 +25,7 @@ ROLE_LOOKS = {
     "effect": ("intervention", m.Look("blue", marker="circle", size=4)),
     "control": ("its control", m.Look("vermilion", marker="square", size=3.5, hollow=True)),
 }
-SIDE_LOOKS = {
+SIDE_LOOKS: dict[str, tuple[str, m.Look, m.Hatch]] = {
     "below": ("below both", m.Look("blue"), "/"),
     "neither": ("neither", m.Look("faint"), ""),
     "above": ("above both", m.Look("vermilion"), "\\"),
@@ -76,7 +76,7 @@ def dose_response(record: xr.Dataset | pd.DataFrame) -> m.Drawing:
         marks: list[m.Mark] = [m.Reference(y=level, id="level")] if np.isfinite(level) else []
         for arm, own in table.groupby("arm", sort=False):
             marks += _responses(own.sort_values("dose"), str(arm), column, name, count)
-        low, high = m.extent([mark for mark in marks if not isinstance(mark, m.Reference)], "y")
+        low, high = extent([mark for mark in marks if not isinstance(mark, m.Reference)], "y")
         y = m.Axis(label, limits=(None if column == "ratio" else 0, None))
         if column == "ratio" and high > WIDEST_LINEAR * low > 0:
             y = m.Axis(label.replace(")", ", log scale)"), "log", ticks="round")
@@ -155,7 +155,7 @@ def effects(record: xr.Dataset | pd.DataFrame) -> m.Drawing:
     need_columns(rows, "effects", *columns)
     y, null = np.array(row_places(rows["role"])), null_mass_from(table.attrs)
     loss, mass = _effects(rows, y, "ratio", "ratio"), _effects(rows, y, "sink_mass", "mass")
-    found = m.extent(loss, "x", positive=True)
+    found = extent(loss, "x", positive=True)
     low, high = np.fmin(found[0], 0.98), np.fmax(found[1], 1.02)
     room = np.exp(0.05 * np.log(high / low))
     loss.insert(0, m.Reference(x=1.0, id="none"))
@@ -164,7 +164,7 @@ def effects(record: xr.Dataset | pd.DataFrame) -> m.Drawing:
     base = table[table["role"] == "baseline"]["sink_mass"]
     mass += [m.Reference(x=float(each), id="none") for each in base[:1] if np.isfinite(each)]
     mass += [m.Reference(x=null, look=NULL, id="null")] if np.isfinite(null) else []
-    most = float(np.nan_to_num(m.extent(mass, "x")[1], nan=1.0))
+    most = float(np.nan_to_num(extent(mass, "x")[1], nan=1.0))
     axis = m.Axis(limits=(y[-1] + 0.7, -0.7), ticks=y.tolist(), names=list(rows["intervention"]), has_tick_marks=False,
                   name_colours=["quiet" if role == "control" else "ink" for role in rows["role"]])  # fmt: skip
     limits = (float(low / room), float(high * room))
@@ -240,7 +240,7 @@ def _bins(binned: xr.Dataset, first: int) -> m.Panel:
     return m.Panel(
         marks,
         x=m.Axis("entropy of the next token (nats, median of bin)"),
-        y=m.Axis(f"mass on the {tokens_named(first)}\n(probability)", limits=(0, m.headroom(marks, 1.02))),
+        y=m.Axis(f"mass on the {tokens_named(first)}\n(probability)", limits=(0, headroom(marks, 1.02))),
         legend=m.Legend(),
     )
 

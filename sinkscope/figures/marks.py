@@ -28,31 +28,37 @@ array([5., 5., 5.])
 
 `sinkscope.report` puts both where they belong. A plain function that returns a matplotlib Figure does as well: it has
 no `describe`, and the page shows its picture.
+
+What neither renderer could draw is refused where it is made, with a SinkscopeError: an unknown word, colour or kind of
+mark, numbers that do not fit together, a drawing without panels. Text is shown as it is: a "$" begins no formula.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeAlias, cast
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
+
+from sinkscope.arguments import one_of, whole_number
+from sinkscope.errors import SinkscopeError
+from sinkscope.figures.checks import COLOURS, Checked, check_ends, check_points
 
 COLUMN = 3.25  # inches: one column of a paper
 PAGE = 6.75  # inches: the full width
 
 Numbers: TypeAlias = Any
 """One number for each point: an array, a sequence or a pandas column; where it may be left out, None."""
-COLOURS = ("blue", "vermilion", "green", "purple", "orange", "sky")
-"""In the order in which series take them; told apart with any colour vision, and with the dashes also in grey.
-
-The others are "ink" (text), "quiet" (what stands behind), "faint", and "grid" (what only divides)."""
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-MARKERS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
+Dash: TypeAlias = Literal["solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "dotted"]
+Marker: TypeAlias = Literal["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "point", ""]
+Hatch: TypeAlias = Literal["/", "\\", ""]
+DASHES: tuple[Dash, ...] = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+MARKERS: tuple[Marker, ...] = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
 
 
 @dataclass(frozen=True)
-class Look:
+class Look(Checked):
     """Of a line, a point or a bar.
 
     Args:
@@ -64,9 +70,9 @@ class Look:
     """
 
     colour: str = "ink"
-    dash: str = "solid"
+    dash: Dash = "solid"
     width: float = 1.2
-    marker: str = ""
+    marker: Marker = ""
     size: float = 2.5
     hollow: bool = False
     opacity: float = 1.0
@@ -77,22 +83,13 @@ class Look:
         return cls(**{"colour": COLOURS[row % len(COLOURS)], "dash": DASHES[row % len(DASHES)], **changes})
 
 
-def marker_of(row: int) -> str:
+def marker_of(row: int) -> Marker:
     """The marker of the series of this number."""
     return MARKERS[row % len(MARKERS)]
 
 
-class _Numeric:
-    def __post_init__(self) -> None:
-        """Fields of `Numbers` become arrays of float64."""
-        for each in fields(cast(Any, self)):
-            value = getattr(self, each.name)
-            if each.type == "Numbers" and value is not None:
-                object.__setattr__(self, each.name, np.atleast_1d(np.asarray(value, dtype=np.float64)))
-
-
 @dataclass(frozen=True, eq=False)
-class Series(_Numeric):
+class Series(Checked):
     """Numbers against numbers, what `Line` and `Points` share.
 
     Args:
@@ -115,6 +112,10 @@ class Series(_Numeric):
     high: Numbers = None
     hover: str = ""
     texts: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_points(self)
 
     @property
     def has_interval(self) -> bool:
@@ -172,12 +173,17 @@ class Bars(Series):
 
     width: float = 0.8
     base: Numbers = 0.0
-    hatch: str = ""
+    hatch: Hatch = ""
     edge: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.base.shape not in ((1,), self.x.shape):
+            raise SinkscopeError(f"{len(self.x)} bars begin at one base or at one each; given are {self.base.size}.")
 
 
 @dataclass(frozen=True)
-class ColourBar:
+class ColourBar(Checked):
     """The scale of an image, or of the colours of lines.
 
     Args:
@@ -201,9 +207,13 @@ class ColourBar:
     place: Literal["right", "below"] = "right"
     small: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ends(self.low, self.high, self.log, "a colour bar", may_turn=False)
+
 
 @dataclass(frozen=True, eq=False)
-class Image(_Numeric):
+class Image(Checked):
     """Cells [row, column] in colours, row 0 on top; NaN is grey.
 
     Args:
@@ -224,6 +234,11 @@ class Image(_Numeric):
     digits: int | None = None
     hover: str = ""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cells.ndim != 2 or not self.cells.size:
+            raise SinkscopeError(f"an image has rows and columns; given are cells of shape {self.cells.shape}.")
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -235,9 +250,13 @@ class Reference:
     name: str = ""
     id: str = ""
 
+    def __post_init__(self) -> None:
+        if (self.x is None) == (self.y is None):
+            raise SinkscopeError(f"a Reference lies at one x or at one y; given are x={self.x} and y={self.y}.")
+
 
 @dataclass(frozen=True)
-class Text:
+class Text(Checked):
     """Words on one side of a point, in letters of this size [pt]; on paper they may be turned [degrees]."""
 
     x: float
@@ -254,7 +273,7 @@ Mark: TypeAlias = Series | Image | ColourBar | Reference | Text
 
 
 @dataclass(frozen=True)
-class Axis:
+class Axis(Checked):
     """One axis of a panel.
 
     Args:
@@ -281,6 +300,16 @@ class Axis:
     has_tick_marks: bool = True
     has_line: bool = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ends(*self.limits, self.scale == "log", f"the axis {self.label!r}")
+        if isinstance(self.ticks, str):
+            one_of(self.ticks, "ticks", ["round"])
+        for name, at in (("names", "ticks"), ("name_colours", "names")):
+            few, many = getattr(self, name), getattr(self, at)
+            if few is not None and (many is None or isinstance(many, str) or len(few) != len(many)):
+                raise SinkscopeError(f"{name} of the axis {self.label!r} stand one at each of {at}; give as many.")
+
 
 @dataclass(frozen=True)
 class SecondAxis:
@@ -292,7 +321,7 @@ class SecondAxis:
 
 
 @dataclass(frozen=True)
-class Legend:
+class Legend(Checked):
     """What the looks mean.
 
     Args:
@@ -307,7 +336,7 @@ class Legend:
     columns: int = 2
     size: float = 6.5
     handle: float = 2.2
-    place: str = "above"
+    place: Literal["above", "upper left", "upper right", "lower left", "lower right"] = "above"
 
 
 @dataclass(frozen=True)
@@ -330,9 +359,14 @@ class Panel:
     legend: Legend | None = None
     above: SecondAxis | None = None
 
+    def __post_init__(self) -> None:
+        for mark in self.marks:
+            if not isinstance(mark, get_args(Mark)):
+                raise SinkscopeError(f"a {type(mark).__name__} is no mark, as a Line or an Image is one.")
+
 
 @dataclass(frozen=True)
-class Drawing:
+class Drawing(Checked):
     """A whole figure.
 
     Args:
@@ -358,24 +392,9 @@ class Drawing:
     page_height: int = 360
     name: str = ""
 
-
-def extent(marks: Sequence[Mark], axis: Literal["x", "y"], positive: bool = False) -> tuple[float, float]:
-    """The lowest and the highest value of marks along an axis, intervals included; NaN where there is none."""
-    found: list[Any] = [np.array([np.nan])]
-    for mark in marks:
-        if isinstance(mark, Series):
-            bounds = ("low", "high") if axis == "y" else ("left", "right")
-            found += [getattr(mark, name) for name in (axis, *bounds) if getattr(mark, name, None) is not None]
-        if isinstance(mark, Bars):
-            found += [mark.base + mark.y] if axis == "y" else [mark.x - mark.width / 2, mark.x + mark.width / 2]
-        elif isinstance(mark, Reference) and getattr(mark, axis) is not None:
-            found.append(np.array([getattr(mark, axis)]))
-    values = np.concatenate([np.ravel(each) for each in found])
-    values = values[np.isfinite(values) & ((values > 0) | (not positive))]
-    return (float(values.min()), float(values.max())) if len(values) else (float("nan"), float("nan"))
-
-
-def headroom(marks: Sequence[Mark], most: float = float("inf")) -> float | None:
-    """The end of a y axis that begins at 0: a little above the highest mark, and no more than `most`."""
-    high = extent(marks, "y")[1]
-    return min(most, 1.05 * high) if high > 0 else None
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.panels or not all(isinstance(panel, Panel) for panel in self.panels):
+            raise SinkscopeError("a drawing has at least one panel, each a Panel.")
+        if len(self.ratios) not in (0, whole_number(self.columns, "columns", 1)):
+            raise SinkscopeError(f"ratios are the widths of {self.columns} columns; given are {len(self.ratios)}.")

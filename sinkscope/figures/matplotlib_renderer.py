@@ -224,7 +224,7 @@ def _colour_bar(axes: Axes, mappable: ScalarMappable, bar: m.ColourBar) -> None:
     if below:
         size = {"fraction": 0.07, "pad": 0.04, "aspect": 18} if bar.small else {"fraction": 0.05, "pad": 0.02}
     drawn: Any = axes.figure.colorbar(mappable, ax=axes, extend=extend, location="bottom" if below else "right", **size)
-    drawn.set_label(bar.label, fontsize=6.5 if bar.small else 8)
+    drawn.set_label(bar.label, fontsize=6.5 if bar.small else 8, parse_math=False)
     side = drawn.ax.xaxis if below else drawn.ax.yaxis
     low, high = drawn.vmin, drawn.vmax
     if bar.log and high < _WIDEST_ROUND * low:
@@ -279,7 +279,7 @@ def _axes(axes: Axes, panel: m.Panel) -> None:
             _fix(side, ticks, axis.names, plain=axis.plain or is_round)
         elif axis.plain:
             side.set_major_formatter(style.plain_number)
-        side.set_label_text(axis.label)
+        side.set_label_text(axis.label, parse_math=False)
         if not axis.has_tick_marks:
             axes.tick_params(axis=cast(Any, name), length=0)
         if not axis.has_line:
@@ -294,7 +294,7 @@ def _axes(axes: Axes, panel: m.Panel) -> None:
         factor = panel.above.factor
         both_ways = (lambda x: np.asarray(x) * factor, lambda x: np.asarray(x) / factor)
         above = axes.secondary_xaxis("top", functions=both_ways)
-        above.set_xlabel(panel.above.label, fontsize=7)
+        above.set_xlabel(panel.above.label, fontsize=7, parse_math=False)
         _fix(above.xaxis, panel.above.ticks, plain=True)
 
 
@@ -303,6 +303,8 @@ def _fix(side: Side, ticks: Any, names: Any = None, plain: bool = False) -> None
     side.set_minor_locator(NullLocator())
     if names is not None:
         side.set_major_formatter(FixedFormatter([str(name) for name in names]))
+        for label in side.get_ticklabels():
+            label.set_parse_math(False)
     elif plain:
         side.set_major_formatter(FuncFormatter(style.plain_number))
 
@@ -315,8 +317,10 @@ def _legend(on: Any, legend: m.Legend, named: Mapping[str, Any]) -> None:
         place = {"loc": "outside upper left"}
     elif legend.place == "above":
         place = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.2}
-    on.legend(
+    made = on.legend(
         list(named.values()), list(named), ncols=legend.columns, fontsize=legend.size, handlelength=legend.handle,
         columnspacing=1.2 if legend.size < 7 else 2.0, title=legend.title or None, title_fontsize=min(legend.size, 6.5),
         alignment="left", **place,
     )  # fmt: skip
+    for words in (made.get_title(), *made.get_texts()):
+        words.set_parse_math(False)

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.colors import to_hex
 
 from sinkscope.figures import marks as m
-from sinkscope.figures.style import PALETTE, colour_map, layer_ticks, log_ticks, plain_number
+from sinkscope.figures.style import PALETTE, colour_map, extent, layer_ticks, log_ticks, plain_number
 
 MOST_POINTS = 4096
 """Of one line; all the lines without a name in a panel have four times as many together."""
@@ -318,7 +318,7 @@ class _Page:
     def _limits(self, name: str, axis: m.Axis) -> tuple[float, float]:
         """Both ends, those that are left open with a little room."""
         is_log = axis.scale == "log"
-        low, high = m.extent(self.panel.marks, name, positive=is_log)  # type: ignore[arg-type]
+        low, high = extent(self.panel.marks, name, positive=is_log)  # type: ignore[arg-type]
         if not np.isfinite(low):
             low, high = (1.0, 10.0) if is_log else (0.0, 1.0)
         room = 0.05 * (log10(high / low) if is_log else high - low)

@@ -15,7 +15,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure
 from sinkscope.figures.requirements import cell_axis, layer_axis, lengths, need, tokens_named
-from sinkscope.figures.style import number
+from sinkscope.figures.style import headroom, number
 
 
 def _mass(record: xr.Dataset, first: int) -> xr.DataArray:
@@ -69,7 +69,7 @@ def mass_by_layer(record: xr.Dataset, first: int | None = None) -> m.Drawing:
             m.Reference(y=null, look=m.Look(look.colour, "dotted", 0.8), name=f"null, {name}: {number(null)}",
                         id=f"null-{count}"),
         ]  # fmt: skip
-    y = m.Axis("mean attention\n(probability)", limits=(0, m.headroom(marks, 1.02)))
+    y = m.Axis("mean attention\n(probability)", limits=(0, headroom(marks, 1.02)))
     several = record.sizes["sequence"] > 1
     note = ("band: 95% interval over sequences" if several else "one sequence: no interval") + "; null: uniform"
     panel = m.Panel(marks, layer_axis(record["layer"]), y)

@@ -18,6 +18,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure
 from sinkscope.figures.requirements import need, need_columns
+from sinkscope.figures.style import headroom
 
 BINS = 64
 FEWEST_TOKENS = 64
@@ -197,7 +198,8 @@ def _groups(table: pd.DataFrame, rows: pd.DataFrame, counts: list[int], is_log: 
             look = m.Look.of(row, dash="solid", marker=m.marker_of(row), size=3.5, hollow=hollow)
             marks.append(m.Points(place, ppl, look, name, gid, low, high, hover, texts))
         else:
-            look, hatch = m.Look.of(row, dash="solid", hollow=hollow), "/" if hollow else ""
+            look = m.Look.of(row, dash="solid", hollow=hollow)
+            hatch: m.Hatch = "/" if hollow else ""
             marks.append(m.Bars(place, ppl, look, name, gid, low, high, hover, texts, width * 0.9, hatch=hatch))
     return marks
 
@@ -298,7 +300,7 @@ def _losses(losses: xr.DataArray) -> m.Panel:
     return m.Panel(
         marks,
         x=m.Axis("position in the text (tokens)"),
-        y=m.Axis("loss (nats per token)", limits=(0, m.headroom(marks))),
+        y=m.Axis("loss (nats per token)", limits=(0, headroom(marks))),
         legend=m.Legend(f"mean of the last {SMOOTH} tokens scored"),
     )
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.ticker import LogLocator, MaxNLocator
+
+from sinkscope.figures import marks as m
 
 # Okabe and Ito (2008): told apart with any colour vision; with the dashes also in grey.
 PALETTE = {
@@ -175,3 +177,25 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
         return value.item()
     return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)
+
+
+def extent(marks: Sequence[m.Mark], axis: Literal["x", "y"], positive: bool = False) -> tuple[float, float]:
+    """The lowest and the highest value of marks along an axis, intervals included; NaN where there is none."""
+    found: list[Any] = [np.array([np.nan])]
+    for mark in marks:
+        if isinstance(mark, m.Series):
+            bounds = ("low", "high") if axis == "y" else ("left", "right")
+            found += [getattr(mark, name) for name in (axis, *bounds) if getattr(mark, name, None) is not None]
+        if isinstance(mark, m.Bars):
+            found += [mark.base + mark.y] if axis == "y" else [mark.x - mark.width / 2, mark.x + mark.width / 2]
+        elif isinstance(mark, m.Reference) and getattr(mark, axis) is not None:
+            found.append(np.array([getattr(mark, axis)]))
+    values = np.concatenate([np.ravel(each) for each in found])
+    values = values[np.isfinite(values) & ((values > 0) | (not positive))]
+    return (float(values.min()), float(values.max())) if len(values) else (float("nan"), float("nan"))
+
+
+def headroom(marks: Sequence[m.Mark], most: float = float("inf")) -> float | None:
+    """The end of a y axis that begins at 0: a little above the highest mark, and no more than `most`."""
+    high = extent(marks, "y")[1]
+    return min(most, 1.05 * high) if high > 0 else None

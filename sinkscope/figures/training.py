@@ -11,7 +11,7 @@ from sinkscope.analysis.importance import EPSILON
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure
-from sinkscope.figures.style import even_ticks, number
+from sinkscope.figures.style import even_ticks, headroom, number
 
 MASS, ROW_SUM = "BOS mass of non-triggers", "row sum of non-triggers"
 VALUE_NORM, LOSS = "value norm of BOS / of others", "loss"
@@ -159,7 +159,7 @@ def _masses(heads: pd.DataFrame, looks: dict[str, m.Look]) -> m.Panel:
         marks.append(
             m.Points(across, own["mass"], hollow, id=f"mass-{arm}", hover="{text}\nmass {y:.4~g}", texts=texts)
         )
-    top = max(1.15 * EPSILON, m.headroom(marks) or 0)
+    top = max(1.15 * EPSILON, headroom(marks) or 0)
     return m.Panel(
         marks,
         x=m.Axis("layers from first to last within an arm", limits=(-0.5, len(looks) - 0.5), ticks=range(len(looks)),

@@ -1,0 +1,71 @@
+"""What a figure is made of, checked when it is made: what no renderer could draw is refused by its name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import fields
+from functools import cache
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from sinkscope.arguments import one_of
+from sinkscope.errors import SinkscopeError
+
+COLOURS = ("blue", "vermilion", "green", "purple", "orange", "sky")
+"""In the order in which series take them; told apart with any colour vision, and with the dashes also in grey.
+
+The others are "ink" (text), "quiet" (what stands behind), "faint", and "grid" (what only divides)."""
+NAMED = (*COLOURS, "ink", "quiet", "faint", "grid")
+
+
+@cache
+def _words(cls: Any) -> dict[str, tuple[str, ...]]:
+    """The fields that take one of a few words, with these."""
+    return {name: get_args(hint) for name, hint in get_type_hints(cls).items() if get_origin(hint) is Literal}
+
+
+class Checked:
+    """A dataclass whose words are known ones, and whose fields of `Numbers` become arrays of float64."""
+
+    def __post_init__(self) -> None:
+        for name, known in _words(cast(Any, type(self))).items():
+            one_of(getattr(self, name), name, known)
+        for each in fields(cast(Any, self)):
+            value = getattr(self, each.name)
+            if ("colour" in each.name and value is not None) or (each.name == "edge" and value):
+                check_colours([value] if isinstance(value, str) else value, each.name)
+            if each.type == "Numbers" and value is not None:
+                try:
+                    numbers = np.atleast_1d(np.asarray(value, dtype=np.float64))
+                except (TypeError, ValueError) as error:
+                    raise SinkscopeError(f"{each.name} of a {type(self).__name__} are no numbers: {error}.") from error
+                object.__setattr__(self, each.name, numbers)
+
+
+def check_colours(colours: Sequence[str], name: str) -> None:
+    """Refuse what is neither a named colour nor "#rrggbb"."""
+    for colour in colours:
+        if not re.fullmatch("#[0-9a-fA-F]{6}", str(colour)):
+            one_of(colour, name, (*NAMED, '"#rrggbb"'))
+
+
+def check_ends(low: float | None, high: float | None, is_log: bool, what: str, may_turn: bool = True) -> None:
+    """Refuse ends that a logarithmic scale has not, and without `may_turn` those the wrong way round."""
+    if is_log and any(end is not None and not end > 0 for end in (low, high)):
+        raise SinkscopeError(f"a logarithmic scale has only numbers above 0; {what} was given from {low} to {high}.")
+    if not may_turn and low is not None and high is not None and low > high:
+        raise SinkscopeError(f"{what} begins at its lower end, and was given from low={low} to high={high}.")
+
+
+def check_points(series: Any) -> None:
+    """Refuse numbers that do not belong to one row of points, and an interval with one bound."""
+    given = {name: getattr(series, name, None) for name in ("x", "y", "low", "high", "left", "right", "texts")}
+    sizes = {name: np.shape(value) for name, value in given.items() if value is not None}
+    for pair in (("low", "high"), ("left", "right")):
+        if len(sizes.keys() & {*pair}) == 1:
+            raise SinkscopeError(f"an interval has two bounds; give both {pair[0]} and {pair[1]}, or neither.")
+    if len(sizes["x"]) > 1 or len({*sizes.values()}) > 1:
+        listed = ", ".join(f"{name} {'x'.join(map(str, size))}" for name, size in sizes.items())
+        raise SinkscopeError(f"a {type(series).__name__} takes one value for each of its points; given are {listed}.")
