@@ -19,7 +19,7 @@ from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.perplexity import Run, check_run
 from sinkscope.hf.attention import implementation
-from sinkscope.hf.caches import growing_cache, with_cache
+from sinkscope.hf.caches import growing_cache, held_layers, held_states, put_states, states_of, with_cache
 from sinkscope.hf.placement import reading_device
 from sinkscope.models.facts import model_attributes
 from sinkscope.policies import Dense, Policy, Recompute, SinkWindow, Window
@@ -173,14 +173,18 @@ class Decoder:
         # from the same length every time, so that all steps cost the same
         grown = copy.copy(self.cache)  # shares the tensors: a layer that grows makes new ones
         grown.layers = [copy.copy(layer) for layer in self.cache.layers]
-        return self._logits(token, grown)
+        states = {name: state.clone() for name, state in states_of(self.cache).items()}  # these are written to
+        logits = self._logits(token, grown)
+        put_states(self.cache, states, token.device)
+        return logits
 
     @property
     def kv_bytes(self) -> int:
         """Bytes of memory that keys and values take; of re-computation, in its last step."""
         if isinstance(self.cache, SinkCache):
             return self.cache.nbytes
-        return sum(states.nbytes for layer in self.cache.layers for states in (layer.keys, layer.values))
+        places = range(len(held_layers(self.cache)))
+        return sum(states.nbytes for place in places for states in held_states(self.cache, place).values())
 
     def close(self) -> None:
         self.open.close()

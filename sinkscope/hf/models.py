@@ -147,7 +147,7 @@ def alibi_limit(model: Any) -> int | None:
 
 def position_limits(model: Any) -> list[int]:
     """Positions that the configuration names as the most, under each of the names in use."""
-    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
     return [limit for name in names if (limit := getattr(text_config(model), name, None))]
 
 

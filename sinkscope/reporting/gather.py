@@ -15,6 +15,7 @@ from sinkscope.analysis.variables import is_causal
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments import perplexity as experiment
 from sinkscope.hf.loading import load
+from sinkscope.hf.models import position_limits
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Policy, SinkWindow, Window
 from sinkscope.probes import Probe
@@ -270,9 +271,8 @@ def text_rows(
 ) -> tuple[torch.Tensor, list[str]]:
     """Sequences [sequence, token] of the tokens [token] of a text, and notes on what is less than was asked for."""
     notes = []
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    limit = getattr(config, "max_position_embeddings", None)
-    if isinstance(limit, int) and 0 < limit < length:
+    limit = min(position_limits(model), default=length)
+    if 0 < limit < length:
         notes.append(f"Sequences have {limit:,} tokens, not {length:,}: the model has no more positions.")
         length = limit
     own = length - len(front)

@@ -15,6 +15,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 import sinkscope
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf.tiny import tiny_model
 from sinkscope.reporting import gather, streaming
 from tests.reporting.byte_tokens import byte_tokenizer
 from tests.support.zoo import build, inputs
@@ -72,6 +73,15 @@ def test_a_model_with_fewer_positions_gets_shorter_sequences_and_a_note(llama, t
     made = sinkscope.report(llama, byte_tokenizer(False), text, sequences=2, length=1024, softmax=False, progress=False)
     assert made.records["text"].sizes["token"] == 96
     assert "96 tokens" in made.notes[0] and "1,024" in made.notes[0]
+
+
+def test_whisper_has_positions_of_its_own_name_and_no_pass_reads_beyond_them(text):
+    model = tiny_model("whisper")
+    model.resize_token_embeddings(300)
+    positions = model.get_decoder().embed_positions.num_embeddings
+    made = sinkscope.report(model, byte_tokenizer(False), text, sequences=1, length=positions + 1, progress=False)
+    assert made.records["text"].sizes["token"] == positions and "no more positions" in made.notes[0]
+    assert not any("it raised" in note for note in made.notes) and "forced" in made.records
 
 
 def test_a_short_text_gives_fewer_or_shorter_sequences_and_a_note(llama, tmp_path):
