@@ -123,6 +123,7 @@ def _rows(
                     decoder.step(following[:, at : at + 1])[0].item()  # reading a logit waits until it is there
                     if number >= 0:
                         taken[name].append(1000 * (time.perf_counter() - begun))
+                    decoder.rewind()
             bar.update(number >= 0)
         return [
             {
@@ -162,6 +163,8 @@ class Decoder:
             self.cache = self.open.enter_context(SinkCache(model, *policy.kept))
         if not policy.recomputed:
             self._logits(ids, self.cache)
+        is_dense = not policy.recomputed and policy.kept is None
+        self._states = {name: state.clone() for name, state in states_of(self.cache).items()} if is_dense else {}
 
     def step(self, token: Tensor) -> Tensor:
         """Read `token` [1, 1]; logits [vocabulary] of the one after it."""
@@ -173,10 +176,12 @@ class Decoder:
         # from the same length every time, so that all steps cost the same
         grown = copy.copy(self.cache)  # shares the tensors: a layer that grows makes new ones
         grown.layers = [copy.copy(layer) for layer in self.cache.layers]
-        states = {name: state.clone() for name, state in states_of(self.cache).items()}  # these are written to
-        logits = self._logits(token, grown)
-        put_states(self.cache, states, token.device)
-        return logits
+        return self._logits(token, grown)
+
+    def rewind(self) -> None:
+        """Be where the text ended, also in recurrent states, which a dense step writes to in place."""
+        if self._states:
+            put_states(self.cache, {name: state.clone() for name, state in self._states.items()})
 
     @property
     def kv_bytes(self) -> int:

@@ -142,21 +142,24 @@ def _has_short_name(cls: type) -> bool:
     return getattr(sinkscope, cls.__name__, None) is cls
 
 
+def _parts(slot: Any) -> list[Any]:
+    return [slot, *slot.parts] if isinstance(slot, PerHead) else [slot]
+
+
 def _imports(slots: Iterable[Any]) -> list[str]:
     """Lines for classes without a short name: imports, or a comment for those that only a notebook has."""
     return [
         f"# here goes the definition of your class {each.__qualname__}"
         if each.__module__ == "__main__" or "." in each.__qualname__ or not is_found(each, each.__module__)
         else f"from {each.__module__} import {each.__name__}"
-        for each in (type(slot) for slot in slots if slot is not None)
+        for each in dict.fromkeys(type(part) for slot in slots if slot is not None for part in _parts(slot))
         if not _has_short_name(each)
     ]
 
 
 def _expression(slot: Any) -> str:
     text = repr(slot).replace("-inf", 'float("-inf")')
-    parts = [slot, *slot.parts] if isinstance(slot, PerHead) else [slot]
-    names = [type(part).__name__ for part in parts if _has_short_name(type(part))]
+    names = [type(part).__name__ for part in _parts(slot) if _has_short_name(type(part))]
     return re.sub(rf"(?<![\w.])({'|'.join(names)})\(", r"sinkscope.\1(", text) if names else text
 
 

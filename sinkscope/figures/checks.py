@@ -10,14 +10,19 @@ from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from sinkscope.arguments import one_of
+from sinkscope.arguments import finite_number, one_of
 from sinkscope.errors import SinkscopeError
 
-COLOURS = ("blue", "vermilion", "green", "purple", "orange", "sky")
-"""In the order in which series take them; told apart with any colour vision, and with the dashes also in grey.
-
-The others are "ink" (text), "quiet" (what stands behind), "faint", and "grid" (what only divides)."""
-NAMED = (*COLOURS, "ink", "quiet", "faint", "grid")
+# Okabe and Ito (2008): told apart with any colour vision; with the dashes also in grey.
+SERIES = {
+    "blue": "#0072B2", "vermilion": "#D55E00", "green": "#009E73", "purple": "#CC79A7", "orange": "#E69F00",
+    "sky": "#56B4E9",
+}  # fmt: skip
+"""In the order in which series take them."""
+PALETTE = SERIES | {"ink": "#1a1a1a", "quiet": "#6b6b6b", "faint": "#c8c8c8", "grid": "#e0e0e0"}
+"""The others are of text, of what stands behind, of what is hardly seen, and of what only divides."""
+_FRACTIONS = ("opacity", "band")
+_SIZES = ("width", "height", "size", "step", "factor", "handle")
 
 
 @cache
@@ -27,7 +32,7 @@ def _words(cls: Any) -> dict[str, tuple[str, ...]]:
 
 
 class Checked:
-    """A dataclass whose words are known ones, and whose fields of `Numbers` become arrays of float64."""
+    """A dataclass with known words, sizes above 0, and arrays of float64 in its fields of `Numbers`."""
 
     def __post_init__(self) -> None:
         for name, known in _words(cast(Any, type(self))).items():
@@ -36,6 +41,10 @@ class Checked:
             value = getattr(self, each.name)
             if ("colour" in each.name and value is not None) or (each.name == "edge" and value):
                 check_colours([value] if isinstance(value, str) else value, each.name)
+            if each.name in _SIZES:
+                finite_number(value, each.name, 0.0)
+            if each.name in _FRACTIONS and finite_number(value, each.name, 0.0, inclusive=True) > 1:
+                raise SinkscopeError(f"{each.name}={value!r} is none of the shares from 0 to 1.")
             if each.type == "Numbers" and value is not None:
                 try:
                     numbers = np.atleast_1d(np.asarray(value, dtype=np.float64))
@@ -47,8 +56,8 @@ class Checked:
 def check_colours(colours: Sequence[str], name: str) -> None:
     """Refuse what is neither a named colour nor "#rrggbb"."""
     for colour in colours:
-        if not re.fullmatch("#[0-9a-fA-F]{6}", str(colour)):
-            one_of(colour, name, (*NAMED, '"#rrggbb"'))
+        if not isinstance(colour, str) or (colour not in PALETTE and not re.fullmatch("#[0-9a-fA-F]{6}", colour)):
+            raise SinkscopeError(f'{name}={colour!r} is unknown; give one of {", ".join(PALETTE)}, or "#rrggbb".')
 
 
 def check_ends(low: float | None, high: float | None, is_log: bool, what: str, may_turn: bool = True) -> None:

@@ -29,8 +29,7 @@ array([5., 5., 5.])
 `sinkscope.report` puts both where they belong. A plain function that returns a matplotlib Figure does as well: it has
 no `describe`, and the page shows its picture.
 
-What neither renderer could draw is refused where it is made, with a SinkscopeError: an unknown word, colour or kind of
-mark, numbers that do not fit together, a drawing without panels. Text is shown as it is: a "$" begins no formula.
+What no renderer could draw is refused where it is made, with a SinkscopeError. Text is shown as it is, "$" too.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ import numpy as np
 
 from sinkscope.arguments import one_of, whole_number
 from sinkscope.errors import SinkscopeError
-from sinkscope.figures.checks import COLOURS, Checked, check_ends, check_points
+from sinkscope.figures.checks import SERIES, Checked, check_ends, check_points
 
 COLUMN = 3.25  # inches: one column of a paper
 PAGE = 6.75  # inches: the full width
@@ -53,6 +52,7 @@ Numbers: TypeAlias = Any
 Dash: TypeAlias = Literal["solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "dotted"]
 Marker: TypeAlias = Literal["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "point", ""]
 Hatch: TypeAlias = Literal["/", "\\", ""]
+COLOURS = tuple(SERIES)
 DASHES: tuple[Dash, ...] = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 MARKERS: tuple[Marker, ...] = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
 
@@ -312,7 +312,7 @@ class Axis(Checked):
 
 
 @dataclass(frozen=True)
-class SecondAxis:
+class SecondAxis(Checked):
     """Another scale of the x axis, above the panel: `factor` times its values. The page leaves it out."""
 
     label: str

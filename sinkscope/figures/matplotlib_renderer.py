@@ -26,6 +26,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullL
 
 from sinkscope.figures import marks as m
 from sinkscope.figures import style
+from sinkscope.figures.checks import PALETTE
 
 _DASHES: dict[str, Any] = {
     "solid": "-",
@@ -156,7 +157,7 @@ def _marks(axes: Axes, panel: m.Panel) -> dict[str, Any]:
 
 
 def _colour(name: str) -> str:
-    return style.PALETTE.get(name, name)
+    return PALETTE.get(name, name)
 
 
 def _line(look: m.Look) -> dict[str, Any]:
@@ -196,7 +197,7 @@ def _bars(axes: Axes, mark: m.Bars) -> Any:
         edgecolor=_colour(mark.edge) if mark.edge else colour, hatch=_HATCHES[mark.hatch],
         linewidth=0.3 if mark.edge else 0.6, label=mark.name or None, gid=mark.id or None,
     )  # fmt: skip
-    _whiskers(axes, mark, style.PALETTE["ink"])
+    _whiskers(axes, mark, PALETTE["ink"])
     return drawn
 
 
@@ -213,7 +214,7 @@ def _image(axes: Axes, mark: m.Image) -> None:
     )  # fmt: skip
     for (row, column), value in np.ndenumerate(mark.cells) if mark.digits is not None else ():
         if np.isfinite(value):
-            ink = "white" if float(cast(Any, drawn.norm(value))) > 0.55 else style.PALETTE["ink"]
+            ink = "white" if float(cast(Any, drawn.norm(value))) > 0.55 else PALETTE["ink"]
             axes.text(column, row, f"{value:.{mark.digits}f}", ha="center", va="center", color=ink, fontsize=7)
     _colour_bar(axes, drawn, bar)
 

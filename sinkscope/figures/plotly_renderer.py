@@ -17,7 +17,8 @@ import numpy as np
 from matplotlib.colors import to_hex
 
 from sinkscope.figures import marks as m
-from sinkscope.figures.style import PALETTE, colour_map, extent, layer_ticks, log_ticks, plain_number
+from sinkscope.figures.checks import PALETTE
+from sinkscope.figures.style import colour_map, extent, layer_ticks, log_ticks, plain_number
 
 MOST_POINTS = 4096
 """Of one line; all the lines without a name in a panel have four times as many together."""

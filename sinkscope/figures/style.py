@@ -1,4 +1,4 @@
-"""The one look of figures on paper, and ticks, numbers, tokens and sources as a reader can read them."""
+"""The one look of figures on paper, and limits, ticks, numbers, tokens and sources as a reader can read them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,8 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from sinkscope.figures import marks as m
+from sinkscope.figures.checks import PALETTE
 
-# Okabe and Ito (2008): told apart with any colour vision; with the dashes also in grey.
-PALETTE = {
-    "blue": "#0072B2", "vermilion": "#D55E00", "green": "#009E73", "orange": "#E69F00", "purple": "#CC79A7",
-    "sky": "#56B4E9", "ink": "#1a1a1a", "quiet": "#6b6b6b", "faint": "#c8c8c8", "grid": "#e0e0e0",
-}  # fmt: skip
 BLUE, VERMILION, INK, QUIET = (PALETTE[name] for name in ("blue", "vermilion", "ink", "quiet"))
 MISSING = "#dfdfdf"
 MAPS = {

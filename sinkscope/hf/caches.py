@@ -158,12 +158,12 @@ def states_of(cache: Cache) -> dict[str, Tensor]:
     return {f"state.{place}.{name}": state for place, states in held for name, state in states.items()}
 
 
-def put_states(cache: Cache, tensors: Mapping[str, Tensor], device: torch.device) -> None:
-    """Have a cache hold those of `tensors` that `states_of` gave, and no other states."""
+def put_states(cache: Cache, tensors: Mapping[str, Tensor], device: torch.device | None = None) -> None:
+    """Have a cache hold those of `tensors` that `states_of` gave, and no other states, on `device` if given."""
     for place, layer in enumerate(cache.layers):
         own = f"state.{place}."
-        held = {name.removeprefix(own): each.to(device) for name, each in tensors.items() if name.startswith(own)}
-        _put_recurrent_states(layer, held)
+        held = {name.removeprefix(own): each for name, each in tensors.items() if name.startswith(own)}
+        _put_recurrent_states(layer, {name: each.to(device or each.device) for name, each in held.items()})
 
 
 def held_layers(cache: Any) -> list[Any]:

@@ -356,7 +356,7 @@ class ScoredCache(KeptKeys, AbstractContextManager["ScoredCache"]):
         """Forget everything that was read."""
         for layer in self.kept_layers:
             layer.forget()
-        put_states(self, {}, torch.device("cpu"))
+        put_states(self, {})
 
     def __repr__(self) -> str:
         held = max((layer.held for layer in self.kept_layers if isinstance(layer, ScoredLayer)), default=0)

@@ -164,7 +164,7 @@ class SinkCache(Tied, AbstractContextManager["SinkCache"]):
     def reset(self) -> None:
         """Forget everything; the memory stays."""
         self._store.forget()
-        put_states(self, {}, torch.device("cpu"))
+        put_states(self, {})
         self._is_reading = False
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -235,7 +235,7 @@ class SinkCache(Tied, AbstractContextManager["SinkCache"]):
 
     def _select(self, chosen: Callable[[Tensor], Tensor]) -> None:
         self._store.select(chosen)
-        put_states(self, {name: chosen(state) for name, state in states_of(self).items()}, self._store.kinds[0].device)
+        put_states(self, {name: chosen(state) for name, state in states_of(self).items()})
 
     def crop(self, tokens_to_remove: int) -> None:
         """Refused: what was evicted cannot come back.

@@ -11,6 +11,7 @@ from sinkscope import (
     Chunks,
     Evict,
     LearnedSink,
+    PerHead,
     Recompute,
     SinkscopeError,
     SinkWindow,
@@ -195,6 +196,11 @@ def test_the_saved_code_names_each_class_where_it_is_found():
     )
     exec("\n".join(line for line in code.splitlines() if line.startswith(("from", "policy ="))), fresh)
     assert fresh["policy"] == OddKeys()
+    ask(controller, policy=PerHead({(0, 1): OddKeys()}, default=Window(9)))
+    code = code_of(controller)
+    assert code.count("from tests.explorer.own_slots import OddKeys\n") == 1
+    exec("\n".join(line for line in code.splitlines() if line.startswith(("from", "policy ="))), fresh)
+    assert fresh["policy"] == PerHead({(0, 1): OddKeys()}, default=Window(9))
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------

@@ -66,8 +66,9 @@ def test_a_step_of_each_policy_sees_what_the_policy_says(name):
     with torch.no_grad():
         dense = Decoder(model, ids[:, :LONG], Dense())
         whole = model(ids[:, : LONG + 2]).logits[0]
-        assert (dense.step(ids[:, LONG : LONG + 1]) - whole[LONG]).abs().max() < CLOSE
-        assert (dense.step(ids[:, LONG : LONG + 1]) - whole[LONG]).abs().max() < CLOSE  # it has not grown
+        for _ in range(3):  # it does not grow
+            assert (dense.step(ids[:, LONG : LONG + 1]) - whole[LONG]).abs().max() < CLOSE
+            dense.rewind()
         again = Decoder(model, ids[:, :LONG], Recompute(LONG))
         for at in (LONG, LONG + 1):
             alone = model(ids[:, at + 1 - LONG : at + 1]).logits[0, -1]
