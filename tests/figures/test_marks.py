@@ -21,7 +21,7 @@ REFUSED = {
     "colours of names": (lambda: m.Axis(ticks=[1], names=["a"], name_colours=["red"]), "name_colours='red'"),
     "edge": (lambda: m.Bars([1], [2], edge="red"), "edge='red'"),
     "hatch": (lambda: m.Bars([1], [2], hatch="x"), "hatch='x' is unknown"),
-    "bases": (lambda: m.Bars([1, 2, 3], [2, 2, 2], base=[0, 1]), "3 bars begin at one base or at one each; given are 2"),
+    "bases": (lambda: m.Bars([1, 2, 3], [2, 2, 2], base=[0, 1]), "3 bars begin at one base or at one each"),
     "map": (lambda: m.ColourBar("mass", map="jet"), "map='jet' is unknown; give one of probability, logit"),
     "open end": (lambda: m.ColourBar("mass", open_end="both"), "open_end='both'"),
     "ends": (lambda: m.ColourBar("mass", low=2, high=1), "bar begins at its lower end, and was given from low=2"),
