@@ -32,7 +32,9 @@ def recall(
 
     A text is a piece of `ids` as long as the distance, and then its first `passage` tokens once more: every token of
     them comes again after exactly so many tokens. The pieces of all distances begin at the same places, spread evenly
-    over `ids`. A cache that has dropped the passage reads it as if it were new, and sinks bring nothing of it back.
+    over `ids`. A cache that has dropped the passage has of it what later tokens took in, and, with sinks, its own first
+    tokens, since each text begins with it. The first reading has no text before it: a part of the gain is that of any
+    context.
 
     Args:
         model: a decoder with a language head, in eval mode.
