@@ -17,7 +17,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sinkscope.attention.masks import BandMask, CausalMask, FullMask, Mask, ranges
+from sinkscope.attention.masks import BandMask, CausalMask, FullMask, Mask, ranges, weights_of
 from sinkscope.errors import SinkscopeError
 
 
@@ -290,7 +290,7 @@ def _blockwise(
         columns = mask.columns(rows, key.shape[2])
         scores = scores_of(query, key, mask, rows, columns, scale, softcap)
         lse = scores.logsumexp(-1)
-        output = weigh_values((scores - lse[..., None]).exp(), value[:, :, columns])
+        output = weigh_values(weights_of(scores - lse[..., None]), value[:, :, columns])
         return output.to(query.dtype), lse
 
     batch, heads, rows, _ = query.shape

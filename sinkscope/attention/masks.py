@@ -7,10 +7,12 @@ softmax all the same, and no `inf - inf` can turn a row that sees nothing into N
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 ALL = slice(None)
@@ -21,6 +23,22 @@ HIDDEN_BELOW = -1e4
 def is_hidden(scores: Tensor) -> Tensor:
     """Where a score is one that hides its key."""
     return scores <= HIDDEN_BELOW
+
+
+def weights_of(logs: Tensor, out: Tensor | None = None) -> Tensor:
+    """``exp(logs)``, with weights too small for a normal float as the zeros that hidden keys have.
+
+    Processors take four to fifteen times as long for those, and for the exp of what is hidden.
+
+    Args:
+        logs: float32 or float64, of any shape; left as they are, unless `out` is `logs`.
+        out: where the weights go; a tensor of their own when None, through which gradients flow.
+    """
+    floor = math.log(torch.finfo(logs.dtype).tiny) + 0.1
+    smallest = math.exp(floor) * (1 + 1e-4)  # no less than the exp of the floor is on any device
+    if out is None:
+        return F.threshold(logs.clamp(min=floor).exp(), smallest, 0.0)
+    return F.threshold_(torch.clamp(logs, min=floor, out=out).exp_(), smallest, 0.0)
 
 
 def ranges(start: int, stop: int, step: int) -> list[slice]:
