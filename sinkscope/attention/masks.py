@@ -32,11 +32,11 @@ def weights_of(logs: Tensor, out: Tensor | None = None) -> Tensor:
 
     Args:
         logs: float32 or float64, of any shape; left as they are, unless `out` is `logs`.
-        out: where the weights go; a tensor of their own when None, through which gradients flow.
+        out: where the weights may go; a tensor of their own when None, and where gradients flow.
     """
     floor = math.log(torch.finfo(logs.dtype).tiny) + 0.1
     smallest = math.exp(floor) * (1 + 1e-4)  # no less than the exp of the floor is on any device
-    if out is None:
+    if out is None or logs.requires_grad:
         return F.threshold(logs.clamp(min=floor).exp(), smallest, 0.0)
     return F.threshold_(torch.clamp(logs, min=floor, out=out).exp_(), smallest, 0.0)
 
