@@ -251,8 +251,8 @@ def long(tokens: int) -> None:
     )
     hook.remove()
     print(
-        f"  the last {LAST} losses differ by {tail_error(model, ids, record):.1e} nats at most from those of the sinks and "
-        "the end of the text alone, read with positions rebased at other moments"
+        f"  the last {LAST} losses differ by {tail_error(model, ids, record):.1e} nats at most from those of the sinks "
+        "and the end of the text alone, read with positions rebased at other moments"
     )
     settled = marks[10:]
     print(f"{ids.numel()} tokens, sinks {SINKS}+{CACHE - SINKS}: {seconds / 60:.1f} minutes, "
