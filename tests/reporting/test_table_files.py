@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sinkscope.reporting.saving import csv_text, latex_escape, latex_text
+from sinkscope.reporting.tables import csv_text, latex_escape, latex_text
 from tests.support.naive_record import EVIL
 
 SOURCE = {"model": "a/model", "revision": "r1", "text": "evil\nnewline % text", "date": "2020-02-02"}
