@@ -40,8 +40,8 @@ def write_manifest(folder: Path, files: list[str], about: Mapping[str, Any]) -> 
         held = (folder / path).read_bytes()
         listed[path] = {"bytes": len(held), "sha256": hashlib.sha256(held).hexdigest()}
     said = {"format": FORMAT, "version": VERSION, **about, "files": listed}
-    text = json.dumps({**said, "sha256": _own_hash(said)}, indent=1, ensure_ascii=False)
-    write_synced(folder / MANIFEST, (text + "\n").encode("utf-8", "backslashreplace"))
+    text = json.dumps({**said, "sha256": _own_hash(said)}, indent=1)
+    write_synced(folder / MANIFEST, (text + "\n").encode())
 
 
 def write_synced(path: Path, data: bytes) -> None:

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -246,3 +247,21 @@ def test_a_report_hidden_by_a_cut_off_save_is_opened(tmp_path):
     with pytest.warns(UserWarning, match="the report that was there is back"):
         Report.open(out)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.slow
+def test_a_name_with_line_breaks_stays_on_its_line_in_every_file(tmp_path):
+    plain, evil = naive_record.norms_only(), naive_record.norms_only()
+    evil.attrs["model"] = "a\n\\input{x}\r\x0b\x0c\x85\u2028]]>--><script>alert(1)</script>\u202e\0=1"
+    one, other = (Report(record).save(tmp_path / str(number)) for number, record in enumerate((plain, evil)))
+    assert files(one).keys() == files(other).keys()
+    for name, content in files(other).items():
+        if name.endswith((".svg", ".tex", ".csv", ".html", ".json")):
+            text = content.decode()
+            if not name.endswith(".svg"):  # where each letter of the name is a few lines
+                assert len(text.splitlines()) == len(files(one)[name].decode().splitlines()), name
+            assert not set(text) & set("\x0b\x0c\x85\u2028\u202e\0"), name
+        if name.endswith(".svg"):
+            assert not [each for each in ElementTree.fromstring(content).iter() if str(each.tag).endswith("script")]
+        if name.endswith(".html"):
+            assert "alert(1)</script>" not in content.decode().partition('id="plotly"')[0]
