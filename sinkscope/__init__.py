@@ -64,6 +64,7 @@ _HOMES = {
     "sinkscope.reporting.content": ["Item", "Section", "Table"],
     "sinkscope.reporting.document": ["ITEMS", "SECTIONS", "Report"],
     "sinkscope.reporting.gather": ["report"],
+    "sinkscope.reporting.tables": ["open_table"],
     "sinkscope.explorer": ["explore"],
 }  # fmt: skip
 _PACKAGES = ("figures", "lab")  # whose own names are public too

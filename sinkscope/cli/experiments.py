@@ -233,7 +233,7 @@ def report(
     quiet: given.Quiet = False,
 ) -> None:
     """Measure where a model's attention goes and write it up: a page, figures, tables and the record."""
-    from sinkscope.reporting.saving import check_directory
+    from sinkscope.directories import check_directory
 
     target = check_directory(out)
     from sinkscope.reporting import gather  # after the check, which needs no torch
