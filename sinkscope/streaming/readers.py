@@ -24,7 +24,7 @@ from sinkscope.models.requirements import not_finite
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Policy
 from sinkscope.scope.binding import goes_by_token, reads_in_blocks
-from sinkscope.scope.scope import attached
+from sinkscope.scope.scope import Scope
 from sinkscope.streaming.reading_cache import KeptKeys, reading_cache
 from sinkscope.streaming.sink_cache import SinkCache
 
@@ -74,7 +74,7 @@ class BlockReader(Reader):
     @torch.no_grad()  # not inside: a generator that stops there would leave its caller, or another thread, without
     def steps(self) -> Iterator[Step]:
         last = self.ids.shape[1] - 1  # the last token predicts nothing that is there
-        scope = attached(self.model, policy=self.policy, normaliser=self.normaliser) if self._is_scoped else None
+        scope = Scope(self.model, (), self.normaliser, self.policy, alone=True) if self._is_scoped else None
         with scope or nullcontext():
             while self.done < last:
                 start, stop = self.done, min(self.done + self.block, last)
@@ -128,7 +128,7 @@ class WindowReader(Reader):
     @torch.no_grad()
     def steps(self) -> Iterator[Step]:
         early = self.queries[self.queries < self.size]  # their windows still reach back to the first token
-        with nullcontext() if self.normaliser is None else attached(self.model, normaliser=self.normaliser):
+        with nullcontext() if self.normaliser is None else Scope(self.model, (), self.normaliser, alone=True):
             if self.done == 0 and len(early):
                 logits = self.model(self.ids[:, : int(early[-1]) + 1], use_cache=False).logits[:, early]
                 self.done = len(early)
