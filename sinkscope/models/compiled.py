@@ -9,7 +9,9 @@ our contexts is open in any thread. The traces stay, and are used again afterwar
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import ContextDecorator
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from sinkscope.undo import Undo, entering, holding
 
 _LOCK = threading.RLock()  # a cache that is collected may leave while another one enters
 _OPEN: set[object] = set()
-_BEFORE: list[Any] = []  # how torch ran compiled code before; one while any context is open
+_BEFORE: list[Callable[[], Any]] = []  # the way back to how torch ran compiled code; one while any context is open
 
 
 def run_eagerly(undo: Undo) -> None:
@@ -40,7 +42,7 @@ def _run_eagerly(ticket: object) -> None:
 
     _OPEN.add(ticket)
     if not _BEFORE:
-        _BEFORE.append(eval_frame._stance)  # before it is set: what `set_stance` gives back may be interrupted
+        _BEFORE.append(partial(eval_frame._set_stance, eval_frame._stance))  # before: an interrupt may lose torch's own
         try:
             torch.compiler.set_stance("force_eager")
         except RuntimeError as error:
@@ -58,9 +60,7 @@ def _inside() -> SinkscopeError:
 def _compile_again(ticket: object) -> None:
     _OPEN.discard(ticket)
     if _BEFORE and not _OPEN:
-        from torch._dynamo import eval_frame
-
-        eval_frame._set_stance(_BEFORE[0])
+        _BEFORE[0]()
         _BEFORE.clear()
 
 

@@ -149,6 +149,10 @@ class Scope(Observer):
                 "wait for the thread first."
             )
 
+    def move_here(self) -> None:
+        """Be there for this thread alone from now on."""
+        self._turn.only = threading.get_ident()
+
     @property
     def record(self) -> xr.Dataset:
         """Everything measured so far; the variables are described with the probes that make them.
@@ -195,7 +199,8 @@ class Scope(Observer):
         for base in bases:
             leave_maps_out(base, undo)
         use_implementation(bases, NAME, undo)
-        self._turn.only = threading.get_ident() if self._alone else None
+        if self._alone:
+            self.move_here()
         for module in self._turn.modules:
             undo.hang(module, Hook(self._take_turn), before=True)
         for scope in scopes:

@@ -253,7 +253,6 @@ class SinkCache(Tied):
     def before_generation(self, ids: Tensor, new: int | None) -> None:
         """Refuse a prompt that does not continue what was read, before `generate()` takes a part of it for new."""
         store = self._store
-        is_newly_taken(self)  # and its prompt is shown
         if not store.seen or not ids.shape[1]:
             return
         self._check_batch(len(ids))

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from sinkscope.hf.caches import Cache, given_cache
-from sinkscope.hf.generation import generates, show_prompts
+from sinkscope.hf.generation import generates, is_newly_taken, show_prompts
 from sinkscope.models.compiled import run_eagerly
 from sinkscope.models.threads import Turn
 from sinkscope.scope.streams import Told, models_around
@@ -129,6 +129,7 @@ def _hand_back(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
 
 
 def _before_generation(cache: Tied, ids: Tensor, new: int | None) -> None:
+    is_newly_taken(cache)  # and its prompt is shown
     _TURNS[cache].take()
     cache.before_generation(ids, new)
 
