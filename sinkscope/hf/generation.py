@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -13,21 +15,26 @@ from torch import Tensor, nn
 
 from sinkscope.hf.caches import given_cache
 from sinkscope.hf.models import is_pretrained
+from sinkscope.undo import Undo
 
 PREPARE = "prepare_inputs_for_generation"
+GENERATING = inspect.unwrap(transformers.GenerationMixin.generate).__code__  # what runs while a model generates
 TAKEN = "_is_user_defined"  # what `generate()` sets to True on a cache that it is given
 
 
+def generates(model: nn.Module) -> bool:
+    """Whether a module is a model of transformers that generates."""
+    return is_pretrained(model) and hasattr(type(model), PREPARE)
+
+
 def show_prompts(
-    model: nn.Module, is_ours: Callable[[Any], bool], show: Callable[[Any, Tensor, int | None], None]
-) -> Callable[[nn.Module], None] | None:
-    """Have a model's `generate()` show its whole prompt, of which a forward pass gets only what is new.
+    model: nn.Module, is_ours: Callable[[Any], bool], show: Callable[[Any, Tensor, int | None], None], undo: Undo
+) -> None:
+    """Have a model's `generate()` show its whole prompt, of which a forward pass gets only what is new, until undone.
 
     `show` is called at the beginning with the cache, if it `is_ours`, with the ids [batch, token], and with how many of
-    the last are new; None where all are. Returned is what undoes it; None for a module that does not generate.
+    the last are new; None where all are.
     """
-    if not is_pretrained(model) or not hasattr(type(model), PREPARE):
-        return None
     own = vars(model).get(PREPARE)  # what somebody put there already
     original = getattr(type(model), PREPARE)
 
@@ -46,13 +53,20 @@ def show_prompts(
             inputs = transformers.GenerationMixin.prepare_inputs_for_generation(self, input_ids, *args, **kwargs)
         return inputs
 
-    def undo(model: nn.Module) -> None:
-        vars(model).pop(PREPARE, None)
-        if own is not None:
-            setattr(model, PREPARE, own)
+    vars(prepare_inputs_for_generation)["own"] = own
+    shown, known = weakref.ref(prepare_inputs_for_generation), weakref.ref(model)
 
+    def hide() -> None:
+        there, model = shown(), known()
+        if model is None or there is None or getattr(vars(model).get(PREPARE), "__func__", None) is not there:
+            return
+        if (before := vars(there)["own"]) is None:
+            vars(model).pop(PREPARE)
+        else:
+            setattr(model, PREPARE, before)
+
+    undo.callback(hide)
     setattr(model, PREPARE, types.MethodType(prepare_inputs_for_generation, model))
-    return undo
 
 
 def is_newly_taken(cache: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
@@ -24,6 +24,7 @@ from sinkscope.scope.fitting import fitting
 from sinkscope.scope.scope import Scope
 from sinkscope.scope.streams import check_inputs
 from sinkscope.tokens import TokenTexts
+from sinkscope.undo import Undo
 
 
 def measure(
@@ -63,7 +64,8 @@ def measure(
             not take, images without tokens that stand for them.
     """
     name = _checked_stream(model, stream)
-    scope = Scope(model, fitting(FREE, find_streams(model)[name]) if probes is None else probes, stream=name)
+    probes = fitting(FREE, find_streams(model)[name]) if probes is None else probes
+    scope = Scope(model, probes, stream=name, alone=True)
     if isinstance(ids, Mapping):
         check_wrapper(model)
         with scope, torch.no_grad():
@@ -117,7 +119,7 @@ def attention_maps(
     texts = [] if isinstance(ids, Mapping) else texts_of(ids)
     probe = Maps(layers, heads, resolution, pool)  # type: ignore[arg-type]
     check_wrapper(model)
-    with Scope(model, [probe], stream=_checked_stream(model, stream)) as scope, torch.no_grad():
+    with Scope(model, [probe], stream=_checked_stream(model, stream), alone=True) as scope, torch.no_grad():
         if isinstance(ids, Mapping):
             _read_inputs(scope, ids)
         elif len(texts) == 1:
@@ -203,9 +205,9 @@ def _progress(scope: Scope, total: int, shown: bool | None) -> Iterator[Callable
         done = min(done + batch / len(layers), begun)
         bar.update(round(done) - bar.n)
 
-    with bar, ExitStack() as hooks:
+    with bar, Undo() as undo:
         for layer in layers:
-            hooks.callback(layer.register_forward_hook(advance).remove)
+            undo.hang(layer, advance)
         yield begin
         bar.update(begun - bar.n)
 

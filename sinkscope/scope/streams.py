@@ -8,8 +8,8 @@ one call of the whole.
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,10 +24,11 @@ from sinkscope.hf.models import is_encoder_decoder, is_pretrained, other_states,
 from sinkscope.models.facts import find_streams
 from sinkscope.scope.collect import Text
 from sinkscope.scope.watch import Scores
+from sinkscope.undo import Undo
 
 
-class Told:
-    """What the models around a base were called with: the base may get only what they made of it.
+class Told(threading.local):
+    """What the models around a base were called with in this thread: the base may get only what they made of it.
 
     Attributes:
         is_called: whether such a call is under way.
@@ -40,14 +41,16 @@ class Told:
         self.ids: Any = None
         self.mask: Any = None
 
-    def watch(self, model: nn.Module, base: nn.Module, undo: ExitStack) -> None:
+    def __reduce__(self) -> Any:
+        return Told, ()  # beside a copy of its model nothing was told yet
+
+    def watch(self, model: nn.Module, base: nn.Module, undo: Undo) -> None:
         """Listen to the models around `base`. An encoder-decoder gives its decoder tokens of its own."""
         if is_encoder_decoder(model):
             return
-        for module in model.modules():
-            if module is not base and is_pretrained(module) and base in set(module.modules()):
-                undo.callback(module.register_forward_pre_hook(self._listen, with_kwargs=True).remove)
-                undo.callback(module.register_forward_hook(self._forget, always_call=True).remove)
+        for module in models_around(base, model):
+            undo.hang(module, self._listen, before=True, with_kwargs=True)
+            undo.hang(module, self._forget, always_call=True)
 
     def _listen(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = arguments_of(module, args, kwargs) if args else kwargs
@@ -71,6 +74,13 @@ class Told:
         """The mask of the base; that of the whole, where the base gets what this made of it."""
         mask = given.get("attention_mask")
         return self.mask if self.is_called and not is_padding(mask) else mask
+
+
+def models_around(base: nn.Module, model: nn.Module) -> list[nn.Module]:
+    """The models inside `model`, itself too, that run `base`."""
+    return [
+        each for each in model.modules() if each is not base and is_pretrained(each) and base in set(each.modules())
+    ]
 
 
 def is_padding(mask: Any) -> bool:

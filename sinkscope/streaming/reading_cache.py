@@ -7,7 +7,6 @@ every layer and key-value head (`KeptKeys`, and `ScoredCache` for `generate()`).
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager, ExitStack
 from itertools import product
 from typing import Any
 
@@ -25,6 +24,7 @@ from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Policy, ScoredPolicy
 from sinkscope.scope.binding import check_limits, reads_in_blocks
 from sinkscope.scope.scope import attached
+from sinkscope.undo import entering, leaving
 
 SLOTS = ("keys", "values")
 
@@ -316,7 +316,7 @@ class KeptKeys(Cache):
         raise SinkscopeError("a ScoredCache cannot be rolled back, since dropped keys are gone.")
 
 
-class ScoredCache(KeptKeys, AbstractContextManager["ScoredCache"]):
+class ScoredCache(KeptKeys):
     """A cache for `generate()` under a scored policy, such as H2O or TOVA.
 
         with ScoredCache(model, HeavyHitters(256, 128)) as cache:
@@ -355,15 +355,20 @@ class ScoredCache(KeptKeys, AbstractContextManager["ScoredCache"]):
                 f"keys of its own; measure {policy!r} with sinkscope.perplexity, which keeps them all."
             )
         super().__init__(model, policy)
-        self._open = ExitStack()
-        self._open.enter_context(attached(model, policy=policy, normaliser=normaliser))
+        self._scope = attached(model, policy=policy, normaliser=normaliser)
+        self._scope.__enter__()
 
+    def __enter__(self) -> ScoredCache:
+        entering(self)
+        return self
+
+    @leaving
     def __exit__(self, *_: Any) -> None:
         self.close()
 
     def close(self) -> None:
         """Take the policy off the model."""
-        self._open.close()
+        self._scope.__exit__()
 
     def reset(self) -> None:
         """Forget everything that was read."""

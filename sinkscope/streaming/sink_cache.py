@@ -17,7 +17,6 @@ import os
 import sys
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +49,12 @@ from sinkscope.streaming.arena import layer_kinds
 from sinkscope.streaming.checkpoint import read_tensors, write_tensors
 from sinkscope.streaming.store import ArenaLayer, Store, causal_bias, part_of, read_blocks, read_padding
 from sinkscope.streaming.texts import check_parts, check_text
-from sinkscope.streaming.ties import Tied, tie
+from sinkscope.streaming.ties import Tied, check_alone, tie
 
 KIND = "sinkscope sink cache 1"
 
 
-class SinkCache(Tied, AbstractContextManager["SinkCache"]):
+class SinkCache(Tied):
     """The first `sinks` tokens of a text and the last `window`, for `generate()` and for forward passes by hand.
 
     Greedy search, sampling, beams, batches padded on the left, prompts longer than the cache and any number of turns
@@ -105,7 +104,7 @@ class SinkCache(Tied, AbstractContextManager["SinkCache"]):
         self._is_reading = False  # a forward pass that recurrent states follow; one that fails leaves it so
         self._model, self._base = weakref.ref(model), weakref.ref(anatomy.base)
         self._dtype = next(anatomy.base.parameters()).dtype
-        self._untie = tie(self, model, anatomy.base)
+        self._undo = tie(self, model, anatomy.base)
 
     # --- what a reader may ask ------------------------------------------------------------------------------------
 
@@ -132,7 +131,7 @@ class SinkCache(Tied, AbstractContextManager["SinkCache"]):
     @property
     def is_closed(self) -> bool:
         """Whether the cache is off its model."""
-        return not self._untie.alive
+        return not self._undo.is_entered
 
     @property
     def batch_size(self) -> int:
@@ -147,19 +146,16 @@ class SinkCache(Tied, AbstractContextManager["SinkCache"]):
         """A cache of its own that holds the same tokens, as for several answers to one prompt."""
         other = SinkCache.__new__(SinkCache)
         memo[id(self)] = other
-        vars(other).update(copy.deepcopy({name: held for name, held in vars(self).items() if name != "_untie"}, memo))
+        vars(other).update(copy.deepcopy({name: held for name, held in vars(self).items() if name != "_undo"}, memo))
         model, base = self._model(), self._base()
-        other._untie = self._untie if self.is_closed or model is None or base is None else tie(other, model, base)
+        other._undo = self._undo if self.is_closed or model is None or base is None else tie(other, model, base)
         return other
 
     # --- its life -------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Take the cache off its model."""
-        self._untie()
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
+        self._undo.close()
 
     def reset(self) -> None:
         """Forget everything; the memory stays."""
@@ -257,7 +253,6 @@ class SinkCache(Tied, AbstractContextManager["SinkCache"]):
     def before_generation(self, ids: Tensor, new: int | None) -> None:
         """Refuse a prompt that does not continue what was read, before `generate()` takes a part of it for new."""
         store = self._store
-        is_newly_taken(self)  # and its prompt is shown
         if not store.seen or not ids.shape[1]:
             return
         self._check_batch(len(ids))
@@ -367,6 +362,7 @@ class SinkCache(Tied, AbstractContextManager["SinkCache"]):
         if tokens is None or tokens.shape[1] == 0:
             raise SinkscopeError("the model was called with nothing new to read; give it input_ids of the new tokens.")
         if is_newly_taken(self) and self._store.seen:
+            check_alone(self)
             raise SinkscopeError(
                 f"generate() was called on a model around the {self._model_name} that this cache was made for, so its "
                 f"prompt cannot be compared with the {self._store.seen} tokens read; make the SinkCache for that model."
