@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from sinkscope.arguments import checks_types
 from sinkscope.errors import SinkscopeError
 from sinkscope.files import replacing
 
@@ -16,6 +17,7 @@ STREAMED = ("perplexity", "ablation", "decode")
 """Kinds of streaming records, as their attrs["kind"] says."""
 
 
+@checks_types
 def first_evicted(cache_size: int) -> int:
     """The first token whose loss can differ from the dense one.
 
@@ -25,6 +27,7 @@ def first_evicted(cache_size: int) -> int:
     return cache_size + 2
 
 
+@checks_types
 def save_record(record: xr.Dataset, path: str | os.PathLike[str]) -> Path:
     """Write what `capture`, `measure` or `from_maps` made as NetCDF-4 (HDF5, compressed); returns the path.
 
@@ -42,6 +45,7 @@ def save_record(record: xr.Dataset, path: str | os.PathLike[str]) -> Path:
     return path
 
 
+@checks_types
 def open_record(path: str | os.PathLike[str]) -> xr.Dataset:
     """Read a record that `save_record` wrote, whole, into memory.
 
@@ -49,7 +53,7 @@ def open_record(path: str | os.PathLike[str]) -> xr.Dataset:
         SinkscopeError: no such file, or not a record.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SinkscopeError(f"there is no record at {path}.")
     try:
         with xr.open_dataset(path, engine="h5netcdf") as stored:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from sinkscope.attention.layer import FusedLayer, Layer
 from sinkscope.attention.masks import TensorMask
-from sinkscope.errors import SinkscopeError
+from sinkscope.errors import SinkscopeError, shown
 from sinkscope.hf.attention import leave_maps_out, use_implementation
 from sinkscope.hf.models import placeholder_ids, reading_all
 from sinkscope.models.compiled import uncompiled
@@ -181,6 +181,9 @@ class Scope:
     def array(self, variable: str) -> xr.DataArray:
         """One variable over only the layers and heads it was measured in, without the rest of the record."""
         self._check_saw_attention()
+        if not isinstance(variable, str) or variable not in self._collector.makes:
+            made = ", ".join(self._collector.makes) or "nothing"
+            raise SinkscopeError(f"no probe of this scope makes {shown(variable)}: give one of what they make, {made}.")
         return self._collector.variable(variable)
 
     def _check_saw_attention(self) -> None:
