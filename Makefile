@@ -4,6 +4,7 @@
 #   make demo PIP_OPTIONS="--index-url ..."    passed on to every pip install, for example an index with the smaller,
 #                                              CPU-only builds of torch
 #   make quick                                 the short tests, without a browser and the demo model
+#   make fuzz                                  everything public with arguments of any kind, and a tally
 #   make lint                                  ruff, mypy and oxlint
 #   make gpu                                   on a machine with a GPU: tests/gpu, and what sinkscope costs there
 #   make lock                                  requirements.lock anew, after a change of constraints.txt
@@ -24,7 +25,7 @@ OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
 PINNED := $(shell sed -n 's/^transformers==//p' constraints.txt)
 RELEASES ?= $(OLDEST) $(PINNED)
 
-.PHONY: demo test quick test-versions bench gpu assets lint lock licences clean FORCE
+.PHONY: demo test quick fuzz test-versions bench gpu assets lint lock licences clean FORCE
 .DELETE_ON_ERROR:
 .PRECIOUS: .venv-versions/%/.installed
 
@@ -37,6 +38,9 @@ test: $(STAMP)
 
 quick: $(STAMP)
 	$(PYTEST) -m "not slow and not browser and not demo and not versions"
+
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz
 
 test-versions: $(RELEASES:%=test-versions-%)
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from sinkscope.arguments import checks_types
 from sinkscope.errors import SinkscopeError, first_line
 from sinkscope.files import write_bytes
 from sinkscope.hdf5_trial import try_hdf5
@@ -31,6 +32,7 @@ STREAMED = ("perplexity", "ablation", "decode")
 """Kinds of streaming records, as their attrs["kind"] says."""
 
 
+@checks_types
 def first_evicted(cache_size: int) -> int:
     """The first token whose loss can differ from the dense one.
 
@@ -40,6 +42,7 @@ def first_evicted(cache_size: int) -> int:
     return cache_size + 2
 
 
+@checks_types
 def save_record(record: xr.Dataset, path: str | os.PathLike[str]) -> Path:
     """Write what `capture`, `measure` or `from_maps` made as NetCDF-4 (HDF5, compressed); returns the path.
 
@@ -72,6 +75,7 @@ def record_bytes(record: xr.Dataset) -> bytes:
     return data + MARK + hashlib.sha256(data).hexdigest().encode() + b"\n"
 
 
+@checks_types
 def open_record(path: str | os.PathLike[str], *, max_memory: int = MOST) -> xr.Dataset:
     """Read a record that `save_record` wrote, whole, into memory.
 

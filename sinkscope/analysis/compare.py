@@ -16,7 +16,7 @@ from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.mass import sink_mass
 from sinkscope.analysis.perplexity import RATIO, losses, losses_from, policy_parts, ppl_table
 from sinkscope.analysis.variables import is_causal, sequence_lengths, variable, whole
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import checks_types, whole_number
 from sinkscope.directories import MANIFEST, Manifest
 from sinkscope.errors import SinkscopeError
 from sinkscope.record import first_evicted, open_record
@@ -26,6 +26,7 @@ FILES = ("text.nc", "perplexity.nc")
 DIFFER = ("cache_size", "sinks", "bos", "sequences", "tokens", "text")
 
 
+@checks_types
 def compare(saved: Iterable[Saved], length: int | None = None, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Sink strength beside the collapse of window attention, one row for each model.
 

@@ -6,10 +6,12 @@ import numpy as np
 import xarray as xr
 
 from sinkscope.analysis.mass import even_share
+from sinkscope.analysis.reading import reads
 from sinkscope.analysis.variables import measured_queries, variable, whole
 from sinkscope.errors import SinkscopeError
 
 
+@reads
 def image_mass(record: xr.Dataset) -> xr.DataArray:
     """Mean attention mass on the tokens that stand for images: [layer, head], in 0..1.
 

@@ -172,6 +172,8 @@ def write_notebook(path: Path, cell: str, name: str) -> None:
     import nbformat
 
     if path.exists():
+        if not path.is_file():  # as a pipe, which never ends
+            raise SinkscopeError(f"{path} is there already and is no file; give --notebook another name.")
         try:
             cells = nbformat.read(path, as_version=4).cells
         except Exception as problem:  # what nbformat raises depends on how the file is broken

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import sinkscope
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import checks_types, several, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import growing_cache, growing_window, returned_cache, with_cache
 from sinkscope.hf.models import quiet_transformers
@@ -70,6 +70,7 @@ class Unchecked(Exception):
     """The model offers nothing to compare with."""
 
 
+@checks_types
 def audit(types: str | Iterable[str] | None = None, *, workers: int = 1, progress: bool | None = None) -> pd.DataFrame:
     """Check tiny random models of every type of causal language model that transformers knows.
 
@@ -102,11 +103,7 @@ def audit(types: str | Iterable[str] | None = None, *, workers: int = 1, progres
 
 def checked_types(types: str | Iterable[str] | None) -> list[str]:
     """The types to check, in alphabetical order; SinkscopeError for none, or one that transformers does not know."""
-    chosen = (
-        causal_types()
-        if types is None
-        else sorted({types} if isinstance(types, str) else {str(name) for name in types})
-    )
+    chosen = causal_types() if types is None else sorted({str(name) for name in several(types, "types")})
     if not chosen:
         raise SinkscopeError("types names no type of model: give one, such as 'llama', or None for all of them.")
     for name in chosen:

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import checks_types, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.perplexity import dense_texts
 from sinkscope.hf.placement import reading_device
@@ -21,6 +21,7 @@ from sinkscope.scope.scope import Scope
 from sinkscope.streaming.readers import next_token_losses
 
 
+@checks_types
 def predictability(
     model: nn.Module,
     ids: Tensor | Sequence[Tensor],

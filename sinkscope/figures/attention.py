@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from sinkscope.analysis.importance import importance
+from sinkscope.analysis.reading import reads
 from sinkscope.analysis.variables import is_causal, sequence_lengths
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures import marks as m
@@ -21,6 +22,7 @@ NULL = m.Look("vermilion", "dash")
 
 
 @figure
+@reads
 def mean_maps(record: xr.Dataset, heads: Sequence[tuple[int, int]] | None = None) -> m.Drawing:
     """Mean logits (top) and mean probabilities (bottom) among the first tokens, one column per (layer, head).
 
@@ -77,6 +79,7 @@ def default_heads(record: xr.Dataset) -> list[tuple[int, int]]:
 
 
 @figure
+@reads
 def received_by_position(record: xr.Dataset, sequence: int = 0, peaks: int = 10) -> m.Drawing:
     """Importance alpha of each position of one sequence: mean over heads, the strongest head, and the null.
 
@@ -145,6 +148,7 @@ def find_peaks(mean: np.ndarray, count: int) -> list[int]:
 
 
 @figure
+@reads
 def entropy_by_layer(record: xr.Dataset) -> m.Drawing:
     """Mean entropy (nats) of each head over queries and sequences, the mean of each layer, and the uniform null."""
     record = need(record, "entropy_by_layer", "entropy")
@@ -169,6 +173,7 @@ def null_entropy(record: xr.Dataset) -> float:
 
 
 @figure
+@reads
 def distance_profile(record: xr.Dataset) -> m.Drawing:
     """Mean attention at each distance back from the query, one line per layer, their mean, and the uniform null.
 

@@ -45,6 +45,7 @@ def plotly_figure(drawing: m.Drawing, themed: bool = True) -> dict[str, Any]:
         themed: colours as names beginning with "@", for which the page of a report puts those of its light or dark
             theme. Otherwise those of the paper, so that `plotly.graph_objects.Figure` takes it.
     """
+    m.check_drawing(drawing)
     page = _Page(drawing, themed)
     for panel, place in zip(drawing.panels, _places(drawing), strict=True):
         page.add(panel, place)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from sinkscope.arguments import checks_types
 from sinkscope.errors import SinkscopeError, first_line, warn
 from sinkscope.hf.gguf import converted, demo_model_file
 from sinkscope.hf.models import auto_class, quiet_transformers, setting
@@ -19,6 +20,7 @@ HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab.*", "vocab*.json", "merges.txt", "tekken.json")
 
 
+@checks_types
 def load(
     source: Any = None,
     *,
@@ -134,7 +136,7 @@ def _model(place: str, name: str, options: dict[str, Any], trust_remote_code: bo
 def _reason(name: str, error: BaseException) -> str:
     if "trust_remote_code" in str(error):
         return f"{name!r} brings its own Python code: read it, and pass trust_remote_code=True if you trust it."
-    if Path(name).exists():
+    if os.path.exists(name):
         return f"The model in {name!r} cannot be loaded: {first_line(error)}."
     return (
         f"{name!r} cannot be loaded from the Hugging Face Hub ({first_line(error)}): check the name and the network, "

@@ -18,7 +18,7 @@ import xarray as xr
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import checks_types, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.perplexity import perplexity, policy_coordinates
 from sinkscope.experiments.runner import Advance
@@ -46,6 +46,7 @@ ATTENTION = "sinkscope_lab"  # as transformers knows it
 NORMALISERS: dict[nn.Module, Normaliser] = {}  # while `training_attention` lasts
 
 
+@checks_types
 def language_model(
     arms: str | Arm | Iterable[str | Arm] = ARMS,
     seeds: int | Iterable[int] = (0,),

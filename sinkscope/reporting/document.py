@@ -9,6 +9,7 @@ from typing import Any
 
 import xarray as xr
 
+from sinkscope.arguments import checks_types
 from sinkscope.directories import Manifest, restore
 from sinkscope.errors import warn
 from sinkscope.figures.style import source_line
@@ -69,6 +70,7 @@ class Report:
         """The result in one sentence, and what streaming costs in another."""
         return self.content.headline
 
+    @checks_types
     def finding(self, name: str) -> str:
         """What the figure of this name shows, in words made of its numbers; nothing for most."""
         return self.content.sentence(name)
@@ -78,6 +80,7 @@ class Report:
         """What differs from what was asked for: a shorter text, a model's limit, an item that no record serves."""
         return self.content.notes
 
+    @checks_types
     def save(self, directory: str | os.PathLike[str], *, progress: bool | None = None) -> Path:
         """Write report.html, figures/, tables/, records/ and manifest.json to `directory`.
 
@@ -93,6 +96,7 @@ class Report:
         return save(self.content, directory, progress)
 
     @classmethod
+    @checks_types
     def open(
         cls,
         directory: str | os.PathLike[str],

@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 
 from sinkscope.analysis.variables import is_causal
+from sinkscope.arguments import checks_types
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments import perplexity as experiment
 from sinkscope.hf.loading import load
@@ -33,6 +34,7 @@ from sinkscope.texts import sequences as split
 FEWEST_TOKENS = 8  # a text must reach past the first four keys, with a few queries to average over
 
 
+@checks_types
 def report(
     model: Any = None,
     tokenizer: Any = None,

@@ -17,7 +17,7 @@ from typing import Any
 import xarray as xr
 from torch import nn
 
-from sinkscope.errors import SinkscopeError
+from sinkscope.errors import SinkscopeError, shown
 from sinkscope.hf.attention import leave_maps_out, use_implementation
 from sinkscope.models.compiled import run_eagerly
 from sinkscope.models.facts import find_streams
@@ -166,6 +166,9 @@ class Scope(Observer):
     def array(self, variable: str) -> xr.DataArray:
         """One variable over only the layers and heads it was measured in, without the rest of the record."""
         self._check_saw_attention()
+        if not isinstance(variable, str) or variable not in self._collector.makes:
+            made = ", ".join(self._collector.makes) or "nothing"
+            raise SinkscopeError(f"no probe of this scope makes {shown(variable)}: give one of what they make, {made}.")
         return self._collector.variable(variable)
 
     def _check_saw_attention(self) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sinkscope.arguments import checks_types
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import implementation
 from sinkscope.hf.caches import (
@@ -38,7 +39,7 @@ from sinkscope.hf.generation import is_newly_taken
 from sinkscope.hf.models import alibi_limit
 from sinkscope.models.cached import find_layout
 from sinkscope.models.facts import find_anatomy
-from sinkscope.models.requirements import check_decoder, check_unchunked
+from sinkscope.models.requirements import check_decoder, check_streamable, check_unchunked
 from sinkscope.models.rotary import changes_with_length, position_ceiling, position_limit, scales_queries
 from sinkscope.models.weights import weights_hash
 from sinkscope.policies import SinkWindow
@@ -163,6 +164,7 @@ class SinkCache(Tied):
         put_states(self, {})
         self._is_reading = False
 
+    @checks_types
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the cache to a safetensors file; an older one is replaced in one step.
 
@@ -185,13 +187,15 @@ class SinkCache(Tied):
         return Path(path)
 
     @classmethod
+    @checks_types
     def load(cls, path: str | os.PathLike[str], model: nn.Module) -> SinkCache:
         """The cache that `save` wrote, to go on with on the same model.
 
         Raises:
             SinkscopeError: no such file, a torn one, or one of another model.
         """
-        if not Path(path).is_file():
+        check_streamable(model)
+        if not os.path.isfile(path):
             raise SinkscopeError(f"there is no cache at {Path(path)}.")
         tensors, about = read_tensors(Path(path), "the cache", "save it again")
         if about.get("kind") != KIND:

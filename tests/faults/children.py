@@ -42,7 +42,8 @@ def outcome(act: Callable[[], Any], prepare: Callable[[], Any] = lambda: None) -
     code = os.waitstatus_to_exitcode(status)
     if code == -signal.SIGALRM:
         return f"hung for {SECONDS} s"
-    return {WELL: "well", REFUSED: "refused", UNCLEAR: "unclear", -signal.SIGKILL: "killed", -signal.SIGTERM: "ended"}.get(code, f"died: {code}")
+    known = {WELL: "well", REFUSED: "refused", UNCLEAR: "unclear"}
+    return (known | {-signal.SIGKILL: "killed", -signal.SIGTERM: "ended"}).get(code, f"died: {code}")
 
 
 class Lines:

@@ -127,5 +127,3 @@ def same(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
 def names(folder: Path) -> list[str]:
     """All that lies in a folder and below it."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
