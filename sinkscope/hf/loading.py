@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 
 from sinkscope.errors import SinkscopeError, first_line, warn
 from sinkscope.hf.gguf import converted, demo_model_file
@@ -155,6 +155,11 @@ def _tokenizer(place: str, config: Any, revision: str | None, trust_remote_code:
     except Exception as error:
         warn(f"The tokenizer of {place} cannot be loaded ({first_line(error)}).")
         return None
+
+
+def tokenizer_of(given: Any) -> Any:
+    """The tokenizer of a processor; a tokenizer as it is."""
+    return given.tokenizer if isinstance(given, ProcessorMixin) and hasattr(given, "tokenizer") else given
 
 
 def has_template_method(tokenizer: Any) -> bool:

@@ -176,7 +176,7 @@ class Scope:
             SinkscopeError: nothing was measured yet.
         """
         self._check_saw_attention()
-        return described(self._collector.record(), self, self._other_keys)
+        return described(self._collector.record(), self, self._other_keys, self._told.grids)
 
     def array(self, variable: str) -> xr.DataArray:
         """One variable over only the layers and heads it was measured in, without the rest of the record."""
@@ -282,6 +282,7 @@ class Scope:
             for eviction in chain.from_iterable(self.evictions):
                 eviction.end(cache)
             self._collector.commit(self._forward.texts)
+            self._told.commit()
         self._end_forward()
 
     def _end_forward(self) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sinkscope.attention.layer import FusedLayer, Layer
 from sinkscope.attention.masks import IndexedMask
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf.images import Grid, image_grids
 from sinkscope.hf.models import is_encoder_decoder, is_pretrained, other_states, placeholder_ids
 from sinkscope.models.facts import find_streams
 from sinkscope.scope.collect import Text
@@ -33,12 +34,15 @@ class Told:
         is_called: whether such a call is under way.
         ids: its "input_ids"; None without.
         mask: its "attention_mask", of any kind; None without.
+        grids: of the images in all its calls that finished, in their order.
     """
 
     def __init__(self) -> None:
         self.is_called = False
         self.ids: Any = None
         self.mask: Any = None
+        self.grids: list[Grid] = []
+        self._new_grids: list[Grid] = []
 
     def watch(self, model: nn.Module, base: nn.Module, undo: ExitStack) -> None:
         """Listen to the models around `base`. An encoder-decoder gives its decoder tokens of its own."""
@@ -53,9 +57,16 @@ class Told:
         given = arguments_of(module, args, kwargs) if args else kwargs
         if not self.is_called:  # the outermost
             self.is_called, self.ids, self.mask = True, given.get("input_ids"), given.get("attention_mask")
+            self._new_grids = image_grids(module, given)
 
     def _forget(self, *_: Any) -> None:
         self.is_called, self.ids, self.mask = False, None, None
+        self._new_grids = []
+
+    def commit(self) -> None:
+        """Count the images of a forward pass of the base that finished."""
+        self.grids += self._new_grids
+        self._new_grids = []
 
     def completed(self, given: dict[str, Any]) -> dict[str, Any]:
         """The arguments of the base, with the ids of what it got as embeddings and the padding before it."""
