@@ -67,11 +67,10 @@ def image_grid(
 def _grey(record: xr.Dataset, sequence: int, image: int, picture: Any) -> np.ndarray | None:
     """[y, x] of a picture in 0..1."""
     if picture is None:
-        if "picture" not in record:
+        if "picture" not in record or image >= record.sizes["image_number"]:
             return None
-        kept = record["picture"].isel(sequence=sequence)
-        picture = kept.isel(image_number=image).values if image < kept.sizes["image_number"] else np.full((1, 1), np.nan)
-        return picture if np.isfinite(picture).all() else None
+        kept = record["picture"].isel(sequence=sequence, image_number=image).values
+        return kept if np.isfinite(kept).all() else None
     try:
         values = np.asarray(picture, dtype=np.float64)
     except (TypeError, ValueError) as error:

@@ -106,9 +106,11 @@ def written_by(model: Any, inputs: Mapping[str, Any], count: int) -> tuple[Tenso
     start, end = (setting(model, f"{kind}_token_id") for kind in ("decoder_start", "eos"))
     if start is not None and not bool((written[:, 0] == start).all()):
         written = torch.nn.functional.pad(written, (1, 0), value=start)
-    ends = torch.isin(written, torch.tensor(end if isinstance(end, list) else [end], device=written.device)) if (
-        end is not None
-    ) else torch.zeros_like(written, dtype=torch.bool)
+    ends = (
+        torch.isin(written, torch.tensor(end if isinstance(end, list) else [end], device=written.device))
+        if (end is not None)
+        else torch.zeros_like(written, dtype=torch.bool)
+    )
     ends[:, 0] = False  # of some the start is the end
     real = (ends.cumsum(1) - ends.int()) == 0
     longest = int(real.sum(1).max())

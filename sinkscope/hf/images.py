@@ -46,9 +46,9 @@ def image_grids(model: Any, given: Mapping[str, Any]) -> list[Grid]:
             other = given.get("video_grid_thw")
             if name == "image_grid_thw" and other is not None:  # images and videos stand in any order
                 return []
-            return [Grid(*row, merged) for row in each.tolist()]
+            return [Grid(frames, rows, columns, merged) for frames, rows, columns in each.tolist()]
     if isinstance(each := given.get("spatial_shapes"), Tensor) and each.dim() == 2 and each.shape[1] == 2:
-        return [Grid(1, *row, None) for row in each.tolist()]
+        return [Grid(1, rows, columns, None) for rows, columns in each.tolist()]
     pixels = given.get("pixel_values")
     sides = patch if isinstance(patch, (list, tuple)) else (patch, patch)
     if not isinstance(pixels, Tensor) or pixels.dim() not in (4, 5) or not all(isinstance(side, int) for side in sides):
@@ -86,9 +86,9 @@ def _unpacked(model: Any, patches: Tensor, grid: Grid) -> list[Tensor]:
     """Frames [colour, row, column] of patches that stand in blocks, those that make one token together."""
     patch = getattr(setting(model, "vision_config"), "patch_size", None)
     side = grid.merged or 1
-    blocks = (grid.frames, grid.rows // side, grid.columns // side, side, side, 3, -1, patch, patch)
-    if not isinstance(patch, int) or patches.numel() % (len(patches) * 3 * patch**2):
+    if not isinstance(patch, int) or patches.shape[1] % (3 * patch**2):
         return []
+    blocks = (grid.frames, grid.rows // side, grid.columns // side, side, side, 3, -1, patch, patch)
     frames = patches.reshape(blocks)[..., 0, :, :]  # of the times that a patch covers the first
     frames = frames.permute(0, 5, 1, 3, 6, 2, 4, 7)
     return list(frames.reshape(grid.frames, 3, grid.rows * patch, grid.columns * patch))

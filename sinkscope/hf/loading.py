@@ -31,7 +31,8 @@ def load(
 ) -> tuple[Any, Any]:
     """A model in evaluation mode and its tokenizer (None where there is none, as for vision models).
 
-    A decoder with a language head is loaded with it, an encoder or a vision model without a head. A .gguf file is
+    A decoder with a language head is loaded with it, and so are models that read images beside text and
+    encoder-decoders; an encoder or a vision model is loaded without a head. A .gguf file is
     converted once, to safetensors in the user's cache folder (environment variable SINKSCOPE_CACHE to choose another):
     the next load takes seconds.
 

@@ -98,7 +98,7 @@ def report(
         tokenizer, text = None, tokenizer
     inputs = given_inputs(text)
     if inputs is None and text is not None and not (isinstance(text, str) and text.startswith("hf:")):
-        next(text_pieces(text))  # a wrong path is told before a large model is loaded
+        next(text_pieces(text))  # type: ignore[arg-type]  # a wrong path is told before a large model is loaded
     loaded, found = load(model, **load_options)
     tokenizer = tokenizer_of(found if tokenizer is None else tokenizer)
     asked = {STREAMING.title: streaming, SOFTMAX.title: softmax}

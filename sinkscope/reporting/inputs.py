@@ -34,8 +34,9 @@ def given_inputs(text: Any) -> dict[str, Any] | None:
 def plain_text(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, tuple[int, ...]] | None:
     """The tokens [token] of inputs that are one text and no more, and the BOS before them; None for other inputs."""
     ids, mask, kinds = (inputs.get(name) for name in PLAIN)
-    is_plain = isinstance(ids, Tensor) and ids.dim() == 2 and len(ids) == 1 and set(inputs) <= set(PLAIN)
-    if not is_plain or "encoder" in find_streams(model) or (isinstance(kinds, Tensor) and bool(kinds.any())):
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or len(ids) != 1 or not set(inputs) <= set(PLAIN):
+        return None
+    if "encoder" in find_streams(model) or (isinstance(kinds, Tensor) and bool(kinds.any())):
         return None
     tokens = ids[0] if mask is None else ids[0][mask[0].bool()]
     bos = begin_token(model)
@@ -48,7 +49,8 @@ def text_for_encoder(model: Any, rows: Tensor) -> dict[str, Any]:
     if "input_ids" not in (taken := inspect.signature(model.forward).parameters):
         first = next((name for name in taken if name.startswith("input")), "other things")
         raise SinkscopeError(
-            f"{type(model).__name__} reads {first}, and no text; give what its processor makes as text=."
+            f"{type(model).__name__} reads {first}, and no text; give what its processor makes as text= "
+            "(--audio on the command line)."
         )
     return {"input_ids": rows}
 

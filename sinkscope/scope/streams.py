@@ -244,6 +244,12 @@ def check_other_states(model: Any, given: Mapping[str, Any]) -> None:
         )
 
 
+def has_planes(given: Mapping[str, Any]) -> bool:
+    """Whether tokens are given positions in more than one dimension, as those of an image."""
+    positions = given.get("position_ids")
+    return isinstance(positions, Tensor) and positions.dim() == 3 and bool((positions != positions[:1]).any())
+
+
 def check_inputs(model: Any, inputs: Mapping[str, Any]) -> None:
     """Raise SinkscopeError unless a processor's output is one that a model can read."""
     taken = inspect.signature(model.forward).parameters
