@@ -42,7 +42,8 @@ def main() -> None:
     found = planned("-c", "constraints.txt", ".[demo]") + planned("--no-deps", f"{ALONE}=={pins[ALONE]}")
     version = ".".join(map(str, sys.version_info[:2]))
     Path(ROOT, "requirements.lock").write_text(
-        f"# What `make demo` installs on Python {version} for x86-64 Linux, each wheel by its SHA-256.\n# Made by `make lock`.\n"
+        f"# What `make demo` installs on Python {version} for x86-64 Linux, each wheel by its SHA-256.\n"
+        "# Made by `make lock`.\n"
         "#\n#   pip install --require-hashes --no-deps -r requirements.lock\n"
         "#   pip install --no-deps --no-build-isolation -e .\n#\n"
         "# torch is the index's build for CUDA. On another Python or system, or with a build for the CPU, install\n"

@@ -67,7 +67,7 @@ class Explorer(w.VBox):
         if saved is not None:
             self.controller.now.overview = saved_overview(saved)
             self._draw_reading()
-            self._note = "<i>A saved record was opened without its model, so policies are at rest.</i>"
+            self._note = self._note or "<i>A saved record was opened without its model, so policies are at rest.</i>"
             self._say("")
         self.controller.begin()
 

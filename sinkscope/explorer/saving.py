@@ -85,11 +85,13 @@ def code_of(controller: Controller, text: str | None = None) -> str:
         *_imports(slots.values()),
         "",
         f"model, tokenizer = sinkscope.load()  # or the model that was explored: {_one_line(name)}",
-        f"ids = {text or f'torch.tensor([{model.ids.tolist()}])'}",
+        f"inputs = ...  # what was explored: input_ids, {', '.join(model.beside)}"
+        if model.beside
+        else f"ids = {text or f'torch.tensor([{model.ids.tolist()}])'}",
         *(f"{name} = {_expression(slot)}" for name, slot in slots.items()),
         "",
     ]
-    arguments, seen = "policy=policy, normaliser=normaliser", "ids"
+    arguments, seen = "policy=policy, normaliser=normaliser", "**inputs" if model.beside else "ids"
     if configuration.is_recomputed:
         window = reading.maps.tokens
         arguments, seen = "normaliser=normaliser", f"ids[:, {window.start}:{window.stop}]"
@@ -100,7 +102,7 @@ def code_of(controller: Controller, text: str | None = None) -> str:
         f"    model({seen})",
         'attention_map = scope.array("attention_map")[0, 0, 0]  # [query, key]',
         "",
-        *_perplexities(dense, reading),
+        *([] if model.beside else _perplexities(dense, reading)),
     ]
     return "\n".join(lines) + "\n"
 

@@ -219,13 +219,11 @@ class Image(Checked):
     """Cells [row, column] in colours, row 0 on top; NaN is grey.
 
     Args:
-        cells: the numbers.
-        bar: their scale.
-        origin: x and y of the first cell's middle.
-        step: from one cell's middle to the next.
-        square: whether cells are as high as wide.
-        digits: cells carry their number with so many; None for none.
+        cells, bar: the numbers and their scale.
+        origin, step: x and y of the first cell's middle, and from one to the next.
+        square, digits: whether cells are as high as wide, and carry their number with so many digits; None for none.
         hover: as of `Series`, with {x}, {y} and {z}.
+        picture: [y, x] of greys from 0 to 1, over which the cells lie and through which it shows; None for none.
     """
 
     cells: Numbers
@@ -235,11 +233,13 @@ class Image(Checked):
     square: bool = False
     digits: int | None = None
     hover: str = ""
+    picture: Numbers = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.cells.ndim != 2 or not self.cells.size:
-            raise SinkscopeError(f"an image has rows and columns; given are cells of shape {self.cells.shape}.")
+        for cells in (self.cells, *([] if self.picture is None else [self.picture])):
+            if cells.ndim != 2 or not cells.size:
+                raise SinkscopeError(f"an image has rows and columns; given are cells of shape {cells.shape}.")
 
 
 @dataclass(frozen=True)

@@ -223,10 +223,15 @@ def _image(axes: Axes, mark: m.Image) -> None:
     if bar.log and bar.low is not None:
         cells = np.ma.maximum(cells, bar.low)
     left, top = (first - mark.step / 2 for first in mark.origin)
+    place: dict[str, Any] = {
+        "aspect": "equal" if mark.square else "auto",
+        "extent": (left, left + columns * mark.step, top + rows * mark.step, top),
+    }
+    if mark.picture is not None:
+        axes.imshow(mark.picture, cmap="gray", vmin=0, vmax=1, **place)
     drawn = axes.imshow(
         cells, cmap=style.colour_map(bar.map), norm=(LogNorm if bar.log else Normalize)(bar.low, bar.high),
-        aspect="equal" if mark.square else "auto",
-        extent=(left, left + columns * mark.step, top + rows * mark.step, top),
+        alpha=None if mark.picture is None else style.OVER_PICTURE, **place,
     )  # fmt: skip
     for (row, column), value in np.ndenumerate(mark.cells) if mark.digits is not None else ():
         if np.isfinite(value):

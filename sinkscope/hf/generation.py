@@ -6,15 +6,17 @@ import functools
 import inspect
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 
+from sinkscope.errors import SinkscopeError, first_line
 from sinkscope.hf.caches import given_cache
-from sinkscope.hf.models import is_pretrained
+from sinkscope.hf.models import is_pretrained, quiet_transformers, setting
+from sinkscope.hf.placement import reading_device
 from sinkscope.undo import Undo
 
 PREPARE = "prepare_inputs_for_generation"
@@ -90,3 +92,40 @@ def sampling_rules(temperature: float, top_k: int | None, top_p: float) -> Calla
         return rules(nothing, logits)
 
     return apply
+
+
+def written_by(model: Any, inputs: Mapping[str, Any], count: int) -> tuple[Tensor, Tensor]:
+    """What an encoder-decoder writes greedily: ids [batch, token] for its decoder to read, and which are no padding.
+
+    Args:
+        model: with a language head.
+        inputs: what its encoder reads, as a processor gives it.
+        count: tokens at most.
+
+    Raises:
+        SinkscopeError: a model that does not generate, or not from these inputs.
+    """
+    name = type(model).__name__
+    if not hasattr(model, "generate") or not getattr(model, "can_generate", lambda: False)():
+        raise SinkscopeError(f"{name} writes nothing, as it has no language head; give decoder_input_ids.")
+    device = reading_device(model)
+    given = {key: each.to(device) if isinstance(each, Tensor) else each for key, each in inputs.items()}
+    try:
+        with torch.no_grad(), quiet_transformers():
+            written = model.generate(**given, max_new_tokens=count, do_sample=False, num_beams=1)
+    except Exception as problem:  # whatever the code of any type may raise
+        raise SinkscopeError(
+            f"{name} wrote nothing for its decoder to read ({first_line(problem)}); give decoder_input_ids."
+        ) from problem
+    start, end = (setting(model, f"{kind}_token_id") for kind in ("decoder_start", "eos"))
+    if start is not None and not bool((written[:, 0] == start).all()):
+        written = torch.nn.functional.pad(written, (1, 0), value=start)
+    ends = (
+        torch.isin(written, torch.tensor(end if isinstance(end, list) else [end], device=written.device))
+        if (end is not None)
+        else torch.zeros_like(written, dtype=torch.bool)
+    )
+    ends[:, 0] = False  # of some the start is the end
+    real = (ends.cumsum(1) - ends.int()) == 0
+    longest = int(real.sum(1).max())
+    return written[:, :longest], real[:, :longest]

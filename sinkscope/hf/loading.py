@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 
 from sinkscope.arguments import checks_types
 from sinkscope.errors import SinkscopeError, first_line, warn
@@ -33,7 +33,8 @@ def load(
 ) -> tuple[Any, Any]:
     """A model in evaluation mode and its tokenizer (None where there is none, as for vision models).
 
-    A decoder with a language head is loaded with it, an encoder or a vision model without a head. A .gguf file is
+    A decoder with a language head is loaded with it, and so are models that read images beside text and
+    encoder-decoders; an encoder or a vision model is loaded without a head. A .gguf file is
     converted once, to safetensors in the user's cache folder (environment variable SINKSCOPE_CACHE to choose another):
     the next load takes seconds.
 
@@ -157,6 +158,11 @@ def _tokenizer(place: str, config: Any, revision: str | None, trust_remote_code:
     except Exception as error:
         warn(f"The tokenizer of {place} cannot be loaded ({first_line(error)}).")
         return None
+
+
+def tokenizer_of(given: Any) -> Any:
+    """The tokenizer of a processor; a tokenizer as it is."""
+    return given.tokenizer if isinstance(given, ProcessorMixin) and hasattr(given, "tokenizer") else given
 
 
 def has_template_method(tokenizer: Any) -> bool:

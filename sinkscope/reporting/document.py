@@ -20,8 +20,9 @@ from sinkscope.reporting.page import fragment
 from sinkscope.reporting.saving import save
 from sinkscope.reporting.softmax import SOFTMAX
 from sinkscope.reporting.streaming import STREAMING
+from sinkscope.reporting.streams import PARTS
 
-SECTIONS = (ATTENTION, STREAMING, SOFTMAX)
+SECTIONS = (ATTENTION, PARTS, STREAMING, SOFTMAX)
 """The parts of a report."""
 
 ITEMS: tuple[Item, ...] = tuple(item for section in SECTIONS for item in section.items)

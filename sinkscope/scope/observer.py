@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sinkscope.attention.layer import FusedLayer, Layer
 from sinkscope.attention.masks import TensorMask
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf.images import Grid
 from sinkscope.hf.models import placeholder_ids, reading_all
 from sinkscope.models.facts import Anatomy, Part
 from sinkscope.models.requirements import not_finite
@@ -28,7 +29,15 @@ from sinkscope.scope.collect import Collector, Text, checked_probes, measure_hid
 from sinkscope.scope.fitting import check_fits, check_normaliser
 from sinkscope.scope.forward import Caches, Forward, read_forward
 from sinkscope.scope.interface import CROSSING, EVICTIONS, NORMALISERS, SEEN
-from sinkscope.scope.streams import Told, TowerPass, arguments_of, check_other_states, read_tower, reads_tokens
+from sinkscope.scope.streams import (
+    Told,
+    TowerPass,
+    arguments_of,
+    check_other_states,
+    has_planes,
+    read_tower,
+    reads_tokens,
+)
 from sinkscope.scope.watch import Lookout, keys_and_values
 from sinkscope.undo import Hook, Undo, holding
 
@@ -59,7 +68,9 @@ class Observer:
         self._counts_keys = not anatomy.crosses and bool(placeholder_ids(model))
         if normaliser is not None:
             check_normaliser(normaliser, model, anatomy, self.evictions)
+        self._turns = any(eviction.turns for each in self.evictions for eviction in each)
         self._collector = Collector(len(anatomy.parts), self.probes)
+        self._grids: list[Grid] = []  # of the images that were read, in their order
         self._caches: Caches = WeakKeyDictionary()
         self._forward: Forward | TowerPass | None = None
         self._told, self._lookout = Told(), Lookout()
@@ -131,6 +142,11 @@ class Observer:
         if reads_tokens(module):
             given = self._told.completed(arguments_of(module, args, kwargs))
             check_other_states(self.model, given)
+            if self._turns and has_planes(given):
+                raise SinkscopeError(
+                    f"{type(module).__name__} gives the tokens of an image positions in two dimensions, and "
+                    f"`{self.policy.name}` counts positions in one; leave the policy or the image out."
+                )
             self._forward = read_forward(module, given, self._caches, self.anatomy.crosses)
         else:
             self._forward = read_tower(module, args, kwargs)
@@ -147,6 +163,8 @@ class Observer:
             for eviction in chain.from_iterable(self.evictions):
                 eviction.end(cache)
             holding(self._turn.lock, self._collector.commit, self._forward.texts)
+            self._grids += self._told.grids
+            self._told.grids = []
         self._end_forward()
 
     def _end_forward(self) -> None:

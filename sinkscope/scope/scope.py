@@ -161,7 +161,7 @@ class Scope(Observer):
             SinkscopeError: nothing was measured yet.
         """
         self._check_saw_attention()
-        return described(holding(self._turn.lock, self._collector.record), self, self._other_keys)
+        return described(holding(self._turn.lock, self._collector.record), self, self._other_keys, self._grids)
 
     def array(self, variable: str) -> xr.DataArray:
         """One variable over only the layers and heads it was measured in, without the rest of the record."""

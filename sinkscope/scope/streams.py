@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sinkscope.attention.layer import FusedLayer, Layer
 from sinkscope.attention.masks import IndexedMask
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf.images import Grid, image_grids
 from sinkscope.hf.models import is_encoder_decoder, is_pretrained, other_states, placeholder_ids
 from sinkscope.models.facts import find_streams
 from sinkscope.scope.collect import Text
@@ -34,12 +35,14 @@ class Told(threading.local):
         is_called: whether such a call is under way.
         ids: its "input_ids"; None without.
         mask: its "attention_mask", of any kind; None without.
+        grids: of its images, in their order.
     """
 
     def __init__(self) -> None:
         self.is_called = False
         self.ids: Any = None
         self.mask: Any = None
+        self.grids: list[Grid] = []
 
     def __reduce__(self) -> Any:
         return Told, ()  # beside a copy of its model nothing was told yet
@@ -56,9 +59,10 @@ class Told(threading.local):
         given = arguments_of(module, args, kwargs) if args else kwargs
         if not self.is_called:  # the outermost
             self.is_called, self.ids, self.mask = True, given.get("input_ids"), given.get("attention_mask")
+            self.grids = image_grids(module, given)
 
     def _forget(self, *_: Any) -> None:
-        self.is_called, self.ids, self.mask = False, None, None
+        self.is_called, self.ids, self.mask, self.grids = False, None, None, []
 
     def completed(self, given: dict[str, Any]) -> dict[str, Any]:
         """The arguments of the base, with the ids of what it got as embeddings and the padding before it."""
@@ -241,6 +245,12 @@ def check_other_states(model: Any, given: Mapping[str, Any]) -> None:
             f"the model was given `{other}` to attend to, and no cross-attention was found in {type(model).__name__}; "
             "leave it out."
         )
+
+
+def has_planes(given: Mapping[str, Any]) -> bool:
+    """Whether tokens are given positions in more than one dimension, as those of an image."""
+    positions = given.get("position_ids")
+    return isinstance(positions, Tensor) and positions.dim() == 3 and bool((positions != positions[:1]).any())
 
 
 def check_inputs(model: Any, inputs: Mapping[str, Any]) -> None:
