@@ -30,12 +30,12 @@ _HOMES = {
     "sinkscope.probes": [
         "ALL", "FREE", "DistanceProfile", "Entropy", "EvictionEffect", "FirstCosine", "HiddenExtremes", "HiddenProbe",
         "LayerProbe", "LogSumExp", "Maps", "Measured", "MeanLogits", "Norms", "OutputNorm", "Received",
-        "SinkMass", "TileProbe", "Variable",
+        "SinkDimensions", "SinkMass", "TileProbe", "Variable",
     ],
     "sinkscope.analysis.ablation": ["ablate", "ablation_table"],
     "sinkscope.analysis.compare": ["compare"],
     "sinkscope.analysis.discovery": ["discover", "massive_activations"],
-    "sinkscope.analysis.images": ["image_mass"],
+    "sinkscope.analysis.images": ["image_grid", "image_mass", "visual_sinks", "visual_sinks_table"],
     "sinkscope.analysis.importance": ["importance", "sink_rate", "sink_rate_curve"],
     "sinkscope.analysis.intervals": ["interval"],
     "sinkscope.analysis.interventions": ["dose_table", "intervene", "intervention_table"],
@@ -64,6 +64,7 @@ _HOMES = {
     "sinkscope.reporting.content": ["Item", "Section", "Table"],
     "sinkscope.reporting.document": ["ITEMS", "SECTIONS", "Report"],
     "sinkscope.reporting.gather": ["report"],
+    "sinkscope.reporting.tables": ["open_table"],
     "sinkscope.explorer": ["explore"],
 }  # fmt: skip
 _PACKAGES = ("figures", "lab")  # whose own names are public too

@@ -16,8 +16,8 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from sinkscope.arguments import one_of, one_or_several, whole_number
-from sinkscope.errors import SinkscopeError
+from sinkscope.arguments import checks_types, one_of, one_or_several, whole_number
+from sinkscope.errors import SinkscopeError, shown
 from sinkscope.experiments.intervention import line_break_token
 from sinkscope.experiments.perplexity import Run, check_run, checked_policies, read_texts, record_of, settings_of
 from sinkscope.experiments.runner import Advance, Cell, ModelSource, run_cells
@@ -50,6 +50,7 @@ class Level(NamedTuple):
         return self.policy.name if self.kind in ("", "first") else f"{self.policy.name}, {self.kind}"
 
 
+@checks_types
 def run_ablation(
     model: nn.Module | str | os.PathLike[str] | None,
     ids: Tensor | Sequence[Tensor],
@@ -138,6 +139,10 @@ def run_ablation(
         place = None if folder is None else writable_folder(folder, "cells")
         if known is None:
             finished = run_cells(cells, place, n_jobs, progress, title="ablation")
+        elif not callable(known):
+            raise SinkscopeError(
+                f"known={shown(known)} is no function of texts, a policy and a run: give one, or None."
+            )
         else:
             finished = {key: known(cell.texts, cell.level.policy, run) for key, cell in runs.items()}
         record = _record(opened, texts, cells, runs, finished)

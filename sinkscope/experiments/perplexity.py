@@ -17,9 +17,9 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import checks_types, several, whole_number
 from sinkscope.definition import check_resumable
-from sinkscope.errors import SinkscopeError
+from sinkscope.errors import SinkscopeError, shown
 from sinkscope.models.facts import find_anatomy, model_attributes, token_attributes
 from sinkscope.models.requirements import check_eval, check_reader
 from sinkscope.models.weights import weights_hash
@@ -28,7 +28,7 @@ from sinkscope.policies import Dense, Policy, Recompute, SinkWindow, Window
 from sinkscope.progress import progress_bar
 from sinkscope.scope.binding import block_within_limits, check_limits, goes_by_token, native_windows, policy_layers
 from sinkscope.scope.forward import check_vocabulary
-from sinkscope.scope.measure import batches_of, texts_of, with_token_texts
+from sinkscope.scope.measure import batches_of, texts_of, token_texts, with_token_texts
 from sinkscope.streaming.checkpoint import Checkpoint, Progress
 from sinkscope.streaming.readers import BlockReader, Reader, TokenReader, WindowReader, text_coordinates
 
@@ -50,6 +50,7 @@ class Run:
         return vars(self) | {"normaliser": "the model's own" if self.normaliser is None else repr(self.normaliser)}
 
 
+@checks_types
 def perplexity(
     model: nn.Module,
     ids: Tensor | Sequence[Tensor],
@@ -100,6 +101,7 @@ def perplexity(
     if twice := [name for name in names if names.count(name) > 1]:
         raise SinkscopeError(f"two of the policies are named {twice[0]!r}; give each once, or a label of its own.")
     check_run(model, texts, run)
+    texts_read = token_texts(tokenizer, texts)
     for policy in ways:
         check_limits(model, policy, max(map(len, texts)))
     stays = [_checkpoint(checkpoint, model, texts, policy, run) for policy in ways]
@@ -109,7 +111,7 @@ def perplexity(
         for policy, stay, start in zip(ways, stays, starts, strict=True)
     ]
     record = record_of(model, texts, ways, finished).assign_attrs(run.attributes() | attributes)
-    return record if tokenizer is None else with_token_texts(record, tokenizer)
+    return record if texts_read is None else with_token_texts(record, texts_read)
 
 
 def read_texts(
@@ -205,10 +207,12 @@ def policy_coordinates(policies: Sequence[Policy]) -> dict[str, Any]:
 
 def checked_policies(given: Iterable[Policy]) -> list[Policy]:
     """One policy or several as a list; SinkscopeError for what is none."""
-    policies: list[Policy] = list(given) if isinstance(given, Iterable) else [given]
+    policies: list[Policy] = several(given, "policies")
     for policy in policies:
         if not isinstance(policy, Policy):
-            raise SinkscopeError(f"{policy!r} is not a policy; give instances such as sinkscope.SinkWindow(4, 508).")
+            raise SinkscopeError(
+                f"{shown(policy)} is not a policy; give instances such as sinkscope.SinkWindow(4, 508)."
+            )
     return policies
 
 
@@ -260,6 +264,7 @@ def _checkpoint(
     return Checkpoint(file, settings)
 
 
+@checks_types
 def decompose(
     model: nn.Module, ids: Tensor | Sequence[Tensor], cache_size: int = 512, sinks: int = 4, **options: Any
 ) -> xr.Dataset:
@@ -283,6 +288,7 @@ def decompose(
     return perplexity(model, ids, collapse_policies(cache_size, sinks), **options)
 
 
+@checks_types
 def decompose_by_layer(
     model: nn.Module,
     ids: Tensor | Sequence[Tensor],

@@ -21,6 +21,7 @@ from joblib import Parallel, delayed
 from torch import nn
 
 from sinkscope.definition import check_resumable
+from sinkscope.errors import SinkscopeError
 from sinkscope.hf.loading import load
 from sinkscope.progress import progress_bar
 
@@ -134,8 +135,12 @@ class ModelSource:
     @classmethod
     def of(cls, model: Any) -> ModelSource:
         """A path is made absolute, as workers may stand in another folder."""
-        if not isinstance(model, (str, os.PathLike)):
+        if model is None or isinstance(model, nn.Module):
             return cls(model)
+        if not isinstance(model, (str, os.PathLike)):
+            raise SinkscopeError(
+                f"a model is a name, a path or a torch module, not a {type(model).__name__}: see sinkscope.load."
+            )
         path = Path(model).expanduser()
         return cls(str(path.resolve()) if path.exists() else os.fspath(model))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from sinkscope.arguments import checks_types
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.models import core, is_pretrained
 from sinkscope.hf.placement import reading_device
@@ -21,11 +22,16 @@ from sinkscope.models.requirements import check_eval, check_wrapper
 from sinkscope.probes import FREE, Maps, Probe, SinkMass
 from sinkscope.progress import progress_bar
 from sinkscope.scope.fitting import fitting
+from sinkscope.scope.forward import check_vocabulary
 from sinkscope.scope.scope import Scope
 from sinkscope.scope.streams import check_inputs
 from sinkscope.tokens import TokenTexts
+from sinkscope.undo import Undo
+
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
+@checks_types
 def measure(
     model: nn.Module,
     ids: Tensor | Sequence[Tensor] | Mapping[str, Any],
@@ -63,14 +69,16 @@ def measure(
             not take, images without tokens that stand for them.
     """
     name = _checked_stream(model, stream)
-    scope = Scope(model, fitting(FREE, find_streams(model)[name]) if probes is None else probes, stream=name)
+    probes = fitting(FREE, find_streams(model)[name]) if probes is None else probes
+    scope = Scope(model, probes, stream=name, alone=True)
     if isinstance(ids, Mapping):
+        texts_read = token_texts(tokenizer, ids.get("input_ids"))
         check_wrapper(model)
         with scope, torch.no_grad():
             _read_inputs(scope, ids)
             record = scope.record
-        if tokenizer is not None and "token_id" in record.coords:
-            record = with_token_texts(record, tokenizer)
+        if texts_read is not None and "token_id" in record.coords:
+            record = with_token_texts(record, texts_read)
         return record.assign_attrs(attributes)
     texts = texts_of(ids)
     shortest = min(map(len, texts))
@@ -80,15 +88,19 @@ def measure(
                 f"a text has {shortest} tokens, but {probe} needs at least {probe.first}; "
                 "give a longer text or a smaller first."
             )
+    for text in texts if tokenizer is not None else ():
+        check_vocabulary(scope.anatomy.base, text)
+    texts_read = token_texts(tokenizer, texts)
     check_wrapper(model)
     with scope, torch.no_grad():
         _read(scope, texts, batch_tokens, progress)
         record = scope.record
-    if tokenizer is not None:
-        record = with_token_texts(record, tokenizer)
+    if texts_read is not None:
+        record = with_token_texts(record, texts_read)
     return record.assign_attrs(attributes)
 
 
+@checks_types
 def attention_maps(
     model: nn.Module,
     ids: Tensor | Mapping[str, Any],
@@ -117,7 +129,7 @@ def attention_maps(
     texts = [] if isinstance(ids, Mapping) else texts_of(ids)
     probe = Maps(layers, heads, resolution, pool)  # type: ignore[arg-type]
     check_wrapper(model)
-    with Scope(model, [probe], stream=_checked_stream(model, stream)) as scope, torch.no_grad():
+    with Scope(model, [probe], stream=_checked_stream(model, stream), alone=True) as scope, torch.no_grad():
         if isinstance(ids, Mapping):
             _read_inputs(scope, ids)
         elif len(texts) == 1:
@@ -130,9 +142,19 @@ def attention_maps(
     return maps.rename(map_query="query", map_key="key").drop_vars("sequence")
 
 
-def with_token_texts(record: xr.Dataset, tokenizer: Any) -> xr.Dataset:
+def token_texts(tokenizer: Any, texts: Any) -> TokenTexts | None:
+    """How the tokens of texts read, None without a tokenizer; one that cannot decode them is found before they run."""
+    if tokenizer is None:
+        return None
+    read, rows = TokenTexts(tokenizer), [texts] if isinstance(texts, Tensor) else texts or ()
+    for token in sorted({token for row in rows if isinstance(row, Tensor) for token in row.flatten().tolist()}):
+        read.of(int(token))
+    return read
+
+
+def with_token_texts(record: xr.Dataset, read: TokenTexts) -> xr.Dataset:
     """The record with `token_text` [sequence, token] beside its `token_id`; empty past the end of a sequence."""
-    ids, read = record.token_id.values, TokenTexts(tokenizer)
+    ids = record.token_id.values
     texts = np.full(ids.shape, "", dtype=object)
     for row, shown in zip(ids, texts, strict=True):
         is_token = row >= 0
@@ -203,9 +225,9 @@ def _progress(scope: Scope, total: int, shown: bool | None) -> Iterator[Callable
         done = min(done + batch / len(layers), begun)
         bar.update(round(done) - bar.n)
 
-    with bar, ExitStack() as hooks:
+    with bar, Undo() as undo:
         for layer in layers:
-            hooks.callback(layer.register_forward_hook(advance).remove)
+            undo.hang(layer, advance)
         yield begin
         bar.update(begun - bar.n)
 
@@ -238,6 +260,6 @@ def texts_of(ids: Tensor | Sequence[Tensor]) -> list[Tensor]:
         raise SinkscopeError(
             "there is an empty text among the tokens, or no text at all; give at least one token each."
         )
-    if any(text.is_floating_point() for text in texts):
-        raise SinkscopeError("token ids are whole numbers; got floating-point ones.")
+    if other := [text.dtype for text in texts if text.dtype not in WHOLE]:
+        raise SinkscopeError(f"token ids are whole numbers; got {other[0]}, as floating-point ones and booleans are.")
     return [text.long() for text in texts]

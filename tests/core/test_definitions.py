@@ -125,6 +125,7 @@ def test_a_definition_tells_the_module_level_names_that_its_functions_read(monke
     assert Own().definition != before
 
 
+@pytest.mark.slow
 def test_a_definition_is_the_same_in_another_process():
     code = "from tests.core.test_definitions import WAYS; print(*(make(4).definition for make in WAYS.values()))"
     runs = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout for _ in range(2)}
