@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sinkscope.arguments import MOST_PLACES
-from sinkscope.attention.definition import definition, is_found
+from sinkscope.definition import definition, is_found
 from sinkscope.errors import SinkscopeError, shown
 
 

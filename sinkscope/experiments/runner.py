@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 from joblib import Parallel, delayed
 from torch import nn
 
-from sinkscope.attention.definition import check_resumable
+from sinkscope.definition import check_resumable
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.loading import load
 from sinkscope.progress import progress_bar
