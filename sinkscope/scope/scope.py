@@ -120,7 +120,7 @@ class Scope:
         found = find_streams(model)
         self.model, self.stream = model, next(iter(found)) if stream is None else stream
         self.anatomy = found[self.stream]
-        self.probes = checked_probes(probes, self.anatomy.numbers)
+        self.probes = checked_probes(probes, self.anatomy.layers)
         for probe in self.probes:
             check_fits(probe, self.anatomy)
         self.streams = {self.stream: self}
@@ -201,6 +201,8 @@ class Scope:
                 f"the attention modules of {type(self.model).__name__} ran, but no softmax or scaled dot product "
                 "attention was seen in them; measure its maps elsewhere and use sinkscope.from_maps."
             )
+        for probe in self.probes if self._collector.layers and not self._is_beside else ():
+            probe.check(self._collector.layers)  # what was said to be there need not have run
 
     # --- attaching ------------------------------------------------------------------------------------------------
 
