@@ -41,15 +41,7 @@ from sinkscope.scope.describe import described
 from sinkscope.scope.fitting import check_fits, check_normaliser, fitting
 from sinkscope.scope.forward import Caches, Forward, read_forward
 from sinkscope.scope.interface import CROSSING, EVICTIONS, NAME, NORMALISERS, SEEN
-from sinkscope.scope.streams import (
-    Told,
-    TowerPass,
-    arguments_of,
-    check_other_states,
-    has_planes,
-    read_tower,
-    reads_tokens,
-)
+from sinkscope.scope.streams import Told, TowerPass, arguments_of, check_given, read_tower, reads_tokens
 from sinkscope.scope.watch import AttentionWatch, keys_and_values
 
 
@@ -134,7 +126,6 @@ class Scope:
         self._counts_keys = not self.anatomy.crosses and bool(placeholder_ids(model))
         if normaliser is not None:
             check_normaliser(normaliser, model, self.anatomy, self.evictions)
-        self._turns = any(eviction.turns for each in self.evictions for eviction in each)
         self._collector = Collector(len(self.anatomy.parts), self.probes)
         self._caches: Caches = WeakKeyDictionary()
         self._forward: Forward | TowerPass | None = None
@@ -275,12 +266,8 @@ class Scope:
         self._numbers = {}
         if reads_tokens(module):
             given = self._told.completed(arguments_of(module, args, kwargs))
-            check_other_states(self.model, given)
-            if self._turns and has_planes(given):
-                raise SinkscopeError(
-                    f"{type(module).__name__} gives the tokens of an image positions in two dimensions, and "
-                    f"`{self.policy.name}` counts positions in one; leave the policy or the image out."
-                )
+            turns = any(eviction.turns for eviction in chain.from_iterable(self.evictions))
+            check_given(self.model, module, given, self.policy.name if turns else None)
             self._forward = read_forward(module, given, self._caches, self.anatomy.crosses)
         else:
             self._forward = read_tower(module, args, kwargs)
