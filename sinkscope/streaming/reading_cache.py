@@ -192,6 +192,7 @@ class ScoredLayer(CacheLayer):
         self.seen, self.memory, self.is_initialized = 0, Memory(holds_all=False), False
         self.keys = self.values = None
         self.is_asked = False  # by the policy, for the forward pass under way
+        self.is_reading = False  # whether that has not finished since these keys came in
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
@@ -203,7 +204,7 @@ class ScoredLayer(CacheLayer):
             self.lazy_initialization(key_states, value_states)
         if not self.is_asked:
             raise SinkscopeError("these keys are kept by a policy, and it is no longer on the model; use a new cache.")
-        self.is_asked = False
+        self.is_asked, self.is_reading = False, True
         self.seen += key_states.shape[2]
         self.keys = torch.cat([self.keys, key_states], 2)
         self.values = torch.cat([self.values, value_states], 2)
@@ -246,10 +247,16 @@ class KeptKeys(Cache):
         if eviction.policy != self.policy:
             raise SinkscopeError(f"this cache is one of {self.policy!r}, and the model carries {eviction.policy!r}.")
         remembered = 0 if layer.memory.places is None else layer.memory.places.shape[2]
-        if layer.held != remembered or len({each.seen for each in self.kept_layers}) > 1:
+        if layer.is_reading or layer.held != remembered or len({each.seen for each in self.kept_layers}) > 1:
             raise SinkscopeError("this cache was interrupted while it read, and its layers differ; reset it.")
         layer.is_asked = True
         return layer.memory
+
+    def finish(self, eviction: ScoredEviction) -> None:
+        """Know that a forward pass came to its end, behind the last layer with keys too."""
+        layer = self.by_attention[eviction.layer]
+        assert isinstance(layer, ScoredLayer)
+        layer.is_reading = False
 
     def keep(self, number: int, keys: Tensor, values: Tensor) -> None:
         """Hold these keys and values [batch, kv_head, key, dim], and no others."""
