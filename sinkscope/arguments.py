@@ -7,6 +7,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import fields
 from itertools import islice
 from typing import Any, ParamSpec, TypeVar
 
@@ -50,6 +51,15 @@ def check_types(signature: inspect.Signature, arguments: Mapping[str, Any]) -> N
             raise SinkscopeError(f"{name}={shown(value)} is not {' or '.join(words)}: give one.")
         if "os.PathLike[str]" in named and value is not None and not is_a_name(os.fspath(value)):
             raise SinkscopeError(f"{name}={shown(value)} names no file: it holds a NUL, or what is no character.")
+
+
+def check_fields(given: Any) -> None:
+    """Raise SinkscopeError for the first field of a dataclass that is not of the type it names."""
+    kind: Any = type(given)
+    check_types(_signature(kind), {each.name: getattr(given, each.name) for each in fields(given)})
+
+
+_signature = functools.cache(inspect.signature)
 
 
 def is_whole(value: Any) -> bool:
