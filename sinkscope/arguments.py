@@ -68,6 +68,11 @@ def is_whole(value: Any) -> bool:
     return is_one and bool(-LARGEST <= value <= LARGEST)
 
 
+def is_listed(value: Any) -> bool:
+    """Whether a value has entries that can be counted, and is no text."""
+    return isinstance(value, Collection) and not isinstance(value, (str, bytes)) and bool(getattr(value, "ndim", 1))
+
+
 def is_path(value: Any) -> bool:
     """Whether a value is a path-like object, of text."""
     return isinstance(value, os.PathLike) and isinstance(os.fspath(value), str)
@@ -150,7 +155,7 @@ def one_or_several(given: Any, name: str, check: Callable[[Any], Any]) -> list[A
 
 def several(given: Any, name: str) -> list[Any]:
     """One thing or several as a list; SinkscopeError for more than anybody has."""
-    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable) or not getattr(given, "ndim", 1):
         return [given]
     found = list(islice(given, MOST + 1))
     if len(found) > MOST:
@@ -160,7 +165,7 @@ def several(given: Any, name: str) -> list[Any]:
 
 def are_places(numbers: Any) -> bool:
     """Whether these are layers, heads or places in a text: whole numbers from 0 on, at least one and each once."""
-    if not isinstance(numbers, Collection) or isinstance(numbers, (str, bytes)) or not 0 < len(numbers) <= MOST_PLACES:
+    if not is_listed(numbers) or not 0 < len(numbers) <= MOST_PLACES:
         return False
     return all(isinstance(each, int) and 0 <= each <= LARGEST for each in numbers) and len(numbers) == len({*numbers})
 

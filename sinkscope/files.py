@@ -20,6 +20,8 @@ def replacing(path: Path, what: str) -> Iterator[Path]:
 
     `what` is its name in the error message, such as "the record".
     """
+    if not path.name:
+        raise SinkscopeError(f"cannot write {what} to {str(path)!r}, which names no file: give a name.")
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         yield partial

@@ -19,7 +19,7 @@ from sinkscope.analysis.variables import is_causal
 from sinkscope.arguments import check_fields, several
 from sinkscope.errors import SinkscopeError, shown
 from sinkscope.figures.requirements import lengths
-from sinkscope.reporting.made import Figures, Made, Tables, check_records, checked, named
+from sinkscope.reporting.made import Figures, Made, Tables, check_functions, check_records, checked, named
 
 if TYPE_CHECKING:
     from sinkscope.probes import Probe
@@ -105,10 +105,7 @@ class Item:
             object.__setattr__(self, name, tuple(several(given, name)))
         if not self.title and isinstance(self.name, str):
             object.__setattr__(self, "title", self.name.replace("_", " ").capitalize())
-        for name in ("figure", "table", "sentence", "numbers"):
-            given = getattr(self, name)
-            if not (given is None or callable(given) or isinstance(given, Table)):
-                raise SinkscopeError(f"{name}={shown(given)} of an item is no function: give one of a record, or None.")
+        check_functions(self, "figure", "table", "sentence", "numbers")
         names = [self.name, *self.record]
         if self.table is not None:
             meaning = self.meaning if self.figure is None else ""  # it stands once: at the figure, if there is one
@@ -131,7 +128,8 @@ class Item:
         reasons = []
         for name in self.record:
             record = records.get(name)
-            missing = [] if record is None else [each for each in (*self.variables, *variables) if each not in record]
+            asked = (*self.variables, *several(variables, "variables"))
+            missing = [] if record is None else [name for name in asked if name not in list(record.variables)]
             if record is None:
                 reasons.append(f"there is no record `{name}`")
             elif missing:
@@ -180,10 +178,7 @@ class Section:
             raise SinkscopeError(
                 f"records={shown(self.records)} of a section are no names: give a dict, name to title."
             )
-        for name in ("run", "headline"):
-            given = getattr(self, name)
-            if not (given is None or callable(given)):
-                raise SinkscopeError(f"{name}={shown(given)} of a section is no function: give one, or None.")
+        check_functions(self, "run", "headline")
         object.__setattr__(self, "subject", self.subject or self.title)
         if not self.records and self.run is not None:
             known = {name: f"The record `{name}`" for item in self.items for name in item.record if name != MAIN}

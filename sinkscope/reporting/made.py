@@ -80,3 +80,11 @@ def check_records(records: Any) -> None:
         raise SinkscopeError(f"a report is made of a record, or of records by name, not of {shown(records)}.")
     for name, record in records.items():
         check_source(record, f"a report (its record {shown(name)})")
+
+
+def check_functions(thing: Any, *names: str) -> None:
+    """Raise SinkscopeError for a part of an item or a section that is no function, no table of one and not None."""
+    for name in names:
+        given = getattr(thing, name)
+        if not (given is None or callable(getattr(given, "make", given))):
+            raise SinkscopeError(f"{name}={shown(given)} of a report is no function: give one of a record, or None.")
