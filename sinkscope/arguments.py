@@ -7,6 +7,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import fields
 from itertools import islice
 from typing import Any, ParamSpec, TypeVar
 
@@ -52,10 +53,24 @@ def check_types(signature: inspect.Signature, arguments: Mapping[str, Any]) -> N
             raise SinkscopeError(f"{name}={shown(value)} names no file: it holds a NUL, or what is no character.")
 
 
+def check_fields(given: Any) -> None:
+    """Raise SinkscopeError for the first field of a dataclass that is not of the type it names."""
+    kind: Any = type(given)
+    check_types(_signature(kind), {each.name: getattr(given, each.name) for each in fields(given)})
+
+
+_signature = functools.cache(inspect.signature)
+
+
 def is_whole(value: Any) -> bool:
     """Whether a value is a whole number, of Python or numpy, that a file can hold."""
     is_one = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     return is_one and bool(-LARGEST <= value <= LARGEST)
+
+
+def is_listed(value: Any) -> bool:
+    """Whether a value has entries that can be counted, and is no text."""
+    return isinstance(value, Collection) and not isinstance(value, (str, bytes)) and bool(getattr(value, "ndim", 1))
 
 
 def is_path(value: Any) -> bool:
@@ -140,7 +155,7 @@ def one_or_several(given: Any, name: str, check: Callable[[Any], Any]) -> list[A
 
 def several(given: Any, name: str) -> list[Any]:
     """One thing or several as a list; SinkscopeError for more than anybody has."""
-    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable) or not getattr(given, "ndim", 1):
         return [given]
     found = list(islice(given, MOST + 1))
     if len(found) > MOST:
@@ -150,7 +165,7 @@ def several(given: Any, name: str) -> list[Any]:
 
 def are_places(numbers: Any) -> bool:
     """Whether these are layers, heads or places in a text: whole numbers from 0 on, at least one and each once."""
-    if not isinstance(numbers, Collection) or isinstance(numbers, (str, bytes)) or not 0 < len(numbers) <= MOST_PLACES:
+    if not is_listed(numbers) or not 0 < len(numbers) <= MOST_PLACES:
         return False
     return all(isinstance(each, int) and 0 <= each <= LARGEST for each in numbers) and len(numbers) == len({*numbers})
 

@@ -99,6 +99,8 @@ def replacing(path: Path, what: str) -> Iterator[Path]:
     """
     if "\0" in str(path):
         raise SinkscopeError(f"cannot write {what} to {str(path)!r}: no name holds a null byte.")
+    if not path.name:
+        raise SinkscopeError(f"cannot write {what} to {str(path)!r}, which names no file: give a name.")
     clear_partials(path.parent)
     partial = partial_beside(path)
     try:

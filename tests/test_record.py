@@ -93,7 +93,7 @@ def test_places_that_cannot_be_written_or_read(record, tmp_path):
             open_record(tmp_path / path)
         assert "\n" not in str(refused.value)
     for path in ("a" * 5000, "a\0b"):
-        with pytest.raises(SinkscopeError, match="cannot write|names no file"):
+        with pytest.raises(SinkscopeError, match=r"cannot write|names no file"):
             save_record(record, tmp_path / path)
     for path in (os.devnull, tmp_path):
         with pytest.raises(SinkscopeError, match="is there already and is no file"):

@@ -139,7 +139,7 @@ class ModelSource:
             return cls(model)
         if not isinstance(model, (str, os.PathLike)):
             raise SinkscopeError(
-                f"a model is a name, a path or a torch module, not a {type(model).__name__}: see sinkscope.load."
+                f"A model is a name, a path or a torch module, not a {type(model).__name__}: see sinkscope.load."
             )
         path = Path(model).expanduser()
         return cls(str(path.resolve()) if path.exists() else os.fspath(model))

@@ -23,7 +23,7 @@ from sinkscope.attention.eviction import Eviction, WindowEviction
 from sinkscope.attention.placement import Placed, kind_of, owner
 from sinkscope.attention.scored import ScoredEviction
 from sinkscope.attention.trials import try_eviction
-from sinkscope.errors import SinkscopeError
+from sinkscope.errors import SinkscopeError, safe_repr
 from sinkscope.hf.models import key_value_heads, query_heads
 from sinkscope.models.rotary import Rotation, find_rotations
 
@@ -176,7 +176,7 @@ class Policy(Placed):
     def description(self) -> str:
         """What it does, in a few words."""
         own = {name: value for name, value in self.settings.items() if name not in ("layers", "heads", "label")}
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in own.items())})"
+        return f"{type(self).__name__}({', '.join(f'{name}={safe_repr(value)}' for name, value in own.items())})"
 
 
 def is_built_in(cls: type) -> bool:
