@@ -17,7 +17,7 @@ import sinkscope
 from sinkscope.cli import options as given
 from sinkscope.cli.options import printed, say, write_table
 from sinkscope.errors import SinkscopeError
-from sinkscope.files import write_figure, write_text
+from sinkscope.files import write_figure, write_sealed
 from sinkscope.texts import read_stream
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def _language(out: Path, options: dict[str, Any]) -> list[str]:
     write_table(table, out / "language", "Perplexity of models trained from scratch.")
     write_table(heads, out / "heads", "Attention of each head on the first token.")
     write_figure(language_emergence(record), out / "language_emergence")
-    write_text(out / "verdict.txt", "\n".join(verdict) + "\n", "the verdict")
+    write_sealed(out / "verdict.txt", "\n".join(verdict).encode(), "the verdict")
     return [printed(table), *verdict]
 
 
