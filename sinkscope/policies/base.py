@@ -23,7 +23,7 @@ from sinkscope.attention.eviction import Eviction, WindowEviction
 from sinkscope.attention.placement import Placed, kind_of, owner
 from sinkscope.attention.scored import ScoredEviction
 from sinkscope.attention.trials import try_eviction
-from sinkscope.errors import SinkscopeError, safe_repr
+from sinkscope.errors import SinkscopeError, safe_repr, shown
 from sinkscope.hf.models import key_value_heads, query_heads
 from sinkscope.models.rotary import Rotation, find_rotations
 
@@ -235,5 +235,5 @@ def check_count(policy: Policy, name: str, least: int) -> None:
     value = getattr(policy, name)
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise SinkscopeError(
-            f"{type(policy).__name__}({name}={value!r}) cannot be kept; give a whole {name} >= {least}."
+            f"{type(policy).__name__}({name}={shown(value)}) cannot be kept; give a whole {name} >= {least}."
         )
