@@ -170,7 +170,9 @@ class Policy(Placed):
     @property
     def name(self) -> str:
         """A short name, as figures and records show it."""
-        return ", ".join(filter(None, [self.description, self.place])) if self.label is None else str(self.label)
+        if self.label is None:
+            return ", ".join(filter(None, [self.description, self.place]))
+        return self.label if isinstance(self.label, str) else shown(self.label)
 
     @property
     def description(self) -> str:
