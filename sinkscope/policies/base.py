@@ -157,7 +157,7 @@ class Policy(Placed):
         """
         return {
             "policy_kind": kind_of(type(self)),
-            "policy_settings": json.dumps(self.settings, default=repr, sort_keys=True),
+            "policy_settings": _told(self.settings),
             "cache_size": -1 if self.cache_size is None else self.cache_size,
             "sinks": 0 if self.kept is None else self.kept.first,
             "recomputed": int(self.recomputed),
@@ -179,6 +179,14 @@ class Policy(Placed):
         """What it does, in a few words."""
         own = {name: value for name, value in self.settings.items() if name not in ("layers", "heads", "label")}
         return f"{type(self).__name__}({', '.join(f'{name}={safe_repr(value)}' for name, value in own.items())})"
+
+
+def _told(settings: dict[str, Any]) -> str:
+    """Settings as JSON; where one holds itself, or is nested too deep, each as its repr."""
+    try:
+        return json.dumps(settings, default=safe_repr, sort_keys=True)
+    except (TypeError, ValueError, RecursionError):
+        return json.dumps({name: safe_repr(value) for name, value in settings.items()}, sort_keys=True)
 
 
 def is_built_in(cls: type) -> bool:
