@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from sinkscope.arguments import checks_types, several, whole_number
 from sinkscope.definition import check_resumable
 from sinkscope.errors import SinkscopeError, shown
 from sinkscope.models.facts import find_anatomy, model_attributes, token_attributes
+from sinkscope.models.identity import identity
 from sinkscope.models.requirements import check_eval, check_reader
-from sinkscope.models.weights import weights_hash
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Dense, Policy, Recompute, SinkWindow, Window
 from sinkscope.progress import progress_bar
@@ -104,8 +104,10 @@ def perplexity(
     texts_read = token_texts(tokenizer, texts)
     for policy in ways:
         check_limits(model, policy, max(map(len, texts)))
-    stays = [_checkpoint(checkpoint, model, texts, policy, run) for policy in ways]
-    starts = [stay.read() for stay in stays]  # before anything runs: a refused checkpoint costs nothing
+    who = {} if checkpoint is None else identity(model)
+    stays = [_checkpoint(checkpoint, who, texts, policy, run) for policy in ways]
+    batches = list(batches_of(texts, BATCH_TOKENS))
+    starts = [stay.read(batches) for stay in stays]  # before anything runs: a refused checkpoint costs nothing
     finished = [
         read_texts(model, texts, policy, run, stay, start, progress)
         for policy, stay, start in zip(ways, stays, starts, strict=True)
@@ -238,28 +240,26 @@ def check_run(model: nn.Module, texts: list[Tensor], run: Run) -> None:
         check_vocabulary(base, text)
 
 
-def settings_of(model: nn.Module, texts: list[Tensor], policy: Policy, run: Run) -> dict[str, Any]:
-    """All that the losses depend on."""
-    attributes = model_attributes(model)
+def settings_of(who: Mapping[str, str], texts: list[Tensor], policy: Policy, run: Run) -> dict[str, Any]:
+    """All that the losses depend on, beside the identity of the model."""
     tokens = hashlib.sha256(b"|".join(text.numpy().tobytes() for text in texts)).hexdigest()
-    own = {name: attributes[name] for name in ("model", "model_type", "dtype")}
-    given = {"block": int(run.block), "samples": run.samples and int(run.samples), "seed": run.seed}
+    given = {"text": tokens, "block": int(run.block), "samples": run.samples and int(run.samples), "seed": run.seed}
     changed: dict[str, Any] = {} if run.normaliser is None else {"normaliser": run.normaliser}
     for name, slot in (("policy", policy), ("normaliser", run.normaliser)):
         if slot is not None and slot.definition:
             changed[f"{name}_definition"] = slot.definition
-    return own | {"policy": policy, "tokens": tokens, "weights": weights_hash(model)} | given | changed
+    return {"policy": policy} | given | changed | dict(who)
 
 
 def _checkpoint(
-    folder: str | os.PathLike[str] | None, model: nn.Module, texts: list[Tensor], policy: Policy, run: Run
+    folder: str | os.PathLike[str] | None, who: Mapping[str, str], texts: list[Tensor], policy: Policy, run: Run
 ) -> Checkpoint:
     if folder is None:
         return Checkpoint(None, {})
     slug = re.sub("[^a-z0-9+.-]+", "-", policy.name)
     if len(slug) > LONGEST or re.search("[^a-z0-9+., -]", policy.name):  # else another name could have the same
         slug = f"{slug[:LONGEST]}-{hashlib.sha256(policy.name.encode()).hexdigest()[:8]}"
-    file, settings = Path(folder) / f"{slug}.safetensors", settings_of(model, texts, policy, run)
+    file, settings = Path(folder) / f"{slug}.safetensors", settings_of(who, texts, policy, run)
     check_resumable(settings)
     return Checkpoint(file, settings)
 
