@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sinkscope.arguments import checks_types, several, whole_number
 from sinkscope.definition import check_resumable
 from sinkscope.errors import SinkscopeError, shown
+from sinkscope.interrupts import finishing_blocks, saying
 from sinkscope.models.facts import find_anatomy, model_attributes, token_attributes
 from sinkscope.models.identity import identity
 from sinkscope.models.requirements import check_eval, check_reader
@@ -131,7 +132,8 @@ def read_texts(
     rows = np.cumsum([0, *map(len, batches)])
     total = sum(batch.shape[0] * len(_queries(batch, policy, run)) for batch in batches)
     begun = time.perf_counter() - now.seconds
-    with progress_bar(total, "token", shown, desc=policy.name) as bar:
+    bar = progress_bar(total, "token", shown, desc=policy.name)
+    with saying(stay.told), finishing_blocks(stay.told) as stop, bar:
         bar.update(int(now.losses.isfinite().sum()))
         for number in range(now.batch, len(batches)):
             reader = reader_of(model, batches[number], policy, run)
@@ -142,10 +144,12 @@ def read_texts(
                 now.done, now.seconds = step.done, time.perf_counter() - begun
                 bar.set_postfix(perplexity=f"{float(now.losses.nanmean().exp()):.2f}", refresh=False)
                 bar.update(step.losses.numel())
-                if stay.due():
+                if stay.due() or stop.asked:
                     now.state = reader.state()
                     stay.write(now)
                     now.state = {}  # else what the cache held now would stay in memory until the next time
+                if stop.asked:
+                    return now  # and out of the context, where the signal takes its way
             now.batch, now.done, now.state = number + 1, 0, {}
     if start is None or start.batch < len(batches):
         stay.write(now)

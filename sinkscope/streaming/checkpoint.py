@@ -102,6 +102,15 @@ class Checkpoint:
         self.path, self.settings = path, {name: str(value) for name, value in settings.items()}
         self._written = time.monotonic()
 
+    @property
+    def told(self) -> str | None:
+        """What is kept of a run that is interrupted, in a sentence; None where nothing is."""
+        if self.path is None:
+            return None
+        return (
+            f"interrupted; what was done is kept in {self.path.parent}, and running the same again goes on from there."
+        )
+
     def due(self) -> bool:
         """Whether it is time to write again."""
         return self.path is not None and time.monotonic() - self._written > SECONDS
