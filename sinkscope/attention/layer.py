@@ -260,8 +260,7 @@ class FusedLayer(Layer):
         """By eviction: keys of some columns that see the queries in another way, and their places among the columns."""
         for eviction in self.evictions:
             if eviction.turns or self.shift is not None:
-                keys = [key for key in eviction.anchors if columns.start <= key < columns.stop]
-                if keys:
+                if keys := eviction.anchors_among(columns.start, columns.stop):
                     yield eviction, keys, [key - columns.start for key in keys]
 
     def _shifted(self, scores: Tensor, heads: slice, rows: slice) -> Tensor:
