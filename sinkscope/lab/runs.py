@@ -27,7 +27,7 @@ from sinkscope.hf.gguf import cache_directory
 from sinkscope.lab.decoder import Arm, Sizes, arms_of
 from sinkscope.models.facts import run_attributes
 from sinkscope.models.identity import difference, machine
-from sinkscope.streaming.checkpoint import read_tensors, write_tensors
+from sinkscope.tensors import read_tensors, write_tensors
 from sinkscope.texts import read_text, text_name
 
 Material = TypeVar("Material")

@@ -75,7 +75,7 @@ class Policy(Placed):
             "sinkscope.StaticPolicy and give it `sees`, or from sinkscope.ScoredPolicy and give it `score`."
         )
 
-    def check_places(self, tokens: int) -> None:  # noqa: B027
+    def check_places(self, tokens: int) -> None:
         """Raise SinkscopeError where it names places beyond a text of so many tokens."""
 
     @property

@@ -48,10 +48,10 @@ from sinkscope.scope.binding import check_limits, reads_in_blocks
 from sinkscope.scope.interface import EVICTIONS, NAME
 from sinkscope.scope.streams import Told, is_padding
 from sinkscope.streaming.arena import layer_kinds
-from sinkscope.streaming.checkpoint import read_tensors, write_tensors
 from sinkscope.streaming.store import ArenaLayer, Store, causal_bias, part_of, read_blocks, read_padding
 from sinkscope.streaming.texts import check_parts, check_text
 from sinkscope.streaming.ties import Tied, check_alone, tie
+from sinkscope.tensors import read_tensors, write_tensors
 
 KIND = "sinkscope sink cache 2"
 

@@ -19,6 +19,7 @@ import sinkscope.streaming.checkpoint as checkpoint_module
 from sinkscope import SinkCache, SinkscopeError, SinkWindow, Window, open_record, perplexity
 from sinkscope.hf.caches import with_cache
 from sinkscope.streaming.readers import BlockReader
+from sinkscope.tensors import _checksum
 from tests.core.test_identity import OTHERS
 from tests.support.zoo import build, inputs
 
@@ -121,7 +122,7 @@ def rewritten(path, change, whole=True):
         about, tensors = stored.metadata(), {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     checksum = about.pop("checksum")
     change(about, tensors)
-    told = checkpoint_module._checksum(tensors, about) if whole else checksum
+    told = _checksum(tensors, about) if whole else checksum
     save_file(tensors, path, metadata=about | {"checksum": told})
 
 
