@@ -184,10 +184,11 @@ def writable_folder(folder: str | os.PathLike[str], what: str) -> Path:
 
 
 def check_writable(folder: Path, what: str) -> None:
-    """Raise SinkscopeError where no file can be written in a folder; `what` is told in the message."""
+    """Make a folder, or raise SinkscopeError where no file can be written in it; `what` is told in the message."""
     clear_partials(folder)
     trial = partial_beside(folder / "trial")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         trial.touch()
         trial.unlink()
     except OSError as problem:

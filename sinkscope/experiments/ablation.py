@@ -19,16 +19,25 @@ from torch import Tensor, nn
 from sinkscope.arguments import checks_types, one_of, one_or_several, whole_number
 from sinkscope.errors import SinkscopeError, shown
 from sinkscope.experiments.intervention import line_break_token
-from sinkscope.experiments.perplexity import Run, check_run, checked_policies, read_texts, record_of, settings_of
+from sinkscope.experiments.perplexity import (
+    BATCH_TOKENS,
+    Run,
+    check_run,
+    checked_policies,
+    read_texts,
+    record_of,
+    settings_of,
+)
 from sinkscope.experiments.runner import Advance, Cell, ModelSource, run_cells
 from sinkscope.files import writable_folder
 from sinkscope.hf.models import input_embeddings
 from sinkscope.models.facts import find_anatomy
+from sinkscope.models.identity import difference, identity
 from sinkscope.policies import POSITIONS, Policy, SinkWindow
 from sinkscope.record import first_evicted
 from sinkscope.scope.binding import check_limits
 from sinkscope.scope.forward import check_vocabulary
-from sinkscope.scope.measure import texts_of
+from sinkscope.scope.measure import batches_of, texts_of
 from sinkscope.streaming.checkpoint import Checkpoint, Progress
 
 KINDS = ("first", "line breaks", "random")
@@ -126,10 +135,10 @@ def run_ablation(
             changed[kind, count] = with_first_tokens(texts, kind, count, tokens, seed)
             for text in changed[kind, count]:
                 check_vocabulary(find_anatomy(opened).base, text)
-        cells = []
+        cells, who = [], identity(opened)
         for level in levels:
             read = changed.get((level.kind, level.sinks), texts)
-            cells.append(Reading(source, read, level, run, settings_of(opened, read, level.policy, run)))
+            cells.append(Reading(source, read, level, run, settings_of(who, read, level.policy, run)))
         runs: dict[str, Reading] = {}
         for cell in cells:  # for the first level that each stands for
             runs.setdefault(cell.key, cell)
@@ -162,28 +171,34 @@ class Reading(Cell[Progress]):
     settings: dict[str, Any]
 
     def read(self, path: Path | None) -> Progress | None:
-        left, every = Checkpoint(path, self.settings).read(), sum(len(text) - 1 for text in self.texts)
+        left, every = Checkpoint(path, self.settings).read(self.batches), sum(len(text) - 1 for text in self.texts)
         return left if left is not None and int(left.losses.isfinite().sum()) == every else None
 
     def run(self, path: Path | None, advance: Advance) -> Progress:
         with ONE_AT_A_TIME:
             model, stay = self._model(), Checkpoint(path, self.settings)
-            return read_texts(model, self.texts, self.level.policy, self.how, stay, stay.read(), False)
+            return read_texts(model, self.texts, self.level.policy, self.how, stay, stay.read(self.batches), False)
 
     def keep(self, result: Progress, path: Path) -> None:
         Checkpoint(path, self.settings).write(result)
 
+    @property
+    def batches(self) -> list[Tensor]:
+        return list(batches_of(self.texts, BATCH_TOKENS))
+
     def _model(self) -> nn.Module:
         """The model; loaded again if the one that is held has become another in the meantime."""
+        other = ""
         for _ in range(2):
             model = self.source.open()
-            found = settings_of(model, self.texts, self.level.policy, self.how)
-            if all(found[name] == self.settings[name] for name in ("dtype", "weights")):
+            found = settings_of(identity(model), self.texts, self.level.policy, self.how)
+            if not (other := difference(self.settings, found)):
                 return model
             self.source.forget()
+        name = "the model" if isinstance(self.source.given, nn.Module) else self.source.given or "the demo model"
         raise SinkscopeError(
-            f"a worker found other weights in {self.source.given or 'the demo model'} than this run began with; give "
-            "every machine the same files, or pass a loaded model."
+            f"a worker found another model in {name} than this run began with ({other}); give every machine the same "
+            "files and versions, or pass a loaded model."
         )
 
 

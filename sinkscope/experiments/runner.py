@@ -23,6 +23,7 @@ from torch import nn
 from sinkscope.definition import check_resumable
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.loading import load
+from sinkscope.interrupts import saying
 from sinkscope.progress import progress_bar
 
 Result = TypeVar("Result")
@@ -88,7 +89,9 @@ def run_cells(
     waiting = [cell for key, cell in unique.items() if key not in results]
     total, todo = (sum(cell.size for cell in some) for some in (unique.values(), waiting))
     ticket = uuid.uuid4().hex
-    with progress_bar(total, unit, progress, initial=total - todo, desc=title) as bar:
+    kept = f"interrupted; what is finished is kept in {folder}, and running the same again goes on from there."
+    bar = progress_bar(total, unit, progress, initial=total - todo, desc=title)
+    with saying(None if folder is None else kept), bar:
         BARS[ticket] = bar
         try:
             jobs = (delayed(_run)(cell, cell.path(folder), ticket) for cell in waiting)

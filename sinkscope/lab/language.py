@@ -183,6 +183,7 @@ class LanguageRun(TrainingRun[np.ndarray]):
     betas = (0.9, 0.95)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.arm.has_sink_logit:
             raise SinkscopeError(
                 f"the arm {self.arm.name!r} trains logits that Llama does not have; leave it out here."

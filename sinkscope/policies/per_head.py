@@ -137,6 +137,10 @@ class PerHead(Policy):
         for policy in self.parts:
             _check_part(policy)
 
+    def check_places(self, tokens: int) -> None:
+        for policy in self.parts:
+            policy.check_places(tokens)
+
     def check_place(self, layers: Sequence[int], heads: int | None, kv_heads: int | None = None) -> None:
         most = kv_heads if self.shared else heads
         if self.table_shape is not None and self.table_shape != (len(layers), most):

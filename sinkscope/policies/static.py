@@ -233,6 +233,12 @@ class _ChosenKeys(StaticPolicy):
                 f"start={max(self.keys) + 1}, so that they are evicted once they have been read, or fewer keys."
             )
 
+    def check_places(self, tokens: int) -> None:
+        if (last := max(self.keys)) >= tokens:
+            raise beyond(self, f"key {last}", tokens)
+        if (self.start or 0) > tokens:
+            raise beyond(self, f"query {self.start}", tokens)
+
     @property
     def coordinates(self) -> dict[str, str | int | float]:
         return super().coordinates | {"sink_values": self.values, "sink_bias": float(self.bias)}
@@ -337,6 +343,10 @@ class EvictRecent(StaticPolicy):
                 f"give start > {self.recent}."
             )
 
+    def check_places(self, tokens: int) -> None:
+        if (self.start or 0) > max(tokens, self.recent + 1):
+            raise beyond(self, f"query {self.start}", tokens)
+
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
         return (query < (self.start or 0)) | (key == query) | (key < query - self.recent)
 
@@ -346,6 +356,13 @@ class EvictRecent(StaticPolicy):
     @property
     def description(self) -> str:
         return f"evict the last {self.recent}"
+
+
+def beyond(policy: Policy, place: str, tokens: int) -> SinkscopeError:
+    """The error for a place in the text that is not there."""
+    return SinkscopeError(
+        f"`{policy.name}` names {place}, and the longest text has {tokens} tokens, numbered from 0; give places in it."
+    )
 
 
 def _check_bias(bias: float) -> None:

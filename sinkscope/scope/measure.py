@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -17,12 +18,14 @@ from sinkscope.arguments import checks_types
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.models import core, is_pretrained
 from sinkscope.hf.placement import reading_device
+from sinkscope.interrupts import finishing_blocks, saying
 from sinkscope.models.facts import find_streams
 from sinkscope.models.requirements import check_eval, check_wrapper
 from sinkscope.probes import FREE, Maps, Probe, SinkMass
 from sinkscope.progress import progress_bar
 from sinkscope.scope.fitting import fitting
 from sinkscope.scope.forward import check_vocabulary
+from sinkscope.scope.kept import KeptBatches
 from sinkscope.scope.scope import Scope
 from sinkscope.scope.streams import check_inputs
 from sinkscope.tokens import TokenTexts
@@ -40,6 +43,7 @@ def measure(
     stream: str | None = None,
     tokenizer: Any = None,
     batch_tokens: int = 4096,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
     **attributes: Any,
 ) -> xr.Dataset:
@@ -57,6 +61,8 @@ def measure(
             "encoder" of an encoder-decoder. The part that predicts tokens when None. `capture` records all at once.
         tokenizer: adds the text of each token to the record.
         batch_tokens: neighbouring sequences of equal length run together up to so many tokens.
+        checkpoint: a folder that keeps what was measured of each batch of texts; the same call again goes on from
+            there, to the bit.
         progress: whether to show a progress bar; once two seconds have passed when None.
         attributes: noted in the record's attrs (the name of the text, for one).
 
@@ -72,6 +78,8 @@ def measure(
     probes = fitting(FREE, find_streams(model)[name]) if probes is None else probes
     scope = Scope(model, probes, stream=name, alone=True)
     if isinstance(ids, Mapping):
+        if checkpoint is not None:
+            raise SinkscopeError("checkpoint= keeps batches of texts, and these are the inputs of one pass; leave it.")
         texts_read = token_texts(tokenizer, ids.get("input_ids"))
         check_wrapper(model)
         with scope, torch.no_grad():
@@ -92,8 +100,9 @@ def measure(
         check_vocabulary(scope.anatomy.base, text)
     texts_read = token_texts(tokenizer, texts)
     check_wrapper(model)
+    kept = None if checkpoint is None else KeptBatches(checkpoint, scope)
     with scope, torch.no_grad():
-        _read(scope, texts, batch_tokens, progress)
+        _read(scope, texts, batch_tokens, progress, kept)
         record = scope.record
     if texts_read is not None:
         record = with_token_texts(record, texts_read)
@@ -187,7 +196,9 @@ def _read_inputs(scope: Scope, inputs: Mapping[str, Any]) -> None:
     whole(**given)
 
 
-def _read(scope: Scope, texts: list[Tensor], batch_tokens: int, progress: bool | None) -> None:
+def _read(
+    scope: Scope, texts: list[Tensor], batch_tokens: int, progress: bool | None, kept: KeptBatches | None = None
+) -> None:
     """Run the model's layers over all texts; a wrapper as a whole, since what it does around them counts."""
     check_eval(scope.model, "attention")
     if "encoder" in find_streams(scope.model):
@@ -204,10 +215,18 @@ def _read(scope: Scope, texts: list[Tensor], batch_tokens: int, progress: bool |
     # outside the interface keys and values show in the cache only; else it would just cost memory
     options = {"use_cache": not interface} if "use_cache" in accepted else {}
     runs, device = base if core(scope.model) is scope.model else scope.model, reading_device(base)
-    with _progress(scope, sum(map(len, texts)), progress) as begin:
+    told = None if kept is None else kept.told
+    with saying(told), finishing_blocks(told) as stop, _progress(scope, sum(map(len, texts)), progress) as begin:
         for batch in batches_of(texts, batch_tokens):
             begin(batch.numel())
-            runs(input_ids=batch.to(device), **options)
+            if kept is None:
+                runs(input_ids=batch.to(device), **options)
+            elif not kept.read(scope, batch):
+                kept.begin(scope)
+                runs(input_ids=batch.to(device), **options)
+                kept.write(scope, batch)
+            if stop.asked:
+                return  # and out of the context, where the signal takes its way
 
 
 @contextmanager

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from sinkscope.arguments import checks_types
+from sinkscope.definition import check_resumable
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import implementation
 from sinkscope.hf.caches import (
@@ -39,20 +40,20 @@ from sinkscope.hf.generation import is_newly_taken
 from sinkscope.hf.models import alibi_limit
 from sinkscope.models.cached import find_layout
 from sinkscope.models.facts import find_anatomy
+from sinkscope.models.identity import difference, identity
 from sinkscope.models.requirements import check_decoder, check_unchunked
 from sinkscope.models.rotary import changes_with_length, position_ceiling, position_limit, scales_queries
-from sinkscope.models.weights import weights_hash
 from sinkscope.policies import SinkWindow
 from sinkscope.scope.binding import check_limits, reads_in_blocks
 from sinkscope.scope.interface import EVICTIONS, NAME
 from sinkscope.scope.streams import Told, is_padding
 from sinkscope.streaming.arena import layer_kinds
-from sinkscope.streaming.checkpoint import read_tensors, write_tensors
 from sinkscope.streaming.store import ArenaLayer, Store, causal_bias, part_of, read_blocks, read_padding
 from sinkscope.streaming.texts import check_parts, check_text
 from sinkscope.streaming.ties import Tied, check_alone, tie
+from sinkscope.tensors import read_tensors, write_tensors
 
-KIND = "sinkscope sink cache 1"
+KIND = "sinkscope sink cache 2"
 
 
 class SinkCache(Tied):
@@ -171,16 +172,17 @@ class SinkCache(Tied):
         model, store = self._model(), self._store
         if not store.seen or model is None:
             raise SinkscopeError("there is nothing to save: this cache has read no tokens, or its model is gone.")
+        who = identity(model)
+        check_resumable(who, "a cache cannot be saved")
         settings = {
-            "model": self._model_name,
-            "weights": weights_hash(model),
+            "identity": who,
             "sinks": store.sinks,
             "window": store.window,
             "seen": store.seen,
             "pads": store.pads,
         }
-        tensors = store.tensors() | states_of(self) | {"ids": store.recent}
-        write_tensors(Path(path), "the cache", tensors, {"kind": KIND, "settings": json.dumps(settings)})
+        about = {"settings": json.dumps(settings)}
+        write_tensors(Path(path), "the cache", KIND, store.tensors() | states_of(self) | {"ids": store.recent}, about)
         return Path(path)
 
     @classmethod
@@ -193,14 +195,12 @@ class SinkCache(Tied):
         """
         if not os.path.isfile(path):
             raise SinkscopeError(f"there is no cache at {Path(path)}.")
-        tensors, about = read_tensors(Path(path), "the cache", "save it again")
-        if about.get("kind") != KIND:
-            raise SinkscopeError(f"{Path(path)} is a file of sinkscope, but not a cache that SinkCache.save wrote.")
+        tensors, about = read_tensors(Path(path), "the cache", KIND, "save it again")
         settings = json.loads(about["settings"])
-        if settings["weights"] != weights_hash(model):
+        if other := difference(settings["identity"], identity(model)):
             raise SinkscopeError(
-                f"{path} was saved with a {settings['model']} of other weights or another dtype than this "
-                f"{type(model).__name__}; load it with the model it was made for."
+                f"{path} was saved with a {settings['identity']['model']}, and this {type(model).__name__} is another: "
+                f"{other}; load it with the model it was made for."
             )
         cache = cls(model, sinks=settings["sinks"], window=settings["window"])
         store, ids = cache._store, tensors.pop("ids")

@@ -15,7 +15,7 @@ import sinkscope
 from sinkscope.errors import SinkscopeError
 
 HOME = str(Path(sinkscope.__file__).parent)
-WRITERS = ("record.py", "files.py", "saving.py", "checkpoint.py", "runner.py")
+WRITERS = ("record.py", "files.py", "saving.py", "tensors.py", "checkpoint.py", "kept.py", "runner.py")
 WELL, REFUSED, UNCLEAR = 0, 3, 4
 SECONDS = 60
 

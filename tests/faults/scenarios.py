@@ -109,11 +109,17 @@ def cells(folder: Path) -> list[np.ndarray]:
     return [run_ablation(model(), IDS, [0, 2], 8, folder=folder / "cells", progress=False).nll.values]
 
 
+def measured(folder: Path) -> list[np.ndarray]:
+    record = sinkscope.measure(model(), IDS.reshape(4, 10), batch_tokens=20, checkpoint=folder / "batches")
+    return [record[name].values for name in sorted(record.data_vars)]
+
+
 SCENARIOS = [
     Scenario("record", write_record, lambda folder: numbers(open_record(folder / "record.nc"))),
     Scenario("cache", write_cache, read_cache),
     Scenario("report", write_report, read_report),
     Scenario("losses", write_losses, losses, resumes=True),
+    Scenario("measurements", lambda folder, version: measured(folder), measured, resumes=True),
     Scenario("ablation", lambda folder, version: cells(folder), cells, resumes=True),
 ]
 
