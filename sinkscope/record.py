@@ -12,7 +12,7 @@ import xarray as xr
 from sinkscope.errors import SinkscopeError
 from sinkscope.files import replacing
 
-STREAMED = ("perplexity", "ablation", "decode")
+STREAMED = ("perplexity", "ablation", "decode", "recall")
 """Kinds of streaming records, as their attrs["kind"] says."""
 
 

@@ -18,6 +18,7 @@ from sinkscope.hf.models import core, is_pretrained
 from sinkscope.hf.placement import reading_device
 from sinkscope.models.facts import find_streams
 from sinkscope.models.requirements import check_eval, check_wrapper
+from sinkscope.policies import Policy
 from sinkscope.probes import FREE, Maps, Probe, SinkMass
 from sinkscope.progress import progress_bar
 from sinkscope.scope.fitting import fitting
@@ -31,6 +32,7 @@ def measure(
     ids: Tensor | Sequence[Tensor] | Mapping[str, Any],
     probes: Iterable[Probe] | None = None,
     *,
+    policy: Policy | None = None,
     stream: str | None = None,
     tokenizer: Any = None,
     batch_tokens: int = 4096,
@@ -47,6 +49,7 @@ def measure(
             arguments of one forward pass by name, as a processor gives them (input_ids, pixel_values,
             attention_mask, ...); an encoder-decoder needs decoder_input_ids among them.
         probes: what to measure; those that cost no second pass when None.
+        policy: which keys a query may see, as in `attached`; all of them when None.
         stream: which part of a model of several: "text" or "vision" of one that reads images; "decoder", "cross" or
             "encoder" of an encoder-decoder. The part that predicts tokens when None. `capture` records all at once.
         tokenizer: adds the text of each token to the record.
@@ -63,7 +66,8 @@ def measure(
             not take, images without tokens that stand for them.
     """
     name = _checked_stream(model, stream)
-    scope = Scope(model, fitting(FREE, find_streams(model)[name]) if probes is None else probes, stream=name)
+    chosen = fitting(FREE, find_streams(model)[name]) if probes is None else probes
+    scope = Scope(model, chosen, policy=policy, stream=name)
     if isinstance(ids, Mapping):
         check_wrapper(model)
         with scope, torch.no_grad():

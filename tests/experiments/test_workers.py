@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.experiments import ablation, runner
+from sinkscope.experiments import cells, runner
 from sinkscope.experiments.runner import ModelSource
 from tests.experiments.ablating import EXACT, ablated
 
@@ -36,7 +36,7 @@ def only_elsewhere(monkeypatch):
     def refuse(*_):
         raise AssertionError("a cell was run in the process that asked for it")
 
-    return lambda: monkeypatch.setattr(ablation, "read_texts", refuse)
+    return lambda: monkeypatch.setattr(cells, "read_texts", refuse)
 
 
 @pytest.mark.slow
