@@ -63,6 +63,7 @@ _HOMES = {
     "sinkscope.experiments.grid": ["Grid"],
     "sinkscope.experiments.sweep": ["run_sweep"],
     "sinkscope.analysis.sweep": ["sweep", "sweep_table"],
+    "sinkscope.analysis.runs": ["compare_cells", "list_cells", "sweep_losses"],
     "sinkscope.analysis.recall": ["recall_table"],
     "sinkscope.reporting.content": ["Item", "Section", "Table"],
     "sinkscope.reporting.document": ["ITEMS", "SECTIONS", "Report"],

@@ -9,14 +9,15 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from sinkscope import __version__
 from sinkscope.analysis.importance import EPSILON, sink_rate
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.interventions import intervention_table
 from sinkscope.analysis.mass import sink_mass
 from sinkscope.analysis.perplexity import ppl_table
 from sinkscope.analysis.recall import recall_table
-from sinkscope.errors import SinkscopeError
-from sinkscope.experiments.run_folder import cells_in
+from sinkscope.errors import SinkscopeError, warn
+from sinkscope.experiments.run_folder import Card, cells_in
 
 LEVELS = ("experiment", "model", "text", "policy", "policy_kind", "sinks", "cache_size", "positions", "seed")
 COLUMNS = (*LEVELS, "at", "quantity", "value", "low", "high", "null", "tokens", "cell")
@@ -75,11 +76,20 @@ def sweep_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
     `ppl_table` compares policies over the same tokens, with paired intervals.
     Raises SinkscopeError if the folder holds no cell, or a damaged one.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
+    same: dict[Any, Card] = {}
     for key, card in cells_in(folder).items():
         if isinstance(card, SinkscopeError):
             raise card
-        rows += [{name: card.about.get(name) for name in LEVELS} | row | {"cell": key} for row in card.rows]
+        about = {name: card.about.get(name) for name in LEVELS}
+        before = same.setdefault(tuple(about.values()), card)
+        if card.rows and before is not card:
+            differ = [name for name, value in card.settings.items() if before.settings.get(name) != value]
+            warn(
+                f"{folder} has {about['experiment']} of {about['model']} on {about['text']} under `{about['policy']}` "
+                f"more than once, with other {', '.join(differ)}: the column `cell` tells which row is of which."
+            )
+        rows += [about | row | {"cell": key} for row in card.rows]
     return _table(rows)
 
 
@@ -90,7 +100,9 @@ def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
         table[name] = table[name].astype(float)
     order = ["experiment", "model", "text", "policy", "sinks", "cache_size", "seed", "cell"]
     table = table.sort_values(order, kind="stable", ignore_index=True)  # rows of a cell keep their order
-    table.attrs = {"kind": "sweep", "cells": int(table["cell"].nunique())}
+    table.attrs = {"kind": "sweep", "cells": int(table["cell"].nunique()), "sinkscope": __version__}
+    for name in ("model", "text"):
+        table.attrs[name] = ", ".join(map(str, table[name].unique()))
     return table
 
 

@@ -12,6 +12,7 @@ import typer
 from sinkscope.cli.auditing import audit
 from sinkscope.cli.experiments import ablate, cost, intervene, lab, perplexity, report
 from sinkscope.cli.sessions import chat, explore
+from sinkscope.cli.sweeping import runs, sweep
 from sinkscope.errors import SinkscopeError
 
 INTERRUPTED = 130  # 128 + SIGINT
@@ -40,7 +41,7 @@ def sinkscope(
         typer.echo(context.get_help())
 
 
-for command in (report, perplexity, ablate, cost, intervene, chat, lab, explore, audit):
+for command in (report, perplexity, ablate, cost, intervene, sweep, runs, chat, lab, explore, audit):
     app.command()(command)
 
 

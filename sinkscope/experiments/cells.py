@@ -57,8 +57,17 @@ class Setting(NamedTuple):
 class Experiment(ABC):
     """What is done in a cell; its fields are its options."""
 
+    told: dict[str, str] = field(init=False, repr=False, compare=False)  # the options as words
+
     has_policies: ClassVar[bool] = True  # whether it is run under policies, and not on dense attention alone
     reads_words: ClassVar[bool] = False  # whether it needs the tokenizer
+
+    def __post_init__(self) -> None:
+        self._check_options()
+        object.__setattr__(self, "told", self._told())  # here, as a class of one's own looks otherwise in a worker
+
+    def _check_options(self) -> None:  # noqa: B027 - there may be nothing to check
+        """Turn names into instances; SinkscopeError for options that cannot be."""
 
     def settings_over(self, policies: Sequence[Policy], sinks: Sequence[int], seeds: Sequence[int]) -> list[Setting]:
         """What it is run under, of these levels."""
@@ -75,12 +84,12 @@ class Experiment(ABC):
     def settings(self, model: nn.Module, tokenizer: Any, texts: list[Tensor], setting: Setting) -> dict[str, Any]:
         """Everything that the numbers follow from."""
         given = settings_of(model, texts, setting.policy, Run(seed=setting.seed or 0))
-        return given | {"experiment": type(self).__name__, "sinks": setting.sinks} | self._told()
+        return given | {"experiment": type(self).__name__, "sinks": setting.sinks} | self.told
 
     def _told(self) -> dict[str, str]:
         """The options; by their code what is of a class from outside the package."""
         told: dict[str, str] = {}
-        for option in fields(self):
+        for option in fields(self)[1:]:
             value = getattr(self, option.name)
             told[option.name] = repr(value)
             for number, each in enumerate(value if isinstance(value, tuple) else (value,)):
@@ -119,7 +128,7 @@ class Perplexity(Experiment):
     samples: int | None = None
     normaliser: Any = None
 
-    def __post_init__(self) -> None:
+    def _check_options(self) -> None:
         whole_number(self.block, "block", 1)
         if self.samples is not None:
             whole_number(self.samples, "samples", 1)
@@ -164,7 +173,7 @@ class Measure(Experiment):
 
     probes: Any = None
 
-    def __post_init__(self) -> None:
+    def _check_options(self) -> None:
         self._make("probes", PROBES, Probe, "probe")
 
     def check(self, model: nn.Module, tokenizer: Any, texts: list[Tensor], setting: Setting) -> list[str]:
@@ -194,7 +203,7 @@ class Recall(Experiment):
     passages: int = 8
     block: int = 1024
 
-    def __post_init__(self) -> None:
+    def _check_options(self) -> None:
         away = one_or_several(self.distances, "distances", lambda each: whole_number(each, "distances", 1))
         object.__setattr__(self, "distances", tuple(away))
         whole_number(self.block, "block", 1)
@@ -205,7 +214,7 @@ class Recall(Experiment):
         return limit_notes(model, setting.policy, max(map(len, pieces)) + length)
 
     def run(self, model: nn.Module, tokenizer: Any, texts: list[Tensor], setting: Setting, stay: Checkpoint) -> Any:
-        options: dict[str, Any] = {option.name: getattr(self, option.name) for option in fields(self)}
+        options: dict[str, Any] = {option.name: getattr(self, option.name) for option in fields(self)[1:]}
         return recall(model, self._one(texts), [setting.policy], **options, progress=False)
 
     def _one(self, texts: list[Tensor]) -> Tensor:
@@ -231,7 +240,7 @@ class Interventions(Experiment):
     has_policies = False
     reads_words = True
 
-    def __post_init__(self) -> None:
+    def _check_options(self) -> None:
         self._make("interventions", INTERVENTIONS, Intervention, "intervention")
         whole_number(self.start, "start", 2)
         whole_number(self.first, "first", 1)

@@ -339,7 +339,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         names = [key.value for key, _ in node.value]
         if twice := [key for key, _ in node.value if names.count(key.value) > 1]:
-            self._refuse(f"{twice[0].value!r} twice in one mapping", twice[0])
+            self._refuse(f"{twice[-1].value!r} twice in one mapping", twice[-1])
         return super().construct_mapping(node, deep)
 
     def _refuse(self, what: str, at: Any) -> NoReturn:
@@ -360,7 +360,9 @@ def _read(path: Path) -> Any:
         where = getattr(problem, "problem_mark", None)
         line = f", line {where.line + 1}" if where is not None else ""
         what = getattr(problem, "problem", None) or first_line(problem)
-        raise SinkscopeError(f"{path}{line} is no YAML ({what}); see docs/sweeps.md for a grid.") from problem
+        raise SinkscopeError(
+            f"{path}{line} cannot be read as YAML ({what}); see docs/sweeps.md for a grid."
+        ) from problem
     if not isinstance(found, Mapping):
         raise SinkscopeError(f"{path} holds no grid; give axes by name, such as `models: [demo]`.")
     return found

@@ -116,7 +116,7 @@ def finished_cells(
                 bar.update(unique[key].size - told)
                 yield key, result
         except Exception as problem:
-            if not {cls.__name__ for cls in type(problem).__mro__} & DEATHS:
+            if not is_death(problem):
                 raise
             kept = "nothing of it is kept" if folder is None else f"what is finished is kept in {folder}"
             advice = "give folder= to keep it" if folder is None else "the same call goes on from there"
@@ -126,6 +126,11 @@ def finished_cells(
             ) from problem
         finally:
             del BARS[ticket]
+
+
+def is_death(problem: Exception) -> bool:
+    """Whether a backend says by an exception that a worker is no longer there."""
+    return bool({cls.__name__ for cls in type(problem).__mro__} & DEATHS)
 
 
 def _parallel(n_jobs: int | None) -> Parallel:

@@ -20,7 +20,7 @@ from sinkscope.errors import SinkscopeError, warn
 from sinkscope.experiments.cells import ONE_AT_A_TIME, Experiment, Finished, RecordCell, Setting
 from sinkscope.experiments.grid import Grid, Segment
 from sinkscope.experiments.run_folder import sweep_leftovers
-from sinkscope.experiments.runner import ModelSource, finished_cells
+from sinkscope.experiments.runner import ModelSource, finished_cells, is_death
 from sinkscope.files import writable_folder
 
 CELLS = "cells"  # the folder in a run folder
@@ -134,7 +134,15 @@ def _plan(grid: Grid, n_jobs: int | None) -> tuple[dict[tuple[str, str], list[Te
         delayed(_planned)(name, source, grid.segments, grid.done, grid.ways, grid.counts, grid.draws)
         for name, source in grid.sources.items()
     )
-    found = Parallel(n_jobs=n_jobs, batch_size=1)(jobs)
+    try:
+        found = Parallel(n_jobs=n_jobs, batch_size=1)(jobs)
+    except Exception as problem:
+        if not is_death(problem):
+            raise
+        raise SinkscopeError(
+            "a worker died while it opened a model of this grid (killed, or out of memory), before any cell was run; "
+            "give workers more memory, or fewer jobs."
+        ) from problem
     texts = {
         (name, text): ids for name, (read, _) in zip(grid.sources, found, strict=True) for text, ids in read.items()
     }
