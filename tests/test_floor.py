@@ -16,7 +16,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.files import replacing, writable_folder, write_text
 from sinkscope.progress import PATIENCE, progress_bar
 
-FLOOR = ("errors", "arguments", "files", "progress")
+FLOOR = ("errors", "arguments", "definition", "files", "progress")
 
 
 @pytest.mark.parametrize("name", FLOOR)

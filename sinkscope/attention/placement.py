@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sinkscope.attention.definition import definition, is_found
+from sinkscope.definition import definition, is_found
 from sinkscope.errors import SinkscopeError
 
 

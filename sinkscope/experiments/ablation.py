@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sinkscope.arguments import one_of, one_or_several, whole_number
 from sinkscope.errors import SinkscopeError
-from sinkscope.experiments.cells import Finished, Perplexity, RecordCell, Setting
+from sinkscope.experiments.cells import Finished, Perplexity, RecordCell, Setting, identity_of
 from sinkscope.experiments.intervention import line_break_token
 from sinkscope.experiments.perplexity import Run, check_run, checked_policies, record_of
 from sinkscope.experiments.runner import ModelSource, run_cells
@@ -122,10 +122,10 @@ def run_ablation(
             changed[kind, count] = with_first_tokens(texts, kind, count, tokens, seed)
             for text in changed[kind, count]:
                 check_vocabulary(find_anatomy(opened).base, text)
-        cells, experiment = [], Perplexity(run.block)
+        cells, experiment, own = [], Perplexity(run.block), identity_of(source, opened)
         for level in levels:
             read, setting = changed.get((level.kind, level.sinks), texts), Setting(level.policy)
-            settings = experiment.settings(opened, None, read, setting)
+            settings = own | experiment.settings(None, read, setting)
             cells.append(RecordCell(source, read, experiment, setting, settings, {"experiment": "perplexity"}))
         runs: dict[str, Level] = {}
         for cell, level in zip(cells, levels, strict=True):  # the first level that each stands for

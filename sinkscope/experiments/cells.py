@@ -14,21 +14,23 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
+from weakref import WeakKeyDictionary
 
 import xarray as xr
 from torch import Tensor, nn
 
 from sinkscope import normalisers, probes
 from sinkscope.arguments import instance, one_or_several, whole_number
-from sinkscope.attention.definition import check_resumable, definition
+from sinkscope.definition import check_resumable, definition
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.inside_model import EvictKeys, SetMassive
 from sinkscope.experiments.intervention import Intervention, Repeat, ReplaceTokens, Shift
 from sinkscope.experiments.interventions import possible, run_interventions, usual
-from sinkscope.experiments.perplexity import Run, check_run, read_texts, record_of, settings_of
+from sinkscope.experiments.perplexity import Run, check_run, read_texts, record_of
 from sinkscope.experiments.recall import DISTANCES, passages_of, recall
-from sinkscope.experiments.run_folder import RECORD, read_card, settings_text, write_cell
+from sinkscope.experiments.run_folder import RECORD, read_card, write_cell
 from sinkscope.experiments.runner import Advance, Cell, ModelSource
+from sinkscope.models.identity import difference, identity
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Dense, Policy
 from sinkscope.policies.base import is_built_in
@@ -39,6 +41,7 @@ from sinkscope.scope.measure import measure
 from sinkscope.scope.scope import attached
 from sinkscope.streaming.checkpoint import Checkpoint
 
+KNOWN: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
 ONE_AT_A_TIME = threading.Lock()  # threads of a process share its model, which can carry one policy
 NORMALISERS = {name: getattr(normalisers, name) for name in normalisers.__all__}
 PROBES = {each.__name__: each for each in probes.probe_classes() if each.makes}
@@ -81,10 +84,13 @@ class Experiment(ABC):
     def run(self, model: nn.Module, tokenizer: Any, texts: list[Tensor], setting: Setting, stay: Checkpoint) -> Any:
         """The record; what is not finished may be kept in the checkpoint."""
 
-    def settings(self, model: nn.Module, tokenizer: Any, texts: list[Tensor], setting: Setting) -> dict[str, Any]:
-        """Everything that the numbers follow from."""
-        given = settings_of(model, texts, setting.policy, Run(seed=setting.seed or 0))
-        return given | {"experiment": type(self).__name__, "sinks": setting.sinks} | self.told
+    def settings(self, tokenizer: Any, texts: list[Tensor], setting: Setting) -> dict[str, Any]:
+        """Everything that the numbers follow from besides the model."""
+        tokens = hashlib.sha256(b"|".join(text.numpy().tobytes() for text in texts)).hexdigest()
+        policy = setting.policy
+        defined = {"policy_definition": policy.definition} if policy.definition else {}
+        given = {"experiment": type(self).__name__, "tokens": tokens, "policy": policy, **defined}
+        return given | {"sinks": setting.sinks, "seed": setting.seed} | self.told
 
     def _told(self) -> dict[str, str]:
         """The options; by their code what is of a class from outside the package."""
@@ -93,7 +99,9 @@ class Experiment(ABC):
             value = getattr(self, option.name)
             told[option.name] = repr(value)
             for number, each in enumerate(value if isinstance(value, tuple) else (value,)):
-                if isinstance(each, (Probe, Intervention)) and not is_built_in(type(each)):
+                if isinstance(each, Normaliser) and each.definition:
+                    told[f"{option.name}_definition"] = each.definition
+                elif isinstance(each, (Probe, Intervention)) and not is_built_in(type(each)):
                     told[option.name] = type(each).__qualname__  # a repr may hold an address
                     told[f"{option.name}_{number}_definition"] = definition(each)
         return told
@@ -158,9 +166,6 @@ class Perplexity(Experiment):
         how = self.how(setting)
         done = read_texts(model, texts, setting.policy, how, stay, stay.read(), False)
         return record_of(model, texts, [setting.policy], [done]).assign_attrs(how.attributes())
-
-    def settings(self, model: nn.Module, tokenizer: Any, texts: list[Tensor], setting: Setting) -> dict[str, Any]:
-        return settings_of(model, texts, setting.policy, self.how(setting)) | {"experiment": "Perplexity"}
 
 
 @dataclass(frozen=True)
@@ -262,8 +267,8 @@ class Interventions(Experiment):
             model, texts, chosen, tokenizer=tokenizer, first=self.first, progress=False, **conditions
         )
 
-    def settings(self, model: nn.Module, tokenizer: Any, texts: list[Tensor], setting: Setting) -> dict[str, Any]:
-        return super().settings(model, tokenizer, texts, setting) | {"tokenizer": _tokenizer_hash(tokenizer)}
+    def settings(self, tokenizer: Any, texts: list[Tensor], setting: Setting) -> dict[str, Any]:
+        return super().settings(tokenizer, texts, setting) | {"tokenizer": _tokenizer_hash(tokenizer)}
 
 
 EXPERIMENTS: dict[str, type[Experiment]] = {
@@ -357,11 +362,23 @@ class RecordCell(Cell[Finished]):
         for _ in range(2):
             model = self.source.open()
             tokenizer = self.source.tokenizer() if self.experiment.reads_words else None
-            found = self.experiment.settings(model, tokenizer, self.texts, self.setting)
-            if settings_text(found) == self.settings_text:
+            if not self.source.is_named:  # it travels with the cell
+                return model, tokenizer
+            found = {name: str(value) for name, value in identity_of(self.source, model).items()}
+            known = {name: str(self.settings.get(name)) for name in found}
+            if found == known:
                 return model, tokenizer
             self.source.forget()
         raise SinkscopeError(
-            f"a worker found other weights in {self.source.given or 'the demo model'} than this run began with; give "
-            "every machine the same files, or pass a loaded model."
+            f"a worker found another model in {self.source.given or 'the demo model'} than this run began with "
+            f"({difference(known, found)}); give every machine the same files and versions, or pass a loaded model."
         )
+
+
+def identity_of(source: ModelSource, model: nn.Module) -> dict[str, str]:
+    """Everything that the numbers of a model follow from; told once of one that nobody else holds."""
+    if not source.is_named:
+        return identity(model)
+    if model not in KNOWN:
+        KNOWN[model] = identity(model)
+    return KNOWN[model]

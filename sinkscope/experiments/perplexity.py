@@ -18,7 +18,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from sinkscope.arguments import whole_number
-from sinkscope.attention.definition import check_resumable
+from sinkscope.definition import check_resumable
 from sinkscope.errors import SinkscopeError
 from sinkscope.models.facts import find_anatomy, model_attributes, token_attributes
 from sinkscope.models.requirements import check_eval, check_reader

@@ -16,9 +16,7 @@ import json
 import os
 import re
 import shutil
-import time
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,13 +25,11 @@ from typing import Any
 import xarray as xr
 
 from sinkscope.errors import SinkscopeError, first_line
-from sinkscope.files import write_text
+from sinkscope.files import partial_beside, write_text
 from sinkscope.record import open_record, save_record
 
 CARD, RECORD = "cell.json", "record.nc"
 KEY = re.compile("[0-9a-f]{32}")
-PARTIAL = re.compile(r"\.[0-9a-f]{32}\.[0-9a-f]{32}\.partial")
-ABANDONED = 3600.0  # seconds after which what a killed run left half-made is swept: no cell takes so long to write
 ADVICE = "delete it, and the same sweep makes it again"
 
 
@@ -72,7 +68,7 @@ def write_cell(
     Raises:
         SinkscopeError: the folder cannot be written, or the disk is full; nothing is left behind.
     """
-    partial = place.with_name(f".{place.name}.{uuid.uuid4().hex}.partial")
+    partial = partial_beside(place)
     try:
         partial.mkdir(parents=True)
         save_record(record, partial / RECORD)
@@ -157,20 +153,6 @@ def cells_in(folder: str | os.PathLike[str]) -> dict[str, Card | SinkscopeError]
     if not found:
         raise SinkscopeError(f"{place} holds no finished cell: give a folder that `sinkscope sweep` wrote.")
     return found
-
-
-def sweep_leftovers(place: Path) -> None:
-    """Delete what killed runs left half-made in a folder of cells."""
-    for entry in _hidden(place):
-        with suppress(OSError):
-            if time.time() - entry.stat().st_mtime > ABANDONED:
-                shutil.rmtree(entry, ignore_errors=True)
-
-
-def _hidden(place: Path) -> Iterator[Path]:
-    for entry in place.iterdir() if place.is_dir() else ():
-        if PARTIAL.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink():
-            yield entry
 
 
 class _Unfinished(Exception):

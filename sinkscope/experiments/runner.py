@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 from joblib import Parallel, delayed
 from torch import nn
 
-from sinkscope.attention.definition import check_resumable
+from sinkscope.definition import check_resumable
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.run_folder import key_of, settings_text
 from sinkscope.hf.loading import load
@@ -171,6 +171,11 @@ class ModelSource:
             return cls(model, told)
         path = Path(model).expanduser()
         return cls(str(path.resolve()) if path.exists() else os.fspath(model), told)
+
+    @property
+    def is_named(self) -> bool:
+        """Whether it is loaded where it is needed, and nobody else holds it."""
+        return not isinstance(self.given, nn.Module)
 
     def open(self) -> nn.Module:
         """The model, of which one is held per process; SinkscopeError where it cannot be loaded."""

@@ -17,9 +17,8 @@ from joblib import Parallel, delayed
 from torch import Tensor
 
 from sinkscope.errors import SinkscopeError, warn
-from sinkscope.experiments.cells import ONE_AT_A_TIME, Experiment, Finished, RecordCell, Setting
+from sinkscope.experiments.cells import ONE_AT_A_TIME, Experiment, Finished, RecordCell, Setting, identity_of
 from sinkscope.experiments.grid import Grid, Segment
-from sinkscope.experiments.run_folder import sweep_leftovers
 from sinkscope.experiments.runner import ModelSource, finished_cells, is_death
 from sinkscope.files import writable_folder
 
@@ -86,7 +85,7 @@ def run_sweep(
     grid = Grid.of(grid)
     place = None if folder is None else writable_folder(Path(folder).expanduser() / CELLS, "cells")
     texts, planned = _plan(grid, n_jobs)
-    cells: dict[str, RecordCell] = {}
+    cells: dict[str, RecordCell] = {}  # `writable_folder` has cleared away what killed runs left half-made
     points: dict[str, list[Point]] = {}
     for point, settings, _, refusal in planned:
         if refusal:
@@ -98,8 +97,6 @@ def run_sweep(
         )
         cells.setdefault(cell.key, cell)
         points.setdefault(cell.key, []).append(point)
-    if place is not None:
-        sweep_leftovers(place)
     failed: list[tuple[Point, str]] = []
     for key, finished in finished_cells(_order(list(cells.values())), place, n_jobs, progress, title="sweep"):
         if finished.problem:
@@ -130,12 +127,11 @@ def _order(cells: list[RecordCell]) -> list[RecordCell]:
 
 def _plan(grid: Grid, n_jobs: int | None) -> tuple[dict[tuple[str, str], list[Tensor]], list[Planned]]:
     """The texts [token] by model and text, and every place of the grid in its order."""
-    jobs = (
-        delayed(_planned)(name, source, grid.segments, grid.done, grid.ways, grid.counts, grid.draws)
-        for name, source in grid.sources.items()
-    )
+    axes = grid.segments, grid.done, grid.ways, grid.counts, grid.draws
+    named = {name: source for name, source in grid.sources.items() if source.is_named}
+    jobs = (delayed(_planned)(name, source, *axes) for name, source in named.items())
     try:
-        found = Parallel(n_jobs=n_jobs, batch_size=1)(jobs)
+        elsewhere = dict(zip(named, Parallel(n_jobs=n_jobs, batch_size=1)(jobs), strict=True))
     except Exception as problem:
         if not is_death(problem):
             raise
@@ -143,10 +139,10 @@ def _plan(grid: Grid, n_jobs: int | None) -> tuple[dict[tuple[str, str], list[Te
             "a worker died while it opened a model of this grid (killed, or out of memory), before any cell was run; "
             "give workers more memory, or fewer jobs."
         ) from problem
-    texts = {
-        (name, text): ids for name, (read, _) in zip(grid.sources, found, strict=True) for text, ids in read.items()
-    }
-    planned = [each for _, some in found for each in some]
+    # what is told of a loaded model follows from the code of this process
+    found = {name: elsewhere.get(name) or _planned(name, source, *axes) for name, source in grid.sources.items()}
+    texts = {(name, text): ids for name, (read, _) in found.items() for text, ids in read.items()}
+    planned = [each for _, some in found.values() for each in some]
     refused: dict[tuple[str, str], list[Planned]] = {}
     for each in planned:
         refused.setdefault((each.point.experiment, each.point.setting.policy.name), []).append(each)
@@ -171,6 +167,7 @@ def _planned(
     """What a worker finds out about a model: its texts, and all places of the grid that it is at."""
     with ONE_AT_A_TIME:
         model, read, found = source.open(), {}, []
+        known = identity_of(source, model)
         has_words = any(isinstance(each, Segment) for each in segments.values())
         is_asked = has_words or any(each.reads_words for each in experiments.values())
         tokenizer = source.tokenizer() if is_asked else None
@@ -182,7 +179,7 @@ def _planned(
                     point = Point(kind, name, text, setting)
                     try:
                         notes = experiment.check(model, tokenizer, ids, setting)
-                        settings = experiment.settings(model, tokenizer, ids, setting)
+                        settings = known | experiment.settings(tokenizer, ids, setting)
                         found.append(Planned(point, settings, notes))
                     except SinkscopeError as problem:
                         found.append(Planned(point, {}, [], str(problem)))

@@ -15,7 +15,7 @@ import xarray as xr
 
 import sinkscope
 from sinkscope import figures
-from sinkscope.attention.definition import is_found
+from sinkscope.definition import is_found
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.perplexity import policy_coordinates
 from sinkscope.explorer.controller import CLOSED, Controller

@@ -48,4 +48,4 @@ def own_state(module: nn.Module) -> dict[str, Any]:
     state: dict[str, Any] = {}
     with weights_at_hand(module):
         module._save_to_state_dict(state, "", keep_vars=False)  # what modules of their own kinds override
-        return state | dict(module.named_buffers(recurse=False))
+        return state | dict(module.named_buffers(recurse=False, remove_duplicate=False))

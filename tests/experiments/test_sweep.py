@@ -22,7 +22,6 @@ import sinkscope
 from sinkscope import Dense, SinkWindow, Window, sweep
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments import cells, runner
-from sinkscope.experiments.run_folder import PARTIAL
 from sinkscope.streaming import checkpoint
 from tests.experiments.ablating import Interrupted
 from tests.support import zoo
@@ -51,7 +50,10 @@ def test_each_number_is_that_of_the_experiment_alone(model, ids):
     for name, expected in zip(losses.policy.values, sinkscope.ppl(losses).values, strict=True):
         np.testing.assert_allclose(table["perplexity", name, "", "ppl"], expected, rtol=1e-5)
     for policy in policies:
-        with torch.no_grad(), sinkscope.attached(model, policy=policy, probes=[sinkscope.Maps(resolution=None)]) as scope:
+        with (
+            torch.no_grad(),
+            sinkscope.attached(model, policy=policy, probes=[sinkscope.Maps(resolution=None)]) as scope,
+        ):
             model(ids)
         maps = scope.record.attention_map.values[0]  # [layer, head, query, key]
         np.testing.assert_allclose(
@@ -187,8 +189,10 @@ def test_an_interrupted_cell_goes_on_where_it_stopped(model, ids, forwards, tmp_
 def test_a_model_is_loaded_once_and_no_other_is_held(model, ids, tmp_path, monkeypatch):
     places = {}
     for number in range(2):
-        zoo.build("llama").save_pretrained(tmp_path / f"model{number}")
+        model.save_pretrained(tmp_path / f"model{number}")
         places[f"model{number}"] = str(tmp_path / f"model{number}")
+        with torch.no_grad():
+            model.lm_head.weight *= 1.5
     loads, original = [], runner.load
     monkeypatch.setattr(runner, "load", lambda place: loads.append(place) or original(place))
     sweep(grid(model, ids, models=places))
@@ -255,7 +259,7 @@ def test_two_runs_in_one_folder_at_once_both_end_right(saved, undisturbed, tmp_p
     both = [start(saved, tmp_path / "both") for _ in range(2)]
     assert [each.communicate()[0] for each in both] == [undisturbed] * 2
     assert (sinkscope.list_cells(tmp_path / "both")["problem"] == "").all()
-    assert not [each for each in (tmp_path / "both" / "cells").iterdir() if PARTIAL.fullmatch(each.name)]
+    assert not list((tmp_path / "both" / "cells").glob(".*"))
 
 
 @dataclass(frozen=True)
@@ -295,6 +299,11 @@ def test_dask_workers_give_identical_numbers(saved, ids):
     cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
     with cluster, distributed.Client(cluster), joblib.parallel_config(backend="dask"):
         pd.testing.assert_frame_equal(sweep(grid(str(saved), ids, experiments=ALL)), here)
+
+
+def test_two_names_of_the_same_numbers_are_one_cell_and_two_rows(model, ids, forwards):
+    table = sweep(grid(model, ids, texts={"one": ids, "other": ids.clone()}, policies="dense", cache_sizes=16))
+    assert table["text"].tolist() == ["one", "other"] and table["cell"].nunique() == 1 and forwards.count == 1
 
 
 def test_the_card_tells_what_the_numbers_follow_from(model, ids, tmp_path):

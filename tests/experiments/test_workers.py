@@ -125,5 +125,7 @@ def test_a_machine_with_other_weights_is_refused(model, ids, saved, monkeypatch)
     monkeypatch.setattr(runner, "load", elsewhere)
     source_open = ModelSource.open
     monkeypatch.setattr(ModelSource, "open", lambda self: (self.forget(), source_open(self))[1])
-    with pytest.raises(SinkscopeError, match=r"a worker found other weights in .*model than this run began with"):
+    with pytest.raises(
+        SinkscopeError, match=r"found another model in .*model than this run began with \(the weights are others\)"
+    ):
         ablated(saved, ids)
