@@ -72,7 +72,7 @@ def test_a_cell_that_was_changed_is_told_and_refused(run, damage, words):
 
 def test_a_damaged_cell_stops_a_sweep_before_anything_runs(run, model, ids):
     (run / "cells").joinpath(list_cells(run)["cell"][0], "record.nc").write_bytes(b"")
-    with pytest.raises(SinkscopeError, match="the record of the cell .* delete it"):
+    with pytest.raises(SinkscopeError, match=r"the record of the cell .* delete it"):
         sweep(dict(GRID, models={"tiny": model}, texts={"text": ids}), run)
 
 
