@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
+from inspect import signature
 from itertools import islice
 from typing import Any, ParamSpec, TypeVar
 
@@ -161,6 +163,44 @@ def several(given: Any, name: str) -> list[Any]:
     if len(found) > MOST:
         raise SinkscopeError(f"{name}={shown(given)} has more than {MOST:,} entries: give fewer.")
     return found
+
+
+def check_names(given: Iterable[Any], known: Iterable[str], what: str) -> None:
+    """Raise SinkscopeError for the first name that is not known, with the one that was probably meant."""
+    names = list(known)
+    for name in given:
+        if name not in names:
+            near = get_close_matches(str(name), names, 1)
+            meant = f"did you mean {near[0]!r}" if near else f"give any of {', '.join(names)}"
+            raise SinkscopeError(f"{name!r} is no {what}; {meant}{'?' if near else '.'}")
+
+
+def instance(given: Any, kinds: Mapping[str, Any], what: str) -> Any:
+    """What a class makes that is given by its name, or by its name and arguments, such as {"SinkMass": {"first": 2}}.
+
+    Anything but a text or a mapping is given back as it is; SinkscopeError for unknown names and arguments.
+    """
+    if not isinstance(given, (str, Mapping)):
+        return given
+    if isinstance(given, str):
+        given = {given: None}
+    if len(given) != 1:
+        raise SinkscopeError(f"{dict(given)!r} is not one {what}; give each in an entry of its own, as {{name: ...}}.")
+    ((name, options),) = given.items()
+    check_names([name], kinds, what)
+    if not isinstance(options, (Mapping, type(None))):
+        raise SinkscopeError(f"{name} is given {options!r}; give its arguments by name, as {{{name}: {{...}}}}.")
+    taken, told = signature(kinds[name]).parameters, dict(options or {})
+    check_names(told, [each for each, one in taken.items() if one.kind is not one.VAR_KEYWORD], f"argument of {name}")
+    missing = [each for each, one in taken.items() if one.default is one.empty and each not in told]
+    if missing := [
+        each for each in missing if taken[each].kind in (taken[each].POSITIONAL_OR_KEYWORD, taken[each].KEYWORD_ONLY)
+    ]:
+        raise SinkscopeError(f"{name} needs {' and '.join(missing)}; give it as {{{name}: {{{missing[0]}: ...}}}}.")
+    try:
+        return kinds[name](**told)
+    except TypeError as problem:
+        raise SinkscopeError(f"{name} cannot be made of {told!r} ({problem}); see its documentation.") from problem
 
 
 def are_places(numbers: Any) -> bool:
