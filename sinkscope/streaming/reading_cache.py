@@ -1,8 +1,5 @@
-"""The keys and values that a policy keeps while a text is read.
-
-Most policies keep sinks and last tokens (`RollingCache`). A scored policy keeps what attention chose, in
-every layer and key-value head (`KeptKeys`, and `ScoredCache` for `generate()`).
-"""
+"""The keys and values that a policy keeps while a text is read: sinks and last tokens in most (`RollingCache`); what
+attention chose, in every layer and key-value head, under a scored one (`KeptKeys`; `ScoredCache` for `generate()`)."""
 
 from __future__ import annotations
 
@@ -82,17 +79,12 @@ class RollingLayer(CacheLayer):
         return joined.to(new.dtype)
 
     def _keep(self, slot: str, states: Tensor) -> None:
-        """Hold the last tokens, in the memory that held those before them once the window is full.
-
-        What lives long then never moves, and the memory around it does not fall to pieces over a long text.
-        """
-        held = self.last[slot]
-        if self.window is None or states.requires_grad:
-            self.last[slot] = states
-        elif held.shape == states.shape and not held.is_inference():
+        """Hold the last tokens, where those before them were held: memory does not fall to pieces over a long text."""
+        held, is_bounded = self.last[slot], self.window is not None and not states.requires_grad
+        if is_bounded and held.shape == states.shape and not held.is_inference():
             held.copy_(states)
         else:
-            self.last[slot] = states.clone()
+            self.last[slot] = states.clone() if is_bounded else states
 
     def rebase(self, base: int) -> None:
         """Count the positions of all keys from another token of the text on."""
