@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import xarray as xr
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, effective_n_jobs
 from torch import Tensor
 
 from sinkscope.errors import SinkscopeError, warn
@@ -129,9 +129,11 @@ def _plan(grid: Grid, n_jobs: int | None) -> tuple[dict[tuple[str, str], list[Te
     """The texts [token] by model and text, and every place of the grid in its order."""
     axes = grid.segments, grid.done, grid.ways, grid.counts, grid.draws
     named = {name: source for name, source in grid.sources.items() if source.is_named}
-    jobs = (delayed(_planned)(name, source, *axes) for name, source in named.items())
+    jobs = [delayed(_planned)(name, source, *axes) for name, source in named.items()]
+    if jobs:  # the other workers import what they need meanwhile
+        jobs += [delayed(_ready)() for _ in range(effective_n_jobs(n_jobs) - len(jobs))]
     try:
-        elsewhere = dict(zip(named, Parallel(n_jobs=n_jobs, batch_size=1)(jobs), strict=True))
+        elsewhere = dict(zip(named, Parallel(n_jobs=n_jobs, batch_size=1)(jobs), strict=False)) if jobs else {}
     except Exception as problem:
         if not is_death(problem):
             raise
@@ -155,6 +157,10 @@ def _plan(grid: Grid, n_jobs: int | None) -> tuple[dict[tuple[str, str], list[Te
     for note in dict.fromkeys(f"{each.point.model}: {note}" for each in planned for note in each.notes):
         warn(note)
     return texts, planned
+
+
+def _ready() -> None:
+    """Nothing: to be asked for it, a worker has imported this module."""
 
 
 def _planned(

@@ -11,7 +11,7 @@ import pytest
 from tests.faults.children import outcome
 from tests.faults.scenarios import SCENARIOS, same
 
-TRIALS = 60 if os.environ.get("SINKSCOPE_FAULTS") == "all" else 8
+TRIALS = 60 if os.environ.get("SINKSCOPE_FAULTS") == "all" else 5
 each = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 pytestmark = pytest.mark.slow
 
