@@ -97,9 +97,13 @@ def replacing(path: Path, what: str) -> Iterator[Path]:
 
     `what` is its name in the error message, such as "the record".
     """
+    if "\0" in str(path):
+        raise SinkscopeError(f"cannot write {what} to {str(path)!r}: no name holds a null byte.")
     clear_partials(path.parent)
     partial = partial_beside(path)
     try:
+        if path.exists() and not path.is_file():  # os.replace would take the place of a device too
+            raise SinkscopeError(f"cannot write {what} to {path}: it is there already and is no file.")
         yield partial
         os.replace(partial, path)
     except OSError as problem:
@@ -114,6 +118,14 @@ def write_text(path: Path, text: str, what: str) -> None:
     with replacing(path, what) as partial:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, data: bytes, what: str) -> None:
+    """Write a file by `replacing`, on the disk before it takes the place of an older one."""
+    with replacing(path, what) as partial, partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_figure(figure: Any, path: Path) -> list[Path]:
@@ -140,10 +152,11 @@ def writable_folder(folder: str | os.PathLike[str], what: str) -> Path:
 
 
 def check_writable(folder: Path, what: str) -> None:
-    """Raise SinkscopeError where no file can be written in a folder; `what` is told in the message."""
+    """Make a folder, or raise SinkscopeError where no file can be written in it; `what` is told in the message."""
     clear_partials(folder)
     trial = partial_beside(folder / "trial")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         trial.touch()
         trial.unlink()
     except OSError as problem:

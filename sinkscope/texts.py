@@ -15,6 +15,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sinkscope.arguments import checks_types, several, whole_number
 from sinkscope.errors import SinkscopeError, first_line
 from sinkscope.hf.gguf import package_directory
 from sinkscope.tokens import encode, surrounding
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     import torch
 
 VERSE = re.compile(r"(\d+):\d+\s+")
+CONTROLS = re.compile(r"[\x00-\x07\x0e-\x1a\x1c-\x1f\x7f-\x9f]")
+"""Control characters but for white space and the escapes of terminals: the high bytes of many scripts in UTF-16."""
 BETWEEN = "\n\n"
 TEXT_COLUMNS = ("text", "content", "document", "article", "story", "sentence")
 SPLITS = ("test", "validation", "train")
@@ -79,6 +82,7 @@ def _not_blank(pieces: Iterator[str], name: str) -> Iterator[str]:
     raise SinkscopeError(f"There is no text in {name}: at least one character that is not white space is needed.")
 
 
+@checks_types
 def read_tokens(
     tokenizer: Any,
     source: str | os.PathLike[str] | None = None,
@@ -147,6 +151,7 @@ def read_stream(
     return torch.tensor(stream, dtype=torch.long), tuple(front)
 
 
+@checks_types
 def sequences(
     ids: torch.Tensor, length: int, count: int | None = None, *, bos: int | Sequence[int] | None = None
 ) -> torch.Tensor:
@@ -169,7 +174,7 @@ def sequences(
         raise SinkscopeError(
             f"ids have the shape {list(ids.shape)}, but one stream of tokens, [T] or [1, T], is needed."
         )
-    front = [] if bos is None else list(bos) if isinstance(bos, Sequence) else [bos]
+    front = [] if bos is None else [whole_number(each, "bos", 0) for each in several(bos, "bos")]
     own = length - len(front)
     if own < 1:
         raise SinkscopeError(f"length is {length}, but a sequence needs at least one token of the text.")
@@ -228,10 +233,10 @@ def _file(source: str | os.PathLike[str]) -> Iterator[str]:
     try:
         with path.open(encoding="utf-8-sig") as text:
             while piece := text.read(1 << 16):
-                if 4 * piece.count("\0") > len(piece):  # a few belong to the text
+                if 10 * len(CONTROLS.findall(piece)) > len(piece):  # a few belong to the text
                     raise SinkscopeError(
-                        f"{shown} has a NUL at more than every fourth place, as UTF-16 and UTF-32 do read as UTF-8: "
-                        "convert it, for example with `iconv -f UTF-16LE -t UTF-8`."
+                        f"{shown} has a NUL or another control character at more than every tenth place, as UTF-16 and "
+                        "UTF-32 do read as UTF-8: convert it, for example with `iconv -f UTF-16LE -t UTF-8`."
                     )
                 yield piece
     except UnicodeDecodeError as error:

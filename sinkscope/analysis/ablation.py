@@ -9,6 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis.perplexity import LOSSES, losses_from, ppl_table
+from sinkscope.analysis.reading import reads
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.record import first_evicted
@@ -45,6 +46,7 @@ def ablate(
     return ablation_table(record, resamples, seed)
 
 
+@reads
 def ablation_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """One row for each combination of the factors, and one for each policy beside them.
 

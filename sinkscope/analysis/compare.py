@@ -17,7 +17,8 @@ from sinkscope.analysis.mass import sink_mass
 from sinkscope.analysis.perplexity import RATIO, losses, losses_from, policy_parts, ppl_table
 from sinkscope.analysis.runs import list_cells, sweep_losses
 from sinkscope.analysis.variables import is_causal, sequence_lengths, variable, whole
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import checks_types, whole_number
+from sinkscope.directories import MANIFEST, Manifest
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.run_folder import cells_folder, read_cell
 from sinkscope.record import first_evicted, open_record
@@ -27,6 +28,7 @@ FILES = ("text.nc", "perplexity.nc")
 DIFFER = ("cache_size", "sinks", "bos", "sequences", "tokens", "text")
 
 
+@checks_types
 def compare(saved: Iterable[Saved], length: int | None = None, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Sink strength beside the collapse of window attention, one row for each model.
 
@@ -96,6 +98,8 @@ def _opened(saved: Saved) -> list[tuple[xr.Dataset, xr.Dataset, str]]:
             what = "losses, as one made with --no-streaming" if missing == ["perplexity.nc"] else "sink mass"
             raise SinkscopeError(f"{folder} is a report without {what} ({missing[0]} is not there): make it again.")
         saved, where = [here / name for name in FILES], str(folder)
+        if here != folder and (folder / MANIFEST).exists():
+            saved = [Manifest(folder).record(f"records/{name}") for name in FILES]
     if isinstance(saved, xr.Dataset) or not isinstance(saved, Sequence) or len(saved) != 2:
         raise SinkscopeError(f"{type(saved).__name__} is no saved report: give a folder, or a pair of records.")
     record, curve = (each if isinstance(each, xr.Dataset) else open_record(each) for each in saved)

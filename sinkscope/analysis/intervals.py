@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from sinkscope.arguments import open_unit, whole_number
+from sinkscope.arguments import checks_types, open_unit, whole_number
 from sinkscope.errors import SinkscopeError
 
 BATCH_VALUES = 4_000_000
@@ -22,6 +22,7 @@ FEWEST_BLOCKS = 20
 """With fewer blocks than this, percentile intervals become noticeably too narrow."""
 
 
+@checks_types
 def interval(
     values: xr.DataArray,
     dim: str = "sequence",

@@ -10,6 +10,7 @@ import xarray as xr
 
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.perplexity import LOSSES, RATIO, ppl_table
+from sinkscope.analysis.reading import reads
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 
@@ -43,6 +44,7 @@ def intervene(
     return intervention_table(run_interventions(model, ids, interventions, seed=seed, **options), resamples, seed)
 
 
+@reads
 def intervention_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """One row for each intervention and, below it, one for its control; the baseline first.
 
@@ -92,6 +94,7 @@ def intervention_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0)
     return table
 
 
+@reads
 def dose_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """One row for each arm and dose.
 

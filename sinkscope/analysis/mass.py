@@ -13,6 +13,7 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis.intervals import interval
+from sinkscope.analysis.reading import reads
 from sinkscope.analysis.variables import (
     is_causal,
     key_lengths,
@@ -22,13 +23,14 @@ from sinkscope.analysis.variables import (
     variable,
     whole,
 )
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import checks_types, whole_number
 from sinkscope.errors import SinkscopeError
 
 NORMS = ("output_norm", "change_norm", "lost_denominator", "lost_value")
 """What `EvictionEffect` measures of each head: the length of its output, and of what eviction would take from it."""
 
 
+@reads
 def sink_mass(record: xr.Dataset, first: int = 4) -> xr.DataArray:
     """Mean attention mass on the first keys: [layer, head], in 0..1.
 
@@ -43,6 +45,7 @@ def sink_mass(record: xr.Dataset, first: int = 4) -> xr.DataArray:
     return result
 
 
+@reads
 def mass_by_layer(record: xr.Dataset, first: int = 1) -> xr.Dataset:
     """Sink mass of each layer, mean over its heads, with a 95% interval: mean, lower, upper [layer].
 
@@ -81,6 +84,7 @@ def _per_sequence(record: xr.Dataset, first: int) -> xr.DataArray:
     return mass
 
 
+@checks_types
 def uniform_importance(length: int, position: int = 0, causal: bool = True) -> float:
     """Importance (Gu et al. 2024) of the key at `position` (0-based) of `length` tokens under uniform attention.
 
@@ -102,6 +106,7 @@ def position_within(length: int, position: int) -> int:
     return position
 
 
+@checks_types
 def uniform_mass(length: int, first: int = 1, causal: bool = True) -> float:
     """Mass on the `first` keys of a text of `length` tokens under uniform attention.
 
@@ -126,6 +131,7 @@ def even_share(record: xr.Dataset) -> xr.DataArray:
     return (1.0 / keys).where(measured)
 
 
+@reads
 def amplification(record: xr.Dataset) -> xr.DataArray:
     """What the weights of all other keys are multiplied by when the keys of `EvictionEffect` go: [layer, head].
 
@@ -138,6 +144,7 @@ def amplification(record: xr.Dataset) -> xr.DataArray:
     return result.rename("amplification")
 
 
+@reads
 def eviction_by_layer(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """What evicting the keys of `EvictionEffect` would do in each layer alone.
 
@@ -165,6 +172,7 @@ def eviction_by_layer(record: xr.Dataset, resamples: int = 2000, seed: int = 0) 
     return table
 
 
+@reads
 def value_drain(record: xr.Dataset, first: int = 1) -> xr.Dataset:
     """How long the first tokens' values and keys are beside all others': value_ratio and key_ratio [layer, kv_head].
 

@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis.intervals import block_length, resampled_means
+from sinkscope.analysis.reading import reads
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.record import first_evicted
@@ -34,6 +35,7 @@ DECIDING = (
 """Coordinates that say which part a policy is."""
 
 
+@reads
 def ppl(curve: xr.Dataset, common: bool = True) -> xr.DataArray:
     """Perplexity of each policy: [policy], exp of the mean loss over tokens of all sequences, in float64.
 
@@ -56,6 +58,7 @@ def ppl(curve: xr.Dataset, common: bool = True) -> xr.DataArray:
     return result.rename("ppl")
 
 
+@reads
 def ppl_table(
     curve: xr.Dataset,
     baseline: str | None = None,
@@ -112,6 +115,7 @@ def ppl_table(
     return table
 
 
+@reads
 def losses(curve: xr.Dataset) -> xr.DataArray:
     """[policy, sequence, token] losses in float64, in nats; NaN where not scored. One policy or one sequence may be
     selected away: curve.sel(policy="dense"). Raises SinkscopeError if `curve` is not a perplexity record."""
@@ -127,6 +131,7 @@ def losses(curve: xr.Dataset) -> xr.DataArray:
     return nll.assign_coords(policy=[f"policy {number}" for number in range(nll.sizes["policy"])])
 
 
+@reads
 def losses_from(curve: xr.Dataset, token: int) -> xr.Dataset:
     """The record with the losses of earlier tokens left out."""
     return curve.assign(nll=curve["nll"].where(curve["token"] >= token))
@@ -206,6 +211,7 @@ def _checked_block(strata: Sequence[Sequence[np.ndarray]], reference: int, block
     return block
 
 
+@reads
 def collapse_table(curve: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Perplexity with what is left of the sinks, one row for each part, over the tokens after the first eviction.
 

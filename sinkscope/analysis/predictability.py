@@ -9,6 +9,7 @@ from scipy.stats import rankdata
 
 from sinkscope.analysis.intervals import resampled_means
 from sinkscope.analysis.mass import even_share
+from sinkscope.analysis.reading import reads
 from sinkscope.analysis.variables import variable, whole
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
@@ -19,6 +20,7 @@ QUARTILES = ("lower_quartile", "median", "upper_quartile")
 NAMES = {"next_entropy": "entropy", "next_loss": "loss"}
 
 
+@reads
 def predictability_table(
     record: xr.Dataset, start: int = 64, block: int = 64, resamples: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
@@ -59,6 +61,7 @@ def predictability_table(
     return table
 
 
+@reads
 def predictability_bins(
     record: xr.Dataset, measure: str = "next_entropy", bins: int = 10, start: int = 64
 ) -> xr.Dataset:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sinkscope.attention.attend import attend, in_blocks, scores_of, weigh_values
-from sinkscope.attention.masks import CausalMask, Mask, is_hidden
+from sinkscope.attention.masks import CausalMask, Mask, is_hidden, weights_of
 from sinkscope.errors import SinkscopeError
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ class Weighing:
     def weights(self, scores: Tensor, lse: Tensor, seen: Callable[[], Tensor]) -> Tensor:
         """Weights of all heads, as `logs` takes them."""
         if not self.replaces_softmax:
-            return scores.sub_(lse).exp_()
-        outside = scores if self.heads is None else (scores - lse).exp()
+            return weights_of(scores.sub_(lse), out=scores)
+        outside = scores if self.heads is None else weights_of(scores - lse)
         return by_head(self.heads, self._of_block(scores, lse, seen), outside)
 
     def logs(self, scores: Tensor, lse: Tensor, seen: Callable[[], Tensor], heads: slice = slice(None)) -> Tensor:

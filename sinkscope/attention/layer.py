@@ -18,7 +18,7 @@ from torch import Tensor
 from sinkscope.attention.attend import capped, scores_of
 from sinkscope.attention.attend_layer import PLAIN, Weighing, by_head
 from sinkscope.attention.eviction import Eviction
-from sinkscope.attention.masks import ALL, CausalMask, FullMask, Mask, is_hidden, ranges
+from sinkscope.attention.masks import ALL, CausalMask, FullMask, Mask, is_hidden, ranges, weights_of
 
 TILE_ENTRIES = 3 << 17  # a tile of probabilities, 1.5 MB: it stays in the cache while every probe reads it
 TILE_COLUMNS = 1024
@@ -52,7 +52,7 @@ class Tile:
         padded[..., :margin] = 0
         padded[..., margin + width :] = 0
         inside = padded[..., margin : margin + width]
-        torch.exp(logs, out=inside)
+        weights_of(logs, out=inside)
         return cls(heads, rows, columns, inside, logs, padded)
 
     def diagonal_sums(self) -> Tensor:
@@ -138,7 +138,8 @@ class Layer(ABC):
 
     def weights(self, logits: Tensor, rows: slice, columns: slice) -> Tensor:
         """The probabilities of some logits, made in their place where that can be."""
-        return self._logs(logits, ALL, rows).exp_()
+        logs = self._logs(logits, ALL, rows)
+        return weights_of(logs, out=logs)
 
     def _logs(self, scores: Tensor, heads: slice, rows: slice) -> Tensor:
         """Logarithms of the weights of some scores, in their place."""
@@ -258,10 +259,9 @@ class FusedLayer(Layer):
     def _anchors_among(self, columns: slice) -> Iterator[tuple[Eviction, list[int], list[int]]]:
         """By eviction: keys of some columns that see the queries in another way, and their places among the columns."""
         for eviction in self.evictions:
-            if eviction.turns or self.shift is not None:
-                keys = [key for key in eviction.anchors if columns.start <= key < columns.stop]
-                if keys:
-                    yield eviction, keys, [key - columns.start for key in keys]
+            acts = eviction.turns or self.shift is not None
+            if acts and (keys := eviction.anchors_among(columns.start, columns.stop)):
+                yield eviction, keys, [key - columns.start for key in keys]
 
     def _shifted(self, scores: Tensor, heads: slice, rows: slice) -> Tensor:
         return scores if self.shift is None else scores + self.shift[:, heads, rows, None]

@@ -54,7 +54,7 @@ def _load_options(
 
 def write_table(table: pd.DataFrame, path: Path, caption: str, attributes: Mapping[Any, Any] | None = None) -> None:
     """The table as path.csv and path.tex, each with its source: `attributes`, or those of the table."""
-    from sinkscope.reporting.saving import csv_text, latex_text
+    from sinkscope.reporting.tables import csv_text, latex_text
 
     source = table.attrs if attributes is None else attributes
     write_text(path.with_suffix(".csv"), csv_text(table, source), "the table")

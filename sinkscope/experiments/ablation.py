@@ -13,8 +13,8 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from sinkscope.arguments import one_of, one_or_several, whole_number
-from sinkscope.errors import SinkscopeError
+from sinkscope.arguments import checks_types, one_of, one_or_several, whole_number
+from sinkscope.errors import SinkscopeError, shown
 from sinkscope.experiments.cells import Finished, Perplexity, RecordCell, Setting, identity_of
 from sinkscope.experiments.intervention import line_break_token
 from sinkscope.experiments.perplexity import Run, check_run, checked_policies, record_of
@@ -47,6 +47,7 @@ class Level(NamedTuple):
         return self.policy.name if self.kind in ("", "first") else f"{self.policy.name}, {self.kind}"
 
 
+@checks_types
 def run_ablation(
     model: nn.Module | str | os.PathLike[str] | None,
     ids: Tensor | Sequence[Tensor],
@@ -137,6 +138,10 @@ def run_ablation(
         if known is None:
             found = run_cells(cells, place, n_jobs, progress, title="ablation")
             finished = {key: _progress(found[key]) for key in runs}
+        elif not callable(known):
+            raise SinkscopeError(
+                f"known={shown(known)} is no function of texts, a policy and a run: give one, or None."
+            )
         else:
             first = {cell.key: cell for cell in reversed(cells)}
             finished = {key: known(first[key].texts, first[key].setting.policy, run) for key in runs}

@@ -26,7 +26,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.inside_model import EvictKeys, SetMassive
 from sinkscope.experiments.intervention import Intervention, Repeat, ReplaceTokens, Shift
 from sinkscope.experiments.interventions import possible, run_interventions, usual
-from sinkscope.experiments.perplexity import Run, check_run, read_texts, record_of
+from sinkscope.experiments.perplexity import BATCH_TOKENS, Run, check_run, read_texts, record_of
 from sinkscope.experiments.recall import DISTANCES, passages_of, recall
 from sinkscope.experiments.run_folder import RECORD, read_card, write_cell
 from sinkscope.experiments.runner import Advance, Cell, ModelSource
@@ -37,7 +37,7 @@ from sinkscope.policies.base import is_built_in
 from sinkscope.probes import Probe
 from sinkscope.record import open_record
 from sinkscope.scope.binding import limit_notes
-from sinkscope.scope.measure import measure
+from sinkscope.scope.measure import batches_of, measure
 from sinkscope.scope.scope import attached
 from sinkscope.streaming.checkpoint import Checkpoint
 
@@ -89,7 +89,7 @@ class Experiment(ABC):
         tokens = hashlib.sha256(b"|".join(text.numpy().tobytes() for text in texts)).hexdigest()
         policy = setting.policy
         defined = {"policy_definition": policy.definition} if policy.definition else {}
-        given = {"experiment": type(self).__name__, "tokens": tokens, "policy": policy, **defined}
+        given = {"experiment": type(self).__name__, "text": tokens, "policy": policy, **defined}
         return given | {"sinks": setting.sinks, "seed": setting.seed} | self.told
 
     def _told(self) -> dict[str, str]:
@@ -163,8 +163,8 @@ class Perplexity(Experiment):
         return Run(self.block, self.samples, setting.seed or 0, self.normaliser)
 
     def run(self, model: nn.Module, tokenizer: Any, texts: list[Tensor], setting: Setting, stay: Checkpoint) -> Any:
-        how = self.how(setting)
-        done = read_texts(model, texts, setting.policy, how, stay, stay.read(), False)
+        how, batches = self.how(setting), list(batches_of(texts, BATCH_TOKENS))
+        done = read_texts(model, texts, setting.policy, how, stay, stay.read(batches), False)
         return record_of(model, texts, [setting.policy], [done]).assign_attrs(how.attributes())
 
 

@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import checks_types, whole_number
 from sinkscope.errors import SinkscopeError, warn
 from sinkscope.experiments.inside_model import EvictKeys
 from sinkscope.experiments.intervention import Conditions, Intervention, Nothing, Repeat, ReplaceTokens, Shift, Trial
@@ -33,6 +33,7 @@ DOSES = (-math.inf, -8.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
 ARMS = ("sinks", "random")
 
 
+@checks_types
 def run_interventions(
     model: nn.Module,
     ids: Tensor | Sequence[Tensor],
@@ -296,6 +297,7 @@ def _run(model: nn.Module, trial: Trial, first: int) -> tuple[Tensor, xr.Dataset
     return nll, record
 
 
+@checks_types
 def dose_response(
     model: nn.Module,
     ids: Tensor | Sequence[Tensor],

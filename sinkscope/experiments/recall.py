@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from torch import Tensor, cat, nn
 
-from sinkscope.arguments import one_or_several, whole_number
+from sinkscope.arguments import checks_types, one_or_several, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.perplexity import perplexity
 from sinkscope.policies import Dense, Policy, SinkWindow, Window
@@ -18,6 +18,7 @@ from sinkscope.scope.measure import texts_of
 DISTANCES = (64, 128, 256, 512, 1024)
 
 
+@checks_types
 def recall(
     model: nn.Module,
     ids: Tensor,
@@ -73,7 +74,7 @@ def passages_of(
 ) -> tuple[list[Tensor], list[int], int, np.ndarray]:
     """The pieces [token] of all distances, these in order, tokens in a passage and where the pieces begin; raises as
     `recall`."""
-    away = sorted(one_or_several(distances, "distances", int))
+    away = sorted(one_or_several(distances, "distances", lambda each: whole_number(each, "distances", 1)))
     length, count = whole_number(passage, "passage", 2), whole_number(passages, "passages", 1)
     texts = texts_of(ids)
     if away[0] < length:

@@ -22,6 +22,7 @@ from sinkscope.definition import check_resumable
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.run_folder import key_of, settings_text
 from sinkscope.hf.loading import load
+from sinkscope.interrupts import saying
 from sinkscope.progress import progress_bar
 
 Result = TypeVar("Result")
@@ -103,7 +104,9 @@ def finished_cells(
     waiting = [unique[key] for key, result in known.items() if result is None]
     total, todo = (sum(cell.size for cell in some) for some in (unique.values(), waiting))
     ticket, done = uuid.uuid4().hex, len(unique) - len(waiting)
-    with progress_bar(total, unit, progress, initial=total - todo, desc=title) as bar:
+    told_kept = f"interrupted; what is finished is kept in {folder}, and running the same again goes on from there."
+    bar = progress_bar(total, unit, progress, initial=total - todo, desc=title)
+    with saying(None if folder is None else told_kept), bar:
         BARS[ticket] = bar
         try:
             yield from ((key, result) for key, result in known.items() if result is not None)
@@ -167,8 +170,12 @@ class ModelSource:
     def of(cls, model: Any, **options: Any) -> ModelSource:
         """A path is made absolute, as workers may stand in another folder."""
         told = tuple(sorted(options.items()))
-        if not isinstance(model, (str, os.PathLike)):
+        if model is None or isinstance(model, nn.Module):
             return cls(model, told)
+        if not isinstance(model, (str, os.PathLike)):
+            raise SinkscopeError(
+                f"a model is a name, a path or a torch module, not a {type(model).__name__}: see sinkscope.load."
+            )
         path = Path(model).expanduser()
         return cls(str(path.resolve()) if path.exists() else os.fspath(model), told)
 

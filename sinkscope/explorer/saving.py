@@ -21,6 +21,7 @@ from sinkscope.experiments.perplexity import policy_coordinates
 from sinkscope.explorer.controller import CLOSED, Controller
 from sinkscope.explorer.display import alert
 from sinkscope.explorer.results import Reading, compared
+from sinkscope.figures.style import visible
 from sinkscope.files import write_figure, write_text
 from sinkscope.models.facts import model_attributes, token_attributes
 from sinkscope.policies import PerHead
@@ -78,17 +79,19 @@ def code_of(controller: Controller, text: str | None = None) -> str:
     name = model_attributes(model.model)["model"]
     slots = {"policy": configuration.policy_slot, "normaliser": configuration.normaliser_slot}
     lines = [
-        f"# {unit} of {name}, under {configuration.name}",
+        f"# {_one_line(f'{unit} of {name}, under {configuration.name}')}",
         "import torch",
         "import sinkscope",
         *_imports(slots.values()),
         "",
-        f"model, tokenizer = sinkscope.load()  # or the model that was explored: {name}",
-        f"ids = {text or f'torch.tensor([{model.ids.tolist()}])'}",
+        f"model, tokenizer = sinkscope.load()  # or the model that was explored: {_one_line(name)}",
+        f"inputs = ...  # what was explored: input_ids, {', '.join(model.beside)}"
+        if model.beside
+        else f"ids = {text or f'torch.tensor([{model.ids.tolist()}])'}",
         *(f"{name} = {_expression(slot)}" for name, slot in slots.items()),
         "",
     ]
-    arguments, seen = "policy=policy, normaliser=normaliser", "ids"
+    arguments, seen = "policy=policy, normaliser=normaliser", "**inputs" if model.beside else "ids"
     if configuration.is_recomputed:
         window = reading.maps.tokens
         arguments, seen = "normaliser=normaliser", f"ids[:, {window.start}:{window.stop}]"
@@ -99,7 +102,7 @@ def code_of(controller: Controller, text: str | None = None) -> str:
         f"    model({seen})",
         'attention_map = scope.array("attention_map")[0, 0, 0]  # [query, key]',
         "",
-        *_perplexities(dense, reading),
+        *([] if model.beside else _perplexities(dense, reading)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -138,6 +141,11 @@ def save_view(controller: Controller, folder: str | os.PathLike[str], text: str 
     return files
 
 
+def _one_line(words: str) -> str:
+    """Words for a comment, which a line break of any kind would end."""
+    return visible(words, spaces=False)
+
+
 def _has_short_name(cls: type) -> bool:
     return getattr(sinkscope, cls.__name__, None) is cls
 
@@ -149,8 +157,8 @@ def _parts(slot: Any) -> list[Any]:
 def _imports(slots: Iterable[Any]) -> list[str]:
     """Lines for classes without a short name: imports, or a comment for those that only a notebook has."""
     return [
-        f"# here goes the definition of your class {each.__qualname__}"
-        if each.__module__ == "__main__" or "." in each.__qualname__ or not is_found(each, each.__module__)
+        f"# here goes the definition of your class {_one_line(each.__qualname__)}"
+        if each.__module__ == "__main__" or not each.__qualname__.isidentifier() or not is_found(each, each.__module__)
         else f"from {each.__module__} import {each.__name__}"
         for each in dict.fromkeys(type(part) for slot in slots if slot is not None for part in _parts(slot))
         if not _has_short_name(each)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import fields
@@ -10,8 +11,8 @@ from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from sinkscope.arguments import finite_number, one_of
-from sinkscope.errors import SinkscopeError
+from sinkscope.arguments import check_types, finite_number, one_of, real_number, several
+from sinkscope.errors import SinkscopeError, first_line, shown
 
 # Okabe and Ito (2008): told apart with any colour vision; with the dashes also in grey.
 SERIES = {
@@ -31,11 +32,16 @@ def _words(cls: Any) -> dict[str, tuple[str, ...]]:
     return {name: get_args(hint) for name, hint in get_type_hints(cls).items() if get_origin(hint) is Literal}
 
 
+_signature = cache(inspect.signature)
+
+
 class Checked:
     """A dataclass with known words, sizes above 0, and arrays of float64 in its fields of `Numbers`."""
 
     def __post_init__(self) -> None:
-        for name, known in _words(cast(Any, type(self))).items():
+        kind: Any = type(self)
+        check_types(_signature(kind), {each.name: getattr(self, each.name) for each in fields(kind)})
+        for name, known in _words(kind).items():
             one_of(getattr(self, name), name, known)
         for each in fields(cast(Any, self)):
             value = getattr(self, each.name)
@@ -48,20 +54,24 @@ class Checked:
             if each.type == "Numbers" and value is not None:
                 try:
                     numbers = np.atleast_1d(np.asarray(value, dtype=np.float64))
-                except (TypeError, ValueError) as error:
-                    raise SinkscopeError(f"{each.name} of a {type(self).__name__} are no numbers: {error}.") from error
+                except (TypeError, ValueError, OverflowError, MemoryError) as error:
+                    said = f"{each.name} of a {type(self).__name__} are no numbers"
+                    raise SinkscopeError(f"{said}: {first_line(error)}.") from error
                 object.__setattr__(self, each.name, numbers)
 
 
 def check_colours(colours: Sequence[str], name: str) -> None:
     """Refuse what is neither a named colour nor "#rrggbb"."""
-    for colour in colours:
+    for colour in several(colours, name):
         if not isinstance(colour, str) or (colour not in PALETTE and not re.fullmatch("#[0-9a-fA-F]{6}", colour)):
-            raise SinkscopeError(f'{name}={colour!r} is unknown; give one of {", ".join(PALETTE)}, or "#rrggbb".')
+            raise SinkscopeError(f'{name}={shown(colour)} is unknown; give one of {", ".join(PALETTE)}, or "#rrggbb".')
 
 
 def check_ends(low: float | None, high: float | None, is_log: bool, what: str, may_turn: bool = True) -> None:
     """Refuse ends that a logarithmic scale has not, and without `may_turn` those the wrong way round."""
+    for end in (low, high):
+        if end is not None and real_number(end) != real_number(end):
+            raise SinkscopeError(f"{what} was given from {shown(low)} to {shown(high)}: give numbers, or None.")
     if is_log and any(end is not None and not end > 0 for end in (low, high)):
         raise SinkscopeError(f"a logarithmic scale has only numbers above 0; {what} was given from {low} to {high}.")
     if not may_turn and low is not None and high is not None and low > high:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.models import setting
+from sinkscope.undo import Undo
 
 CHANGES_ATTENTION = ("block_indices",)
 """Arguments by which some families change attention in a way of their own: a choice of blocks."""
@@ -141,7 +141,7 @@ def expert_implementation(model: Any) -> str:
     return str(setting(model, "_experts_implementation", "unknown"))
 
 
-def use_implementation(models: Sequence[Any], name: str, undo: ExitStack) -> None:
+def use_implementation(models: Sequence[Any], name: str, undo: Undo) -> None:
     """Send the attention of some models through a registered implementation until `undo` is closed.
 
     Raises:
@@ -179,7 +179,7 @@ def is_softmax(implementation: str | None) -> bool:
     return function is None or str(getattr(function, "__module__", "")).startswith("transformers.")
 
 
-def leave_maps_out(model: Any, undo: ExitStack) -> None:
+def leave_maps_out(model: Any, undo: Undo) -> None:
     """Set aside, until `undo` is closed, that a configuration asks for attention maps of every forward pass."""
 
     def restore() -> None:

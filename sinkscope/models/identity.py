@@ -11,6 +11,7 @@ be told the entry is `Unknown`, and `check_resumable` refuses to keep anything o
 
 from __future__ import annotations
 
+import dis
 import functools
 import json
 import re
@@ -20,6 +21,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from importlib.metadata import version
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -40,6 +43,8 @@ HOOKS = {"forward hook": "_forward_hooks", "forward pre-hook": "_forward_pre_hoo
 NONE = "not there"
 PLAIN = (bool, int, float, complex, str, bytes, torch.dtype)
 OF_A_MODULE = {*vars(nn.Module()), "_hf_hook", "_old_forward", "_is_hf_initialized", "_compiled_call_impl"}
+HASHES = {"weights": "it has other weights", "text": "the text is another"}  # whose values say nothing to a reader
+HASHED = re.compile(r"[0-9a-f]{16}(, [0-9a-f]{16})*")
 SHOWN = 3  # differences in a message
 LONGEST = 60  # letters of a value in it
 
@@ -64,19 +69,18 @@ def identity(model: nn.Module) -> dict[str, str]:
     told |= {f"config.{name}": _plain(value) for name, value in configuration(model).items()}
     told |= {"dtype": ", ".join(sorted({str(each.dtype)[6:] for each in model.parameters()}))}
     told |= _Modules(model).told()
-    told |= _machine(model)
+    told |= _attending(model)
     return told | {"weights": weights_hash(model)}
 
 
 def difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     """What differs between two identities, in words such as "rope_theta was 10000.0 and now is 500000.0".
 
-    Empty where nothing does. What can be named is named before the weights, whose hash says nothing to a reader.
+    Empty where nothing does. Other settings may stand among them. What can be named is named first.
     """
     names = [name for name in (*now, *(before.keys() - now.keys())) if before.get(name) != now.get(name)]
-    named = [each for name in names if name != "weights" for each in _changes(name, before.get(name), now.get(name))]
-    if "weights" in names:
-        named.append("the weights are others")
+    named = [each for name in names if name not in HASHES for each in _changes(name, before.get(name), now.get(name))]
+    named += [words for name, words in HASHES.items() if name in names]
     more = len(named) - SHOWN
     return "; ".join(named[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
@@ -90,7 +94,10 @@ def _changes(name: str, before: str | None, now: str | None) -> Iterator[str]:
         if old != new:
             numbers = iter(place.split(","))
             where = re.sub(r"\*", lambda _: next(numbers, "*"), shown) if place else shown  # noqa: B023
-            yield f"{where} was {_short(old)} and now is {_short(new)}"
+            if all(map(HASHED.fullmatch, (old, new))):
+                yield f"{where} does or holds something else than it did"
+            else:
+                yield f"{where} was {_short(old)} and now is {_short(new)}"
 
 
 def _by_place(value: str | None) -> dict[str, str]:
@@ -103,17 +110,21 @@ def _short(value: str) -> str:
     return value if len(value) <= LONGEST else f"{value[: LONGEST - 3]}..."
 
 
-def _machine(model: nn.Module) -> dict[str, str]:
-    """By which functions, at what precision, where and with which versions the model runs."""
+def _attending(model: nn.Module) -> dict[str, str]:
+    """By which functions it attends, and the machine that runs it."""
     told = {}
     for name, (used, function) in attention_functions(model).items():
         own = function is not None and _top(function) not in OURS
         told[name] = used
         if own:
             told[f"{name} function"] = definition(function)
-    device = reading_device(model).type
+    return told | machine(reading_device(model).type)
+
+
+def machine(device: str) -> dict[str, str]:
+    """At what precision and with which versions a kind of device ("cpu", "cuda") computes now."""
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else "off"
-    return told | {
+    return {
         "device": device,
         "precision of matrix products": _precision(device),
         "autocast": str(autocast).removeprefix("torch."),
@@ -214,7 +225,7 @@ class _Modules:
     def _hooks(self, hooks: Mapping[int, Any]) -> str:
         """The hooks of the user's own, in the order in which they run; empty without any."""
         own = [hook for hook in hooks.values() if _top(_innermost(hook)) not in OURS]
-        told = [definition(hook, self.known) for hook in own]
+        told = [definition(_code_of(hook) if _only_looks(hook) else hook, self.known) for hook in own]
         return next((each for each in told if isinstance(each, Unknown)), ", ".join(told))
 
     def _replaced(self) -> dict[str, str]:
@@ -245,6 +256,41 @@ def _innermost(function: Any) -> Any:
             function = function.__func__
         else:
             return function
+
+
+def _code_of(hook: Any) -> types.CodeType | None:
+    """The code that runs when a hook of Python is called."""
+    inner = _innermost(hook)
+    return getattr(inner if isinstance(inner, types.FunctionType) else type(inner).__call__, "__code__", None)
+
+
+def _only_looks(hook: Any) -> bool:
+    """Whether the code of a hook gives nothing back and changes nothing but what is its own: it counts or collects.
+
+    What such a hook has seen so far is no part of who a model is. Where the code does not show it, it is held to act.
+    """
+    code, owner = _code_of(hook), hook.__self__ if isinstance(hook, types.MethodType) else hook
+    if code is None or code.co_flags & (CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR):
+        return False
+    names = set(code.co_names)
+    if any(name.endswith("_") and not name.endswith("__") for name in names) or names & {"setattr", "exec", "eval"}:
+        return False
+    read = getattr(_innermost(hook), "__globals__", None) or vars(sys.modules.get(type(owner).__module__, types))
+    if any(isinstance(found := read.get(name), types.FunctionType) and not _library(found) for name in names):
+        return False  # which may change what it is given
+    steps = list(dis.get_instructions(code))
+    for before, step in pairwise([steps[0], *steps]):
+        if step.opname == "RETURN_VALUE" and (before.opname != "LOAD_CONST" or before.argval is not None):
+            return False
+        if step.opname == "RETURN_CONST" and step.argval is not None:
+            return False
+        if step.opname == "STORE_ATTR" and (isinstance(owner, nn.Module) or not hasattr(owner, step.argval)):
+            return False
+        if step.opname.startswith(("STORE_SUBSCR", "STORE_SLICE", "DELETE_", "STORE_GLOBAL")):
+            return False
+        if before.argrepr.endswith("=") and before.opname == "BINARY_OP" and step.opname.startswith("STORE_FAST"):
+            return False  # a tensor would be changed in place
+    return True
 
 
 def _top(thing: Any) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sinkscope.arguments import real_number
 from sinkscope.attention.attend_layer import Weighing, check_shares, score_by_score, whole_rows
 from sinkscope.attention.masks import is_hidden
 from sinkscope.attention.placement import Placed
@@ -227,7 +228,7 @@ class ClippedSoftmax(Pointwise):
     zeta: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (-1e4 < self.gamma <= 0 and 1 <= self.zeta < 1e4):
+        if not (-1e4 < real_number(self.gamma) <= 0 and 1 <= real_number(self.zeta) < 1e4):
             raise SinkscopeError(f"{self!r} does not stretch softmax; give gamma <= 0 and zeta >= 1.")
 
     def weigh(self, scores: Tensor, lse: Tensor, seen: Tensor) -> Tensor:
@@ -256,7 +257,7 @@ class Sigmoid(Pointwise):
     bias: float | None = None
 
     def __post_init__(self) -> None:
-        if self.bias is not None and not math.isfinite(self.bias):
+        if self.bias is not None and not math.isfinite(real_number(self.bias)):
             raise SinkscopeError(f"{self!r} has no finite bias; give a number, or None for -log(keys seen).")
 
     def weigh(self, scores: Tensor, lse: Tensor, seen: Tensor) -> Tensor:

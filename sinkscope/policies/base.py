@@ -75,6 +75,9 @@ class Policy(Placed):
             "sinkscope.StaticPolicy and give it `sees`, or from sinkscope.ScoredPolicy and give it `score`."
         )
 
+    def check_places(self, tokens: int) -> None:
+        """Raise SinkscopeError where it names places beyond a text of so many tokens."""
+
     @property
     def kept(self) -> Kept | None:
         """The tokens that a cache has to hold for it; None where it may need any."""

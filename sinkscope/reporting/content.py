@@ -6,8 +6,9 @@ Knows no HTML, no files, no notebook and no torch; `page` and `saving` take the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -15,8 +16,10 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
+from sinkscope.analysis.reading import check_source
 from sinkscope.analysis.variables import is_causal
-from sinkscope.errors import SinkscopeError
+from sinkscope.arguments import check_types, several
+from sinkscope.errors import SinkscopeError, shown
 from sinkscope.figures.requirements import lengths
 from sinkscope.reporting.made import Figures, Made, Tables, checked, named
 
@@ -99,12 +102,17 @@ class Item:
     causal_only: bool = False
 
     def __post_init__(self) -> None:
+        check_types(signature(Item), {each.name: getattr(self, each.name) for each in fields(self)})
         for name in ("record", "variables", "beside"):
             given = getattr(self, name)
-            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
-        object.__setattr__(self, "probes", tuple(self.probes) if isinstance(self.probes, Iterable) else (self.probes,))
+            object.__setattr__(self, name, tuple(several(given, name)))
+        object.__setattr__(self, "probes", tuple(several(self.probes, "probes")))
         if not self.title and isinstance(self.name, str):
             object.__setattr__(self, "title", self.name.replace("_", " ").capitalize())
+        for name in ("figure", "table", "sentence", "numbers"):
+            given = getattr(self, name)
+            if not (given is None or callable(given) or isinstance(given, Table)):
+                raise SinkscopeError(f"{name}={shown(given)} of an item is no function: give one of a record, or None.")
         names = [self.name, *self.record]
         if self.table is not None:
             meaning = self.meaning if self.figure is None else ""  # it stands once: at the figure, if there is one
@@ -114,7 +122,7 @@ class Item:
             names.insert(1, named.name)
         for name in names:
             if not (isinstance(name, str) and name.isidentifier() and name.isascii()):
-                raise SinkscopeError(f"{name!r} cannot name a file; give letters, digits and underscores.")
+                raise SinkscopeError(f"{shown(name)} cannot name a file; give letters, digits and underscores.")
         if all(made is None for made in (self.figure, self.table, self.sentence, self.numbers)):
             raise SinkscopeError(
                 f"the item `{self.name}` shows nothing; give a figure, a table, a sentence or numbers."
@@ -122,6 +130,7 @@ class Item:
 
     def served_by(self, records: Records, variables: Iterable[str] = ()) -> tuple[xr.Dataset | None, str]:
         """The first of its records that holds what is needed, or None and the reason."""
+        check_records(records)
         reasons = []
         for name in self.record:
             record = records.get(name)
@@ -168,7 +177,16 @@ class Section:
     headline: Callable[[Records], str] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "items", tuple(self.items))
+        check_types(signature(Section), {each.name: getattr(self, each.name) for each in fields(self)})
+        object.__setattr__(self, "items", _checked(self.items, Item, "an item"))
+        if not isinstance(self.records, Mapping):
+            raise SinkscopeError(
+                f"records={shown(self.records)} of a section are no names: give a dict, name to title."
+            )
+        for name in ("run", "headline"):
+            given = getattr(self, name)
+            if not (given is None or callable(given)):
+                raise SinkscopeError(f"{name}={shown(given)} of a section is no function: give one, or None.")
         object.__setattr__(self, "subject", self.subject or self.title)
         if not self.records and self.run is not None:
             known = {name: f"The record `{name}`" for item in self.items for name in item.record if name != MAIN}
@@ -210,6 +228,14 @@ def check_names(items: Iterable[Item]) -> None:
             raise SinkscopeError(f"two items of a report are named `{twice[0]}`; give each a name of its own.")
 
 
+def check_records(records: Any) -> None:
+    """Raise SinkscopeError for what are no records by name."""
+    if not isinstance(records, Mapping):
+        raise SinkscopeError(f"a report is made of a record, or of records by name, not of {shown(records)}.")
+    for name, record in records.items():
+        check_source(record, f"a report (its record {shown(name)})")
+
+
 def record_names(sections: Sequence[Section]) -> list[str]:
     """The names of all records that sections make or their items read, the main one first."""
     made = [name for section in sections for name in section.records]
@@ -231,6 +257,7 @@ class Content:
 
     def __init__(self, records: Records, sections: Sequence[Section], expected: Iterable[Item] = ()) -> None:
         every = [item for section in sections for item in section.items]
+        check_records(records)
         known = record_names(sections)
         for name in records:
             if name not in known:
@@ -377,8 +404,8 @@ def measured_on(record: xr.Dataset) -> str:
 
 
 def _checked(given: Any, kind: type[T], words: str) -> tuple[T, ...]:
-    every = tuple(given) if isinstance(given, Iterable) else (given,)
+    every = tuple(several(given, words))
     for each in every:
         if not isinstance(each, kind):
-            raise SinkscopeError(f"{each!r} is not {words}; give instances of sinkscope.{kind.__name__}.")
+            raise SinkscopeError(f"{shown(each)} is not {words}; give instances of sinkscope.{kind.__name__}.")
     return every

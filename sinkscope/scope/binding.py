@@ -126,6 +126,7 @@ def limit_notes(model: nn.Module, policy: Policy, tokens: int) -> list[str]:
             is read past that change; a cache that keys cannot be taken out of.
     """
     policy.check()
+    policy.check_places(tokens)
     limit, name, anatomy = position_limit(model), type(model).__name__, find_anatomy(model)
     reach = tokens if policy.kept is None or policy.is_partial else min(tokens, sum(policy.kept))
     if not policy.is_plain and goes_by_token(model):

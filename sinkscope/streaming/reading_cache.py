@@ -7,7 +7,6 @@ every layer and key-value head (`KeptKeys`, and `ScoredCache` for `generate()`).
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager, ExitStack
 from itertools import product
 from typing import Any
 
@@ -25,6 +24,7 @@ from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Policy, ScoredPolicy
 from sinkscope.scope.binding import check_limits, reads_in_blocks
 from sinkscope.scope.scope import attached
+from sinkscope.undo import entering, leaving
 
 SLOTS = ("keys", "values")
 
@@ -78,14 +78,27 @@ class RollingLayer(CacheLayer):
         joined = torch.cat([sinks, self.last[slot], wide[:, :, new_sinks:]], 2)
         neighbours = joined.shape[2] - sinks.shape[2]
         keep = neighbours if self.window is None else min(self.window, neighbours)
-        self.last[slot] = joined[:, :, joined.shape[2] - keep :]
+        self._keep(slot, joined[:, :, neighbours - keep + sinks.shape[2] :])
         return joined.to(new.dtype)
+
+    def _keep(self, slot: str, states: Tensor) -> None:
+        """Hold the last tokens, in the memory that held those before them once the window is full.
+
+        What lives long then never moves, and the memory around it does not fall to pieces over a long text.
+        """
+        held = self.last[slot]
+        if self.window is None or states.requires_grad:
+            self.last[slot] = states
+        elif held.shape == states.shape and not held.is_inference():
+            held.copy_(states)
+        else:
+            self.last[slot] = states.clone()
 
     def rebase(self, base: int) -> None:
         """Count the positions of all keys from another token of the text on."""
         if self.rotation is not None and self.is_initialized and base != self.base:
             slot = self.rotation.slot
-            self.last[slot] = self.rotation.turned(self.last[slot], self.base - base)
+            self._keep(slot, self.rotation.turned(self.last[slot], self.base - base))
         self.base = base
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -144,10 +157,10 @@ class RollingCache(Cache):
         return self.memories.setdefault(f"{eviction.layer}.heads {heads}.", Memory())
 
     def tensors(self) -> dict[str, Tensor]:
-        """All it holds, by name, for a checkpoint."""
+        """Copies of all it holds, by name, for a checkpoint."""
         held = {"base": torch.tensor(self.rolling[0].base)}
         for (number, layer), part, slot in product(enumerate(self.rolling), ("first", "last"), SLOTS):
-            held[f"{number}.{part}.{slot}"] = getattr(layer, part)[slot]
+            held[f"{number}.{part}.{slot}"] = getattr(layer, part)[slot].clone()
         for prefix, memory in self.memories.items():
             held |= memory.tensors(prefix)
         return held | states_of(self)
@@ -157,7 +170,7 @@ class RollingCache(Cache):
         for number, layer in enumerate(self.rolling):
             layer.seen, layer.base, layer.is_initialized = seen, int(tensors["base"]), True
             for part, slot in product(("first", "last"), SLOTS):
-                getattr(layer, part)[slot] = tensors[f"{number}.{part}.{slot}"].to(device)
+                getattr(layer, part)[slot] = tensors[f"{number}.{part}.{slot}"].to(device, copy=True)
         self.seen = seen
         put_states(self, tensors, device)
         prefixes = [name.removesuffix("places") for name in tensors if name.endswith(".places")]
@@ -275,7 +288,7 @@ class KeptKeys(Cache):
         held: dict[str, Tensor] = {}
         for number, layer in enumerate(self.kept_layers):
             if isinstance(layer, RollingLayer):
-                held |= {f"{number}.last.{slot}": states for slot, states in layer.last.items()}
+                held |= {f"{number}.last.{slot}": states.clone() for slot, states in layer.last.items()}
             elif layer.memory.places is not None:
                 held |= {f"{number}.keys": layer.keys, f"{number}.values": layer.values}
                 held |= layer.memory.tensors(f"{number}.")
@@ -287,7 +300,7 @@ class KeptKeys(Cache):
             layer.seen, layer.is_initialized = seen, True
             if isinstance(layer, RollingLayer):
                 for slot in SLOTS:
-                    layer.last[slot] = tensors[f"{number}.last.{slot}"].to(device)
+                    layer.last[slot] = tensors[f"{number}.last.{slot}"].to(device, copy=True)
                     layer.first[slot] = layer.last[slot][:, :, :0]
                 continue
             layer.keys, layer.values = (tensors[f"{number}.{slot}"].to(device) for slot in SLOTS)
@@ -303,7 +316,7 @@ class KeptKeys(Cache):
         raise SinkscopeError("a ScoredCache cannot be rolled back, since dropped keys are gone.")
 
 
-class ScoredCache(KeptKeys, AbstractContextManager["ScoredCache"]):
+class ScoredCache(KeptKeys):
     """A cache for `generate()` under a scored policy, such as H2O or TOVA.
 
         with ScoredCache(model, HeavyHitters(256, 128)) as cache:
@@ -342,15 +355,20 @@ class ScoredCache(KeptKeys, AbstractContextManager["ScoredCache"]):
                 f"keys of its own; measure {policy!r} with sinkscope.perplexity, which keeps them all."
             )
         super().__init__(model, policy)
-        self._open = ExitStack()
-        self._open.enter_context(attached(model, policy=policy, normaliser=normaliser))
+        self._scope = attached(model, policy=policy, normaliser=normaliser)
+        self._scope.__enter__()
 
+    def __enter__(self) -> ScoredCache:
+        entering(self)
+        return self
+
+    @leaving
     def __exit__(self, *_: Any) -> None:
         self.close()
 
     def close(self) -> None:
         """Take the policy off the model."""
-        self._open.close()
+        self._scope.__exit__()
 
     def reset(self) -> None:
         """Forget everything that was read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from itertools import pairwise
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 import sinkscope.attention.attend as attend_module
 from sinkscope import attend, merge
-from sinkscope.attention.masks import CausalMask, FullMask, IndexedMask, TensorMask
+from sinkscope.attention.masks import CausalMask, FullMask, IndexedMask, TensorMask, weights_of
 
 
 def plain(query, key, value, visible, scale, softcap=None):
@@ -178,3 +179,25 @@ def test_a_kernel_that_is_wrong_or_missing_is_left_out_with_one_warning(monkeypa
     monkeypatch.undo()
     attend_module.fused_kernel.cache_clear()
     assert attend_module.fused_kernel("cpu", torch.float32) is attend_module._flash_cpu
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("strided", [False, True])
+def test_weights_are_the_exp_of_their_logarithms_and_exactly_zero_below_the_normal_floats(dtype, strided):
+    lowest, edge = torch.finfo(dtype).min, math.log(torch.finfo(dtype).tiny)
+    given = [0.0, -1e-7, -1.5, -30.0, edge + 1, edge, edge - 3, 2 * edge, lowest, -math.inf]
+    logs = torch.tensor(given * 7, dtype=dtype)  # as many as vector instructions and their rest take
+    out = torch.full((2, len(logs) + 5), 7.0, dtype=dtype)[1, 3:-2] if strided else None
+    weights = weights_of(logs, out)
+    exact = logs.double().numpy().astype(np.longdouble)
+    expected, normal = np.exp(exact), exact > edge + 0.5
+    np.testing.assert_allclose(weights[normal], expected[normal].astype(float), rtol=8 * torch.finfo(dtype).eps)
+    assert not weights[~normal].any()
+    assert logs.tolist() == torch.tensor(given * 7, dtype=dtype).tolist()
+
+
+def test_weights_hand_on_what_is_no_number_and_gradients():
+    assert weights_of(torch.tensor([math.nan, 0.0]))[0].isnan()
+    logs = torch.tensor([-1.0, -200.0], requires_grad=True)
+    (slope,) = torch.autograd.grad(weights_of(logs).sum(), logs)
+    assert slope.tolist() == pytest.approx([math.exp(-1), 0.0])

@@ -102,6 +102,7 @@ def test_a_compiled_step_around_the_model_runs_under_the_scope_too():
     torch.testing.assert_close(found, under_policy(build("llama")))
 
 
+@pytest.mark.slow
 def test_losses_and_cost_are_those_of_the_model_uncompiled():
     model, compiled = build("bloom"), torch.compile(build("bloom"), **BACKEND, fullgraph=True)
     plain(compiled)
@@ -153,6 +154,7 @@ def test_the_users_own_stance_comes_back():
     assert is_compiled()
 
 
+@pytest.mark.slow
 def test_a_scope_inside_a_compiled_function_is_refused():
     model = build("llama")
     compiled = torch.compile(lambda ids: under_policy(model) + ids.sum(), **BACKEND)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from functools import cache
 
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 import sinkscope
 import sinkscope.figures
 from sinkscope import SinkscopeError, open_record, save_record
+from sinkscope.explorer import saving
 from sinkscope.explorer.configuration import GONE, Configuration
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.results import SavedMaps
@@ -111,6 +113,19 @@ def test_the_code_prints_what_it_measured_and_reads_the_text_as_it_was_given(loa
     printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
     assert float(printed["dense"]) == pytest.approx(controller.loss.dense, rel=1e-5)
     assert float(printed["changed"]) == pytest.approx(controller.loss.changed, rel=1e-5)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\0"])
+def test_no_name_adds_a_line_to_the_code(end, monkeypatch):
+    controller = controller_of(CONFIGURATIONS["window"][0])
+    before = code_of(controller)
+    attributes = dict(saving.model_attributes(controller.model.model))
+    evil = f"a{end}import os; os.system('true'){end}# "
+    monkeypatch.setattr(saving, "model_attributes", lambda _: attributes | {"model": evil})
+    monkeypatch.setattr(Configuration, "name", property(lambda _: evil))
+    code = code_of(controller)
+    assert ast.dump(ast.parse(code)) == ast.dump(ast.parse(before)) and "os.system" in code
+    assert len(code.splitlines()) == len(before.splitlines())
 
 
 @pytest.mark.parametrize("case", ["dense", "sinks", "recompute"])
