@@ -61,7 +61,6 @@ _HOMES = {
     "sinkscope.experiments.predictability": ["predictability"],
     "sinkscope.experiments.recall": ["recall"],
     "sinkscope.experiments.grid": ["Grid"],
-    "sinkscope.experiments.sweep": ["run_sweep"],
     "sinkscope.analysis.sweep": ["sweep", "sweep_table"],
     "sinkscope.analysis.runs": ["compare_cells", "list_cells", "sweep_losses"],
     "sinkscope.analysis.recall": ["recall_table"],

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
-from inspect import signature
 from itertools import islice
 from typing import Any, ParamSpec, TypeVar
 
@@ -172,7 +171,7 @@ def check_names(given: Iterable[Any], known: Iterable[str], what: str) -> None:
         if name not in names:
             near = get_close_matches(str(name), names, 1)
             meant = f"did you mean {near[0]!r}" if near else f"give any of {', '.join(names)}"
-            raise SinkscopeError(f"{name!r} is no {what}; {meant}{'?' if near else '.'}")
+            raise SinkscopeError(f"{shown(name)} is no {what}; {meant}{'?' if near else '.'}")
 
 
 def instance(given: Any, kinds: Mapping[str, Any], what: str) -> Any:
@@ -185,12 +184,14 @@ def instance(given: Any, kinds: Mapping[str, Any], what: str) -> Any:
     if isinstance(given, str):
         given = {given: None}
     if len(given) != 1:
-        raise SinkscopeError(f"{dict(given)!r} is not one {what}; give each in an entry of its own, as {{name: ...}}.")
+        raise SinkscopeError(
+            f"{shown(dict(given))} is not one {what}; give each in an entry of its own, as {{name: ...}}."
+        )
     ((name, options),) = given.items()
     check_names([name], kinds, what)
     if not isinstance(options, (Mapping, type(None))):
-        raise SinkscopeError(f"{name} is given {options!r}; give its arguments by name, as {{{name}: {{...}}}}.")
-    taken, told = signature(kinds[name]).parameters, dict(options or {})
+        raise SinkscopeError(f"{name} is given {shown(options)}; give its arguments by name, as {{{name}: {{...}}}}.")
+    taken, told = inspect.signature(kinds[name]).parameters, dict(options or {})
     check_names(told, [each for each, one in taken.items() if one.kind is not one.VAR_KEYWORD], f"argument of {name}")
     missing = [each for each, one in taken.items() if one.default is one.empty and each not in told]
     if missing := [
@@ -200,7 +201,7 @@ def instance(given: Any, kinds: Mapping[str, Any], what: str) -> Any:
     try:
         return kinds[name](**told)
     except TypeError as problem:
-        raise SinkscopeError(f"{name} cannot be made of {told!r} ({problem}); see its documentation.") from problem
+        raise SinkscopeError(f"{name} cannot be made of {shown(told)} ({problem}); see its documentation.") from problem
 
 
 def are_places(numbers: Any) -> bool:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def record_bytes(record: xr.Dataset) -> bytes:
             for name, variable in storable.variables.items()
             if variable.dtype.kind in "fi" and variable.ndim > 0
         }
-        data = bytes(storable.to_netcdf(engine="h5netcdf", encoding=encoding))
+        with _alone():
+            data = bytes(storable.to_netcdf(engine="h5netcdf", encoding=encoding))
     except Exception as problem:  # what xarray and h5py raise depends on what they were given
         raise SinkscopeError(f"the record cannot be stored as NetCDF: {first_line(problem)}.") from problem
     return sealed(data, KIND)
@@ -117,6 +119,14 @@ def record_of(data: bytes, path: Path, max_memory: int = MOST) -> xr.Dataset:
     if not (measured or record.attrs.get("kind") in STREAMED):
         raise SinkscopeError(f"{path} is a NetCDF file but not a record of sinkscope (no layers, policies or lengths).")
     return record
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Where a Dask cluster is in use xarray asks it for a lock on the file, which these bytes in memory are not."""
+    dask = sys.modules.get("dask")
+    with nullcontext() if dask is None else dask.config.set(scheduler="synchronous"):
+        yield
 
 
 @contextmanager

@@ -13,14 +13,16 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis.sweep import LEVELS
+from sinkscope.arguments import checks_types
 from sinkscope.errors import SinkscopeError
-from sinkscope.experiments.run_folder import KEY, Card, cells_folder, cells_in, read_card, read_cell
+from sinkscope.experiments.run_folder import KEY, TRAINING, Card, cells_folder, cells_in, read_card, read_cell
 
 VERSIONS = ("torch", "transformers", "sinkscope")
 Place = str | os.PathLike[str]
 
 
-def list_cells(folder: Place) -> pd.DataFrame:
+@checks_types
+def list_cells(folder: str | os.PathLike[str]) -> pd.DataFrame:
     """One row for each finished cell of a run folder: its key, what it is, seconds it took, when, and its `problem`,
     empty where it is as it was written. The laboratory's folders have trainings in the place of experiments.
 
@@ -36,7 +38,8 @@ def list_cells(folder: Place) -> pd.DataFrame:
     return table
 
 
-def sweep_losses(folder: Place, model: str | None = None, text: str | None = None) -> xr.Dataset:
+@checks_types
+def sweep_losses(folder: str | os.PathLike[str], model: str | None = None, text: str | None = None) -> xr.Dataset:
     """The losses of all policies that a run folder has of one model and text, as one record.
 
     `ppl_table` makes of it a table over the same tokens, with paired intervals; figures take it as that of
@@ -64,7 +67,8 @@ def sweep_losses(folder: Place, model: str | None = None, text: str | None = Non
     return xr.concat(list(records.values()), "policy", combine_attrs="override", **options)
 
 
-def compare_cells(one: Place, other: Place) -> pd.DataFrame:
+@checks_types
+def compare_cells(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> pd.DataFrame:
     """How the numbers of two run folders, or of two cells, differ.
 
     One row for each pair of cells with the same levels: `cell`, `other_cell`, their keys, the same where everything
@@ -128,7 +132,7 @@ def _numbers(place: Path) -> dict[str, np.ndarray]:
         return {str(name): each.values for name, each in record.data_vars.items() if each.dtype.kind in "fiub"}
     from sinkscope.tensors import read_tensors  # records need no torch
 
-    tensors, _ = read_tensors(place, "the cell", None, "delete it")
+    tensors, _ = read_tensors(place, "the cell", TRAINING, "delete it")
     return {name: each.numpy() for name, each in tensors.items() if name != "seconds"}
 
 

@@ -16,6 +16,7 @@ from sinkscope.analysis.interventions import intervention_table
 from sinkscope.analysis.mass import sink_mass
 from sinkscope.analysis.perplexity import ppl_table
 from sinkscope.analysis.recall import recall_table
+from sinkscope.arguments import checks_types
 from sinkscope.errors import SinkscopeError, warn
 from sinkscope.experiments.run_folder import Card, cells_in
 
@@ -24,6 +25,7 @@ COLUMNS = (*LEVELS, "at", "quantity", "value", "low", "high", "null", "tokens", 
 RESAMPLES = 2000
 
 
+@checks_types
 def sweep(
     grid: Any,
     folder: str | os.PathLike[str] | None = None,
@@ -55,6 +57,7 @@ def sweep(
     return _table([row for some in rows.values() for row in some])
 
 
+@checks_types
 def sweep_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
     """The table of all cells in a run folder.
 

@@ -89,7 +89,7 @@ class Experiment(ABC):
         tokens = hashlib.sha256(b"|".join(text.numpy().tobytes() for text in texts)).hexdigest()
         policy = setting.policy
         defined = {"policy_definition": policy.definition} if policy.definition else {}
-        given = {"experiment": type(self).__name__, "tokens": tokens, "policy": policy, **defined}
+        given = {"experiment": type(self).__name__, "text": tokens, "policy": policy, **defined}
         return given | {"sinks": setting.sinks, "seed": setting.seed} | self.told
 
     def _told(self) -> dict[str, str]:
@@ -163,9 +163,8 @@ class Perplexity(Experiment):
         return Run(self.block, self.samples, setting.seed or 0, self.normaliser)
 
     def run(self, model: nn.Module, tokenizer: Any, texts: list[Tensor], setting: Setting, stay: Checkpoint) -> Any:
-        how = self.how(setting)
-        start = stay.read(list(batches_of(texts, BATCH_TOKENS)))
-        done = read_texts(model, texts, setting.policy, how, stay, start, False)
+        how, batches = self.how(setting), list(batches_of(texts, BATCH_TOKENS))
+        done = read_texts(model, texts, setting.policy, how, stay, stay.read(batches), False)
         return record_of(model, texts, [setting.policy], [done]).assign_attrs(how.attributes())
 
 

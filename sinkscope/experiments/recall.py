@@ -74,7 +74,7 @@ def passages_of(
 ) -> tuple[list[Tensor], list[int], int, np.ndarray]:
     """The pieces [token] of all distances, these in order, tokens in a passage and where the pieces begin; raises as
     `recall`."""
-    away = sorted(one_or_several(distances, "distances", int))
+    away = sorted(one_or_several(distances, "distances", lambda each: whole_number(each, "distances", 1)))
     length, count = whole_number(passage, "passage", 2), whole_number(passages, "passages", 1)
     texts = texts_of(ids)
     if away[0] < length:

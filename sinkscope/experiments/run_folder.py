@@ -29,6 +29,8 @@ from sinkscope.files import partial_beside, write_text
 from sinkscope.record import open_record, save_record
 
 CARD, RECORD = "cell.json", "record.nc"
+TRAINING = "sinkscope training run 2"  # kind of the files of the laboratory's trainings
+LARGEST = 2**24  # bytes of the header of such a file
 KEY = re.compile("[0-9a-f]{32}")
 ADVICE = "delete it, and the same sweep makes it again"
 
@@ -147,16 +149,19 @@ def cells_in(folder: str | os.PathLike[str]) -> dict[str, Card | SinkscopeError]
             else:
                 if card is not None:
                     found[entry.name] = card
-        elif entry.suffix == ".safetensors" and KEY.fullmatch(entry.stem):
-            with suppress(_Unfinished):
-                found[entry.stem] = _tensors_card(entry)
+        elif entry.suffix == ".safetensors" and KEY.fullmatch(entry.stem) and not _is_unfinished(entry):
+            found[entry.stem] = _tensors_card(entry)
     if not found:
         raise SinkscopeError(f"{place} holds no finished cell: give a folder that `sinkscope sweep` wrote.")
     return found
 
 
-class _Unfinished(Exception):
-    """A file that keeps how far a cell is."""
+def _is_unfinished(path: Path) -> bool:
+    """Whether a file of tensors keeps how far a cell is, and is none itself."""
+    with suppress(OSError, ValueError, TypeError, AttributeError), path.open("rb") as file:
+        header = file.read(min(int.from_bytes(file.read(8), "little"), LARGEST))
+        return json.loads(header).get("__metadata__", {}).get("kind", TRAINING) != TRAINING
+    return False
 
 
 def _tensors_card(path: Path) -> Card | SinkscopeError:
@@ -164,10 +169,8 @@ def _tensors_card(path: Path) -> Card | SinkscopeError:
     from sinkscope.tensors import read_tensors  # reading records needs no torch
 
     try:
-        _, about = read_tensors(path, "the cell", None, "delete it, and the same run makes it again")
+        _, about = read_tensors(path, "the cell", TRAINING, "delete it, and the same run makes it again")
         settings = json.loads(about["settings"])
-        if "progress" in about:
-            raise _Unfinished
         if key_of(about["settings"]) != path.stem:
             raise SinkscopeError(f"the cell {path} is of other settings than its name says; delete it.")
     except SinkscopeError as problem:

@@ -104,9 +104,9 @@ def finished_cells(
     waiting = [unique[key] for key, result in known.items() if result is None]
     total, todo = (sum(cell.size for cell in some) for some in (unique.values(), waiting))
     ticket, done = uuid.uuid4().hex, len(unique) - len(waiting)
-    kept = f"interrupted; what is finished is kept in {folder}, and running the same again goes on from there."
+    told_kept = f"interrupted; what is finished is kept in {folder}, and running the same again goes on from there."
     bar = progress_bar(total, unit, progress, initial=total - todo, desc=title)
-    with saying(None if folder is None else kept), bar:
+    with saying(None if folder is None else told_kept), bar:
         BARS[ticket] = bar
         try:
             yield from ((key, result) for key, result in known.items() if result is not None)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sinkscope.arguments import finite_number, whole_number
 from sinkscope.attention.placement import kind_of
 from sinkscope.errors import SinkscopeError
+from sinkscope.experiments.run_folder import TRAINING
 from sinkscope.experiments.runner import Advance, Cell, run_cells
 from sinkscope.files import writable_folder
 from sinkscope.hf.gguf import cache_directory
@@ -32,7 +33,6 @@ from sinkscope.texts import read_text, text_name
 
 Material = TypeVar("Material")
 Run = TypeVar("Run", bound="TrainingRun[Any]")
-KIND = "sinkscope training run 2"
 ADVICE = "delete it to train this run again"
 
 
@@ -138,7 +138,7 @@ class TrainingRun(Cell[dict[str, Tensor]], Generic[Material]):
     def read(self, path: Path | None) -> dict[str, Tensor] | None:
         if path is None or not path.exists():
             return None
-        tensors, about = read_tensors(path, "the training run", KIND, ADVICE)
+        tensors, about = read_tensors(path, "the training run", TRAINING, ADVICE)
         if other := difference(json.loads(about["settings"]), json.loads(self.settings_text)):
             raise SinkscopeError(
                 f"the training run {path} is of other settings than its name says ({other}); {ADVICE}."
@@ -156,7 +156,7 @@ class TrainingRun(Cell[dict[str, Tensor]], Generic[Material]):
         return result
 
     def keep(self, result: dict[str, Tensor], path: Path) -> None:
-        write_tensors(path, "the training run", KIND, result, {"settings": self.settings_text})
+        write_tensors(path, "the training run", TRAINING, result, {"settings": self.settings_text})
 
     def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
         rates = {"lr": self.schedule.learning_rate, "weight_decay": self.schedule.weight_decay}

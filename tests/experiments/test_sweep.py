@@ -293,12 +293,13 @@ def test_a_worker_that_dies_is_one_sentence_and_a_folder_to_go_on_from(model, id
 
 
 @pytest.mark.slow
-def test_dask_workers_give_identical_numbers(saved, ids):
+def test_dask_workers_give_identical_numbers_and_keep_them(saved, ids, tmp_path):
     distributed = pytest.importorskip("distributed")
     here = sweep(grid(str(saved), ids, experiments=ALL))
     cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
     with cluster, distributed.Client(cluster), joblib.parallel_config(backend="dask"):
-        pd.testing.assert_frame_equal(sweep(grid(str(saved), ids, experiments=ALL)), here)
+        pd.testing.assert_frame_equal(sweep(grid(str(saved), ids, experiments=ALL), tmp_path / "run"), here)
+    assert (sinkscope.list_cells(tmp_path / "run")["problem"] == "").all()
 
 
 def test_two_names_of_the_same_numbers_are_one_cell_and_two_rows(model, ids, forwards):

@@ -126,6 +126,6 @@ def test_a_machine_with_other_weights_is_refused(model, ids, saved, monkeypatch)
     source_open = ModelSource.open
     monkeypatch.setattr(ModelSource, "open", lambda self: (self.forget(), source_open(self))[1])
     with pytest.raises(
-        SinkscopeError, match=r"found another model in .*model than this run began with \(it has other weights"
+        SinkscopeError, match=r"a worker found another model in .* than this run began with .it has other weights"
     ):
         ablated(saved, ids)

@@ -61,6 +61,8 @@ def ordinary(folder: Path) -> dict[str, Words]:
         "report": [*read, "--sequences", "2", "--length", "24", "--no-streaming", "--no-softmax", "--quiet"],
         "explore": [*read, "--no-browser"],
         "audit": ["no-such-type"],
+        "sweep": [str(world.grid_file()), "--quiet"],
+        "runs": [str(world.run_folder())],
     }
 
 

@@ -122,6 +122,14 @@ BY_NAME: dict[str, Make] = {
 }
 
 BY_SUBJECT: dict[str, dict[str, Make]] = {
+    "sweep": {"grid": lambda _: world.grid()},
+    "Grid": {"models": lambda _: {"tiny": world.model()}, "texts": lambda _: {"words": world.ids()},
+             "experiments": lambda _: "perplexity", "policies": lambda _: ["dense", "sinks"]},
+    "Grid.of": {"given": lambda _: world.grid()},
+    "sweep_table": {"folder": lambda _: world.run_folder()},
+    "list_cells": {"folder": lambda _: world.run_folder()},
+    "sweep_losses": {"folder": lambda _: world.run_folder(), "model": lambda _: "tiny", "text": lambda _: "words"},
+    "compare_cells": {"one": lambda _: world.run_folder(), "other": lambda _: world.run_folder()},
     "load": {"source": lambda _: world.saved_model()},
     "read_text": {"source": lambda folder: _written(folder, "text.txt", world.PROSE)},
     "read_tokens": {"text": lambda _: world.PROSE, "start": lambda _: 0},

@@ -50,6 +50,29 @@ def saved_model() -> Path:
     return folder
 
 
+def grid() -> dict[str, Any]:
+    """A grid of two cells."""
+    axes = {"policies": ["dense", "sinks"], "sinks": 2, "cache_sizes": 8}
+    return {"models": {"tiny": model()}, "texts": {"words": ids()}, **axes}
+
+
+@cache
+def grid_file() -> Path:
+    """The same in YAML, with a text in a file."""
+    path = saved_model().parent / "grid.yaml"
+    (path.parent / "grid.txt").write_text(PROSE, encoding="utf-8")
+    told = f"models: {saved_model()}\ntexts: {path.parent / 'grid.txt'}\ntokens: 40\n"
+    path.write_text(told + "policies: [dense, sinks]\nsinks: 2\ncache_sizes: 8\n", encoding="utf-8")
+    return path
+
+
+@cache
+def run_folder() -> Path:
+    """What a sweep of that grid leaves."""
+    sinkscope.sweep(grid(), saved_model().parent / "run", progress=False)
+    return saved_model().parent / "run"
+
+
 def ids(texts: int = 2, tokens: int = 40) -> Tensor:
     return torch.randint(3, 300, (texts, tokens), generator=torch.Generator().manual_seed(5))
 
