@@ -54,7 +54,7 @@ def test_a_model_in_training_mode_is_refused(model, ids):
 
 
 def test_what_is_no_model_is_refused(ids):
-    with pytest.raises(SinkscopeError, match="a model is a name, a path or a torch module, not a int"):
+    with pytest.raises(SinkscopeError, match="A model is a name, a path or a torch module, not a int"):
         ablate(3, ids, (0, 4), 16)
     with pytest.raises(SinkscopeError, match=r"There is no model at './nowhere'"):
         ablate("./nowhere", ids, (0, 4), 16)
