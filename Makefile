@@ -4,6 +4,7 @@
 #   make demo PIP_OPTIONS="--index-url ..."    passed on to every pip install, for example an index with the smaller,
 #                                              CPU-only builds of torch
 #   make quick                                 the short tests, without a browser and the demo model
+#   make faults                                whatever is written, interrupted at every line, cut, changed, on full disks
 #   make fuzz                                  everything public with arguments of any kind, and a tally
 #   make lint                                  ruff, mypy and oxlint
 #   make gpu                                   on a machine with a GPU: tests/gpu, and what sinkscope costs there
@@ -25,7 +26,7 @@ OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
 PINNED := $(shell sed -n 's/^transformers==//p' constraints.txt)
 RELEASES ?= $(OLDEST) $(PINNED)
 
-.PHONY: demo test quick fuzz test-versions bench gpu assets lint lock licences clean FORCE
+.PHONY: demo test quick faults fuzz test-versions bench gpu assets lint lock licences clean FORCE
 .DELETE_ON_ERROR:
 .PRECIOUS: .venv-versions/%/.installed
 
@@ -38,6 +39,9 @@ test: $(STAMP)
 
 quick: $(STAMP)
 	$(PYTEST) -m "not slow and not browser and not demo and not versions"
+
+faults: $(STAMP)
+	SINKSCOPE_FAULTS=all $(PYTEST) tests/faults
 
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz

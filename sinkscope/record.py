@@ -7,7 +7,6 @@ and h5py open such a file as any other.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 from collections.abc import Iterator
@@ -22,13 +21,13 @@ from sinkscope.arguments import checks_types
 from sinkscope.errors import SinkscopeError, first_line
 from sinkscope.files import write_bytes
 from sinkscope.hdf5_trial import try_hdf5
+from sinkscope.seals import has_seal, sealed, unsealed
 
-MARK = b"\nsinkscope record, SHA-256 of all bytes before this line: "
-CHECKED = len(MARK) + 64 + 1  # bytes of the last line
+KIND = ".nc"
 MOST = 4 * 2**30
 """Bytes that a record may take, as a file and in memory, unless `open_record` is told otherwise."""
 
-STREAMED = ("perplexity", "ablation", "decode")
+STREAMED = ("perplexity", "ablation", "decode", "recall")
 """Kinds of streaming records, as their attrs["kind"] says."""
 
 
@@ -52,7 +51,7 @@ def save_record(record: xr.Dataset, path: str | os.PathLike[str]) -> Path:
     """
     data, path = record_bytes(record), Path(path)
     with _trying("write to", path):
-        if path.is_file() and path.stat().st_size and _checksum(path) is None:
+        if path.is_file() and path.stat().st_size and not has_seal(path, KIND):
             raise SinkscopeError(f"{path} is there already and is no whole record of sinkscope: give another name.")
     write_bytes(path, data, "the record")
     return path
@@ -72,7 +71,7 @@ def record_bytes(record: xr.Dataset) -> bytes:
         data = bytes(storable.to_netcdf(engine="h5netcdf", encoding=encoding))
     except Exception as problem:  # what xarray and h5py raise depends on what they were given
         raise SinkscopeError(f"the record cannot be stored as NetCDF: {first_line(problem)}.") from problem
-    return data + MARK + hashlib.sha256(data).hexdigest().encode() + b"\n"
+    return sealed(data, KIND)
 
 
 @checks_types
@@ -90,7 +89,7 @@ def open_record(path: str | os.PathLike[str], *, max_memory: int = MOST) -> xr.D
     with _trying("read", path):
         if not path.is_file():
             raise SinkscopeError(f"there is no record at {path}.")
-        if _checksum(path) is None:
+        if not has_seal(path, KIND):
             raise SinkscopeError(
                 f"{path} is not a record of sinkscope, or it is damaged or was changed: the checksum that "
                 "`save_record` puts at its end is not there. If you trust it, open it with xarray.open_dataset and "
@@ -105,8 +104,8 @@ def open_record(path: str | os.PathLike[str], *, max_memory: int = MOST) -> xr.D
 
 def record_of(data: bytes, path: Path, max_memory: int = MOST) -> xr.Dataset:
     """The record in the bytes of a file, and `open_record`'s errors; `path` is where they are from."""
-    inside, mark, said = data[:-CHECKED], data[-CHECKED:-65], data[-65:-1]
-    if mark != MARK or said != hashlib.sha256(inside).hexdigest().encode():
+    inside = unsealed(data, KIND)
+    if inside is None:
         raise SinkscopeError(f"{path} is damaged, or was changed: it has not the checksum that it was saved with.")
     try:
         try_hdf5(inside, max_memory)
@@ -118,14 +117,6 @@ def record_of(data: bytes, path: Path, max_memory: int = MOST) -> xr.Dataset:
     if not (measured or record.attrs.get("kind") in STREAMED):
         raise SinkscopeError(f"{path} is a NetCDF file but not a record of sinkscope (no layers, policies or lengths).")
     return record
-
-
-def _checksum(path: Path) -> bytes | None:
-    """What the last line of the file says; None where it has no such line."""
-    with path.open("rb") as file:
-        file.seek(max(file.seek(0, os.SEEK_END) - CHECKED, 0))
-        line = file.read(CHECKED)
-    return line[len(MARK) : -1] if line.startswith(MARK) and len(line) == CHECKED and line.endswith(b"\n") else None
 
 
 @contextmanager

@@ -36,8 +36,8 @@ def write_tensors(path: Path, what: str, kind: str, tensors: dict[str, Tensor], 
             os.fsync(file.fileno())
 
 
-def read_tensors(path: Path, what: str, kind: str, advice: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and texts of a file that `write_tensors` wrote, of the same kind.
+def read_tensors(path: Path, what: str, kind: str | None, advice: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and texts of a file that `write_tensors` wrote, of the same kind, or of any when None.
 
     Raises:
         SinkscopeError: another kind of file, one of another release, or a damaged one.
@@ -59,7 +59,7 @@ def read_tensors(path: Path, what: str, kind: str, advice: str) -> tuple[dict[st
         raise SinkscopeError(f"{what} {path} is of an earlier release, which cannot be checked as a whole; {advice}.")
     if checksum != _checksum(tensors, about):
         raise SinkscopeError(f"{what} {path} is damaged: it is not what was saved; {advice}.")
-    if about["kind"] != kind:
+    if kind is not None and about["kind"] != kind:
         raise SinkscopeError(f"{path} is a {about['kind']}, and {what} is looked for ({kind}); {advice}.")
     return tensors, about
 

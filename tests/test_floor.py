@@ -19,7 +19,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.files import check_writable, clear_partials, partial_beside, replacing, writable_folder, write_text
 from sinkscope.progress import PATIENCE, progress_bar
 
-FLOOR = ("errors", "arguments", "definition", "files", "interrupts", "progress")
+FLOOR = ("errors", "arguments", "definition", "seals", "files", "interrupts", "progress")
 
 
 @pytest.mark.parametrize("name", FLOOR)
@@ -27,7 +27,7 @@ def test_the_bottom_floor_stands_on_nothing_but_errors(name):
     tree = ast.parse((Path(sinkscope.__file__).parent / f"{name}.py").read_text())
     modules = {each.module for each in ast.walk(tree) if isinstance(each, ast.ImportFrom)}
     modules |= {alias.name for each in ast.walk(tree) if isinstance(each, ast.Import) for alias in each.names}
-    assert {each for each in modules if each.startswith("sinkscope")} <= {"sinkscope.errors"}
+    assert {each for each in modules if each.startswith("sinkscope")} <= {"sinkscope.errors", "sinkscope.seals"}
 
 
 def test_what_is_right_comes_back_as_what_is_needed():

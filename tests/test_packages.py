@@ -1,4 +1,4 @@
-"""What is said of packages is said of those that are pinned: licences, and the hashes of what the demo installs."""
+"""What is said of packages is said of those that are pinned: licences, and hashes of what the demo installs."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import subprocess
@@ -18,7 +17,7 @@ import xarray as xr
 
 import sinkscope.record as module
 from sinkscope import ALL, SinkscopeError, measure, open_record, save_record
-from sinkscope.record import CHECKED, MARK
+from sinkscope.seals import line_length, sealed
 from tests.core.test_measure import Speller
 from tests.support.zoo import build, inputs
 
@@ -93,11 +92,13 @@ def test_places_that_cannot_be_written_or_read(record, tmp_path):
             open_record(tmp_path / path)
         assert "\n" not in str(refused.value)
     for path in ("a" * 5000, "a\0b"):
-        with pytest.raises(SinkscopeError, match="cannot write"):
+        with pytest.raises(SinkscopeError, match=r"cannot write|names no file"):
             save_record(record, tmp_path / path)
-    for path in (os.devnull, tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # as a device: a file renamed to its name would take its place
+    for path in (tmp_path / "pipe", tmp_path):
         with pytest.raises(SinkscopeError, match="is there already and is no file"):
             save_record(record, path)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_file_that_is_no_record_is_neither_read_nor_replaced(record, tmp_path):
@@ -120,7 +121,7 @@ def test_a_file_that_is_no_record_is_neither_read_nor_replaced(record, tmp_path)
 
 @pytest.mark.parametrize(
     ("made", "words"),
-    [(lambda: object(), "a object is no record"),
+    [(lambda: object(), "record=<object .* is not a record"),
      (lambda: xr.Dataset({"nll": ("policy", np.array([object()]))}), "cannot be stored as NetCDF"),
      (lambda: xr.Dataset({"a/b": ("policy", [1.0])}), "cannot be stored as NetCDF")],
 )  # fmt: skip
@@ -152,7 +153,7 @@ def test_every_changed_byte_is_found_before_hdf5_sees_it(record, tmp_path, monke
     whole = save_record(record, tmp_path / "whole.nc").read_bytes()
     monkeypatch.setattr(module, "try_hdf5", lambda *_: pytest.fail("HDF5 saw it"))
     random = np.random.default_rng(0)
-    for place in [*range(0, len(whole), len(whole) // 150), *range(len(whole) - CHECKED, len(whole))]:
+    for place in [*range(0, len(whole), len(whole) // 150), *range(len(whole) - line_length(".nc"), len(whole))]:
         flipped = bytes([whole[place] ^ int(random.integers(1, 256))])
         for damaged in (
             whole[:place] + flipped + whole[place + 1 :],
@@ -166,7 +167,7 @@ def test_every_changed_byte_is_found_before_hdf5_sees_it(record, tmp_path, monke
 
 def checked(data: bytes, path: Path) -> Path:
     """A file with the checksum of a record, made by someone who knows how."""
-    path.write_bytes(data + MARK + hashlib.sha256(data).hexdigest().encode() + b"\n")
+    path.write_bytes(sealed(data, ".nc"))
     return path
 
 

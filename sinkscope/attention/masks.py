@@ -40,7 +40,7 @@ def weights_of(logs: Tensor, out: Tensor | None = None) -> Tensor:
     smallest = math.exp(floor) * (1 + 1e-4)  # no less than the exp of the floor is on any device
     if out is None or logs.requires_grad:
         return F.threshold(logs.clamp(min=floor).exp(), smallest, 0.0)
-    return F.threshold_(torch.clamp(logs, min=floor, out=out).exp_(), smallest, 0.0)
+    return F.threshold(torch.clamp(logs, min=floor, out=out).exp_(), smallest, 0.0, inplace=True)
 
 
 def ranges(start: int, stop: int, step: int) -> list[slice]:

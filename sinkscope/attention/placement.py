@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import MISSING, dataclass, fields
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sinkscope.arguments import MOST_PLACES
+from sinkscope.arguments import MOST_PLACES, is_listed
 from sinkscope.definition import definition, is_found
-from sinkscope.errors import SinkscopeError, shown
+from sinkscope.errors import SinkscopeError, safe_repr, shown
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -70,7 +70,7 @@ class Placed:
     def __repr__(self) -> str:
         silent = {field.name: field.default for field in fields(self) if field.kw_only}
         said = [
-            f"{name}={value!r}"
+            f"{name}={safe_repr(value)}"
             for name, value in self.settings.items()
             if name not in silent or not is_same(value, silent[name])
         ]  # fmt: skip
@@ -82,7 +82,7 @@ class Placed:
         told = []
         for kind, numbers in (("layer", self.layers), ("head", self.heads)):
             if (
-                isinstance(numbers, Collection) and 0 < len(numbers) <= MOST_PLACES
+                numbers is not None and is_listed(numbers) and 0 < len(numbers) <= MOST_PLACES
             ):  # others are refused when it is used
                 told.append(f"{kind}{'s' * (len(numbers) > 1)} {_spans(numbers)}")
         return ", ".join(told)
@@ -189,7 +189,7 @@ def owner(cls: type, member: str) -> type:
 def _check(placed: Placed, kind: str, chosen: Any, known: Sequence[int] | None) -> None:
     if chosen is None:
         return
-    if isinstance(chosen, str) or not isinstance(chosen, Collection) or not 0 < len(chosen) <= MOST_PLACES:
+    if not is_listed(chosen) or not 0 < len(chosen) <= MOST_PLACES:
         raise SinkscopeError(f"{shown(placed)} acts in no {kind}; give {kind}s=[0, 5] for example, or None for all.")
     for number in chosen:
         if not isinstance(number, (int, np.integer)) or isinstance(number, bool):

@@ -5,8 +5,6 @@ Each writes its record, tables and figures to a folder.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +15,8 @@ import sinkscope
 from sinkscope.cli import options as given
 from sinkscope.cli.options import printed, say, write_table
 from sinkscope.errors import SinkscopeError
-from sinkscope.files import write_figure, write_text
+from sinkscope.experiments.grid import WAYS, named_policies
+from sinkscope.files import write_figure, write_sealed
 from sinkscope.texts import read_stream
 
 if TYPE_CHECKING:
@@ -26,10 +25,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from sinkscope.experiments.intervention import Intervention
-    from sinkscope.policies import Policy
 
-VALUES = {"sinks": "kept", "phantom": "zeroed", "mean-values": "mean", "values-only": "added"}  # what sinks hand on
-WAYS = ("dense", "window", "recompute", *VALUES)
 FOUR_WAYS, SINKS, CACHES, POSITIONS, KINDS = list(WAYS[:4]), [0, 1, 2, 4, 8], [512], ["cache"], ["first"]  # defaults
 
 QUESTION = "What does this show?"  # behind pictures, where no text is given
@@ -73,7 +69,7 @@ def perplexity(
     """Perplexity of one text under several ways to attend to it. The same command goes on where it was stopped."""
     from sinkscope.texts import text_name
 
-    ways = _policies(policies, cache, sinks)
+    ways = named_policies(policies, cache, sinks)
     loaded, tokenizer = sinkscope.load(model, **loading)
     ids = sinkscope.read_tokens(tokenizer, text, limit=tokens, start=start)
     record = sinkscope.perplexity(
@@ -133,32 +129,12 @@ def cost(
     """Operations and KV memory of the ways to attend, from the model's own shapes."""
     from sinkscope.analysis.costs import four_policies
 
-    ways = _policies(policies, cache, sinks)
+    ways = named_policies(policies, cache, sinks)
     loaded, _ = sinkscope.load(model, **loading)
     table = four_policies(sinkscope.cost_table(loaded, ways, tokens))
     if out is not None:
         write_table(table, out / "cost", f"Cost of attending to {tokens:,} tokens.")
     say(False, f"{tokens:,} tokens:", printed(table), *([] if out is None else [f"Written to {out}"]))
-
-
-def _policies(names: list[str], cache: int, sinks: int) -> list[Policy]:
-    """The ways of these names; one given twice counts once."""
-    made: dict[str, Callable[[], Policy]] = {
-        "dense": sinkscope.Dense,
-        "window": partial(sinkscope.Window, cache),
-        "recompute": partial(sinkscope.Recompute, cache),
-        **{name: partial(sinkscope.SinkWindow, sinks, cache - sinks, values=kept) for name, kept in VALUES.items()},
-    }
-    policies = []
-    for name in dict.fromkeys(names):
-        if name not in made:
-            raise SinkscopeError(f"{name!r} is no policy; give any of {', '.join(WAYS)}.")
-        if name in VALUES and sinks >= cache:
-            raise SinkscopeError(
-                f"{sinks} sinks leave no window in a cache of {cache}; give fewer sinks or more cache."
-            )
-        policies.append(made[name]())
-    return policies
 
 
 def lab(
@@ -215,7 +191,7 @@ def _language(out: Path, options: dict[str, Any]) -> list[str]:
     write_table(table, out / "language", "Perplexity of models trained from scratch.")
     write_table(heads, out / "heads", "Attention of each head on the first token.")
     write_figure(language_emergence(record), out / "language_emergence")
-    write_text(out / "verdict.txt", "\n".join(verdict) + "\n", "the verdict")
+    write_sealed(out / "verdict.txt", "\n".join(verdict).encode(), "the verdict")
     return [printed(table), *verdict]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sinkscope.files import write_text
+from sinkscope.files import write_table_files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,8 +57,7 @@ def write_table(table: pd.DataFrame, path: Path, caption: str, attributes: Mappi
     from sinkscope.reporting.tables import csv_text, latex_text
 
     source = table.attrs if attributes is None else attributes
-    write_text(path.with_suffix(".csv"), csv_text(table, source), "the table")
-    write_text(path.with_suffix(".tex"), latex_text(table, source, caption, path.name), "the table")
+    write_table_files(csv_text(table, source), path.with_suffix(".tex"), latex_text(table, source, caption, path.name))
 
 
 def printed(table: pd.DataFrame) -> str:

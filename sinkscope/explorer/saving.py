@@ -22,11 +22,12 @@ from sinkscope.explorer.controller import CLOSED, Controller
 from sinkscope.explorer.display import alert
 from sinkscope.explorer.results import Reading, compared
 from sinkscope.figures.style import visible
-from sinkscope.files import write_figure, write_text
+from sinkscope.files import write_figure, write_sealed
 from sinkscope.models.facts import model_attributes, token_attributes
 from sinkscope.policies import PerHead
 from sinkscope.record import save_record
 from sinkscope.reporting.page import inline_png
+from sinkscope.seals import check_own
 
 NEEDS_KERNEL = "The explorer of sinkscope is here while a kernel runs: run this cell to have it."
 
@@ -134,10 +135,12 @@ def save_view(controller: Controller, folder: str | os.PathLike[str], text: str 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise SinkscopeError(f"cannot write to {folder}: {problem.strerror or problem}.") from problem
-    files = [*write_figure(figures.explored(record), folder / "view"), save_record(record, folder / "view.nc")]
+    picture, data, code = folder / "view", folder / "view.nc", folder / "view.py"
+    check_own(code, "the code")
+    files = [*write_figure(figures.explored(record), picture), save_record(record, data)]
     if controller.model is not None:
-        files.append(folder / "view.py")
-        write_text(files[-1], code_of(controller, text), "the code")
+        write_sealed(code, code_of(controller, text).encode("utf-8", "backslashreplace"), "the code")
+        files.append(code)
     return files
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from sinkscope.arguments import check_types, finite_number, one_of, real_number, several
+from sinkscope.arguments import check_fields, finite_number, is_a, one_of, real_number, several, whole_number
 from sinkscope.errors import SinkscopeError, first_line, shown
 
 # Okabe and Ito (2008): told apart with any colour vision; with the dashes also in grey.
@@ -32,15 +31,12 @@ def _words(cls: Any) -> dict[str, tuple[str, ...]]:
     return {name: get_args(hint) for name, hint in get_type_hints(cls).items() if get_origin(hint) is Literal}
 
 
-_signature = cache(inspect.signature)
-
-
 class Checked:
     """A dataclass with known words, sizes above 0, and arrays of float64 in its fields of `Numbers`."""
 
     def __post_init__(self) -> None:
         kind: Any = type(self)
-        check_types(_signature(kind), {each.name: getattr(self, each.name) for each in fields(kind)})
+        check_fields(self)
         for name, known in _words(kind).items():
             one_of(getattr(self, name), name, known)
         for each in fields(cast(Any, self)):
@@ -88,3 +84,37 @@ def check_points(series: Any) -> None:
     if len(sizes["x"]) > 1 or len({*sizes.values()}) > 1:
         listed = ", ".join(f"{name} {'x'.join(map(str, size))}" for name, size in sizes.items())
         raise SinkscopeError(f"a {type(series).__name__} takes one value for each of its points; given are {listed}.")
+
+
+def check_axis(axis: Any) -> None:
+    """Refuse limits that are not two, unknown words for ticks, and names that do not belong to ticks."""
+    if not isinstance(axis.limits, (tuple, list)) or len(axis.limits) != 2:
+        raise SinkscopeError(f"limits={shown(axis.limits)} of the axis {axis.label!r} are not two: give (low, high).")
+    low, high = axis.limits
+    check_ends(low, high, axis.scale == "log", f"the axis {axis.label!r}")
+    if isinstance(axis.ticks, str):
+        one_of(axis.ticks, "ticks", ["round"])
+    for name, at in (("names", "ticks"), ("name_colours", "names")):
+        few, many = getattr(axis, name), getattr(axis, at)
+        if few is None:
+            continue
+        if many is None or isinstance(many, str) or len(several(few, name)) != len(several(many, at)):
+            raise SinkscopeError(f"{name} of the axis {axis.label!r} stand one at each of {at}; give as many.")
+
+
+def check_layout(drawing: Any) -> None:
+    """Refuse ratios that are not one width for each column, and attributes that are not those of a record."""
+    for ratio in drawing.ratios:
+        finite_number(ratio, "ratios", 0.0)
+    if len(drawing.ratios) not in (0, whole_number(drawing.columns, "columns", 1)):
+        raise SinkscopeError(f"ratios are the widths of {drawing.columns} columns; given are {len(drawing.ratios)}.")
+    if not isinstance(drawing.attributes, Mapping):
+        raise SinkscopeError(f"attributes={shown(drawing.attributes)} are not those of a record: give a dict.")
+
+
+def check_drawing(drawing: Any) -> None:
+    """Refuse what is no Drawing."""
+    if not is_a(drawing, "sinkscope.figures.marks", "Drawing"):
+        raise SinkscopeError(
+            f"a {type(drawing).__name__} is no Drawing: give what a figure's `describe` makes of a record."
+        )

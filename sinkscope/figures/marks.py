@@ -41,9 +41,9 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from sinkscope.arguments import finite_number, one_of, several, whole_number
+from sinkscope.arguments import several, whole_number
 from sinkscope.errors import SinkscopeError, shown
-from sinkscope.figures.checks import SERIES, Checked, check_ends, check_points
+from sinkscope.figures.checks import SERIES, Checked, check_axis, check_ends, check_layout, check_points
 
 COLUMN = 3.25  # inches: one column of a paper
 PAGE = 6.75  # inches: the full width
@@ -304,19 +304,7 @@ class Axis(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.limits, (tuple, list)) or len(self.limits) != 2:
-            raise SinkscopeError(
-                f"limits={shown(self.limits)} of the axis {self.label!r} are not two: give (low, high)."
-            )
-        check_ends(*self.limits, self.scale == "log", f"the axis {self.label!r}")
-        if isinstance(self.ticks, str):
-            one_of(self.ticks, "ticks", ["round"])
-        for name, at in (("names", "ticks"), ("name_colours", "names")):
-            few, many = getattr(self, name), getattr(self, at)
-            if few is None:
-                continue
-            if many is None or isinstance(many, str) or len(several(few, name)) != len(several(many, at)):
-                raise SinkscopeError(f"{name} of the axis {self.label!r} stand one at each of {at}; give as many.")
+        check_axis(self)
 
 
 @dataclass(frozen=True)
@@ -405,21 +393,8 @@ class Drawing(Checked):
         super().__post_init__()
         object.__setattr__(self, "panels", several(self.panels, "panels"))
         object.__setattr__(self, "ratios", several(self.ratios, "ratios"))
-        if not isinstance(self.attributes, Mapping):
-            raise SinkscopeError(f"attributes={shown(self.attributes)} are not those of a record: give a dict.")
         if not self.panels or not all(isinstance(panel, Panel) for panel in self.panels):
             raise SinkscopeError("a drawing has at least one panel, each a Panel.")
         if not isinstance(self.legend, (Legend, NoneType)):
             raise SinkscopeError(f"legend={shown(self.legend)} is no Legend: give one, or None.")
-        for ratio in self.ratios:
-            finite_number(ratio, "ratios", 0.0)
-        if len(self.ratios) not in (0, whole_number(self.columns, "columns", 1)):
-            raise SinkscopeError(f"ratios are the widths of {self.columns} columns; given are {len(self.ratios)}.")
-
-
-def check_drawing(drawing: Any) -> None:
-    """Raise SinkscopeError for what is no Drawing."""
-    if not isinstance(drawing, Drawing):
-        raise SinkscopeError(
-            f"a {type(drawing).__name__} is no Drawing: give what a figure's `describe` makes of a record."
-        )
+        check_layout(self)

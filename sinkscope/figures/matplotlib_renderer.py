@@ -28,7 +28,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullL
 from sinkscope.errors import SinkscopeError, first_line, shown
 from sinkscope.figures import marks as m
 from sinkscope.figures import style
-from sinkscope.figures.checks import PALETTE
+from sinkscope.figures.checks import PALETTE, check_drawing
 
 _DASHES: dict[str, Any] = {
     "solid": "-",
@@ -131,7 +131,7 @@ class PaperFigure(Figure):
 
 def matplotlib_figure(drawing: m.Drawing) -> PaperFigure:
     """A drawing on paper."""
-    m.check_drawing(drawing)
+    check_drawing(drawing)
     with mpl.rc_context(cast(Any, style.STYLE)):
         made = PaperFigure(figsize=(drawing.width, drawing.height), layout="constrained")
         made.name = drawing.name

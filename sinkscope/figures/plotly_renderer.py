@@ -20,7 +20,7 @@ from matplotlib.colors import to_hex
 from matplotlib.image import imsave
 
 from sinkscope.figures import marks as m
-from sinkscope.figures.checks import PALETTE
+from sinkscope.figures.checks import PALETTE, check_drawing
 from sinkscope.figures.style import OVER_PICTURE, colour_map, extent, layer_ticks, log_ticks, plain_number
 
 MOST_POINTS = 4096
@@ -48,7 +48,7 @@ def plotly_figure(drawing: m.Drawing, themed: bool = True) -> dict[str, Any]:
         themed: colours as names beginning with "@", for which the page of a report puts those of its light or dark
             theme. Otherwise those of the paper, so that `plotly.graph_objects.Figure` takes it.
     """
-    m.check_drawing(drawing)
+    check_drawing(drawing)
     page = _Page(drawing, themed)
     for panel, place in zip(drawing.panels, _places(drawing), strict=True):
         page.add(panel, place)

@@ -93,8 +93,11 @@ def _find(source: str | os.PathLike[str]) -> tuple[str, Path | None]:
         advice = files[0] if files else "one that save_pretrained wrote"
         raise SinkscopeError(f"The directory {text!r} is not a model, it has no config.json: give {advice}.")
     if is_file:
-        with path.open("rb") as file:
-            is_gguf = path.suffix.lower() == ".gguf" or file.read(4) == b"GGUF"
+        try:
+            with path.open("rb") as file:
+                is_gguf = path.suffix.lower() == ".gguf" or file.read(4) == b"GGUF"
+        except OSError as error:
+            raise SinkscopeError(f"The file {text!r} cannot be read: {first_line(error)}.") from error
         if not is_gguf:
             raise SinkscopeError(
                 f"The file {text!r} is not a model: give a directory, a .gguf file or a name on the Hub."

@@ -14,7 +14,7 @@ from torch import nn
 from sinkscope.errors import SinkscopeError, first_line
 from sinkscope.hf.caches import argument_name, given_cache, growing_cache, with_cache
 from sinkscope.hf.models import attends_in_chunks, core, has_config, is_head_present, setting
-from sinkscope.hf.placement import is_without_weights, reading_device, weights_at_hand
+from sinkscope.hf.placement import absent_weights, reading_device, weights_at_hand
 from sinkscope.models.cached import ACAUSAL, WHOLE, find_layout, find_reading
 from sinkscope.models.compiled import uncompiled
 from sinkscope.models.facts import find_anatomy, find_streams
@@ -42,6 +42,7 @@ def check_decoder(model: Any, predicts: bool = False) -> None:
 
     One that `predicts` must have a language head too.
     """
+    check_weights(model)
     _check_alone(model)
     base, name = find_anatomy(model).base, type(core(model)).__name__
     accepted = inspect.signature(base.forward).parameters
@@ -113,7 +114,7 @@ def check_wrapper(model: nn.Module) -> None:
     base, name = find_anatomy(model).base, type(model).__name__
     accepted, read, here = inspect.signature(base.forward).parameters, [], threading.get_ident()
     scoped = any(module in SCOPED for module in base.modules())
-    if core(model) is model or scoped or is_without_weights(model) or "input_ids" not in accepted:
+    if core(model) is model or scoped or absent_weights(model) is not None or "input_ids" not in accepted:
         return
     if "encoder" in find_streams(model):  # it reads more than tokens
         return

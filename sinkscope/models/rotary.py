@@ -109,8 +109,9 @@ def cache_rotations(model: nn.Module) -> dict[int, Rotation | None]:
 
 
 def _float_type(base: nn.Module) -> torch.dtype:
-    """The floating type a model computes in; quantised weights are whole numbers."""
-    return next((each.dtype for each in base.parameters() if each.is_floating_point()), torch.get_default_dtype())
+    """The coarsest floating type that a model computes in, where layers differ; quantised weights have one byte."""
+    types = {each.dtype for each in base.parameters() if each.is_floating_point() and each.itemsize > 1}
+    return max(types, key=lambda dtype: torch.finfo(dtype).eps, default=torch.get_default_dtype())
 
 
 def position_limit(model: Any) -> int | None:

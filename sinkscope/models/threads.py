@@ -23,8 +23,10 @@ RUNNING = (nn.Module._call_impl.__code__, GENERATING)
 def other_threads_inside(modules: Iterable[nn.Module]) -> set[int]:
     """The threads, but this one, that are inside a call of one of some modules, or of its `generate()`."""
     known, inside = {id(module) for module in modules}, set()
-    for thread, frame in sys._current_frames().items():
-        while frame is not None and thread != threading.get_ident():
+    frames = sys._current_frames()
+    del frames[threading.get_ident()]  # which would hold on to itself, and to all that called it
+    for thread, frame in frames.items():
+        while frame is not None:
             if frame.f_code in RUNNING and id(frame.f_locals.get("self")) in known:
                 inside.add(thread)
                 break

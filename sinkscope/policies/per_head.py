@@ -59,6 +59,8 @@ class PerHead(Policy):
                 )
         for policy in (self.default, *(policy for _, policy in entries)):
             _check_part(policy)
+        if not isinstance(self.shared, bool):
+            raise SinkscopeError(f"shared={shown(self.shared)} is neither True nor False; give one of them.")
         if self.table_shape is not None and not _is_place(self.table_shape):
             raise SinkscopeError(f"table_shape={shown(self.table_shape)} is no (layers, key-value heads); give both.")
         if self.layers is not None or self.heads is not None:

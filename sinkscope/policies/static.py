@@ -339,7 +339,7 @@ class EvictRecent(StaticPolicy):
             object.__setattr__(self, "start", self.recent + 1)
         elif not isinstance(self.start, int) or self.start <= self.recent:
             raise SinkscopeError(
-                f"query {self.start!r} has no token left but itself when the last {self.recent} are evicted; "
+                f"query {shown(self.start)} has no token left but itself when the last {self.recent} are evicted; "
                 f"give start > {self.recent}."
             )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sinkscope.arguments import MOST_PLACES, is_whole
+from sinkscope.arguments import MOST_PLACES, is_listed, is_whole
 from sinkscope.attention.layer import Layer, Tile
 from sinkscope.attention.masks import is_hidden
 from sinkscope.errors import SinkscopeError, shown
 from sinkscope.probes.base import PER_HEAD, LayerProbe, Measured, Measurements, TileProbe, Variable
+
+MOST_CORNER = 4096  # tokens, whose means take 128 MB for each head
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Maps(TileProbe):
         for name, chosen in (("layers", self.layers), ("heads", self.heads)):
             if chosen is None:
                 continue
-            if isinstance(chosen, str) or not isinstance(chosen, Collection) or not 0 < len(chosen) <= MOST_PLACES:
+            if not is_listed(chosen) or not 0 < len(chosen) <= MOST_PLACES:
                 raise SinkscopeError(
                     f"Maps({name}={shown(chosen)}) names none; give a list such as [0, 5], or None for all."
                 )
@@ -174,8 +176,12 @@ class MeanLogits(LayerProbe):
     }
 
     def __post_init__(self) -> None:
-        if not isinstance(self.tokens, int) or self.tokens < 1:
-            raise SinkscopeError(f"MeanLogits(tokens={self.tokens!r}) measures nothing; give a whole tokens >= 1.")
+        if not is_whole(self.tokens) or self.tokens < 1:
+            raise SinkscopeError(f"MeanLogits(tokens={shown(self.tokens)}) measures nothing; give a whole tokens >= 1.")
+        if self.tokens > MOST_CORNER:
+            raise SinkscopeError(
+                f"MeanLogits(tokens={self.tokens}) is a corner of more than {MOST_CORNER:,}; give less."
+            )
 
     def observe(self, layer: Layer) -> Measurements:
         shape = (*layer.lse.shape[:2], self.tokens, self.tokens)

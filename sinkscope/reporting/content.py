@@ -6,9 +6,8 @@ Knows no HTML, no files, no notebook and no torch; `page` and `saving` take the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -16,12 +15,11 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
-from sinkscope.analysis.reading import check_source
 from sinkscope.analysis.variables import is_causal
-from sinkscope.arguments import check_types, several
+from sinkscope.arguments import check_fields, several
 from sinkscope.errors import SinkscopeError, shown
 from sinkscope.figures.requirements import lengths
-from sinkscope.reporting.made import Figures, Made, Tables, checked, named
+from sinkscope.reporting.made import Figures, Made, Tables, check_functions, check_records, checked, named
 
 if TYPE_CHECKING:
     from sinkscope.probes import Probe
@@ -102,17 +100,12 @@ class Item:
     causal_only: bool = False
 
     def __post_init__(self) -> None:
-        check_types(signature(Item), {each.name: getattr(self, each.name) for each in fields(self)})
-        for name in ("record", "variables", "beside"):
+        for name in ("record", "variables", "beside", "probes"):
             given = getattr(self, name)
             object.__setattr__(self, name, tuple(several(given, name)))
-        object.__setattr__(self, "probes", tuple(several(self.probes, "probes")))
         if not self.title and isinstance(self.name, str):
             object.__setattr__(self, "title", self.name.replace("_", " ").capitalize())
-        for name in ("figure", "table", "sentence", "numbers"):
-            given = getattr(self, name)
-            if not (given is None or callable(given) or isinstance(given, Table)):
-                raise SinkscopeError(f"{name}={shown(given)} of an item is no function: give one of a record, or None.")
+        check_functions(self, "figure", "table", "sentence", "numbers")
         names = [self.name, *self.record]
         if self.table is not None:
             meaning = self.meaning if self.figure is None else ""  # it stands once: at the figure, if there is one
@@ -123,6 +116,7 @@ class Item:
         for name in names:
             if not (isinstance(name, str) and name.isidentifier() and name.isascii()):
                 raise SinkscopeError(f"{shown(name)} cannot name a file; give letters, digits and underscores.")
+        check_fields(self)
         if all(made is None for made in (self.figure, self.table, self.sentence, self.numbers)):
             raise SinkscopeError(
                 f"the item `{self.name}` shows nothing; give a figure, a table, a sentence or numbers."
@@ -134,7 +128,8 @@ class Item:
         reasons = []
         for name in self.record:
             record = records.get(name)
-            missing = [] if record is None else [each for each in (*self.variables, *variables) if each not in record]
+            asked = (*self.variables, *several(variables, "variables"))
+            missing = [] if record is None else [name for name in asked if name not in list(record.variables)]
             if record is None:
                 reasons.append(f"there is no record `{name}`")
             elif missing:
@@ -177,16 +172,13 @@ class Section:
     headline: Callable[[Records], str] | None = None
 
     def __post_init__(self) -> None:
-        check_types(signature(Section), {each.name: getattr(self, each.name) for each in fields(self)})
+        check_fields(self)
         object.__setattr__(self, "items", _checked(self.items, Item, "an item"))
         if not isinstance(self.records, Mapping):
             raise SinkscopeError(
                 f"records={shown(self.records)} of a section are no names: give a dict, name to title."
             )
-        for name in ("run", "headline"):
-            given = getattr(self, name)
-            if not (given is None or callable(given)):
-                raise SinkscopeError(f"{name}={shown(given)} of a section is no function: give one, or None.")
+        check_functions(self, "run", "headline")
         object.__setattr__(self, "subject", self.subject or self.title)
         if not self.records and self.run is not None:
             known = {name: f"The record `{name}`" for item in self.items for name in item.record if name != MAIN}
@@ -226,14 +218,6 @@ def check_names(items: Iterable[Item]) -> None:
     for names in ([item.name for item in items], [SUMMARY, *tables]):
         if twice := [name for name in names if names.count(name) > 1]:
             raise SinkscopeError(f"two items of a report are named `{twice[0]}`; give each a name of its own.")
-
-
-def check_records(records: Any) -> None:
-    """Raise SinkscopeError for what are no records by name."""
-    if not isinstance(records, Mapping):
-        raise SinkscopeError(f"a report is made of a record, or of records by name, not of {shown(records)}.")
-    for name, record in records.items():
-        check_source(record, f"a report (its record {shown(name)})")
 
 
 def record_names(sections: Sequence[Section]) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 from sinkscope.analysis.variables import is_causal
-from sinkscope.arguments import checks_types
+from sinkscope.arguments import checks_types, several
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments import perplexity as experiment
 from sinkscope.hf.loading import load, tokenizer_of
@@ -93,7 +93,7 @@ def report(
     for name, value in (("sequences", sequences), ("length", length)):
         if value < 1:
             raise SinkscopeError(f"{name} is {value}, but at least one is needed.")
-    chosen = None if items is None else tuple(items)
+    chosen = None if items is None else tuple(several(items, "items"))
     parts = arranged(sections, chosen)
     probes = _probes(parts)
     if isinstance(tokenizer, Mapping) and text is None:  # as `measure` takes it

@@ -212,6 +212,8 @@ def _has_table(model: nn.Module) -> bool:
         return True  # the biases of MPT
     if any(isinstance(getattr(module, "embed_positions", None), torch.Tensor) for module in base.modules()):
         return True  # GPT-J, CodeGen
+    if not find_layout(model).windows:
+        return False  # nothing of its cache can be looked at
     try:
         find_rotations(model)
     except SinkscopeError:

@@ -293,10 +293,11 @@ class Collector:
 
 
 def _joint(name: str, known: Coords, new: Coords) -> Coords:
-    """Coordinates that hold for both; layers may have more and fewer heads."""
+    """Coordinates that hold for both; layers may have more and fewer heads, and texts tokens that are cells each."""
     joint = dict(known)
     for dim, at in new.items():
-        shared = min(len(known[dim]), len(at)) if dim == "head" else None
+        counted = dim == "head" or all(np.array_equal(each, np.arange(len(each))) for each in (known[dim], at))
+        shared = min(len(known[dim]), len(at)) if counted else None
         if not np.array_equal(known[dim][:shared], at[:shared]):
             raise SinkscopeError(
                 f"`{name}` has other cells or heads than before; pooled maps need texts of one length."

@@ -27,8 +27,8 @@ KIND, WHAT, ADVICE = "sinkscope measurements 1", "the measurements", "delete it 
 class KeptBatches:
     """What a scope measures of batches of texts [sequence, token], kept in a folder.
 
-    The name of a file is a hash of all that its numbers depend on: the identity of the model, the probes, the stream
-    and the texts. So texts that are added later, or measured in another order, find what is there.
+    The name of a file is a hash of all that its numbers depend on: the identity of the model, the probes, the
+    policy, the stream and the texts. So texts that are added later, or measured in another order, find what is there.
 
     Raises:
         SinkscopeError: the folder cannot be written, or what is measured cannot be told from other things.
@@ -37,7 +37,10 @@ class KeptBatches:
     def __init__(self, folder: str | os.PathLike[str], scope: Scope) -> None:
         self.folder = writable_folder(folder, "measurements")
         probes = {f"probe {type(probe).__name__}": definition(probe) for probe in scope.probes}
-        self.settings = {"stream": scope.stream} | probes | identity(scope.model)
+        told = {"stream": scope.stream, "policy": repr(scope.policy)} | probes
+        if scope.policy.definition:
+            told["policy_definition"] = scope.policy.definition
+        self.settings = told | identity(scope.model)
         check_resumable(self.settings, "measurements cannot be kept and resumed")
 
     @property

@@ -23,6 +23,7 @@ from sinkscope.interrupts import finishing_blocks, saying
 from sinkscope.models.facts import find_streams
 from sinkscope.models.memory import TILES, fitting_rows, sizes_of
 from sinkscope.models.requirements import check_eval, check_wrapper
+from sinkscope.policies import Policy
 from sinkscope.probes import FREE, Maps, Probe, SinkMass
 from sinkscope.progress import progress_bar
 from sinkscope.scope.fitting import fitting
@@ -42,6 +43,7 @@ def measure(
     ids: Tensor | Sequence[Tensor] | Mapping[str, Any],
     probes: Iterable[Probe] | None = None,
     *,
+    policy: Policy | None = None,
     stream: str | None = None,
     tokenizer: Any = None,
     batch_tokens: int = 4096,
@@ -60,6 +62,7 @@ def measure(
             arguments of one forward pass by name, as a processor gives them (input_ids, pixel_values,
             attention_mask, ...); an encoder-decoder needs decoder_input_ids among them.
         probes: what to measure; those that cost no second pass when None.
+        policy: which keys a query may see, as in `attached`; all of them when None.
         stream: which part of a model of several: "text" or "vision" of one that reads images; "decoder", "cross" or
             "encoder" of an encoder-decoder. The part that predicts tokens when None. `capture` records all at once.
         tokenizer: adds the text of each token to the record.
@@ -82,7 +85,7 @@ def measure(
     """
     name = _checked_stream(model, stream)
     probes = fitting(FREE, find_streams(model)[name]) if probes is None else probes
-    scope = Scope(model, probes, stream=name, alone=True)
+    scope = Scope(model, probes, policy=policy, stream=name, alone=True)
     if isinstance(ids, Mapping):
         if checkpoint is not None:
             raise SinkscopeError("checkpoint= keeps batches of texts, and these are the inputs of one pass; leave it.")

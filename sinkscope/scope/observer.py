@@ -29,15 +29,7 @@ from sinkscope.scope.collect import Collector, Text, checked_probes, measure_hid
 from sinkscope.scope.fitting import check_fits, check_normaliser
 from sinkscope.scope.forward import Caches, Forward, read_forward
 from sinkscope.scope.interface import CROSSING, EVICTIONS, NORMALISERS, SEEN
-from sinkscope.scope.streams import (
-    Told,
-    TowerPass,
-    arguments_of,
-    check_other_states,
-    has_planes,
-    read_tower,
-    reads_tokens,
-)
+from sinkscope.scope.streams import Told, TowerPass, arguments_of, check_given, read_tower, reads_tokens
 from sinkscope.scope.watch import Lookout, keys_and_values
 from sinkscope.undo import Hook, Undo, holding
 
@@ -58,7 +50,7 @@ class Observer:
     ) -> None:
         self._is_beside = False  # whether it is there for the sake of another stream
         self.model, self.stream, self.anatomy = model, stream, anatomy
-        self.probes = checked_probes(probes, anatomy.numbers)
+        self.probes = checked_probes(probes, anatomy.layers)
         for probe in self.probes:
             check_fits(probe, anatomy)
         self.normaliser = normaliser
@@ -141,12 +133,7 @@ class Observer:
         self._numbers = {}
         if reads_tokens(module):
             given = self._told.completed(arguments_of(module, args, kwargs))
-            check_other_states(self.model, given)
-            if self._turns and has_planes(given):
-                raise SinkscopeError(
-                    f"{type(module).__name__} gives the tokens of an image positions in two dimensions, and "
-                    f"`{self.policy.name}` counts positions in one; leave the policy or the image out."
-                )
+            check_given(self.model, module, given, self.policy.name if self._turns else None)
             self._forward = read_forward(module, given, self._caches, self.anatomy.crosses)
         else:
             self._forward = read_tower(module, args, kwargs)

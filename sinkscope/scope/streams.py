@@ -237,13 +237,27 @@ def read_tower(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return TowerPass(None, masks, next((len(each) for each in pictures if each.dim() in (3, 4)), None))
 
 
-def check_other_states(model: Any, given: Mapping[str, Any]) -> None:
-    """Raise SinkscopeError for states to attend to, given to a model in which no attention to them was found."""
+def check_given(model: Any, base: Any, given: Mapping[str, Any], moving: str | None) -> None:
+    """Raise SinkscopeError for arguments that cannot be followed.
+
+    That is states to attend to, given to a model in which no attention to them was found, and positions in several
+    dimensions beside a policy that moves keys.
+
+    Args:
+        model, base: the whole, and the part of it that is called.
+        given: its arguments, by name.
+        moving: the name of such a policy, where there is one.
+    """
     other = other_states(dict(given))
     if other is not None and not any(stream.crosses for stream in find_streams(model).values()):
         raise SinkscopeError(
             f"the model was given `{other}` to attend to, and no cross-attention was found in {type(model).__name__}; "
             "leave it out."
+        )
+    if moving is not None and has_planes(given):
+        raise SinkscopeError(
+            f"{type(base).__name__} gives the tokens of an image positions in two dimensions, and `{moving}` counts "
+            "positions in one; leave the policy or the image out."
         )
 
 

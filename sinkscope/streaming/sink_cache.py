@@ -41,7 +41,7 @@ from sinkscope.hf.models import alibi_limit
 from sinkscope.models.cached import find_layout
 from sinkscope.models.facts import find_anatomy
 from sinkscope.models.identity import difference, identity
-from sinkscope.models.requirements import check_decoder, check_streamable, check_unchunked
+from sinkscope.models.requirements import check_decoder, check_unchunked
 from sinkscope.models.rotary import changes_with_length, position_ceiling, position_limit, scales_queries
 from sinkscope.policies import SinkWindow
 from sinkscope.scope.binding import check_limits, reads_in_blocks
@@ -82,23 +82,20 @@ class SinkCache(Tied):
     """
 
     def __init__(self, model: nn.Module, sinks: int = 4, window: int = 1020) -> None:
-        policy = SinkWindow(sinks, window)
-        anatomy = find_anatomy(model)
+        policy, anatomy = SinkWindow(sinks, window), find_anatomy(model)
         check_decoder(model)
         check_unchunked(model)
         check_limits(model, policy, sys.maxsize)
         self.policy, self._model_name = policy, type(model).__name__
         self._limit = _checked_ceiling(model, policy)
-        limits = [limit for limit in (self._limit, position_limit(model)) if limit]
-        rebases = not scales_queries(model)
+        limits, rebases = [limit for limit in (self._limit, position_limit(model)) if limit], not scales_queries(model)
         self._store = Store(layer_kinds(model, policy), sinks, window, min(limits, default=None), rebases)
         forward = anatomy.base.forward
         self._names, self._own_name = tuple(inspect.signature(forward).parameters), argument_name(forward) or ""
         windows = find_layout(model).windows
         # where every layer slides in a window that would hide the sinks, a mask takes its place
-        self._overrides_windows = all(windows.values()) and any(
-            own <= sinks + window for own in windows.values() if own
-        )
+        is_narrow = any(own <= sinks + window for own in windows.values() if own)
+        self._overrides_windows = is_narrow and all(windows.values())
         self._has_interface, self._in_blocks = anatomy.interface, reads_in_blocks(model)
         arenas = {place: ArenaLayer(self._store, layer) for layer, place in enumerate(windows)}
         super().__init__(layers=layers_with(model, arenas))
@@ -196,7 +193,6 @@ class SinkCache(Tied):
         Raises:
             SinkscopeError: no such file, a torn one, or one of another model.
         """
-        check_streamable(model)
         if not os.path.isfile(path):
             raise SinkscopeError(f"there is no cache at {Path(path)}.")
         tensors, about = read_tensors(Path(path), "the cache", KIND, "save it again")

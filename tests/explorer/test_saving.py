@@ -17,6 +17,7 @@ from sinkscope.explorer.configuration import GONE, Configuration
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.results import SavedMaps
 from sinkscope.explorer.saving import code_of, save_view, view_record
+from sinkscope.seals import unsealed
 from tests.explorer.fakes import random_maps
 from tests.explorer.references import CONFIGURATIONS, TOKENS, reader, text
 from tests.support.eager import eager_maps
@@ -128,6 +129,18 @@ def test_no_name_adds_a_line_to_the_code(end, monkeypatch):
     assert len(code.splitlines()) == len(before.splitlines())
 
 
+def test_a_view_is_saved_over_until_its_code_is_edited(tmp_path, an_empty_figure):
+    controller = controller_of(CONFIGURATIONS["window"][0])
+    for _ in range(2):
+        files = save_view(controller, tmp_path)
+    edited = files[-1].read_text().replace("torch.no_grad()", "torch.inference_mode()")
+    files[-1].write_text(edited)
+    before = files[0].read_bytes()
+    with pytest.raises(SinkscopeError, match=r"view\.py: the file that is there was changed"):
+        save_view(controller, tmp_path)
+    assert files[-1].read_text() == edited and files[0].read_bytes() == before
+
+
 @pytest.mark.parametrize("case", ["dense", "sinks", "recompute"])
 def test_the_record_holds_the_map_and_both_losses_and_opens_again(case, tmp_path):
     controller = controller_of(ASKED[case], query=40)
@@ -159,7 +172,8 @@ def test_saving_writes_a_figure_in_three_formats_the_record_and_the_code(tmp_pat
     assert [file.name for file in files] == NAMES and sorted(files) == sorted((tmp_path / "new/folder").iterdir())
     starts = [b"%PDF", b"<?xml", b"\x89PNG", b"\x89HDF"]
     assert all(file.read_bytes().startswith(start) for file, start in zip(files, starts, strict=False))
-    assert files[-1].read_text() == code_of(controller, "sinkscope.read_tokens(tokenizer, limit=60)")
+    code = code_of(controller, "sinkscope.read_tokens(tokenizer, limit=60)")
+    assert unsealed(files[-1].read_bytes(), ".py") == code.encode()
 
 
 def test_a_home_folder_may_be_named_by_its_sign(tmp_path, monkeypatch, an_empty_figure):

@@ -53,6 +53,7 @@ class Scenario:
     resumes: bool = False
 
 
+@cache
 def record_of(version: int):
     record = naive_record.norms_only()
     return record.assign({name: record[name] + version for name in record.data_vars}).assign_attrs(version=version)

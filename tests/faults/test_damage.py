@@ -11,7 +11,7 @@ import pytest
 from tests.faults.children import outcome
 from tests.faults.scenarios import SCENARIOS, same
 
-TRIALS = 60 if os.environ.get("SINKSCOPE_FAULTS") == "all" else 8
+TRIALS = 60 if os.environ.get("SINKSCOPE_FAULTS") == "all" else 5
 each = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 pytestmark = pytest.mark.slow
 
@@ -82,7 +82,8 @@ def test_the_file_of_something_else(scenario, whole, tmp_path, tally):
     for number, other in enumerate(SCENARIOS):
         if other.name != scenario.name:
             other.write(tmp_path / f"other {number}", 2)
-            others += list(kept(tmp_path / f"other {number}").values())
+            found = kept(tmp_path / f"other {number}")  # a whole record is as good as another
+            others += [held for path, held in found.items() if scenario.name != "record" or path.suffix != ".nc"]
     for path in kept(whole):
         for number, content in enumerate(others):
             check(scenario, damaged(tmp_path, whole, path, content), expected, tally, (path, number))

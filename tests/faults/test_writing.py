@@ -12,7 +12,7 @@ from sinkscope.errors import SinkscopeError
 from tests.faults.children import Lines, full_at, lines_of, outcome
 from tests.faults.scenarios import SCENARIOS, names, same
 
-EVERY = 1 if os.environ.get("SINKSCOPE_FAULTS") == "all" else 9
+EVERY = 1 if os.environ.get("SINKSCOPE_FAULTS") == "all" else 40
 each = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 pytestmark = pytest.mark.slow
 
@@ -78,7 +78,7 @@ def test_a_disk_that_is_full_at_any_size(scenario, versions, tmp_path, tally):
     first, second = versions
     readings = [scenario.read(first), scenario.read(second)]
     largest = max(path.stat().st_size for path in second.rglob("*") if path.is_file())
-    sizes = sorted({0, 1, 100, largest - 1, *range(500, largest, max(1, largest // (100 // EVERY)))})
+    sizes = sorted({0, 1, 100, largest - 1, *range(500, largest, max(1, largest // max(3, 100 // EVERY)))})
     for size in sizes:
         folder = trial(tmp_path, first, scenario, scenario.resumes)
         before = names(folder) if folder.exists() else []
@@ -96,7 +96,7 @@ def test_a_disk_that_is_full_at_any_size(scenario, versions, tmp_path, tally):
 def test_two_processes_that_write_in_one_folder_at_once(scenario, versions, tmp_path, tally):
     first, second = versions
     readings = [scenario.read(first), scenario.read(second)]
-    for _ in range(1 + 9 // EVERY):
+    for _ in range(1 + 8 // EVERY):
         folder = trial(tmp_path, first, scenario, scenario.resumes)
         children = []
         for version in (1, 2):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import sinkscope
 from tests.fuzz import world
 from tests.fuzz.ordinary import RECORDS, Make, ordinary
+from tests.fuzz.spoilt import changed_records, changed_tables, no_records
 from tests.fuzz.subjects import Subject
 from tests.support import zoo
 
@@ -31,9 +31,7 @@ class Unshown:
         raise RuntimeError("no repr")
 
 
-class Long:
-    """Its repr has many lines, as that of a model."""
-
+class Long:  # as the repr of a model
     def __repr__(self) -> str:
         return "line\n" * 10_000
 
@@ -88,10 +86,6 @@ def _circular() -> list[Any]:
 # --- models, ids, tokenizers ----------------------------------------------------------------------------------------
 
 
-def _training(_: Path) -> nn.Module:
-    return zoo.build("llama").train()
-
-
 def _not_finite(_: Path) -> nn.Module:
     made = zoo.build("llama")
     next(made.parameters()).data.fill_(float("nan"))
@@ -117,7 +111,7 @@ MODELS: dict[str, Make] = {
     "an empty module": lambda _: nn.Module(),
     "the class of a model": lambda _: type(world.model()),
     "its configuration": lambda _: world.model().config,
-    "in training": _training,
+    "in training": lambda _: zoo.build("llama").train(),
     "weights of NaN": _not_finite,
     "on meta": _on_meta,
     "an encoder": lambda _: zoo.build("bert"),
@@ -198,80 +192,6 @@ TOKENIZERS: dict[str, Make] = {
         for made in (None, "ids", [], ["a"], [1.5], [10**30], [-1], {"input_ids": None}, {}, 3, KeyError("x"), [[1, 2]])
     },
 }
-
-# --- records and tables ---------------------------------------------------------------------------------------------
-
-
-def changed_records(record: xr.Dataset) -> Iterator[tuple[str, Make]]:
-    """A record with something wrong with it, and what."""
-
-    def change(said: str, make: Any) -> tuple[str, Make]:
-        return said, lambda _: make(record.copy(deep=True))
-
-    yield change("no attributes", lambda it: it.drop_attrs())
-    yield change("hostile attributes", lambda it: it.assign_attrs(dict.fromkeys(it.attrs, 10**30)))
-    yield change("attributes of None", lambda it: it.assign_attrs(dict.fromkeys(it.attrs)))
-    yield change("attributes of tables", lambda it: it.assign_attrs({name: {"a": [1, {2}]} for name in it.attrs}))
-    yield change("attributes by number", lambda it: it.assign_attrs({3: 4}))
-    yield change("no coordinates", lambda it: it.drop_vars(it.coords))
-    yield change("no variables", lambda it: it.drop_vars(it.data_vars))
-    yield change("all NaN", lambda it: it.where(lambda each: each != each))
-    yield change("all infinite", lambda it: it.map(lambda each: each * np.inf if each.dtype.kind == "f" else each))
-    yield change("reversed dimensions", lambda it: it.transpose(*reversed(list(it.dims))))
-    for dim in record.dims:
-        yield change(f"no {dim}", lambda it, dim=dim: it.isel({dim: slice(0, 0)}))
-        yield change(f"one {dim}", lambda it, dim=dim: it.isel({dim: 0}))
-        yield change(f"a single {dim}", lambda it, dim=dim: it.isel({dim: [0]}))
-        yield change(f"{dim} twice", lambda it, dim=dim: it.isel({dim: [0, 0]}))
-        yield change(f"{dim} by another name", lambda it, dim=dim: it.rename({dim: "other"}))
-        yield change(f"mean over {dim}", lambda it, dim=dim: it.mean(dim, numeric_only=True))
-    for name in record.variables:
-        yield change(f"without {name}", lambda it, name=name: it.drop_vars(name))
-        yield change(f"{name} as text", lambda it, name=name: it.assign({name: it[name].astype(str)}))
-        yield change(f"{name} complex", lambda it, name=name: it.assign({name: it[name] * 0 + 1j}))
-        yield change(f"{name} NaN", lambda it, name=name: it.assign({name: it[name] * np.nan}))
-        yield change(f"{name} negative", lambda it, name=name: it.assign({name: -1 - abs(it[name])}))
-        yield change(f"{name} huge", lambda it, name=name: it.assign({name: it[name] * 0 + 2**62}))
-        yield change(f"{name} one number", lambda it, name=name: it.drop_vars(name).assign({name: 1.0}))
-        yield change(f"{name} of objects", lambda it, name=name: it.assign({name: it[name].astype(object)}))
-
-
-def changed_tables(table: pd.DataFrame) -> Iterator[tuple[str, Make]]:
-    def change(said: str, make: Any) -> tuple[str, Make]:
-        return said, lambda _: make(table.copy())
-
-    yield change("no rows", lambda it: it.iloc[:0])
-    yield change("one row", lambda it: it.iloc[:1])
-    yield change("rows twice", lambda it: pd.concat([it, it]))
-    yield change("other index", lambda it: it.set_index(it.columns[0]))
-    yield change("columns by number", lambda it: it.set_axis(range(it.shape[1]), axis=1))
-    yield change("columns twice", lambda it: pd.concat([it, it], axis=1))
-    for name in table.columns:
-        yield change(f"without {name}", lambda it, name=name: it.drop(columns=name))
-        yield change(f"{name} as text", lambda it, name=name: it.assign(**{name: "a"}))
-        yield change(f"{name} NaN", lambda it, name=name: it.assign(**{name: np.nan}))
-        yield change(f"{name} infinite", lambda it, name=name: it.assign(**{name: np.inf}))
-        yield change(f"{name} negative", lambda it, name=name: it.assign(**{name: -1}))
-        yield change(f"{name} None", lambda it, name=name: it.assign(**{name: None}))
-
-
-def _no_records() -> dict[str, Make]:
-    return {
-        "a scope": lambda _: sinkscope.capture(world.model()),
-        "a model": lambda _: world.model(),
-        "an array of a record": lambda _: world.record("measured")["sink_mass"],
-        "a dict of arrays": lambda _: dict(world.record("measured").data_vars),
-        "its dict": lambda _: world.record("recall").to_dict(),
-        "a path": lambda folder: sinkscope.save_record(world.record("measured"), folder / "given.nc"),
-        "a list of records": lambda _: [world.record("measured")],
-        "an empty record": lambda _: xr.Dataset(),
-        "an empty record of attributes": lambda _: xr.Dataset(attrs=world.record("measured").attrs),
-        "an empty table": lambda _: pd.DataFrame(),
-        "ids": lambda _: world.ids(),
-        "the class of records": lambda _: xr.Dataset,
-        **{f"the record {name}": (lambda _, name=name: world.record(name)) for name in world.names_of_records()},
-    }
-
 
 # --- files ----------------------------------------------------------------------------------------------------------
 
@@ -438,7 +358,7 @@ BY_NAME: dict[tuple[str, ...], dict[str, Make]] = {
     ("query", "key", "value", "mask", "parts"): TENSORS,
     ("array", "values"): MAPS,
     ("items", "sections", "describe", "make", "figure", "run", "numbers", "sentence", "x", "y", "low", "high"): FIELDS,
-    ("values", "array", "records", "model", "drawing"): _no_records(),
+    ("values", "array", "records", "model", "drawing"): no_records(),
 }
 ENDLESS = ("steps", "repeats", "max_new_tokens", "timeout", "workers", "n_jobs", "every")
 """What may be asked for in any number, and takes as long as it takes: huge numbers are left out."""
@@ -451,7 +371,7 @@ def hostile(subject: Subject, parameter: inspect.Parameter) -> dict[str, Make]:
         if parameter.name in names:
             own |= values
     if parameter.name in RECORDS or (parameter.name == "records" and subject.name == "Report"):
-        own |= _no_records()
+        own |= no_records()
         make = ordinary(subject, parameter)
         if make is not None and isinstance(made := make(Path()), xr.Dataset):
             own |= {f"a record with {said}": make for said, make in changed_records(made)}

@@ -20,6 +20,7 @@ import sinkscope
 from sinkscope import Report, SinkscopeError
 from sinkscope.hf.images import thumbnails
 from sinkscope.hf.processors import inputs_with_images, inputs_with_sound, load_processor
+from sinkscope.hf.tiny import tiny_model
 from tests.reporting.byte_tokens import byte_tokenizer
 from tests.support.several import ENCODER_DECODERS, build_several, inputs_of, own_maps
 from tests.support.zoo import build
@@ -132,6 +133,16 @@ def test_what_is_no_input_of_the_model_is_said():
         reported(build("llama"), inputs_of("llava"))
     with pytest.raises(SinkscopeError, match="give the processor's whole output"):
         reported(build_several("llava"), inputs_of("llava") | {"pixel_values": None})
+
+
+def test_layers_that_share_their_keys_are_shown_as_any_others(tmp_path):
+    model, path = tiny_model("gemma4_text+num_kv_shared_layers"), tmp_path / "text.txt"
+    model.resize_token_embeddings(300)
+    path.write_text("In the beginning God created the heaven and the earth. " * 6, encoding="utf-8")
+    given = {"sequences": 2, "length": 64, "softmax": False, "progress": False}
+    made = sinkscope.report(model, byte_tokenizer(False), path, **given)
+    assert {"perplexity", "ablation"} < set(made.records) and "log_perplexity" in made.figures
+    assert made.notes and all("share keys" in note for note in made.notes)  # whose cost cannot be told yet
 
 
 # --- processors ------------------------------------------------------------------------------------------------------
