@@ -98,6 +98,7 @@ def measure(
             record = with_token_texts(record, texts_read)
         return record.assign_attrs(attributes)
     texts = texts_of(ids)
+    scope.policy.check_places(max(map(len, texts)))
     shortest = min(map(len, texts))
     for probe in scope.probes:
         if isinstance(probe, SinkMass) and probe.first > shortest:
