@@ -8,7 +8,8 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,19 @@ from sinkscope.errors import SinkscopeError, shown
 from sinkscope.interrupts import finishing_blocks, saying
 from sinkscope.models.facts import find_anatomy, model_attributes, token_attributes
 from sinkscope.models.identity import identity
+from sinkscope.models.memory import PIECE, TILES, fitting_rows, sizes_of
 from sinkscope.models.requirements import check_eval, check_reader
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Dense, Policy, Recompute, SinkWindow, Window
 from sinkscope.progress import progress_bar
-from sinkscope.scope.binding import block_within_limits, check_limits, goes_by_token, native_windows, policy_layers
+from sinkscope.scope.binding import (
+    block_within_limits,
+    check_limits,
+    goes_by_token,
+    native_windows,
+    policy_layers,
+    reads_in_blocks,
+)
 from sinkscope.scope.forward import check_vocabulary
 from sinkscope.scope.measure import batches_of, texts_of, token_texts, with_token_texts
 from sinkscope.streaming.checkpoint import Checkpoint, Progress
@@ -63,6 +72,7 @@ def perplexity(
     normaliser: Normaliser | None = None,
     tokenizer: Any = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    max_memory: int | None = None,
     progress: bool | None = None,
     **attributes: Any,
 ) -> xr.Dataset:
@@ -85,6 +95,8 @@ def perplexity(
         normaliser: how scores become weights, under every policy; the model's own when None.
         tokenizer: adds the text of each token to the record.
         checkpoint: a folder that keeps the progress of each policy; the same call again goes on from there, to the bit.
+        max_memory: bytes that the run may take beside the weights, by the estimate of `sinkscope.models.memory`:
+            blocks are smaller where it asks for that. When None, a run that would take more than is free is refused.
         progress: whether to show progress bars; once two seconds have passed when None.
         attributes: noted in the record's attrs (the name of the text, for one).
 
@@ -105,6 +117,8 @@ def perplexity(
     texts_read = token_texts(tokenizer, texts)
     for policy in ways:
         check_limits(model, policy, max(map(len, texts)))
+    most = None if max_memory is None else whole_number(max_memory, "max_memory", 1)
+    run = replace(run, block=_fitting_block(model, texts, ways, run, most))
     who = {} if checkpoint is None else identity(model)
     stays = [_checkpoint(checkpoint, who, texts, policy, run) for policy in ways]
     batches = list(batches_of(texts, BATCH_TOKENS))
@@ -164,6 +178,31 @@ def reader_of(model: nn.Module, ids: Tensor, policy: Policy, run: Run) -> Reader
     if policy.kept is not None and goes_by_token(model):
         return TokenReader(model, ids, policy)
     return BlockReader(model, ids, policy, block_within_limits(model, policy, run.block), run.normaliser)
+
+
+def _fitting_block(
+    model: nn.Module, texts: list[Tensor], policies: Sequence[Policy], run: Run, most: int | None
+) -> int:
+    """The largest block up to that of the run with which every policy keeps within a budget of bytes."""
+    sizes, block = sizes_of(model), int(run.block)
+    rows, longest = max((batch.shape for batch in batches_of(texts, BATCH_TOKENS)), key=prod)
+    for policy in policies:
+        reads, advice = min(block, longest), "give a smaller block=, or the budget itself as max_memory="
+        what = f"reading {longest:,} tokens of {rows} texts under `{policy.name}`, {reads:,} at once,"
+        kept = min(longest, (policy.cache_size or longest) + reads)
+        fixed = TILES + PIECE * sizes.vocabulary + rows * kept * sizes.key_values * sizes.itemsize
+        if policy.recomputed and policy.kept is not None:  # whole windows, whatever the block
+            first = min(policy.kept.last, longest)  # of which all logits are needed
+            each = 2 * sizes.layer * max(rows * first, BATCH_TOKENS) + rows * first * sizes.vocabulary * sizes.itemsize
+            fitting_rows(1, fixed, each, most, model, what, "give a smaller window")
+        elif policy.kept is not None and goes_by_token(model):
+            fitting_rows(1, fixed, rows * sizes.reading, most, model, what, "give a smaller window")
+        elif not reads_in_blocks(model):
+            fitting_rows(1, fixed, rows * longest * sizes.reading, most, model, what, "give shorter texts")
+        else:
+            fits = fitting_rows(reads, fixed, rows * sizes.reading, most, model, what, advice)
+            block = fits if fits < reads else block
+    return block
 
 
 def _queries(ids: Tensor, policy: Policy, run: Run) -> Tensor:

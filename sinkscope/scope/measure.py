@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,13 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from sinkscope.arguments import checks_types
+from sinkscope.arguments import checks_types, whole_number
 from sinkscope.errors import SinkscopeError
-from sinkscope.hf.models import core, is_pretrained
+from sinkscope.hf.models import core, is_pretrained, query_heads
 from sinkscope.hf.placement import reading_device
 from sinkscope.interrupts import finishing_blocks, saying
 from sinkscope.models.facts import find_streams
+from sinkscope.models.memory import TILES, fitting_rows, sizes_of
 from sinkscope.models.requirements import check_eval, check_wrapper
 from sinkscope.policies import Policy
 from sinkscope.probes import FREE, Maps, Probe, SinkMass
@@ -46,6 +48,7 @@ def measure(
     tokenizer: Any = None,
     batch_tokens: int = 4096,
     checkpoint: str | os.PathLike[str] | None = None,
+    max_memory: int | None = None,
     progress: bool | None = None,
     **attributes: Any,
 ) -> xr.Dataset:
@@ -66,6 +69,9 @@ def measure(
         batch_tokens: neighbouring sequences of equal length run together up to so many tokens.
         checkpoint: a folder that keeps what was measured of each batch of texts; the same call again goes on from
             there, to the bit.
+        max_memory: bytes that the run may take beside the weights, by the estimate of `sinkscope.models.memory`: fewer
+            texts are run together where it asks for that. When None, a run that would take more than is free is
+            refused.
         progress: whether to show a progress bar; once two seconds have passed when None.
         attributes: noted in the record's attrs (the name of the text, for one).
 
@@ -92,6 +98,7 @@ def measure(
             record = with_token_texts(record, texts_read)
         return record.assign_attrs(attributes)
     texts = texts_of(ids)
+    scope.policy.check_places(max(map(len, texts)))
     shortest = min(map(len, texts))
     for probe in scope.probes:
         if isinstance(probe, SinkMass) and probe.first > shortest:
@@ -103,6 +110,8 @@ def measure(
         check_vocabulary(scope.anatomy.base, text)
     texts_read = token_texts(tokenizer, texts)
     check_wrapper(model)
+    most = None if max_memory is None else whole_number(max_memory, "max_memory", 1)
+    batch_tokens = _fitting_batch(scope, texts, whole_number(batch_tokens, "batch_tokens", 1), most)
     kept = None if checkpoint is None else KeptBatches(checkpoint, scope)
     with scope, torch.no_grad():
         _read(scope, texts, batch_tokens, progress, kept)
@@ -230,6 +239,30 @@ def _read(
                 kept.write(scope, batch)
             if stop.asked:
                 return  # and out of the context, where the signal takes its way
+
+
+def _fitting_batch(scope: Scope, texts: list[Tensor], batch_tokens: int, most: int | None) -> int:
+    """Tokens to run together, `batch_tokens` at most, with which measuring keeps within a budget of bytes."""
+    try:
+        sizes = sizes_of(scope.model)
+    except (AttributeError, SinkscopeError):  # what reads no tokens says so itself
+        return batch_tokens
+    longest, heads = max(map(len, texts)), query_heads(scope.model) or 1
+    together = max(batch.numel() for batch in batches_of(texts, batch_tokens))
+    held = sum(_entries(probe, longest, heads) for probe in scope.probes) * sizes.layers * 4 * len(texts)
+    each = sizes.measuring
+    what = f"measuring {len(texts)} texts of up to {longest:,} tokens, {together:,} tokens at once,"
+    advice = "give a smaller batch_tokens=, shorter or fewer texts, cheaper probes, or the budget itself as max_memory="
+    fixed = TILES + 2 * held + (longest - 1) * each  # a text is not divided
+    return longest - 1 + fitting_rows(max(1, together - longest + 1), fixed, each, most, scope.model, what, advice)
+
+
+def _entries(probe: Probe, tokens: int, heads: int) -> int:
+    """Numbers that a probe makes of one text in one layer, as far as its dimensions tell."""
+    known = {"head": heads, "query": tokens, "token": tokens, "map_query": tokens, "map_key": tokens}
+    if isinstance(probe, Maps) and probe.resolution:
+        known |= dict.fromkeys(("map_query", "map_key"), min(tokens, probe.resolution))
+    return sum(prod(known.get(dim, 1) for dim in about.dims[2:]) for about in probe.makes.values())
 
 
 @contextmanager

@@ -91,6 +91,18 @@ def layer_kinds(model: nn.Module, policy: SinkWindow) -> list[LayerKind]:
 LEAST_SLACK, MOST_SLACK = 16, 256  # slots beyond those kept: tokens between two moves to the front
 
 
+def slots(kind: LayerKind) -> int:
+    """Tokens that an arena has room for, sinks' masters aside."""
+    return kind.sinks + kind.window + 1 + max(LEAST_SLACK, min(kind.window, MOST_SLACK))
+
+
+def arena_bytes(kind: LayerKind, layers: int, batch: int) -> int:
+    """What an arena will allocate."""
+    entries = layers * batch * sum(heads * dim for heads, dim in kind.shapes.values())
+    lasting = max(lasting_dtype(kind.dtype, slot, kind.rotation).itemsize for slot in SLOTS)
+    return entries * (slots(kind) * kind.dtype.itemsize + kind.sinks * lasting)
+
+
 class Arena:
     """Keys and values [layer, batch, kv_head, slot, dim] of all layers of one kind, for texts read side by side.
 
@@ -99,7 +111,7 @@ class Arena:
 
     def __init__(self, kind: LayerKind, layers: int, batch: int) -> None:
         self.kind, self.layers, self.batch = kind, layers, batch
-        self.size = kind.sinks + kind.window + 1 + max(LEAST_SLACK, min(kind.window, MOST_SLACK))
+        self.size = slots(kind)
 
         def empty(slot: str, tokens: int, dtype: torch.dtype) -> Tensor:
             heads, dim = kind.shapes[slot]

@@ -99,7 +99,9 @@ class Conversation(AbstractContextManager["Conversation"]):
     Args:
         model: a decoder with a language head, in eval mode.
         tokenizer: that belongs to it.
-        sinks, window: first and last tokens that the cache keeps.
+        cache: what an earlier conversation remembered, as `SinkCache.load` reads what `conversation.cache.save` wrote;
+            an empty one when None. It is closed with the conversation.
+        sinks, window: first and last tokens that an empty one keeps.
         system: what the model is told first; the template's own, where it has one, when None. Of this, as of all that
             was said, only the sinks and the window are remembered.
         max_new_tokens: of each answer.
@@ -115,6 +117,7 @@ class Conversation(AbstractContextManager["Conversation"]):
         model: nn.Module,
         tokenizer: Any,
         *,
+        cache: SinkCache | None = None,
         sinks: int = 4,
         window: int = 1020,
         system: str | None = None,
@@ -132,7 +135,7 @@ class Conversation(AbstractContextManager["Conversation"]):
         sampler = Sampler(temperature, top_k, top_p, seed, reading_device(model))
         self._under_way: Generator[str, None, None] | None = None
         self.answer = Answer()
-        self.cache = SinkCache(model, sinks, window)
+        self.cache = SinkCache(model, sinks, window) if cache is None else cache
         self._writer = Writer(model, self.cache, sampler, ends, limit)
 
     @checks_types

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import Cache, CacheLayer, put_states, states_of, with_cache
+from sinkscope.models.memory import check_memory
 from sinkscope.policies import SinkWindow
 from sinkscope.scope.binding import block_within_limits
 from sinkscope.scope.scope import Scope
-from sinkscope.streaming.arena import Arena, LayerKind
+from sinkscope.streaming.arena import Arena, LayerKind, arena_bytes
 from sinkscope.streaming.reading_cache import SLOTS, RollingCache
 
 ROOM = 1 << 10  # positions between two moves of the base: a float32 angle is right to 1e-4 up to there
@@ -79,6 +80,9 @@ class Store:
         """Have the arenas for a batch of texts; they stay as long as its size does."""
         if self.batch == batch:
             return
+        need = sum(arena_bytes(self.kinds[layers[0]], len(layers), batch) for layers in self._groups)
+        device = self.kinds[0].device
+        check_memory(need, device, f"a cache of {self.size:,} tokens of {batch} texts", "give a smaller window")
         self.arenas = [Arena(self.kinds[layers[0]], len(layers), batch) for layers in self._groups]
         with torch.inference_mode(False):
             self.recent = torch.full((batch, REMEMBERED), UNKNOWN, device=self.kinds[0].device)

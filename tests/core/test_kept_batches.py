@@ -95,6 +95,20 @@ def test_another_model_is_measured_anew(change, tmp_path):
     assert len(list(tmp_path.iterdir())) == 10
 
 
+@pytest.mark.parametrize("policy", [S.SinkWindow(2, 8), S.Window(8), S.Evict([1, 2])])
+def test_under_another_policy_texts_are_measured_anew(policy, tmp_path):
+    model = build("llama")
+    S.measure(model, TEXTS, [S.SinkMass()], batch_tokens=BATCH, checkpoint=tmp_path)
+    resumed = S.measure(model, TEXTS, [S.SinkMass()], policy=policy, batch_tokens=BATCH, checkpoint=tmp_path)
+    check_same(resumed, S.measure(model, TEXTS, [S.SinkMass()], policy=policy, batch_tokens=BATCH))
+    assert len(list(tmp_path.iterdir())) == 10
+
+
+def test_a_policy_that_names_places_beyond_the_texts_is_refused():
+    with pytest.raises(SinkscopeError, match="names key 1000000000, and the longest text has 41 tokens"):
+        S.measure(build("llama"), TEXTS, [S.SinkMass()], policy=S.Evict([10**9]))
+
+
 def test_a_file_that_is_damaged_or_of_another_batch_is_refused(tmp_path):
     model = build("llama")
     S.measure(model, TEXTS, batch_tokens=BATCH, checkpoint=tmp_path)

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from sinkscope import Conversation, SinkscopeError, stream
+from sinkscope import Conversation, SinkCache, SinkscopeError, stream
 from tests.support.talking import BOS, END, EOS, reading, talker, tokenizer, wanting, without_eos
 from tests.support.zoo import build
 
@@ -108,3 +108,17 @@ def test_the_model_is_left_as_it_was():
         stream(model, words, "never started")
     assert vars(model) == state and not model.model._forward_pre_hooks
     assert torch.is_grad_enabled()
+
+
+def test_a_conversation_that_was_saved_goes_on_as_if_it_had_not_stopped(tmp_path):
+    words, told = tokenizer(), []
+    with Conversation(talker(), words, sinks=SINKS, window=WINDOW, max_new_tokens=12) as conversation:
+        for number, question in enumerate(("the cat", "ran away", "and then?", "why")):
+            told.append("".join(conversation.ask(question)))
+            if number == 1:
+                conversation.cache.save(tmp_path / "cache.safetensors")
+    model = talker()
+    cache = SinkCache.load(tmp_path / "cache.safetensors", model)
+    with Conversation(model, words, cache=cache, max_new_tokens=12) as conversation:
+        assert ["".join(conversation.ask(question)) for question in ("and then?", "why")] == told[2:]
+    assert cache.is_closed
