@@ -1,7 +1,7 @@
 """Layers on several devices, as device_map="auto" puts them on several GPUs: the numbers of the undivided model.
 
-The second device is one of memory (tests/support/two_devices.py). It is made known to a whole process, and so lives in one
-of its own.
+The second device is one of memory (tests/support/two_devices.py). It is made known to a whole process, and so lives in
+one of its own.
 """
 
 from __future__ import annotations
