@@ -140,7 +140,8 @@ class VisibleMask(Mask):
         """Which keys are seen, [batch, heads or 1, rows, columns]."""
 
     def hide(self, scores: Tensor, rows: slice, columns: slice, heads: slice = ALL) -> None:
-        scores.masked_fill_(~self.visible(rows, columns, heads), torch.finfo(scores.dtype).min)
+        seen = self.visible(rows, columns, heads).to(scores.device)  # one mask serves layers on several
+        scores.masked_fill_(~seen, torch.finfo(scores.dtype).min)
 
     def seen(self, rows: slice, key_length: int) -> Tensor:
         return self.visible(rows, slice(0, key_length)).sum(-1)
@@ -204,13 +205,14 @@ class IndexedMask(VisibleMask):
         asked = (rows.start, rows.stop, columns.start, columns.stop)
         if self._nothing_hidden.get(asked):
             return
-        seen = self.visible(rows, columns)
+        seen = self.visible(rows, columns).to(scores.device)
         if asked not in self._nothing_hidden:
             self._nothing_hidden[asked] = bool(seen.all())
         scores.masked_fill_(~seen, torch.finfo(scores.dtype).min)
 
     def restricted(self, batch: int, rows: Tensor, columns: Tensor, head: int | None = None) -> Mask:
         sequence = int(self.batch[batch])
+        rows, columns = (places.to(self.rows.device) for places in (rows, columns))
         return IndexedMask(self.function, sequence, self.rows[rows], self.column_indices[columns], self.vectorised)
 
 

@@ -221,12 +221,12 @@ def thumbnails(layers: Iterable[Layer], check: Callable[[], None]) -> tuple[np.n
     for layer in layers:
         check()
         found = measure_layer((Maps(resolution=THUMBNAIL, pool="max"), Entropy(), Received()), 0, layer)
-        maps.append(found["attention_map"].values[0])
-        entropies.append(found["entropy"].values[0].mean(-1))
+        maps.append(found["attention_map"].values[0].cpu())  # layers may be on several devices
+        entropies.append(found["entropy"].values[0].mean(-1).cpu())
         readers = layer.rows - torch.arange(layer.rows, device=layer.lse.device)
-        peaks.append((found["received"].values[0, :, : layer.rows] / readers).amax(-1))
-    scores = {"entropy": torch.cat(entropies).cpu().numpy(), "peak": torch.cat(peaks).cpu().numpy()}
-    return in_bytes(torch.cat(maps).cpu().numpy()), scores
+        peaks.append((found["received"].values[0, :, : layer.rows] / readers).amax(-1).cpu())
+    scores = {"entropy": torch.cat(entropies).numpy(), "peak": torch.cat(peaks).numpy()}
+    return in_bytes(torch.cat(maps).numpy()), scores
 
 
 def saved_overview(maps: HeadMaps) -> Overview:

@@ -43,7 +43,20 @@ class Look:
     """What is seen of the attention of one token after no other."""
 
     calls: list[AttentionCall] = field(default_factory=list)
-    masks: list[tuple[Tensor, MaskRequest]] = field(default_factory=list)
+
+
+class AskedMask(Tensor):
+    """A mask that knows what it was asked for; so does a copy on another device, and nothing else made of it."""
+
+    asked: MaskRequest
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **(kwargs or {}))
+        if func is Tensor.to and result.dtype == args[0].dtype:
+            result.asked = args[0].asked
+        return result
 
 
 _LOOK: ContextVar[Look | None] = ContextVar("look", default=None)  # of this thread
@@ -75,8 +88,9 @@ def _attend(call: AttentionCall) -> tuple[Tensor, None]:
 
 
 def _mask(asked: MaskRequest) -> Tensor:
-    mask = torch.zeros(asked.batch, 1, asked.queries, asked.keys, device=asked.device)
-    _seen().masks.append((mask, asked))
+    _seen()
+    mask = torch.zeros(asked.batch, 1, asked.queries, asked.keys, device=asked.device).as_subclass(AskedMask)
+    mask.asked = asked
     return mask
 
 
@@ -115,6 +129,17 @@ def find_layout(model: nn.Module) -> Layout:
         check_unscoped(base)
         _LAYOUTS[base] = (count, _look(anatomy))
     return _LAYOUTS[base][1]
+
+
+def layer_devices(model: nn.Module) -> dict[int, torch.device]:
+    """Where each attention layer runs, by its place among the others."""
+    return {index: reading_device(part.attention) for index, part in enumerate(find_anatomy(model).parts)}
+
+
+def cache_devices(model: nn.Module) -> dict[int, torch.device]:
+    """Where the keys of each layer of a model's cache are made, by its place in the cache."""
+    devices, reads = layer_devices(model), find_layout(model).reads
+    return {place: devices[index] for index, places in reversed([*enumerate(reads)]) for place in places}
 
 
 @dataclass
@@ -185,10 +210,10 @@ def _layout(anatomy: Anatomy, cache: Any, trace: _Trace, look: Look) -> Layout:
             reads[index] = [place for _, place, keys in trace.handed if keys is call.key]
         if index < 0 or (windows and not reads[index]):  # attention over something else than the text
             continue
-        shown = [asked.window for mask, asked in look.masks if mask is call.mask]
-        natives[index] = shown[0] if shown else windows.get(next(iter(reads[index]), -1))
+        asked = getattr(call.mask, "asked", None)
+        natives[index] = asked.window if asked is not None else windows.get(next(iter(reads[index]), -1))
         windows |= dict.fromkeys(reads[index], natives[index])
-        is_followed = is_followed and not call.foreign and (bool(shown) or call.mask is None)
+        is_followed = is_followed and not call.foreign and (asked is not None or call.mask is None)
     foreign = ""
     if unknown := foreign_layer(cache.layers):
         foreign = f"holds more than keys, values and recurrent states in its cache ({unknown})"

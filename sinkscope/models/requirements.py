@@ -42,8 +42,8 @@ def check_decoder(model: Any, predicts: bool = False) -> None:
 
     One that `predicts` must have a language head too.
     """
-    check_weights(model)
     _check_alone(model)
+    check_weights(model, is_run=False)
     base, name = find_anatomy(model).base, type(core(model)).__name__
     accepted = inspect.signature(base.forward).parameters
     if not has_config(model) or "input_ids" not in accepted or argument_name(base.forward) is None:

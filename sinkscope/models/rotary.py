@@ -73,7 +73,9 @@ class Rotation:
         return first, second
 
     def is_like(self, other: Rotation) -> bool:
-        layouts = {(each.slot, each.low, each.high, each.interleaved) for each in (self, other)}
+        layouts = {
+            (each.slot, each.low, each.high, each.interleaved, each.frequencies.device) for each in (self, other)
+        }
         return len(layouts) == 1 and torch.equal(self.frequencies, other.frequencies)
 
     def of_query(self, dim: int) -> Rotation:
@@ -225,7 +227,7 @@ def _with_frequencies(guess: Rotation, seen: dict[int, Tensor], base: Any, preci
 def _snapped(frequencies: Tensor, base: nn.Module, tolerance: float) -> Tensor:
     """The model's own table of frequencies where it has one like these: a fit in bfloat16 is good to few digits."""
     tables = [
-        buffer[: len(frequencies)].double()
+        buffer[: len(frequencies)].double().to(frequencies.device)
         for name, buffer in base.named_buffers()
         if "inv_freq" in name and buffer is not None and buffer.dim() == 1 and len(buffer) >= len(frequencies)
     ]
@@ -263,6 +265,6 @@ def _grow(base: Any) -> bool:
     with Undo() as undo:
         look = look_at(base, undo)
         base(torch.zeros_like(given), position_ids=given, **with_cache(base, growing_cache(base)))
-    lengths = torch.stack([call.query.double().flatten(1).norm(dim=1) for call in look.calls])
+    lengths = torch.stack([call.query.double().flatten(1).norm(dim=1).cpu() for call in look.calls])
     change = (lengths - lengths[:, :1]).abs() / lengths[:, :1]
     return bool(change.max() > max(1e-3, 4 * torch.finfo(look.calls[0].query.dtype).eps))

@@ -16,8 +16,8 @@ SCOPED: WeakSet[nn.Module] = WeakSet()
 """Attention modules that carry a scope now."""
 
 
-def check_weights(model: nn.Module) -> None:
-    """Raise SinkscopeError for a model without some of its weights."""
+def check_weights(model: nn.Module, is_run: bool = True) -> None:
+    """Raise SinkscopeError for a model without some of its weights; one whose cost is counted needs no numbers."""
     if not isinstance(model, nn.Module):  # which others say
         return
     if (absent := absent_weights(model)) is None:
@@ -28,10 +28,11 @@ def check_weights(model: nn.Module) -> None:
             f"accelerate keeps {path} of {type(core(model)).__name__} elsewhere and cannot find it there, so the model "
             "does not run; give the parts that share these weights one place in device_map."
         )
-    raise SinkscopeError(
-        f"{type(core(model)).__name__} has weights on torch's meta device, which holds no numbers ({path}); load them, "
-        "as sinkscope.load() and from_pretrained do."
-    )
+    if is_run:
+        raise SinkscopeError(
+            f"{type(core(model)).__name__} has weights on torch's meta device, which holds no numbers ({path}); load "
+            "them, as sinkscope.load() and from_pretrained do."
+        )
 
 
 def check_eval(model: Any, what: str) -> None:

@@ -98,7 +98,7 @@ class Forward:
         if self.real is None:
             yield self.texts, layer
             return
-        for batch, real in enumerate(self.real):
+        for batch, real in enumerate(self.real.to(layer.lse.device)):
             query_columns = real[layer.start : layer.start + layer.rows].nonzero().flatten()
             key_columns = real[layer.key_start : layer.start + layer.rows].nonzero().flatten()
             if len(query_columns):
@@ -116,11 +116,11 @@ class Forward:
         for batch, text in enumerate(self.texts):
             keys = torch.arange(layer.reach, device=layer.lse.device)
             if self.real_keys is not None:
-                keys = keys[self.real_keys[batch]]
+                keys = keys[self.real_keys[batch].to(keys.device)]
             text.keys = len(keys)
             queries = torch.arange(layer.rows, device=keys.device)
             if self.real is not None:
-                queries = queries[self.real[batch, layer.start : layer.start + layer.rows]]
+                queries = queries[self.real[batch, layer.start : layer.start + layer.rows].to(keys.device)]
             if len(queries):
                 start = layer.start if self.real is None else int(self.real[batch, : layer.start].sum())
                 yield [text], layer.part(batch, queries, keys, start=start)
@@ -130,7 +130,7 @@ class Forward:
         if self.real is None:
             yield self.texts, hidden
             return
-        for batch, real in enumerate(self.real):
+        for batch, real in enumerate(self.real.to(hidden.device)):
             new = real[self.past : self.past + hidden.shape[1]]
             if bool(new.any()):
                 yield [self.texts[batch]], hidden[batch : batch + 1, new]

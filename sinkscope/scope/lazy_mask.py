@@ -43,6 +43,7 @@ class LazyMask(Tensor):
     """
 
     sight: Sight
+    asked: MaskRequest
     keys: int
     _made: tuple[Tensor, int] | None  # its numbers, and how often they were written to when new
 
@@ -50,7 +51,7 @@ class LazyMask(Tensor):
     def __new__(cls, sight: Sight, asked: MaskRequest) -> LazyMask:
         shape = (asked.batch, 1, asked.queries, asked.keys)
         mask: LazyMask = Tensor._make_wrapper_subclass(cls, shape, dtype=asked.dtype, device=torch.device(asked.device))
-        mask.sight, mask.keys, mask._made = sight, asked.keys, None
+        mask.sight, mask.asked, mask.keys, mask._made = sight, asked, asked.keys, None
         return mask
 
     @classmethod
@@ -62,6 +63,10 @@ class LazyMask(Tensor):
             if func is Tensor.__getitem__ and _takes_all(args[0].shape, args[1]):
                 return args[0]
             sights: list[Sight] = []
+            if func is Tensor.to and not args[0].changed():
+                device, dtype, *_ = torch._C._nn._parse_to(*args[1:], **kwargs)
+                if device not in (None, args[0].device) and dtype in (None, args[0].dtype):  # where a layer is
+                    return LazyMask(args[0].sight, args[0].asked._replace(device=device))
             if func in _FREE:
                 sights, result = [args[0].sight], func(*args, **kwargs)
             else:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sinkscope.attention.scored import Memory, ScoredEviction
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import Cache, CacheLayer, layers_with, put_states, states_of
-from sinkscope.models.cached import find_layout, takes_positions
+from sinkscope.models.cached import cache_devices, find_layout, layer_devices, takes_positions
 from sinkscope.models.facts import find_anatomy
 from sinkscope.models.requirements import check_decoder, check_eval, check_streamable
 from sinkscope.models.rotary import Rotation, cache_rotations, find_rotations, position_ceiling, scales_queries
@@ -124,7 +124,8 @@ class RollingCache(Cache):
             for place, native in natives.items()
         }
         super().__init__(layers=layers_with(model, rolling))
-        self.rolling = list(rolling.values())
+        self.rolling, devices = list(rolling.values()), cache_devices(model)
+        self._devices, self._of_layers = [devices[place] for place in rolling], layer_devices(model)
         self.seen = 0
         self.memories: dict[str, Memory] = {}
         self._places = bounded and takes_positions(find_anatomy(model).base)
@@ -158,15 +159,16 @@ class RollingCache(Cache):
         return held | states_of(self)
 
     def load_tensors(self, tensors: dict[str, Tensor], seen: int, device: torch.device) -> None:
-        """Hold what `tensors` gave after `seen` tokens."""
+        """Hold what `tensors` gave after `seen` tokens; recurrent states on a device, keys where their layers run."""
         for number, layer in enumerate(self.rolling):
             layer.seen, layer.base, layer.is_initialized = seen, int(tensors["base"]), True
             for part, slot in product(("first", "last"), SLOTS):
-                getattr(layer, part)[slot] = tensors[f"{number}.{part}.{slot}"].to(device, copy=True)
+                getattr(layer, part)[slot] = tensors[f"{number}.{part}.{slot}"].to(self._devices[number], copy=True)
         self.seen = seen
         put_states(self, tensors, device)
         prefixes = [name.removesuffix("places") for name in tensors if name.endswith(".places")]
-        self.memories = {prefix: Memory.of(tensors, prefix, device) for prefix in prefixes}
+        layers = {prefix: int(prefix.partition(".")[0]) for prefix in prefixes}
+        self.memories = {each: Memory.of(tensors, each, self._of_layers[layer]) for each, layer in layers.items()}
 
 
 class ScoredLayer(CacheLayer):
@@ -229,7 +231,8 @@ class KeptKeys(Cache):
             for place, native in layout.windows.items()
         }
         super().__init__(layers=layers_with(model, kept))
-        self.kept_layers = list(kept.values())
+        self.kept_layers, devices = list(kept.values()), cache_devices(model)
+        self._devices = [devices[place] for place in kept]
         self.by_attention = {index: kept[places[0]] for index, places in enumerate(layout.reads) if places}
 
     def memory(self, eviction: ScoredEviction) -> Memory:
@@ -294,16 +297,16 @@ class KeptKeys(Cache):
         return held | states_of(self)
 
     def load_tensors(self, tensors: dict[str, Tensor], seen: int, device: torch.device) -> None:
-        """Hold what `tensors` gave after `seen` tokens."""
+        """Hold what `tensors` gave after `seen` tokens; recurrent states on a device, keys where their layers run."""
         for number, layer in enumerate(self.kept_layers):
-            layer.seen, layer.is_initialized = seen, True
+            layer.seen, layer.is_initialized, here = seen, True, self._devices[number]
             if isinstance(layer, RollingLayer):
                 for slot in SLOTS:
-                    layer.last[slot] = tensors[f"{number}.last.{slot}"].to(device, copy=True)
+                    layer.last[slot] = tensors[f"{number}.last.{slot}"].to(here, copy=True)
                     layer.first[slot] = layer.last[slot][:, :, :0]
                 continue
-            layer.keys, layer.values = (tensors[f"{number}.{slot}"].to(device) for slot in SLOTS)
-            layer.memory = Memory.of(tensors, f"{number}.", device, holds_all=False)
+            layer.keys, layer.values = (tensors[f"{number}.{slot}"].to(here) for slot in SLOTS)
+            layer.memory = Memory.of(tensors, f"{number}.", here, holds_all=False)
         put_states(self, tensors, device)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:

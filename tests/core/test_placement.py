@@ -38,6 +38,7 @@ def spread(model, on_disk):
     """The same model with some parts on the disk; the tied weights of two parts are in two places then."""
     places = dict.fromkeys(PARTS, "cpu") | dict.fromkeys(on_disk, "disk")
     model = dispatch_model(model, places, main_device="cpu", offload_dir=tempfile.mkdtemp())
+    model(IDS)  # after which tied weights on the disk are taken off too
     assert on_meta(model)
     return model
 
@@ -74,9 +75,9 @@ def numbers(found):
         return {name: found[name].values for name in found.data_vars}
     if isinstance(found, dict):
         return {name: each for key, value in found.items() for name, each in numbers(value).items() if name or key}
-    if hasattr(found, "__next__"):
+    if hasattr(found, "__next__") or isinstance(found, list):
         return {f"{place} {name}": each for place, value in enumerate(found) for name, each in numbers(value).items()}
-    return {"": np.asarray(found)}
+    return {"": np.asarray(found.cpu() if isinstance(found, torch.Tensor) else found)}
 
 
 ACTS = {

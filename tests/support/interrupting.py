@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import random
 import sys
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -61,8 +63,10 @@ def traced(act: Callable[[], object], at: int | None = None) -> Lines:
     return lines
 
 
-def first_and_last(places: list[tuple[str, int]]) -> Iterator[int]:
-    """The numbers of the first and the last time that each line runs."""
-    seen = {place: number for number, place in reversed(list(enumerate(places)))}
-    last = {place: number for number, place in enumerate(places)}
-    yield from sorted({*seen.values(), *last.values()})
+def each_line_once(places: list[tuple[str, int]], chosen: random.Random, most: int) -> list[int]:
+    """The number of one of the times that each line runs, any; of so many lines at most."""
+    times = defaultdict(list)
+    for number, place in enumerate(places):
+        times[place].append(number)
+    picked = [chosen.choice(numbers) for numbers in times.values()]
+    return sorted(chosen.sample(picked, min(most, len(picked))))
