@@ -208,7 +208,7 @@ def are_places(numbers: Any) -> bool:
     """Whether these are layers, heads or places in a text: whole numbers from 0 on, at least one and each once."""
     if not is_listed(numbers) or not 0 < len(numbers) <= MOST_PLACES:
         return False
-    return all(isinstance(each, int) and 0 <= each <= LARGEST for each in numbers) and len(numbers) == len({*numbers})
+    return all(is_whole(each) and each >= 0 for each in numbers) and len(numbers) == len({*numbers})
 
 
 def check_places(numbers: Any, name: str) -> None:
@@ -217,6 +217,16 @@ def check_places(numbers: Any, name: str) -> None:
         raise SinkscopeError(
             f"{name}={shown(numbers)} says not which; give different whole numbers, such as {name}=[0, 5]."
         )
+
+
+def head_pairs(given: Any, most: int) -> list[tuple[int, int]]:
+    """Pairs (layer, head), `most` of them at most, or SinkscopeError."""
+    pairs = several(given, "heads")
+    if not all(is_listed(each) and len(each) == 2 and all(map(is_whole, each)) for each in pairs):
+        raise SinkscopeError(f"heads={shown(given)} are no pairs (layer, head); give such as heads=[(5, 3), (0, 1)].")
+    if not 1 <= len(pairs) <= most:
+        raise SinkscopeError(f"1 to {most} heads are drawn side by side, not {len(pairs)}: choose fewer.")
+    return [(int(layer), int(head)) for layer, head in pairs]
 
 
 def real_number(value: Any) -> float:

@@ -42,6 +42,7 @@ def image_mass(record: xr.Dataset) -> xr.DataArray:
     return result
 
 
+@reads
 def image_grid(record: xr.Dataset, sequence: int = 0, image: int = 0) -> xr.DataArray:
     """Attention that each token of an image receives, at its place: [layer, head, image_row, image_column], in 0..1.
 
@@ -78,6 +79,7 @@ def image_grid(record: xr.Dataset, sequence: int = 0, image: int = 0) -> xr.Data
     return grid.transpose("layer", "head", "image_row", "image_column")
 
 
+@reads
 def visual_sinks(
     record: xr.Dataset, threshold: float = THRESHOLD, mass: float = MASS, share: float = SHARE
 ) -> xr.Dataset:
@@ -123,6 +125,7 @@ def visual_sinks(
     return made
 
 
+@reads
 def visual_sinks_table(
     record: xr.Dataset, threshold: float = THRESHOLD, mass: float = MASS, share: float = SHARE
 ) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from sinkscope.analysis.importance import importance
 from sinkscope.analysis.mass import even_share
 from sinkscope.analysis.reading import reads
 from sinkscope.analysis.variables import is_causal, key_lengths, sequence_lengths
+from sinkscope.arguments import head_pairs
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure
@@ -20,6 +21,7 @@ from sinkscope.figures.sinks import heads_of
 from sinkscope.figures.style import depth_colours, drawable, extent, number, visible
 
 NULL = m.Look("vermilion", "dash")
+MOST = 6  # heads side by side
 
 
 @figure
@@ -35,9 +37,7 @@ def mean_maps(record: xr.Dataset, heads: Sequence[tuple[int, int]] | None = None
         heads: pairs (layer, head), at most six; by default those of `default_heads`.
     """
     record = need(record, "mean_maps", "mean_logit", "mean_probability")
-    pairs = default_heads(record) if heads is None else [(int(layer), int(head)) for layer, head in heads]
-    if not 1 <= len(pairs) <= 6:
-        raise SinkscopeError(f"mean_maps draws 1 to 6 heads side by side, not {len(pairs)}: choose fewer.")
+    pairs = default_heads(record) if heads is None else head_pairs(heads, MOST)
     for layer, head in pairs:
         _check(record, layer=layer, head=head)
     size = record.sizes["corner_key"]

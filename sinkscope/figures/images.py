@@ -9,6 +9,8 @@ import numpy as np
 import xarray as xr
 
 from sinkscope.analysis.images import image_grid as grid_of
+from sinkscope.analysis.reading import reads
+from sinkscope.arguments import head_pairs
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure
@@ -20,6 +22,7 @@ MOST = 5
 
 
 @figure
+@reads
 def image_grid(
     record: xr.Dataset,
     heads: Sequence[tuple[int, int]] | None = None,
@@ -43,8 +46,7 @@ def image_grid(
         order = np.argsort(-total.fillna(-1.0).values, axis=None, kind="stable")[:SHOWN]
         places = [np.unravel_index(place, total.shape) for place in order]
         heads = [(int(grid["layer"][layer]), int(grid["head"][head])) for layer, head in places]
-    if len(heads) > MOST:
-        raise SinkscopeError(f"image_grid draws up to {MOST} heads beside the mean, not {len(heads)}: choose fewer.")
+    heads = head_pairs(heads, MOST)
     for layer, head in heads:
         if layer not in grid["layer"] or head not in grid["head"]:
             raise SinkscopeError(f"layer {layer}, head {head} is not in this record.")

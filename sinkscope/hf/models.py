@@ -104,21 +104,26 @@ def attends_in_chunks(model: Any) -> bool:
 
 def query_heads(model: Any) -> int | None:
     """Query heads of each attention layer; None where layers differ or the configuration does not say."""
-    return _heads(model, "num_attention_heads")
+    return _size(model, "num_attention_heads")
 
 
 def key_value_heads(model: Any) -> int | None:
     """Key-value heads of each attention layer; None where layers differ or the configuration does not say."""
-    heads = _heads(model, "num_key_value_heads")
+    heads = _size(model, "num_key_value_heads")
     return query_heads(model) if heads is None else heads
 
 
-def _heads(model: Any, name: str) -> int | None:
+def head_width(model: Any) -> int | None:
+    """Width of a key of each head; None where layers differ or the configuration does not say."""
+    return _size(model, "head_dim")
+
+
+def _size(model: Any, name: str) -> int | None:
     try:
-        heads = getattr(text_config(model), name, None)
+        size = getattr(text_config(model), name, None)
     except RuntimeError:  # of a configuration whose layers differ
         return None
-    return heads if isinstance(heads, int) else None
+    return size if isinstance(size, int) else None
 
 
 def other_states(arguments: dict[str, Any]) -> str | None:

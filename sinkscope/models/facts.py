@@ -32,6 +32,7 @@ from sinkscope.hf.models import (
     takes_states,
 )
 from sinkscope.hf.placement import reading_device
+from sinkscope.models.trial import check_module
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,7 @@ def find_streams(model: nn.Module) -> dict[str, Anatomy]:
         text has one, "text". One that reads images has "vision" beside it (or "audio"), and an encoder-decoder
         "decoder", "cross" (the decoder's queries on what the encoder made) and "encoder".
     """
-    if not isinstance(model, nn.Module):
-        raise SinkscopeError(
-            f"expected a loaded model (a torch module), got {type(model).__name__}; sinkscope.load() makes one."
-        )
+    check_module(model)
     modules = dict(model.named_modules())
     count, streams = _FOUND.get(model, (0, []))
     known = {name: kind for stream in streams for name, kind in stream.kinds.items()}

@@ -35,7 +35,7 @@ from sinkscope.hf.configuration import PLACES, SILENT, attention_functions, conf
 from sinkscope.hf.models import core, is_foreign
 from sinkscope.hf.placement import reading_device
 from sinkscope.models.rotary import changes_with_length
-from sinkscope.models.trial import DROPOUTS
+from sinkscope.models.trial import DROPOUTS, check_module
 from sinkscope.models.weights import weights_hash
 
 OURS = ("sinkscope", "transformers", "accelerate")  # hooks and functions of theirs hand on the same numbers
@@ -65,6 +65,7 @@ def identity(model: nn.Module) -> dict[str, str]:
     Raises:
         SinkscopeError: there are no weights, or some cannot be read.
     """
+    check_module(model)
     told = {"model": type(core(model)).__name__}
     told |= {f"config.{name}": _plain(value) for name, value in configuration(model).items()}
     told |= {"dtype": ", ".join(sorted({str(each.dtype)[6:] for each in model.parameters()}))}

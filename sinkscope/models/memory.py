@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.hf.models import input_embeddings, key_value_heads, query_heads, setting, vocabulary_size
+from sinkscope.hf.models import head_width, input_embeddings, key_value_heads, query_heads, vocabulary_size
 from sinkscope.hf.placement import reading_device
 from sinkscope.models.facts import find_anatomy
 
@@ -64,7 +64,7 @@ def sizes_of(model: nn.Module) -> Sizes:
     widest = max((each.shape[-2] for each in matrices), default=4 * hidden)
     itemsize = next((each.element_size() for each in base.parameters()), 4)
     layers, heads = len(find_anatomy(model).parts), query_heads(model) or 1
-    kept = 2 * layers * (key_value_heads(model) or heads) * int(setting(model, "head_dim") or hidden // heads)
+    kept = 2 * layers * (key_value_heads(model) or heads) * (head_width(model) or hidden // heads)
     return Sizes(hidden, widest, vocabulary_size(model), layers, kept, itemsize)
 
 

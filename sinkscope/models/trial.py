@@ -16,6 +16,14 @@ SCOPED: WeakSet[nn.Module] = WeakSet()
 """Attention modules that carry a scope now."""
 
 
+def check_module(model: Any) -> None:
+    """Raise SinkscopeError for what is no model at all."""
+    if not isinstance(model, nn.Module):
+        raise SinkscopeError(
+            f"expected a loaded model (a torch module), got {type(model).__name__}; sinkscope.load() makes one."
+        )
+
+
 def check_weights(model: nn.Module, is_run: bool = True) -> None:
     """Raise SinkscopeError for a model without some of its weights; one whose cost is counted needs no numbers."""
     if not isinstance(model, nn.Module):  # which others say

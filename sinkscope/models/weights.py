@@ -15,6 +15,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.hf.models import core, is_foreign
 from sinkscope.hf.placement import own_state
 from sinkscope.models.rotary import changes_with_length
+from sinkscope.models.trial import check_module
 
 PIECE = 1 << 21  # bytes added up at once: they stay in a processor's cache
 
@@ -29,8 +30,7 @@ def weights_hash(model: nn.Module) -> str:
     Raises:
         SinkscopeError: there are no weights, or some cannot be read.
     """
-    if not isinstance(model, nn.Module):
-        raise SinkscopeError(f"expected a loaded model (a torch module), got {type(model).__name__}.")
+    check_module(model)
     digest, inner, adapts = hashlib.sha256(), core(model), changes_with_length(model)
     parts = set(inner.modules())
     named = list(inner.named_modules())

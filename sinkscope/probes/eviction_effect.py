@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sinkscope.arguments import MOST, are_places, is_whole
+from sinkscope.arguments import MOST, are_places
 from sinkscope.attention.layer import FusedLayer, Layer
 from sinkscope.errors import SinkscopeError, shown
 from sinkscope.probes.base import PER_QUERY, LayerProbe, Measurements, Variable
@@ -51,9 +51,7 @@ class EvictionEffect(LayerProbe):
 
     def __post_init__(self) -> None:
         keys = self.keys
-        if not isinstance(keys, Sequence) or not are_places(
-            [int(key) if is_whole(key) else key for key in keys[:MOST]]
-        ):
+        if not isinstance(keys, Sequence) or not are_places(keys[:MOST]):
             raise SinkscopeError(
                 f"EvictionEffect(keys={shown(keys)}) evicts nothing; give different places, as (0, 1, 2)."
             )

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import check_places
 from sinkscope.errors import SinkscopeError
 from sinkscope.probes.base import HiddenProbe, Measurements, Variable
 
@@ -33,14 +33,9 @@ class SinkDimensions(HiddenProbe):
     dimensions: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        if self.dimensions is None:
-            return
-        if isinstance(self.dimensions, (int, str)) or not len(self.dimensions):
-            raise SinkscopeError(
-                f"SinkDimensions(dimensions={self.dimensions!r}) names none; give a list such as [1415, 2533], or None."
-            )
-        chosen = tuple(whole_number(each, "a dimension", 0) for each in self.dimensions)
-        object.__setattr__(self, "dimensions", chosen)
+        check_places(self.dimensions, "dimensions")
+        if self.dimensions is not None:
+            object.__setattr__(self, "dimensions", tuple(map(int, self.dimensions)))
 
     def observe_hidden(self, hidden: Tensor) -> Measurements:
         hidden = hidden.detach().float()

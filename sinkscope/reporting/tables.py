@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from sinkscope.arguments import checks_types
 from sinkscope.errors import SinkscopeError, first_line
 from sinkscope.figures.style import source_json, source_line, visible
 from sinkscope.reporting.page import formatted, readable
@@ -63,6 +64,7 @@ def _as_written(value: Any) -> Any:
     return value[1:] if isinstance(value, str) and value[:1] == "'" and _FORMULA.match(value) else value
 
 
+@checks_types
 def open_table(path: str | os.PathLike[str]) -> pd.DataFrame:
     """A table that sinkscope wrote as CSV, without the apostrophes that keep a spreadsheet from running its text.
 

@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from sinkscope.arguments import several
+from sinkscope.arguments import several, whole_number
 from sinkscope.attention.eviction import SeenEviction
 from sinkscope.attention.placement import owner
 from sinkscope.errors import SinkscopeError
@@ -277,8 +277,7 @@ def _row(found: Cost) -> dict[str, Any]:
 def _check(policy: object, tokens: object) -> None:
     if not isinstance(policy, Policy):
         raise SinkscopeError(f"{policy!r} is not a policy; give an instance such as sinkscope.SinkWindow(4, 1020).")
-    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
-        raise SinkscopeError(f"tokens={tokens!r} is no length of a text; give a whole number of tokens >= 1.")
+    whole_number(tokens, "tokens", 1)
 
 
 def _scaled(count: int, unit: str) -> str:

@@ -234,7 +234,7 @@ def test_visual_sinks_are_those_of_the_definition(dimensions):
 def test_sink_dimensions_are_those_of_the_model():
     with pytest.raises(SinkscopeError, match="dimension 64 is out of range"):
         measure(build("llama"), TEXT, [SinkDimensions([64])])
-    with pytest.raises(SinkscopeError, match="names none"):
+    with pytest.raises(SinkscopeError, match="says not which"):
         SinkDimensions([])
 
 

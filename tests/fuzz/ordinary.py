@@ -134,6 +134,7 @@ BY_SUBJECT: dict[str, dict[str, Make]] = {
     "read_text": {"source": lambda folder: _written(folder, "text.txt", world.PROSE)},
     "read_tokens": {"text": lambda _: world.PROSE, "start": lambda _: 0},
     "open_record": {"path": _record_file},
+    "open_table": {"path": lambda folder: _written(folder, "table.csv", "policy,cache\ndense,8\n")},
     "save_record": {"record": record("measured")},
     "sequences": {"ids": lambda _: world.ids(1, 200)},
     "losses_from": {"token": lambda _: 3},
@@ -214,7 +215,8 @@ BY_SUBJECT: dict[str, dict[str, Make]] = {
 
 READS: dict[str, str] = {
     "ablation_table": "ablation", "timing_table": "timing", "dose_table": "dose", "intervention_table": "interventions",
-    "amplification": "measured", "eviction_by_layer": "measured", "image_mass": "image", "recall_table": "recall",
+    "amplification": "measured", "eviction_by_layer": "measured", "image_mass": "image", "visual_sinks": "image",
+    "visual_sinks_table": "image", "figures.image_grid": "image", "image_grid": "image", "recall_table": "recall",
     "collapse_table": "collapse", "losses_from": "collapsing", "ppl": "collapsing", "ppl_table": "collapsing",
     "predictability_bins": "predictability", "predictability_table": "predictability",
     "lab.emergence_summary": "emergence table", "lab.emergence_table": "emergence", "lab.head_masses": "language",

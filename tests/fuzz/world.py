@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import sinkscope
 from sinkscope.hf.caches import with_cache
+from sinkscope.probes import SinkDimensions
 from tests.figures import records as drawn
 from tests.support.tokenizers import byte_level
 from tests.support.training_records import TEXT
@@ -88,8 +89,8 @@ def _records() -> dict[str, Any]:
     from tests.support import experiments, loss_records, training_records
 
     measured = sinkscope.measure(
-        model(), ids(), (*sinkscope.ALL, sinkscope.EvictionEffect(), sinkscope.FirstCosine()), tokenizer=tokenizer(),
-        progress=False,
+        model(), ids(), (*sinkscope.ALL, sinkscope.EvictionEffect(), sinkscope.FirstCosine(), SinkDimensions()),
+        tokenizer=tokenizer(), progress=False,
     )  # fmt: skip
     run = sinkscope.run_ablation(model(), ids(), (0, 1), 8, progress=False)
     timed = sinkscope.run_timing(model(), ids(1, 64), 8, ("dense", "window"), repeats=1, progress=False)
@@ -118,7 +119,13 @@ def _records() -> dict[str, Any]:
 def _with_images(record: Any) -> Any:
     is_image = np.zeros(record["token"].shape, bool)
     is_image[4:8] = True
-    return record.assign_coords(is_image=(("sequence", "token"), np.stack([is_image] * record.sizes["sequence"])))
+    places = {"is_image": is_image, "image": np.where(is_image, 0, -1)}
+    cells = np.cumsum(is_image) - 1
+    places |= {"image_row": np.where(is_image, cells // 2, -1), "image_column": np.where(is_image, cells % 2, -1)}
+    every = {
+        name: (("sequence", "token"), np.stack([each] * record.sizes["sequence"])) for name, each in places.items()
+    }
+    return record.assign_coords(every)
 
 
 def names_of_records() -> list[str]:

@@ -88,7 +88,7 @@ def test_what_is_no_table_is_a_sentence(tmp_path):
     (tmp_path / "empty.csv").touch()
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
     for name in ("none.csv", "empty.csv", "binary.csv", "a\0b"):
-        with pytest.raises(SinkscopeError, match="cannot be read as a table"):
+        with pytest.raises(SinkscopeError, match=r"cannot be read as a table|names no file"):
             open_table(tmp_path / name)
 
 
