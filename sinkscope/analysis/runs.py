@@ -15,7 +15,16 @@ import xarray as xr
 from sinkscope.analysis.sweep import LEVELS
 from sinkscope.arguments import checks_types
 from sinkscope.errors import SinkscopeError
-from sinkscope.experiments.run_folder import KEY, TRAINING, Card, cells_folder, cells_in, read_card, read_cell
+from sinkscope.experiments.run_folder import (
+    KEY,
+    TRAINING,
+    Card,
+    cells_folder,
+    cells_in,
+    found_folder,
+    read_card,
+    read_cell,
+)
 
 VERSIONS = ("torch", "transformers", "sinkscope")
 Place = str | os.PathLike[str]
@@ -104,8 +113,8 @@ def _cards(folder: Place) -> dict[str, Card]:
 
 def _by_levels(place: Place) -> dict[Any, list[tuple[Path, Card]]]:
     """The cells of a folder, or one alone, by what they are."""
-    path = Path(place).expanduser()
-    if KEY.fullmatch(path.name) and path.is_dir():
+    path = found_folder(place)
+    if path is not None and KEY.fullmatch(path.name):
         card = read_card(path)
         assert card is not None
         return {"the cells": [(path, card)]}

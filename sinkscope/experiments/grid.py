@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
-from sinkscope.arguments import check_names, instance, one_or_several, whole_number
+from sinkscope.arguments import check_names, instance, one_or_several, several, whole_number
 from sinkscope.errors import SinkscopeError, first_line
 from sinkscope.texts import read_stream, read_tokens, sequences, text_name
 
@@ -234,9 +234,9 @@ def _policies(given: Any, sizes: list[int], counts: list[int]) -> list[Policy]:
 def _experiments(given: Any) -> dict[str, Experiment]:
     from sinkscope.experiments.cells import EXPERIMENTS, Experiment
 
-    several = [{name: options} for name, options in given.items()] if isinstance(given, Mapping) else _several(given)
+    asked = [{name: options} for name, options in given.items()] if isinstance(given, Mapping) else _several(given)
     made: dict[str, Experiment] = {}
-    for each in several:
+    for each in asked:
         one = instance(each, EXPERIMENTS, "experiment")
         if not isinstance(one, Experiment):
             raise SinkscopeError(f"{one!r} is no experiment; give any of {', '.join(EXPERIMENTS)}.")
@@ -302,8 +302,8 @@ def _named(given: Any, axis: str) -> list[tuple[str, Any]]:
 def _several(given: Any, axis: str = "") -> list[Any]:
     from torch import Tensor, nn
 
-    one = isinstance(given, (str, os.PathLike, Mapping, Segment, Tensor, nn.Module)) or not isinstance(given, Iterable)
-    levels = [given] if one else list(given)
+    one = isinstance(given, (os.PathLike, Mapping, Segment, Tensor, nn.Module))
+    levels = [given] if one else several(given, axis or "an axis")
     return _not_empty(levels, axis, given) if axis else levels
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import xarray as xr
 
-from sinkscope.errors import SinkscopeError, first_line
+from sinkscope.errors import SinkscopeError, first_line, shown
 from sinkscope.files import partial_beside, write_text
 from sinkscope.record import open_record, save_record
 
@@ -126,10 +126,18 @@ def cells_folder(folder: str | os.PathLike[str]) -> Path:
     Raises:
         SinkscopeError: there is no such folder.
     """
-    place = Path(folder).expanduser()
-    if not place.is_dir():
-        raise SinkscopeError(f"there is no folder {str(place)!r}: give one that `sinkscope sweep` wrote.")
-    return place / "cells" if (place / "cells").is_dir() else place
+    if (place := found_folder(folder)) is not None:
+        return found_folder(place / "cells") or place
+    raise SinkscopeError(f"there is no folder {shown(os.fspath(folder))}: give one that `sinkscope sweep` wrote.")
+
+
+def found_folder(path: str | os.PathLike[str]) -> Path | None:
+    """The folder of a name; None where there is none, as of a name that no file system has, or without a home."""
+    with suppress(OSError, ValueError, RuntimeError):
+        place = Path(path).expanduser()
+        if place.is_dir():
+            return place
+    return None
 
 
 def cells_in(folder: str | os.PathLike[str]) -> dict[str, Card | SinkscopeError]:

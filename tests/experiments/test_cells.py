@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sinkscope import ablate
+from sinkscope import ablate, compare_cells, list_cells, sweep_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.cells import RecordCell
 from sinkscope.streaming import checkpoint
@@ -79,3 +79,12 @@ def test_the_folder_may_be_relative(model, ids, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ablate(model, ids, (0, 1), 16, folder="cells", resamples=20)
     assert len(list((tmp_path / "cells").iterdir())) == 2
+
+
+@pytest.mark.parametrize("place", ["x" * 5000, "a\0b", "~nobody/run", "loop"])
+def test_a_folder_that_no_file_system_holds_is_none(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    for read in (sweep_table, list_cells, lambda folder: compare_cells(folder, folder)):
+        with pytest.raises(SinkscopeError, match=r"there is no folder|names no file"):
+            read(place)

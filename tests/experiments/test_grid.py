@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -129,3 +131,8 @@ def test_what_is_no_grid_is_refused(tmp_path):
         Grid.of(tmp_path / "none.yaml")
     with pytest.raises(SinkscopeError, match="a int is no grid"):
         Grid.of(3)
+
+
+def test_an_axis_without_end_is_refused():
+    with pytest.raises(SinkscopeError, match=r"sinks=count\(\d+\) has more than 100,000 entries"):
+        grid(sinks=itertools.count())
