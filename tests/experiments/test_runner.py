@@ -66,6 +66,7 @@ def test_a_damaged_file_is_refused_before_anything_runs(tmp_path):
     assert RUNS == []
 
 
+@pytest.mark.slow
 def test_the_bar_counts_every_step_once_those_of_finished_cells_too(tmp_path, monkeypatch):
     bars = []
     original = runner.progress_bar
