@@ -21,6 +21,7 @@ from sinkscope.analysis.costs import (
     timing_table,
     with_costs,
 )
+from sinkscope.analysis.familiarity import familiarity_note
 from sinkscope.analysis.perplexity import ppl_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.reporting.content import Item, Measure, Numbers, Records, Section, Table
@@ -50,6 +51,8 @@ def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
     shown: dict[str, Any] = {"sinks": SINKS, "repeats": REPEATS, "progress": passes.progress}
     policies = [Dense(), Window(cache), Recompute(cache), SinkWindow(SINKS, cache - SINKS)]
     curve = passes.perplexity(text, policies, samples=SAMPLES)  # a model that cannot be streamed says so here, and once
+    if note := familiarity_note(curve):
+        passes.notes.append(note)
     try:
         curve = with_costs(curve, cost_table(model, policies, length))
     except SinkscopeError as reason:  # what can be streamed need not have a cost that can be told
