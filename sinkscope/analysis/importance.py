@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from sinkscope.analysis.intervals import interval
+from sinkscope.analysis.intervals import TEXT, interval
 from sinkscope.analysis.mass import even_share, position_within
 from sinkscope.analysis.variables import (
     PER_QUERY,
@@ -130,7 +130,7 @@ def sink_rate_curve(
     epsilons  thresholds; default 0.05, 0.10 .. 0.95.
     lengths   numbers of tokens; default 16, 32, 64 .. and that of the longest text. An encoder has no prefixes: only
               the lengths of its texts are allowed.
-    lower and upper are a 95% percentile bootstrap over sequences (NaN with one sequence). null_alpha [length] is the
+    lower and upper are a 95% t interval over sequences (NaN with fewer than three). null_alpha [length] is the
     alpha of uniform attention; sequences [length] is how many texts are that long: shorter ones are left out.
 
     Raises SinkscopeError if an epsilon is outside (0, 1), a length or the position is in no text, or the record keeps
@@ -159,7 +159,10 @@ def sink_rate_curve(
         rates.append(above.mean(["layer", "head"]).drop_vars("length", errors="ignore"))
         nulls.append(float(share.where(seen).mean("query").where(long_enough).mean()))
         counts.append(int(alpha.notnull().any(["layer", "head"]).sum()))
-    curve = interval(xr.concat(rates, dim="length")).rename(mean="rate").transpose("length", "epsilon")
+    every = xr.concat(rates, dim="length")
+    if TEXT not in every.coords:  # equal rates are no sign of equal texts
+        every = every.assign_coords({TEXT: ("sequence", np.arange(every.sizes["sequence"]))})
+    curve = interval(every, at_least=0, at_most=1).rename(mean="rate").transpose("length", "epsilon")
     curve = curve.assign_coords(length=prefixes, epsilon=thresholds)
     curve = curve.assign(null_alpha=("length", nulls), sequences=("length", counts))
     curve.attrs = {

@@ -145,8 +145,8 @@ def collapse(record: xr.Dataset | pd.DataFrame) -> m.Drawing:
 def comparison(table: pd.DataFrame) -> m.Drawing:
     """Collapse, as perplexity of the window over that of sinks + window, against sink rate and mass.
 
-    Whiskers are 95% intervals, of the collapse a paired block bootstrap over positions, of the strengths over texts
-    (none with one text). Hollow points differ from the first model in more than the model, and the legend says in what.
+    Whiskers are 95% intervals, of the collapse paired as in `ppl_table`, of the strengths over texts (none with fewer
+    than three). Hollow points differ from the first model in more than the model, and the legend says in what.
     Dashed lines: strength under uniform attention. Dotted: no collapse.
 
     Args:

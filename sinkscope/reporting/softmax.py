@@ -12,6 +12,8 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope import figures as draw
+from sinkscope.analysis.batches import scope_said
+from sinkscope.analysis.factorial import factorial_table
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.interventions import dose_table, intervention_table
 from sinkscope.analysis.mass import amplification, eviction_by_layer
@@ -139,6 +141,7 @@ def say_collapse(record: xr.Dataset, table: pd.DataFrame) -> str:
         f"Over the {int(window['tokens']):,} tokens after the first eviction from a cache of "
         f"{int(window['cache_size']):,}, the window's perplexity is {_interval(window)} times that with full sinks"
     )
+    said += f" ({scope_said(table.attrs['bounds'], window['ratio_drift'])})"
     if not np.isfinite(window["recovered"]):
         return f"{said}: no gap that could be divided."
     shares = {part: _share(row) for part, row in rows.items() if part not in ("full sinks", "window")}
@@ -150,6 +153,24 @@ def say_collapse(record: xr.Dataset, table: pd.DataFrame) -> str:
         parts.append(f"{alone} {'' if told else 'close '}{shares['values only']}")
     worse = "; below zero is worse than the window" if any(each.startswith("−") for each in shares.values()) else ""
     return f"{said}. Of that gap in mean loss, {', and '.join(parts)}{worse}."
+
+
+def say_halves(record: xr.Dataset, table: pd.DataFrame) -> str:
+    if not np.isfinite(table["share"]).all():
+        return "There is no gap between window and full sinks that could be divided."
+    rows = {str(row["effect"]): row for row in table.to_dict("records")}
+    told = {
+        name: _share({f"recovered{end}": row[key] for end, key in (("", "share"), ("_low", "low"), ("_high", "high"))})
+        for name, row in rows.items()
+    }
+    return (
+        f"Of the gap in mean loss between window and full sinks, the place in the denominator closes "
+        f"{told['denominator, first']} where it comes first and {told['denominator, after the value']} where the value "
+        f"is there already, the value {told['value, first']} and {told['value, after the denominator']}. Neither does "
+        f"{told['interaction']} of it alone: that is their interaction, and which half is told first decides. Over "
+        f"both orders (Shapley), {told['denominator, Shapley']} is the denominator's and {told['value, Shapley']} the "
+        f"value's ({table.attrs['bounds']})."
+    )
 
 
 def say_dose(record: xr.Dataset, table: pd.DataFrame) -> str:
@@ -201,7 +222,7 @@ def say_predictability(record: xr.Dataset, table: pd.DataFrame) -> str:
 def mean_amplification(record: xr.Dataset) -> tuple[float, float, float]:
     """Geometric mean over heads and queries, and its interval over texts (NaN with one)."""
     logs = whole(record)["log_amplification"].astype("float64").mean(["layer", "head", "query"], skipna=True)
-    found = interval(logs)
+    found = interval(logs)  # of logarithms, plain t
     return tuple(float(np.exp(found[name])) for name in ("mean", "lower", "upper"))  # type: ignore[return-value]
 
 
@@ -213,7 +234,8 @@ def within(value: float, low: float, high: float) -> str:
 
 def _share(row: Mapping[Hashable, Any]) -> str:
     value, low, high = (100 * row[name] for name in ("recovered", "recovered_low", "recovered_high"))
-    return f"{value:.0f}% [{low:.0f}, {high:.0f}]".replace("-", "−")
+    bounds = f" [{low:.0f}, {high:.0f}]" if np.isfinite(low) and np.isfinite(high) else ""
+    return f"{value:.0f}%{bounds}".replace("-", "−")
 
 
 def _interval(row: Mapping[Hashable, Any], name: str = "ratio") -> str:
@@ -267,7 +289,7 @@ ITEMS = (
             variables=("output_norm",),
             meaning="In closed form, each layer alone. Amplification of all other weights: geometric mean over heads "
             "and queries. Change of a head's output, lost denominator and lost value, which add up to it as vectors: "
-            "mean norm over the mean norm of the output. 95% bootstrap intervals over texts.",
+            "mean norm over the mean norm of the output. 95% t intervals over texts.",
         ),
     ),
     Item(
@@ -278,20 +300,35 @@ ITEMS = (
         figure=draw.collapse,
         sentence=say_collapse,
         numbers=recovered,
-        meaning="Perplexity of the same tokens in caches of the same size, positions counted in the cache. Full sinks: "
-        "the first tokens stay beside the window. Phantom: their keys stay in the denominator, their values are zeroed "
-        "or replaced by the mean of the values that the query sees. Values only: what the sinks would hand on is "
-        "added, their keys are out of the denominator of the others. Window: they are gone; nothing is re-computed. "
-        "All of it in every layer at once. Whiskers are paired 95% block-bootstrap intervals of the ratio; the shares "
-        "are of the gap in mean loss between window and full sinks, and below zero where a part is worse than none.",
+        meaning="Perplexity of the same tokens in caches of the same size, positions counted in the cache. Full "
+        "sinks: the first tokens stay beside the window. Phantom: their keys stay in the denominator, their values "
+        "are zeroed or replaced by the mean of the values that the query sees. Values only: what the sinks would "
+        "hand on is added, their keys are out of the denominator of the others. Window: they are gone; nothing is "
+        "re-computed. All of it in every layer at once. Whiskers are paired 95% t intervals of the ratio over "
+        "batches of the text; the shares are of the gap in mean loss between window and full sinks, and below zero "
+        "where a part is worse than none.",
         table=Table(
             collapse_table,
             title="The collapse of window attention, decomposed",
             meaning="Over tokens after the first eviction. Phantom sinks: keys in the denominator, values zeroed or "
             "replaced by their mean. Values only: values added, keys out of the denominator. Ratios are to full sinks, "
             "and recovered is the share of the gap in mean loss between window (0) and full sinks (1); paired 95% "
-            "block-bootstrap intervals.",
+            "t intervals over eight batches of the text, left out where it drifts; of shares Fieller's.",
         ),
+    ),
+    Item(
+        "collapse_halves",
+        "The two halves of a sink, in both orders",
+        record="collapse",
+        variables="nll",
+        table=factorial_table,
+        sentence=say_halves,
+        meaning="The same losses as a two-by-two design: with and without the place in the denominator, with and "
+        "without the value. Full sinks have both, phantoms (values zeroed) the first, values only the second, the "
+        "window neither. Share: of the gap in mean loss between window and full sinks. What a half closes depends on "
+        "whether the other is there, so both orders stand here, each adding up to 100%; the interaction is 100% less "
+        "what both close first; Shapley's share is the mean over the orders. Paired 95% intervals (Fieller), all of "
+        "the same batches of the text.",
     ),
     Item(
         "dose_response",
@@ -303,12 +340,12 @@ ITEMS = (
         meaning="A bias on the logit of the first token in all layers and heads, from minus infinity (gone) over 0 (as "
         "the model is) upwards, and the same on a random token drawn for each text as control. Everything is measured "
         "over the queries from the start on; before it nothing is changed. Intervals of perplexity are paired, over "
-        "positions; those of mass and output are over texts.",
+        "texts, or batches of fewer than four; those of mass and output are over texts.",
         table=Table(
             dose_table,
-            meaning="Dose: bias on the logits of the first keys (sinks) or of as many random ones, natural logarithm; "
-            "-inf: gone. Ratios of perplexity (paired, over positions) and of the norm of a head's output (over texts) "
-            "are to dose 0.",
+            meaning="Dose: bias on the logits of the first keys (sinks) or of as many random ones, natural "
+            "logarithm; -inf: gone. Ratios of perplexity (paired, over texts, or batches of fewer than four) and of "
+            "the norm of a head's output (over texts) are to dose 0.",
         ),
     ),
     Item(
@@ -327,7 +364,7 @@ ITEMS = (
             "interventions",
             "Interventions and their controls",
             "Each intervention above its control. Perplexity over that with nothing done (ratio) and over that of the "
-            "control; paired 95% block-bootstrap intervals over positions, of the mass over texts.",
+            "control; paired 95% t intervals over texts, of losses over batches where there are fewer than four.",
             variables=("control",),
         ),
     ),
@@ -348,8 +385,8 @@ ITEMS = (
             correlations,
             title="Sink mass against predictability, over heads",
             meaning="Spearman correlation of a query's mass on the first keys with entropy and loss of the next token: "
-            "quartiles over heads, that of even attention (null), and heads whose 95% interval (block bootstrap over "
-            "queries) lies below or above both zero and the null. By chance up to 5% of heads would.",
+            "quartiles over heads, that of even attention (null), and heads whose 95% interval (jackknife over "
+            "batches of queries) lies below or above both zero and the null. By chance up to 5% of heads would.",
         ),
     ),
     Item(
@@ -358,8 +395,8 @@ ITEMS = (
         record="predictability",
         variables=("sink_mass", "next_entropy"),
         table=correlated_heads,
-        meaning="Spearman correlations with entropy and loss of the next token; 95% block-bootstrap intervals over "
-        "queries.",
+        meaning="Spearman correlations with entropy and loss of the next token; 95% jackknife intervals over "
+        "batches of queries.",
         causal_only=True,
     ),
 )
