@@ -77,7 +77,7 @@ class Units:
                 f"an interval over texts needs {FEWEST} texts that share no passage, and {there}: give more, or "
                 "over='batches'."
             )
-        self.over, self.texts = over, texts
+        self.over, self.texts, self._given = over, texts, len(text)
         counts = [sum(map(len, parts)) for parts in losses]
         self._mean = sum(part.sum(0) for parts in losses for part in parts) / sum(counts)
         self.stretches = [_texts(losses, text)] if over == "texts" else _batches(losses, text)
@@ -87,7 +87,8 @@ class Units:
     def said(self) -> str:
         """What the intervals are, in words."""
         if self.over == "texts":
-            return f"95% t intervals over {self.count} texts"
+            shared = f" (of {self._given}, those that share passages counted once)" * (self._given > self.texts)
+            return f"95% t intervals over {self.count} texts{shared}"
         those = "one text" if self.texts == 1 else f"{self.texts} texts"
         if self.count < FEWEST:
             return f"no intervals: too few tokens of {those}"

@@ -30,6 +30,13 @@ PARTS = {
 }
 """What is left of the sinks, and `sink_values` of such a policy; the window has no sinks."""
 
+ARMS = {
+    "phantom, random values": "drawn",
+    "phantom, own direction, ordinary norm": "long",
+    "phantom, other direction, own norm": "turned",
+}
+"""Further parts, which tell a value's norm from its direction."""
+
 DECIDING = (
     "policy_kind", "cache_size", "sinks", "recomputed", "sink_values", "sink_bias", "positions", "placement",
 )  # fmt: skip
@@ -107,7 +114,8 @@ def ppl_table(
     resamples, seed = whole_number(resamples, "resamples", 1), whole_number(seed, "seed", 0)
     units, count = units_of(nll, over), _count(strata)
     own, ratio = units.of(lambda mean: mean), units.of(lambda mean: mean - mean[..., [reference]])
-    bounds, about = [own.low, own.high, ratio.low, ratio.high], {"over": units.over, "units": units.count}
+    bounds: list[np.ndarray] = [own.low, own.high, ratio.low, ratio.high]
+    about: dict[str, str | int] = {"over": units.over, "units": units.count}
     said = units.said
     if block is not None:
         length = _checked_block(strata, reference, block)
@@ -141,7 +149,7 @@ def units_of(nll: xr.DataArray, over: str | None = None) -> Units:
     if nll.sizes["sequence"] == 1:
         return Units(every, np.zeros(1, int), over)
     flat = nll.transpose("sequence", ...).values.reshape(nll.sizes["sequence"], -1)
-    return Units(every, same_texts(nll) if "token_id" in nll.coords else same_rows(flat), over)
+    return Units(every, same_texts(nll, overlapping=True) if "token_id" in nll.coords else same_rows(flat), over)
 
 
 def losses(curve: xr.Dataset) -> xr.DataArray:
@@ -267,7 +275,8 @@ def collapse_table(
     """Perplexity with what is left of the sinks, one row for each part, over the tokens after the first eviction.
 
     part                        "full sinks"; "phantom, mean values", "phantom, values zeroed" (keys in the
-                                denominator); "values only" (keys out of it); "window" (neither)
+                                denominator); "values only" (keys out of it); the `ARMS` that were measured; "window"
+                                (neither)
     policy, sinks, cache_size   as the record has them
     ppl, low, high, tokens      perplexity, its 95% interval and the number of tokens
     ratio, .._low, .._high      to the perplexity with full sinks, and its paired interval
@@ -304,7 +313,8 @@ def decomposed(curve: xr.Dataset) -> tuple[xr.Dataset, dict[str, str]]:
     for part in ("full sinks", "window"):
         if part not in parts:
             raise SinkscopeError(f"the record has no policy that is the {part}: make one with sinkscope.decompose.")
-    named = {names[parts.index(part)]: part for part in PARTS if part in parts}  # the first of each, in this order
+    order = [*list(PARTS)[:-1], *ARMS, "window"]
+    named = {names[parts.index(part)]: part for part in order if part in parts}  # the first of each, in this order
     sizes = sorted({int(size) for size in curve["cache_size"].sel(policy=list(named)).values})
     if len(sizes) > 1:
         raise SinkscopeError(f"the policies have caches of {sizes[0]} and {sizes[-1]} tokens: decompose one at a time.")
@@ -328,7 +338,7 @@ def policy_parts(curve: xr.Dataset | xr.DataArray) -> list[str]:
     """
     check_coordinates(curve, DECIDING, "policies do", "sinkscope.perplexity or sinkscope.decompose")
     policies = zip(*(np.atleast_1d(curve[name].values).tolist() for name in DECIDING), strict=True)
-    part_of, parts = {values: part for part, values in PARTS.items()}, []
+    part_of, parts = {values: part for part, values in (PARTS | ARMS).items()}, []
     for kind, size, sinks, again, values, bias, positions, placement in policies:
         is_plain = size > 0 and not again and not bias and not placement and positions == "cache"
         is_known = kind == "SinkWindow" or (kind == "Window" and not sinks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
@@ -55,7 +56,7 @@ def _dims(variable: xr.DataArray) -> list[str]:
 def whole(record: xr.Dataset) -> xr.Dataset:
     """The record with sequence, layer and head as dimensions, also where one was selected: record.sel(layer=12).
 
-    Where texts share passages, the coordinate `same_text` [sequence] says which are one text to an interval."""
+    Where a text is there twice, the coordinate `same_text` [sequence] says which are one text to an interval."""
     for dim in ("head", "layer", "sequence"):
         if dim in record.coords and dim not in record.dims:
             chosen = record[dim].item()
@@ -79,21 +80,21 @@ def prefix(record: xr.Dataset, length: int) -> xr.Dataset:
     return record.assign_coords(length=("sequence", np.full(record.sizes["sequence"], length)))
 
 
-def same_texts(record: xr.Dataset | xr.DataArray) -> np.ndarray:
+def same_texts(record: xr.Dataset | xr.DataArray, overlapping: bool = False) -> np.ndarray:
     """[sequence] numbers by `token_id`, the same for texts that are one to an interval.
 
-    Those are texts of the same tokens, if what was measured of them is the same too, and texts that overlap: that share
-    an eighth or more of the runs of 32 tokens of the shorter one.
+    Those are texts of the same tokens, if what was measured of them is the same too, and with `overlapping` texts that
+    share an eighth or more of the runs of 32 tokens of the shorter one.
     """
     ids = record["token_id"].transpose("sequence", "token").values
     alike = np.unique(ids, axis=0, return_inverse=True)[1].ravel()
     text = np.arange(len(ids))
     for row in range(len(ids)):
-        for other in np.flatnonzero(alike[:row] == alike[row]):
+        for other in np.flatnonzero(alike[:row] == alike[row]).tolist():
             if _measured_alike(record, row, other):
                 text[row] = text[other]
                 break
-    if len(ids) < 2 or ids.shape[1] < RUN:
+    if not overlapping or len(ids) < 2 or ids.shape[1] < RUN:
         return text
     runs = np.lib.stride_tricks.sliding_window_view(ids, RUN, axis=1)
     inside = runs.min(-1) >= 0
@@ -103,10 +104,9 @@ def same_texts(record: xr.Dataset | xr.DataArray) -> np.ndarray:
     found = np.unique(np.stack([hashes[inside], owner[inside]], axis=1), axis=0)
     group, size = np.unique(found[:, 0], return_inverse=True, return_counts=True)[1:]
     shared, each = found[size[group] > 1], np.bincount(found[:, 1], minlength=len(ids))
-    together: dict[tuple[int, int], int] = {}
+    together: Counter[tuple[int, int]] = Counter()
     for same in np.split(shared[:, 1], np.flatnonzero(np.diff(shared[:, 0])) + 1):
-        for pair in combinations(same.tolist(), 2):
-            together[pair] = together.get(pair, 0) + 1
+        together.update(combinations(same.tolist(), 2))
     for (one, other), count in together.items():
         if alike[one] != alike[other] and count >= SHARED * min(each[one], each[other]):
             text[text == text[other]] = text[one]
@@ -119,8 +119,8 @@ def _measured_alike(record: xr.Dataset | xr.DataArray, row: int, other: int) -> 
     own = next((each for each in every if "sequence" in each.dims and each.dtype.kind == "f"), None)
     if own is None:
         return True
-    values = (own.isel(sequence=each).values for each in (row, other))
-    return np.allclose(*values, rtol=1e-2, atol=1e-3, equal_nan=True)
+    one, two = (own.isel(sequence=each).values for each in (row, other))
+    return np.allclose(one, two, rtol=1e-2, atol=1e-3, equal_nan=True)
 
 
 def is_causal(record: xr.Dataset) -> bool:

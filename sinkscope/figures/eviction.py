@@ -10,7 +10,7 @@ import xarray as xr
 
 from sinkscope.analysis.mass import NORMS, eviction_by_layer
 from sinkscope.analysis.mass import amplification as amplifications
-from sinkscope.analysis.perplexity import PARTS, collapse_table
+from sinkscope.analysis.perplexity import ARMS, PARTS, collapse_table
 from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure
 from sinkscope.figures.requirements import cell_axis, layer_axis, need, need_columns
@@ -23,7 +23,7 @@ NORM_LOOKS = {
     "lost_denominator": ("lost denominator", m.Look("blue", "dash", marker="square")),
     "lost_value": ("lost value", m.Look("vermilion", "dot", marker="triangle-up")),
 }
-PART_NAMES = {part: part.replace(", ", ",\n") for part in PARTS}
+PART_NAMES = {part: part.replace(", ", ",\n") for part in (*PARTS, *ARMS)}
 """What may be left of the sinks, in an order in which each keeps its look."""
 STRENGTHS = {
     "sink_rate": ("rate", "sink rate (fraction of heads with α > {epsilon})"),
