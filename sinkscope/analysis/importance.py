@@ -25,6 +25,8 @@ from sinkscope.arguments import open_unit, whole_number
 from sinkscope.errors import SinkscopeError
 
 EPSILON = 0.3  # Gu et al. 2024
+FEW_TEXTS = 16
+RATE_NOTE = "an interval of a rate over fewer than 16 holds it in 85% to 93%, not 95% (docs/intervals.md)"
 EPSILONS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 
@@ -130,7 +132,8 @@ def sink_rate_curve(
     epsilons  thresholds; default 0.05, 0.10 .. 0.95.
     lengths   numbers of tokens; default 16, 32, 64 .. and that of the longest text. An encoder has no prefixes: only
               the lengths of its texts are allowed.
-    lower and upper are a 95% t interval over sequences (NaN with fewer than three). null_alpha [length] is the
+    lower and upper are a 95% t interval over sequences (NaN with fewer than three); with fewer than 16 they hold the
+    rate less often than that, as it can depend on what a text begins with, and attrs["note"] says so. null_alpha [length] is the
     alpha of uniform attention; sequences [length] is how many texts are that long: shorter ones are left out.
 
     Raises SinkscopeError if an epsilon is outside (0, 1), a length or the position is in no text, or the record keeps
@@ -174,6 +177,8 @@ def sink_rate_curve(
         "T": text_length(record),
         "bos": record.attrs.get("bos", "unknown"),
     }
+    if 1 < curve.attrs["n"] < FEW_TEXTS:
+        curve.attrs["note"] = f"{curve.attrs['n']} sequences: {RATE_NOTE}"
     return curve
 
 

@@ -161,8 +161,9 @@ def _jackknifed(parts: list[np.ndarray], found: np.ndarray) -> tuple[np.ndarray,
     with np.errstate(divide="ignore", invalid="ignore"):
         error = np.sqrt(squares) / known if freedom >= FEWEST - 1 else np.full_like(found, np.nan)
         half = stdtrit(max(freedom, 1), 0.975) * error / (1 - found**2)
-        middle = np.arctanh(found)
-        return np.tanh(middle - half), np.tanh(middle + half)
+        middle, perfect = np.arctanh(found), (np.abs(found) > 1 - 1e-12) & np.isfinite(error)
+        low, high = np.tanh(middle - half), np.tanh(middle + half)
+        return np.where(perfect, found, low), np.where(perfect, found, high)
 
 
 def batches_of_a_text(texts: int) -> int:

@@ -13,7 +13,7 @@ import xarray as xr
 from sinkscope import figures as draw
 from sinkscope.analysis.discovery import discover
 from sinkscope.analysis.discovery import massive_activations as found_activations
-from sinkscope.analysis.importance import EPSILON, sink_rate, sink_rate_curve
+from sinkscope.analysis.importance import EPSILON, RATE_NOTE, sink_rate, sink_rate_curve
 from sinkscope.analysis.intervals import TEXT, interval
 from sinkscope.analysis.mass import above_null, sink_mass, value_drain
 from sinkscope.analysis.mass import mass_by_layer as layer_masses
@@ -125,6 +125,7 @@ def rates(record: xr.Dataset, quantity: str = "sink rate") -> Numbers:
         f"α > {EPSILON} at T = {length}; α of a uniform causal head: {float(curve['null_alpha']):.4f}; "
         f"BOS: {record.attrs.get('bos', 'unknown')}"
     )
+    note += f"; {curve.attrs['note']}" if RATE_NOTE in curve.attrs.get("note", "") else ""
     return [
         {"quantity": quantity, "unit": "fraction of heads", "value": float(rate) if equal else float(curve["rate"]),
          "lower": float(curve["lower"]), "upper": float(curve["upper"]), "null": float(rate.attrs["null_rate"]),

@@ -13,11 +13,11 @@ import xarray as xr
 
 from sinkscope import figures as draw
 from sinkscope.analysis.batches import scope_said
-from sinkscope.analysis.factorial import factorial_table
+from sinkscope.analysis.factorial import CELLS, factorial_table
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.interventions import dose_table, intervention_table
 from sinkscope.analysis.mass import amplification, eviction_by_layer
-from sinkscope.analysis.perplexity import collapse_table, is_decomposed
+from sinkscope.analysis.perplexity import collapse_table, is_decomposed, policy_parts
 from sinkscope.analysis.predictability import HEADS_SHOWN, correlated_heads, correlations, mean_mass_by_bin
 from sinkscope.analysis.variables import whole
 from sinkscope.errors import SinkscopeError
@@ -141,9 +141,9 @@ def say_collapse(record: xr.Dataset, table: pd.DataFrame) -> str:
         f"Over the {int(window['tokens']):,} tokens after the first eviction from a cache of "
         f"{int(window['cache_size']):,}, the window's perplexity is {_interval(window)} times that with full sinks"
     )
-    said += f" ({scope_said(table.attrs['bounds'], window['ratio_drift'])})"
     if not np.isfinite(window["recovered"]):
         return f"{said}: no gap that could be divided."
+    said += f" ({scope_said(table.attrs['bounds'], window['ratio_drift'])})"
     shares = {part: _share(row) for part, row in rows.items() if part not in ("full sinks", "window")}
     phantoms = {"phantom, values zeroed": "with their values zeroed", "phantom, mean values": "with mean values"}
     told = [f"{shares[part]} {words}" for part, words in phantoms.items() if part in shares]
@@ -152,24 +152,25 @@ def say_collapse(record: xr.Dataset, table: pd.DataFrame) -> str:
         alone = "the values alone, out of the denominator,"
         parts.append(f"{alone} {'' if told else 'close '}{shares['values only']}")
     worse = "; below zero is worse than the window" if any(each.startswith("−") for each in shares.values()) else ""
-    return f"{said}. Of that gap in mean loss, {', and '.join(parts)}{worse}."
+    return f"{said}. Of that gap in mean loss, {', and '.join(parts)}{worse}.{say_halves(record)}"
 
 
-def say_halves(record: xr.Dataset, table: pd.DataFrame) -> str:
-    if not np.isfinite(table["share"]).all():
-        return "There is no gap between window and full sinks that could be divided."
-    rows = {str(row["effect"]): row for row in table.to_dict("records")}
-    told = {
-        name: _share({f"recovered{end}": row[key] for end, key in (("", "share"), ("_low", "low"), ("_high", "high"))})
-        for name, row in rows.items()
-    }
+def say_halves(record: xr.Dataset) -> str:
+    """Both orders of the two halves, and their interaction; nothing where a half was not measured, or no gap is."""
+    if not {*CELLS} <= {*policy_parts(record)}:
+        return ""
+    told = {}
+    for row in factorial_table(record).to_dict("records"):
+        if not np.isfinite(row["share"]):
+            return ""
+        ends = {"": "share", "_low": "low", "_high": "high"}
+        told[str(row["effect"])] = _share({f"recovered{end}": row[name] for end, name in ends.items()})
     return (
-        f"Of the gap in mean loss between window and full sinks, the place in the denominator closes "
-        f"{told['denominator, first']} where it comes first and {told['denominator, after the value']} where the value "
-        f"is there already, the value {told['value, first']} and {told['value, after the denominator']}. Neither does "
-        f"{told['interaction']} of it alone: that is their interaction, and which half is told first decides. Over "
-        f"both orders (Shapley), {told['denominator, Shapley']} is the denominator's and {told['value, Shapley']} the "
-        f"value's ({table.attrs['bounds']})."
+        f" The order decides: the place in the denominator closes {told['denominator, first']} where it comes first "
+        f"and {told['denominator, after the value']} where the value is there already, the value "
+        f"{told['value, first']} and {told['value, after the denominator']}; their interaction is "
+        f"{told['interaction']} of the gap, and over both orders (Shapley) {told['denominator, Shapley']} are the "
+        f"denominator's and {told['value, Shapley']} the value's."
     )
 
 
@@ -322,7 +323,6 @@ ITEMS = (
         record="collapse",
         variables="nll",
         table=factorial_table,
-        sentence=say_halves,
         meaning="The same losses as a two-by-two design: with and without the place in the denominator, with and "
         "without the value. Full sinks have both, phantoms (values zeroed) the first, values only the second, the "
         "window neither. Share: of the gap in mean loss between window and full sinks. What a half closes depends on "
