@@ -250,7 +250,8 @@ def main() -> None:
     if parser.parse_args().measure:
         measure()
     for title, rows in PARTS.items():
-        print(f"\n**{title}**\n\n| | | covered, % | kept, % | percentiles of a (block) bootstrap, % |\n|---|---|---|---|---|")
+        columns = "covered, % | kept, % | percentiles of a (block) bootstrap, %"
+        print(f"\n**{title}**\n\n| | | {columns} |\n|---|---|---|---|---|")
         for name, size, covered, kept, before in rows():
             other = "" if before is None else f"{100 * before:.0f}"
             print(f"| {name} | {size} | {100 * covered:.1f} | {100 * kept:.0f} | {other} |", flush=True)

@@ -133,8 +133,9 @@ def sink_rate_curve(
     lengths   numbers of tokens; default 16, 32, 64 .. and that of the longest text. An encoder has no prefixes: only
               the lengths of its texts are allowed.
     lower and upper are a 95% t interval over sequences (NaN with fewer than three); with fewer than 16 they hold the
-    rate less often than that, as it can depend on what a text begins with, and attrs["note"] says so. null_alpha [length] is the
-    alpha of uniform attention; sequences [length] is how many texts are that long: shorter ones are left out.
+    rate less often than that, as it can depend on what a text begins with, and attrs["note"] says so.
+    null_alpha [length] is the alpha of uniform attention; sequences [length] is how many texts are that long: shorter
+    ones are left out.
 
     Raises SinkscopeError if an epsilon is outside (0, 1), a length or the position is in no text, or the record keeps
     too few first keys apart (`sink_mass`).

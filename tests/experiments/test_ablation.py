@@ -122,10 +122,10 @@ def test_attrs_say_where_the_table_came_from(model, ids):
     attrs = ablated(model, ids, text="made up", seed=5).attrs
     expected = dict(
         kind="ablation", model="LlamaForCausalLM", dtype="float32", tokens=90, seed=5, block=1024, text="made up",
-        first_scored=5, first_evicted=26, resamples=50, confidence=0.95,
+        first_scored=5, first_evicted=26, over="batches", confidence=0.95,
     )  # fmt: skip
     assert expected.items() <= attrs.items()
-    assert len(attrs["tokens_sha256"]) == 64 and attrs["bootstrap_block"] >= 1
+    assert len(attrs["tokens_sha256"]) == 64 and "batches of one text" in attrs["bounds"]
 
 
 def test_the_figure_takes_the_table(model, ids):
