@@ -4,6 +4,7 @@ collapse of window attention each part of a sink takes back."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -115,7 +116,7 @@ def ppl_table(
     units, count = units_of(nll, over), _count(strata)
     own, ratio = units.of(lambda mean: mean), units.of(lambda mean: mean - mean[..., [reference]])
     bounds: list[np.ndarray] = [own.low, own.high, ratio.low, ratio.high]
-    about: dict[str, str | int] = {"over": units.over, "units": units.count}
+    about: dict[Any, Any] = {"over": units.over, "units": units.count}
     said = units.said
     if block is not None:
         length = _checked_block(strata, reference, block)

@@ -51,6 +51,7 @@ def test_intervals_of_mass_and_output_are_over_texts():
     """Student's t, as scipy has it; of values whose spread is small beside their mean."""
     record = record_of(sequences=5)
     record["sink_mass"] = 0.4 + 0.1 * record["sink_mass"]
+    record["output_norm"] = 4 + 0.1 * record["output_norm"]
     table = dose_table(record)
     norm = record.output_norm.astype("float64")
     for name, values in (("mass", record.sink_mass), ("output", norm / norm.sel(dose=0.0))):

@@ -61,21 +61,25 @@ def test_perplexities_ratios_and_mass_are_their_formulas():
 
 @pytest.mark.slow
 def test_nine_in_ten_paired_intervals_and_more_hold_an_effect_of_known_size():
-    """Nominally 95%, of 100 data sets; 4 standard errors are 9%."""
+    """Nominally 95%, of 100 data sets, where a text does not drift by chance; 4 standard errors are 9%."""
+
+    def holds(low, truth, high):
+        return np.nan if np.isnan(low) else low <= truth <= high
+
     found = []
     for seed in range(100):
         rows = intervention_table(record_of(drawn(0.05, 0.0, 2, 150, seed)), resamples=200).set_index("intervention")
         effect, control = rows.loc["evict sinks"], rows.loc["evict random"]
         found.append(
             [
-                effect.ratio_low <= np.exp(0.05) <= effect.ratio_high,
-                control.ratio_low <= 1 <= control.ratio_high,
-                effect.over_control_low <= np.exp(0.05) <= effect.over_control_high,
+                holds(effect.ratio_low, np.exp(0.05), effect.ratio_high),
+                holds(control.ratio_low, 1.0, control.ratio_high),
+                holds(effect.over_control_low, np.exp(0.05), effect.over_control_high),
                 np.log(effect.ratio_high / effect.ratio_low),
                 np.log(effect.high / effect.low),
             ]
         )
-    *covered, paired, own = np.mean(found, axis=0)
+    *covered, paired, own = np.nanmean(found, axis=0)
     assert all(0.86 <= each <= 0.99 for each in covered), covered
     tokens = 2 * (150 - START - 1)
     half = stats.t.ppf(0.975, 7) * 0.3 / tokens**0.5  # of eight batches of the differences, not of the losses

@@ -75,8 +75,9 @@ def test_ratios_are_to_the_most_sinks_of_the_same_cache_size(model, ids):
         most = rows.loc[(size, "first", "cache", 4)]
         np.testing.assert_allclose(rows["ratio"], rows["ppl"] / most["ppl"], rtol=1e-12)
         assert (most["ratio_low"], most["ratio_high"]) == (1.0, 1.0)
-    assert ((table["ratio_low"] <= table["ratio"]) & (table["ratio"] <= table["ratio_high"])).all()
-    assert ((table["low"] < table["ppl"]) & (table["ppl"] < table["high"])).all()
+    for value, low, high in (("ratio", "ratio_low", "ratio_high"), ("ppl", "low", "high")):
+        known = table[table[low].notna()]  # a row whose losses drift along the text has no interval
+        assert ((known[low] <= known[value]) & (known[value] <= known[high])).all() and len(known) > len(table) / 2
 
 
 def test_without_first_tokens_ratios_are_to_the_first_kind_and_positions_given(model, ids):
