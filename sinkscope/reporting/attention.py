@@ -57,6 +57,8 @@ def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
 def _other_bos(passes: Passes, short: torch.Tensor) -> torch.Tensor | None:
     """Some of the short sequences without the tokens in front, or with a BOS token where there are none; None for a
     tokenizer that has none."""
+    import torch
+
     if passes.front:
         return short[:OTHER_BOS, len(passes.front) :]
     bos = getattr(passes.tokenizer, "bos_token_id", None)
