@@ -72,6 +72,8 @@ def compare(saved: Iterable[Saved], length: int | None = None, resamples: int = 
         "date": max(str(each.attrs.get("date", "")) for record, curve, _ in pairs for each in (record, curve)),
         "kind": "comparison",
         "epsilon": EPSILON,
+        "resamples": resamples,
+        "seed": seed,
     }
     return table
 

@@ -94,6 +94,7 @@ def intervention_table(
     table.attrs = record.attrs | {
         name: every.attrs[name] for name in ("computed", "baseline", "bounds", "over", "confidence")
     }
+    table.attrs |= {"resamples": resamples, "seed": seed}
     return table
 
 
@@ -133,6 +134,6 @@ def dose_table(
         kept.insert(1, "dose", doses)
         tables.append(kept)
     table = pd.concat(tables, ignore_index=True)
-    said = {name: about[name] for name in ("bounds", "over", "confidence")}
+    said = {name: about[name] for name in ("bounds", "over", "confidence")} | {"resamples": resamples, "seed": seed}
     table.attrs = record.attrs | {"reference_dose": float(doses[zero])} | said
     return table

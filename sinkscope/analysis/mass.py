@@ -169,7 +169,12 @@ def eviction_by_layer(record: xr.Dataset, resamples: int = 10_000, seed: int = 0
         found = interval(values, resamples=resamples, seed=seed, at_least=None if name == "amplification" else 0)
         for bound, column in (("mean", name), ("lower", f"{name}_low"), ("upper", f"{name}_high")):
             table[column] = np.exp(found[bound].values) if name == "amplification" else found[bound].values
-    table.attrs = {**record.attrs, "bounds": f"95% t intervals over {found.attrs['n']} sequences"}
+    table.attrs = {
+        **record.attrs,
+        "resamples": resamples,
+        "seed": seed,
+        "bounds": f"95% t intervals over {found.attrs['n']} sequences",
+    }
     return table
 
 
