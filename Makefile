@@ -4,8 +4,12 @@
 #   make demo PIP_OPTIONS="--index-url ..."    passed on to every pip install, for example an index with the smaller,
 #                                              CPU-only builds of torch
 #   make quick                                 the short tests, without a browser and the demo model
+#   make faults                                whatever is written, interrupted at every line, cut, changed, on full disks
+#   make fuzz                                  everything public with arguments of any kind, and a tally
 #   make lint                                  ruff, mypy and oxlint
 #   make gpu                                   on a machine with a GPU: tests/gpu, and what sinkscope costs there
+#   make lock                                  requirements.lock anew, after a change of constraints.txt
+#   make licences                              docs/licences.md anew, after the same
 #   make test-versions                         tests/versions with the oldest and the pinned release of transformers
 #   make test-versions RELEASES="5.22.2 newest"    with these; newest is what the package index has
 
@@ -22,7 +26,7 @@ OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
 PINNED := $(shell sed -n 's/^transformers==//p' constraints.txt)
 RELEASES ?= $(OLDEST) $(PINNED)
 
-.PHONY: demo test quick test-versions bench gpu assets lint clean FORCE
+.PHONY: demo test quick faults fuzz test-versions bench gpu assets lint lock licences clean FORCE
 .DELETE_ON_ERROR:
 .PRECIOUS: .venv-versions/%/.installed
 
@@ -35,6 +39,12 @@ test: $(STAMP)
 
 quick: $(STAMP)
 	$(PYTEST) -m "not slow and not browser and not demo and not versions"
+
+faults: $(STAMP)
+	SINKSCOPE_FAULTS=all $(PYTEST) tests/faults
+
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz
 
 test-versions: $(RELEASES:%=test-versions-%)
 
@@ -74,6 +84,12 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/oxlint
 	$(BIN)/python .ci/lint_canvases.py $(BIN)/oxlint
+
+lock: $(STAMP)
+	$(BIN)/python .ci/lock.py $(PIP_OPTIONS)
+
+licences: $(STAMP)
+	$(BIN)/python .ci/licences.py
 
 clean:
 	rm -rf .venv .venv-versions report .pytest_cache .mypy_cache .ruff_cache .hypothesis

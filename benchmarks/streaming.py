@@ -26,6 +26,7 @@ import torch.nn.functional as F
 import sinkscope
 
 CACHE, SINKS = 1024, 4
+LAST = 10_000  # losses that are compared at the end of a long text
 MIDDLE = 500_000  # tokens into the demo text
 
 
@@ -249,6 +250,10 @@ def long(tokens: int) -> None:
         )
     )
     hook.remove()
+    print(
+        f"  the last {LAST} losses differ by {tail_error(model, ids, record):.1e} nats at most from those of the sinks "
+        "and the end of the text alone, read with positions rebased at other moments"
+    )
     settled = marks[10:]
     print(f"{ids.numel()} tokens, sinks {SINKS}+{CACHE - SINKS}: {seconds / 60:.1f} minutes, "
           f"{ids.numel() / seconds:.0f} tokens a second, perplexity {float(sinkscope.ppl(record)[0]):.3f}")  # fmt: skip
@@ -258,6 +263,18 @@ def long(tokens: int) -> None:
             f"  resident memory after 10,000 tokens {settled[0]:.0f} MiB, "
             f"most later {max(settled):.0f} MiB: +{growth:.1%}"
         )
+
+
+def tail_error(model, ids, record) -> float:
+    """The largest difference of the last losses from those of a text that leaves out what they cannot see.
+
+    What a token sees of the text, through all layers, are the sinks and the last layers x window tokens.
+    """
+    seen = model.config.num_hidden_layers * (CACHE - SINKS) + CACHE
+    first = max(SINKS, ids.shape[-1] - LAST - seen)
+    short = torch.cat([ids[..., :SINKS], ids[..., first:]], -1)
+    again = sinkscope.perplexity(model, short, [sinkscope.SinkWindow(SINKS, CACHE - SINKS)], block=1000, progress=False)
+    return float(abs(again.nll[0, 0, -LAST:].values - record.nll[0, 0, -LAST:].values).max())
 
 
 if __name__ == "__main__":

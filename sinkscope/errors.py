@@ -4,13 +4,36 @@ from __future__ import annotations
 
 import sys
 import warnings
+from typing import Any
+
+LONGEST = 600  # characters of a message, beyond which its middle is left out
 
 
 class SinkscopeError(ValueError):
     """Something given to sinkscope cannot be used; the message says what was given, what was expected and what to do.
 
-    The command line prints the message as one line and exits with code 2.
+    The message is one line, whatever was given. The command line prints it and exits with code 2.
     """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_cut(" ".join(message.split()), LONGEST))
+
+
+def shown(value: Any, longest: int = 80) -> str:
+    """The repr of a value as a message can hold it: on one line, not too long, and its class where it has none."""
+    return _cut(" ".join(safe_repr(value).split()), longest)
+
+
+def safe_repr(value: Any) -> str:
+    """The repr of a value; its class where it has none."""
+    try:
+        return repr(value)
+    except Exception:  # of anybody's class; Python itself writes no whole number of more than 4,300 digits
+        return f"<{type(value).__name__}>"
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest * 2 // 3]} ... {text[-longest // 3 :]}"
 
 
 def first_line(error: BaseException) -> str:

@@ -15,7 +15,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sinkscope.errors import SinkscopeError, first_line
+from sinkscope.arguments import checks_types, is_whole, several, whole_number
+from sinkscope.errors import SinkscopeError, first_line, shown
 from sinkscope.hf.gguf import package_directory
 from sinkscope.tokens import encode, surrounding
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     import torch
 
 VERSE = re.compile(r"(\d+):\d+\s+")
+CONTROLS = re.compile(r"[\x00-\x07\x0e-\x1a\x1c-\x1f\x7f-\x9f]")
+"""Control characters but for white space and the escapes of terminals: the high bytes of many scripts in UTF-16."""
 BETWEEN = "\n\n"
 TEXT_COLUMNS = ("text", "content", "document", "article", "story", "sentence")
 SPLITS = ("test", "validation", "train")
@@ -105,12 +108,17 @@ def read_tokens(
         SinkscopeError: an empty or unreadable text, `limit` < 1, `start` < 0 or past the end of the text, bos=True with
             a tokenizer that has no BOS token.
     """
+    for name, number in (("limit", limit), ("start", start)):
+        if not is_whole(number):
+            raise SinkscopeError(f"{name} is {shown(number)}, but it is a number of tokens: give a whole one.")
+    if text is not None and not isinstance(text, str):
+        raise SinkscopeError(f"text is {shown(text)}, but it is the text itself: give a str, or a source.")
     if limit < 1:
         raise SinkscopeError(f"limit is {limit}, but it is a number of tokens: give 1 or more.")
     if start < 0:
         raise SinkscopeError(f"start is {start}, but it is a number of tokens to skip: give 0 or more.")
-    if bos not in ("auto", True, False):
-        raise SinkscopeError(f"bos is {bos!r}, but it must be 'auto', True or False.")
+    if not isinstance(bos, (str, bool)) or bos not in ("auto", True, False):
+        raise SinkscopeError(f"bos is {shown(bos)}, but it must be 'auto', True or False.")
     bos_id = getattr(tokenizer, "bos_token_id", None)
     if bos is True and bos_id is None:
         raise SinkscopeError("bos is True, but this tokenizer has no BOS token: use bos='auto' or bos=False.")
@@ -147,6 +155,7 @@ def read_stream(
     return torch.tensor(stream, dtype=torch.long), tuple(front)
 
 
+@checks_types
 def sequences(
     ids: torch.Tensor, length: int, count: int | None = None, *, bos: int | Sequence[int] | None = None
 ) -> torch.Tensor:
@@ -169,7 +178,7 @@ def sequences(
         raise SinkscopeError(
             f"ids have the shape {list(ids.shape)}, but one stream of tokens, [T] or [1, T], is needed."
         )
-    front = [] if bos is None else list(bos) if isinstance(bos, Sequence) else [bos]
+    front = [] if bos is None else [whole_number(each, "bos", 0) for each in several(bos, "bos")]
     own = length - len(front)
     if own < 1:
         raise SinkscopeError(f"length is {length}, but a sequence needs at least one token of the text.")
@@ -218,28 +227,28 @@ def _demo_chapters() -> Iterator[str]:
 
 def _file(source: str | os.PathLike[str]) -> Iterator[str]:
     name = os.fspath(source)
-    shown = repr(name if len(name) <= 60 else name[:57] + "...")
+    said = repr(name if len(name) <= 60 else name[:57] + "...")
     found = False
     with suppress(OSError, ValueError, RuntimeError):
         path = Path(name).expanduser()
         found = path.is_file()
     if not found:
-        raise SinkscopeError(f"{shown} is not a file: give the path of a text file, or pass a text itself as text=...")
+        raise SinkscopeError(f"{said} is not a file: give the path of a text file, or pass a text itself as text=...")
     try:
         with path.open(encoding="utf-8-sig") as text:
             while piece := text.read(1 << 16):
-                if 4 * piece.count("\0") > len(piece):  # a few belong to the text
+                if 10 * len(CONTROLS.findall(piece)) > len(piece):  # a few belong to the text
                     raise SinkscopeError(
-                        f"{shown} has a NUL at more than every fourth place, as UTF-16 and UTF-32 do read as UTF-8: "
-                        "convert it, for example with `iconv -f UTF-16LE -t UTF-8`."
+                        f"{said} has a NUL or another control character at more than every tenth place, as UTF-16 and "
+                        "UTF-32 do read as UTF-8: convert it, for example with `iconv -f UTF-16LE -t UTF-8`."
                     )
                 yield piece
     except UnicodeDecodeError as error:
         raise SinkscopeError(
-            f"{shown} is not UTF-8 ({error.reason}): convert it, for example with `iconv -t UTF-8`."
+            f"{said} is not UTF-8 ({error.reason}): convert it, for example with `iconv -t UTF-8`."
         ) from error
     except OSError as error:
-        raise SinkscopeError(f"{shown} cannot be read: {first_line(error)}.") from error
+        raise SinkscopeError(f"{said} cannot be read: {first_line(error)}.") from error
 
 
 def _dataset(source: str) -> Iterator[str]:

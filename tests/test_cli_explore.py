@@ -61,3 +61,13 @@ def test_a_notebook_of_ones_own_is_kept(monkeypatch, capsys, started):
     code, _, err = call(monkeypatch, capsys, "explore")
     assert code == 2 and "is no notebook" in err and len(started) == 2
     assert Path("explore.ipynb").read_text() == "torn"
+
+
+def test_a_name_is_a_line_of_the_notebook_and_no_markup(monkeypatch, capsys, started):
+    name = "a\n# b\u2028![x](http://a.b/c)<script>$x$"
+    assert call(monkeypatch, capsys, "explore", name)[0] == 0
+    told = nbformat.read("explore.ipynb", as_version=4).cells[0].source
+    first, *rest = told.splitlines()
+    assert first == r"# The attention of a\\n\# b\\u2028\!\[x\](http://a.b/c)\<script\>\$x\$" and "script" not in str(
+        rest
+    )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import io
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,10 +16,10 @@ import pytest
 import sinkscope
 from sinkscope.arguments import check_places, finite_number, one_of, one_or_several, open_unit, whole_number
 from sinkscope.errors import SinkscopeError
-from sinkscope.files import replacing, writable_folder, write_text
+from sinkscope.files import check_writable, clear_partials, partial_beside, replacing, writable_folder, write_text
 from sinkscope.progress import PATIENCE, progress_bar
 
-FLOOR = ("errors", "arguments", "files", "progress")
+FLOOR = ("errors", "arguments", "definition", "seals", "files", "interrupts", "progress")
 
 
 @pytest.mark.parametrize("name", FLOOR)
@@ -24,7 +27,7 @@ def test_the_bottom_floor_stands_on_nothing_but_errors(name):
     tree = ast.parse((Path(sinkscope.__file__).parent / f"{name}.py").read_text())
     modules = {each.module for each in ast.walk(tree) if isinstance(each, ast.ImportFrom)}
     modules |= {alias.name for each in ast.walk(tree) if isinstance(each, ast.Import) for alias in each.names}
-    assert {each for each in modules if each.startswith("sinkscope")} <= {"sinkscope.errors"}
+    assert {each for each in modules if each.startswith("sinkscope")} <= {"sinkscope.errors", "sinkscope.seals"}
 
 
 def test_what_is_right_comes_back_as_what_is_needed():
@@ -96,3 +99,72 @@ def test_a_bar_shows_after_two_seconds_at_once_or_never():
     assert drawn(None, 0.0) == "" and drawn(False, 0.0) == ""
     assert "2/2" in drawn(True, 0.0)
     assert "2/2" in drawn(None, PATIENCE + 0.1)
+
+
+# --- what killed processes leave -----------------------------------------------------------------------------------
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from sinkscope.files import partial_beside
+for name in ("a", "b"):
+    partial_beside(Path(sys.argv[1]) / name).write_text("half")
+partial_beside(Path(sys.argv[1]) / "folder").mkdir()
+print("written", flush=True)
+sys.stdin.read() if len(sys.argv) > 2 else os.kill(os.getpid(), 9)
+"""
+
+
+def writer(folder, *more):
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(folder), *more], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "written\n"
+    return process
+
+
+def test_what_a_killed_process_left_is_cleared_away_by_the_next_and_what_one_is_writing_stays(tmp_path):
+    killed, alive = writer(tmp_path), writer(tmp_path, "stays")
+    killed.wait()
+    own, there = (
+        partial_beside(tmp_path / "own"),
+        {each.name for each in tmp_path.iterdir() if str(alive.pid) in each.name},
+    )
+    own.write_text("this process is at it")
+    assert len(there) == 3 and len(list(tmp_path.iterdir())) == 7
+    write_text(tmp_path / "file", "whole", "the file")
+    assert {each.name for each in tmp_path.iterdir()} == there | {own.name, "file"}
+    alive.kill()
+    alive.wait()
+    own.unlink()
+    check_writable(tmp_path, "anything")
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_another_machine_is_writing_stays_for_a_day(tmp_path):
+    machine = partial_beside(tmp_path / "x").name.split("-")[1]
+    there = tmp_path / partial_beside(tmp_path / "x").name.replace(machine, "0" * 12)
+    there.write_text("half")
+    clear_partials(tmp_path)
+    assert there.exists()
+    os.utime(there, (time.time() - 90_000,) * 2)
+    clear_partials(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_number_that_another_process_has_now_does_not_keep_what_was_left(tmp_path):
+    left = partial_beside(tmp_path / "x")
+    started = left.name.split("-")[3]
+    tmp_path.joinpath(left.name.replace(f"-{started}-", f"-{int(started) - 1}-")).write_text("half")
+    clear_partials(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_links_are_taken_away_and_not_followed(tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "file").write_text("mine")
+    left = partial_beside(tmp_path / "x")
+    started = left.name.split("-")[3]
+    tmp_path.joinpath(left.name.replace(f"-{started}-", f"-{int(started) - 1}-")).symlink_to(tmp_path / "own")
+    clear_partials(tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == ["own"] and (tmp_path / "own" / "file").exists()

@@ -18,7 +18,7 @@ README = Path(__file__).parent.parent / "README.md"
 def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 20
+    assert len(blocks) == 21
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
@@ -31,6 +31,7 @@ def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys):
     assert names["effects"].role.tolist() == ["baseline", "effect", "control", "effect", "control"]
     assert names["grown"].sizes["arm"] == 2 and len(names["heads"]) == 2 * 270
     assert names["cross"].received.shape == (1, 2, 4, 24) and names["cross"].attrs["stream"] == "cross"
+    assert names["swept"].policy.tolist() == ["dense", "sinks 1+127", "sinks 4+124", "window 128"]
     assert names["twice"].sizes["distance"] == 2
     assert names["own"].policy.item().startswith("Milestones(") and names["out"].shape == (1, 108)
     assert names["table"].sinks.tolist() == [0, 1, 4] and names["lse"].shape == (1, 9, 1)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import errno
+import io
 import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import torch
 import xarray as xr
 
+import sinkscope.record as module
 from sinkscope import ALL, SinkscopeError, measure, open_record, save_record
+from sinkscope.seals import line_length, sealed
 from tests.core.test_measure import Speller
 from tests.support.zoo import build, inputs
 
@@ -31,32 +39,96 @@ def test_a_record_comes_back_as_it_was(record, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["record.nc"]
 
 
-def test_a_full_disk_leaves_the_old_record_alone(record, tmp_path, monkeypatch):
+def test_other_readers_of_netcdf_open_it_as_any_file(record, tmp_path):
     path = save_record(record, tmp_path / "record.nc")
-    before = path.read_bytes()
+    for given in (path, io.BytesIO(path.read_bytes())):
+        with xr.open_dataset(given, engine="h5netcdf") as opened:
+            assert opened.identical(open_record(path))
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["sink_mass"][()], record.sink_mass)
 
-    def full(self, target, **_):
-        with open(target, "wb") as file:
-            file.write(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(xr.Dataset, "to_netcdf", full)
-    with pytest.raises(SinkscopeError, match="No space left on device"):
-        save_record(record, path)
-    assert path.read_bytes() == before and os.listdir(tmp_path) == ["record.nc"]
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import numpy as np, xarray as xr
+from sinkscope import SinkscopeError, open_record, save_record
+def record(value):
+    losses = np.full((2, 4096), value) * np.arange(4096)
+    return xr.Dataset({"nll": (("policy", "token"), losses)}, attrs={"kind": "perplexity"})
+path = save_record(record(1.5), Path(sys.argv[1]) / "record.nc")
+before, hard = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+for size in [*range(0, len(before), len(before) // 40), len(before) - 1]:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        save_record(record(2.5), path)
+    except SinkscopeError as problem:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        print(problem)
+    assert path.read_bytes() == before and len(list(path.parent.iterdir())) == 1
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+assert float(open_record(save_record(record(2.5), path)).nll[0, 1]) == 2.5
+"""
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_at_any_byte_is_one_sentence_and_leaves_the_old_record_alone(tmp_path):
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    said = done.stdout.splitlines()
+    assert len(said) >= 40
+    assert set(said) == {f"cannot write the record to {tmp_path / 'record.nc'}: File too large."}
 
 
 def test_places_that_cannot_be_written_or_read(record, tmp_path):
     with pytest.raises(SinkscopeError, match="cannot write"):
         save_record(record, tmp_path / "nowhere" / "record.nc")
-    with pytest.raises(SinkscopeError, match="no record at"):
-        open_record(tmp_path / "record.nc")
-    (tmp_path / "torn.nc").write_bytes(save_record(record, tmp_path / "whole.nc").read_bytes()[:5000])
-    with pytest.raises(SinkscopeError, match="damaged"):
-        open_record(tmp_path / "torn.nc")
+    for path, words in [
+        ("record.nc", "no record at"),
+        ("a" * 5000, "cannot read"),
+        ("a\0b", "no record at|cannot read|names no file"),
+    ]:
+        with pytest.raises(SinkscopeError, match=words) as refused:
+            open_record(tmp_path / path)
+        assert "\n" not in str(refused.value)
+    for path in ("a" * 5000, "a\0b"):
+        with pytest.raises(SinkscopeError, match=r"cannot write|names no file"):
+            save_record(record, tmp_path / path)
+    os.mkfifo(tmp_path / "pipe")  # as a device: a file renamed to its name would take its place
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(SinkscopeError, match="is there already and is no file"):
+            save_record(record, path)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_file_that_is_no_record_is_neither_read_nor_replaced(record, tmp_path):
     xr.Dataset({"rain": ("day", [1.0])}).to_netcdf(tmp_path / "rain.nc", engine="h5netcdf")
-    with pytest.raises(SinkscopeError, match="not a record"):
-        open_record(tmp_path / "rain.nc")
+    (tmp_path / "thesis.tex").write_text("mine")
+    (tmp_path / "torn.nc").write_bytes(save_record(record, tmp_path / "whole.nc").read_bytes()[:5000])
+    for name in ("rain.nc", "thesis.tex", "torn.nc"):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(SinkscopeError, match=r"the checksum that `save_record` puts at its end is not there"):
+            open_record(tmp_path / name)
+        with pytest.raises(SinkscopeError, match=r"no whole record.*give another name"):
+            save_record(record, tmp_path / name)
+        assert (tmp_path / name).read_bytes() == before
+    (tmp_path / "empty.nc").touch()
+    open_record(save_record(record, tmp_path / "empty.nc"))
+    rain = save_record(xr.Dataset({"rain": ("day", [1.0])}), tmp_path / "checked.nc")
+    with pytest.raises(SinkscopeError, match="no layers, policies or lengths"):
+        open_record(rain)
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [(lambda: object(), "record=<object .* is not a record"),
+     (lambda: xr.Dataset({"nll": ("policy", np.array([object()]))}), "cannot be stored as NetCDF"),
+     (lambda: xr.Dataset({"a/b": ("policy", [1.0])}), "cannot be stored as NetCDF")],
+)  # fmt: skip
+def test_what_cannot_be_stored_is_a_sentence(tmp_path, made, words):
+    with pytest.raises(SinkscopeError, match=words):
+        save_record(made(), tmp_path / "record.nc")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_encoder_without_token_ids_is_saved_too(tmp_path):
@@ -69,20 +141,75 @@ def test_an_encoder_without_token_ids_is_saved_too(tmp_path):
 
 
 def test_attributes_of_any_kind_are_kept_as_plain_ones(record, tmp_path):
-    odd = record.assign_attrs(shuffled=True, note="a\0b \ud800", nothing=None)
+    odd = record.assign_attrs(shuffled=True, seed=10**30, note="a\0b \ud800", nothing=None)
     odd.sink_mass.attrs["units"] = None
     opened = open_record(save_record(odd, tmp_path / "record.nc"))
+    assert opened.attrs["seed"] == str(10**30)
     assert opened.attrs["shuffled"] == 1 and opened.attrs["note"] == "a\u2400b ?" and opened.attrs["nothing"] == "None"
 
 
 @pytest.mark.slow
-def test_a_record_damaged_anywhere_is_refused_or_read_but_never_a_traceback(record, tmp_path):
+def test_every_changed_byte_is_found_before_hdf5_sees_it(record, tmp_path, monkeypatch):
     whole = save_record(record, tmp_path / "whole.nc").read_bytes()
-    refused = 0
-    for place in range(0, len(whole), len(whole) // 60):
-        (tmp_path / "damaged.nc").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) * 8 + whole[place + 8 :])
-        try:
-            open_record(tmp_path / "damaged.nc")
-        except SinkscopeError:
-            refused += 1
-    assert refused > 0
+    monkeypatch.setattr(module, "try_hdf5", lambda *_: pytest.fail("HDF5 saw it"))
+    random = np.random.default_rng(0)
+    for place in [*range(0, len(whole), len(whole) // 150), *range(len(whole) - line_length(".nc"), len(whole))]:
+        flipped = bytes([whole[place] ^ int(random.integers(1, 256))])
+        for damaged in (
+            whole[:place] + flipped + whole[place + 1 :],
+            whole[:place],
+            whole[:place] + whole[place + 1 :],
+        ):
+            (tmp_path / "damaged.nc").write_bytes(damaged)
+            with pytest.raises(SinkscopeError, match="damaged"):
+                open_record(tmp_path / "damaged.nc")
+
+
+def checked(data: bytes, path: Path) -> Path:
+    """A file with the checksum of a record, made by someone who knows how."""
+    path.write_bytes(sealed(data, ".nc"))
+    return path
+
+
+def hdf5(fill) -> bytes:
+    target = io.BytesIO()
+    with h5py.File(target, "w") as file:
+        fill(file)
+    return target.getvalue()
+
+
+def a_bomb(file):
+    made = file.create_dataset("zeros", (2**33,), dtype="u1", chunks=(2**29,), compression="gzip")
+    made.id.write_direct_chunk((0,), zlib.compress(bytes(2**20)))
+
+
+def a_chunk_that_unpacks_to_more(file):
+    made = file.create_dataset("zeros", (2**10,), dtype="u1", chunks=(2**10,), compression="gzip")
+    packed = zlib.compressobj(9)
+    made.id.write_direct_chunk((0,), b"".join([*(packed.compress(bytes(2**24)) for _ in range(32)), packed.flush()]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fill", "words"),
+    [(a_bomb, "takes more than 1,000,000,000 bytes"),
+     (lambda file: file.create_dataset("zeros", (2**31,), dtype="u1"), "takes more than 1,000,000,000 bytes"),
+     (a_chunk_that_unpacks_to_more, "unpack|memory|read data"),
+     (lambda file: file.create_dataset("file", (4,), "u1", external=[("/etc/hostname", 0, 4)]), "stored as no record"),
+     (lambda file: file.__setitem__("file", h5py.ExternalLink("/etc/hostname", "/")), "link to elsewhere"),
+     (lambda file: file.create_group("group"), "holds a group")],
+)  # fmt: skip
+def test_a_hostile_file_with_a_right_checksum_is_refused_in_bounds(tmp_path, fill, words):
+    path = checked(hdf5(fill), tmp_path / "hostile.nc")
+    with pytest.raises(SinkscopeError, match=words):
+        open_record(path, max_memory=10**9)
+
+
+def test_a_file_larger_than_the_memory_given_is_not_read(record, tmp_path):
+    path = save_record(record, tmp_path / "record.nc")
+    with pytest.raises(SinkscopeError, match=r"bytes long, and max_memory is 1,000"):
+        open_record(path, max_memory=1000)
+    with (tmp_path / "sparse.nc").open("wb") as file:
+        file.truncate(10 * 2**30)
+    with pytest.raises(SinkscopeError, match="not a record"):
+        open_record(tmp_path / "sparse.nc")

@@ -9,6 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis.perplexity import LOSSES, losses_from, ppl_table
+from sinkscope.analysis.reading import reads
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.record import first_evicted
@@ -47,6 +48,7 @@ def ablate(
     return ablation_table(record, resamples, seed, bootstrap_block)
 
 
+@reads
 def ablation_table(
     record: xr.Dataset, resamples: int = 2000, seed: int = 0, block: int | str | None = None
 ) -> pd.DataFrame:

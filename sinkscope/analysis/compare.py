@@ -15,9 +15,12 @@ from sinkscope.analysis.importance import EPSILON, sink_rate, sink_rate_curve
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.mass import sink_mass
 from sinkscope.analysis.perplexity import RATIO, losses, losses_from, policy_parts, ppl_table
+from sinkscope.analysis.runs import list_cells, sweep_losses
 from sinkscope.analysis.variables import is_causal, prefix, sequence_lengths, variable, whole
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import checks_types, whole_number
+from sinkscope.directories import MANIFEST, Manifest
 from sinkscope.errors import SinkscopeError
+from sinkscope.experiments.run_folder import cells_folder, read_cell
 from sinkscope.record import first_evicted, open_record
 
 Saved = str | os.PathLike[str] | Sequence[Any]
@@ -25,11 +28,13 @@ FILES = ("text.nc", "perplexity.nc")
 DIFFER = ("cache_size", "sinks", "bos", "sequences", "tokens", "text")
 
 
+@checks_types
 def compare(saved: Iterable[Saved], length: int | None = None, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
     """Sink strength beside the collapse of window attention, one row for each model.
 
     Args:
-        saved: folders of saved reports, or pairs (captured record, perplexity record), each a Dataset or a file.
+        saved: folders of saved reports, or pairs (captured record, perplexity record), each a Dataset or a file; or run
+            folders of a sweep with `measure` and `perplexity`, which give a row for each model and text.
         length: tokens of each sequence that count for the sinks; those of the shortest text of all when None.
         resamples, seed: of `interval`.
 
@@ -54,7 +59,7 @@ def compare(saved: Iterable[Saved], length: int | None = None, resamples: int = 
     """
     if isinstance(saved, (str, os.PathLike)) or not isinstance(saved, Iterable):
         raise SinkscopeError(f"compare takes a list of saved reports, not {saved!r}: put it in brackets.")
-    pairs = [_opened(each) for each in saved]
+    pairs = [pair for each in saved for pair in _opened(each)]
     if not pairs:
         raise SinkscopeError("there is nothing to compare: give folders of saved reports.")
     shortest = min(int(sequence_lengths(record).min()) for record, _, _ in pairs)
@@ -78,11 +83,13 @@ def compare(saved: Iterable[Saved], length: int | None = None, resamples: int = 
     return table
 
 
-def _opened(saved: Saved) -> tuple[xr.Dataset, xr.Dataset, str]:
-    """The captured record, the perplexity record, and what to call them in an error."""
+def _opened(saved: Saved) -> list[tuple[xr.Dataset, xr.Dataset, str]]:
+    """Captured records, their perplexity records, and what to call them in an error."""
     where = "a pair"
     if isinstance(saved, (str, os.PathLike)):
         folder = Path(saved).expanduser()
+        if (folder / "cells").is_dir():
+            return _swept(folder)
         here = folder / "records" if (folder / "records").is_dir() else folder
         missing = [name for name in FILES if not (here / name).is_file()]
         if len(missing) == len(FILES):
@@ -91,10 +98,26 @@ def _opened(saved: Saved) -> tuple[xr.Dataset, xr.Dataset, str]:
             what = "losses, as one made with --no-streaming" if missing == ["perplexity.nc"] else "sink mass"
             raise SinkscopeError(f"{folder} is a report without {what} ({missing[0]} is not there): make it again.")
         saved, where = [here / name for name in FILES], str(folder)
+        if here != folder and (folder / MANIFEST).exists():
+            saved = [Manifest(folder).record(f"records/{name}") for name in FILES]
     if isinstance(saved, xr.Dataset) or not isinstance(saved, Sequence) or len(saved) != 2:
         raise SinkscopeError(f"{type(saved).__name__} is no saved report: give a folder, or a pair of records.")
     record, curve = (each if isinstance(each, xr.Dataset) else open_record(each) for each in saved)
-    return whole(record), curve, where
+    return [(whole(record), curve, where)]
+
+
+def _swept(folder: Path) -> list[tuple[xr.Dataset, xr.Dataset, str]]:
+    """What a sweep measured of each model and text under dense attention, and its losses."""
+    cells = list_cells(folder)
+    measured = cells[(cells["experiment"] == "measure") & (cells["policy_kind"] == "Dense")]
+    if measured.empty:
+        raise SinkscopeError(f"{folder} has no `measure` under the policy dense: sweep both it and `perplexity`.")
+    found = []
+    for row in measured.itertuples():
+        named = {"model": str(row.model), "text": str(row.text)}
+        record = read_cell(cells_folder(folder) / str(row.cell)).assign_attrs(named)
+        found.append((whole(record), sweep_losses(folder, **named), f"{folder} ({row.model}, {row.text})"))
+    return found
 
 
 def _row(

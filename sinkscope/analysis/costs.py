@@ -9,6 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis.perplexity import RATIO, losses, losses_from, ppl_table
+from sinkscope.analysis.reading import reads
 from sinkscope.errors import SinkscopeError
 from sinkscope.record import first_evicted
 
@@ -38,6 +39,7 @@ def time_per_token(
     return timing_table(run_timing(model, ids, cache_sizes, FAMILIES if policies is None else policies, **options))
 
 
+@reads
 def timing_table(record: xr.Dataset) -> pd.DataFrame:
     """The table of a record that `run_timing` made. Raises SinkscopeError for another record."""
     return _table(record, "columns", "")

@@ -15,6 +15,7 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis.importance import EPSILON, importance
+from sinkscope.analysis.reading import reads
 from sinkscope.analysis.variables import is_causal, sequence_lengths, variable, whole
 from sinkscope.arguments import finite_number, open_unit, whole_number
 
@@ -29,6 +30,7 @@ WRITTEN_SPACES = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "\n", "ĉ": "\t", "
 """How byte-level and SentencePiece vocabularies write white space."""
 
 
+@reads
 def discover(
     record: xr.Dataset,
     epsilon: float = EPSILON,
@@ -91,6 +93,7 @@ def discover(
     return table
 
 
+@reads
 def massive_activations(record: xr.Dataset, magnitude: float = 100, ratio: float = 1000) -> pd.DataFrame:
     """The tokens whose largest hidden-state entry is above `magnitude` and at least `ratio` times the layer's median.
 

@@ -13,6 +13,7 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis.perplexity import decomposed, losses, units_of
+from sinkscope.analysis.reading import reads
 from sinkscope.errors import SinkscopeError
 
 CELLS = ("full sinks", "phantom, values zeroed", "values only", "window")
@@ -30,6 +31,7 @@ EFFECTS = {
 }
 
 
+@reads
 def factorial_table(curve: xr.Dataset, over: str | None = None) -> pd.DataFrame:
     """Shares of the collapse by half of a sink, and their interaction: effect, share, low, high.
 

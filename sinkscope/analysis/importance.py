@@ -11,6 +11,7 @@ import xarray as xr
 
 from sinkscope.analysis.intervals import TEXT, interval
 from sinkscope.analysis.mass import even_share, position_within
+from sinkscope.analysis.reading import reads
 from sinkscope.analysis.variables import (
     PER_QUERY,
     is_causal,
@@ -30,6 +31,7 @@ RATE_NOTE = "an interval of a rate over fewer than 16 holds it in 85% to 93%, no
 EPSILONS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 
+@reads
 def importance(record: xr.Dataset) -> xr.DataArray:
     """alpha of every key: [sequence, layer, head, key], in 0..1.
 
@@ -88,6 +90,7 @@ def _queries_per_head(record: xr.Dataset, key: xr.DataArray, counts: xr.DataArra
     return counts.where(counts > 0)
 
 
+@reads
 def sink_rate(record: xr.Dataset, epsilon: float = EPSILON, position: int = 0) -> xr.DataArray:
     """Fraction of heads, over layers and sequences, with an importance alpha of `position` above epsilon.
 
@@ -120,6 +123,7 @@ def sink_rate(record: xr.Dataset, epsilon: float = EPSILON, position: int = 0) -
     return rate.rename("sink_rate")
 
 
+@reads
 def sink_rate_curve(
     record: xr.Dataset,
     epsilons: Sequence[float] | None = None,

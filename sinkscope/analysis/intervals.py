@@ -21,7 +21,7 @@ import numpy as np
 import xarray as xr
 from scipy.special import stdtrit
 
-from sinkscope.arguments import finite_number, open_unit, whole_number
+from sinkscope.arguments import checks_types, finite_number, open_unit, whole_number
 from sinkscope.errors import SinkscopeError
 
 BATCH_VALUES = 4_000_000
@@ -49,6 +49,7 @@ TEXT = "same_text"
 """Coordinate that numbers the texts of sequences, where some of them are of one text (see `variables.whole`)."""
 
 
+@checks_types
 def interval(
     values: xr.DataArray,
     dim: str = "sequence",

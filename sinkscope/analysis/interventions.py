@@ -10,6 +10,7 @@ import xarray as xr
 
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.perplexity import LOSSES, RATIO, ppl_table
+from sinkscope.analysis.reading import reads
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 
@@ -46,6 +47,7 @@ def intervene(
     return intervention_table(record, resamples, seed, block)
 
 
+@reads
 def intervention_table(
     record: xr.Dataset, resamples: int = 2000, seed: int = 0, block: int | str | None = None
 ) -> pd.DataFrame:
@@ -98,6 +100,7 @@ def intervention_table(
     return table
 
 
+@reads
 def dose_table(
     record: xr.Dataset, resamples: int = 2000, seed: int = 0, block: int | str | None = None
 ) -> pd.DataFrame:

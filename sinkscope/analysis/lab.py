@@ -12,6 +12,7 @@ from scipy.special import stdtrit
 from sinkscope.analysis.importance import EPSILON
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.perplexity import CONFIDENCE, RATIO, check_coordinates, losses_from, ppl_table
+from sinkscope.analysis.reading import reads
 from sinkscope.errors import SinkscopeError
 from sinkscope.record import first_evicted
 
@@ -22,6 +23,7 @@ ARMS = ("normaliser_kind", "has_sink_logit", "has_sink_token")
 """Coordinates that say what each arm is."""
 
 
+@reads
 def emergence_quantities(record: xr.Dataset) -> dict[str, xr.DataArray]:
     """What is told of a record, by name: each [arm, seed, step], those of a layer [.., layer]; means over heads."""
     _check(record, "emergence", "of emergence", "bigram_backcopy")
@@ -43,6 +45,7 @@ def emergence_quantities(record: xr.Dataset) -> dict[str, xr.DataArray]:
     }
 
 
+@reads
 def emergence_table(record: xr.Dataset, step: int | None = None) -> pd.DataFrame:
     """Where each arm of `bigram_backcopy` stands after a step (the last when None): means over seeds, with intervals.
 
@@ -87,6 +90,7 @@ def emergence_table(record: xr.Dataset, step: int | None = None) -> pd.DataFrame
     return table
 
 
+@reads
 def emergence_summary(table: pd.DataFrame) -> pd.DataFrame:
     """The table for a page: one row for each arm and layer, one column for each quantity, "mean (low to high)"."""
     cells = [
@@ -121,6 +125,7 @@ def intervals_said(seeds: int) -> str:
     return f"{CONFIDENCE:.0%} t intervals over {seeds} seeds"
 
 
+@reads
 def language_table(record: xr.Dataset) -> pd.DataFrame:
     """Perplexity of each arm of `language_model` under each policy, where every cache has evicted some token.
 
@@ -149,6 +154,7 @@ def language_table(record: xr.Dataset) -> pd.DataFrame:
     return whole
 
 
+@reads
 def head_masses(record: xr.Dataset) -> pd.DataFrame:
     """Attention of each head of `language_model` on the first token, and whether that makes a sink.
 
@@ -173,6 +179,7 @@ def head_masses(record: xr.Dataset) -> pd.DataFrame:
     return table
 
 
+@reads
 def language_verdict(record: xr.Dataset) -> list[str]:
     """For each model: whether sinks appeared, and whether window attention collapsed. A null result says so.
     Raises SinkscopeError for a record of something else."""

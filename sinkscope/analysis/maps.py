@@ -13,6 +13,7 @@ import xarray as xr
 from scipy.special import entr
 
 from sinkscope import __version__
+from sinkscope.arguments import checks_types
 from sinkscope.errors import SinkscopeError
 
 CORNER = 16
@@ -25,6 +26,7 @@ ROUNDING = 2.0**-8
 FORMS = "give a list of texts or of ids, or one such list per sequence"
 
 
+@checks_types
 def from_maps(array: Any, tokens: Any = None, first: int = 4, **attributes: Any) -> xr.Dataset:
     """Make a record from attention probabilities.
 

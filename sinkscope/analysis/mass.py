@@ -15,6 +15,7 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis.intervals import interval
+from sinkscope.analysis.reading import reads
 from sinkscope.analysis.variables import (
     is_causal,
     key_lengths,
@@ -24,13 +25,14 @@ from sinkscope.analysis.variables import (
     variable,
     whole,
 )
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import checks_types, whole_number
 from sinkscope.errors import SinkscopeError
 
 NORMS = ("output_norm", "change_norm", "lost_denominator", "lost_value")
 """What `EvictionEffect` measures of each head: the length of its output, and of what eviction would take from it."""
 
 
+@reads
 def sink_mass(record: xr.Dataset, first: int = 4) -> xr.DataArray:
     """Mean attention mass on the first keys: [layer, head], in 0..1.
 
@@ -45,6 +47,7 @@ def sink_mass(record: xr.Dataset, first: int = 4) -> xr.DataArray:
     return result
 
 
+@reads
 def mass_by_layer(record: xr.Dataset, first: int = 1) -> xr.Dataset:
     """Sink mass of each layer, mean over its heads, with a 95% interval: mean, lower, upper [layer].
 
@@ -88,6 +91,7 @@ def above_null(value: Any, null: Any) -> Any:
     return (value - null) / (1 - null)
 
 
+@checks_types
 def uniform_importance(length: int, position: int = 0, causal: bool = True) -> float:
     """Importance (Gu et al. 2024) of the key at `position` (0-based) of `length` tokens under uniform attention.
 
@@ -109,6 +113,7 @@ def position_within(length: int, position: int) -> int:
     return position
 
 
+@checks_types
 def uniform_mass(length: int, first: int = 1, causal: bool = True) -> float:
     """Mass on the `first` keys of a text of `length` tokens under uniform attention.
 
@@ -133,6 +138,7 @@ def even_share(record: xr.Dataset) -> xr.DataArray:
     return (1.0 / keys).where(measured)
 
 
+@reads
 def amplification(record: xr.Dataset) -> xr.DataArray:
     """What the weights of all other keys are multiplied by when the keys of `EvictionEffect` go: [layer, head].
 
@@ -145,6 +151,7 @@ def amplification(record: xr.Dataset) -> xr.DataArray:
     return result.rename("amplification")
 
 
+@reads
 def eviction_by_layer(record: xr.Dataset, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
     """What evicting the keys of `EvictionEffect` would do in each layer alone.
 
@@ -178,6 +185,7 @@ def eviction_by_layer(record: xr.Dataset, resamples: int = 10_000, seed: int = 0
     return table
 
 
+@reads
 def value_drain(record: xr.Dataset, first: int = 1) -> xr.Dataset:
     """How long the first tokens' values and keys are beside all others': value_ratio and key_ratio [layer, kv_head].
 

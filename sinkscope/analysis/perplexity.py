@@ -12,6 +12,7 @@ import xarray as xr
 
 from sinkscope.analysis.batches import Units
 from sinkscope.analysis.intervals import block_length, resampled_means, same_rows
+from sinkscope.analysis.reading import reads
 from sinkscope.analysis.variables import same_texts
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
@@ -44,6 +45,7 @@ DECIDING = (
 """Coordinates that say which part a policy is."""
 
 
+@reads
 def ppl(curve: xr.Dataset, common: bool = True) -> xr.DataArray:
     """Perplexity of each policy: [policy], exp of the mean loss over tokens of all sequences, in float64.
 
@@ -66,6 +68,7 @@ def ppl(curve: xr.Dataset, common: bool = True) -> xr.DataArray:
     return result.rename("ppl")
 
 
+@reads
 def ppl_table(
     curve: xr.Dataset,
     baseline: str | None = None,
@@ -153,6 +156,7 @@ def units_of(nll: xr.DataArray, over: str | None = None) -> Units:
     return Units(every, same_texts(nll, overlapping=True) if "token_id" in nll.coords else same_rows(flat), over)
 
 
+@reads
 def losses(curve: xr.Dataset) -> xr.DataArray:
     """[policy, sequence, token] losses in float64, in nats; NaN where not scored. One policy or one sequence may be
     selected away: curve.sel(policy="dense"). Raises SinkscopeError if `curve` is not a perplexity record."""
@@ -183,6 +187,7 @@ def _of_one_text(nll: xr.DataArray) -> xr.DataArray:
     return nll.assign_coords(token_id=ids.isel(policy=0, drop=True))
 
 
+@reads
 def losses_from(curve: xr.Dataset, token: int) -> xr.Dataset:
     """The record with the losses of earlier tokens left out."""
     return curve.assign(nll=curve["nll"].where(curve["token"] >= token))
@@ -266,6 +271,7 @@ def _checked_block(strata: Sequence[Sequence[np.ndarray]], reference: int, block
     return block
 
 
+@reads
 def collapse_table(
     curve: xr.Dataset,
     resamples: int = 2000,

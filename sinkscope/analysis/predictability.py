@@ -11,6 +11,7 @@ from scipy.stats import rankdata
 from sinkscope.analysis.batches import BATCHES
 from sinkscope.analysis.intervals import FEWEST, TEXT, resampled_means
 from sinkscope.analysis.mass import even_share
+from sinkscope.analysis.reading import reads
 from sinkscope.analysis.variables import variable, whole
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
@@ -22,6 +23,7 @@ SAID = "95% t intervals of a jackknife over batches of these texts, which say no
 NAMES = {"next_entropy": "entropy", "next_loss": "loss"}
 
 
+@reads
 def predictability_table(
     record: xr.Dataset, start: int = 64, block: int | None = None, resamples: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
@@ -69,6 +71,7 @@ def predictability_table(
     return table
 
 
+@reads
 def predictability_bins(
     record: xr.Dataset, measure: str = "next_entropy", bins: int = 10, start: int = 64
 ) -> xr.Dataset:

@@ -6,9 +6,11 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis.intervals import interval
+from sinkscope.analysis.reading import reads
 from sinkscope.errors import SinkscopeError
 
 
+@reads
 def recall_table(record: xr.Dataset, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
     """Mean losses of passages read again, one row for each policy and distance.
 

@@ -17,6 +17,7 @@ import xarray as xr
 from sinkscope.analysis.importance import EPSILON, sink_rate_curve
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.mass import above_null, mass_of_texts
+from sinkscope.analysis.reading import reads
 from sinkscope.analysis.variables import is_causal, prefix, sequence_lengths, whole
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
@@ -25,6 +26,7 @@ EPSILONS = (0.1, 0.2, 0.3, 0.5, 0.8)
 COLUMNS = ["headline", "varied", "level", "value", "low", "high", "null", "above_null"]
 
 
+@reads
 def mass_by_length(record: xr.Dataset, first: int = 1, lengths: Sequence[int] | None = None) -> xr.Dataset:
     """Mean mass on the first keys against the number T of tokens read, mean over layers and heads: all [length].
 
@@ -67,6 +69,7 @@ def mass_by_length(record: xr.Dataset, first: int = 1, lengths: Sequence[int] | 
     return found.assign_attrs({**record.attrs, **found.attrs, "first": first})
 
 
+@reads
 def sensitivity_table(
     record: xr.Dataset, short: xr.Dataset | None = None, other_bos: xr.Dataset | None = None
 ) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from types import NoneType
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,9 @@ from einops import rearrange, repeat
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from sinkscope.arguments import finite_number, whole_number
 from sinkscope.attention.masks import BandMask, CausalMask, FullMask, Mask, ranges, weights_of
-from sinkscope.errors import SinkscopeError
+from sinkscope.errors import SinkscopeError, shown
 
 
 def merge(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -32,6 +34,19 @@ def merge(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """
     if not parts:
         raise SinkscopeError("there is nothing to merge; give at least one pair (output, lse).")
+    for pair in parts:
+        if not (isinstance(pair, (tuple, list)) and [getattr(each, "ndim", None) for each in pair] == [4, 3]):
+            raise SinkscopeError(
+                f"a part to merge is {shown(pair)}; give pairs (output [batch, head, query, dim], lse [batch, head, "
+                "query])."
+            )
+    if len({(output.shape, lse.shape, output.device, lse.device) for output, lse in parts}) > 1:
+        raise SinkscopeError("the parts to merge have different shapes or devices; give those of the same queries.")
+    if parts[0][0].shape[:3] != parts[0][1].shape:
+        raise SinkscopeError(
+            f"an output of shape {tuple(parts[0][0].shape)} has no lse of shape {tuple(parts[0][1].shape)}; give that "
+            "of its own queries."
+        )
     lses = torch.stack([lse for _, lse in parts])
     total = lses.logsumexp(0)
     weights = (lses - total).exp()
@@ -166,10 +181,13 @@ def attend(
         natural logarithm. A query that sees no key gets an lse near the lowest float and an output to ignore.
 
     Raises:
-        SinkscopeError: shapes that do not fit together.
+        SinkscopeError: shapes, dtypes or devices that do not fit together, a scale or softcap that is not above 0.
     """
     _check_shapes(query, key, value)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if not isinstance(mask, (Mask, NoneType)):
+        raise SinkscopeError(f"mask={shown(mask)} is no mask; give one of sinkscope.attention.masks, or None.")
+    scale = query.shape[-1] ** -0.5 if scale is None else finite_number(scale, "scale", 0.0)
+    softcap = None if softcap is None else finite_number(softcap, "softcap", 0.0)
     if mask is None:
         if key.shape[2] < query.shape[2]:
             raise SinkscopeError(
@@ -304,14 +322,22 @@ def _wants_gradient(*tensors: Tensor) -> bool:
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
     """The kernels read what they are told to: shapes that do not fit would have them read outside their tensors."""
+    for name, state in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(state, Tensor) or not state.is_floating_point() or state.is_meta or state.is_sparse:
+            raise SinkscopeError(f"{name}={shown(state)} is no tensor of real numbers; give one.")
+    if len({(state.dtype, state.device) for state in (query, key, value)}) > 1:
+        told = ", ".join(f"{state.dtype} on {state.device}" for state in (query, key, value))
+        raise SinkscopeError(f"query, key and value are {told}; give them in one dtype and on one device.")
     shapes = [tuple(state.shape) for state in (query, key, value)]
     fit = (
         all(len(shape) == 4 for shape in shapes)
         and query.shape[0] == key.shape[0] == value.shape[0]
         and key.shape[1] == value.shape[1]
+        and key.shape[1] > 0
         and query.shape[1] % key.shape[1] == 0
         and key.shape[2] == value.shape[2]
         and query.shape[3] == key.shape[3]
+        and all(size > 0 for shape in shapes for size in shape)
     )
     if not fit:
         raise SinkscopeError(
@@ -340,8 +366,8 @@ def attend_split(
     Raises:
         SinkscopeError: chunk < 1, or shapes that do not fit together.
     """
-    if chunk < 1:
-        raise SinkscopeError(f"chunk is {chunk}, but it is a number of keys: give 1 or more.")
+    chunk = whole_number(chunk, "chunk", 1)
+    _check_shapes(query, key, value)
     count = key.shape[2] // chunk
     if count < 2:
         return attend(query, key, value, FullMask(), scale=scale)

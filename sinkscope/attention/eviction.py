@@ -50,10 +50,9 @@ class Eviction(ABC):
         """Whether anchors see the queries turned."""
         return False
 
-    @property
-    def anchors(self) -> tuple[int, ...]:
-        """Places of the anchors, in the text and among the keys that attention is given."""
-        return ()
+    def anchors_among(self, start: int, stop: int) -> list[int]:
+        """The anchors at places from `start` to `stop`, in the text and among the keys that attention is given."""
+        return []
 
     @abstractmethod
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
@@ -73,7 +72,7 @@ class Eviction(ABC):
 
     def anchored(self, block: Block) -> KeySet | None:
         """The anchors, for queries of which none is before `since`; None where they are gone."""
-        anchors = [anchor for anchor in self.anchors if anchor < block.key.shape[2]]
+        anchors = self.anchors_among(0, block.key.shape[2])
         if not anchors or self.bias == -math.inf:
             return None
         mask: Mask = FullMask()
@@ -129,9 +128,8 @@ class WindowEviction(Eviction):
     def turns(self) -> bool:
         return self.rotation is not None and self.sinks > 0
 
-    @property
-    def anchors(self) -> tuple[int, ...]:
-        return tuple(range(self.sinks))
+    def anchors_among(self, start: int, stop: int) -> list[int]:
+        return list(range(start, min(stop, self.sinks)))
 
     def rest(self, block: Block) -> list[KeySet]:
         past = block.key.shape[2] - self.sinks - block.query.shape[2]  # neighbours before the first query
@@ -163,9 +161,8 @@ class KeyEviction(Eviction):
 
     keys: tuple[int, ...]
 
-    @property
-    def anchors(self) -> tuple[int, ...]:
-        return self.keys
+    def anchors_among(self, start: int, stop: int) -> list[int]:
+        return [key for key in self.keys if start <= key < stop]
 
     def rest(self, block: Block) -> list[KeySet]:
         first = len(self.keys)

@@ -259,10 +259,9 @@ class FusedLayer(Layer):
     def _anchors_among(self, columns: slice) -> Iterator[tuple[Eviction, list[int], list[int]]]:
         """By eviction: keys of some columns that see the queries in another way, and their places among the columns."""
         for eviction in self.evictions:
-            if eviction.turns or self.shift is not None:
-                keys = [key for key in eviction.anchors if columns.start <= key < columns.stop]
-                if keys:
-                    yield eviction, keys, [key - columns.start for key in keys]
+            acts = eviction.turns or self.shift is not None
+            if acts and (keys := eviction.anchors_among(columns.start, columns.stop)):
+                yield eviction, keys, [key - columns.start for key in keys]
 
     def _shifted(self, scores: Tensor, heads: slice, rows: slice) -> Tensor:
         return scores if self.shift is None else scores + self.shift[:, heads, rows, None]

@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 ALL = slice(None)
+NEXT = 256  # queries looked at together for whether they see the next key
 # no score is as low, and every way to hide a key is lower: infinity, or the lowest float16 and less
 HIDDEN_BELOW = -1e4
 
@@ -38,7 +40,7 @@ def weights_of(logs: Tensor, out: Tensor | None = None) -> Tensor:
     smallest = math.exp(floor) * (1 + 1e-4)  # no less than the exp of the floor is on any device
     if out is None or logs.requires_grad:
         return F.threshold(logs.clamp(min=floor).exp(), smallest, 0.0)
-    return F.threshold_(torch.clamp(logs, min=floor, out=out).exp_(), smallest, 0.0)
+    return F.threshold(torch.clamp(logs, min=floor, out=out).exp_(), smallest, 0.0, inplace=True)
 
 
 def ranges(start: int, stop: int, step: int) -> list[slice]:
@@ -167,6 +169,17 @@ class IndexedMask(VisibleMask):
         # one mask serves many layers, so each range is looked at once
         self._extent: dict[tuple[int, int], slice] = {}
         self._nothing_hidden: dict[tuple[int, int, int, int], bool] = {}
+
+    @cached_property
+    def looks_ahead(self) -> bool:
+        """Whether some query sees the key behind its own."""
+        first = int(self.rows[0] - self.column_indices[0]) + 1  # the key behind the first query
+        for start in range(0, min(len(self.rows), len(self.column_indices) - first), NEXT):
+            stop = min(start + NEXT, len(self.rows))
+            seen = self.visible(slice(start, stop), slice(first + start, first + stop))
+            if bool(seen.diagonal(dim1=-2, dim2=-1).any()):
+                return True
+        return False
 
     def visible(self, rows: slice, columns: slice, heads: slice = ALL) -> Tensor:
         head = torch.zeros(1, dtype=torch.long, device=self.rows.device)

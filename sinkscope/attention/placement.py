@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sinkscope.attention.definition import definition, is_found
-from sinkscope.errors import SinkscopeError
+from sinkscope.arguments import MOST_PLACES, is_listed
+from sinkscope.definition import definition, is_found
+from sinkscope.errors import SinkscopeError, safe_repr, shown
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -69,7 +70,7 @@ class Placed:
     def __repr__(self) -> str:
         silent = {field.name: field.default for field in fields(self) if field.kw_only}
         said = [
-            f"{name}={value!r}"
+            f"{name}={safe_repr(value)}"
             for name, value in self.settings.items()
             if name not in silent or not is_same(value, silent[name])
         ]  # fmt: skip
@@ -80,7 +81,9 @@ class Placed:
         """Where it acts, in a few words; empty when everywhere."""
         told = []
         for kind, numbers in (("layer", self.layers), ("head", self.heads)):
-            if numbers is not None and len(numbers):
+            if (
+                numbers is not None and is_listed(numbers) and 0 < len(numbers) <= MOST_PLACES
+            ):  # others are refused when it is used
                 told.append(f"{kind}{'s' * (len(numbers) > 1)} {_spans(numbers)}")
         return ", ".join(told)
 
@@ -186,18 +189,18 @@ def owner(cls: type, member: str) -> type:
 def _check(placed: Placed, kind: str, chosen: Any, known: Sequence[int] | None) -> None:
     if chosen is None:
         return
-    if isinstance(chosen, (int, str)) or not hasattr(chosen, "__len__") or len(chosen) == 0:
-        raise SinkscopeError(f"{placed!r} acts in no {kind}; give {kind}s=[0, 5] for example, or None for all.")
+    if not is_listed(chosen) or not 0 < len(chosen) <= MOST_PLACES:
+        raise SinkscopeError(f"{shown(placed)} acts in no {kind}; give {kind}s=[0, 5] for example, or None for all.")
     for number in chosen:
         if not isinstance(number, (int, np.integer)) or isinstance(number, bool):
             advice = "; for other heads in other layers use sinkscope.PerHead" if isinstance(number, tuple) else ""
             raise SinkscopeError(
-                f"{kind}s={chosen!r} holds {number!r}, which is no number of a {kind}; give {kind}s=[0, 5] for "
-                f"example{advice}."
+                f"{kind}s={shown(chosen)} holds {shown(number)}, which is no number of a {kind}; give {kind}s=[0, 5] "
+                f"for example{advice}."
             )
         if number < 0 or (known is not None and number not in known):
             there = "" if known is None else f": the model has {kind}s {min(known)} to {max(known)}"
-            raise SinkscopeError(f"{kind} {number!r} of {placed!r} is out of range{there}.")
+            raise SinkscopeError(f"{kind} {number!r} of {shown(placed)} is out of range{there}.")
 
 
 def _spans(numbers: Sequence[int]) -> str:

@@ -115,6 +115,8 @@ class ScoredEviction(Eviction):
             )
 
     def end(self, cache: Any) -> None:
+        if self.run.cache is not None:
+            self.run.cache.finish(self)
         self.run.filled = None if cache is None else weakref.ref(cache)
 
     def attend(self, block: Block, weighing: Weighing) -> Attended:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -12,9 +16,11 @@ import typer
 from sinkscope.cli.auditing import audit
 from sinkscope.cli.experiments import ablate, cost, intervene, lab, perplexity, report
 from sinkscope.cli.sessions import chat, explore
+from sinkscope.cli.sweeping import runs, sweep
 from sinkscope.errors import SinkscopeError
+from sinkscope.interrupts import Terminated
 
-INTERRUPTED = 130  # 128 + SIGINT
+INTERRUPTED, TERMINATED = 130, 143  # 128 + SIGINT, 128 + SIGTERM
 
 app = typer.Typer(name="sinkscope", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -40,28 +46,69 @@ def sinkscope(
         typer.echo(context.get_help())
 
 
-for command in (report, perplexity, ablate, cost, intervene, chat, lab, explore, audit):
-    app.command()(command)
+class _Interrupted(Exception):
+    """What a command was interrupted by; typer would lose what it says."""
+
+
+def _telling(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, whose interrupt is told to `main`."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except KeyboardInterrupt as interrupt:
+            raise _Interrupted(str(interrupt)) from interrupt
+
+    return run
+
+
+for command in (report, perplexity, ablate, cost, intervene, sweep, runs, chat, lab, explore, audit):
+    app.command()(_telling(command))
 
 
 def main() -> None:
-    """The program: a user's mistake is one line on stderr and exit code 2, an interrupt exit code 130."""
+    """The program: a user's mistake is one line on stderr and exit code 2, Ctrl-C exit code 130, SIGTERM 143."""
+    with _terminated():
+        _run()
+
+
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """SIGTERM as an exception, where this is the main thread, and the handler that was there put back."""
+
+    def end(*_: Any) -> NoReturn:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _run() -> NoReturn:
     warnings.showwarning = _one_line
     words = sys.argv[1:]
     command = typer.main.get_group(app).commands.get(words[0]) if words else None
+    said = "interrupted; nothing was left half-written."
     several = [name for option in command.params if option.multiple for name in option.opts] if command else []
     try:
         code = app(spread(words, several), standalone_mode=False)
     except SinkscopeError as error:
         _fail(str(error))
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
+    except (_Interrupted, KeyboardInterrupt, typer.Abort) as interrupt:
+        code = TERMINATED if Terminated in map(type, (interrupt, interrupt.__cause__)) else INTERRUPTED
+        said = str(interrupt) or said
     except Exception as error:
         if not hasattr(error, "format_message"):  # click's own: an unknown option or command
             raise
         _fail(f"{error.format_message()} (sinkscope --help tells what there is)")
-    if code == INTERRUPTED:  # some versions of typer catch the interrupt and return this
-        print("sinkscope: interrupted; nothing was left half-written.", file=sys.stderr)
+    if code in (INTERRUPTED, TERMINATED):  # some versions of typer catch an interrupt and return this
+        print(f"sinkscope: {said}", file=sys.stderr)
     raise SystemExit(code if isinstance(code, int) else 0)
 
 

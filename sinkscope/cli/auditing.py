@@ -9,7 +9,7 @@ import typer
 
 from sinkscope.cli import options as given
 from sinkscope.cli.options import say
-from sinkscope.files import writable_folder, write_text
+from sinkscope.files import writable_folder, write_table_files
 
 
 def audit(
@@ -24,11 +24,11 @@ def audit(
     """Check tiny random models of every type against what they do by themselves, and write the compatibility page."""
     from sinkscope.experiments import audit as experiment
     from sinkscope.reporting.compatibility import compatibility_page
+    from sinkscope.reporting.tables import plain_csv
 
     chosen = experiment.checked_types(types or None)
     folder = writable_folder(out, "the audit")
     table = experiment.audit(chosen, workers=workers, progress=False if quiet else None)
-    write_text(folder / "compatibility.csv", table.to_csv(index=False, lineterminator="\n"), "the table")
-    write_text(folder / "compatibility.md", compatibility_page(table), "the page")
+    write_table_files(plain_csv(table), folder / "compatibility.md", compatibility_page(table))
     counts = table.groupby(["check", "verdict"], sort=False).size().unstack(fill_value=0)
     say(quiet, f"{len(chosen)} types:", counts.to_string(), f"Written to {out}")

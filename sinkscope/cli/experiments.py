@@ -5,8 +5,6 @@ Each writes its record, tables and figures to a folder.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +15,8 @@ import sinkscope
 from sinkscope.cli import options as given
 from sinkscope.cli.options import printed, say, write_table
 from sinkscope.errors import SinkscopeError
-from sinkscope.files import write_figure, write_text
+from sinkscope.experiments.grid import WAYS, named_policies
+from sinkscope.files import write_figure, write_sealed
 from sinkscope.texts import read_stream
 
 if TYPE_CHECKING:
@@ -26,12 +25,10 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from sinkscope.experiments.intervention import Intervention
-    from sinkscope.policies import Policy
 
-VALUES = {"sinks": "kept", "phantom": "zeroed", "mean-values": "mean", "values-only": "added"}  # what sinks hand on
-WAYS = ("dense", "window", "recompute", *VALUES)
 FOUR_WAYS, SINKS, CACHES, POSITIONS, KINDS = list(WAYS[:4]), [0, 1, 2, 4, 8], [512], ["cache"], ["first"]  # defaults
 
+QUESTION = "What does this show?"  # behind pictures, where no text is given
 TASKS = ("bigram", "language")
 ALL: list[Any] = []  # as many as the task has by itself
 
@@ -72,7 +69,7 @@ def perplexity(
     """Perplexity of one text under several ways to attend to it. The same command goes on where it was stopped."""
     from sinkscope.texts import text_name
 
-    ways = _policies(policies, cache, sinks)
+    ways = named_policies(policies, cache, sinks)
     loaded, tokenizer = sinkscope.load(model, **loading)
     ids = sinkscope.read_tokens(tokenizer, text, limit=tokens, start=start)
     record = sinkscope.perplexity(
@@ -133,32 +130,12 @@ def cost(
     """Operations and KV memory of the ways to attend, from the model's own shapes."""
     from sinkscope.analysis.costs import four_policies
 
-    ways = _policies(policies, cache, sinks)
+    ways = named_policies(policies, cache, sinks)
     loaded, _ = sinkscope.load(model, **loading)
     table = four_policies(sinkscope.cost_table(loaded, ways, tokens))
     if out is not None:
         write_table(table, out / "cost", f"Cost of attending to {tokens:,} tokens.")
     say(False, f"{tokens:,} tokens:", printed(table), *([] if out is None else [f"Written to {out}"]))
-
-
-def _policies(names: list[str], cache: int, sinks: int) -> list[Policy]:
-    """The ways of these names; one given twice counts once."""
-    made: dict[str, Callable[[], Policy]] = {
-        "dense": sinkscope.Dense,
-        "window": partial(sinkscope.Window, cache),
-        "recompute": partial(sinkscope.Recompute, cache),
-        **{name: partial(sinkscope.SinkWindow, sinks, cache - sinks, values=kept) for name, kept in VALUES.items()},
-    }
-    policies = []
-    for name in dict.fromkeys(names):
-        if name not in made:
-            raise SinkscopeError(f"{name!r} is no policy; give any of {', '.join(WAYS)}.")
-        if name in VALUES and sinks >= cache:
-            raise SinkscopeError(
-                f"{sinks} sinks leave no window in a cache of {cache}; give fewer sinks or more cache."
-            )
-        policies.append(made[name]())
-    return policies
 
 
 def lab(
@@ -215,7 +192,7 @@ def _language(out: Path, options: dict[str, Any]) -> list[str]:
     write_table(table, out / "language", "Perplexity of models trained from scratch.")
     write_table(heads, out / "heads", "Attention of each head on the first token.")
     write_figure(language_emergence(record), out / "language_emergence")
-    write_text(out / "verdict.txt", "\n".join(verdict) + "\n", "the verdict")
+    write_sealed(out / "verdict.txt", "\n".join(verdict).encode(), "the verdict")
     return [printed(table), *verdict]
 
 
@@ -229,12 +206,16 @@ def report(
     tokens: Annotated[int | None, typer.Option(min=1, help="Tokens in all, in place of --sequences.")] = None,
     streaming: Annotated[bool, typer.Option(help="Also stream the text: perplexity, sinks, costs.")] = True,
     softmax: Annotated[bool, typer.Option(help="Also what sum-to-one forces: interventions and controls.")] = True,
+    image: Annotated[
+        Words, typer.Option(help="Pictures that stand before the text, for a model that reads images.")
+    ] = None,
+    audio: Annotated[str | None, typer.Option(help="A .wav file, for a model that reads sound.")] = None,
     *,
     loading: given.Loading,
     quiet: given.Quiet = False,
 ) -> None:
     """Measure where a model's attention goes and write it up: a page, figures, tables and the record."""
-    from sinkscope.reporting.saving import check_directory
+    from sinkscope.directories import check_directory
 
     target = check_directory(out)
     from sinkscope.reporting import gather  # after the check, which needs no torch
@@ -243,12 +224,33 @@ def report(
         length = min(length, tokens)
         sequences = max(1, tokens // length)
     progress = False if quiet else None
+    tokenizer = None
+    if image or audio is not None:
+        model, tokenizer, text = _processed(model, image or [], audio, text, loading)
+        loading = {}
     made = gather.report(
-        model, None, text, sequences=sequences, length=length, streaming=streaming, softmax=softmax, progress=progress,
-        **loading,
+        model, tokenizer, text, sequences=sequences, length=length, streaming=streaming, softmax=softmax,
+        progress=progress, **loading,
     )  # fmt: skip
     made.save(target, progress=progress)
     say(quiet, made.headline, *made.notes, f"Open {target / 'report.html'}")
+
+
+def _processed(
+    model: str | None, images: list[str], audio: str | None, text: str | None, loading: dict[str, Any]
+) -> tuple[Any, Any, Any]:
+    """A model, its processor, and what this makes of pictures with the words behind them, or of a recording."""
+    from sinkscope.hf.processors import inputs_with_images, inputs_with_sound, load_processor
+
+    if audio is not None and (images or text is not None):
+        raise SinkscopeError("--audio is read alone; leave --image and --text out.")
+    loaded, _ = sinkscope.load(model, **loading)
+    chosen = {name: loading[name] for name in ("revision", "trust_remote_code") if name in loading}
+    processor = load_processor(loaded, **chosen)
+    if audio is not None:
+        return loaded, processor, inputs_with_sound(processor, audio)
+    words = QUESTION if text is None else sinkscope.read_text(text)
+    return loaded, processor, inputs_with_images(processor, images, words)
 
 
 @given.loads_model

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sinkscope.files import write_text
+from sinkscope.files import write_table_files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,11 +54,10 @@ def _load_options(
 
 def write_table(table: pd.DataFrame, path: Path, caption: str, attributes: Mapping[Any, Any] | None = None) -> None:
     """The table as path.csv and path.tex, each with its source: `attributes`, or those of the table."""
-    from sinkscope.reporting.saving import csv_text, latex_text
+    from sinkscope.reporting.tables import csv_text, latex_text
 
     source = table.attrs if attributes is None else attributes
-    write_text(path.with_suffix(".csv"), csv_text(table, source), "the table")
-    write_text(path.with_suffix(".tex"), latex_text(table, source, caption, path.name), "the table")
+    write_table_files(csv_text(table, source), path.with_suffix(".tex"), latex_text(table, source, caption, path.name))
 
 
 def printed(table: pd.DataFrame) -> str:

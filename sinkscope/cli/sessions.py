@@ -172,6 +172,8 @@ def write_notebook(path: Path, cell: str, name: str) -> None:
     import nbformat
 
     if path.exists():
+        if not path.is_file():  # as a pipe, which never ends
+            raise SinkscopeError(f"{path} is there already and is no file; give --notebook another name.")
         try:
             cells = nbformat.read(path, as_version=4).cells
         except Exception as problem:  # what nbformat raises depends on how the file is broken
@@ -182,6 +184,15 @@ def write_notebook(path: Path, cell: str, name: str) -> None:
             raise SinkscopeError(f"{path} is there already and opens something else; give --notebook another name.")
         return
     new = nbformat.v4
-    notebook = new.new_notebook(cells=[new.new_markdown_cell(INTRODUCTION.format(name=name)), new.new_code_cell(cell)])
+    notebook = new.new_notebook(
+        cells=[new.new_markdown_cell(INTRODUCTION.format(name=_in_markdown(name))), new.new_code_cell(cell)]
+    )
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     write_text(path, nbformat.writes(notebook), "the notebook")
+
+
+def _in_markdown(name: str) -> str:
+    """A name as a line of Markdown that shows it; nothing in it is markup, a link or a picture."""
+    from sinkscope.figures.style import visible
+
+    return re.sub(r"([\\`*\[\]<>$#!|&])", r"\\\1", visible(name, spaces=False))

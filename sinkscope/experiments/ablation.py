@@ -4,11 +4,8 @@ other policy beside them."""
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,11 +13,12 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from sinkscope.arguments import one_of, one_or_several, whole_number
-from sinkscope.errors import SinkscopeError
+from sinkscope.arguments import checks_types, one_of, one_or_several, whole_number
+from sinkscope.errors import SinkscopeError, shown
+from sinkscope.experiments.cells import Finished, Perplexity, RecordCell, Setting, identity_of
 from sinkscope.experiments.intervention import line_break_token
-from sinkscope.experiments.perplexity import Run, check_run, checked_policies, read_texts, record_of, settings_of
-from sinkscope.experiments.runner import Advance, Cell, ModelSource, run_cells
+from sinkscope.experiments.perplexity import Run, check_run, checked_policies, record_of
+from sinkscope.experiments.runner import ModelSource, run_cells
 from sinkscope.files import writable_folder
 from sinkscope.hf.models import input_embeddings
 from sinkscope.models.facts import find_anatomy
@@ -29,10 +27,9 @@ from sinkscope.record import first_evicted
 from sinkscope.scope.binding import check_limits
 from sinkscope.scope.forward import check_vocabulary
 from sinkscope.scope.measure import texts_of
-from sinkscope.streaming.checkpoint import Checkpoint, Progress
+from sinkscope.streaming.checkpoint import Progress
 
 KINDS = ("first", "line breaks", "random")
-ONE_AT_A_TIME = threading.Lock()  # threads of a process share its model, which can carry one policy
 
 
 class Level(NamedTuple):
@@ -50,6 +47,7 @@ class Level(NamedTuple):
         return self.policy.name if self.kind in ("", "first") else f"{self.policy.name}, {self.kind}"
 
 
+@checks_types
 def run_ablation(
     model: nn.Module | str | os.PathLike[str] | None,
     ids: Tensor | Sequence[Tensor],
@@ -125,61 +123,39 @@ def run_ablation(
             changed[kind, count] = with_first_tokens(texts, kind, count, tokens, seed)
             for text in changed[kind, count]:
                 check_vocabulary(find_anatomy(opened).base, text)
-        cells = []
+        cells, experiment, own = [], Perplexity(run.block), identity_of(source, opened)
         for level in levels:
-            read = changed.get((level.kind, level.sinks), texts)
-            cells.append(Reading(source, read, level, run, settings_of(opened, read, level.policy, run)))
-        runs: dict[str, Reading] = {}
-        for cell in cells:  # for the first level that each stands for
-            runs.setdefault(cell.key, cell)
-        names = [cell.level.name for cell in runs.values()]
+            read, setting = changed.get((level.kind, level.sinks), texts), Setting(level.policy)
+            settings = own | experiment.settings(None, read, setting)
+            cells.append(RecordCell(source, read, experiment, setting, settings, {"experiment": "perplexity"}))
+        runs: dict[str, Level] = {}
+        for cell, level in zip(cells, levels, strict=True):  # the first level that each stands for
+            runs.setdefault(cell.key, level)
+        names = [level.name for level in runs.values()]
         if twice := {name for name in names if names.count(name) > 1}:
             raise SinkscopeError(f"two policies that differ are called {min(twice)!r}; give one a label of its own.")
         place = None if folder is None else writable_folder(folder, "cells")
         if known is None:
-            finished = run_cells(cells, place, n_jobs, progress, title="ablation")
+            found = run_cells(cells, place, n_jobs, progress, title="ablation")
+            finished = {key: _progress(found[key]) for key in runs}
+        elif not callable(known):
+            raise SinkscopeError(
+                f"known={shown(known)} is no function of texts, a policy and a run: give one, or None."
+            )
         else:
-            finished = {key: known(cell.texts, cell.level.policy, run) for key, cell in runs.items()}
-        record = _record(opened, texts, cells, runs, finished)
+            first = {cell.key: cell for cell in reversed(cells)}
+            finished = {key: known(first[key].texts, first[key].setting.policy, run) for key in runs}
+        places = [list(runs).index(cell.key) for cell in cells]
+        record = _record(opened, texts, levels, list(runs.values()), [finished[key] for key in runs], places)
     finally:
         source.forget()
     return record.assign_attrs({"kind": "ablation", "block": block, "seed": seed} | attributes)
 
 
-@dataclass(frozen=True, eq=False)
-class Reading(Cell[Progress]):
-    """Texts [token] read under the policy of a level."""
-
-    source: ModelSource
-    texts: list[Tensor]
-    level: Level
-    how: Run
-    settings: dict[str, Any]
-
-    def read(self, path: Path | None) -> Progress | None:
-        left, every = Checkpoint(path, self.settings).read(), sum(len(text) - 1 for text in self.texts)
-        return left if left is not None and int(left.losses.isfinite().sum()) == every else None
-
-    def run(self, path: Path | None, advance: Advance) -> Progress:
-        with ONE_AT_A_TIME:
-            model, stay = self._model(), Checkpoint(path, self.settings)
-            return read_texts(model, self.texts, self.level.policy, self.how, stay, stay.read(), False)
-
-    def keep(self, result: Progress, path: Path) -> None:
-        Checkpoint(path, self.settings).write(result)
-
-    def _model(self) -> nn.Module:
-        """The model; loaded again if the one that is held has become another in the meantime."""
-        for _ in range(2):
-            model = self.source.open()
-            found = settings_of(model, self.texts, self.level.policy, self.how)
-            if all(found[name] == self.settings[name] for name in ("dtype", "weights")):
-                return model
-            self.source.forget()
-        raise SinkscopeError(
-            f"a worker found other weights in {self.source.given or 'the demo model'} than this run began with; give "
-            "every machine the same files, or pass a loaded model."
-        )
+def _progress(cell: Finished) -> Progress:
+    """The losses of a cell, as they were read."""
+    assert cell.record is not None
+    return Progress(torch.from_numpy(cell.record["nll"].values[0]), seconds=float(cell.record["seconds"].values[0]))
 
 
 def _levels(sinks: Any, cache_size: Any, positions: Any, kinds: Any, policies: Any) -> list[Level]:
@@ -226,16 +202,16 @@ def with_first_tokens(texts: Sequence[Tensor], kind: str, count: int, tokens: in
 
 
 def _record(
-    model: nn.Module, texts: list[Tensor], cells: list[Reading], runs: dict[str, Reading], finished: dict[str, Progress]
+    model: nn.Module, texts: list[Tensor], levels: list[Level], runs: list[Level], finished: list[Progress], places: Any
 ) -> xr.Dataset:
-    levels = [cell.level for cell in runs.values()]
-    record = record_of(model, texts, [level.policy for level in levels], [finished[key] for key in runs])
+    """The losses of the runs, and at which place among them each level has its own."""
+    record = record_of(model, texts, [level.policy for level in runs], finished)
     del record.attrs["policies"]  # which the coordinates tell
     coordinates: dict[str, Any] = {
-        "policy": [level.name for level in levels],
-        "first_tokens": ("policy", [level.kind or "first" for level in levels]),
-        "level_cell": ("level", [list(runs).index(cell.key) for cell in cells]),
+        "policy": [level.name for level in runs],
+        "first_tokens": ("policy", [level.kind or "first" for level in runs]),
+        "level_cell": ("level", places),
     }
     for name in ("cache_size", "kind", "positions", "sinks"):
-        coordinates[f"level_{name}"] = ("level", [getattr(cell.level, name) for cell in cells])
+        coordinates[f"level_{name}"] = ("level", [getattr(level, name) for level in levels])
     return record.assign_coords(coordinates)

@@ -16,7 +16,7 @@ import inspect
 import traceback
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import cached_property, partial
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -29,13 +29,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import sinkscope
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import checks_types, several, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import growing_cache, growing_window, returned_cache, with_cache
 from sinkscope.hf.models import quiet_transformers
 from sinkscope.hf.tiny import causal_types, check_type, eager_twin, tiny_model
 from sinkscope.models.facts import find_anatomy
 from sinkscope.progress import progress_bar
+from sinkscope.undo import Undo
 
 TOKENS, SINKS, WINDOW, NEW = 40, 2, 14, 8
 TOLERANCES = {"capture": 1e-4, "perplexity": 1e-5, "streaming": 1e-5, "cache": 1e-5}
@@ -69,6 +70,7 @@ class Unchecked(Exception):
     """The model offers nothing to compare with."""
 
 
+@checks_types
 def audit(types: str | Iterable[str] | None = None, *, workers: int = 1, progress: bool | None = None) -> pd.DataFrame:
     """Check tiny random models of every type of causal language model that transformers knows.
 
@@ -101,11 +103,7 @@ def audit(types: str | Iterable[str] | None = None, *, workers: int = 1, progres
 
 def checked_types(types: str | Iterable[str] | None) -> list[str]:
     """The types to check, in alphabetical order; SinkscopeError for none, or one that transformers does not know."""
-    chosen = (
-        causal_types()
-        if types is None
-        else sorted({types} if isinstance(types, str) else {str(name) for name in types})
-    )
+    chosen = causal_types() if types is None else sorted({str(name) for name in several(types, "types")})
     if not chosen:
         raise SinkscopeError("types names no type of model: give one, such as 'llama', or None for all of them.")
     for name in chosen:
@@ -332,10 +330,9 @@ class _Loop:
     def _read(self, ids: Tensor, cache: Any, start: int, shift: int = 0) -> Any:
         """Read tokens from a place in the text on; what depends on distances alone takes them for `shift` later."""
         given = with_cache(self.model, cache)
-        with ExitStack() as stack:
+        with Undo() as undo:
             for module in self._rotary:
-                hook = module.register_forward_pre_hook(partial(_shifted, shift), with_kwargs=True)
-                stack.callback(hook.remove)
+                undo.hang(module, partial(_shifted, shift), before=True, with_kwargs=True)
             if self._takes_positions:
                 first = start if self._rotary else start + shift
                 given["position_ids"] = torch.arange(first, first + ids.shape[1]).expand(len(ids), -1)

@@ -17,11 +17,12 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.intervention import Conditions, Intervention, Trial
 from sinkscope.hf.models import query_heads
 from sinkscope.hf.placement import reading_device
-from sinkscope.models.facts import Part, find_anatomy
+from sinkscope.models.facts import find_anatomy
 from sinkscope.policies import Dose, Evict, EvictRecent, Policy
 from sinkscope.scope.binding import layer_evictions
-from sinkscope.scope.scope import attached
+from sinkscope.scope.scope import Scope
 from sinkscope.tokens import TokenTexts
+from sinkscope.undo import Undo
 
 WHICH = ("sinks", "random", "recent", "delimiters")
 DELIMITERS = frozenset(".,;:!?\n。，、；：！？")
@@ -214,8 +215,9 @@ class SetMassive(Intervention):
     def apply(self, text: Tensor, number: int, conditions: Conditions) -> Trial:
         def hooks(model: nn.Module, undo: ExitStack) -> None:
             for part in find_anatomy(model).parts:
-                if sites := (self.sites or {}).get(part.number):
-                    _hook(part, lambda output, sites=sites: self._changed(output, sites), undo)
+                if part.layer is not None and (sites := (self.sites or {}).get(part.number)):
+                    hook = _hook(lambda output, sites=sites: self._changed(output, sites))
+                    undo.callback(part.layer.register_forward_hook(hook).remove)
 
         return Trial(text, hooks=hooks)
 
@@ -257,9 +259,9 @@ class SetMassive(Intervention):
                 sums[layer][dimension] = total + states.sum(0), count + len(states)
 
         anatomy, device = find_anatomy(model), reading_device(model)
-        with attached(model), ExitStack() as undo, torch.no_grad():  # inside a scope, which refuses NaN
+        with Scope(model, (), alone=True), Undo() as undo, torch.no_grad():  # inside a scope, which refuses NaN
             for part in anatomy.parts:
-                _hook(part, lambda hidden, layer=part.number: note(layer, hidden), undo)
+                undo.hang(part.layer, _hook(lambda hidden, layer=part.number: note(layer, hidden)))
             for text in texts:
                 anatomy.base(input_ids=text[None].to(device))
         return {
@@ -268,16 +270,15 @@ class SetMassive(Intervention):
         }
 
 
-def _hook(part: Part, act: Any, undo: ExitStack) -> None:
-    """Let `act` see, or replace, the hidden states [batch, token, dim] that a layer hands on."""
+def _hook(act: Any) -> Any:
+    """A hook by which `act` sees, or replaces, the hidden states [batch, token, dim] that a layer hands on."""
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         many = isinstance(output, tuple)
         changed = act(output[0] if many else output)
         return changed if changed is None or not many else (changed, *output[1:])
 
-    assert part.layer is not None
-    undo.callback(part.layer.register_forward_hook(hook).remove)
+    return hook
 
 
 def _check_among(name: str, kind: str, numbers: Sequence[int] | None, known: Sequence[int]) -> None:

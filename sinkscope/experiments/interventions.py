@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import checks_types, whole_number
 from sinkscope.errors import SinkscopeError, warn
+from sinkscope.experiments.as_found import AsFound
 from sinkscope.experiments.inside_model import EvictKeys
 from sinkscope.experiments.intervention import Conditions, Intervention, Nothing, Repeat, ReplaceTokens, Shift, Trial
 from sinkscope.experiments.perplexity import dense_texts
@@ -26,13 +28,14 @@ from sinkscope.policies import Dense, Dose, Policy
 from sinkscope.probes import OutputNorm, SinkMass
 from sinkscope.progress import progress_bar
 from sinkscope.scope.forward import check_vocabulary
-from sinkscope.scope.scope import attached
+from sinkscope.scope.scope import Scope
 from sinkscope.streaming.readers import next_token_losses, text_coordinates
 
 DOSES = (-math.inf, -8.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
 ARMS = ("sinks", "random")
 
 
+@checks_types
 def run_interventions(
     model: nn.Module,
     ids: Tensor | Sequence[Tensor],
@@ -79,16 +82,21 @@ def run_interventions(
         chosen, refused = possible(model, texts, usual(tokenizer), **vars(conditions))
         for name, why in refused.items():
             warn(f"`{name}` is left out: {why}")
+        found = AsFound(model, chosen)
     else:
         chosen = _checked(interventions)
+        found = AsFound(model, chosen)
         for intervention in chosen:
-            _check(intervention, model, texts, conditions)
-    every = _beside_controls(chosen)
-    prepared = {name: each.prepare(model, _copies(texts), conditions) for name, each in every.items()}
-    for name, each in prepared.items():
-        if not isinstance(each, Intervention):
-            raise SinkscopeError(f"`{name}` is prepared as {each!r}; let `prepare` return an intervention, as self.")
-    record = _record(model, texts, prepared, conditions, first, progress)
+            found.after(partial(_check, intervention, model, texts, conditions), intervention)
+            found.check_weights(intervention)
+    every, prepared = _beside_controls(chosen), dict[str, Intervention]()
+    for name, each in every.items():
+        made = found.after(partial(each.prepare, model, _copies(texts), conditions), each)
+        if not isinstance(made, Intervention):
+            raise SinkscopeError(f"`{name}` is prepared as {made!r}; let `prepare` return an intervention, as self.")
+        found.check_weights(each)
+        prepared[name] = made
+    record = _record(found, texts, prepared, conditions, first, progress)
     controls = [control.name if (control := each.control()) is not None else "" for each in every.values()]
     controls = [name if name in record["policy"].values else "" for name in controls]  # none for what is one itself
     return record.assign_coords(control=("policy", controls)).assign_attrs({"kind": "interventions"} | attributes)
@@ -188,7 +196,7 @@ def _check(intervention: Intervention, model: nn.Module, texts: Sequence[Tensor]
 
 
 def _record(
-    model: nn.Module,
+    found: AsFound,
     texts: Sequence[Tensor],
     interventions: Mapping[str, Intervention],
     conditions: Conditions,
@@ -196,14 +204,14 @@ def _record(
     shown: bool | None,
 ) -> xr.Dataset:
     """Every text run under each intervention, the baseline first."""
-    longest, shape = max(map(len, texts)), (len(interventions), len(texts))
+    model, longest, shape = found.model, max(map(len, texts)), (len(interventions), len(texts))
     losses, same = np.full((*shape, longest), np.nan, dtype=np.float32), np.ones(shape, dtype=bool)
     means: dict[str, list[np.ndarray]] = {}
     unchanged: dict[int, tuple[Tensor, xr.Dataset]] = {}  # by text: a dose of 0 is no other run than the baseline
     with progress_bar(len(interventions) * sum(map(len, texts)), "token", shown, desc="interventions") as bar:
         for row, (name, intervention) in enumerate(interventions.items()):
             for number, text in enumerate(texts):
-                trial = intervention.apply(text.clone(), number, conditions)
+                trial = found.after(partial(intervention.apply, text.clone(), number, conditions), intervention)
                 places = _checked_places(model, f"`{name}`", trial, text)
                 scored = places[1:] > conditions.start
                 if not bool(scored.any()):
@@ -212,7 +220,8 @@ def _record(
                         f"{conditions.start}; keep some of them, or give an earlier start."
                     )
                 is_plain = _changes_nothing(trial, text)
-                nll, measured = (unchanged.get(number) if is_plain else None) or _run(model, trial, first)
+                run = partial(_run, model, trial, first)
+                nll, measured = (unchanged.get(number) if is_plain else None) or found.after(run, intervention)
                 if is_plain:
                     unchanged[number] = nll, measured
                 at = places[1:][scored]
@@ -224,6 +233,7 @@ def _record(
                     if each in late:  # no output outside the attention interface
                         means.setdefault(each, []).append(late[each].mean("query").transpose("layer", "head").values)
                 bar.update(len(text))
+            found.check_weights(intervention)
     dims = ("policy", "sequence", "layer", "head")
     record = xr.Dataset(
         {
@@ -287,15 +297,16 @@ def _run(model: nn.Module, trial: Trial, first: int) -> tuple[Tensor, xr.Dataset
     with ExitStack() as undo, torch.no_grad():
         if trial.hooks is not None:
             trial.hooks(model, undo)
-        scope = undo.enter_context(attached(model, policy=policy, normaliser=trial.normaliser, probes=probes))
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
-        record = scope.record
+        with Scope(model, probes, trial.normaliser, policy, alone=True) as scope:
+            logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+            record = scope.record
     nll = next_token_losses(logits, ids[0, 1:]).cpu()
     if not bool(nll.isfinite().all()):
         raise not_finite("the logits", model)
     return nll, record
 
 
+@checks_types
 def dose_response(
     model: nn.Module,
     ids: Tensor | Sequence[Tensor],

@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,19 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from sinkscope.arguments import whole_number
-from sinkscope.attention.definition import check_resumable
-from sinkscope.errors import SinkscopeError
+from sinkscope.arguments import checks_types, several, whole_number
+from sinkscope.definition import check_resumable
+from sinkscope.errors import SinkscopeError, shown
+from sinkscope.interrupts import finishing_blocks, saying
 from sinkscope.models.facts import find_anatomy, model_attributes, token_attributes
+from sinkscope.models.identity import identity
 from sinkscope.models.requirements import check_eval, check_reader
-from sinkscope.models.weights import weights_hash
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Dense, Policy, Recompute, SinkWindow, Window
 from sinkscope.progress import progress_bar
 from sinkscope.scope.binding import block_within_limits, check_limits, goes_by_token, native_windows, policy_layers
 from sinkscope.scope.forward import check_vocabulary
-from sinkscope.scope.measure import batches_of, texts_of, with_token_texts
+from sinkscope.scope.measure import batches_of, texts_of, token_texts, with_token_texts
 from sinkscope.streaming.checkpoint import Checkpoint, Progress
 from sinkscope.streaming.readers import BlockReader, Reader, TokenReader, WindowReader, text_coordinates
 
@@ -50,6 +51,7 @@ class Run:
         return vars(self) | {"normaliser": "the model's own" if self.normaliser is None else repr(self.normaliser)}
 
 
+@checks_types
 def perplexity(
     model: nn.Module,
     ids: Tensor | Sequence[Tensor],
@@ -100,16 +102,19 @@ def perplexity(
     if twice := [name for name in names if names.count(name) > 1]:
         raise SinkscopeError(f"two of the policies are named {twice[0]!r}; give each once, or a label of its own.")
     check_run(model, texts, run)
+    texts_read = token_texts(tokenizer, texts)
     for policy in ways:
         check_limits(model, policy, max(map(len, texts)))
-    stays = [_checkpoint(checkpoint, model, texts, policy, run) for policy in ways]
-    starts = [stay.read() for stay in stays]  # before anything runs: a refused checkpoint costs nothing
+    who = {} if checkpoint is None else identity(model)
+    stays = [_checkpoint(checkpoint, who, texts, policy, run) for policy in ways]
+    batches = list(batches_of(texts, BATCH_TOKENS))
+    starts = [stay.read(batches) for stay in stays]  # before anything runs: a refused checkpoint costs nothing
     finished = [
         read_texts(model, texts, policy, run, stay, start, progress)
         for policy, stay, start in zip(ways, stays, starts, strict=True)
     ]
     record = record_of(model, texts, ways, finished).assign_attrs(run.attributes() | attributes)
-    return record if tokenizer is None else with_token_texts(record, tokenizer)
+    return record if texts_read is None else with_token_texts(record, texts_read)
 
 
 def read_texts(
@@ -127,7 +132,8 @@ def read_texts(
     rows = np.cumsum([0, *map(len, batches)])
     total = sum(batch.shape[0] * len(_queries(batch, policy, run)) for batch in batches)
     begun = time.perf_counter() - now.seconds
-    with progress_bar(total, "token", shown, desc=policy.name) as bar:
+    bar = progress_bar(total, "token", shown, desc=policy.name)
+    with saying(stay.told), finishing_blocks(stay.told) as stop, bar:
         bar.update(int(now.losses.isfinite().sum()))
         for number in range(now.batch, len(batches)):
             reader = reader_of(model, batches[number], policy, run)
@@ -138,10 +144,12 @@ def read_texts(
                 now.done, now.seconds = step.done, time.perf_counter() - begun
                 bar.set_postfix(perplexity=f"{float(now.losses.nanmean().exp()):.2f}", refresh=False)
                 bar.update(step.losses.numel())
-                if stay.due():
+                if stay.due() or stop.asked:
                     now.state = reader.state()
                     stay.write(now)
                     now.state = {}  # else what the cache held now would stay in memory until the next time
+                if stop.asked:
+                    return now  # and out of the context, where the signal takes its way
             now.batch, now.done, now.state = number + 1, 0, {}
     if start is None or start.batch < len(batches):
         stay.write(now)
@@ -205,10 +213,12 @@ def policy_coordinates(policies: Sequence[Policy]) -> dict[str, Any]:
 
 def checked_policies(given: Iterable[Policy]) -> list[Policy]:
     """One policy or several as a list; SinkscopeError for what is none."""
-    policies: list[Policy] = list(given) if isinstance(given, Iterable) else [given]
+    policies: list[Policy] = several(given, "policies")
     for policy in policies:
         if not isinstance(policy, Policy):
-            raise SinkscopeError(f"{policy!r} is not a policy; give instances such as sinkscope.SinkWindow(4, 508).")
+            raise SinkscopeError(
+                f"{shown(policy)} is not a policy; give instances such as sinkscope.SinkWindow(4, 508)."
+            )
     return policies
 
 
@@ -234,32 +244,31 @@ def check_run(model: nn.Module, texts: list[Tensor], run: Run) -> None:
         check_vocabulary(base, text)
 
 
-def settings_of(model: nn.Module, texts: list[Tensor], policy: Policy, run: Run) -> dict[str, Any]:
-    """All that the losses depend on."""
-    attributes = model_attributes(model)
+def settings_of(who: Mapping[str, str], texts: list[Tensor], policy: Policy, run: Run) -> dict[str, Any]:
+    """All that the losses depend on, beside the identity of the model."""
     tokens = hashlib.sha256(b"|".join(text.numpy().tobytes() for text in texts)).hexdigest()
-    own = {name: attributes[name] for name in ("model", "model_type", "dtype")}
-    given = {"block": int(run.block), "samples": run.samples and int(run.samples), "seed": run.seed}
+    given = {"text": tokens, "block": int(run.block), "samples": run.samples and int(run.samples), "seed": run.seed}
     changed: dict[str, Any] = {} if run.normaliser is None else {"normaliser": run.normaliser}
     for name, slot in (("policy", policy), ("normaliser", run.normaliser)):
         if slot is not None and slot.definition:
             changed[f"{name}_definition"] = slot.definition
-    return own | {"policy": policy, "tokens": tokens, "weights": weights_hash(model)} | given | changed
+    return {"policy": policy} | given | changed | dict(who)
 
 
 def _checkpoint(
-    folder: str | os.PathLike[str] | None, model: nn.Module, texts: list[Tensor], policy: Policy, run: Run
+    folder: str | os.PathLike[str] | None, who: Mapping[str, str], texts: list[Tensor], policy: Policy, run: Run
 ) -> Checkpoint:
     if folder is None:
         return Checkpoint(None, {})
     slug = re.sub("[^a-z0-9+.-]+", "-", policy.name)
     if len(slug) > LONGEST or re.search("[^a-z0-9+., -]", policy.name):  # else another name could have the same
         slug = f"{slug[:LONGEST]}-{hashlib.sha256(policy.name.encode()).hexdigest()[:8]}"
-    file, settings = Path(folder) / f"{slug}.safetensors", settings_of(model, texts, policy, run)
+    file, settings = Path(folder) / f"{slug}.safetensors", settings_of(who, texts, policy, run)
     check_resumable(settings)
     return Checkpoint(file, settings)
 
 
+@checks_types
 def decompose(
     model: nn.Module,
     ids: Tensor | Sequence[Tensor],
@@ -292,6 +301,7 @@ def decompose(
     return perplexity(model, ids, collapse_policies(cache_size, sinks, arms), **options)
 
 
+@checks_types
 def decompose_by_layer(
     model: nn.Module,
     ids: Tensor | Sequence[Tensor],

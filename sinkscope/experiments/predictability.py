@@ -10,17 +10,18 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import checks_types, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.perplexity import dense_texts
 from sinkscope.hf.placement import reading_device
 from sinkscope.models.requirements import not_finite
 from sinkscope.probes import Probe, SinkMass
 from sinkscope.progress import progress_bar
-from sinkscope.scope.scope import attached
+from sinkscope.scope.scope import Scope
 from sinkscope.streaming.readers import next_token_losses
 
 
+@checks_types
 def predictability(
     model: nn.Module,
     ids: Tensor | Sequence[Tensor],
@@ -53,7 +54,7 @@ def predictability(
         raise SinkscopeError(f"a text of {min(lengths)} tokens has no query after its first {first}; give more.")
     losses, entropies = (np.full((len(texts), max(lengths)), np.nan, dtype=np.float32) for _ in range(2))
     bar = progress_bar(sum(lengths), "token", progress)
-    with bar, torch.no_grad(), attached(model, probes=[SinkMass(first), *probes]) as scope:
+    with bar, torch.no_grad(), Scope(model, [SinkMass(first), *probes], alone=True) as scope:
         for row, text in enumerate(texts):
             logits = model(input_ids=text[None].to(device), use_cache=False).logits[0]
             if not bool(logits.isfinite().all()):

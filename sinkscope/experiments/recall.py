@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from torch import Tensor, cat, nn
 
-from sinkscope.arguments import one_or_several, whole_number
+from sinkscope.arguments import checks_types, one_or_several, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.perplexity import perplexity
 from sinkscope.policies import Dense, Policy, SinkWindow, Window
@@ -18,6 +18,7 @@ from sinkscope.scope.measure import texts_of
 DISTANCES = (64, 128, 256, 512, 1024)
 
 
+@checks_types
 def recall(
     model: nn.Module,
     ids: Tensor,
@@ -52,18 +53,8 @@ def recall(
     Raises:
         SinkscopeError: a distance shorter than the passage, a text too short, or as `perplexity`.
     """
-    away = sorted(one_or_several(distances, "distances", int))
-    length, count = whole_number(passage, "passage", 2), whole_number(passages, "passages", 1)
-    texts = texts_of(ids)
-    if away[0] < length:
-        raise SinkscopeError(f"a passage of {length} tokens cannot come again after {away[0]}; give longer distances.")
-    if len(texts) > 1 or len(texts[0]) < away[-1] + count:
-        raise SinkscopeError(
-            f"{count} passages that come again after {away[-1]} tokens need one text of at least {away[-1] + count} "
-            f"tokens, and {len(texts)} of {max(map(len, texts))} were given; give more text, or shorter distances."
-        )
-    starts = np.linspace(0, len(texts[0]) - away[-1], count).astype(int)
-    pieces = [texts[0][start : start + distance] for distance in away for start in starts]
+    pieces, away, length, starts = passages_of(ids, distances, passage, passages)
+    count = len(starts)
     record = perplexity(model, [cat([piece, piece[:length]]) for piece in pieces], policies, samples=None, **options)
     nll = record["nll"].values.reshape(-1, len(away), count, record.sizes["token"])
     again = np.stack([nll[:, at, :, distance : distance + length] for at, distance in enumerate(away)], 1)
@@ -76,3 +67,23 @@ def recall(
         coords={**kept, "distance": away, "start": ("passage", starts)},
         attrs=record.attrs | {"kind": "recall", "passage_tokens": length},
     )
+
+
+def passages_of(
+    ids: Tensor, distances: int | Sequence[int], passage: int, passages: int
+) -> tuple[list[Tensor], list[int], int, np.ndarray]:
+    """The pieces [token] of all distances, these in order, tokens in a passage and where the pieces begin; raises as
+    `recall`."""
+    away = sorted(one_or_several(distances, "distances", lambda each: whole_number(each, "distances", 1)))
+    length, count = whole_number(passage, "passage", 2), whole_number(passages, "passages", 1)
+    texts = texts_of(ids)
+    if away[0] < length:
+        raise SinkscopeError(f"a passage of {length} tokens cannot come again after {away[0]}; give longer distances.")
+    if len(texts) > 1 or len(texts[0]) < away[-1] + count:
+        raise SinkscopeError(
+            f"{count} passages that come again after {away[-1]} tokens need one text of at least {away[-1] + count} "
+            f"tokens, and {len(texts)} of {max(map(len, texts))} were given; give more text, or shorter distances."
+        )
+    starts = np.linspace(0, len(texts[0]) - away[-1], count).astype(int)
+    pieces = [texts[0][start : start + distance] for distance in away for start in starts]
+    return pieces, away, length, starts

@@ -6,12 +6,10 @@ a result that was relied on once should not change unseen.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,13 +18,17 @@ from typing import Any, Generic, TypeVar
 from joblib import Parallel, delayed
 from torch import nn
 
-from sinkscope.attention.definition import check_resumable
+from sinkscope.definition import check_resumable
+from sinkscope.errors import SinkscopeError
+from sinkscope.experiments.run_folder import key_of, settings_text
 from sinkscope.hf.loading import load
+from sinkscope.interrupts import saying
 from sinkscope.progress import progress_bar
 
 Result = TypeVar("Result")
 Advance = Callable[[int], Any]  # told how many more steps of a cell are done
 BARS: dict[str, Any] = {}  # of this process, by a ticket that is worth nothing to a worker elsewhere
+DEATHS = {"BrokenProcessPool", "KilledWorker", "RayActorError", "WorkerCrashedError"}  # of loky, Dask and Ray
 
 
 class Cell(ABC, Generic[Result]):
@@ -51,12 +53,12 @@ class Cell(ABC, Generic[Result]):
     @property
     def settings_text(self) -> str:
         """The settings as JSON."""
-        return json.dumps({name: str(value) for name, value in self.settings.items()}, sort_keys=True)
+        return settings_text(self.settings)
 
     @property
     def key(self) -> str:
         """A hash of the settings: cells with the same one have the same result."""
-        return hashlib.sha256(self.settings_text.encode()).hexdigest()[:32]
+        return key_of(self.settings_text)
 
     def path(self, folder: Path | None) -> Path | None:
         """Its file in a folder; None where nothing is kept. SinkscopeError where no file may stand for its settings."""
@@ -81,25 +83,57 @@ def run_cells(
         n_jobs: cells at the same time; what the surrounding `joblib.parallel_config` says when None, otherwise 1.
         progress, unit, title: of the bar: whether it is shown, what it counts, and what it says.
     """
+    return dict(finished_cells(cells, folder, n_jobs, progress, unit, title))
+
+
+def finished_cells(
+    cells: Sequence[Cell[Result]],
+    folder: Path | None,
+    n_jobs: int | None = None,
+    progress: bool | None = None,
+    unit: str = "cell",
+    title: str | None = None,
+) -> Iterator[tuple[str, Result]]:
+    """The key and the result of every cell as it finishes, those finished on disk first; otherwise as `run_cells`.
+
+    Raises:
+        SinkscopeError: a worker died; what was finished by then is kept.
+    """
     unique = {cell.key: cell for cell in cells}
     known = {key: cell.read(cell.path(folder)) for key, cell in unique.items()}
-    results = {key: result for key, result in known.items() if result is not None}
-    waiting = [cell for key, cell in unique.items() if key not in results]
+    waiting = [unique[key] for key, result in known.items() if result is None]
     total, todo = (sum(cell.size for cell in some) for some in (unique.values(), waiting))
-    ticket = uuid.uuid4().hex
-    with progress_bar(total, unit, progress, initial=total - todo, desc=title) as bar:
+    ticket, done = uuid.uuid4().hex, len(unique) - len(waiting)
+    told_kept = f"interrupted; what is finished is kept in {folder}, and running the same again goes on from there."
+    bar = progress_bar(total, unit, progress, initial=total - todo, desc=title)
+    with saying(None if folder is None else told_kept), bar:
         BARS[ticket] = bar
         try:
+            yield from ((key, result) for key, result in known.items() if result is not None)
+            known.clear()
             jobs = (delayed(_run)(cell, cell.path(folder), ticket) for cell in waiting)
             for key, result, told in _parallel(n_jobs)(jobs):
-                path = unique[key].path(folder)
+                path, done = unique[key].path(folder), done + 1
                 if path is not None and not path.exists():  # the worker's disk is another
                     unique[key].keep(result, path)
-                results[key] = result
                 bar.update(unique[key].size - told)
+                yield key, result
+        except Exception as problem:
+            if not is_death(problem):
+                raise
+            kept = "nothing of it is kept" if folder is None else f"what is finished is kept in {folder}"
+            advice = "give folder= to keep it" if folder is None else "the same call goes on from there"
+            raise SinkscopeError(
+                f"a worker died in the middle of a {unit} (killed, out of memory, or by the code it ran) when at least "
+                f"{done} of {len(unique)} were finished: {kept}; {advice}, with fewer jobs if memory was short."
+            ) from problem
         finally:
             del BARS[ticket]
-    return results
+
+
+def is_death(problem: Exception) -> bool:
+    """Whether a backend says by an exception that a worker is no longer there."""
+    return bool({cls.__name__ for cls in type(problem).__mro__} & DEATHS)
 
 
 def _parallel(n_jobs: int | None) -> Parallel:
@@ -130,22 +164,33 @@ class ModelSource:
     """What travels to a worker: a loaded model with its weights, or what `sinkscope.load` takes, alone."""
 
     given: nn.Module | str | None
+    options: tuple[tuple[str, Any], ...] = ()  # of `load`, such as ("device", "cuda")
 
     @classmethod
-    def of(cls, model: Any) -> ModelSource:
+    def of(cls, model: Any, **options: Any) -> ModelSource:
         """A path is made absolute, as workers may stand in another folder."""
+        told = tuple(sorted(options.items()))
+        if model is None or isinstance(model, nn.Module):
+            return cls(model, told)
         if not isinstance(model, (str, os.PathLike)):
-            return cls(model)
+            raise SinkscopeError(
+                f"A model is a name, a path or a torch module, not a {type(model).__name__}: see sinkscope.load."
+            )
         path = Path(model).expanduser()
-        return cls(str(path.resolve()) if path.exists() else os.fspath(model))
+        return cls(str(path.resolve()) if path.exists() else os.fspath(model), told)
+
+    @property
+    def is_named(self) -> bool:
+        """Whether it is loaded where it is needed, and nobody else holds it."""
+        return not isinstance(self.given, nn.Module)
 
     def open(self) -> nn.Module:
         """The model, of which one is held per process; SinkscopeError where it cannot be loaded."""
-        return self.given if isinstance(self.given, nn.Module) else _held(self.given)[0]
+        return self.given if isinstance(self.given, nn.Module) else _held(self.given, self.options)[0]
 
     def tokenizer(self) -> Any:
         """Its tokenizer; None where it is not to be found."""
-        return load(self.given)[1] if isinstance(self.given, nn.Module) else _held(self.given)[1]
+        return load(self.given)[1] if isinstance(self.given, nn.Module) else _held(self.given, self.options)[1]
 
     def forget(self) -> None:
         """Hold no model in this process any longer."""
@@ -153,5 +198,5 @@ class ModelSource:
 
 
 @lru_cache(maxsize=1)
-def _held(place: str | None) -> tuple[Any, Any]:
-    return load(place)
+def _held(place: str | None, options: tuple[tuple[str, Any], ...]) -> tuple[Any, Any]:
+    return load(place, **dict(options))

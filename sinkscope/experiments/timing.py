@@ -15,7 +15,7 @@ import xarray as xr
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import checks_types, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.perplexity import Run, check_run
 from sinkscope.hf.attention import implementation
@@ -35,6 +35,7 @@ STEPS = 4  # tokens timed one by one in each round; of re-computation, which tak
 
 
 @torch.no_grad()
+@checks_types
 def run_timing(
     model: nn.Module,
     ids: Tensor | Sequence[Tensor],

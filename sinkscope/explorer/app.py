@@ -13,6 +13,7 @@ import ipywidgets as w
 import xarray as xr
 from torch import Tensor
 
+from sinkscope.arguments import checks_types
 from sinkscope.attention.placement import is_same
 from sinkscope.explorer.background import Interrupts, Mailbox
 from sinkscope.explorer.canvases import Message
@@ -66,12 +67,13 @@ class Explorer(w.VBox):
         if saved is not None:
             self.controller.now.overview = saved_overview(saved)
             self._draw_reading()
-            self._note = "<i>A saved record was opened without its model, so policies are at rest.</i>"
+            self._note = self._note or "<i>A saved record was opened without its model, so policies are at rest.</i>"
             self._say("")
         self.controller.begin()
 
     # --- life -----------------------------------------------------------------------------------------------------
 
+    @checks_types
     def wait(self, timeout: float | None = 60) -> bool:
         """Wait until nothing is under way, and show what came; False after `timeout` seconds."""
         return self._mailbox.pump(lambda: not self.controller.busy, timeout)
@@ -81,6 +83,7 @@ class Explorer(w.VBox):
         """What is shown, as a record: `sinkscope.figures.explored` draws it, `sinkscope.explore` opens it again."""
         return view_record(self.controller)
 
+    @checks_types
     def save_to(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write the view into a folder: the figure, the record, and the lines of code that make them again.
 

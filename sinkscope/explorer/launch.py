@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 from weakref import WeakValueDictionary
@@ -16,9 +17,14 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.app import Explorer
 from sinkscope.explorer.results import SavedMaps
 from sinkscope.explorer.text_model import TextModel
-from sinkscope.hf.loading import load
+from sinkscope.hf.loading import load, tokenizer_of
+from sinkscope.models.facts import find_streams
 from sinkscope.models.requirements import check_decoder
+from sinkscope.probes import Maps
 from sinkscope.record import open_record
+from sinkscope.reporting.inputs import with_decoder_inputs
+from sinkscope.scope.measure import measure
+from sinkscope.scope.streams import check_inputs
 from sinkscope.texts import read_tokens
 from sinkscope.tokens import TokenTexts
 
@@ -32,7 +38,7 @@ _OPEN: WeakValueDictionary[Any, Any] = WeakValueDictionary()  # explorers by cel
 def explore(
     model: Any = None,
     tokenizer: Any = None,
-    text: str | os.PathLike[str] | Tensor | None = None,
+    text: str | os.PathLike[str] | Tensor | Mapping[str, Any] | None = None,
     *,
     length: int | None = None,
     **load_options: Any,
@@ -44,8 +50,10 @@ def explore(
     Args:
         model: a loaded decoder with a language head, a name on the Hub, a directory, a .gguf file; None for the demo
             model. Or a record with attention maps, or the path of one (.nc): it is looked at without a model.
-        tokenizer: found beside the model where it is not given.
-        text: the text itself; a `Path` or "hf:name" to read it from; token ids [token]; None for the demo text.
+        tokenizer: or a processor; found beside the model where it is not given.
+        text: the text itself; a `Path` or "hf:name" to read it from; token ids [token]; None for the demo text. Or all
+            that a model gets in one call, as its processor makes it, with images too. Of an encoder-decoder the maps of
+            its decoder are shown, and policies are at rest.
         length: tokens shown of the text, at most 2,048; 512 of the demo text and up to 2,048 of another when None.
         load_options: passed to `sinkscope.load`, for example dtype or device.
 
@@ -66,35 +74,70 @@ def explore(
     return app
 
 
-def _of_record(record: xr.Dataset) -> Explorer:
+def _of_record(record: xr.Dataset, note: str = "") -> Explorer:
     maps = SavedMaps(record)
     texts = [""] * maps.stop
     for name, form in (("token_id", "#{}"), ("token_text", "{}")):
         if name in record.coords:
             first = record[name].isel(sequence=0, missing_dims="ignore")
             texts = [form.format(each) for each in first.values[: maps.stop]]
-    return Explorer(None, texts, saved=maps)
+    return Explorer(None, texts, saved=maps, note=note)
 
 
 def _of_model(model: Any, tokenizer: Any, text: Any, length: int | None, load_options: dict[str, Any]) -> Explorer:
     if length is not None and not (isinstance(length, Integral) and 2 <= length <= MOST):
         raise SinkscopeError(f"length is {length!r}; give 2 to {MOST:,} tokens, which is what a map may have.")
+    if isinstance(tokenizer, Mapping) and text is None:  # as `measure` takes it
+        tokenizer, text = None, tokenizer
     loaded, found = load(model, **load_options)
-    tokenizer = found if tokenizer is None else tokenizer
+    tokenizer = tokenizer_of(found if tokenizer is None else tokenizer)
     if not isinstance(loaded, nn.Module):
         raise SinkscopeError(f"a {type(loaded).__name__} is no loaded model; sinkscope.load() makes one.")
+    if isinstance(text, Mapping):
+        return _of_inputs(loaded, tokenizer, dict(text))
     check_decoder(loaded, predicts=True)  # before anything is asked of a tokenizer, which an encoder may lack
     ids = _long_ids(tokenizer, text)
     shown = length or (LENGTH if text is None else MOST)
     note = f"The text is longer than is shown: these are its first {shown:,} tokens (length= changes that)."
     short = ids[:shown]
     reader = TextModel(loaded, short, tokenizer)  # which refuses ids that its tokenizer may not know
-    ids_shown = short.tolist()
-    tokens = [f"#{token}" for token in ids_shown] if tokenizer is None else TokenTexts(tokenizer)(ids_shown)
+    tokens = _named(tokenizer, short)
     if text is None:
         demo = f"sinkscope.read_tokens(tokenizer, limit={len(short)})"
         return Explorer(reader, tokens, long_ids=ids, code_text=demo)
     return Explorer(reader, tokens, long_ids=ids, note=note if len(ids) > shown else "")
+
+
+def _of_inputs(model: nn.Module, tokenizer: Any, inputs: dict[str, Any]) -> Explorer:
+    """Of what a processor made for one text: live where the model reads tokens one by one, else as saved maps."""
+    if "encoder" in find_streams(model):
+        inputs, _ = with_decoder_inputs(model, inputs)
+        record = measure(model, inputs, [Maps(resolution=None)], tokenizer=tokenizer)
+        try:
+            check_decoder(model)
+        except SinkscopeError as reason:
+            return _of_record(record, f"These are maps of its decoder, and policies are at rest: {reason}")
+    check_inputs(model, inputs)
+    ids, mask = inputs.pop("input_ids", None), inputs.get("attention_mask")
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or len(ids) != 1:
+        raise SinkscopeError("the explorer shows one text; give what the processor makes of one, input_ids [1, token].")
+    if isinstance(mask, Tensor) and not bool(mask.all()):
+        raise SinkscopeError("the explorer shows a text without padding; have the processor make one without.")
+    inputs.pop("attention_mask", None)
+    if ids.shape[1] > MOST:
+        raise SinkscopeError(f"there are {ids.shape[1]:,} tokens, and a map may have {MOST:,}; give a smaller image.")
+    reader = TextModel(model, ids[0], tokenizer, inputs)
+    if not inputs:
+        return Explorer(reader, _named(tokenizer, ids[0]), long_ids=ids[0])
+    note = (
+        f"The tab for streaming is left out: it reads token ids alone, and here they stand beside {', '.join(inputs)}."
+    )
+    return Explorer(reader, _named(tokenizer, ids[0]), note=note)
+
+
+def _named(tokenizer: Any, ids: Tensor) -> list[str]:
+    """The text of each token."""
+    return [f"#{token}" for token in ids.tolist()] if tokenizer is None else TokenTexts(tokenizer)(ids.tolist())
 
 
 def _long_ids(tokenizer: Any, text: Any) -> Tensor:

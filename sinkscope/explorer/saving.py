@@ -15,17 +15,19 @@ import xarray as xr
 
 import sinkscope
 from sinkscope import figures
-from sinkscope.attention.definition import is_found
+from sinkscope.definition import is_found
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.perplexity import policy_coordinates
 from sinkscope.explorer.controller import CLOSED, Controller
 from sinkscope.explorer.display import alert
 from sinkscope.explorer.results import Reading, compared
-from sinkscope.files import write_figure, write_text
+from sinkscope.figures.style import visible
+from sinkscope.files import write_figure, write_sealed
 from sinkscope.models.facts import model_attributes, token_attributes
 from sinkscope.policies import PerHead
 from sinkscope.record import save_record
 from sinkscope.reporting.page import inline_png
+from sinkscope.seals import check_own
 
 NEEDS_KERNEL = "The explorer of sinkscope is here while a kernel runs: run this cell to have it."
 
@@ -78,17 +80,19 @@ def code_of(controller: Controller, text: str | None = None) -> str:
     name = model_attributes(model.model)["model"]
     slots = {"policy": configuration.policy_slot, "normaliser": configuration.normaliser_slot}
     lines = [
-        f"# {unit} of {name}, under {configuration.name}",
+        f"# {_one_line(f'{unit} of {name}, under {configuration.name}')}",
         "import torch",
         "import sinkscope",
         *_imports(slots.values()),
         "",
-        f"model, tokenizer = sinkscope.load()  # or the model that was explored: {name}",
-        f"ids = {text or f'torch.tensor([{model.ids.tolist()}])'}",
+        f"model, tokenizer = sinkscope.load()  # or the model that was explored: {_one_line(name)}",
+        f"inputs = ...  # what was explored: input_ids, {', '.join(model.beside)}"
+        if model.beside
+        else f"ids = {text or f'torch.tensor([{model.ids.tolist()}])'}",
         *(f"{name} = {_expression(slot)}" for name, slot in slots.items()),
         "",
     ]
-    arguments, seen = "policy=policy, normaliser=normaliser", "ids"
+    arguments, seen = "policy=policy, normaliser=normaliser", "**inputs" if model.beside else "ids"
     if configuration.is_recomputed:
         window = reading.maps.tokens
         arguments, seen = "normaliser=normaliser", f"ids[:, {window.start}:{window.stop}]"
@@ -99,7 +103,7 @@ def code_of(controller: Controller, text: str | None = None) -> str:
         f"    model({seen})",
         'attention_map = scope.array("attention_map")[0, 0, 0]  # [query, key]',
         "",
-        *_perplexities(dense, reading),
+        *([] if model.beside else _perplexities(dense, reading)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -131,11 +135,18 @@ def save_view(controller: Controller, folder: str | os.PathLike[str], text: str 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise SinkscopeError(f"cannot write to {folder}: {problem.strerror or problem}.") from problem
-    files = [*write_figure(figures.explored(record), folder / "view"), save_record(record, folder / "view.nc")]
+    picture, data, code = folder / "view", folder / "view.nc", folder / "view.py"
+    check_own(code, "the code")
+    files = [*write_figure(figures.explored(record), picture), save_record(record, data)]
     if controller.model is not None:
-        files.append(folder / "view.py")
-        write_text(files[-1], code_of(controller, text), "the code")
+        write_sealed(code, code_of(controller, text).encode("utf-8", "backslashreplace"), "the code")
+        files.append(code)
     return files
+
+
+def _one_line(words: str) -> str:
+    """Words for a comment, which a line break of any kind would end."""
+    return visible(words, spaces=False)
 
 
 def _has_short_name(cls: type) -> bool:
@@ -149,8 +160,8 @@ def _parts(slot: Any) -> list[Any]:
 def _imports(slots: Iterable[Any]) -> list[str]:
     """Lines for classes without a short name: imports, or a comment for those that only a notebook has."""
     return [
-        f"# here goes the definition of your class {each.__qualname__}"
-        if each.__module__ == "__main__" or "." in each.__qualname__ or not is_found(each, each.__module__)
+        f"# here goes the definition of your class {_one_line(each.__qualname__)}"
+        if each.__module__ == "__main__" or not each.__qualname__.isidentifier() or not is_found(each, each.__module__)
         else f"from {each.__module__} import {each.__name__}"
         for each in dict.fromkeys(type(part) for slot in slots if slot is not None for part in _parts(slot))
         if not _has_short_name(each)

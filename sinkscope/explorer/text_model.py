@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, islice
@@ -20,14 +20,14 @@ from sinkscope.explorer.pixels import FIRST, free_scores, thumbnails
 from sinkscope.explorer.results import Continuation, Guesses, LiveMaps, Overview, Price, Reading, Result
 from sinkscope.hf.caches import with_cache
 from sinkscope.hf.placement import reading_device
-from sinkscope.models.facts import find_anatomy
+from sinkscope.models.facts import find_anatomy, find_streams
 from sinkscope.models.requirements import check_decoder, check_unscoped, not_finite
 from sinkscope.policies import Dense
 from sinkscope.probes import Norms, SinkMass
 from sinkscope.probes.base import LayerProbe, Measurements
 from sinkscope.scope.binding import limit_notes
 from sinkscope.scope.forward import check_vocabulary
-from sinkscope.scope.scope import attached
+from sinkscope.scope.scope import Scope, attached
 from sinkscope.streaming.cost import cost
 from sinkscope.streaming.readers import WindowReader, only_last
 from sinkscope.streaming.reading_cache import ReadingCache, reading_cache
@@ -60,21 +60,26 @@ class TextModel:
     """A copy of a model that shares its weights, with a text: `ids` [token].
 
     The model itself, a decoder with a language head, is neither changed nor run. Without a tokenizer continuations are
-    shown as ids. SinkscopeError for a model that predicts no next token or carries a scope, ids outside its
-    vocabulary, fewer than two tokens.
+    shown as ids. What a processor made `beside` the ids of a text with images is read with them, all at once.
+    SinkscopeError for a model that predicts no next token or carries a scope, ids outside its vocabulary, fewer than
+    two tokens.
     """
 
-    def __init__(self, model: nn.Module, ids: Tensor, tokenizer: Any = None) -> None:
+    def __init__(
+        self, model: nn.Module, ids: Tensor, tokenizer: Any = None, beside: Mapping[str, Any] | None = None
+    ) -> None:
         check_decoder(model, predicts=True)
         check_unscoped(find_anatomy(model).base)
         if len(ids) < 2:
             raise SinkscopeError("a text of one token has no map and nothing to predict; give two tokens at least.")
         self.original = model
         self.model = copy_sharing_weights(model).eval()
-        self.anatomy = find_anatomy(self.model)
+        self.anatomy, self._stream = find_anatomy(self.model), next(iter(find_streams(self.model)))
         check_vocabulary(self.anatomy.base, ids)
         self.ids = ids.to(reading_device(self.model))
         self.tokenizer = tokenizer
+        given = (beside or {}).items()
+        self.beside = {name: each.to(self.ids.device) if isinstance(each, Tensor) else each for name, each in given}
         self._is_overtaken: Callable[[], bool] = lambda: False
         self._losses_afresh: tuple[Configuration | None, np.ndarray] = (None, np.empty(0))
         for part in self.anatomy.parts:
@@ -93,6 +98,11 @@ class TextModel:
         """
         self._is_overtaken = is_overtaken
         configuration.check(len(self.ids))
+        if self.beside and configuration.is_recomputed:
+            raise SinkscopeError(
+                f"`{configuration.policy_slot.name}` reads windows of a text, and here the text stands beside "
+                f"{', '.join(self.beside)}; give another policy."
+            )
         with suppress(Overtaken):
             if configuration.is_recomputed:
                 yield from self._recomputed(configuration, query)
@@ -105,23 +115,24 @@ class TextModel:
 
     def _whole(self, configuration: Configuration) -> Iterator[Result]:
         notes = limit_notes(self.model, configuration.policy_slot, len(self.ids))
-        cache = reading_cache(self.model, configuration.policy_slot)
+        cache = None if self.beside else reading_cache(self.model, configuration.policy_slot)
         logits, maps, record = self._measured(configuration, self.ids, cache)
         losses, guesses = self._scored(logits)
         yield Reading(configuration, maps, losses, guesses, record, " ".join(notes))
         yield from self._beside(configuration, maps, record)
         last = logits[-1].clone()  # alone: a view would keep the logits of the whole text
         del logits
-        yield from self._continuation(configuration, self._cached_steps(configuration, cache, last), WRITTEN)
+        steps = self._generated(configuration) if cache is None else self._cached_steps(configuration, cache, last)
+        yield from self._continuation(configuration, steps, WRITTEN)
 
     def _measured(self, configuration: Configuration, ids: Tensor, cache: ReadingCache | None, first: int = 0) -> Any:
         """Logits [token, vocabulary], the maps and the record of one forward pass."""
-        recorder, policy = LayerRecorder(), None if cache is None else configuration.policy_slot
+        recorder, policy = LayerRecorder(), None if configuration.is_recomputed else configuration.policy_slot
         probes = [recorder, SinkMass(first=min(FIRST, len(ids))), Norms()]
-        arguments: dict[str, Any] = {"use_cache": False}
+        arguments: dict[str, Any] = {**self.beside, "use_cache": False}
         if cache is not None:
             arguments = {**with_cache(self.model, cache), **cache.positions(len(ids), ids.device)}
-        with attached(self.model, policy=policy, normaliser=configuration.normaliser_slot, probes=probes) as scope:
+        with Scope(self.model, probes, configuration.normaliser_slot, policy, stream=self._stream) as scope:
             logits = self.model(ids[None], **arguments).logits[0]
             record = scope.record
         return logits, LiveMaps(recorder.layers, self.anatomy.numbers, first), record
@@ -158,6 +169,14 @@ class TextModel:
                 yield int(token)
                 positions = cache.positions(1, token.device)
                 last = self.model(token[None, None], **with_cache(self.model, cache), **positions).logits[0, -1]
+
+    def _generated(self, configuration: Configuration) -> Iterator[int]:
+        """Tokens by the model's own `generate`, which knows how it goes on behind an image."""
+        with attached(self.model, policy=configuration.policy_slot, normaliser=configuration.normaliser_slot):
+            written: Any = self.model.generate(  # type: ignore[operator]
+                self.ids[None], **self.beside, max_new_tokens=WRITTEN, do_sample=False, num_beams=1
+            )
+        yield from written[0, len(self.ids) :].tolist()
 
     def _recomputed(self, configuration: Configuration, query: int) -> Iterator[Result]:
         policy, tokens = configuration.policy_slot, len(self.ids)

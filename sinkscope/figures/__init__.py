@@ -9,6 +9,7 @@ from __future__ import annotations
 from sinkscope.figures import marks
 from sinkscope.figures.attention import distance_profile, entropy_by_layer, mean_maps, received_by_position
 from sinkscope.figures.eviction import collapse, comparison, forced_mass
+from sinkscope.figures.images import image_grid
 from sinkscope.figures.interventions import dose_response, effects, predictability
 from sinkscope.figures.matplotlib_renderer import figure, matplotlib_figure
 from sinkscope.figures.plotly_renderer import plotly_figure
@@ -26,7 +27,8 @@ from sinkscope.figures.training import emergence, language_emergence
 
 __all__ = [
     "ablation", "collapse", "comparison", "decode_cost", "distance_profile", "dose_response", "effects", "emergence",
-    "entropy_by_layer", "explored", "figure", "first_cosine", "forced_mass", "language_emergence", "log_perplexity",
-    "marks", "mass_by_layer", "mass_by_length", "massive_activations", "matplotlib_figure", "mean_maps", "norms",
+    "entropy_by_layer", "explored", "figure", "first_cosine", "forced_mass", "image_grid", "language_emergence",
+    "log_perplexity", "marks", "mass_by_layer", "mass_by_length", "massive_activations", "matplotlib_figure",
+    "mean_maps", "norms",
     "plotly_figure", "predictability", "recall", "received_by_position", "sink_mass_heatmap", "sink_rate_curve",
 ]  # fmt: skip

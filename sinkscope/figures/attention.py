@@ -9,11 +9,13 @@ import numpy as np
 import xarray as xr
 
 from sinkscope.analysis.importance import importance
-from sinkscope.analysis.variables import is_causal, sequence_lengths
+from sinkscope.analysis.mass import even_share
+from sinkscope.analysis.reading import reads
+from sinkscope.analysis.variables import is_causal, key_lengths, sequence_lengths
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure
-from sinkscope.figures.requirements import layer_axis, lengths, need
+from sinkscope.figures.requirements import layer_axis, need
 from sinkscope.figures.sinks import heads_of
 from sinkscope.figures.style import depth_colours, drawable, extent, number, visible
 
@@ -21,6 +23,7 @@ NULL = m.Look("vermilion", "dash")
 
 
 @figure
+@reads
 def mean_maps(record: xr.Dataset, heads: Sequence[tuple[int, int]] | None = None) -> m.Drawing:
     """Mean logits (top) and mean probabilities (bottom) among the first tokens, one column per (layer, head).
 
@@ -77,6 +80,7 @@ def default_heads(record: xr.Dataset) -> list[tuple[int, int]]:
 
 
 @figure
+@reads
 def received_by_position(record: xr.Dataset, sequence: int = 0, peaks: int = 10) -> m.Drawing:
     """Importance alpha of each position of one sequence: mean over heads, the strongest head, and the null.
 
@@ -85,11 +89,11 @@ def received_by_position(record: xr.Dataset, sequence: int = 0, peaks: int = 10)
     """
     record = need(record, "received_by_position", "received")
     _check(record, sequence=sequence)
-    length = int(lengths(record)[sequence])
+    length, is_own = int(key_lengths(record)[sequence]), "key_length" not in record.coords
     alpha = importance(record.isel(sequence=[sequence])).isel(sequence=0, key=slice(length))
     mean, strongest = alpha.mean(["layer", "head"]).values, alpha.max(["layer", "head"]).values
     position = np.arange(1, len(mean) + 1)
-    words = record["token_text"].values[sequence] if "token_text" in record.variables else None
+    words = record["token_text"].values[sequence] if is_own and "token_text" in record.variables else None
     texts = [f"position {p}" + ("" if words is None else f": {visible(words[p])}") for p in range(len(mean))]
     hover = "{text}\nα {y:.5f}"
     marker: m.Marker = "point" if len(mean) <= 64 else ""
@@ -145,11 +149,12 @@ def find_peaks(mean: np.ndarray, count: int) -> list[int]:
 
 
 @figure
+@reads
 def entropy_by_layer(record: xr.Dataset) -> m.Drawing:
     """Mean entropy (nats) of each head over queries and sequences, the mean of each layer, and the uniform null."""
     record = need(record, "entropy_by_layer", "entropy")
     heads = record["entropy"].astype("float64").mean(["sequence", "query"]).transpose("layer", "head")
-    null, form = null_entropy(record), "mean ln(i + 1)" if is_causal(record) else "ln T"
+    null, form = null_entropy(record), "mean ln(i + 1)" if is_causal(record) else "mean ln of the keys seen"
     dots = m.Look("quiet", marker="point", size=3, opacity=0.6)
     marks: list[m.Mark] = [
         heads_of(heads, dots, "one head", "{y:.3f} nats"),
@@ -161,14 +166,15 @@ def entropy_by_layer(record: xr.Dataset) -> m.Drawing:
 
 
 def null_entropy(record: xr.Dataset) -> float:
-    """Mean entropy of uniform attention in nats: the mean of ln(i + 1) over the queries (encoder: ln T)."""
-    real = lengths(record)
-    if not is_causal(record):
-        return float(np.average(np.log(real), weights=real))
-    return float(sum(np.log(np.arange(1, int(length) + 1)).sum() for length in real) / real.sum())
+    """Mean entropy of uniform attention in nats: the mean over queries of the log of how many keys each sees.
+
+    That is the mean of ln(i + 1) in a causal model, and ln T in an encoder.
+    """
+    return float(-np.log(even_share(record)).mean())
 
 
 @figure
+@reads
 def distance_profile(record: xr.Dataset) -> m.Drawing:
     """Mean attention at each distance back from the query, one line per layer, their mean, and the uniform null.
 

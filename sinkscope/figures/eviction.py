@@ -11,6 +11,7 @@ import xarray as xr
 from sinkscope.analysis.mass import NORMS, eviction_by_layer
 from sinkscope.analysis.mass import amplification as amplifications
 from sinkscope.analysis.perplexity import ARMS, PARTS, collapse_table
+from sinkscope.analysis.reading import reads
 from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure
 from sinkscope.figures.requirements import cell_axis, layer_axis, need, need_columns
@@ -33,6 +34,7 @@ NULL = m.Look("vermilion", "dash", 0.8)
 
 
 @figure
+@reads
 def forced_mass(record: xr.Dataset) -> m.Drawing:
     """Amplification 1 / (1 - m) of each head, and beside it the change of a head's output by layer, in its two parts.
 
@@ -98,6 +100,7 @@ def _measured(record: xr.Dataset) -> np.ndarray:
 
 
 @figure
+@reads
 def collapse(record: xr.Dataset | pd.DataFrame) -> m.Drawing:
     """Perplexity over that with full sinks, for what is left of the sinks, with paired 95% intervals.
 
@@ -142,6 +145,7 @@ def collapse(record: xr.Dataset | pd.DataFrame) -> m.Drawing:
 
 
 @figure
+@reads
 def comparison(table: pd.DataFrame) -> m.Drawing:
     """Collapse, as perplexity of the window over that of sinks + window, against sink rate and mass.
 

@@ -12,6 +12,7 @@ import xarray as xr
 
 from sinkscope.analysis.interventions import dose_table, intervention_table
 from sinkscope.analysis.predictability import mean_mass_by_bin, predictability_table, sides
+from sinkscope.analysis.reading import reads
 from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure
 from sinkscope.figures.requirements import need_columns, tokens_named
@@ -48,6 +49,7 @@ def null_mass_from(attributes: Mapping[Any, Any]) -> float:
 
 
 @figure
+@reads
 def dose_response(record: xr.Dataset | pd.DataFrame) -> m.Drawing:
     """Loss, sink mass and head output against the dose, the first keys beside as many random ones.
 
@@ -136,6 +138,7 @@ def _doses(table: pd.DataFrame, marks: list[m.Mark]) -> m.Axis:
 
 
 @figure
+@reads
 def effects(record: xr.Dataset | pd.DataFrame) -> m.Drawing:
     """Perplexity over that with nothing done, and sink mass, of each intervention and below it of its control.
 
@@ -198,6 +201,7 @@ def _effects(rows: pd.DataFrame, y: np.ndarray, column: str, bounds: str) -> lis
 
 
 @figure
+@reads
 def predictability(record: xr.Dataset, bins: int = 10, start: int | None = None) -> m.Drawing:
     """Sink mass by entropy of the next token, and the rank correlation of the two in every head.
 

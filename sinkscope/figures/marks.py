@@ -36,13 +36,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from sinkscope.arguments import one_of, whole_number
-from sinkscope.errors import SinkscopeError
-from sinkscope.figures.checks import SERIES, Checked, check_ends, check_points
+from sinkscope.arguments import several, whole_number
+from sinkscope.errors import SinkscopeError, shown
+from sinkscope.figures.checks import SERIES, Checked, check_axis, check_ends, check_layout, check_points
 
 COLUMN = 3.25  # inches: one column of a paper
 PAGE = 6.75  # inches: the full width
@@ -80,12 +81,13 @@ class Look(Checked):
     @classmethod
     def of(cls, row: int, **changes: Any) -> Look:
         """The look of the series of this number: its colour and its dash."""
+        row = whole_number(row, "row", 0)
         return cls(**{"colour": COLOURS[row % len(COLOURS)], "dash": DASHES[row % len(DASHES)], **changes})
 
 
 def marker_of(row: int) -> Marker:
     """The marker of the series of this number."""
-    return MARKERS[row % len(MARKERS)]
+    return MARKERS[whole_number(row, "row", 0) % len(MARKERS)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,13 +219,11 @@ class Image(Checked):
     """Cells [row, column] in colours, row 0 on top; NaN is grey.
 
     Args:
-        cells: the numbers.
-        bar: their scale.
-        origin: x and y of the first cell's middle.
-        step: from one cell's middle to the next.
-        square: whether cells are as high as wide.
-        digits: cells carry their number with so many; None for none.
+        cells, bar: the numbers and their scale.
+        origin, step: x and y of the first cell's middle, and from one to the next.
+        square, digits: whether cells are as high as wide, and carry their number with so many digits; None for none.
         hover: as of `Series`, with {x}, {y} and {z}.
+        picture: [y, x] of greys from 0 to 1, over which the cells lie and through which it shows; None for none.
     """
 
     cells: Numbers
@@ -233,11 +233,13 @@ class Image(Checked):
     square: bool = False
     digits: int | None = None
     hover: str = ""
+    picture: Numbers = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.cells.ndim != 2 or not self.cells.size:
-            raise SinkscopeError(f"an image has rows and columns; given are cells of shape {self.cells.shape}.")
+        for cells in (self.cells, *([] if self.picture is None else [self.picture])):
+            if cells.ndim != 2 or not cells.size:
+                raise SinkscopeError(f"an image has rows and columns; given are cells of shape {cells.shape}.")
 
 
 @dataclass(frozen=True)
@@ -302,13 +304,7 @@ class Axis(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ends(*self.limits, self.scale == "log", f"the axis {self.label!r}")
-        if isinstance(self.ticks, str):
-            one_of(self.ticks, "ticks", ["round"])
-        for name, at in (("names", "ticks"), ("name_colours", "names")):
-            few, many = getattr(self, name), getattr(self, at)
-            if few is not None and (many is None or isinstance(many, str) or len(few) != len(many)):
-                raise SinkscopeError(f"{name} of the axis {self.label!r} stand one at each of {at}; give as many.")
+        check_axis(self)
 
 
 @dataclass(frozen=True)
@@ -360,6 +356,7 @@ class Panel:
     above: SecondAxis | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "marks", several(self.marks, "marks"))
         for mark in self.marks:
             if not isinstance(mark, get_args(Mark)):
                 raise SinkscopeError(f"a {type(mark).__name__} is no mark, as a Line or an Image is one.")
@@ -394,7 +391,10 @@ class Drawing(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "panels", several(self.panels, "panels"))
+        object.__setattr__(self, "ratios", several(self.ratios, "ratios"))
         if not self.panels or not all(isinstance(panel, Panel) for panel in self.panels):
             raise SinkscopeError("a drawing has at least one panel, each a Panel.")
-        if len(self.ratios) not in (0, whole_number(self.columns, "columns", 1)):
-            raise SinkscopeError(f"ratios are the widths of {self.columns} columns; given are {len(self.ratios)}.")
+        if not isinstance(self.legend, (Legend, NoneType)):
+            raise SinkscopeError(f"legend={shown(self.legend)} is no Legend: give one, or None.")
+        check_layout(self)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import io
+import os
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -24,9 +25,10 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
 
+from sinkscope.errors import SinkscopeError, first_line, shown
 from sinkscope.figures import marks as m
 from sinkscope.figures import style
-from sinkscope.figures.checks import PALETTE
+from sinkscope.figures.checks import PALETTE, check_drawing
 
 _DASHES: dict[str, Any] = {
     "solid": "-",
@@ -64,6 +66,9 @@ def figure(describe: Callable[P, m.Drawing]) -> FigureFunction[P]:
     the function's. See `sinkscope.figures.marks` for an example.
     """
 
+    if not callable(describe):
+        raise SinkscopeError(f"a figure is made of a function from a record to a Drawing, not of {shown(describe)}.")
+
     @functools.wraps(describe)
     def described(*args: P.args, **options: P.kwargs) -> m.Drawing:
         return replace(describe(*args, **options), name=describe.__name__)
@@ -88,12 +93,22 @@ class PaperFigure(Figure):
     attributes: Mapping[str, Any] = {}
 
     def savefig(self, fname: Any, **options: Any) -> None:
+        """As matplotlib's, with the source of the numbers in the file.
+
+        Raises:
+            SinkscopeError: what is no file, cannot be written, or has a format that there is not.
+        """
+        if not (isinstance(fname, (str, os.PathLike)) or hasattr(fname, "write")):
+            raise SinkscopeError(f"fname={shown(fname)} is not a path or an open file: give one.")
         kind = options.get("format") or str(getattr(fname, "name", fname)).rpartition(".")[2]
         own = self._metadata(str(kind).lower())
         if own is not None:
             options["metadata"] = {**own, **(options.get("metadata") or {})}
         with mpl.rc_context(cast(Any, style.STYLE)):
-            super().savefig(fname, **options)
+            try:
+                super().savefig(fname, **options)
+            except (OSError, ValueError) as problem:
+                raise SinkscopeError(f"cannot write the figure to {shown(fname)}: {first_line(problem)}.") from problem
 
     def _repr_png_(self) -> bytes:
         target = io.BytesIO()
@@ -116,6 +131,7 @@ class PaperFigure(Figure):
 
 def matplotlib_figure(drawing: m.Drawing) -> PaperFigure:
     """A drawing on paper."""
+    check_drawing(drawing)
     with mpl.rc_context(cast(Any, style.STYLE)):
         made = PaperFigure(figsize=(drawing.width, drawing.height), layout="constrained")
         made.name = drawing.name
@@ -207,10 +223,15 @@ def _image(axes: Axes, mark: m.Image) -> None:
     if bar.log and bar.low is not None:
         cells = np.ma.maximum(cells, bar.low)
     left, top = (first - mark.step / 2 for first in mark.origin)
+    place: dict[str, Any] = {
+        "aspect": "equal" if mark.square else "auto",
+        "extent": (left, left + columns * mark.step, top + rows * mark.step, top),
+    }
+    if mark.picture is not None:
+        axes.imshow(mark.picture, cmap="gray", vmin=0, vmax=1, **place)
     drawn = axes.imshow(
         cells, cmap=style.colour_map(bar.map), norm=(LogNorm if bar.log else Normalize)(bar.low, bar.high),
-        aspect="equal" if mark.square else "auto",
-        extent=(left, left + columns * mark.step, top + rows * mark.step, top),
+        alpha=None if mark.picture is None else style.OVER_PICTURE, **place,
     )  # fmt: skip
     for (row, column), value in np.ndenumerate(mark.cells) if mark.digits is not None else ():
         if np.isfinite(value):

@@ -6,7 +6,9 @@ plotly reads a small HTML in every text it shows, so every text goes through `pa
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 import re
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -15,10 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.colors import to_hex
+from matplotlib.image import imsave
 
 from sinkscope.figures import marks as m
-from sinkscope.figures.checks import PALETTE
-from sinkscope.figures.style import colour_map, extent, layer_ticks, log_ticks, plain_number
+from sinkscope.figures.checks import PALETTE, check_drawing
+from sinkscope.figures.style import OVER_PICTURE, colour_map, extent, layer_ticks, log_ticks, plain_number
 
 MOST_POINTS = 4096
 """Of one line; all the lines without a name in a panel have four times as many together."""
@@ -45,6 +48,7 @@ def plotly_figure(drawing: m.Drawing, themed: bool = True) -> dict[str, Any]:
         themed: colours as names beginning with "@", for which the page of a report puts those of its light or dark
             theme. Otherwise those of the paper, so that `plotly.graph_objects.Figure` takes it.
     """
+    check_drawing(drawing)
     page = _Page(drawing, themed)
     for panel, place in zip(drawing.panels, _places(drawing), strict=True):
         page.add(panel, place)
@@ -222,6 +226,8 @@ class _Page:
         with np.errstate(divide="ignore", invalid="ignore"):
             shown = np.log10(np.clip(cells, bar.low, bar.high)) if bar.log else cells
         low, high = (None if each is None else _scaled(bar, each) for each in (bar.low, bar.high))
+        if mark.picture is not None:
+            self.data.append(_below(mark) | self.where)
         trace: dict[str, Any] = {
             "type": "heatmap", "z": rounded(shown), "x0": mark.origin[0], "dx": mark.step, "y0": mark.origin[1],
             "dy": mark.step, "zmin": low, "zmax": high, "colorscale": _scale(bar.map), "hoverongaps": False,
@@ -229,6 +235,8 @@ class _Page:
         }  # fmt: skip
         if bar.log:
             trace["customdata"] = rounded(cells)
+        if mark.picture is not None:
+            trace["opacity"] = OVER_PICTURE
         if mark.digits is not None:
             trace |= {"texttemplate": f"%{{z:.{mark.digits}f}}", "textfont": {"size": 11}}
         labels = ((self.panel.y.label, "{y}"), (self.panel.x.label, "{x}"), (bar.label, "{z:.4~g}"))
@@ -367,3 +375,15 @@ def _hover(words: str, **fields: str) -> str:
         return f"{inner[:-1]}{found[2] or ''}}}"
 
     return re.sub(r"\{(x|y|z|text)(:[^}]*)?\}", field, page_text(words)) + "<extra></extra>"
+
+
+def _below(mark: m.Image) -> dict[str, Any]:
+    """The picture that the cells of an image lie over."""
+    target = io.BytesIO()
+    imsave(target, mark.picture, cmap="gray", vmin=0, vmax=1, format="png")
+    made: dict[str, Any] = {"type": "image", "hoverinfo": "skip"}
+    made["source"] = "data:image/png;base64," + base64.b64encode(target.getvalue()).decode("ascii")
+    for axis, first, cells, pixels in zip("yx", mark.origin[::-1], mark.cells.shape, mark.picture.shape, strict=True):
+        step = mark.step * cells / pixels
+        made |= {f"d{axis}": step, f"{axis}0": first - mark.step / 2 + step / 2}
+    return made

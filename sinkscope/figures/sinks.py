@@ -11,6 +11,7 @@ from sinkscope.analysis.importance import EPSILON
 from sinkscope.analysis.importance import sink_rate_curve as rates
 from sinkscope.analysis.mass import mass_by_layer as layer_masses
 from sinkscope.analysis.mass import sink_mass
+from sinkscope.analysis.reading import reads
 from sinkscope.analysis.sensitivity import mass_by_length as masses_by_length
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures import marks as m
@@ -31,6 +32,7 @@ def _mass(record: xr.Dataset, first: int) -> xr.DataArray:
 
 
 @figure
+@reads
 def sink_mass_heatmap(record: xr.Dataset, first: int = 1) -> m.Drawing:
     """The mass each head of each layer puts on the first `first` keys, layer x head, with the null on the colour
     bar."""
@@ -53,6 +55,7 @@ def sink_mass_heatmap(record: xr.Dataset, first: int = 1) -> m.Drawing:
 
 
 @figure
+@reads
 def mass_by_layer(record: xr.Dataset, first: int | None = None) -> m.Drawing:
     """Mean mass per layer on the first token and on the first k, with 95% intervals over sequences and the nulls.
 
@@ -78,6 +81,7 @@ def mass_by_layer(record: xr.Dataset, first: int | None = None) -> m.Drawing:
 
 
 @figure
+@reads
 def mass_by_length(record: xr.Dataset, lengths: Sequence[int] | None = None) -> m.Drawing:
     """Mean mass on the first token against the number of tokens read, its null, and the share above the null; beside it
     the mass over the null, which grows as the null falls."""
@@ -105,6 +109,7 @@ def heads_of(values: xr.DataArray, look: m.Look, name: str, hover: str) -> m.Poi
 
 
 @figure
+@reads
 def sink_rate_curve(
     record: xr.Dataset,
     epsilons: Sequence[float] | None = None,
@@ -148,6 +153,7 @@ def default_lengths(record: xr.Dataset) -> list[int]:
 
 
 @figure
+@reads
 def norms(record: xr.Dataset, first: int = 1) -> m.Drawing:
     """Mean key and value norm of the first `first` tokens and of the rest, layer by layer, over KV heads and sequences.
 
@@ -175,6 +181,7 @@ def norms(record: xr.Dataset, first: int = 1) -> m.Drawing:
 
 
 @figure
+@reads
 def massive_activations(record: xr.Dataset, magnitude: float = 100.0, ratio: float = 1000.0) -> m.Drawing:
     """Largest magnitude after each layer, at the first token and elsewhere, against the layer's median magnitude.
 
@@ -206,6 +213,7 @@ def extremes(record: xr.Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @figure
+@reads
 def first_cosine(record: xr.Dataset, parallel: float = 0.9) -> m.Drawing:
     """How many tokens have a hidden state parallel to the first token's after each layer: secondary sinks, perhaps.
 

@@ -13,6 +13,7 @@ from sinkscope.analysis.batches import Units
 from sinkscope.analysis.costs import timing_table
 from sinkscope.analysis.intervals import same_rows
 from sinkscope.analysis.perplexity import losses
+from sinkscope.analysis.reading import reads
 from sinkscope.analysis.recall import recall_table
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
@@ -36,6 +37,7 @@ SMOOTH = 16  # tokens in a running mean
 
 
 @figure
+@reads
 def log_perplexity(curve: xr.Dataset, width: int | None = None) -> m.Drawing:
     """Mean loss in nats against position, for every policy of a perplexity record, with pointwise 95% intervals.
 
@@ -129,6 +131,7 @@ def bin_width(nll: xr.DataArray) -> int:
 
 
 @figure
+@reads
 def ablation(table: xr.Dataset | pd.DataFrame) -> m.Drawing:
     """Perplexity for each number of sinks, one panel per cache size, with 95% intervals as whiskers.
 
@@ -209,6 +212,7 @@ def _ordered(values: pd.Series, known: tuple[str, ...]) -> list[str]:
 
 
 @figure
+@reads
 def decode_cost(table: xr.Dataset | pd.DataFrame) -> m.Drawing:
     """Time per token (ms, with its interval) and key-value memory (MiB) against cache size, one line per policy.
 
@@ -251,6 +255,7 @@ def decode_cost(table: xr.Dataset | pd.DataFrame) -> m.Drawing:
 
 
 @figure
+@reads
 def explored(record: xr.Dataset) -> m.Drawing:
     """The attention map of the first head of a record, and the loss along the text under each of its policies.
 
@@ -305,6 +310,7 @@ def _losses(losses: xr.DataArray) -> m.Panel:
 
 
 @figure
+@reads
 def recall(record: xr.Dataset) -> m.Drawing:
     """Loss of a passage the second time it comes against its distance, under each policy; band: 95% over passages.
 

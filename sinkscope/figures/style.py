@@ -20,6 +20,7 @@ from sinkscope.figures.checks import PALETTE
 
 BLUE, VERMILION, INK, QUIET = (PALETTE[name] for name in ("blue", "vermilion", "ink", "quiet"))
 MISSING = "#dfdfdf"
+OVER_PICTURE = 0.6  # opacity of cells that lie over a picture
 MAPS = {
     "probability": "magma_r",  # light is little, dark is much: reads the same in grey
     "logit": "viridis",  # another map for another unit: logits must not look like probabilities

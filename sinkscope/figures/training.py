@@ -8,6 +8,7 @@ import xarray as xr
 
 from sinkscope.analysis import lab
 from sinkscope.analysis.importance import EPSILON
+from sinkscope.analysis.reading import reads
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure
@@ -21,6 +22,7 @@ WIDEST_LINEAR = 3.0
 
 
 @figure
+@reads
 def emergence(record: xr.Dataset, layer: int = 0) -> m.Drawing:
     """What becomes of BOS over training, one line per arm: mean over seeds, with its 95% t interval as a faint band.
 
@@ -98,6 +100,7 @@ def _nulls(record: xr.Dataset) -> list[m.Mark]:
 
 
 @figure
+@reads
 def language_emergence(record: xr.Dataset) -> m.Drawing:
     """Perplexity against the number of sinks kept, by arm, beside the attention of each head on the first token.
 

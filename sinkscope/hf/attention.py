@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.models import setting
+from sinkscope.undo import Undo
 
 CHANGES_ATTENTION = ("block_indices",)
 """Arguments by which some families change attention in a way of their own: a choice of blocks."""
@@ -141,21 +141,21 @@ def expert_implementation(model: Any) -> str:
     return str(setting(model, "_experts_implementation", "unknown"))
 
 
-def use_implementation(models: Sequence[Any], name: str, undo: ExitStack) -> None:
+def use_implementation(models: Sequence[Any], name: str, undo: Undo) -> None:
     """Send the attention of some models through a registered implementation until `undo` is closed.
 
     Raises:
         SinkscopeError: a configuration carries a scope already, or its attention is a function of its user's own.
     """
-    configurations = {id(config): (config, model) for model in models for config in _configurations(model)}
+    found = {id(config): (config, model) for model in models for config in configurations(model)}
     before = []
-    for config, model in configurations.values():
+    for config, model in found.values():
         before.append((config, used := config._attn_implementation))
         if used == name:
             raise SinkscopeError(
                 "this model shares its configuration with another one that carries a scope; leave that one first."
             )
-        if not _is_softmax(used):
+        if not is_softmax(used):
             raise SinkscopeError(
                 f"{type(model).__name__} attends by {used!r}, a function that is none of transformers' own, and a "
                 'scope would put softmax attention in its place; call model.set_attn_implementation("sdpa") before, if '
@@ -171,7 +171,7 @@ def use_implementation(models: Sequence[Any], name: str, undo: ExitStack) -> Non
         model.set_attn_implementation(name)
 
 
-def _is_softmax(implementation: str | None) -> bool:
+def is_softmax(implementation: str | None) -> bool:
     """Whether an implementation is plain softmax attention: one of transformers' own, none of a user's."""
     function: Any = dict(AttentionInterface()).get(implementation or "eager")
     while isinstance(function, partial):
@@ -179,20 +179,20 @@ def _is_softmax(implementation: str | None) -> bool:
     return function is None or str(getattr(function, "__module__", "")).startswith("transformers.")
 
 
-def leave_maps_out(model: Any, undo: ExitStack) -> None:
+def leave_maps_out(model: Any, undo: Undo) -> None:
     """Set aside, until `undo` is closed, that a configuration asks for attention maps of every forward pass."""
 
     def restore() -> None:
         for config in asking:
             config._output_attentions = True  # as it was, whatever implementation was set since
 
-    asking = [config for config in _configurations(model) if getattr(config, "output_attentions", False)]
+    asking = [config for config in configurations(model) if getattr(config, "output_attentions", False)]
     undo.callback(restore)
     for config in asking:
         config._output_attentions = False
 
 
-def _configurations(model: Any) -> list[Any]:
+def configurations(model: Any) -> list[Any]:
     """The configurations of a model, its parts and theirs, each once, outer ones first."""
     found = [module.config for module in model.modules() if hasattr(getattr(module, "config", None), "sub_configs")]
     for config in found:  # grows on the way

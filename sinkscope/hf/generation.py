@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import types
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 
+from sinkscope.errors import SinkscopeError, first_line
 from sinkscope.hf.caches import given_cache
-from sinkscope.hf.models import is_pretrained
+from sinkscope.hf.models import is_pretrained, quiet_transformers, setting
+from sinkscope.hf.placement import reading_device
+from sinkscope.undo import Undo
 
 PREPARE = "prepare_inputs_for_generation"
+GENERATING = inspect.unwrap(transformers.GenerationMixin.generate).__code__  # what runs while a model generates
 TAKEN = "_is_user_defined"  # what `generate()` sets to True on a cache that it is given
 
 
+def generates(model: nn.Module) -> bool:
+    """Whether a module is a model of transformers that generates."""
+    return is_pretrained(model) and hasattr(type(model), PREPARE)
+
+
 def show_prompts(
-    model: nn.Module, is_ours: Callable[[Any], bool], show: Callable[[Any, Tensor, int | None], None]
-) -> Callable[[nn.Module], None] | None:
-    """Have a model's `generate()` show its whole prompt, of which a forward pass gets only what is new.
+    model: nn.Module, is_ours: Callable[[Any], bool], show: Callable[[Any, Tensor, int | None], None], undo: Undo
+) -> None:
+    """Have a model's `generate()` show its whole prompt, of which a forward pass gets only what is new, until undone.
 
     `show` is called at the beginning with the cache, if it `is_ours`, with the ids [batch, token], and with how many of
-    the last are new; None where all are. Returned is what undoes it; None for a module that does not generate.
+    the last are new; None where all are.
     """
-    if not is_pretrained(model) or not hasattr(type(model), PREPARE):
-        return None
     own = vars(model).get(PREPARE)  # what somebody put there already
     original = getattr(type(model), PREPARE)
 
@@ -46,13 +55,20 @@ def show_prompts(
             inputs = transformers.GenerationMixin.prepare_inputs_for_generation(self, input_ids, *args, **kwargs)
         return inputs
 
-    def undo(model: nn.Module) -> None:
-        vars(model).pop(PREPARE, None)
-        if own is not None:
-            setattr(model, PREPARE, own)
+    vars(prepare_inputs_for_generation)["own"] = own
+    shown, known = weakref.ref(prepare_inputs_for_generation), weakref.ref(model)
 
+    def hide() -> None:
+        there, model = shown(), known()
+        if model is None or there is None or getattr(vars(model).get(PREPARE), "__func__", None) is not there:
+            return
+        if (before := vars(there)["own"]) is None:
+            vars(model).pop(PREPARE)
+        else:
+            setattr(model, PREPARE, before)
+
+    undo.callback(hide)
     setattr(model, PREPARE, types.MethodType(prepare_inputs_for_generation, model))
-    return undo
 
 
 def is_newly_taken(cache: Any) -> bool:
@@ -76,3 +92,40 @@ def sampling_rules(temperature: float, top_k: int | None, top_p: float) -> Calla
         return rules(nothing, logits)
 
     return apply
+
+
+def written_by(model: Any, inputs: Mapping[str, Any], count: int) -> tuple[Tensor, Tensor]:
+    """What an encoder-decoder writes greedily: ids [batch, token] for its decoder to read, and which are no padding.
+
+    Args:
+        model: with a language head.
+        inputs: what its encoder reads, as a processor gives it.
+        count: tokens at most.
+
+    Raises:
+        SinkscopeError: a model that does not generate, or not from these inputs.
+    """
+    name = type(model).__name__
+    if not hasattr(model, "generate") or not getattr(model, "can_generate", lambda: False)():
+        raise SinkscopeError(f"{name} writes nothing, as it has no language head; give decoder_input_ids.")
+    device = reading_device(model)
+    given = {key: each.to(device) if isinstance(each, Tensor) else each for key, each in inputs.items()}
+    try:
+        with torch.no_grad(), quiet_transformers():
+            written = model.generate(**given, max_new_tokens=count, do_sample=False, num_beams=1)
+    except Exception as problem:  # whatever the code of any type may raise
+        raise SinkscopeError(
+            f"{name} wrote nothing for its decoder to read ({first_line(problem)}); give decoder_input_ids."
+        ) from problem
+    start, end = (setting(model, f"{kind}_token_id") for kind in ("decoder_start", "eos"))
+    if start is not None and not bool((written[:, 0] == start).all()):
+        written = torch.nn.functional.pad(written, (1, 0), value=start)
+    ends = (
+        torch.isin(written, torch.tensor(end if isinstance(end, list) else [end], device=written.device))
+        if (end is not None)
+        else torch.zeros_like(written, dtype=torch.bool)
+    )
+    ends[:, 0] = False  # of some the start is the end
+    real = (ends.cumsum(1) - ends.int()) == 0
+    longest = int(real.sum(1).max())
+    return written[:, :longest], real[:, :longest]

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 
+from sinkscope.arguments import checks_types
 from sinkscope.errors import SinkscopeError, first_line, warn
 from sinkscope.hf.gguf import converted, demo_model_file
 from sinkscope.hf.models import auto_class, quiet_transformers, setting
@@ -19,6 +20,7 @@ HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab.*", "vocab*.json", "merges.txt", "tekken.json")
 
 
+@checks_types
 def load(
     source: Any = None,
     *,
@@ -31,7 +33,8 @@ def load(
 ) -> tuple[Any, Any]:
     """A model in evaluation mode and its tokenizer (None where there is none, as for vision models).
 
-    A decoder with a language head is loaded with it, an encoder or a vision model without a head. A .gguf file is
+    A decoder with a language head is loaded with it, and so are models that read images beside text and
+    encoder-decoders; an encoder or a vision model is loaded without a head. A .gguf file is
     converted once, to safetensors in the user's cache folder (environment variable SINKSCOPE_CACHE to choose another):
     the next load takes seconds.
 
@@ -90,8 +93,11 @@ def _find(source: str | os.PathLike[str]) -> tuple[str, Path | None]:
         advice = files[0] if files else "one that save_pretrained wrote"
         raise SinkscopeError(f"The directory {text!r} is not a model, it has no config.json: give {advice}.")
     if is_file:
-        with path.open("rb") as file:
-            is_gguf = path.suffix.lower() == ".gguf" or file.read(4) == b"GGUF"
+        try:
+            with path.open("rb") as file:
+                is_gguf = path.suffix.lower() == ".gguf" or file.read(4) == b"GGUF"
+        except OSError as error:
+            raise SinkscopeError(f"The file {text!r} cannot be read: {first_line(error)}.") from error
         if not is_gguf:
             raise SinkscopeError(
                 f"The file {text!r} is not a model: give a directory, a .gguf file or a name on the Hub."
@@ -134,7 +140,7 @@ def _model(place: str, name: str, options: dict[str, Any], trust_remote_code: bo
 def _reason(name: str, error: BaseException) -> str:
     if "trust_remote_code" in str(error):
         return f"{name!r} brings its own Python code: read it, and pass trust_remote_code=True if you trust it."
-    if Path(name).exists():
+    if os.path.exists(name):
         return f"The model in {name!r} cannot be loaded: {first_line(error)}."
     return (
         f"{name!r} cannot be loaded from the Hugging Face Hub ({first_line(error)}): check the name and the network, "
@@ -155,6 +161,11 @@ def _tokenizer(place: str, config: Any, revision: str | None, trust_remote_code:
     except Exception as error:
         warn(f"The tokenizer of {place} cannot be loaded ({first_line(error)}).")
         return None
+
+
+def tokenizer_of(given: Any) -> Any:
+    """The tokenizer of a processor; a tokenizer as it is."""
+    return given.tokenizer if isinstance(given, ProcessorMixin) and hasattr(given, "tokenizer") else given
 
 
 def has_template_method(tokenizer: Any) -> bool:

@@ -9,8 +9,21 @@ from typing import Any
 
 import transformers
 from torch import nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+)
 from transformers.utils import logging
+
+WHOLE: dict[str, Any] = {
+    "AutoModelForImageTextToText": MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    "AutoModelForSeq2SeqLM": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    "AutoModelForSpeechSeq2Seq": MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+}
+"""Auto classes of models of several parts, with the classes that each makes by type."""
 
 
 def core(model: Any) -> Any:
@@ -192,10 +205,14 @@ def new_llama(*, vocabulary: int, width: int, layers: int, heads: int, positions
 def auto_class(config: Any) -> Any:
     """AutoModelForCausalLM for a decoder with a language head, else AutoModel (encoders, vision).
 
-    The `architectures` of a configuration decide; where it names none, a type that has a causal class and no masked one
-    is a decoder.
+    Models that read images beside text, and encoder-decoders of text or sound, have auto classes of their own. The
+    `architectures` of a configuration decide; where it names none, a type that has a causal class and no masked one is
+    a decoder.
     """
     if names := config.architectures:
+        for factory, known in WHOLE.items():
+            if known.get(config.model_type) in names:
+                return getattr(transformers, factory)
         remote = getattr(config, "auto_map", None) or {}
         causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         is_causal = not set(names).isdisjoint(causal) or "AutoModelForCausalLM" in remote

@@ -29,11 +29,30 @@ def reading_device(module: nn.Module) -> torch.device:
     return next((each.device for each in weights), torch.device("cpu"))
 
 
-def is_without_weights(model: nn.Module) -> bool:
-    """Whether a model has weights on the device "meta" that nothing brings back."""
-    return any(each.is_meta for each in model.parameters()) and not any(
-        hasattr(module, "_hf_hook") for module in model.modules()
-    )
+def absent_weights(model: nn.Module) -> tuple[str, bool] | None:
+    """Weights that nothing brings to where they are needed, by path, and whether accelerate lost them; None where none.
+
+    Of tied weights on two devices transformers may leave those of one nowhere.
+    """
+    known: dict[int, set[str]] = {}
+    brought: set[nn.Module] = set()
+    for path, module in model.named_modules():
+        hook = getattr(module, "_hf_hook", None)
+        for each in getattr(hook, "hooks", [hook]):
+            kept, inside = getattr(each, "weights_map", None), getattr(each, "place_submodules", False)
+            if kept is None:
+                continue
+            brought |= set(module.modules()) if inside else {module}
+            held = getattr(kept, "dataset", kept)
+            names = known.setdefault(id(held), set(getattr(held, "all_keys", held)))
+            for name, _ in module.named_parameters(recurse=inside):
+                if getattr(kept, "prefix", "") + name not in names:
+                    return f"{path}.{name}".strip("."), True
+    for path, module in model.named_modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if weight.is_meta and module not in brought:
+                return f"{path}.{name}".strip("."), False
+    return None
 
 
 @contextmanager
@@ -48,4 +67,4 @@ def own_state(module: nn.Module) -> dict[str, Any]:
     state: dict[str, Any] = {}
     with weights_at_hand(module):
         module._save_to_state_dict(state, "", keep_vars=False)  # what modules of their own kinds override
-        return state | dict(module.named_buffers(recurse=False))
+        return state | dict(module.named_buffers(recurse=False, remove_duplicate=False))

@@ -14,7 +14,7 @@ import xarray as xr
 from torch import Tensor
 from torch.nn import functional
 
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import checks_types, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.runner import Advance
 from sinkscope.lab.decoder import NAMES, Arm, Decoder, Sizes
@@ -40,6 +40,7 @@ DIMS = {
 }
 
 
+@checks_types
 def bigram_backcopy(
     arms: str | Arm | Iterable[str | Arm] = NAMES,
     seeds: int | Iterable[int] = (0, 1, 2),

@@ -10,8 +10,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from sinkscope.arguments import whole_number
-from sinkscope.errors import SinkscopeError
+from sinkscope.arguments import several, whole_number
+from sinkscope.errors import SinkscopeError, shown
 from sinkscope.normalisers import ClippedSoftmax, LearnedSink, Normaliser, ReLU, Sigmoid, Softmax, Softmax1
 
 
@@ -47,10 +47,10 @@ NAMES = tuple(arm.name for arm in ARMS)
 def arms_of(given: str | Arm | Iterable[str | Arm]) -> list[Arm]:
     """The arms that are named, and those given as they are, each once; SinkscopeError for what is no arm."""
     known = dict(zip(NAMES, ARMS, strict=True))
-    asked = [given] if isinstance(given, (str, Arm)) else list(given)
-    unknown = [each for each in asked if not isinstance(each, Arm) and each not in known]
+    asked = several(given, "arms")
+    unknown = [each for each in asked if not isinstance(each, Arm) and not (isinstance(each, str) and each in known)]
     if unknown:
-        raise SinkscopeError(f"{unknown[0]!r} is no arm; give any of {', '.join(NAMES)}.")
+        raise SinkscopeError(f"{shown(unknown[0])} is no arm; give any of {', '.join(NAMES)}.")
     arms = list(dict.fromkeys(each if isinstance(each, Arm) else known[each] for each in asked))
     if not arms or len({arm.name for arm in arms}) < len(arms):
         raise SinkscopeError("no arm was given, or two of one name; give one or more, each with a name of its own.")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -18,7 +18,7 @@ import xarray as xr
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import checks_types, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.perplexity import perplexity, policy_coordinates
 from sinkscope.experiments.runner import Advance
@@ -33,6 +33,7 @@ from sinkscope.progress import progress_bar
 from sinkscope.record import first_evicted
 from sinkscope.scope.scope import attached
 from sinkscope.streaming.readers import text_coordinates
+from sinkscope.undo import Undo
 
 MOST_CHARACTERS = 255
 ROWS = 16  # sequences that run together in evaluation
@@ -45,6 +46,7 @@ ATTENTION = "sinkscope_lab"  # as transformers knows it
 NORMALISERS: dict[nn.Module, Normaliser] = {}  # while `training_attention` lasts
 
 
+@checks_types
 def language_model(
     arms: str | Arm | Iterable[str | Arm] = ARMS,
     seeds: int | Iterable[int] = (0,),
@@ -181,6 +183,7 @@ class LanguageRun(TrainingRun[np.ndarray]):
     betas = (0.9, 0.95)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.arm.has_sink_logit:
             raise SinkscopeError(
                 f"the arm {self.arm.name!r} trains logits that Llama does not have; leave it out here."
@@ -252,11 +255,11 @@ def training_attention(model: Any, normaliser: Normaliser) -> Iterator[None]:
     The same as `attached(model, normaliser=...)`, which keeps no T x T weights and so computes them twice in training:
     for short passages this is three times quicker.
     """
-    with ExitStack() as undo:
+    with Undo() as undo:
         if normaliser != Softmax():
             for layer in model.model.layers:
-                NORMALISERS[layer.self_attn] = normaliser
                 undo.callback(NORMALISERS.pop, layer.self_attn, None)
+                NORMALISERS[layer.self_attn] = normaliser
             use_implementation([model], ATTENTION, undo)
         yield
 

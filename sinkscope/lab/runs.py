@@ -4,11 +4,12 @@ finished, and the comparison of all arms."""
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -17,16 +18,17 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-import sinkscope
 from sinkscope.arguments import finite_number, whole_number
 from sinkscope.attention.placement import kind_of
 from sinkscope.errors import SinkscopeError
+from sinkscope.experiments.run_folder import TRAINING
 from sinkscope.experiments.runner import Advance, Cell, run_cells
 from sinkscope.files import writable_folder
 from sinkscope.hf.gguf import cache_directory
 from sinkscope.lab.decoder import Arm, Sizes, arms_of
 from sinkscope.models.facts import run_attributes
-from sinkscope.streaming.checkpoint import read_tensors, write_tensors
+from sinkscope.models.identity import difference, machine
+from sinkscope.tensors import read_tensors, write_tensors
 from sinkscope.texts import read_text, text_name
 
 Material = TypeVar("Material")
@@ -104,8 +106,12 @@ class TrainingRun(Cell[dict[str, Tensor]], Generic[Material]):
     arm: Arm
     seed: int
     device: str
+    machine: dict[str, str] = field(init=False)  # precision and versions
 
     betas: ClassVar[tuple[float, float]]  # of AdamW
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "machine", machine(self.device.partition(":")[0]))
 
     @abstractmethod
     def train(self, advance: Advance) -> dict[str, Tensor]:
@@ -118,9 +124,7 @@ class TrainingRun(Cell[dict[str, Tensor]], Generic[Material]):
             "text": self.text_sha256,
             **{name: getattr(self, name) for name in ("sizes", "schedule", "arm", "seed")},
             **({"arm_definition": definition} if definition else {}),
-            "device": self.device.partition(":")[0],
-            "torch": torch.__version__,
-            "sinkscope": sinkscope.__version__,
+            **self.machine,
         }
 
     @property
@@ -134,13 +138,17 @@ class TrainingRun(Cell[dict[str, Tensor]], Generic[Material]):
     def read(self, path: Path | None) -> dict[str, Tensor] | None:
         if path is None or not path.exists():
             return None
-        tensors, about = read_tensors(path, "the training run", ADVICE)
-        if about.get("settings") != self.settings_text:
-            raise SinkscopeError(f"the training run {path} is of other settings than its name says; {ADVICE}.")
+        tensors, about = read_tensors(path, "the training run", TRAINING, ADVICE)
+        if other := difference(json.loads(about["settings"]), json.loads(self.settings_text)):
+            raise SinkscopeError(
+                f"the training run {path} is of other settings than its name says ({other}); {ADVICE}."
+            )
         return tensors
 
     def run(self, path: Path | None, advance: Advance) -> dict[str, Tensor]:
         begun = time.perf_counter()
+        if other := difference(self.machine, machine(self.device.partition(":")[0])):
+            raise SinkscopeError(f"a worker runs otherwise than this run began with ({other}); set both the same.")
         result = self.train(advance)
         result["seconds"] = torch.tensor(time.perf_counter() - begun, dtype=torch.float64)
         if path is not None:
@@ -148,7 +156,7 @@ class TrainingRun(Cell[dict[str, Tensor]], Generic[Material]):
         return result
 
     def keep(self, result: dict[str, Tensor], path: Path) -> None:
-        write_tensors(path, "the training run", result, {"settings": self.settings_text})
+        write_tensors(path, "the training run", TRAINING, result, {"settings": self.settings_text})
 
     def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
         rates = {"lr": self.schedule.learning_rate, "weight_decay": self.schedule.weight_decay}

@@ -7,8 +7,7 @@ slide in. Six tokens, read at once and in parts, show whether it reads on from i
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import threading
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +33,7 @@ from sinkscope.hf.placement import reading_device
 from sinkscope.models.compiled import uncompiled
 from sinkscope.models.facts import Anatomy, find_anatomy
 from sinkscope.models.trial import check_eval, check_unscoped
+from sinkscope.undo import Undo
 
 LOOK = "sinkscope look"  # the implementation of attention with which a model is looked at
 
@@ -46,28 +46,37 @@ class Look:
     masks: list[tuple[Tensor, MaskRequest]] = field(default_factory=list)
 
 
-_LOOK: ContextVar[Look] = ContextVar("look")
+_LOOK: ContextVar[Look | None] = ContextVar("look", default=None)  # of this thread
 
 
-@contextmanager
-def looking(base: Any) -> Iterator[Look]:
+def look_at(base: Any, undo: Undo) -> Look:
     """Show every call of attention in forward passes over one token alone, which sees nothing but itself."""
-    with ExitStack() as undo:
-        look = Look()
-        undo.callback(_LOOK.reset, _LOOK.set(look))
-        use_implementation([base], LOOK, undo)
-        yield look
+    look = Look()
+    undo.callback(_LOOK.set, None)
+    _LOOK.set(look)
+    use_implementation([base], LOOK, undo)
+    return look
+
+
+def _seen() -> Look:
+    look = _LOOK.get()
+    if look is None:
+        raise SinkscopeError(
+            "a model was called while another thread tried it on a few tokens; use one thread, or give each a model of "
+            "its own."
+        )
+    return look
 
 
 def _attend(call: AttentionCall) -> tuple[Tensor, None]:
-    _LOOK.get().calls.append(call)
+    _seen().calls.append(call)
     mean = call.value.mean(2, keepdim=True).repeat_interleave(call.query.shape[1] // call.value.shape[1], 1)
     return mean.expand(-1, -1, call.query.shape[2], -1), None
 
 
 def _mask(asked: MaskRequest) -> Tensor:
     mask = torch.zeros(asked.batch, 1, asked.queries, asked.keys, device=asked.device)
-    _LOOK.get().masks.append((mask, asked))
+    _seen().masks.append((mask, asked))
     return mask
 
 
@@ -116,8 +125,8 @@ class _Trace:
     running: list[int] = field(default_factory=lambda: [-1])
     handed: list[tuple[int, int, Tensor]] = field(default_factory=list)  # to which layer, from where, which keys
 
-    def watch(self, cache: Any, anatomy: Anatomy, undo: ExitStack) -> None:
-        update = cache.update
+    def watch(self, cache: Any, anatomy: Anatomy, undo: Undo) -> None:
+        update, here = cache.update, threading.get_ident()
 
         def watched(keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
             states = update(keys, values, layer_idx, *args, **kwargs)
@@ -125,16 +134,18 @@ class _Trace:
             return states
 
         def enter(index: int, *_: Any) -> None:
-            self.runs[index] = self.runs.get(index, 0) + 1
-            self.running.append(index)
+            if threading.get_ident() == here:
+                self.runs[index] = self.runs.get(index, 0) + 1
+                self.running.append(index)
 
         def leave(*_: Any) -> None:
-            self.running.pop()
+            if threading.get_ident() == here:
+                self.running.pop()
 
         cache.update = watched
         for index, part in enumerate(anatomy.parts):
-            undo.callback(part.attention.register_forward_pre_hook(partial(enter, index)).remove)
-            undo.callback(part.attention.register_forward_hook(leave).remove)
+            undo.hang(part.attention, partial(enter, index), before=True)
+            undo.hang(part.attention, leave)
 
 
 @uncompiled()
@@ -146,9 +157,9 @@ def _look(anatomy: Anatomy) -> Layout:
         return Layout(everywhere)
     cache, trace = growing_cache(base), _Trace()
     caches = argument_name(base.forward) is not None
-    with ExitStack() as undo:
+    with Undo() as undo:
         trace.watch(cache, anatomy, undo)
-        look = undo.enter_context(looking(base)) if anatomy.interface else Look()
+        look = look_at(base, undo) if anatomy.interface else Look()
         try:
             base(
                 torch.zeros(1, 1, dtype=torch.long, device=reading_device(base)),

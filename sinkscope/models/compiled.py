@@ -9,41 +9,68 @@ our contexts is open in any thread. The traces stay, and are used again afterwar
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ContextDecorator
+from functools import partial
 from typing import Any
 
 import torch
 
 from sinkscope.errors import SinkscopeError
+from sinkscope.undo import Undo, entering, holding
 
 _LOCK = threading.RLock()  # a cache that is collected may leave while another one enters
-_OPEN: list[object] = []
-_STANCE: list[Any] = []  # torch's own way back; one while any context is open
+_OPEN: set[object] = set()
+_BEFORE: list[Callable[[], Any]] = []  # the way back to how torch ran compiled code; one while any context is open
 
 
-@contextmanager
-def uncompiled() -> Iterator[None]:
-    """Have compiled code run eagerly inside.
+def run_eagerly(undo: Undo) -> None:
+    """Have compiled code run eagerly until `undo` is closed.
 
     Raises:
         SinkscopeError: inside a compiled function.
     """
     ticket = object()
-    with _LOCK:
-        if not _STANCE:
-            try:
-                _STANCE.append(torch.compiler.set_stance("force_eager"))
-            except RuntimeError as error:
-                raise SinkscopeError(
-                    "a compiled function attaches a scope or makes a cache, whose hooks its trace would not hold; do "
-                    "this outside, and compile the model or the step alone."
-                ) from error
-        _OPEN.append(ticket)
-    try:
-        yield
-    finally:
-        with _LOCK:
-            _OPEN.remove(ticket)
-            if not _OPEN and _STANCE:
-                _STANCE.pop().__exit__(None, None, None)
+    undo.callback(holding, _LOCK, _compile_again, ticket)
+    holding(_LOCK, _run_eagerly, ticket)
+
+
+def _run_eagerly(ticket: object) -> None:
+    if torch.compiler.is_compiling():
+        raise _inside()
+    from torch._dynamo import eval_frame  # torch loads it late, for it is large
+
+    _OPEN.add(ticket)
+    if not _BEFORE:
+        _BEFORE.append(partial(eval_frame._set_stance, eval_frame._stance))  # before: an interrupt may lose torch's own
+        try:
+            torch.compiler.set_stance("force_eager")
+        except RuntimeError as error:
+            _BEFORE.clear()
+            raise _inside() from error
+
+
+def _inside() -> SinkscopeError:
+    return SinkscopeError(
+        "a compiled function attaches a scope or makes a cache, whose hooks its trace would not hold; do this outside, "
+        "and compile the model or the step alone."
+    )
+
+
+def _compile_again(ticket: object) -> None:
+    _OPEN.discard(ticket)
+    if _BEFORE and not _OPEN:
+        _BEFORE[0]()
+        _BEFORE.clear()
+
+
+class uncompiled(ContextDecorator, Undo):
+    """Have compiled code run eagerly inside, or in a function that this decorates, as `run_eagerly` does."""
+
+    def __enter__(self) -> uncompiled:
+        entering(self)
+        run_eagerly(self)
+        return self
+
+    def _recreate_cm(self) -> uncompiled:
+        return uncompiled()  # for each call, which may be in several threads

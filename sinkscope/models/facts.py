@@ -27,6 +27,7 @@ from sinkscope.hf.models import (
     is_encoder_decoder,
     is_pretrained,
     origin,
+    setting,
     stream_name,
     takes_states,
 )
@@ -51,10 +52,16 @@ class Anatomy:
     parts: list[Part]  # the attention layers, in order
     interface: bool  # whether the attention goes through transformers' attention interface
     crosses: bool = False  # whether queries look at what another model made (cross-attention)
+    told: int = 0  # layers that the model says it has: more than its modules where these run several times
 
     @property
     def numbers(self) -> list[int]:
         return [part.number for part in self.parts]
+
+    @property
+    def layers(self) -> list[int]:
+        """The numbers of the layers that may run, later runs of a module too."""
+        return [*self.numbers, *range(max(self.numbers) + 1, self.told)]
 
 
 class Stream(NamedTuple):
@@ -104,6 +111,7 @@ def find_streams(model: nn.Module) -> dict[str, Anatomy]:
             _parts(modules, list(stream.kinds)),
             interface=has_interface(modules[stream.base]) and not stream.by_hand,
             crosses=stream.crosses,
+            told=setting(modules[stream.base], "num_hidden_layers") or 0,
         )
         for stream in streams
     }

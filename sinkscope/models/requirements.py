@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 from sinkscope.errors import SinkscopeError, first_line
 from sinkscope.hf.caches import argument_name, given_cache, growing_cache, with_cache
 from sinkscope.hf.models import attends_in_chunks, core, has_config, is_head_present, setting
-from sinkscope.hf.placement import is_without_weights, reading_device, weights_at_hand
+from sinkscope.hf.placement import absent_weights, reading_device, weights_at_hand
 from sinkscope.models.cached import ACAUSAL, WHOLE, find_layout, find_reading
 from sinkscope.models.compiled import uncompiled
 from sinkscope.models.facts import find_anatomy, find_streams
@@ -21,6 +22,7 @@ from sinkscope.models.trial import SCOPED as SCOPED
 from sinkscope.models.trial import check_eval as check_eval
 from sinkscope.models.trial import check_unscoped as check_unscoped
 from sinkscope.models.trial import check_weights as check_weights
+from sinkscope.undo import Undo
 
 
 def check_reader(model: Any) -> None:
@@ -40,6 +42,7 @@ def check_decoder(model: Any, predicts: bool = False) -> None:
 
     One that `predicts` must have a language head too.
     """
+    check_weights(model)
     _check_alone(model)
     base, name = find_anatomy(model).base, type(core(model)).__name__
     accepted = inspect.signature(base.forward).parameters
@@ -109,14 +112,16 @@ def check_wrapper(model: nn.Module) -> None:
     Adapters that put tokens of their own before a text do so (prompt and prefix tuning). Two tokens tell.
     """
     base, name = find_anatomy(model).base, type(model).__name__
-    accepted, read = inspect.signature(base.forward).parameters, []
+    accepted, read, here = inspect.signature(base.forward).parameters, [], threading.get_ident()
     scoped = any(module in SCOPED for module in base.modules())
-    if core(model) is model or scoped or is_without_weights(model) or "input_ids" not in accepted:
+    if core(model) is model or scoped or absent_weights(model) is not None or "input_ids" not in accepted:
         return
     if "encoder" in find_streams(model):  # it reads more than tokens
         return
 
     def look(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if threading.get_ident() != here:
+            return
         given = dict(zip(accepted, args, strict=False)) | kwargs
         held, tokens = given_cache(given), given.get("input_ids")
         tokens = given.get("inputs_embeds") if tokens is None else tokens
@@ -124,17 +129,16 @@ def check_wrapper(model: nn.Module) -> None:
 
     caches = [None, growing_cache(model)] if argument_name(base.forward) else [None]
     ids = torch.zeros(1, 2, dtype=torch.long, device=reading_device(model))
-    hook = base.register_forward_pre_hook(look, with_kwargs=True)
     try:
-        for cache in caches:
-            model(input_ids=ids, **({} if cache is None else with_cache(model, cache)))
+        with Undo() as undo:
+            undo.hang(base, look, before=True, with_kwargs=True)
+            for cache in caches:
+                model(input_ids=ids, **({} if cache is None else with_cache(model, cache)))
     except TypeError as error:
         raise SinkscopeError(
             f"{name} around {type(core(model)).__name__} does not take what this does ({first_line(error)}); hand over "
             "the model inside it."
         ) from error
-    finally:
-        hook.remove()
     counts = [count for count, _ in read]
     if counts != [2] * len(caches) or read[-1][1] is not caches[-1]:
         other = next((count for count in counts if count != 2), 2)

@@ -20,10 +20,11 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import growing_cache, held_states, with_cache
 from sinkscope.hf.models import position_limits, rope_parameters, vocabulary_size
 from sinkscope.hf.placement import reading_device
-from sinkscope.models.cached import find_layout, looking, takes_positions
+from sinkscope.models.cached import find_layout, look_at, takes_positions
 from sinkscope.models.compiled import uncompiled
 from sinkscope.models.facts import find_anatomy
 from sinkscope.models.requirements import check_decoder, check_eval, check_unscoped, not_a_decoder
+from sinkscope.undo import Undo
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,8 +109,9 @@ def cache_rotations(model: nn.Module) -> dict[int, Rotation | None]:
 
 
 def _float_type(base: nn.Module) -> torch.dtype:
-    """The floating type a model computes in; quantised weights are whole numbers."""
-    return next((each.dtype for each in base.parameters() if each.is_floating_point()), torch.get_default_dtype())
+    """The coarsest floating type that a model computes in, where layers differ; quantised weights have one byte."""
+    types = {each.dtype for each in base.parameters() if each.is_floating_point() and each.itemsize > 1}
+    return max(types, key=lambda dtype: torch.finfo(dtype).eps, default=torch.get_default_dtype())
 
 
 def position_limit(model: Any) -> int | None:
@@ -258,7 +260,8 @@ def _grow(base: Any) -> bool:
     far = min(position_ceiling(base) or 1 << 20, 1 << 20)
     positions = [0, *(1 << power for power in range(far.bit_length()) if 1 << power < far)]
     given = torch.tensor(positions, device=reading_device(base))[:, None]
-    with looking(base) as look:
+    with Undo() as undo:
+        look = look_at(base, undo)
         base(torch.zeros_like(given), position_ids=given, **with_cache(base, growing_cache(base)))
     lengths = torch.stack([call.query.double().flatten(1).norm(dim=1) for call in look.calls])
     change = (lengths - lengths[:, :1]).abs() / lengths[:, :1]

@@ -9,7 +9,7 @@ from torch import nn
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.models import core
-from sinkscope.hf.placement import is_without_weights
+from sinkscope.hf.placement import absent_weights
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 SCOPED: WeakSet[nn.Module] = WeakSet()
@@ -17,12 +17,21 @@ SCOPED: WeakSet[nn.Module] = WeakSet()
 
 
 def check_weights(model: nn.Module) -> None:
-    """Raise SinkscopeError for a model without weights."""
-    if is_without_weights(model):
+    """Raise SinkscopeError for a model without some of its weights."""
+    if not isinstance(model, nn.Module):  # which others say
+        return
+    if (absent := absent_weights(model)) is None:
+        return
+    path, is_lost = absent
+    if is_lost:
         raise SinkscopeError(
-            f"{type(core(model)).__name__} has weights on torch's meta device, which holds no numbers; load them, as "
-            "sinkscope.load() and from_pretrained do."
+            f"accelerate keeps {path} of {type(core(model)).__name__} elsewhere and cannot find it there, so the model "
+            "does not run; give the parts that share these weights one place in device_map."
         )
+    raise SinkscopeError(
+        f"{type(core(model)).__name__} has weights on torch's meta device, which holds no numbers ({path}); load them, "
+        "as sinkscope.load() and from_pretrained do."
+    )
 
 
 def check_eval(model: Any, what: str) -> None:

@@ -29,6 +29,8 @@ def weights_hash(model: nn.Module) -> str:
     Raises:
         SinkscopeError: there are no weights, or some cannot be read.
     """
+    if not isinstance(model, nn.Module):
+        raise SinkscopeError(f"expected a loaded model (a torch module), got {type(model).__name__}.")
     digest, inner, adapts = hashlib.sha256(), core(model), changes_with_length(model)
     parts = set(inner.modules())
     named = list(inner.named_modules())

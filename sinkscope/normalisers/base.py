@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sinkscope.arguments import real_number
 from sinkscope.attention.attend_layer import Weighing, check_shares, score_by_score, whole_rows
 from sinkscope.attention.masks import is_hidden
 from sinkscope.attention.placement import Placed
-from sinkscope.errors import SinkscopeError
+from sinkscope.errors import SinkscopeError, safe_repr, shown
 
 ALIKE = 1e-4  # weights of the same row may differ by so much when they are made among others
 
@@ -183,11 +184,14 @@ class LearnedSink(VirtualKey):
     logit: Tensor | float
 
     def __repr__(self) -> str:
-        shown = self.logit.tolist() if isinstance(self.logit, Tensor) else self.logit  # every digit
-        return super().__repr__().replace(f"logit={self.logit!r}", f"logit={shown!r}")
+        exact = self.logit.tolist() if isinstance(self.logit, Tensor) else self.logit  # every digit
+        return super().__repr__().replace(f"logit={safe_repr(self.logit)}", f"logit={safe_repr(exact)}")
 
     def virtual_logit(self, heads: int, device: torch.device) -> Tensor:
-        logit = torch.as_tensor(self.logit, dtype=torch.float32, device=device).flatten()
+        try:
+            logit = torch.as_tensor(self.logit, dtype=torch.float32, device=device).flatten()
+        except (TypeError, ValueError, RuntimeError, OverflowError) as problem:
+            raise SinkscopeError(f"LearnedSink(logit={shown(self.logit)}) holds no numbers; give some.") from problem
         if len(logit) not in (1, heads) or bool(logit.isnan().any()):
             raise SinkscopeError(
                 f"LearnedSink holds {len(logit)} logits, or NaN, for {heads} heads; give one number, or one per head."
@@ -227,7 +231,7 @@ class ClippedSoftmax(Pointwise):
     zeta: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (-1e4 < self.gamma <= 0 and 1 <= self.zeta < 1e4):
+        if not (-1e4 < real_number(self.gamma) <= 0 and 1 <= real_number(self.zeta) < 1e4):
             raise SinkscopeError(f"{self!r} does not stretch softmax; give gamma <= 0 and zeta >= 1.")
 
     def weigh(self, scores: Tensor, lse: Tensor, seen: Tensor) -> Tensor:
@@ -256,7 +260,7 @@ class Sigmoid(Pointwise):
     bias: float | None = None
 
     def __post_init__(self) -> None:
-        if self.bias is not None and not math.isfinite(self.bias):
+        if self.bias is not None and not math.isfinite(real_number(self.bias)):
             raise SinkscopeError(f"{self!r} has no finite bias; give a number, or None for -log(keys seen).")
 
     def weigh(self, scores: Tensor, lse: Tensor, seen: Tensor) -> Tensor:
@@ -284,9 +288,9 @@ def logit_of(normaliser: Any, heads: int, device: torch.device | str) -> Tensor 
         logit = torch.as_tensor(given).to(device, torch.float32)
         return logit.reshape(-1).expand(heads) if logit.dim() < 2 else logit.reshape(heads)
     except (TypeError, ValueError, RuntimeError) as problem:
-        shown = f"the shape {tuple(given.shape)}" if isinstance(given, Tensor) else repr(given)
+        made = f"the shape {tuple(given.shape)}" if isinstance(given, Tensor) else shown(given)
         raise SinkscopeError(
-            f"`virtual_logit` of {normaliser!r} gave {shown} for {heads} heads; give a tensor [head], one number, or "
+            f"`virtual_logit` of {normaliser!r} gave {made} for {heads} heads; give a tensor [head], one number, or "
             "None."
         ) from problem
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sinkscope.arguments import finite_number
 from sinkscope.normalisers.base import Normaliser
 
 
@@ -21,6 +22,9 @@ class Softpick(Normaliser):
     """
 
     epsilon: float = 1e-6
+
+    def __post_init__(self) -> None:
+        finite_number(self.epsilon, "epsilon", 0.0)
 
     def weights(self, scores: Tensor) -> Tensor:
         largest = scores.amax(-1, keepdim=True).clamp(min=0.0)  # both sides are divided by its exponential

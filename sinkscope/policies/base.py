@@ -23,7 +23,7 @@ from sinkscope.attention.eviction import Eviction, WindowEviction
 from sinkscope.attention.placement import Placed, kind_of, owner
 from sinkscope.attention.scored import ScoredEviction
 from sinkscope.attention.trials import try_eviction
-from sinkscope.errors import SinkscopeError
+from sinkscope.errors import SinkscopeError, safe_repr, shown
 from sinkscope.hf.models import key_value_heads, query_heads
 from sinkscope.models.rotary import Rotation, find_rotations
 
@@ -74,6 +74,9 @@ class Policy(Placed):
             f"{type(self).__name__} is a policy that does not say which keys a query sees; derive it from "
             "sinkscope.StaticPolicy and give it `sees`, or from sinkscope.ScoredPolicy and give it `score`."
         )
+
+    def check_places(self, tokens: int) -> None:
+        """Raise SinkscopeError where it names places beyond a text of so many tokens."""
 
     @property
     def kept(self) -> Kept | None:
@@ -157,7 +160,7 @@ class Policy(Placed):
         """
         return {
             "policy_kind": kind_of(type(self)),
-            "policy_settings": json.dumps(self.settings, default=repr, sort_keys=True),
+            "policy_settings": _told(self.settings),
             "cache_size": -1 if self.cache_size is None else self.cache_size,
             "sinks": 0 if self.kept is None else self.kept.first,
             "recomputed": int(self.recomputed),
@@ -170,13 +173,23 @@ class Policy(Placed):
     @property
     def name(self) -> str:
         """A short name, as figures and records show it."""
-        return ", ".join(filter(None, [self.description, self.place])) if self.label is None else str(self.label)
+        if self.label is None:
+            return ", ".join(filter(None, [self.description, self.place]))
+        return self.label if isinstance(self.label, str) else shown(self.label)
 
     @property
     def description(self) -> str:
         """What it does, in a few words."""
         own = {name: value for name, value in self.settings.items() if name not in ("layers", "heads", "label")}
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in own.items())})"
+        return f"{type(self).__name__}({', '.join(f'{name}={safe_repr(value)}' for name, value in own.items())})"
+
+
+def _told(settings: dict[str, Any]) -> str:
+    """Settings as JSON; where one holds itself, or is nested too deep, each as its repr."""
+    try:
+        return json.dumps(settings, default=safe_repr, sort_keys=True)
+    except (TypeError, ValueError, RecursionError):
+        return json.dumps({name: safe_repr(value) for name, value in settings.items()}, sort_keys=True)
 
 
 def is_built_in(cls: type) -> bool:
@@ -235,5 +248,5 @@ def check_count(policy: Policy, name: str, least: int) -> None:
     value = getattr(policy, name)
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise SinkscopeError(
-            f"{type(policy).__name__}({name}={value!r}) cannot be kept; give a whole {name} >= {least}."
+            f"{type(policy).__name__}({name}={shown(value)}) cannot be kept; give a whole {name} >= {least}."
         )

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from sinkscope.arguments import checks_types, is_whole, several
 from sinkscope.attention.eviction import Eviction
 from sinkscope.attention.placement import chosen_heads
-from sinkscope.errors import SinkscopeError
+from sinkscope.errors import SinkscopeError, shown
 from sinkscope.policies.base import BoundLayer, Policy, bound_evictions
 from sinkscope.policies.static import Dense, SinkWindow
 
@@ -47,24 +48,30 @@ class PerHead(Policy):
             entries = tuple(given.items() if isinstance(given, Mapping) else given)
         except TypeError as problem:
             raise SinkscopeError(
-                f"PerHead takes (layer, head) -> policy, got {given!r}; give for example PerHead({{(3, 1): Dense()}})."
+                f"PerHead takes (layer, head) -> policy, got {shown(given)}; give for example "
+                "PerHead({(3, 1): Dense()})."
             ) from problem
         for entry in entries:
             if not (isinstance(entry, tuple) and len(entry) == 2 and _is_place(entry[0])):
                 raise SinkscopeError(
-                    f"PerHead holds {entry!r}, which is no (layer, head) with its policy; give for example "
+                    f"PerHead holds {shown(entry)}, which is no (layer, head) with its policy; give for example "
                     "PerHead({(3, 1): Dense()}, default=SinkWindow(4, 60))."
                 )
         for policy in (self.default, *(policy for _, policy in entries)):
             _check_part(policy)
+        if not isinstance(self.shared, bool):
+            raise SinkscopeError(f"shared={shown(self.shared)} is neither True nor False; give one of them.")
+        if self.table_shape is not None and not _is_place(self.table_shape):
+            raise SinkscopeError(f"table_shape={shown(self.table_shape)} is no (layers, key-value heads); give both.")
         if self.layers is not None or self.heads is not None:
             raise SinkscopeError("PerHead says by its entries where it acts; leave out layers= and heads=.")
-        places = [place for place, _ in entries]
-        if twice := [place for place in places if places.count(place) > 1]:
+        places = Counter(place for place, _ in entries)
+        if twice := [place for place, count in places.items() if count > 1]:
             raise SinkscopeError(f"PerHead names head {twice[0]} twice; give each (layer, head) one policy.")
         object.__setattr__(self, "policies", tuple(sorted(entries, key=lambda entry: entry[0])))
 
     @classmethod
+    @checks_types
     def from_table(
         cls,
         table: Any,
@@ -87,23 +94,30 @@ class PerHead(Policy):
             is_file = isinstance(table, (str, os.PathLike))
             gates = np.loadtxt(table, delimiter="\t", ndmin=2) if is_file else np.asarray(table, dtype=float)
         except (OSError, ValueError, TypeError) as problem:
-            raise SinkscopeError(f"{table!r} is no table of gates [layer, kv_head] ({problem}).") from problem
+            raise SinkscopeError(f"{shown(table)} is no table of gates [layer, kv_head] ({problem}).") from problem
         gates = np.atleast_2d(gates)
-        numbers = list(range(len(gates)) if layers is None else np.atleast_1d(np.asarray(layers)).tolist())
-        if not all(isinstance(number, int) for number in numbers) or len(set(numbers)) < len(numbers):
-            raise SinkscopeError(f"layers={layers!r} are not the numbers of different layers; give one for each row.")
+        numbers = list(range(len(gates))) if layers is None else several(layers, "layers")
+        if not all(is_whole(number) for number in numbers) or len(set(numbers)) < len(numbers):
+            raise SinkscopeError(
+                f"layers={shown(layers)} are not the numbers of different layers; give one for each row."
+            )
         if gates.ndim != 2 or len(numbers) != len(gates) or not np.isfinite(gates).all():
             raise SinkscopeError(
                 f"a table of gates has a finite number for each layer and key-value head; got the shape {gates.shape} "
                 f"for {len(numbers)} layers."
             )
         chosen = {
-            (int(layer), head): full or Dense()
+            (int(layer), head): Dense() if full is None else full
             for layer, row in zip(numbers, gates, strict=True)
             for head, gate in enumerate(row)
             if gate > threshold
         }
-        return cls(chosen, default=streaming or SinkWindow(128, 256), shared=True, table_shape=gates.shape)
+        return cls(
+            chosen,
+            default=SinkWindow(128, 256) if streaming is None else streaming,
+            shared=True,
+            table_shape=gates.shape,
+        )
 
     def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
         groups: dict[Policy, list[int]] = {}
@@ -122,6 +136,10 @@ class PerHead(Policy):
         super().check()
         for policy in self.parts:
             _check_part(policy)
+
+    def check_places(self, tokens: int) -> None:
+        for policy in self.parts:
+            policy.check_places(tokens)
 
     def check_place(self, layers: Sequence[int], heads: int | None, kv_heads: int | None = None) -> None:
         most = kv_heads if self.shared else heads
@@ -181,7 +199,9 @@ def _is_place(given: Any) -> bool:
 
 def _check_part(policy: Any) -> None:
     if not isinstance(policy, Policy):
-        raise SinkscopeError(f"PerHead holds {policy!r}, which is no policy; give instances such as sinkscope.Dense().")
+        raise SinkscopeError(
+            f"PerHead holds {shown(policy)}, which is no policy; give instances such as sinkscope.Dense()."
+        )
     if policy.recomputed or isinstance(policy, PerHead):
         raise SinkscopeError(f"{policy!r} cannot be the policy of single heads; give one that evicts keys, or Dense().")
     policy.check()

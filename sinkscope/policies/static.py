@@ -6,11 +6,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sinkscope.arguments import are_places, one_of
+from sinkscope.arguments import are_places, is_whole, one_of
 from sinkscope.attention.eviction import (
     Eviction,
     KeyEviction,
@@ -21,7 +22,7 @@ from sinkscope.attention.eviction import (
 )
 from sinkscope.attention.placement import owner
 from sinkscope.attention.trials import try_sees
-from sinkscope.errors import SinkscopeError
+from sinkscope.errors import SinkscopeError, shown
 from sinkscope.policies.base import POSITIONS, VALUES, BoundLayer, Kept, Policy, check_count, is_built_in
 
 WHAT_IS_LEFT = {
@@ -221,17 +222,28 @@ class _ChosenKeys(StaticPolicy):
 
     def __post_init__(self) -> None:
         if not are_places(self.keys):
-            raise SinkscopeError(f"{self!r} names no keys; give different places in the text, such as keys=(0, 1).")
+            raise SinkscopeError(
+                f"{shown(self)} names no keys; give different places in the text, such as keys=(0, 1)."
+            )
         if self.start is None:
             object.__setattr__(self, "start", 1 + (min(self.keys) if self.once_read else max(self.keys)))
-        start = self.start
-        if not isinstance(start, int) or start < 0:
-            raise SinkscopeError(f"start={start!r} is no place in a text; give a whole number, 0 or more.")
-        if self.bias == -math.inf and not self.once_read and set(range(start + 1)) <= set(self.keys):
+        start: Any = self.start
+        if not is_whole(start) or start < 0:
+            raise SinkscopeError(f"start={shown(start)} is no place in a text; give a whole number, 0 or more.")
+        if not isinstance(self.once_read, bool):
+            raise SinkscopeError(f"once_read={shown(self.once_read)} is neither True nor False; give one of them.")
+        is_whole_text = start < len(self.keys) and set(range(start + 1)) <= set(self.keys)
+        if self.bias == -math.inf and not self.once_read and is_whole_text:
             raise SinkscopeError(
                 f"query {start} would see no key: all {start + 1} up to its own are evicted; give "
                 f"start={max(self.keys) + 1}, so that they are evicted once they have been read, or fewer keys."
             )
+
+    def check_places(self, tokens: int) -> None:
+        if (last := max(self.keys)) >= tokens:
+            raise beyond(self, f"key {last}", tokens)
+        if (self.start or 0) > tokens:
+            raise beyond(self, f"query {self.start}", tokens)
 
     @property
     def coordinates(self) -> dict[str, str | int | float]:
@@ -333,9 +345,13 @@ class EvictRecent(StaticPolicy):
             object.__setattr__(self, "start", self.recent + 1)
         elif not isinstance(self.start, int) or self.start <= self.recent:
             raise SinkscopeError(
-                f"query {self.start!r} has no token left but itself when the last {self.recent} are evicted; "
+                f"query {shown(self.start)} has no token left but itself when the last {self.recent} are evicted; "
                 f"give start > {self.recent}."
             )
+
+    def check_places(self, tokens: int) -> None:
+        if (self.start or 0) > max(tokens, self.recent + 1):
+            raise beyond(self, f"query {self.start}", tokens)
 
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
         return (query < (self.start or 0)) | (key == query) | (key < query - self.recent)
@@ -348,7 +364,14 @@ class EvictRecent(StaticPolicy):
         return f"evict the last {self.recent}"
 
 
+def beyond(policy: Policy, place: str, tokens: int) -> SinkscopeError:
+    """The error for a place in the text that is not there."""
+    return SinkscopeError(
+        f"`{policy.name}` names {place}, and the longest text has {tokens} tokens, numbered from 0; give places in it."
+    )
+
+
 def _check_bias(bias: float) -> None:
     """Raise SinkscopeError when a bias is no number, or one that leaves nothing but the keys it is added to."""
     if not isinstance(bias, (int, float)) or math.isnan(bias) or bias == math.inf:
-        raise SinkscopeError(f"bias={bias!r} is no dose; give a number, or -math.inf to evict.")
+        raise SinkscopeError(f"bias={shown(bias)} is no dose; give a number, or -math.inf to evict.")

@@ -4,6 +4,7 @@ from sinkscope.probes.base import HiddenProbe, LayerProbe, Measured, Measurement
 from sinkscope.probes.eviction_effect import EvictionEffect
 from sinkscope.probes.first_cosine import FirstCosine
 from sinkscope.probes.maps import Maps, MeanLogits
+from sinkscope.probes.sink_dimensions import SinkDimensions
 from sinkscope.probes.summaries import (
     DistanceProfile,
     Entropy,
@@ -49,6 +50,7 @@ __all__ = [
     "OutputNorm",
     "Probe",
     "Received",
+    "SinkDimensions",
     "SinkMass",
     "TileProbe",
     "Variable",

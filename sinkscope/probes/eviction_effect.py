@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sinkscope.arguments import MOST, are_places, is_whole
 from sinkscope.attention.layer import FusedLayer, Layer
-from sinkscope.errors import SinkscopeError
+from sinkscope.errors import SinkscopeError, shown
 from sinkscope.probes.base import PER_QUERY, LayerProbe, Measurements, Variable
 
 THIN = 1 / 16  # with less mass than this left, the rest is attended anew: a difference would have too few digits
@@ -50,8 +51,12 @@ class EvictionEffect(LayerProbe):
 
     def __post_init__(self) -> None:
         keys = self.keys
-        if isinstance(keys, (int, str)) or not len(keys) or len(set(keys)) < len(keys) or min(keys) < 0:
-            raise SinkscopeError(f"EvictionEffect(keys={keys!r}) evicts nothing; give different places, as (0, 1, 2).")
+        if not isinstance(keys, Sequence) or not are_places(
+            [int(key) if is_whole(key) else key for key in keys[:MOST]]
+        ):
+            raise SinkscopeError(
+                f"EvictionEffect(keys={shown(keys)}) evicts nothing; give different places, as (0, 1, 2)."
+            )
 
     @property
     def coordinates(self) -> Mapping[str, np.ndarray]:

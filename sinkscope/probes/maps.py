@@ -12,10 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sinkscope.arguments import MOST_PLACES, is_listed, is_whole
 from sinkscope.attention.layer import Layer, Tile
 from sinkscope.attention.masks import is_hidden
-from sinkscope.errors import SinkscopeError
+from sinkscope.errors import SinkscopeError, shown
 from sinkscope.probes.base import PER_HEAD, LayerProbe, Measured, Measurements, TileProbe, Variable
+
+MOST_CORNER = 4096  # tokens, whose means take 128 MB for each head
 
 
 @dataclass(frozen=True)
@@ -43,22 +46,24 @@ class Maps(TileProbe):
     pool: Literal["mass", "max"] = "mass"
 
     def __post_init__(self) -> None:
-        if self.resolution is not None and self.resolution < 1:
-            raise SinkscopeError(f"Maps(resolution={self.resolution}) has no cells; give resolution >= 1 or None.")
+        if self.resolution is not None and not (is_whole(self.resolution) and self.resolution >= 1):
+            raise SinkscopeError(
+                f"Maps(resolution={shown(self.resolution)}) has no cells; give resolution >= 1 or None."
+            )
         for name, chosen in (("layers", self.layers), ("heads", self.heads)):
             if chosen is None:
                 continue
-            if isinstance(chosen, (int, str)) or len(chosen) == 0:
+            if not is_listed(chosen) or not 0 < len(chosen) <= MOST_PLACES:
                 raise SinkscopeError(
-                    f"Maps({name}={chosen!r}) names none; give a list such as [0, 5], or None for all."
+                    f"Maps({name}={shown(chosen)}) names none; give a list such as [0, 5], or None for all."
                 )
             if len({each for each in chosen if isinstance(each, (int, np.integer))}) < len(chosen):
                 raise SinkscopeError(
-                    f"Maps({name}={chosen!r}) is no list of different whole numbers; give each once, such as [0, 5]. "
-                    "The heads are those of every layer in `layers`."
+                    f"Maps({name}={shown(chosen)}) is no list of different whole numbers; give each once, such as "
+                    "[0, 5]. The heads are those of every layer in `layers`."
                 )
         if self.pool not in ("mass", "max"):
-            raise SinkscopeError(f'Maps(pool="{self.pool}") is unknown; give "mass" or "max".')
+            raise SinkscopeError(f'Maps(pool={shown(self.pool)}) is unknown; give "mass" or "max".')
 
     def wants(self, layer: int) -> bool:
         return self.layers is None or layer in self.layers
@@ -171,8 +176,12 @@ class MeanLogits(LayerProbe):
     }
 
     def __post_init__(self) -> None:
-        if not isinstance(self.tokens, int) or self.tokens < 1:
-            raise SinkscopeError(f"MeanLogits(tokens={self.tokens!r}) measures nothing; give a whole tokens >= 1.")
+        if not is_whole(self.tokens) or self.tokens < 1:
+            raise SinkscopeError(f"MeanLogits(tokens={shown(self.tokens)}) measures nothing; give a whole tokens >= 1.")
+        if self.tokens > MOST_CORNER:
+            raise SinkscopeError(
+                f"MeanLogits(tokens={self.tokens}) is a corner of more than {MOST_CORNER:,}; give less."
+            )
 
     def observe(self, layer: Layer) -> Measurements:
         shape = (*layer.lse.shape[:2], self.tokens, self.tokens)

@@ -38,11 +38,16 @@ TOP = 20
 
 def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
     """The main record, and if the text is long enough many short pieces of it, and many sentences."""
-    from sinkscope.probes import ALL, Maps, MeanLogits, SinkMass
-    from sinkscope.probes.first_cosine import FirstCosine
+    from sinkscope.probes import ALL, FirstCosine, Maps, MeanLogits, Probe, SinkDimensions, SinkMass
 
-    probes = [*(probe for probe in ALL if not isinstance(probe, Maps)), FirstCosine()]
-    text = passes.measure("text", passes.rows, probes)
+    probes: list[Probe] = [*(probe for probe in ALL if not isinstance(probe, Maps)), FirstCosine()]
+    if passes.inputs is not None:
+        probes.append(SinkDimensions())
+    text = passes.main(probes)
+    if passes.inputs is not None and "is_image" in text.coords and not is_causal(text):
+        passes.notes.append(
+            "Tokens of images see each other both ways here, so what is defined by causal attention is left out."
+        )
     steps: dict[str, xr.Dataset | Measure] = {"text": text}
     if is_causal(text) and (short := passes.pieces(*SHORT)) is not None:
         steps["short"] = lambda: passes.measure("short", short, [SinkMass()])
@@ -174,8 +179,9 @@ def headline(records: Records) -> str:
     within = f" [{100 * mass['lower']:.1f}, {100 * mass['upper']:.1f}]" if np.isfinite(mass["lower"]) else ""
     who = "the first token (BOS)" if record.attrs.get("bos") == "yes" else "the first token"
     above = 100 * above_null(mass["value"], mass["null"])
+    where = " of the decoder" if record.attrs.get("stream") == "decoder" else ""
     text = (
-        f"Across {record.sizes['layer']} layers × {record.sizes['head']} heads {who} takes "
+        f"Across {record.sizes['layer']} layers × {record.sizes['head']} heads{where} {who} takes "
         f"{100 * mass['value']:.1f}%{within} of all attention, and {above:.1f}% of what lies "
         f"above the uniform null of {number(100 * mass['null'], 2)}%"
     )

@@ -6,6 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from sinkscope.figures.style import visible
+
 CHECKS = {
     "capture": "its attention maps are compared with those of the model's own eager attention, and its logits inside a "
     "scope with those outside.",
@@ -129,4 +131,5 @@ def _grid(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    """One line of Markdown without cells, markup, links or pictures of its own; code between backticks stays."""
+    return visible(" ".join(text.split()), spaces=False).replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(")

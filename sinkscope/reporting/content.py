@@ -17,9 +17,10 @@ from matplotlib.figure import Figure
 
 from sinkscope.analysis.mass import above_null
 from sinkscope.analysis.variables import is_causal
-from sinkscope.errors import SinkscopeError
+from sinkscope.arguments import check_fields, several
+from sinkscope.errors import SinkscopeError, shown
 from sinkscope.figures.requirements import lengths
-from sinkscope.reporting.made import Figures, Made, Tables, checked, named
+from sinkscope.reporting.made import Figures, Made, Tables, check_functions, check_records, checked, named
 
 if TYPE_CHECKING:
     from sinkscope.probes import Probe
@@ -101,12 +102,12 @@ class Item:
     causal_only: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("record", "variables", "beside"):
+        for name in ("record", "variables", "beside", "probes"):
             given = getattr(self, name)
-            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
-        object.__setattr__(self, "probes", tuple(self.probes) if isinstance(self.probes, Iterable) else (self.probes,))
+            object.__setattr__(self, name, tuple(several(given, name)))
         if not self.title and isinstance(self.name, str):
             object.__setattr__(self, "title", self.name.replace("_", " ").capitalize())
+        check_functions(self, "figure", "table", "sentence", "numbers")
         names = [self.name, *self.record]
         if self.table is not None:
             meaning = self.meaning if self.figure is None else ""  # it stands once: at the figure, if there is one
@@ -116,7 +117,8 @@ class Item:
             names.insert(1, named.name)
         for name in names:
             if not (isinstance(name, str) and name.isidentifier() and name.isascii()):
-                raise SinkscopeError(f"{name!r} cannot name a file; give letters, digits and underscores.")
+                raise SinkscopeError(f"{shown(name)} cannot name a file; give letters, digits and underscores.")
+        check_fields(self)
         if all(made is None for made in (self.figure, self.table, self.sentence, self.numbers)):
             raise SinkscopeError(
                 f"the item `{self.name}` shows nothing; give a figure, a table, a sentence or numbers."
@@ -124,10 +126,12 @@ class Item:
 
     def served_by(self, records: Records, variables: Iterable[str] = ()) -> tuple[xr.Dataset | None, str]:
         """The first of its records that holds what is needed, or None and the reason."""
+        check_records(records)
         reasons = []
         for name in self.record:
             record = records.get(name)
-            missing = [] if record is None else [each for each in (*self.variables, *variables) if each not in record]
+            asked = (*self.variables, *several(variables, "variables"))
+            missing = [] if record is None else [name for name in asked if name not in list(record.variables)]
             if record is None:
                 reasons.append(f"there is no record `{name}`")
             elif missing:
@@ -170,7 +174,13 @@ class Section:
     headline: Callable[[Records], str] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "items", tuple(self.items))
+        check_fields(self)
+        object.__setattr__(self, "items", _checked(self.items, Item, "an item"))
+        if not isinstance(self.records, Mapping):
+            raise SinkscopeError(
+                f"records={shown(self.records)} of a section are no names: give a dict, name to title."
+            )
+        check_functions(self, "run", "headline")
         object.__setattr__(self, "subject", self.subject or self.title)
         if not self.records and self.run is not None:
             known = {name: f"The record `{name}`" for item in self.items for name in item.record if name != MAIN}
@@ -233,6 +243,7 @@ class Content:
 
     def __init__(self, records: Records, sections: Sequence[Section], expected: Iterable[Item] = ()) -> None:
         every = [item for section in sections for item in section.items]
+        check_records(records)
         known = record_names(sections)
         for name in records:
             if name not in known:
@@ -380,8 +391,8 @@ def measured_on(record: xr.Dataset) -> str:
 
 
 def _checked(given: Any, kind: type[T], words: str) -> tuple[T, ...]:
-    every = tuple(given) if isinstance(given, Iterable) else (given,)
+    every = tuple(several(given, words))
     for each in every:
         if not isinstance(each, kind):
-            raise SinkscopeError(f"{each!r} is not {words}; give instances of sinkscope.{kind.__name__}.")
+            raise SinkscopeError(f"{shown(each)} is not {words}; give instances of sinkscope.{kind.__name__}.")
     return every

@@ -9,18 +9,20 @@ from typing import Any
 
 import xarray as xr
 
-from sinkscope.errors import SinkscopeError
+from sinkscope.arguments import checks_types
+from sinkscope.directories import Manifest, restore
+from sinkscope.errors import warn
 from sinkscope.figures.style import source_line
-from sinkscope.record import open_record
 from sinkscope.reporting.attention import ATTENTION
 from sinkscope.reporting.content import MAIN, Content, Item, Records, Section, arranged, record_names
 from sinkscope.reporting.made import Figures, Tables
 from sinkscope.reporting.page import fragment
-from sinkscope.reporting.saving import save, saved_files
+from sinkscope.reporting.saving import save
 from sinkscope.reporting.softmax import SOFTMAX
 from sinkscope.reporting.streaming import STREAMING
+from sinkscope.reporting.streams import PARTS
 
-SECTIONS = (ATTENTION, STREAMING, SOFTMAX)
+SECTIONS = (ATTENTION, PARTS, STREAMING, SOFTMAX)
 """The parts of a report."""
 
 ITEMS: tuple[Item, ...] = tuple(item for section in SECTIONS for item in section.items)
@@ -69,6 +71,7 @@ class Report:
         """The result in one sentence, and what streaming costs in another."""
         return self.content.headline
 
+    @checks_types
     def finding(self, name: str) -> str:
         """What the figure of this name shows, in words made of its numbers; nothing for most."""
         return self.content.sentence(name)
@@ -78,20 +81,23 @@ class Report:
         """What differs from what was asked for: a shorter text, a model's limit, an item that no record serves."""
         return self.content.notes
 
+    @checks_types
     def save(self, directory: str | os.PathLike[str], *, progress: bool | None = None) -> Path:
         """Write report.html, figures/, tables/, records/ and manifest.json to `directory`.
 
-        All of it or nothing: it is written beside and renamed. An earlier report in `directory` is replaced.
+        All of it or nothing: it is written beside and renamed. An earlier report in `directory` is replaced, if all
+        that is there is as it was saved.
 
         Returns:
             Its absolute path.
 
         Raises:
-            SinkscopeError: `directory` holds anything else or cannot be written to.
+            SinkscopeError: `directory` holds anything else, or a file that was changed since, or cannot be written to.
         """
         return save(self.content, directory, progress)
 
     @classmethod
+    @checks_types
     def open(
         cls,
         directory: str | os.PathLike[str],
@@ -102,16 +108,16 @@ class Report:
         """The report saved in `directory`, from its records alone; items and sections are those it was made with.
 
         Raises:
-            SinkscopeError: there is none, or a record is damaged.
+            SinkscopeError: there is none, or its manifest or a record is not as it was saved.
         """
-        path = Path(directory).expanduser()
-        files = saved_files(path)
-        if files is None:
-            raise SinkscopeError(
-                f"{path} is not a saved report (no manifest.json of one): give a directory that save made."
-            )
-        paths = {name: f"records/{name}.nc" for name in record_names(arranged(sections, items))}
-        records = {name: open_record(path / saved) for name, saved in paths.items() if saved in files}
+        parts = arranged(sections, items)
+        path = Path(os.path.abspath(Path(directory).expanduser()))
+        restore(path)
+        saved = Manifest(path)
+        names = {name: f"records/{name}.nc" for name in record_names(parts)}
+        records = {name: saved.record(file) for name, file in names.items() if file in saved.files}
+        if changed := saved.changed:
+            warn(f"{path / changed[0]} was changed since the report was saved; what is opened is made of its records.")
         return cls(records, items=items, sections=sections)
 
     def __repr__(self) -> str:

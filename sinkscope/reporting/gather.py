@@ -12,31 +12,42 @@ import torch
 import xarray as xr
 
 from sinkscope.analysis.variables import is_causal
+from sinkscope.arguments import checks_types, several
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments import perplexity as experiment
-from sinkscope.hf.loading import load
-from sinkscope.hf.models import position_limits
+from sinkscope.hf.loading import load, tokenizer_of
+from sinkscope.models.facts import find_streams
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Policy, SinkWindow, Window
-from sinkscope.probes import Probe
+from sinkscope.probes import Probe, SinkMass
 from sinkscope.reporting.content import MAIN, Item, Section, arranged
 from sinkscope.reporting.document import SECTIONS, Report
+from sinkscope.reporting.inputs import (
+    check_one_text,
+    fewest_tokens,
+    given_inputs,
+    plain_text,
+    text_for_encoder,
+    text_rows,
+    with_decoder_inputs,
+    with_pictures,
+)
 from sinkscope.reporting.made import checked, reason_of
 from sinkscope.reporting.softmax import SOFTMAX
 from sinkscope.reporting.streaming import LENGTH, STREAMING
 from sinkscope.scope.binding import check_limits
+from sinkscope.scope.fitting import fitting
 from sinkscope.scope.measure import measure
 from sinkscope.streaming.checkpoint import Checkpoint, Progress
 from sinkscope.texts import read_stream, text_name, text_pieces
 from sinkscope.texts import sequences as split
 
-FEWEST_TOKENS = 8  # a text must reach past the first four keys, with a few queries to average over
 
-
+@checks_types
 def report(
     model: Any = None,
     tokenizer: Any = None,
-    text: str | os.PathLike[str] | None = None,
+    text: str | os.PathLike[str] | Mapping[str, Any] | torch.Tensor | None = None,
     *,
     sequences: int = 8,
     length: int = 1024,
@@ -51,14 +62,19 @@ def report(
 
     If the tokenizer itself puts a BOS token in front of a text, every sequence gets one; otherwise none does.
     Encoders (BERT) give a reduced report: there is no sink rate over lengths and no distance profile, both of which are
-    defined by causal attention.
+    defined by causal attention. A model of several parts is shown whole: images with the part of it that reads them,
+    an encoder-decoder with its cross-attention and its encoder. Where its decoder is given nothing to read, it reads
+    what the model itself writes.
 
     Args:
         model: a loaded model, a name on the Hub, a directory, a .gguf file; None for the demo model.
-        tokenizer: found beside the model where it is not given.
-        text: a UTF-8 file, "hf:name", or None for the demo text.
+        tokenizer: or a processor; found beside the model where it is not given.
+        text: a UTF-8 file, "hf:name", or None for the demo text. Or all that a model gets in one call, as its processor
+            makes it: `report(model, processor, processor(images=..., text=..., return_tensors="pt"))`. What needs a
+            text that can be cut is left out then, and the report says so.
         sequences, length: consecutive sequences of the text and tokens in each. A text or a model's position limit too
-            small for them gives fewer or shorter ones, and the report says so (`Report.notes`).
+            small for them gives fewer or shorter ones, and the report says so (`Report.notes`). What a processor made
+            is measured as it is.
         streaming: whether to measure also what it costs to forget: perplexity under four policies, the number of sinks,
             time and memory per token. A text too short or a model that cannot be streamed leaves the section out, and
             the report says why.
@@ -77,26 +93,39 @@ def report(
     for name, value in (("sequences", sequences), ("length", length)):
         if value < 1:
             raise SinkscopeError(f"{name} is {value}, but at least one is needed.")
-    chosen = None if items is None else tuple(items)
+    chosen = None if items is None else tuple(several(items, "items"))
     parts = arranged(sections, chosen)
     probes = _probes(parts)
-    if text is not None and not os.fspath(text).startswith("hf:"):
-        next(text_pieces(text))  # a wrong path is told before a large model is loaded
+    if isinstance(tokenizer, Mapping) and text is None:  # as `measure` takes it
+        tokenizer, text = None, tokenizer
+    inputs = given_inputs(text)
+    if inputs is None and text is not None and not (isinstance(text, str) and text.startswith("hf:")):
+        next(text_pieces(text))  # type: ignore[arg-type]  # a wrong path is told before a large model is loaded
     loaded, found = load(model, **load_options)
-    tokenizer = found if tokenizer is None else tokenizer
-    if tokenizer is None:
-        raise SinkscopeError("This model has no tokenizer beside it, and a report reads a text: pass tokenizer=...")
+    tokenizer = tokenizer_of(found if tokenizer is None else tokenizer)
     asked = {STREAMING.title: streaming, SOFTMAX.title: softmax}
     wanted = [part for part in parts if MAIN in part.records or (part.items and asked.get(part.title, True))]
     run = [part for part in wanted if part.run is not None]
-    limit = max(sequences * length, LENGTH if len(run) > 1 else 1)
-    tokens, front = read_stream(tokenizer, text, limit)
-    rows, notes = text_rows(loaded, tokens, sequences, length, front)
-    passes = Passes(loaded, tokenizer, tokens, rows, front, probes, progress)
+    name = "what a processor made" if inputs is not None else text_name(text)  # type: ignore[arg-type]
+    if inputs is None:
+        if tokenizer is None:
+            raise SinkscopeError("This model has no tokenizer beside it, and a report reads a text: pass tokenizer=...")
+        limit = max(sequences * length, LENGTH if len(run) > 1 else 1)
+        tokens, front = read_stream(tokenizer, text, limit)  # type: ignore[arg-type]
+        rows, notes = text_rows(loaded, tokens, sequences, length, front)
+        if "encoder" in find_streams(loaded):
+            inputs = text_for_encoder(loaded, rows)
+    elif (plain := plain_text(loaded, inputs)) is not None:
+        inputs, (tokens, front) = None, plain
+        rows, notes = text_rows(loaded, tokens, 1, len(tokens) + len(front), front)
+    if inputs is not None:
+        inputs, notes = with_decoder_inputs(loaded, inputs)
+        tokens, front, rows = torch.empty(0, dtype=torch.long), (), torch.empty(0, 0, dtype=torch.long)
+    passes = Passes(loaded, tokenizer, tokens, rows, front, probes, progress, inputs)
     records: dict[str, xr.Dataset] = {}
     for part in run:
         made, why = _measured(part, passes, records)
-        records |= {name: record.assign_attrs(text=text_name(text)) for name, record in made.items()}
+        records |= {key: record.assign_attrs(text=name) for key, record in made.items()}
         notes += why
     if notes:
         records[MAIN].attrs["notes"] = "\n".join(notes)
@@ -117,6 +146,7 @@ class Passes:
         front: the tokens that this tokenizer puts in front of a text by itself.
         probes: by record, what to measure beside what its section measures.
         progress: False for no progress bars.
+        inputs: of one call of the model, in the place of a text; there are no tokens, rows and front then.
 
     Attributes:
         notes: where a section says what it had to leave out.
@@ -129,6 +159,7 @@ class Passes:
     front: tuple[int, ...] = ()
     probes: Mapping[str, Iterable[Probe]] = field(default_factory=dict)
     progress: bool | None = None
+    inputs: Mapping[str, Any] | None = None
     notes: list[str] = field(default_factory=list, init=False)
     _measured: list[tuple[torch.Tensor, list[Probe], bool, xr.Dataset]] = field(default_factory=list, init=False)
     _read: list[tuple[torch.Tensor, Policy, experiment.Run, Progress]] = field(default_factory=list, init=False)
@@ -139,15 +170,51 @@ class Passes:
         return self.sequences(self.tokens.numel() + len(self.front), 1)[0]
 
     def sequences(self, length: int, count: int) -> torch.Tensor:
-        """`count` consecutive pieces of the text, [sequence, token], each with the tokens in front."""
+        """`count` consecutive pieces of the text, [sequence, token], each with the tokens in front.
+
+        Raises:
+            SinkscopeError: there is no text that can be cut.
+        """
+        if self.inputs is not None:
+            check_one_text(self.model, self.inputs)
         return split(self.tokens, length, count, bos=self.front)
 
     def pieces(self, count: int, length: int) -> torch.Tensor | None:
         """Up to `count` sequences of the main record's text; None for fewer than two, or none shorter than its own."""
+        if self.inputs is not None:
+            return None
         own = self.rows[:, len(self.front) :].reshape(-1)
         count = min(count, own.numel() // (length - len(self.front)))
         short = count >= 2 and length < self.rows.shape[1]
         return split(own, length, count, bos=self.front) if short else None
+
+    def main(self, probes: Iterable[Probe]) -> xr.Dataset:
+        """The main record: of the rows of a text, or of the part of a model that predicts tokens, from its inputs."""
+        if self.inputs is None:
+            return self.measure(MAIN, self.rows, probes)
+        wanted = different([*self._short(probes), *self.probes.get(MAIN, ())])
+        record = measure(self.model, self.inputs, wanted, tokenizer=self.tokenizer, progress=self.progress)
+        return with_pictures(record, self.model, self.inputs)
+
+    @property
+    def streams(self) -> list[str]:
+        """The parts of the model beside the main one, where it is given all that it reads."""
+        return [] if self.inputs is None else list(find_streams(self.model))[1:]
+
+    def stream(self, name: str, probes: Iterable[Probe]) -> xr.Dataset:
+        """The record of a part of the model beside the main one, with those probes that can look at it."""
+        assert self.inputs is not None
+        wanted = fitting(different([*probes, *self.probes.get(name, ())]), find_streams(self.model)[name])
+        return measure(self.model, self.inputs, wanted, stream=name, progress=self.progress)
+
+    def _short(self, probes: Iterable[Probe]) -> list[Probe]:
+        """The probes, for texts of fewer tokens than some look at."""
+        assert self.inputs is not None
+        few = fewest_tokens(self.inputs)
+        return [
+            SinkMass(first=max(1, few)) if isinstance(probe, SinkMass) and probe.first > few else probe
+            for probe in probes
+        ]
 
     def measure(
         self, record: str, ids: torch.Tensor, probes: Iterable[Probe] = (), *, token_texts: bool = True
@@ -200,7 +267,7 @@ def _measured(
 ) -> tuple[dict[str, xr.Dataset], list[str]]:
     """The records of a section, and notes on those left out, with the reason."""
     assert part.run is not None
-    if part.causal_only and not is_causal(records[MAIN]):
+    if part.causal_only and not is_causal(records[MAIN]) and passes.inputs is None:
         return {}, [f"{part.subject} was not measured: an encoder reads a text as a whole, with no cache."]
     made: dict[str, xr.Dataset] = {}
     refused: dict[str, list[str]] = {}
@@ -264,31 +331,3 @@ def _probes(parts: Sequence[Section]) -> dict[str, list[Probe]]:
         for name in names:
             by_record[name] = different([*by_record.get(name, []), *item.probes])
     return by_record
-
-
-def text_rows(
-    model: Any, tokens: torch.Tensor, sequences: int, length: int, front: tuple[int, ...]
-) -> tuple[torch.Tensor, list[str]]:
-    """Sequences [sequence, token] of the tokens [token] of a text, and notes on what is less than was asked for."""
-    notes = []
-    limit = min(position_limits(model), default=length)
-    if 0 < limit < length:
-        notes.append(f"Sequences have {limit:,} tokens, not {length:,}: the model has no more positions.")
-        length = limit
-    own = length - len(front)
-    stream = tokens[: max(sequences * own, 1)]
-    got = stream.numel()
-    if length < FEWEST_TOKENS:
-        raise SinkscopeError(f"length is {length}, and a report needs at least {FEWEST_TOKENS} tokens in a sequence.")
-    if got + len(front) < FEWEST_TOKENS:
-        raise SinkscopeError(
-            f"The text has {got} token{'' if got == 1 else 's'}, and a report needs at least "
-            f"{FEWEST_TOKENS}: give a longer text."
-        )
-    if got < own:
-        notes.append(f"The text has only {got:,} tokens: one sequence of them was measured, so there are no intervals.")
-        own = got
-    elif got < sequences * own:
-        notes.append(f"The text has only {got:,} tokens: {got // own} of {sequences} sequences were measured.")
-    count = min(sequences, got // own)
-    return split(stream, own + len(front), count, bos=front), notes

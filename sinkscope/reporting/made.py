@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sinkscope.errors import SinkscopeError
+from sinkscope.analysis.reading import check_source
+from sinkscope.errors import SinkscopeError, shown
 
 T = TypeVar("T")
 
@@ -71,3 +72,19 @@ def checked(given: Any, kind: type[T], what: str, words: str) -> T:
     if not isinstance(given, kind):
         raise SinkscopeError(f"{what} is a {type(given).__name__}; give {words}.")
     return given
+
+
+def check_records(records: Any) -> None:
+    """Raise SinkscopeError for what are no records by name."""
+    if not isinstance(records, Mapping):
+        raise SinkscopeError(f"a report is made of a record, or of records by name, not of {shown(records)}.")
+    for name, record in records.items():
+        check_source(record, f"a report (its record {shown(name)})")
+
+
+def check_functions(thing: Any, *names: str) -> None:
+    """Raise SinkscopeError for a part of an item or a section that is no function, no table of one and not None."""
+    for name in names:
+        given = getattr(thing, name)
+        if not (given is None or callable(getattr(given, "make", given))):
+            raise SinkscopeError(f"{name}={shown(given)} of a report is no function: give one of a record, or None.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 from collections.abc import Hashable, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 import xarray as xr
+from markupsafe import Markup
 
 from sinkscope import figures
 from sinkscope.errors import SinkscopeError
@@ -56,7 +58,9 @@ def page(content: Content, files: list[str]) -> str:
     said = {name: content.sentence(name) for name in content.items}  # before the notes, which say what is missing
     shown = {name for name, item in content.items.items() if name in content.figures or item.sentence is not None}
     parts = [(section.title, [item for item in section.items if item.name in shown]) for section in content.sections]
+    plotly, script = get_plotlyjs(), _resource("page.js")
     return _template("template.html").render(
+        allowed=" ".join(map(_script_hash, (plotly, script))),
         content=content,
         headline=content.headline,
         said=said,
@@ -74,9 +78,9 @@ def page(content: Content, files: list[str]) -> str:
         },
         descriptions=descriptions,
         data=_script_json(descriptions),
-        plotly=get_plotlyjs(),
+        plotly=plotly,
         style=_resource("page.css"),
-        script=_resource("page.js"),
+        script=script,
     )
 
 
@@ -93,12 +97,23 @@ def _resource(name: str) -> str:
     return (resources.files(__package__) / name).read_text(encoding="utf-8")
 
 
+def _script_hash(script: str) -> str:
+    """By which the page's content policy knows a script, so that the browser runs it and no other."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
 def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        autoescape=True, finalize=_shown, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.globals |= {"inline_png": inline_png, "source_line": source_line, "MAIN": MAIN}
     return environment.from_string(_resource(name))
+
+
+def _shown(value: Any) -> Any:
+    """Text with its line breaks, control characters and marks that turn its direction made visible; else as it is."""
+    is_text = isinstance(value, str) and not isinstance(value, Markup)
+    return visible(value, spaces=False) if is_text and not value.isprintable() else value
 
 
 def inline_png(figure: Any, dpi: int = 200) -> str:

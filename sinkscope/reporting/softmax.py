@@ -52,7 +52,8 @@ def run(passes: Passes) -> Mapping[str, Measure]:
     from sinkscope.experiments.predictability import predictability
     from sinkscope.probes import EvictionEffect
 
-    count, length, start, read, kept = sizes_of(passes.model, passes.tokens.numel(), len(passes.front))
+    front = len(passes.front)
+    count, length, start, read, kept = sizes_of(passes.model, passes.one_text.numel() - front, front)
     texts, effect = passes.sequences(length, count), EvictionEffect(tuple(range(SINKS)))
     shown: dict[str, Any] = {"start": start, "progress": passes.progress}
 

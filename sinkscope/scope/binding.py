@@ -126,6 +126,7 @@ def limit_notes(model: nn.Module, policy: Policy, tokens: int) -> list[str]:
             is read past that change; a cache that keys cannot be taken out of.
     """
     policy.check()
+    policy.check_places(tokens)
     limit, name, anatomy = position_limit(model), type(model).__name__, find_anatomy(model)
     reach = tokens if policy.kept is None or policy.is_partial else min(tokens, sum(policy.kept))
     if not policy.is_plain and goes_by_token(model):
@@ -211,6 +212,8 @@ def _has_table(model: nn.Module) -> bool:
         return True  # the biases of MPT
     if any(isinstance(getattr(module, "embed_positions", None), torch.Tensor) for module in base.modules()):
         return True  # GPT-J, CodeGen
+    if not find_layout(model).windows:
+        return False  # nothing of its cache can be looked at
     try:
         find_rotations(model)
     except SinkscopeError:

@@ -154,8 +154,15 @@ class Collector:
         self.coords: dict[str, Coords] = {}  # of each variable measured
         self.pieces: dict[str, dict[tuple[int, int], list[np.ndarray]]] = defaultdict(dict)  # by name; by text, layer
         self.sums: dict[str, dict[int, tuple[Any, Any]]] = defaultdict(dict)  # by name; by layer
+        self.committed: list[tuple[str, Staged]] | None = None  # where a list, each is added to it
         self._staged: dict[tuple[Any, ...], Staged] = {}
         self._running: set[int] = set()
+
+    def stage(self, measured: Iterable[tuple[str, Staged]]) -> None:
+        """Stage what was staged in an earlier run, in its order."""
+        for name, staged in measured:
+            self._staged[name, id(staged.texts[0]), staged.values[0].shape] = staged
+            self._running.update(staged.layers)
 
     def add(self, layer: int, texts: list[Text], measurements: Mapping[str, Measured]) -> None:
         """Stage what was measured in one layer for some texts."""
@@ -217,6 +224,8 @@ class Collector:
                 self.texts.append(text)
         self.layers = sorted({*self.layers, *self._running})
         for (name, *_), staged in self._staged.items():
+            if self.committed is not None:
+                self.committed.append((name, staged))
             for layer, values in zip(staged.layers, staged.values, strict=True):
                 if self.makes[name].averaged:
                     total, count = self.sums[name].get(layer, (0.0, 0))
@@ -284,10 +293,11 @@ class Collector:
 
 
 def _joint(name: str, known: Coords, new: Coords) -> Coords:
-    """Coordinates that hold for both; layers may have more and fewer heads."""
+    """Coordinates that hold for both; layers may have more and fewer heads, and texts tokens that are cells each."""
     joint = dict(known)
     for dim, at in new.items():
-        shared = min(len(known[dim]), len(at)) if dim == "head" else None
+        counted = dim == "head" or all(np.array_equal(each, np.arange(len(each))) for each in (known[dim], at))
+        shared = min(len(known[dim]), len(at)) if counted else None
         if not np.array_equal(known[dim][:shared], at[:shared]):
             raise SinkscopeError(
                 f"`{name}` has other cells or heads than before; pooled maps need texts of one length."

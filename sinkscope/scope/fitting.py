@@ -30,7 +30,7 @@ def fitting(probes: Iterable[Probe], anatomy: Anatomy) -> list[Probe]:
 
 def check_fits(probe: Probe, anatomy: Anatomy) -> None:
     """Raise SinkscopeError for a probe that cannot look at a stream."""
-    probe.check(anatomy.numbers)
+    probe.check(anatomy.layers)
     if anatomy.crosses and (probe.one_text or isinstance(probe, HiddenProbe)):
         raise SinkscopeError(
             f"{probe!r} looks at tokens of one text, and in cross-attention queries and keys are of two; leave it out."

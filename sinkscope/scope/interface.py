@@ -122,6 +122,11 @@ def _check_evicts(sight: Sight, module: nn.Module) -> None:
         raise SinkscopeError(
             "a policy acts on texts without padding under a causal mask; give texts of one length, one by one."
         )
+    if isinstance(sight.mask, IndexedMask) and sight.mask.looks_ahead:
+        raise SinkscopeError(
+            f"{type(module).__name__} lets some tokens see later ones, as those of an image, beside which a policy "
+            "cannot act; leave the policy or the image out."
+        )
     if not isinstance(sight.mask, (CausalMask, IndexedMask)):
         raise SinkscopeError(
             f"{type(module).__name__} was given a mask of another kind than its model's causal one, or makes one or a "

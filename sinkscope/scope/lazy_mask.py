@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,6 +59,8 @@ class LazyMask(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if getattr(func, "__name__", "") == "__get__":
                 return func(*args, **kwargs)
+            if func is Tensor.__getitem__ and _takes_all(args[0].shape, args[1]):
+                return args[0]
             sights: list[Sight] = []
             if func in _FREE:
                 sights, result = [args[0].sight], func(*args, **kwargs)
@@ -86,6 +89,15 @@ class LazyMask(Tensor):
 
 _FREE = (Tensor.dim, Tensor.size, Tensor.is_floating_point, Tensor.to, Tensor.contiguous)
 """What can be done with a mask without its numbers, at least where nothing has to be done."""
+
+
+def _takes_all(shape: Sequence[int], index: Any) -> bool:
+    """Whether an index of slices leaves nothing out."""
+    slices = index if isinstance(index, tuple) else (index,)
+    return len(slices) <= len(shape) and all(
+        isinstance(each, slice) and each.indices(size) == (0, size, 1)
+        for each, size in zip(slices, shape, strict=False)
+    )
 
 
 def _version(tensor: Tensor) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
@@ -13,27 +14,38 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from sinkscope.arguments import checks_types
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.models import core, is_pretrained
 from sinkscope.hf.placement import reading_device
+from sinkscope.interrupts import finishing_blocks, saying
 from sinkscope.models.facts import find_streams
 from sinkscope.models.requirements import check_eval, check_wrapper
+from sinkscope.policies import Policy
 from sinkscope.probes import FREE, Maps, Probe, SinkMass
 from sinkscope.progress import progress_bar
 from sinkscope.scope.fitting import fitting
+from sinkscope.scope.forward import check_vocabulary
+from sinkscope.scope.kept import KeptBatches
 from sinkscope.scope.scope import Scope
 from sinkscope.scope.streams import check_inputs
 from sinkscope.tokens import TokenTexts
+from sinkscope.undo import Undo
+
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
+@checks_types
 def measure(
     model: nn.Module,
     ids: Tensor | Sequence[Tensor] | Mapping[str, Any],
     probes: Iterable[Probe] | None = None,
     *,
+    policy: Policy | None = None,
     stream: str | None = None,
     tokenizer: Any = None,
     batch_tokens: int = 4096,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
     **attributes: Any,
 ) -> xr.Dataset:
@@ -47,10 +59,13 @@ def measure(
             arguments of one forward pass by name, as a processor gives them (input_ids, pixel_values,
             attention_mask, ...); an encoder-decoder needs decoder_input_ids among them.
         probes: what to measure; those that cost no second pass when None.
+        policy: which keys a query may see, as in `attached`; all of them when None.
         stream: which part of a model of several: "text" or "vision" of one that reads images; "decoder", "cross" or
             "encoder" of an encoder-decoder. The part that predicts tokens when None. `capture` records all at once.
         tokenizer: adds the text of each token to the record.
         batch_tokens: neighbouring sequences of equal length run together up to so many tokens.
+        checkpoint: a folder that keeps what was measured of each batch of texts; the same call again goes on from
+            there, to the bit.
         progress: whether to show a progress bar; once two seconds have passed when None.
         attributes: noted in the record's attrs (the name of the text, for one).
 
@@ -63,14 +78,18 @@ def measure(
             not take, images without tokens that stand for them.
     """
     name = _checked_stream(model, stream)
-    scope = Scope(model, fitting(FREE, find_streams(model)[name]) if probes is None else probes, stream=name)
+    probes = fitting(FREE, find_streams(model)[name]) if probes is None else probes
+    scope = Scope(model, probes, policy=policy, stream=name, alone=True)
     if isinstance(ids, Mapping):
+        if checkpoint is not None:
+            raise SinkscopeError("checkpoint= keeps batches of texts, and these are the inputs of one pass; leave it.")
+        texts_read = token_texts(tokenizer, ids.get("input_ids"))
         check_wrapper(model)
         with scope, torch.no_grad():
             _read_inputs(scope, ids)
             record = scope.record
-        if tokenizer is not None and "token_id" in record.coords:
-            record = with_token_texts(record, tokenizer)
+        if texts_read is not None and "token_id" in record.coords:
+            record = with_token_texts(record, texts_read)
         return record.assign_attrs(attributes)
     texts = texts_of(ids)
     shortest = min(map(len, texts))
@@ -80,15 +99,20 @@ def measure(
                 f"a text has {shortest} tokens, but {probe} needs at least {probe.first}; "
                 "give a longer text or a smaller first."
             )
+    for text in texts if tokenizer is not None else ():
+        check_vocabulary(scope.anatomy.base, text)
+    texts_read = token_texts(tokenizer, texts)
     check_wrapper(model)
+    kept = None if checkpoint is None else KeptBatches(checkpoint, scope)
     with scope, torch.no_grad():
-        _read(scope, texts, batch_tokens, progress)
+        _read(scope, texts, batch_tokens, progress, kept)
         record = scope.record
-    if tokenizer is not None:
-        record = with_token_texts(record, tokenizer)
+    if texts_read is not None:
+        record = with_token_texts(record, texts_read)
     return record.assign_attrs(attributes)
 
 
+@checks_types
 def attention_maps(
     model: nn.Module,
     ids: Tensor | Mapping[str, Any],
@@ -117,7 +141,7 @@ def attention_maps(
     texts = [] if isinstance(ids, Mapping) else texts_of(ids)
     probe = Maps(layers, heads, resolution, pool)  # type: ignore[arg-type]
     check_wrapper(model)
-    with Scope(model, [probe], stream=_checked_stream(model, stream)) as scope, torch.no_grad():
+    with Scope(model, [probe], stream=_checked_stream(model, stream), alone=True) as scope, torch.no_grad():
         if isinstance(ids, Mapping):
             _read_inputs(scope, ids)
         elif len(texts) == 1:
@@ -130,9 +154,19 @@ def attention_maps(
     return maps.rename(map_query="query", map_key="key").drop_vars("sequence")
 
 
-def with_token_texts(record: xr.Dataset, tokenizer: Any) -> xr.Dataset:
+def token_texts(tokenizer: Any, texts: Any) -> TokenTexts | None:
+    """How the tokens of texts read, None without a tokenizer; one that cannot decode them is found before they run."""
+    if tokenizer is None:
+        return None
+    read, rows = TokenTexts(tokenizer), [texts] if isinstance(texts, Tensor) else texts or ()
+    for token in sorted({token for row in rows if isinstance(row, Tensor) for token in row.flatten().tolist()}):
+        read.of(int(token))
+    return read
+
+
+def with_token_texts(record: xr.Dataset, read: TokenTexts) -> xr.Dataset:
     """The record with `token_text` [sequence, token] beside its `token_id`; empty past the end of a sequence."""
-    ids, read = record.token_id.values, TokenTexts(tokenizer)
+    ids = record.token_id.values
     texts = np.full(ids.shape, "", dtype=object)
     for row, shown in zip(ids, texts, strict=True):
         is_token = row >= 0
@@ -165,7 +199,9 @@ def _read_inputs(scope: Scope, inputs: Mapping[str, Any]) -> None:
     whole(**given)
 
 
-def _read(scope: Scope, texts: list[Tensor], batch_tokens: int, progress: bool | None) -> None:
+def _read(
+    scope: Scope, texts: list[Tensor], batch_tokens: int, progress: bool | None, kept: KeptBatches | None = None
+) -> None:
     """Run the model's layers over all texts; a wrapper as a whole, since what it does around them counts."""
     check_eval(scope.model, "attention")
     if "encoder" in find_streams(scope.model):
@@ -182,10 +218,18 @@ def _read(scope: Scope, texts: list[Tensor], batch_tokens: int, progress: bool |
     # outside the interface keys and values show in the cache only; else it would just cost memory
     options = {"use_cache": not interface} if "use_cache" in accepted else {}
     runs, device = base if core(scope.model) is scope.model else scope.model, reading_device(base)
-    with _progress(scope, sum(map(len, texts)), progress) as begin:
+    told = None if kept is None else kept.told
+    with saying(told), finishing_blocks(told) as stop, _progress(scope, sum(map(len, texts)), progress) as begin:
         for batch in batches_of(texts, batch_tokens):
             begin(batch.numel())
-            runs(input_ids=batch.to(device), **options)
+            if kept is None:
+                runs(input_ids=batch.to(device), **options)
+            elif not kept.read(scope, batch):
+                kept.begin(scope)
+                runs(input_ids=batch.to(device), **options)
+                kept.write(scope, batch)
+            if stop.asked:
+                return  # and out of the context, where the signal takes its way
 
 
 @contextmanager
@@ -203,9 +247,9 @@ def _progress(scope: Scope, total: int, shown: bool | None) -> Iterator[Callable
         done = min(done + batch / len(layers), begun)
         bar.update(round(done) - bar.n)
 
-    with bar, ExitStack() as hooks:
+    with bar, Undo() as undo:
         for layer in layers:
-            hooks.callback(layer.register_forward_hook(advance).remove)
+            undo.hang(layer, advance)
         yield begin
         bar.update(begun - bar.n)
 
@@ -238,6 +282,6 @@ def texts_of(ids: Tensor | Sequence[Tensor]) -> list[Tensor]:
         raise SinkscopeError(
             "there is an empty text among the tokens, or no text at all; give at least one token each."
         )
-    if any(text.is_floating_point() for text in texts):
-        raise SinkscopeError("token ids are whole numbers; got floating-point ones.")
+    if other := [text.dtype for text in texts if text.dtype not in WHOLE]:
+        raise SinkscopeError(f"token ids are whole numbers; got {other[0]}, as floating-point ones and booleans are.")
     return [text.long() for text in texts]

@@ -11,38 +11,29 @@ and hung on the model on entering is undone on leaving, also after an exception 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from functools import partial
-from itertools import chain
+from collections.abc import Iterable
 from typing import Any
-from weakref import WeakKeyDictionary
 
-import numpy as np
-import torch
 import xarray as xr
-from torch import Tensor, nn
+from torch import nn
 
-from sinkscope.attention.layer import FusedLayer, Layer
-from sinkscope.attention.masks import TensorMask
-from sinkscope.errors import SinkscopeError
+from sinkscope.errors import SinkscopeError, shown
 from sinkscope.hf.attention import leave_maps_out, use_implementation
-from sinkscope.hf.models import placeholder_ids, reading_all
-from sinkscope.models.compiled import uncompiled
-from sinkscope.models.facts import Part, find_streams
-from sinkscope.models.requirements import SCOPED, check_weights, not_finite
+from sinkscope.models.compiled import run_eagerly
+from sinkscope.models.facts import find_streams
+from sinkscope.models.requirements import SCOPED, check_weights
+from sinkscope.models.threads import Turn, other_threads_inside
 from sinkscope.normalisers import Normaliser
-from sinkscope.policies import Dense, Policy
-from sinkscope.probes import FREE, HiddenProbe, LayerProbe, Probe, TileProbe
-from sinkscope.scope.binding import layer_evictions
-from sinkscope.scope.collect import Collector, Text, checked_probes, measure_hidden, measure_layer
+from sinkscope.policies import Policy
+from sinkscope.probes import FREE, LayerProbe, Probe, TileProbe
 from sinkscope.scope.describe import described
-from sinkscope.scope.fitting import check_fits, check_normaliser, fitting
-from sinkscope.scope.forward import Caches, Forward, read_forward
-from sinkscope.scope.interface import CROSSING, EVICTIONS, NAME, NORMALISERS, SEEN
-from sinkscope.scope.streams import Told, TowerPass, arguments_of, check_other_states, read_tower, reads_tokens
-from sinkscope.scope.watch import AttentionWatch, keys_and_values
+from sinkscope.scope.fitting import fitting
+from sinkscope.scope.interface import NAME
+from sinkscope.scope.observer import Observer
+from sinkscope.scope.streams import models_around
+from sinkscope.undo import Hook, Undo, entering, holding, leaving
+
+_ENTERING = threading.RLock()  # whether a model carries a scope is asked, and then it does
 
 
 def capture(model: nn.Module, probes: Iterable[Probe] | None = None) -> Scope:
@@ -97,7 +88,7 @@ def attached(
     return Scope(model, probes, normaliser, policy)
 
 
-class Scope:
+class Scope(Observer):
     """A model with probes on, for as long as the context lasts."""
 
     def __init__(
@@ -107,66 +98,60 @@ class Scope:
         normaliser: Normaliser | None = None,
         policy: Policy | None = None,
         stream: str | None = None,
+        alone: bool = False,
     ) -> None:
-        self._is_beside = False  # whether it is there for the sake of another stream
+        """As `attached`: of one `stream`, or all; `alone` for the thread that enters it, or for any, one by one."""
         found = find_streams(model)
-        self.model, self.stream = model, next(iter(found)) if stream is None else stream
-        self.anatomy = found[self.stream]
-        self.probes = checked_probes(probes, self.anatomy.numbers)
-        for probe in self.probes:
-            check_fits(probe, self.anatomy)
-        self.streams = {self.stream: self}
-        for name in list(found)[1:] if stream is None and self.probes else ():
-            self.streams[name] = Scope(model, fitting(self.probes, found[name]), stream=name)
-            self.streams[name]._is_beside = True
-        self.normaliser = normaliser
-        self.policy = Dense() if policy is None else policy
-        self.evictions = layer_evictions(self.policy, model, self.anatomy)
-        # tokens of an image may see each other both ways in a text that is causal else
-        self._counts_keys = not self.anatomy.crosses and bool(placeholder_ids(model))
-        if normaliser is not None:
-            check_normaliser(normaliser, model, self.anatomy, self.evictions)
-        self._collector = Collector(len(self.anatomy.parts), self.probes)
-        self._caches: Caches = WeakKeyDictionary()
-        self._forward: Forward | TowerPass | None = None
-        self._told = Told()
-        self._thread: int | None = None
-        self._numbers: dict[int, int] = {}  # of the layer that each part was in its last run of a forward pass
-        self._causal: bool | None = None
-        self._other_keys = 0
-        self.own_mask: str | None = None  # the class of a module that attended under a mask as a tensor
-        self._watch: AttentionWatch | None = None
-        self._undo = ExitStack()
-        self._problem: SinkscopeError | None = None
+        name = next(iter(found)) if stream is None else stream
+        super().__init__(model, name, found[name], probes, normaliser, policy)
+        self._alone, self._undo = alone, Undo()
+        self._others: dict[str, Scope] = {}
+        for other in list(found)[1:] if stream is None and self.probes else ():
+            self._others[other] = Scope(model, fitting(self.probes, found[other]), stream=other)
+            self._others[other]._is_beside = True
+        bases = [scope.anatomy.base for scope in self.streams.values()]
+        around = [module for base in bases for module in (base, *models_around(base, model))]
+        self._turn = Turn(around, "a scope")
+        for scope in self._others.values():
+            scope._turn = self._turn
+
+    @property
+    def streams(self) -> dict[str, Scope]:
+        """The scopes of all streams of attention by name, this one first."""
+        return {self.stream: self, **self._others}
+
+    @property
+    def is_entered(self) -> bool:
+        """Whether it is on its model."""
+        return self._undo.is_entered
 
     def __enter__(self) -> Scope:
         check_weights(self.model)
-        parts = [part for scope in self.streams.values() for part in scope.anatomy.parts]
-        taken = [part.name for part in parts if part.attention in SCOPED]
-        if taken:
-            raise SinkscopeError(
-                f"this model carries a scope already (at {taken[0]}); leave that one first, or give it all the probes."
-            )
-        with ExitStack() as undo:
-            bases = [scope.anatomy.base for scope in self.streams.values() if scope.anatomy.interface]
-            undo.enter_context(uncompiled())
-            for base in bases:
-                leave_maps_out(base, undo)
-            use_implementation(bases, NAME, undo)
-            for scope in self.streams.values():
-                scope._attach(undo)
-            self._undo = undo.pop_all()
-        return self
+        if self.is_entered:
+            raise self._carried()
+        entering(self)
+        try:
+            holding(_ENTERING, self._enter)
+            return self
+        except BaseException:
+            self._undo.close()
+            raise
 
-    def __exit__(self, *_: Any) -> None:
+    @leaving
+    def __exit__(self, problem: Any = None, *_: Any) -> None:
+        running = self.is_entered and self._turn.is_taken()
         for scope in self.streams.values():
             scope._end_forward()
         self._undo.close()
+        if running and problem is None:
+            raise SinkscopeError(
+                "the scope was left while another thread ran its model, and what that read last is not in the record; "
+                "wait for the thread first."
+            )
 
-    @property
-    def causal(self) -> bool:
-        """Whether no query was seen to look ahead."""
-        return self._causal is not False and not self.anatomy.crosses
+    def move_here(self) -> None:
+        """Be there for this thread alone from now on."""
+        self._turn.only = threading.get_ident()
 
     @property
     def record(self) -> xr.Dataset:
@@ -176,11 +161,14 @@ class Scope:
             SinkscopeError: nothing was measured yet.
         """
         self._check_saw_attention()
-        return described(self._collector.record(), self, self._other_keys)
+        return described(holding(self._turn.lock, self._collector.record), self, self._other_keys, self._grids)
 
     def array(self, variable: str) -> xr.DataArray:
         """One variable over only the layers and heads it was measured in, without the rest of the record."""
         self._check_saw_attention()
+        if not isinstance(variable, str) or variable not in self._collector.makes:
+            made = ", ".join(self._collector.makes) or "nothing"
+            raise SinkscopeError(f"no probe of this scope makes {shown(variable)}: give one of what they make, {made}.")
         return self._collector.variable(variable)
 
     def _check_saw_attention(self) -> None:
@@ -195,191 +183,33 @@ class Scope:
 
     # --- attaching ------------------------------------------------------------------------------------------------
 
-    def _attach(self, undo: ExitStack) -> None:
-        def hang(hook: Any) -> None:
-            undo.callback(hook.remove)
+    def _carried(self) -> SinkscopeError:
+        return SinkscopeError(
+            f"this model carries a scope already (at {self.anatomy.parts[0].name}); leave that one first, or give it "
+            "all the probes."
+        )
 
-        base, parts, interface = self.anatomy.base, self.anatomy.parts, self.anatomy.interface
-        for part, evictions in zip(parts, self.evictions, strict=True):
-            SCOPED.add(part.attention)
-            undo.callback(SCOPED.discard, part.attention)
-            if self.normaliser is not None and self.normaliser.acts_in(part.number):
-                NORMALISERS[part.attention] = self.normaliser
-                undo.callback(NORMALISERS.pop, part.attention, None)
-            if self.anatomy.crosses:
-                CROSSING.add(part.attention)
-                undo.callback(CROSSING.discard, part.attention)
-            if interface and not reads_tokens(base):  # what a tower does in several calls it does not hand on
-                SEEN[part.attention] = []
-                undo.callback(SEEN.pop, part.attention, None)
-            if evictions:
-                EVICTIONS[part.attention] = evictions
-                undo.callback(EVICTIONS.pop, part.attention, None)
-        self._told.watch(self.model, base, undo)
-        hang(base.register_forward_pre_hook(self._before_forward, with_kwargs=True))
-        hang(base.register_forward_hook(self._after_forward))
-        undo.callback(self._stop_watching)  # an interrupt inside a module skips the hook behind it
-        for index, part in enumerate(parts):
-            if self.policy.remembers and self.evictions[index]:
-                hang(part.attention.register_forward_pre_hook(partial(self._check_runs_once, index, part)))
-            if interface:
-                hang(part.attention.register_forward_hook(partial(self._after_interface, index, part)))
-            else:
-                hang(part.attention.register_forward_pre_hook(self._start_watching))
-                after = partial(self._after_watching, index, part)
-                hang(part.attention.register_forward_hook(after, with_kwargs=True, always_call=True))
-        if any(isinstance(probe, HiddenProbe) for probe in self.probes):
-            inside: dict[nn.Module, list[int]] = {}
-            for index, part in enumerate(parts):
-                if part.layer is not None:
-                    inside.setdefault(part.layer, []).append(index)
-            for layer, indices in inside.items():
-                hang(layer.register_forward_hook(partial(self._after_layer, indices)))
-
-    def _start_watching(self, module: nn.Module, args: Any) -> None:
-        self._stop_watching()
-        self._watch = AttentionWatch(None if self._forward is None else self._forward.scores)
-        self._watch.__enter__()
-
-    def _stop_watching(self) -> AttentionWatch | None:
-        watch = self._watch
-        if watch is not None:
-            watch.__exit__(None, None, None)
-            self._watch = None
-        return watch
-
-    # --- what the hooks call --------------------------------------------------------------------------------------
-
-    def _before_forward(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if self._thread not in (None, threading.get_ident()):
-            raise SinkscopeError("a model that carries a scope was called from two threads at once; use one thread.")
-        if kwargs.get("output_attentions") and self.anatomy.interface:
+    def _enter(self) -> None:
+        undo, scopes = self._undo, self.streams.values()
+        modules = [part.attention for scope in scopes for part in scope.anatomy.parts]
+        if any(module in SCOPED for module in modules):
+            raise self._carried()
+        for module in modules:
+            undo.callback(SCOPED.discard, module)
+            SCOPED.add(module)
+        bases = [scope.anatomy.base for scope in scopes if scope.anatomy.interface]
+        run_eagerly(undo)
+        for base in bases:
+            leave_maps_out(base, undo)
+        use_implementation(bases, NAME, undo)
+        if self._alone:
+            self.move_here()
+        for module in self._turn.modules:
+            undo.hang(module, Hook(self._take_turn), before=True)
+        for scope in scopes:
+            scope._attach(undo)
+        if other_threads_inside(self._turn.modules):  # which began before, and would run on with what is on it now
             raise SinkscopeError(
-                "output_attentions=True needs T x T maps, which do not exist while a scope is attached; "
-                "leave it out and use sinkscope.attention_maps or the probe Maps()."
+                "another thread is running this model, which cannot be given a scope meanwhile; wait for it, or give "
+                "each a model of its own."
             )
-        self._collector.discard()
-        self._numbers = {}
-        if reads_tokens(module):
-            given = self._told.completed(arguments_of(module, args, kwargs))
-            check_other_states(self.model, given)
-            self._forward = read_forward(module, given, self._caches, self.anatomy.crosses)
-        else:
-            self._forward = read_tower(module, args, kwargs)
-            for part in self.anatomy.parts:
-                SEEN.get(part.attention, []).clear()
-        for eviction in chain.from_iterable(self.evictions):
-            eviction.begin(self._forward.cache, self._forward.past)
-        self._thread = threading.get_ident()
-        return args, reading_all(kwargs)
-
-    def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._forward is not None:
-            self._collector.check()
-            cache = self._forward.commit(self._caches, output)
-            for eviction in chain.from_iterable(self.evictions):
-                eviction.end(cache)
-            self._collector.commit(self._forward.texts)
-        self._end_forward()
-
-    def _end_forward(self) -> None:
-        self._collector.discard()
-        self._forward = self._thread = None
-
-    @contextmanager
-    def _beside(self) -> Iterator[None]:
-        """What cannot be measured in a stream beside the main one is said when its record is asked for."""
-        try:
-            yield
-        except SinkscopeError as problem:
-            if not self._is_beside:
-                raise
-            self._problem, self._forward = problem, None
-
-    def _check_runs_once(self, index: int, part: Part, module: nn.Module, args: Any) -> None:
-        if index in self._numbers:
-            raise SinkscopeError(
-                f"{part.name} runs several times in one forward pass, and `{self.policy.name}` remembers what each "
-                "layer attended to, so its runs would be mixed; give a policy that follows from places in the text."
-            )
-
-    def _after_interface(self, index: int, part: Part, module: nn.Module, args: Any, output: Any) -> None:
-        with self._beside():
-            if module in SEEN:
-                layers, SEEN[module] = SEEN[module], []
-                self._observe(index, part, *layers)
-                return
-            for layer in output if isinstance(output, tuple) else ():
-                if isinstance(layer, Layer):
-                    self._observe(index, part, layer)
-
-    def _after_watching(
-        self, index: int, part: Part, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
-    ) -> None:
-        watch = self._stop_watching()
-        if watch is None or output is None:
-            return
-        with self._beside():
-            layer = watch.seen(type(module).__name__)
-            if layer is not None:
-                if layer.key is None and not self.anatomy.crosses:
-                    key, value = keys_and_values(getattr(module, "layer_idx", index), (*args, *kwargs.values()))
-                    layer = replace(layer, key=key, value=value)
-                self._observe(index, part, layer)
-
-    @torch.inference_mode(False)  # in which a probe could change what it sees unnoticed
-    @torch.no_grad()
-    def _observe(self, index: int, part: Part, *layers: Layer) -> None:
-        """Let the probes look at one attention layer of the forward pass under way; in a tower it may be many calls.
-
-        A module that runs again in the same pass (layers that share their weights) is a layer of its own each time.
-        """
-        number = max([part.number, *(last + 1 for last in self._numbers.values())])
-        for layer in layers:
-            if not bool((layer.lse < torch.inf).all()):  # NaN too; a row that sees nothing has the lowest float
-                raise not_finite(f"the attention scores of layer {number} ({part.name})", self.model)
-        if self._forward is None or not layers:
-            return
-        for layer in layers:
-            self._forward.check(layer, part.name)
-            self._other_keys = max(self._other_keys, layer.others)
-            if isinstance(layer, FusedLayer) and isinstance(layer.mask, TensorMask):
-                self.own_mask = type(part.attention).__name__
-        if self.probes and self.evictions[index] and layers[0].start:
-            raise SinkscopeError("probes follow a policy over one forward pass from the first token; give no cache.")
-        first, self._numbers[index] = not self._numbers, number
-        with torch.autocast(layers[0].lse.device.type, enabled=False):
-            for texts, real in self._forward.split(*layers):
-                if first and self.causal:
-                    self._causal = not real.looks_ahead()
-                if self._counts_keys and not self.causal and isinstance(real, FusedLayer):
-                    self._count_keys(texts, real)
-                self._collector.add(number, texts, measure_layer(self.probes, number, real))
-
-    def _count_keys(self, texts: list[Text], layer: FusedLayer) -> None:
-        counts = layer.keys_seen().amax(1).expand(len(texts), -1).cpu().numpy()
-        for text, count in zip(texts, counts, strict=True):  # layers with a window see fewer
-            text.seen[layer.start] = np.maximum(count, text.seen.get(layer.start, 0))
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _after_layer(self, indices: list[int], module: nn.Module, args: Any, output: Any) -> None:
-        """Let the hidden-state probes look at what a layer hands on, [batch, token, dim], around some of the parts."""
-        hidden = output[0] if isinstance(output, (tuple, list)) else output
-        ran = [self._numbers[index] for index in indices if index in self._numbers]
-        if self._forward is None or not ran or not isinstance(hidden, Tensor):
-            return
-        number = max(ran)
-        if isinstance(self._forward, Forward):
-            if hidden.dim() != 3:
-                return
-            hidden = self._forward.batch_first(hidden, number, sure=self.anatomy.interface)
-        for texts, real in self._forward.split_hidden(hidden):
-            # the sum is quick, and may overflow
-            if not bool(real.sum().isfinite()) and not bool(real.isfinite().all()):
-                raise not_finite(f"the hidden states after layer {number}", self.model)
-            for probe in self.probes:
-                if isinstance(probe, HiddenProbe) and probe.wants(number):
-                    self._collector.add(number, texts, measure_hidden(probe, real))

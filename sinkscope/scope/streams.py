@@ -8,8 +8,8 @@ one call of the whole.
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,42 +20,49 @@ from torch import Tensor, nn
 from sinkscope.attention.layer import FusedLayer, Layer
 from sinkscope.attention.masks import IndexedMask
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf.images import Grid, image_grids
 from sinkscope.hf.models import is_encoder_decoder, is_pretrained, other_states, placeholder_ids
 from sinkscope.models.facts import find_streams
 from sinkscope.scope.collect import Text
 from sinkscope.scope.watch import Scores
+from sinkscope.undo import Undo
 
 
-class Told:
-    """What the models around a base were called with: the base may get only what they made of it.
+class Told(threading.local):
+    """What the models around a base were called with in this thread: the base may get only what they made of it.
 
     Attributes:
         is_called: whether such a call is under way.
         ids: its "input_ids"; None without.
         mask: its "attention_mask", of any kind; None without.
+        grids: of its images, in their order.
     """
 
     def __init__(self) -> None:
         self.is_called = False
         self.ids: Any = None
         self.mask: Any = None
+        self.grids: list[Grid] = []
 
-    def watch(self, model: nn.Module, base: nn.Module, undo: ExitStack) -> None:
+    def __reduce__(self) -> Any:
+        return Told, ()  # beside a copy of its model nothing was told yet
+
+    def watch(self, model: nn.Module, base: nn.Module, undo: Undo) -> None:
         """Listen to the models around `base`. An encoder-decoder gives its decoder tokens of its own."""
         if is_encoder_decoder(model):
             return
-        for module in model.modules():
-            if module is not base and is_pretrained(module) and base in set(module.modules()):
-                undo.callback(module.register_forward_pre_hook(self._listen, with_kwargs=True).remove)
-                undo.callback(module.register_forward_hook(self._forget, always_call=True).remove)
+        for module in models_around(base, model):
+            undo.hang(module, self._listen, before=True, with_kwargs=True)
+            undo.hang(module, self._forget, always_call=True)
 
     def _listen(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = arguments_of(module, args, kwargs) if args else kwargs
         if not self.is_called:  # the outermost
             self.is_called, self.ids, self.mask = True, given.get("input_ids"), given.get("attention_mask")
+            self.grids = image_grids(module, given)
 
     def _forget(self, *_: Any) -> None:
-        self.is_called, self.ids, self.mask = False, None, None
+        self.is_called, self.ids, self.mask, self.grids = False, None, None, []
 
     def completed(self, given: dict[str, Any]) -> dict[str, Any]:
         """The arguments of the base, with the ids of what it got as embeddings and the padding before it."""
@@ -71,6 +78,13 @@ class Told:
         """The mask of the base; that of the whole, where the base gets what this made of it."""
         mask = given.get("attention_mask")
         return self.mask if self.is_called and not is_padding(mask) else mask
+
+
+def models_around(base: nn.Module, model: nn.Module) -> list[nn.Module]:
+    """The models inside `model`, itself too, that run `base`."""
+    return [
+        each for each in model.modules() if each is not base and is_pretrained(each) and base in set(each.modules())
+    ]
 
 
 def is_padding(mask: Any) -> bool:
@@ -223,14 +237,34 @@ def read_tower(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return TowerPass(None, masks, next((len(each) for each in pictures if each.dim() in (3, 4)), None))
 
 
-def check_other_states(model: Any, given: Mapping[str, Any]) -> None:
-    """Raise SinkscopeError for states to attend to, given to a model in which no attention to them was found."""
+def check_given(model: Any, base: Any, given: Mapping[str, Any], moving: str | None) -> None:
+    """Raise SinkscopeError for arguments that cannot be followed.
+
+    That is states to attend to, given to a model in which no attention to them was found, and positions in several
+    dimensions beside a policy that moves keys.
+
+    Args:
+        model, base: the whole, and the part of it that is called.
+        given: its arguments, by name.
+        moving: the name of such a policy, where there is one.
+    """
     other = other_states(dict(given))
     if other is not None and not any(stream.crosses for stream in find_streams(model).values()):
         raise SinkscopeError(
             f"the model was given `{other}` to attend to, and no cross-attention was found in {type(model).__name__}; "
             "leave it out."
         )
+    if moving is not None and has_planes(given):
+        raise SinkscopeError(
+            f"{type(base).__name__} gives the tokens of an image positions in two dimensions, and `{moving}` counts "
+            "positions in one; leave the policy or the image out."
+        )
+
+
+def has_planes(given: Mapping[str, Any]) -> bool:
+    """Whether tokens are given positions in more than one dimension, as those of an image."""
+    positions = given.get("position_ids")
+    return isinstance(positions, Tensor) and positions.dim() == 3 and bool((positions != positions[:1]).any())
 
 
 def check_inputs(model: Any, inputs: Mapping[str, Any]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from sinkscope.attention.layer import FusedLayer, Layer, ScoredLayer
 from sinkscope.attention.masks import CausalMask, FullMask, Mask, TensorMask
@@ -39,6 +40,27 @@ class AttentionWatch(TorchFunctionMode):
         self.expected = expected
         self.layers: list[Layer] = []
         self.others: list[tuple[int, ...]] = []
+        self.thread, self.was_on = threading.get_ident(), False
+
+    def start(self) -> None:
+        """Look from now on, in this thread."""
+        self.__enter__()
+        self.was_on = True
+
+    def stop(self) -> None:
+        """Look no more; may be done twice, or without a start.
+
+        An interrupt inside an attention module leaves the modes of torch as they are there: modes of the user's that
+        were around it then took this one off in their place.
+        """
+        modes = _get_current_function_mode_stack()
+        if self in modes:
+            others = [_pop_mode() for _ in modes[modes.index(self) :]][:-1]
+            for mode in reversed(others):
+                _push_mode(mode)
+        elif self.was_on and modes:
+            _pop_mode()
+        self.was_on = False
 
     def __torch_function__(
         self,
@@ -85,6 +107,27 @@ class AttentionWatch(TorchFunctionMode):
             "attention each token gives to each other cannot be told (attention in blocks or windows, or to tokens of "
             "the model's own); measure its maps elsewhere and use sinkscope.from_maps."
         )
+
+
+class Lookout:
+    """The watch over the one attention module that runs now, if any."""
+
+    def __init__(self) -> None:
+        self._watch: AttentionWatch | None = None
+
+    def start(self, expected: Scores | None) -> None:
+        self.stop()
+        self._watch = AttentionWatch(expected)
+        self._watch.start()
+
+    def stop(self) -> AttentionWatch | None:
+        """End the watch, and give it; none that another thread keeps, whose modes nobody else can reach."""
+        watch = self._watch
+        if watch is None or watch.thread != threading.get_ident():
+            return None
+        watch.stop()
+        self._watch = None
+        return watch
 
 
 def keys_and_values(index: int, arguments: Iterable[Any]) -> tuple[Tensor, Tensor] | tuple[None, None]:

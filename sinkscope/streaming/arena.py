@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sinkscope.errors import SinkscopeError, first_line
 from sinkscope.hf.caches import growing_cache, held_states, with_cache
 from sinkscope.hf.placement import reading_device
 from sinkscope.models.cached import find_layout
@@ -102,7 +103,13 @@ class Arena:
 
         def empty(slot: str, tokens: int, dtype: torch.dtype) -> Tensor:
             heads, dim = kind.shapes[slot]
-            return torch.zeros(layers, batch, heads, tokens, dim, dtype=dtype, device=kind.device)
+            try:
+                return torch.zeros(layers, batch, heads, tokens, dim, dtype=dtype, device=kind.device)
+            except RuntimeError as problem:
+                raise SinkscopeError(
+                    f"a cache of {kind.sinks + kind.window:,} tokens does not fit the memory of {kind.device} "
+                    f"({first_line(problem)}); give a smaller window."
+                ) from problem
 
         with torch.inference_mode(False):  # else it could not be written to outside of it later
             self.held = {slot: empty(slot, self.size, kind.dtype) for slot in SLOTS}

@@ -3,65 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 import time
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.files import replacing, write_text
+from sinkscope.files import check_writable
+from sinkscope.models.identity import difference
+from sinkscope.tensors import read_tensors, write_tensors
 
-
-def write_tensors(path: Path, what: str, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
-    """Write tensors and texts about them; an older file is replaced in one step.
-
-    Raises:
-        SinkscopeError: the folder cannot be written, or the disk is full; an older file stays as it was.
-    """
-    stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with replacing(path, what) as partial:
-        try:
-            save_file(stored, partial, metadata=about | {"checksum": _checksum(stored)})
-        except SafetensorError as problem:  # how it reports a full disk
-            raise OSError(str(problem)) from problem
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-
-
-def read_tensors(path: Path, what: str, advice: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and texts of a file that `write_tensors` wrote.
-
-    Raises:
-        SinkscopeError: another kind of file, or a damaged one.
-    """
-    try:
-        with safe_open(path, framework="pt") as stored:
-            about = stored.metadata() or {}
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as problem:
-        raise SinkscopeError(f"{what} {path} is damaged or torn ({problem}); {advice}.") from problem
-    if "checksum" not in about:
-        raise SinkscopeError(f"{path} is a safetensors file, but not one that sinkscope wrote; {advice}.")
-    if about.pop("checksum") != _checksum(tensors):
-        raise SinkscopeError(f"{what} {path} is damaged: its numbers are not those that were saved; {advice}.")
-    return tensors, about
-
-
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    total = 0
-    for name in sorted(tensors):
-        numbers = tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy()
-        total = zlib.crc32(numbers.data, zlib.crc32(name.encode(), total))
-    return f"{total:08x}"
-
-
+CHECKPOINT = "sinkscope checkpoint 2"
 SECONDS = 15.0  # between two checkpoints: a run that is killed loses no more
 
 
@@ -83,6 +40,15 @@ class Checkpoint:
         self.path, self.settings = path, {name: str(value) for name, value in settings.items()}
         self._written = time.monotonic()
 
+    @property
+    def told(self) -> str | None:
+        """What is kept of a run that is interrupted, in a sentence; None where nothing is."""
+        if self.path is None:
+            return None
+        return (
+            f"interrupted; what was done is kept in {self.path.parent}, and running the same again goes on from there."
+        )
+
     def due(self) -> bool:
         """Whether it is time to write again."""
         return self.path is not None and time.monotonic() - self._written > SECONDS
@@ -94,31 +60,40 @@ class Checkpoint:
         numbers = {"batch": progress.batch, "done": progress.done, "seconds": progress.seconds}
         tensors = {"losses": progress.losses} | {f"state.{name}": held for name, held in progress.state.items()}
         about = {"settings": json.dumps(self.settings), "progress": json.dumps(numbers)}
-        write_tensors(self.path, "the checkpoint", tensors, about)
+        write_tensors(self.path, "the checkpoint", CHECKPOINT, tensors, about)
         self._written = time.monotonic()
 
-    def read(self) -> Progress | None:
-        """What an earlier run left, or None.
+    def read(self, batches: Sequence[Tensor]) -> Progress | None:
+        """What an earlier run over these batches [sequence, token] left, or None.
 
         Raises:
             SinkscopeError: the file is damaged or of other settings, or the folder cannot be written.
         """
         if self.path is None:
             return None
-        trial = self.path.with_name(".writable")
-        write_text(trial, "", "a checkpoint")  # better refused now than after an hour
-        trial.unlink(missing_ok=True)
+        check_writable(self.path.parent, "a checkpoint")  # better refused now than after an hour
         if not self.path.exists():
             return None
-        tensors, about = read_tensors(self.path, "the checkpoint", "delete it to start this policy again")
-        settings, numbers = json.loads(about["settings"]), json.loads(about["progress"])
-        other = {name for name in settings.keys() | self.settings if settings.get(name) != self.settings.get(name)}
-        if other:
-            name = sorted(other)[0]
+        advice = "delete it to start this policy again"
+        tensors, about = read_tensors(self.path, "the checkpoint", CHECKPOINT, advice)
+        if other := difference(json.loads(about["settings"]), self.settings):
             raise SinkscopeError(
-                f"the checkpoint {self.path} was made with {name} = {settings.get(name)}, and now it is "
-                f"{self.settings.get(name)}; go on with those settings, or give another folder."
+                f"the checkpoint {self.path} was made with something else: {other}; go on with what it was, or give "
+                "another folder."
             )
-        losses = tensors.pop("losses")
-        state = {name.removeprefix("state."): tensor for name, tensor in tensors.items()}
-        return Progress(losses, state=state, **numbers)
+        numbers, losses = json.loads(about["progress"]), tensors.pop("losses")
+        now = Progress(losses, state={name.removeprefix("state."): held for name, held in tensors.items()}, **numbers)
+        if not _is_possible(now, batches):
+            raise SinkscopeError(f"the checkpoint {self.path} says it is where no run can be: {numbers}; {advice}.")
+        return now
+
+
+def _is_possible(now: Progress, batches: Sequence[Tensor]) -> bool:
+    """Whether a run over these batches can be there."""
+    sizes = sum(map(len, batches)), max(batch.shape[1] for batch in batches)
+    if now.losses.shape != sizes or now.losses.dtype != torch.float32:
+        return False
+    if type(now.batch) is not int or type(now.done) is not int or not 0 <= now.batch <= len(batches):
+        return False
+    longest = batches[now.batch].shape[1] if now.batch < len(batches) else 0
+    return 0 <= now.done <= longest and type(now.seconds) is float and 0 <= now.seconds < math.inf

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sinkscope.arguments import finite_number, whole_number
+from sinkscope.arguments import checks_types, finite_number, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import with_cache
 from sinkscope.hf.generation import sampling_rules
@@ -33,6 +33,7 @@ MAX_NEW_TOKENS = 512
 MEGABYTE = 1e6
 
 
+@checks_types
 def stream(
     model: nn.Module,
     tokenizer: Any,
@@ -73,6 +74,7 @@ def stream(
     limit = whole_number(max_new_tokens, "max_new_tokens", 1)
     sampler = Sampler(temperature, top_k, top_p, seed, reading_device(model))
     ids = encoded(tokenizer, prompt, special=not getattr(cache, "seen", 0))
+    decoder(tokenizer)  # or an error that says that it has none
     held = SinkCache(model) if cache is None else cache
     tokens = Writer(model, held, sampler, end_tokens(model, tokenizer), limit).write(ids, Answer())
     return pieces_of(tokenizer, tokens, held if cache is None else None)
@@ -107,6 +109,7 @@ class Conversation(AbstractContextManager["Conversation"]):
         SinkscopeError: as `stream`, and for a chat template that cannot be followed turn by turn.
     """
 
+    @checks_types
     def __init__(
         self,
         model: nn.Module,
@@ -132,6 +135,7 @@ class Conversation(AbstractContextManager["Conversation"]):
         self.cache = SinkCache(model, sinks, window)
         self._writer = Writer(model, self.cache, sampler, ends, limit)
 
+    @checks_types
     def ask(self, text: str) -> Iterator[str]:
         """The answer to a turn, in pieces as they come; an answer still under way ends here.
 
@@ -203,6 +207,7 @@ class Writer:
         SinkscopeError: another kind of cache.
     """
 
+    @checks_types
     def __init__(self, model: nn.Module, cache: SinkCache, sampler: Sampler, ends: set[int], limit: int) -> None:
         if not isinstance(cache, SinkCache):
             raise SinkscopeError(f"cache is a {type(cache).__name__}; give a SinkCache, which stays bounded.")
@@ -264,6 +269,7 @@ class Sampler:
         SinkscopeError: temperature < 0, top_k < 1, or top_p not above 0 and up to 1.
     """
 
+    @checks_types
     def __init__(self, temperature: float, top_k: int | None, top_p: float, seed: int, device: torch.device) -> None:
         heat = finite_number(temperature, "temperature", 0.0, inclusive=True)
         likeliest = None if top_k is None else whole_number(top_k, "top_k", 1)

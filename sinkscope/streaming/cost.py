@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from sinkscope.arguments import several
 from sinkscope.attention.eviction import SeenEviction
 from sinkscope.attention.placement import owner
 from sinkscope.errors import SinkscopeError
@@ -208,8 +209,7 @@ def cost_table(model: Any, policies: Iterable[Policy], tokens: int) -> pd.DataFr
 
     Operations are floats, since those of long texts exceed 64 bits. `.attrs` says what model was measured.
     """
-    given: list[Policy] = [policies] if isinstance(policies, Policy) else list(policies)
-    table = pd.DataFrame([_row(found) for found in _costs(model, given, tokens)])
+    table = pd.DataFrame([_row(found) for found in _costs(model, several(policies, "policies"), tokens)])
     table.attrs.update(model_attributes(model), tokens=tokens)
     return table
 

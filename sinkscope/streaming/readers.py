@@ -24,7 +24,7 @@ from sinkscope.models.requirements import not_finite
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Policy
 from sinkscope.scope.binding import goes_by_token, reads_in_blocks
-from sinkscope.scope.scope import attached
+from sinkscope.scope.scope import Scope
 from sinkscope.streaming.reading_cache import KeptKeys, reading_cache
 from sinkscope.streaming.sink_cache import SinkCache
 
@@ -74,9 +74,11 @@ class BlockReader(Reader):
     @torch.no_grad()  # not inside: a generator that stops there would leave its caller, or another thread, without
     def steps(self) -> Iterator[Step]:
         last = self.ids.shape[1] - 1  # the last token predicts nothing that is there
-        scope = attached(self.model, policy=self.policy, normaliser=self.normaliser) if self._is_scoped else None
+        scope = Scope(self.model, (), self.normaliser, self.policy, alone=True) if self._is_scoped else None
         with scope or nullcontext():
             while self.done < last:
+                if scope is not None:
+                    scope.move_here()  # where the next block is asked for
                 start, stop = self.done, min(self.done + self.block, last)
                 logits = self._logits(start, stop)
                 if scope is not None and scope.own_mask and stop - start < last:
@@ -128,12 +130,15 @@ class WindowReader(Reader):
     @torch.no_grad()
     def steps(self) -> Iterator[Step]:
         early = self.queries[self.queries < self.size]  # their windows still reach back to the first token
-        with nullcontext() if self.normaliser is None else attached(self.model, normaliser=self.normaliser):
+        scope = None if self.normaliser is None else Scope(self.model, (), self.normaliser, alone=True)
+        with scope or nullcontext():
             if self.done == 0 and len(early):
                 logits = self.model(self.ids[:, : int(early[-1]) + 1], use_cache=False).logits[:, early]
                 self.done = len(early)
                 yield scored(self.model, logits, self.ids, early, self.done)
             while self.done < len(self.queries):
+                if scope is not None:
+                    scope.move_here()
                 queries = self.queries[self.done : self.done + self.rows]
                 self.done += len(queries)
                 yield scored(self.model, self._last_logits(queries), self.ids, queries, self.done)

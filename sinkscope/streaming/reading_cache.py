@@ -1,13 +1,9 @@
-"""The keys and values that a policy keeps while a text is read.
-
-Most policies keep sinks and last tokens (`RollingCache`). A scored policy keeps what attention chose, in
-every layer and key-value head (`KeptKeys`, and `ScoredCache` for `generate()`).
-"""
+"""The keys and values that a policy keeps while a text is read: sinks and last tokens in most (`RollingCache`); what
+attention chose, in every layer and key-value head, under a scored one (`KeptKeys`; `ScoredCache` for `generate()`)."""
 
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager, ExitStack
 from itertools import product
 from typing import Any
 
@@ -25,6 +21,7 @@ from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Policy, ScoredPolicy
 from sinkscope.scope.binding import check_limits, reads_in_blocks
 from sinkscope.scope.scope import attached
+from sinkscope.undo import entering, leaving
 
 SLOTS = ("keys", "values")
 
@@ -82,17 +79,12 @@ class RollingLayer(CacheLayer):
         return joined.to(new.dtype)
 
     def _keep(self, slot: str, states: Tensor) -> None:
-        """Hold the last tokens, in the memory that held those before them once the window is full.
-
-        What lives long then never moves, and the memory around it does not fall to pieces over a long text.
-        """
-        held = self.last[slot]
-        if self.window is None or states.requires_grad:
-            self.last[slot] = states
-        elif held.shape == states.shape and not held.is_inference():
+        """Hold the last tokens, where those before them were held: memory does not fall to pieces over a long text."""
+        held, is_bounded = self.last[slot], self.window is not None and not states.requires_grad
+        if is_bounded and held.shape == states.shape and not held.is_inference():
             held.copy_(states)
         else:
-            self.last[slot] = states.clone()
+            self.last[slot] = states.clone() if is_bounded else states
 
     def rebase(self, base: int) -> None:
         """Count the positions of all keys from another token of the text on."""
@@ -192,6 +184,7 @@ class ScoredLayer(CacheLayer):
         self.seen, self.memory, self.is_initialized = 0, Memory(holds_all=False), False
         self.keys = self.values = None
         self.is_asked = False  # by the policy, for the forward pass under way
+        self.is_reading = False  # whether that has not finished since these keys came in
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
@@ -203,7 +196,7 @@ class ScoredLayer(CacheLayer):
             self.lazy_initialization(key_states, value_states)
         if not self.is_asked:
             raise SinkscopeError("these keys are kept by a policy, and it is no longer on the model; use a new cache.")
-        self.is_asked = False
+        self.is_asked, self.is_reading = False, True
         self.seen += key_states.shape[2]
         self.keys = torch.cat([self.keys, key_states], 2)
         self.values = torch.cat([self.values, value_states], 2)
@@ -246,10 +239,16 @@ class KeptKeys(Cache):
         if eviction.policy != self.policy:
             raise SinkscopeError(f"this cache is one of {self.policy!r}, and the model carries {eviction.policy!r}.")
         remembered = 0 if layer.memory.places is None else layer.memory.places.shape[2]
-        if layer.held != remembered or len({each.seen for each in self.kept_layers}) > 1:
+        if layer.is_reading or layer.held != remembered or len({each.seen for each in self.kept_layers}) > 1:
             raise SinkscopeError("this cache was interrupted while it read, and its layers differ; reset it.")
         layer.is_asked = True
         return layer.memory
+
+    def finish(self, eviction: ScoredEviction) -> None:
+        """Know that a forward pass came to its end, behind the last layer with keys too."""
+        layer = self.by_attention[eviction.layer]
+        assert isinstance(layer, ScoredLayer)
+        layer.is_reading = False
 
     def keep(self, number: int, keys: Tensor, values: Tensor) -> None:
         """Hold these keys and values [batch, kv_head, key, dim], and no others."""
@@ -316,7 +315,7 @@ class KeptKeys(Cache):
         raise SinkscopeError("a ScoredCache cannot be rolled back, since dropped keys are gone.")
 
 
-class ScoredCache(KeptKeys, AbstractContextManager["ScoredCache"]):
+class ScoredCache(KeptKeys):
     """A cache for `generate()` under a scored policy, such as H2O or TOVA.
 
         with ScoredCache(model, HeavyHitters(256, 128)) as cache:
@@ -355,15 +354,20 @@ class ScoredCache(KeptKeys, AbstractContextManager["ScoredCache"]):
                 f"keys of its own; measure {policy!r} with sinkscope.perplexity, which keeps them all."
             )
         super().__init__(model, policy)
-        self._open = ExitStack()
-        self._open.enter_context(attached(model, policy=policy, normaliser=normaliser))
+        self._scope = attached(model, policy=policy, normaliser=normaliser)
+        self._scope.__enter__()
 
+    def __enter__(self) -> ScoredCache:
+        entering(self)
+        return self
+
+    @leaving
     def __exit__(self, *_: Any) -> None:
         self.close()
 
     def close(self) -> None:
         """Take the policy off the model."""
-        self._open.close()
+        self._scope.__exit__()
 
     def reset(self) -> None:
         """Forget everything that was read."""

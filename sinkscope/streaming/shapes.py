@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -35,6 +34,7 @@ from sinkscope.models.compiled import uncompiled
 from sinkscope.models.facts import Anatomy, find_anatomy
 from sinkscope.models.requirements import check_decoder, check_unchunked, check_unscoped, not_a_decoder
 from sinkscope.models.weights import settings
+from sinkscope.undo import Undo
 
 Flops = dict[str, int]  # by path of the module; "" is the model
 
@@ -191,7 +191,7 @@ class _FlopCounter(TorchDispatchMode):
             self.total += formula(*args, **kwargs, out_val=result)
         return result
 
-    def watch(self, module: nn.Module, name: str, undo: ExitStack) -> None:
+    def watch(self, module: nn.Module, name: str, undo: Undo) -> None:
         """Count what happens inside a module under a name, until `undo` is closed."""
         begun: list[int] = []
 
@@ -203,10 +203,10 @@ class _FlopCounter(TorchDispatchMode):
             if threading.get_ident() == self._thread:
                 self.inside[name] = self.inside.get(name, 0) + self.total - begun.pop()
 
-        undo.callback(module.register_forward_pre_hook(before, prepend=True).remove)
-        undo.callback(module.register_forward_hook(after).remove)
+        undo.hang(module, before, before=True, prepend=True)
+        undo.hang(module, after)
 
-    def weigh(self, layer: Any, undo: ExitStack) -> None:
+    def weigh(self, layer: Any, undo: Undo) -> None:
         """Count a linear layer by its sizes where none of its operations has a formula, until `undo` is closed."""
         begun: list[int] = []
 
@@ -218,14 +218,14 @@ class _FlopCounter(TorchDispatchMode):
             if threading.get_ident() == self._thread and self.total == begun.pop() and isinstance(output, torch.Tensor):
                 self.total += 2 * layer.in_features * output.numel()
 
-        undo.callback(layer.register_forward_pre_hook(before).remove)
-        undo.callback(layer.register_forward_hook(after, prepend=True).remove)
+        undo.hang(layer, before, before=True)
+        undo.hang(layer, after, prepend=True)
 
 
 def _count(model: nn.Module, names: list[str], tokens: int, cache: Any) -> Flops:
     """Floating-point operations of a forward pass over `tokens` new tokens, by path of the module."""
     ids = torch.zeros(1, tokens, dtype=torch.long, device=reading_device(model))
-    with ExitStack() as undo:
+    with Undo() as undo:
         counter = _FlopCounter()
         for name in dict.fromkeys(names):
             counter.watch(model.get_submodule(name), name, undo)

@@ -17,13 +17,14 @@ import os
 import sys
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sinkscope.arguments import checks_types
+from sinkscope.definition import check_resumable
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import implementation
 from sinkscope.hf.caches import (
@@ -39,23 +40,23 @@ from sinkscope.hf.generation import is_newly_taken
 from sinkscope.hf.models import alibi_limit
 from sinkscope.models.cached import find_layout
 from sinkscope.models.facts import find_anatomy
+from sinkscope.models.identity import difference, identity
 from sinkscope.models.requirements import check_decoder, check_unchunked
 from sinkscope.models.rotary import changes_with_length, position_ceiling, position_limit, scales_queries
-from sinkscope.models.weights import weights_hash
 from sinkscope.policies import SinkWindow
 from sinkscope.scope.binding import check_limits, reads_in_blocks
 from sinkscope.scope.interface import EVICTIONS, NAME
 from sinkscope.scope.streams import Told, is_padding
 from sinkscope.streaming.arena import layer_kinds
-from sinkscope.streaming.checkpoint import read_tensors, write_tensors
 from sinkscope.streaming.store import ArenaLayer, Store, causal_bias, part_of, read_blocks, read_padding
 from sinkscope.streaming.texts import check_parts, check_text
-from sinkscope.streaming.ties import Tied, tie
+from sinkscope.streaming.ties import Tied, check_alone, tie
+from sinkscope.tensors import read_tensors, write_tensors
 
-KIND = "sinkscope sink cache 1"
+KIND = "sinkscope sink cache 2"
 
 
-class SinkCache(Tied, AbstractContextManager["SinkCache"]):
+class SinkCache(Tied):
     """The first `sinks` tokens of a text and the last `window`, for `generate()` and for forward passes by hand.
 
     Greedy search, sampling, beams, batches padded on the left, prompts longer than the cache and any number of turns
@@ -81,23 +82,20 @@ class SinkCache(Tied, AbstractContextManager["SinkCache"]):
     """
 
     def __init__(self, model: nn.Module, sinks: int = 4, window: int = 1020) -> None:
-        policy = SinkWindow(sinks, window)
-        anatomy = find_anatomy(model)
+        policy, anatomy = SinkWindow(sinks, window), find_anatomy(model)
         check_decoder(model)
         check_unchunked(model)
         check_limits(model, policy, sys.maxsize)
         self.policy, self._model_name = policy, type(model).__name__
         self._limit = _checked_ceiling(model, policy)
-        limits = [limit for limit in (self._limit, position_limit(model)) if limit]
-        rebases = not scales_queries(model)
+        limits, rebases = [limit for limit in (self._limit, position_limit(model)) if limit], not scales_queries(model)
         self._store = Store(layer_kinds(model, policy), sinks, window, min(limits, default=None), rebases)
         forward = anatomy.base.forward
         self._names, self._own_name = tuple(inspect.signature(forward).parameters), argument_name(forward) or ""
         windows = find_layout(model).windows
         # where every layer slides in a window that would hide the sinks, a mask takes its place
-        self._overrides_windows = all(windows.values()) and any(
-            own <= sinks + window for own in windows.values() if own
-        )
+        is_narrow = any(own <= sinks + window for own in windows.values() if own)
+        self._overrides_windows = is_narrow and all(windows.values())
         self._has_interface, self._in_blocks = anatomy.interface, reads_in_blocks(model)
         arenas = {place: ArenaLayer(self._store, layer) for layer, place in enumerate(windows)}
         super().__init__(layers=layers_with(model, arenas))
@@ -105,7 +103,7 @@ class SinkCache(Tied, AbstractContextManager["SinkCache"]):
         self._is_reading = False  # a forward pass that recurrent states follow; one that fails leaves it so
         self._model, self._base = weakref.ref(model), weakref.ref(anatomy.base)
         self._dtype = next(anatomy.base.parameters()).dtype
-        self._untie = tie(self, model, anatomy.base)
+        self._undo = tie(self, model, anatomy.base)
 
     # --- what a reader may ask ------------------------------------------------------------------------------------
 
@@ -132,7 +130,7 @@ class SinkCache(Tied, AbstractContextManager["SinkCache"]):
     @property
     def is_closed(self) -> bool:
         """Whether the cache is off its model."""
-        return not self._untie.alive
+        return not self._undo.is_entered
 
     @property
     def batch_size(self) -> int:
@@ -147,19 +145,16 @@ class SinkCache(Tied, AbstractContextManager["SinkCache"]):
         """A cache of its own that holds the same tokens, as for several answers to one prompt."""
         other = SinkCache.__new__(SinkCache)
         memo[id(self)] = other
-        vars(other).update(copy.deepcopy({name: held for name, held in vars(self).items() if name != "_untie"}, memo))
+        vars(other).update(copy.deepcopy({name: held for name, held in vars(self).items() if name != "_undo"}, memo))
         model, base = self._model(), self._base()
-        other._untie = self._untie if self.is_closed or model is None or base is None else tie(other, model, base)
+        other._undo = self._undo if self.is_closed or model is None or base is None else tie(other, model, base)
         return other
 
     # --- its life -------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Take the cache off its model."""
-        self._untie()
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
+        self._undo.close()
 
     def reset(self) -> None:
         """Forget everything; the memory stays."""
@@ -167,6 +162,7 @@ class SinkCache(Tied, AbstractContextManager["SinkCache"]):
         put_states(self, {})
         self._is_reading = False
 
+    @checks_types
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the cache to a safetensors file; an older one is replaced in one step.
 
@@ -176,35 +172,35 @@ class SinkCache(Tied, AbstractContextManager["SinkCache"]):
         model, store = self._model(), self._store
         if not store.seen or model is None:
             raise SinkscopeError("there is nothing to save: this cache has read no tokens, or its model is gone.")
+        who = identity(model)
+        check_resumable(who, "a cache cannot be saved")
         settings = {
-            "model": self._model_name,
-            "weights": weights_hash(model),
+            "identity": who,
             "sinks": store.sinks,
             "window": store.window,
             "seen": store.seen,
             "pads": store.pads,
         }
-        about = {"kind": KIND, "settings": json.dumps(settings)}
-        write_tensors(Path(path), "the cache", store.tensors() | states_of(self) | {"ids": store.recent}, about)
+        about = {"settings": json.dumps(settings)}
+        write_tensors(Path(path), "the cache", KIND, store.tensors() | states_of(self) | {"ids": store.recent}, about)
         return Path(path)
 
     @classmethod
+    @checks_types
     def load(cls, path: str | os.PathLike[str], model: nn.Module) -> SinkCache:
         """The cache that `save` wrote, to go on with on the same model.
 
         Raises:
             SinkscopeError: no such file, a torn one, or one of another model.
         """
-        if not Path(path).is_file():
+        if not os.path.isfile(path):
             raise SinkscopeError(f"there is no cache at {Path(path)}.")
-        tensors, about = read_tensors(Path(path), "the cache", "save it again")
-        if about.get("kind") != KIND:
-            raise SinkscopeError(f"{Path(path)} is a file of sinkscope, but not a cache that SinkCache.save wrote.")
+        tensors, about = read_tensors(Path(path), "the cache", KIND, "save it again")
         settings = json.loads(about["settings"])
-        if settings["weights"] != weights_hash(model):
+        if other := difference(settings["identity"], identity(model)):
             raise SinkscopeError(
-                f"{path} was saved with a {settings['model']} of other weights or another dtype than this "
-                f"{type(model).__name__}; load it with the model it was made for."
+                f"{path} was saved with a {settings['identity']['model']}, and this {type(model).__name__} is another: "
+                f"{other}; load it with the model it was made for."
             )
         cache = cls(model, sinks=settings["sinks"], window=settings["window"])
         store, ids = cache._store, tensors.pop("ids")
@@ -257,7 +253,6 @@ class SinkCache(Tied, AbstractContextManager["SinkCache"]):
     def before_generation(self, ids: Tensor, new: int | None) -> None:
         """Refuse a prompt that does not continue what was read, before `generate()` takes a part of it for new."""
         store = self._store
-        is_newly_taken(self)  # and its prompt is shown
         if not store.seen or not ids.shape[1]:
             return
         self._check_batch(len(ids))
@@ -367,6 +362,7 @@ class SinkCache(Tied, AbstractContextManager["SinkCache"]):
         if tokens is None or tokens.shape[1] == 0:
             raise SinkscopeError("the model was called with nothing new to read; give it input_ids of the new tokens.")
         if is_newly_taken(self) and self._store.seen:
+            check_alone(self)
             raise SinkscopeError(
                 f"generate() was called on a model around the {self._model_name} that this cache was made for, so its "
                 f"prompt cannot be compared with the {self._store.seen} tokens read; make the SinkCache for that model."

@@ -18,7 +18,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import Cache, CacheLayer, put_states, states_of, with_cache
 from sinkscope.policies import SinkWindow
 from sinkscope.scope.binding import block_within_limits
-from sinkscope.scope.scope import attached
+from sinkscope.scope.scope import Scope
 from sinkscope.streaming.arena import Arena, LayerKind
 from sinkscope.streaming.reading_cache import SLOTS, RollingCache
 
@@ -321,7 +321,7 @@ def read_blocks(
     if seen:
         rolling.load_tensors(_without_sinks(store) | states_of(cache), seen, device)
     block = block_within_limits(base, policy, BLOCK)
-    with attached(base, policy=policy):
+    with Scope(base, (), policy=policy, alone=True):
         for start in range(0, count, block):
             stop = min(count, start + block)
             positions = rolling.positions(stop - start, device)

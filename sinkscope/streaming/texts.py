@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.models import other_states
+from sinkscope.scope.streams import has_planes
 
 
 def check_text(base: nn.Module, given: dict[str, Any], padding: Tensor | None) -> None:
@@ -24,8 +25,8 @@ def check_text(base: nn.Module, given: dict[str, Any], padding: Tensor | None) -
             f"{type(base).__name__} is given `{other}` to look at beside the text, of which a SinkCache keeps nothing; "
             "read it without a SinkCache."
         )
-    positions, mask, name = given.get("position_ids"), given.get("attention_mask"), type(base).__name__
-    if isinstance(positions, Tensor) and positions.dim() == 3 and bool((positions != positions[:1]).any()):
+    mask, name = given.get("attention_mask"), type(base).__name__
+    if has_planes(given):
         raise SinkscopeError(
             f"{name} gives the tokens of an image positions in two dimensions, and a SinkCache counts positions in "
             "one; read images without it."

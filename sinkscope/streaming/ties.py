@@ -8,22 +8,37 @@ it. None holds on to a cache, so a cache that is forgotten is collected, and unt
 
 from __future__ import annotations
 
-import weakref
+import threading
+from abc import abstractmethod
 from collections.abc import Callable
-from contextlib import ExitStack
-from typing import Any
+from functools import partial
+from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from sinkscope.hf.caches import Cache, given_cache
-from sinkscope.hf.generation import show_prompts
-from sinkscope.models.compiled import uncompiled
-from sinkscope.scope.streams import Told
+from sinkscope.hf.generation import generates, is_newly_taken, show_prompts
+from sinkscope.models.compiled import run_eagerly
+from sinkscope.models.threads import Turn
+from sinkscope.scope.streams import Told, models_around
+from sinkscope.undo import Undo, entering, holding, leaving
 
 
 class Tied(Cache):
-    """A cache that looks out for what its model is given."""
+    """A cache that looks out for what its model is given, until it is closed."""
+
+    def __enter__(self) -> Self:
+        entering(self)
+        return self
+
+    @leaving
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Take the cache off its model."""
 
     def before_generation(self, ids: Tensor, new: int | None) -> None:
         """`generate()` begins with a prompt [batch, token], whose last `new` tokens are new; None when all are."""
@@ -38,72 +53,74 @@ class Tied(Cache):
         """The forward pass is over."""
 
 
-Ties = WeakKeyDictionary[nn.Module, tuple[int, Callable[[nn.Module], None]]]  # open caches, and what unties the last
-_HOOKS: Ties = WeakKeyDictionary()  # on bases
-_EARS: Ties = WeakKeyDictionary()  # on the models around them
-_PROMPTS: Ties = WeakKeyDictionary()  # on models that generate
+class Shared:
+    """What is on a module while some caches are open, and goes with the last of them."""
+
+    def __init__(self) -> None:
+        self.tickets: set[object] = set()  # one for each cache
+        self.undo = Undo()
+
+    def let_go(self, ticket: object) -> None:
+        self.tickets.discard(ticket)
+        if not self.tickets:
+            self.undo.close()
+
+
+_LOCK = threading.RLock()  # a cache that is collected may go while another one comes
+_SHARED: WeakKeyDictionary[nn.Module, dict[str, Shared]] = WeakKeyDictionary()  # by what it is
 _TOLD: WeakKeyDictionary[nn.Module, Told] = WeakKeyDictionary()  # by base
+_TURNS: WeakKeyDictionary[Tied, Turn] = WeakKeyDictionary()
 
 
-def tie(cache: Tied, model: nn.Module, base: nn.Module) -> weakref.finalize:
-    """Tie a cache to a model and its base; calling what is returned, or collecting the cache, unties them.
+def tie(cache: Tied, model: nn.Module, base: nn.Module) -> Undo:
+    """Tie a cache to a model and its base until what is returned is closed, or collected with the cache that holds it.
 
     The model may be a wrapper: what generates is a model inside.
     """
-    compiled = ExitStack()
-    compiled.enter_context(uncompiled())
-    if base not in _HOOKS:
-        before = base.register_forward_pre_hook(_hand_over, prepend=True, with_kwargs=True)
-        after = base.register_forward_hook(_hand_back, with_kwargs=True)
-
-        def take_off(_: nn.Module) -> None:
-            before.remove()
-            after.remove()
-
-        _HOOKS[base] = (0, take_off)
-    if model not in _EARS:
-        undo = ExitStack()
-        _TOLD.setdefault(base, Told()).watch(model, base, undo)
-        _EARS[model] = (0, lambda _: undo.close())
-    for module in model.modules():
-        if module not in _PROMPTS and (hide := show_prompts(module, _is_ours, _before_generation)):
-            _PROMPTS[module] = (0, hide)
-    generating = [weakref.ref(module) for module in model.modules() if module in _PROMPTS]
-    _count(_HOOKS, base, 1)
-    _count(_EARS, model, 1)
-    for known in generating:
-        _count(_PROMPTS, known(), 1)
-    return weakref.finalize(cache, _untie, weakref.ref(model), generating, weakref.ref(base), compiled.close)
+    undo = Undo()
+    try:
+        run_eagerly(undo)
+        _TURNS[cache] = Turn([base, *models_around(base, model)], f"a {type(cache).__name__}")
+        holding(_LOCK, _tie, undo, model, base)
+        return undo
+    except BaseException:
+        undo.close()
+        raise
 
 
-def _untie(
-    model: weakref.ref[nn.Module],
-    generating: list[weakref.ref[nn.Module]],
-    base: weakref.ref[nn.Module],
-    compile_again: Callable[[], None],
-) -> None:
-    compile_again()
-    _count(_HOOKS, base(), -1)
-    _count(_EARS, model(), -1)
-    for module in generating:
-        _count(_PROMPTS, module(), -1)
+def _tie(undo: Undo, model: nn.Module, base: nn.Module) -> None:
+    def hang(on: Undo) -> None:
+        on.hang(base, _hand_over, before=True, prepend=True, with_kwargs=True)
+        on.hang(base, _hand_back, with_kwargs=True)
+
+    _share(base, "hooks", undo, hang)
+    _share(model, "ears", undo, partial(_TOLD.setdefault(base, Told()).watch, model, base))
+    for module in filter(generates, model.modules()):
+        _share(module, "prompts", undo, partial(show_prompts, module, _is_ours, _before_generation))
 
 
-def _count(ties: Ties, module: nn.Module | None, change: int) -> None:
-    """One open cache more or less; what ties goes with the last."""
-    if module is not None and module in ties:
-        opened, take_off = ties[module]
-        ties[module] = (opened + change, take_off)
-        if opened + change == 0:
-            take_off(module)
-            del ties[module]
+def _share(module: nn.Module, name: str, undo: Undo, put: Callable[[Undo], None]) -> None:
+    """Have on a module what `put` puts on it, unless it is there, until `undo` is closed."""
+    shared, ticket = _SHARED.setdefault(module, {}).setdefault(name, Shared()), object()
+    undo.callback(holding, _LOCK, shared.let_go, ticket)
+    shared.tickets.add(ticket)
+    if not shared.undo.is_entered:
+        put(shared.undo)
 
 
 def _hand_over(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     cache = given_cache(kwargs)
     if cache is None:
         cache = next(filter(_is_ours, args), None)
-    return cache.before_forward(module, args, kwargs, _TOLD.get(module, Told())) if _is_ours(cache) else None
+    if not _is_ours(cache):
+        return None
+    _TURNS[cache].take()
+    return cache.before_forward(module, args, kwargs, _TOLD.get(module, Told()))
+
+
+def check_alone(cache: Tied) -> None:
+    """Raise SinkscopeError when another thread is running the model of a cache."""
+    _TURNS[cache].check_alone()
 
 
 def _hand_back(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -112,6 +129,8 @@ def _hand_back(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
 
 
 def _before_generation(cache: Tied, ids: Tensor, new: int | None) -> None:
+    is_newly_taken(cache)  # and its prompt is shown
+    _TURNS[cache].take()
     cache.before_generation(ids, new)
 
 

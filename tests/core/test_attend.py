@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sinkscope.attention.attend as attend_module
-from sinkscope import attend, merge
+from sinkscope import SinkscopeError, attend, merge
 from sinkscope.attention.masks import CausalMask, FullMask, IndexedMask, TensorMask, weights_of
 
 
@@ -120,6 +120,44 @@ def test_gradients_of_output_and_lse_equal_those_of_plain_softmax(monkeypatch, s
     (plain_output.square().sum() + plain_lse.sin().sum()).backward()
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.grad, other.grad, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["scale", "softcap"])
+@pytest.mark.parametrize("value", [-1, 0, float("nan"), float("inf"), "1", True, [1.0]])
+def test_a_scale_or_a_softcap_that_is_not_above_zero_is_refused(name, value):
+    state = torch.randn(1, 2, 6, 4)
+    with pytest.raises(SinkscopeError, match=f"^{name}=.* is not a finite number above 0"):
+        attend(state, state, state, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda it: it.long(), "^key=.* is no tensor of real numbers"),
+        (lambda it: it.numpy(), "^key=.* is no tensor of real numbers"),
+        (lambda it: it.to("meta"), "^key=.* is no tensor of real numbers"),
+        (lambda it: it.half(), "one dtype and on one device"),
+        (lambda it: it[:, :0], "have shapes"),
+        (lambda it: it[:, :, :0], "have shapes"),
+    ],
+)
+def test_states_that_no_kernel_could_read_are_refused(change, message):
+    state = torch.randn(1, 2, 6, 4)
+    with pytest.raises(SinkscopeError, match=message):
+        attend(state, change(state), state)
+    with pytest.raises(SinkscopeError, match="is no mask"):
+        attend(state, state, state, torch.ones(6, 6))
+
+
+def test_what_cannot_be_merged_is_refused():
+    output, lse = torch.randn(1, 2, 6, 4), torch.randn(1, 2, 6)
+    for part in (output, (output,), (lse, output), 3, None):
+        with pytest.raises(SinkscopeError, match="a part to merge is"):
+            merge((output, lse), part)
+    with pytest.raises(SinkscopeError, match="different shapes"):
+        merge((output, lse), (output[:, :, :3], lse[:, :, :3]))
+    with pytest.raises(SinkscopeError, match="has no lse of shape"):
+        merge((output, lse[:, :, :3]))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

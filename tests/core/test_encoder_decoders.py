@@ -110,6 +110,20 @@ def test_encoders_and_decoders_are_models_of_their_own(name):
     assert bool(decoder.sink_mass.notnull().all())
 
 
+def test_maps_of_padded_texts_that_need_no_pooling_are_those_of_each_alone():
+    model, given = build_several("bart"), inputs_of("bart")
+    mask = torch.ones(2, 17).long()
+    mask[0, 12:] = 0
+    with torch.no_grad(), capture(model, [Maps()]) as scope:
+        model(**given, attention_mask=mask)
+    short = {"input_ids": given["input_ids"][:1, :12], "decoder_input_ids": given["decoder_input_ids"][:1]}
+    for stream, shape in {"decoder": (11, 11), "cross": (11, 12), "encoder": (12, 12)}.items():
+        found = scope.streams[stream].record.attention_map[0]
+        alone = attention_maps(model, short, stream=stream)
+        np.testing.assert_allclose(found[..., : shape[0], : shape[1]], alone, atol=1e-5)
+        assert bool(found[..., shape[1] :].isnull().all())
+
+
 def test_pooled_maps_of_cross_attention_have_cells_of_both_texts():
     model, given = build_several("bart"), inputs_of("bart", batch=1)
     maps = attention_maps(model, given, stream="cross")

@@ -9,18 +9,25 @@ from transformers import AutoModelForCausalLM
 
 from sinkscope import (
     Dense,
+    Evict,
     Maps,
     Received,
     SinkCache,
+    SinkDimensions,
     SinkMass,
     SinkscopeError,
     SinkWindow,
+    Window,
+    attached,
     attention_maps,
     capture,
+    image_grid,
     image_mass,
     measure,
     perplexity,
     sink_mass,
+    visual_sinks,
+    visual_sinks_table,
 )  # fmt: skip
 from sinkscope.hf.caches import with_cache
 from tests.support.model_state import state_of
@@ -116,6 +123,135 @@ def test_mass_on_the_tokens_of_images_and_that_of_even_attention(name):
     assert image_mass(record).attrs["null"] == pytest.approx(null)
     with pytest.raises(SinkscopeError, match="no key of this record is a token of an image"):
         image_mass(measure(build("llama"), TEXT, PROBES))
+
+
+# --- where in the image, and visual sinks ----------------------------------------------------------------------------
+
+
+GRIDS = {"llava": (4, 4)}  # rows and columns of tokens; (2, 2) of the others, (1, 1) of mllama is no grid
+
+
+@pytest.mark.parametrize("name", [name for name in IMAGE_TEXT if name != "mllama"])
+def test_the_place_of_a_token_in_the_image_is_where_a_change_of_the_image_shows_most(name):
+    model, given = build_several(name), inputs_of(name, 1)
+    record, (rows, columns) = measure(model, given, [Received()]), GRIDS.get(name, (2, 2))
+    at = [record[each].values[0] for each in ("image", "image_row", "image_column")]
+    np.testing.assert_array_equal(at[0], np.where(record.is_image[0], 0, -1))
+    assert [(row, column) for _, row, column in zip(*at, strict=True) if row >= 0] == [
+        (row, column) for row in range(rows) for column in range(columns)
+    ]
+    patches = 4 // rows
+    for token in np.flatnonzero(record.is_image[0]):
+        row, column = at[1][token] * patches, at[2][token] * patches
+        changed = changed_patches(given, slice(row, row + patches), slice(column, column + patches))
+        moved = (embedded(model, changed) - embedded(model, given)).norm(dim=-1)[0]
+        assert int(moved.argmax()) == token
+
+
+def changed_patches(given, rows, columns):
+    """The same with other pixels in some patches of 8 x 8, of 4 x 4 in all."""
+    pixels = given["pixel_values"].clone()
+    if pixels.dim() == 2:  # blocks of 2 x 2 patches, one behind the other
+        places = np.arange(16).reshape(2, 2, 2, 2).transpose(0, 2, 1, 3).reshape(4, 4)
+        pixels[places[rows, columns].ravel()] *= -20
+    else:
+        pixels[..., 8 * rows.start : 8 * rows.stop, 8 * columns.start : 8 * columns.stop] *= -20
+    return given | {"pixel_values": pixels}
+
+
+@torch.no_grad()
+def embedded(model, given):
+    """The embeddings [1, token, dim] that the language model gets."""
+    seen = []
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    model(**given)
+    hook.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
+def test_the_grid_of_an_image_holds_what_its_tokens_receive(name):
+    record = measure(build_several(name), inputs_of(name), PROBES)
+    maps, rows = record.attention_map.values.astype(np.float64), GRIDS.get(name, (2, 2))[0]
+    for sequence in (0, 1):
+        tokens = np.flatnonzero(record.is_image[sequence])
+        alpha = np.stack([maps[sequence, ..., key:, key].mean(-1) for key in tokens], -1)
+        grid = image_grid(record, sequence)
+        np.testing.assert_allclose(grid, alpha.reshape(*alpha.shape[:2], rows, -1), atol=1e-6)
+        queries = np.arange(record.sizes["query"])
+        null = np.mean([(1 / (queries[queries >= key] + 1)).mean() for key in tokens])
+        assert grid.attrs["null"] == pytest.approx(null)
+
+
+def test_several_images_of_a_text_each_have_a_grid_and_of_unknown_ones_that_is_said():
+    model, given = build_several("qwen2_vl"), inputs_of("qwen2_vl", 2)
+    joined = given["input_ids"].reshape(1, -1)
+    wide = torch.tensor([[1, 2, 8], [1, 4, 4]])
+    one = given | {"input_ids": joined, "attention_mask": torch.ones_like(joined), "image_grid_thw": wide}
+    record = measure(model, one | {"mm_token_type_ids": given["mm_token_type_ids"].reshape(1, -1)}, [Received()])
+    assert image_grid(record, 0, 0).shape[2:] == (1, 4) and image_grid(record, 0, 1).shape[2:] == (2, 2)
+    with pytest.raises(SinkscopeError, match="image=2 is not there: the text 0 has 2 images"):
+        image_grid(record, 0, 2)
+    with pytest.raises(SinkscopeError, match="sequence=1 is not in a record of 1 texts"):
+        image_grid(record, 1)
+    with pytest.raises(SinkscopeError, match="where its tokens are in the image is not known"):
+        image_grid(measure(build_several("mllama"), inputs_of("mllama"), [Received()]))
+    with pytest.raises(SinkscopeError, match="no key of this record is a token of an image"):
+        image_grid(measure(model, TEXT, [Received()]))
+
+
+@pytest.mark.parametrize("dimensions", [None, (3, 17)])
+def test_visual_sinks_are_those_of_the_definition(dimensions):
+    """Brute force over the hidden states that transformers shows, and the maps."""
+    model, given = build_several("llava"), inputs_of("llava")
+    record = measure(model, given, [*PROBES, SinkDimensions(dimensions)])
+    with torch.no_grad():
+        states = model(**given, output_hidden_states=True).hidden_states[1:3]  # what layers 1 and 2 read
+    phi = torch.stack([state.abs() / state.pow(2).mean(-1, keepdim=True).sqrt() for state in states], 1)
+    phi = (phi if dimensions is None else phi[..., list(dimensions)]).amax(-1).numpy()
+    is_image = record.is_image.values
+    threshold, mass, share = float(np.quantile(phi[:, :, is_image[0]], 0.7)), 0.3, 0.35
+    found = visual_sinks(record, threshold, mass, share)
+    assert bool(found.is_sink[:, 0].isnull().all())
+    sinks = (phi >= threshold) & is_image[:, None]
+    np.testing.assert_array_equal(found.is_sink[:, 1:].fillna(0), sinks)
+    maps = record.attention_map.values.astype(np.float64)[:, 1:]
+    on_images = np.stack([maps[s][..., is_image[s]].sum(-1).mean(-1) for s in range(2)])
+    on_sinks = np.einsum("slhqk,slk->slhq", maps, sinks.astype(float)).mean(-1)
+    np.testing.assert_allclose(found.image_mass[:, 1:], on_images, atol=1e-6)
+    np.testing.assert_allclose(found.sink_share[:, 1:], on_sinks / on_images, atol=1e-6)
+    heads = (on_images >= mass) & (on_sinks / on_images <= share)
+    assert 0 < heads.sum() < heads.size
+    np.testing.assert_array_equal(found.is_image_head[:, 1:], heads)
+    table = visual_sinks_table(record, threshold, mass, share).set_index("layer").loc[1:]
+    np.testing.assert_allclose(table.sinks, sinks.sum(-1).mean(0))
+    np.testing.assert_allclose(table.image_heads, heads.sum(-1).mean(0))
+    np.testing.assert_allclose(table.phi, phi[:, :, is_image[0]].max(-1).mean(0), rtol=1e-5)
+
+
+def test_sink_dimensions_are_those_of_the_model():
+    with pytest.raises(SinkscopeError, match="dimension 64 is out of range"):
+        measure(build("llama"), TEXT, [SinkDimensions([64])])
+    with pytest.raises(SinkscopeError, match="names none"):
+        SinkDimensions([])
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "message"),
+    [
+        ("gemma3", Window(9), "lets some tokens see later ones"),
+        ("gemma3", Evict(keys=(0,)), "lets some tokens see later ones"),
+        ("qwen3_vl", SinkWindow(2, 9), "positions in two dimensions"),
+    ],
+)
+def test_a_policy_is_refused_beside_images_that_are_more_than_tokens_in_a_row(name, policy, message):
+    model, given = build_several(name), inputs_of(name)
+    with pytest.raises(SinkscopeError, match=message), attached(model, policy=policy), torch.no_grad():
+        model(**given)
+    with attached(model, policy=policy), torch.no_grad():
+        assert bool(model(TEXT).logits.isfinite().all())
 
 
 @pytest.mark.parametrize("name", ["llava", "gemma3", "qwen3_vl"])

@@ -109,6 +109,29 @@ def test_bad_models_and_maps():
         measure(build("vit"), ids)
 
 
+class Mute:
+    """A tokenizer that cannot decode one of the tokens."""
+
+    def decode(self, ids):
+        raise KeyError(ids[0])
+
+
+@pytest.mark.parametrize("tokenizer", [object(), "gpt2", Speller, Mute()])
+@pytest.mark.parametrize("call", [measure, sinkscope.perplexity])
+def test_a_tokenizer_that_is_none_is_found_before_anything_runs(call, tokenizer):
+    model, runs = build("llama"), []
+    model.model.embed_tokens.register_forward_hook(lambda module, given, made: runs.append(given[0].shape[1]))
+    with pytest.raises(SinkscopeError, match="decode"):
+        call(model, inputs("llama", tokens=200)["input_ids"], tokenizer=tokenizer)
+    assert 200 not in runs  # shorter ones find out how the model reads
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.complex64])
+def test_ids_that_are_no_whole_numbers_are_refused_by_their_dtype(dtype):
+    with pytest.raises(SinkscopeError, match=f"whole numbers; got {dtype}"):
+        measure(build("llama"), inputs("llama")["input_ids"].to(dtype))
+
+
 def test_one_token_is_enough_for_one_key():
     record = measure(build("llama"), torch.tensor([[5]]), [SinkMass(first=1), Maps()])
     np.testing.assert_allclose(record.sink_mass, 1, rtol=1e-6)

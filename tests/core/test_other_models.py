@@ -7,13 +7,15 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    AlbertConfig,
+    AlbertModel,
     JambaConfig,
     JambaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
 )
 
-from sinkscope import LogSumExp, Maps, MeanLogits, SinkMass, SinkscopeError, capture, measure
+from sinkscope import LogSumExp, Maps, MeanLogits, SinkMass, SinkscopeError, attention_maps, capture, measure
 from tests.core.recorded import record_of
 from tests.support.zoo import build, inputs
 
@@ -79,6 +81,22 @@ def test_layers_keep_their_numbers_in_a_hybrid_model():
     assert record["layer"].values.tolist() == [2] and record.sink_mass.shape == (1, 1, 2, 17, 4)
     with pytest.raises(SinkscopeError, match="layer 0 is out of range"):
         capture(model, [Maps(layers=[0])])
+
+
+def test_maps_of_later_runs_of_a_module_can_be_asked_for():
+    config = AlbertConfig(
+        vocab_size=64, embedding_size=16, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
+        num_attention_heads=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AlbertModel._from_config(config, attn_implementation="eager").eval()
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        own = model(ids, output_attentions=True).attentions
+    maps = attention_maps(model, ids, layers=[2, 3])
+    np.testing.assert_allclose(maps, torch.stack([own[2][0], own[3][0]]), atol=1e-6)
+    with pytest.raises(SinkscopeError, match="layer 4 is out of range: the model has attention in layers 0 to 3"):
+        attention_maps(model, ids, layers=[4])
 
 
 def test_several_models_in_one():

@@ -182,7 +182,7 @@ def test_parameters_out_of_range(make, message):
 def test_pooled_maps_need_one_length_and_one_forward():
     model, ids = build("llama"), inputs("llama")["input_ids"]
     with pytest.raises(SinkscopeError, match="one length"):
-        measure(model, [ids[0], ids[1, :30]], ALL[-1:])
+        measure(model, [ids[0], ids[1, :30]], [Maps(resolution=20)])
     from transformers import DynamicCache
 
     cache = DynamicCache()

@@ -22,5 +22,5 @@ def test_chunks_equal_plain_softmax(queries, keys, chunk, value_dim):
 
 
 def test_a_chunk_of_nothing_is_refused():
-    with pytest.raises(SinkscopeError, match="chunk is 0"):
+    with pytest.raises(SinkscopeError, match="chunk=0"):
         attend_split(*states(1, 8), chunk=0)

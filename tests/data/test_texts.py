@@ -121,6 +121,29 @@ def test_wide_text_without_a_mark_is_not_taken_for_utf_8(tmp_path, encoding):
         read_text(tmp_path / "wide.txt")
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "В начале сотворил Бог небо",
+        "في البدء خلق الله",
+        "आदि में परमेश्वर ने",
+        "ในปฐมกาล พระเจ้า",
+        "起初神創造天地地是空虛混沌",
+    ],
+)
+def test_neither_is_that_of_another_script(tmp_path, encoding, text):
+    (tmp_path / "wide.txt").write_bytes(text.encode(encoding))
+    with pytest.raises(SinkscopeError, match="convert it"):
+        read_text(tmp_path / "wide.txt")
+
+
+def test_white_space_and_the_colours_of_a_terminal_belong_to_a_text(tmp_path):
+    text = "1\t2\t3\n" * 20 + "\x1b[31mred\x1b[0m\f" * 20
+    (tmp_path / "a.txt").write_text(text)
+    assert read_text(tmp_path / "a.txt") == text
+
+
 def test_a_dataset_in_a_local_directory_is_read(tmp_path, monkeypatch):
     pandas = pytest.importorskip("pandas")
     pytest.importorskip("datasets")

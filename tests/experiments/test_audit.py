@@ -196,6 +196,16 @@ def test_the_page_counts_groups_and_numbers_what_was_found():
     assert page == compatibility_page(findings().sample(frac=1, random_state=0))  # in any order
 
 
+def test_no_sentence_adds_a_line_a_cell_or_a_link_to_the_page():
+    table = findings()
+    plain = len(compatibility_page(table).splitlines())
+    said = "one\n## two | three\u2028<script> ![x](http://a.b/c)"
+    table.loc[table["sentence"] != "", "sentence"] = said
+    page = compatibility_page(table)
+    assert len(page.splitlines()) <= plain
+    assert "one ## two \\| three &lt;script> ![x]\\(http://a.b/c)" in page
+
+
 @pytest.mark.slow
 def test_the_command_writes_the_table_and_the_page(monkeypatch, capsys, tmp_path):
     code, said, _ = call(monkeypatch, capsys, "audit", "llama", "gpt2", "--out", str(tmp_path / "out"))

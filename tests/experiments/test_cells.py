@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pandas as pd
 import pytest
 import torch
 
 from sinkscope import ablate
 from sinkscope.errors import SinkscopeError
-from sinkscope.experiments.ablation import Reading
+from sinkscope.experiments.cells import RecordCell
 from sinkscope.streaming import checkpoint
 from tests.experiments.ablating import EXACT, Interrupted
 
@@ -53,19 +55,20 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(model, ids, forwards, tmp
 def test_a_damaged_cell_is_refused_by_name_before_anything_runs(model, ids, forwards, tmp_path):
     ablate(model, ids, **SIX, folder=tmp_path, resamples=20)
     torn = sorted(tmp_path.iterdir())[2]
-    torn.write_bytes(torn.read_bytes()[:100])
-    with pytest.raises(SinkscopeError, match=f"{torn.name} is damaged .* delete it"):
+    held = torn / "record.nc"
+    held.write_bytes(held.read_bytes()[:100])
+    with pytest.raises(SinkscopeError, match=f"the record of the cell .*{torn.name} is not the one .* delete it"):
         ablate(model, ids, **(SIX | dict(sinks=(0, 1, 2, 4, 6, 8, 10))), folder=tmp_path, resamples=20)
     assert forwards.count == 6
-    torn.unlink()
+    shutil.rmtree(torn)
     ablate(model, ids, **SIX, folder=tmp_path, resamples=20)
     assert forwards.count == 7
 
 
 def test_cells_of_a_worker_with_another_disk_are_kept_here(model, ids, forwards, tmp_path, monkeypatch):
-    run, elsewhere = Reading.run, tmp_path / "elsewhere"
+    run, elsewhere = RecordCell.run, tmp_path / "elsewhere"
     elsewhere.mkdir()
-    monkeypatch.setattr(Reading, "run", lambda cell, path, advance: run(cell, elsewhere / path.name, advance))
+    monkeypatch.setattr(RecordCell, "run", lambda cell, path, advance: run(cell, elsewhere / path.name, advance))
     table = ablate(model, ids, **SIX, folder=tmp_path / "here", resamples=20)
     assert len(list((tmp_path / "here").iterdir())) == 6
     pd.testing.assert_frame_equal(table, ablate(model, ids, **SIX, folder=tmp_path / "here", resamples=20))

@@ -14,6 +14,7 @@ from sinkscope import Dose, Evict, Intervention, SinkscopeError, Softmax1, Trial
 from sinkscope.experiments.intervention import Nothing
 from tests.experiments import brute
 from tests.experiments.brute import START
+from tests.support.model_state import state_of
 from tests.support.zoo import build
 
 
@@ -233,3 +234,82 @@ def test_what_is_found_in_preparation_changes_no_name():
 def test_a_class_without_the_method_is_refused_by_python_itself():
     with pytest.raises(TypeError, match="abstract"):
         type("Empty", (Intervention,), {})()
+
+
+# --- what one of them leaves on the model -----------------------------------------------------------------------------
+
+
+class Clings(Intervention):
+    """A hook that nobody takes off."""
+
+    def __init__(self, when: str) -> None:
+        self.when = when
+
+    @property
+    def name(self):
+        return f"clings in {self.when}"
+
+    def hang(self, model):
+        model.model.layers[1].register_forward_hook(lambda module, args, output: output * 2)
+
+    def check(self, model, texts, conditions):
+        self.model = model
+        if self.when == "check":
+            self.hang(model)
+
+    def prepare(self, model, texts, conditions):
+        if self.when == "prepare":
+            self.hang(model)
+        return self
+
+    def apply(self, text, number, conditions):
+        if self.when == "apply":
+            self.hang(self.model)
+        return Trial(text, hooks=(lambda model, undo: self.hang(model)) if self.when == "hooks" else None)
+
+
+@pytest.mark.parametrize("when", ["check", "prepare", "apply", "hooks"])
+def test_a_hook_that_stays_is_refused_by_name_and_taken_off(when):
+    model = build("llama")
+    before = state_of(model)
+    with pytest.raises(SinkscopeError, match=rf"`clings in {when}` left a hook, or another forward, on model.layers.1"):
+        run_interventions(model, brute.texts(), [Clings(when)], start=START, progress=False)
+    assert state_of(model) == before
+
+
+def test_hooks_of_the_users_own_stay_and_a_replaced_forward_does_not():
+    model, calls = build("llama"), []
+    model.model.norm.register_forward_hook(lambda *_: calls.append(1))
+    before = state_of(model)
+
+    class Patches(Intervention):
+        def apply(self, text, number, conditions):
+            model.model.layers[0].mlp.forward = lambda hidden: hidden
+            return Trial(text)
+
+    with pytest.raises(SinkscopeError, match=r"`Patches` left a hook, or another forward, on model.layers.0.mlp"):
+        run_interventions(model, brute.texts(), [Patches()], start=START, progress=False)
+    assert "forward" not in vars(model.model.layers[0].mlp) and state_of(model) == before and calls
+
+
+def write_by_numpy(weight):
+    weight.detach().numpy()[0, 0] += 1
+
+
+def write_by_data(weight):
+    weight.data[0, 0] += 1
+
+
+@pytest.mark.parametrize("write", [write_by_numpy, write_by_data])
+def test_weights_that_are_written_to_are_refused_by_name(write):
+    """Such writes raise no version of a tensor."""
+
+    class Scribbles(Intervention):
+        def apply(self, text, number, conditions):
+            def hooks(model, undo):
+                write(model.model.layers[0].self_attn.q_proj.weight)
+
+            return Trial(text, hooks=hooks)
+
+    with pytest.raises(SinkscopeError, match="`Scribbles` changed the model's weights"):
+        run([Scribbles()])

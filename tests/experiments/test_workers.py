@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.experiments import ablation, runner
+from sinkscope.experiments import cells, runner
 from sinkscope.experiments.runner import ModelSource
 from tests.experiments.ablating import EXACT, ablated
 
@@ -36,7 +36,7 @@ def only_elsewhere(monkeypatch):
     def refuse(*_):
         raise AssertionError("a cell was run in the process that asked for it")
 
-    return lambda: monkeypatch.setattr(ablation, "read_texts", refuse)
+    return lambda: monkeypatch.setattr(cells, "read_texts", refuse)
 
 
 @pytest.mark.slow
@@ -125,5 +125,7 @@ def test_a_machine_with_other_weights_is_refused(model, ids, saved, monkeypatch)
     monkeypatch.setattr(runner, "load", elsewhere)
     source_open = ModelSource.open
     monkeypatch.setattr(ModelSource, "open", lambda self: (self.forget(), source_open(self))[1])
-    with pytest.raises(SinkscopeError, match=r"a worker found other weights in .*model than this run began with"):
+    with pytest.raises(
+        SinkscopeError, match=r"a worker found another model in .* than this run began with .it has other weights"
+    ):
         ablated(saved, ids)

@@ -17,9 +17,10 @@ from sinkscope import Maps, SinkMass, SinkscopeError, capture, explore, from_map
 from sinkscope.explorer import launch
 from sinkscope.explorer.app import Explorer
 from sinkscope.explorer.configuration import Configuration
+from sinkscope.explorer.saving import code_of
 from tests.explorer.hostile import Tokenizer
 from tests.explorer.references import first, reader, text
-from tests.support import talking
+from tests.support import several, talking
 from tests.support.zoo import build, inputs
 
 SENTENCE = "the cat sat on the mat and then the dog came and the cat ran away "
@@ -45,6 +46,59 @@ def opened():
 
 def is_read(app: Explorer) -> bool:
     return app.controller.problem == "" and app.controller.name == "dense"
+
+
+# --- what a processor made --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llava", "gemma3", "qwen3_vl"])
+def test_a_text_with_an_image_is_read_with_it_and_its_continuation_is_the_models_own(opened, name):
+    model, given = several.build_several(name), several.inputs_of(name, 1)
+    app = opened(model, None, given)
+    controller, ids = app.controller, given["input_ids"]
+    with torch.no_grad():
+        logits = model(**given).logits[0]
+        written = model.generate(**given, max_new_tokens=24, do_sample=False)
+    losses = nn.functional.cross_entropy(logits[:-1], ids[0, 1:], reduction="none")
+    np.testing.assert_allclose(controller.now.reading.losses[1:], losses, atol=1e-4)
+    assert controller.now.continuation.text == str(written[0, ids.shape[1] :].tolist())
+    maps = sinkscope.attention_maps(model, given)
+    everything = slice(0, ids.shape[1])
+    for number, unit in enumerate(controller.units):
+        shown = np.nan_to_num(controller.maps.probabilities(number, everything, everything))
+        np.testing.assert_allclose(shown, maps.sel(layer=unit.layer, head=unit.head), atol=1e-5)
+    assert app.streaming is None and "beside" in app.problem.value
+    controller.change(policy="recompute")
+    assert app.wait(60) and "reads windows of a text, and here the text stands beside" in app.problem.value
+    controller.change(policy="chosen", evicted=(0,))
+    assert app.wait(60)
+    if name == "gemma3":
+        assert "lets some tokens see later ones" in app.problem.value
+    else:
+        with torch.no_grad(), sinkscope.attached(model, policy=controller.configuration.policy_slot):
+            logits = model(**given).logits[0]
+        losses = nn.functional.cross_entropy(logits[:-1], ids[0, 1:], reduction="none")
+        np.testing.assert_allclose(controller.now.reading.losses[1:], losses, atol=1e-4)
+        assert "model(**inputs)" in code_of(controller)
+
+
+@pytest.mark.parametrize("name", ["t5", "whisper"])
+def test_of_an_encoder_decoder_the_maps_of_its_decoder_are_shown(opened, name):
+    model, given = several.build_several(name), several.inputs_of(name, 1)
+    app = opened(model, None, given)
+    assert "reads with an encoder and writes with a decoder" in app.problem.value and app.controller.model is None
+    shown = app.controller.maps.probabilities(0, slice(0, 11), slice(0, 11))
+    np.testing.assert_allclose(np.nan_to_num(shown), sinkscope.attention_maps(model, given)[0, 0], atol=1e-6)
+
+
+def test_several_texts_and_padding_are_refused(opened):
+    model, given = several.build_several("llava"), several.inputs_of("llava")
+    with pytest.raises(SinkscopeError, match="the explorer shows one text"):
+        explore(model, None, given)
+    one = several.inputs_of("llava", 1)
+    one["attention_mask"][0, 0] = 0
+    with pytest.raises(SinkscopeError, match="shows a text without padding"):
+        explore(model, None, one)
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------

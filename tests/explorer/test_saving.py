@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from functools import cache
 
 import numpy as np
@@ -11,10 +12,12 @@ from matplotlib.figure import Figure
 import sinkscope
 import sinkscope.figures
 from sinkscope import SinkscopeError, open_record, save_record
+from sinkscope.explorer import saving
 from sinkscope.explorer.configuration import GONE, Configuration
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.results import SavedMaps
 from sinkscope.explorer.saving import code_of, save_view, view_record
+from sinkscope.seals import unsealed
 from tests.explorer.fakes import random_maps
 from tests.explorer.references import CONFIGURATIONS, TOKENS, reader, text
 from tests.support.eager import eager_maps
@@ -113,6 +116,31 @@ def test_the_code_prints_what_it_measured_and_reads_the_text_as_it_was_given(loa
     assert float(printed["changed"]) == pytest.approx(controller.loss.changed, rel=1e-5)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\0"])
+def test_no_name_adds_a_line_to_the_code(end, monkeypatch):
+    controller = controller_of(CONFIGURATIONS["window"][0])
+    before = code_of(controller)
+    attributes = dict(saving.model_attributes(controller.model.model))
+    evil = f"a{end}import os; os.system('true'){end}# "
+    monkeypatch.setattr(saving, "model_attributes", lambda _: attributes | {"model": evil})
+    monkeypatch.setattr(Configuration, "name", property(lambda _: evil))
+    code = code_of(controller)
+    assert ast.dump(ast.parse(code)) == ast.dump(ast.parse(before)) and "os.system" in code
+    assert len(code.splitlines()) == len(before.splitlines())
+
+
+def test_a_view_is_saved_over_until_its_code_is_edited(tmp_path, an_empty_figure):
+    controller = controller_of(CONFIGURATIONS["window"][0])
+    for _ in range(2):
+        files = save_view(controller, tmp_path)
+    edited = files[-1].read_text().replace("torch.no_grad()", "torch.inference_mode()")
+    files[-1].write_text(edited)
+    before = files[0].read_bytes()
+    with pytest.raises(SinkscopeError, match=r"view\.py: the file that is there was changed"):
+        save_view(controller, tmp_path)
+    assert files[-1].read_text() == edited and files[0].read_bytes() == before
+
+
 @pytest.mark.parametrize("case", ["dense", "sinks", "recompute"])
 def test_the_record_holds_the_map_and_both_losses_and_opens_again(case, tmp_path):
     controller = controller_of(ASKED[case], query=40)
@@ -144,7 +172,8 @@ def test_saving_writes_a_figure_in_three_formats_the_record_and_the_code(tmp_pat
     assert [file.name for file in files] == NAMES and sorted(files) == sorted((tmp_path / "new/folder").iterdir())
     starts = [b"%PDF", b"<?xml", b"\x89PNG", b"\x89HDF"]
     assert all(file.read_bytes().startswith(start) for file, start in zip(files, starts, strict=False))
-    assert files[-1].read_text() == code_of(controller, "sinkscope.read_tokens(tokenizer, limit=60)")
+    code = code_of(controller, "sinkscope.read_tokens(tokenizer, limit=60)")
+    assert unsealed(files[-1].read_bytes(), ".py") == code.encode()
 
 
 def test_a_home_folder_may_be_named_by_its_sign(tmp_path, monkeypatch, an_empty_figure):

@@ -102,6 +102,18 @@ def likenesses() -> xr.Dataset:
     return xr.Dataset({"first_cosine": (("sequence", "layer", "token"), cosines)}, coords, {"model": "tiny"})
 
 
+def pictured() -> xr.Dataset:
+    """Tokens 4 to 9 are an image of two rows and three columns, whose picture is known."""
+    record = captured()
+    places = np.full((3, *record["received"].isel(layer=0, head=0).shape), -1)
+    places[:, :, 4:10] = np.array([[0] * 6, [0, 0, 0, 1, 1, 1], [0, 1, 2] * 2])[:, None]
+    names = ("image", "image_row", "image_column")
+    coords = {name: (("sequence", "token"), each) for name, each in zip(names, places, strict=True)}
+    picture = np.random.default_rng(0).random((len(record["sequence"]), 1, 8, 8))
+    record = record.assign(picture=(("sequence", "image_number", "picture_y", "picture_x"), picture))
+    return record.assign_coords(**coords, is_image=(("sequence", "token"), places[0] >= 0))
+
+
 CAPTURED = (
     "distance_profile", "entropy_by_layer", "mass_by_layer", "mass_by_length", "massive_activations", "mean_maps",
     "norms",     "received_by_position", "sink_mass_heatmap", "sink_rate_curve",
@@ -136,7 +148,7 @@ STREAMED: dict[str, Callable[[], Any]] = {
 TRAINED: dict[str, Callable[[], Any]] = {"emergence": emergence_record, "language_emergence": language}
 RECORDS: dict[str, Callable[[], Any]] = {
     **dict.fromkeys(CAPTURED, captured), **EXPERIMENTS, **STREAMED, **TRAINED, "explored": view,
-    "first_cosine": likenesses,
+    "first_cosine": likenesses, "image_grid": pictured,
 }  # fmt: skip
 
 

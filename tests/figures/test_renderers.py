@@ -86,6 +86,9 @@ def test_page_and_paper_show_the_same_numbers_in_the_same_order(name):
                     assert bar.get_x() + bar.get_width() / 2 == pytest.approx(x, abs=1e-6)
                     assert (bar.get_y(), bar.get_height(), bar.get_width()) == pytest.approx((low, y, trace["width"]))
             elif isinstance(mark, Image):
+                if mark.picture is not None:
+                    np.testing.assert_array_equal(next(images).get_array(), mark.picture)
+                    assert next(traces)["type"] == "image"
                 cells, trace = np.ma.filled(next(images).get_array(), np.nan), next(traces)
                 shown = np.array([floats(row) for row in trace["z"]])
                 high = np.inf if mark.bar.high is None else mark.bar.high
@@ -114,6 +117,8 @@ def test_intervals_are_the_same_on_both(name):
         for mark in panel.marks:
             if isinstance(mark, (Reference, ColourBar)):
                 continue
+            if getattr(mark, "picture", None) is not None:
+                next(traces)
             trace = next(traces)
             if f"band-{getattr(mark, 'id', '')}" in artists:
                 low, high = next(bands), next(bands)

@@ -7,7 +7,7 @@ import pytest
 
 from sinkscope.analysis.costs import four_policies
 from sinkscope.errors import SinkscopeError
-from sinkscope.reporting.saving import latex_text
+from sinkscope.reporting.tables import latex_text
 from sinkscope.streaming.cost import cost_table
 from tests.support import zoo
 from tests.support.costed import POLICIES

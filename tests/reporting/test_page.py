@@ -25,6 +25,17 @@ FLAGS = [
 ]  # fmt: skip
 
 
+FOREIGN = """() => {
+  const add = (name, set) => document.body.appendChild(Object.assign(document.createElement(name), set));
+  add("script", { textContent: "window.ran = 'a script of its own'" });
+  add("div", { innerHTML: "<img src=x onerror=\\"window.ran = 'a handler'\\">" });
+  add("img", { src: "https://example.invalid/x.png" });
+  add("base", { href: "https://example.invalid/" });
+  add("form", { action: "https://example.invalid/", method: "post" }).submit();
+  return fetch("https://example.invalid/").catch(() => null).then(() => new Promise((done) => setTimeout(done, 300)));
+}"""
+
+
 @pytest.fixture(scope="module")
 def report() -> Report:
     return Report({"text": naive_record.record(), **naive_streaming.records(), **naive_softmax.records()})
@@ -46,7 +57,9 @@ def test_nothing_is_loaded_from_outside(html):
     assert not re.search(r"@import|url\(\s*['\"]?(https?:|//)", text)
     assert not re.search(r"<(script|link|iframe|object|embed)[^>]+(src|href)=", html.split("<script", 1)[0])
     assert all("src=" not in tag for tag in re.findall(r"<script[^>]*>", text + html[-3000:]))
-    assert "default-src 'none'" in html
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)
+    assert "default-src 'none'" in policy and "script-src &#39;sha256-" in policy
+    assert not re.search(r"https?:|script-src[^;]*unsafe|unsafe-eval|\*", policy)
 
 
 def test_plotly_is_in_the_page_once(html):
@@ -204,3 +217,29 @@ def test_a_browser_draws_it_asks_the_network_nothing_and_runs_no_token(html, tmp
     assert any(name.startswith("“<img␣src=x␣on…”") for name in names)
     assert "</script><script>alert(1)</script>" in hovered
     assert wide <= 0
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium")
+def test_what_got_into_the_page_all_the_same_runs_nothing_and_reaches_nobody(html, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api")
+    place = tmp_path / "report.html"
+    place.write_text(
+        html.replace("</h1>", "</h1><script>window.ran = 'a script in the page'</script>"), encoding="utf-8"
+    )
+    reached, said = [], []
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        tab = browser.new_page()
+        tab.on("response", lambda response: reached.append(response.url))
+        tab.on("console", lambda message: said.append(message.text))
+        tab.goto(place.as_uri())
+        tab.wait_for_selector("html[data-drawn=yes]", state="attached", timeout=60_000)
+        tab.evaluate(FOREIGN)
+        ran, base = tab.evaluate("[window.ran || '', document.baseURI]")
+        browser.close()
+    assert (ran, base) == ("", place.as_uri())
+    assert reached in ([], [place.as_uri()])
+    for rule in ("script-src", "img-src", "base-uri", "form-action", "default-src"):  # the last is what fetch asks
+        assert any("Content Security Policy" in words and rule in words for words in said), (rule, said)

@@ -9,16 +9,19 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
 
+from sinkscope.analysis.compare import compare
+from sinkscope.directories import check_directory
 from sinkscope.errors import SinkscopeError
+from sinkscope.record import save_record
 from sinkscope.reporting import saving
 from sinkscope.reporting.document import Report
-from sinkscope.reporting.saving import check_directory
 from tests.support import naive_record, naive_streaming
 
 
@@ -131,14 +134,14 @@ def test_a_foreign_file_is_named_and_left_alone(tmp_path, foreign):
 
 def test_a_manifest_of_something_else_does_not_make_a_report(tmp_path):
     (tmp_path / "manifest.json").write_text('{"name": "a web page", "files": {"manifest.json": 1}}')
-    with pytest.raises(SinkscopeError, match=r"manifest\.json"):
+    with pytest.raises(SinkscopeError, match=r"holds manifest\.json, which does not prove"):
         check_directory(tmp_path)
     with pytest.raises(SinkscopeError, match="not a saved report"):
         Report.open(tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", ["_records", "_figure", "_table", "_page", "_manifest"])
+@pytest.mark.parametrize("step", ["_records", "_figure", "_table", "_page", "write_manifest"])
 @pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_a_failure_at_any_step_leaves_the_old_report_and_nothing_else(tmp_path, monkeypatch, step, fault):
     out = tmp_path / "deep" / "out"
@@ -192,12 +195,10 @@ def test_places_that_cannot_be_directories_are_refused_before_any_work(tmp_path)
 
 
 def test_a_directory_without_permission_is_a_clear_error(tmp_path, monkeypatch):
-    import tempfile
-
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(SinkscopeError, match="Permission denied"):
         check_directory(tmp_path / "out")
 
@@ -220,3 +221,47 @@ def test_notes_survive_saving(tmp_path):
     assert Report.open(out).notes == ["one thing", "another"]
     assert "one thing" in (out / "report.html").read_text()
     assert np.array_equal(Report.open(out).records["text"].key_norm, record.key_norm)
+
+
+@pytest.mark.slow
+def test_a_record_edited_since_is_refused_by_its_name_and_another_file_is_said(tmp_path):
+    out = full().save(tmp_path / "out", progress=False)
+    edited = Report.open(out).records["text"]
+    edited["sink_mass"][:] = 0.99
+    (out / "records/text.nc").unlink()
+    save_record(edited, out / "records/text.nc")  # with a right checksum of its own
+    with pytest.raises(SinkscopeError, match=r"records/text\.nc was changed since the report was saved"):
+        Report.open(out)
+    with pytest.raises(SinkscopeError, match=r"records/text\.nc was changed since the report was saved"):
+        compare([out])
+    again = full().save(tmp_path / "again", progress=False)
+    (again / "tables/summary.csv").write_text("edited")
+    with pytest.warns(UserWarning, match=r"tables/summary\.csv was changed since"):
+        Report.open(again)
+
+
+@pytest.mark.slow
+def test_a_report_hidden_by_a_cut_off_save_is_opened(tmp_path):
+    out = small().save(tmp_path / "out")
+    out.rename(tmp_path / f".out.old-{'0' * 32}")
+    with pytest.warns(UserWarning, match="the report that was there is back"):
+        Report.open(out)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.slow
+def test_a_name_with_line_breaks_stays_on_its_line_in_every_file(tmp_path):
+    plain, evil = naive_record.norms_only(), naive_record.norms_only()
+    evil.attrs["model"] = "a\n\\input{x}\r\x0b\x0c\x85\u2028]]>--><script>alert(1)</script>\u202e\0=1"
+    one, other = (Report(record).save(tmp_path / str(number)) for number, record in enumerate((plain, evil)))
+    assert files(one).keys() == files(other).keys()
+    for name, content in files(other).items():
+        if name.endswith((".svg", ".tex", ".csv", ".html", ".json")):
+            text = content.decode()
+            if not name.endswith(".svg"):  # where each letter of the name is a few lines
+                assert len(text.splitlines()) == len(files(one)[name].decode().splitlines()), name
+            assert not set(text) & set("\x0b\x0c\x85\u2028\u202e\0"), name
+        if name.endswith(".svg"):
+            assert not [each for each in ElementTree.fromstring(content).iter() if str(each.tag).endswith("script")]
+        if name.endswith(".html"):
+            assert "alert(1)</script>" not in content.decode().partition('id="plotly"')[0]

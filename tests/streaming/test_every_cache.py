@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from sinkscope import (
+    TOVA,
     Dense,
     HeavyHitters,
     ScoredCache,
@@ -179,6 +180,30 @@ def test_an_interrupted_pass_leaves_no_recurrent_state_that_is_used():
             model(IDS[:, 5:6], cache=cache)
         cache.reset()
         torch.testing.assert_close(model(IDS[:, :5], cache=cache).logits, expected)
+
+
+@pytest.mark.parametrize("begun", [0, 5])
+def test_a_pass_that_is_interrupted_behind_the_last_layer_with_keys_is_noticed_by_a_scored_cache(begun):
+    model = tiny_model("lfm2")
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with ScoredCache(model, TOVA(6)) as cache, torch.no_grad():
+        if begun:
+            model(IDS[:, :begun], cache=cache)
+        hook = model.model.layers[-1].register_forward_hook(fail)
+        with pytest.raises(KeyboardInterrupt):
+            model(IDS[:, begun : begun + 2], cache=cache)
+        hook.remove()
+        with pytest.raises(SinkscopeError, match="interrupted"):
+            model(IDS[:, begun : begun + 2], cache=cache)
+
+
+def test_losses_of_a_text_longer_than_its_positions_are_given_by_a_model_with_a_cache_of_its_own():
+    ids = torch.randint(3, 90, (1, 600), generator=torch.Generator().manual_seed(0))
+    record = perplexity(tiny_model("minimax"), ids, [Dense()], progress=False)
+    assert bool(record.nll[0, 0, 1:].notnull().all())
 
 
 # --- positions --------------------------------------------------------------------------------------------------------

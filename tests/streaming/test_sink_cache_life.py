@@ -102,7 +102,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     whole = path.read_bytes()
     with pytest.raises(SinkscopeError, match="no cache at"):
         SinkCache.load(tmp_path / "other", model)
-    with pytest.raises(SinkscopeError, match="other weights or another dtype"):
+    with pytest.raises(SinkscopeError, match="dtype was float32 and now is bfloat16"):
         SinkCache.load(path, build("llama", dtype=torch.bfloat16))
     with pytest.raises(SinkscopeError, match="saved with a LlamaForCausalLM"):
         SinkCache.load(path, build("qwen2"))

@@ -15,7 +15,7 @@ import hashlib
 import importlib
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -56,24 +56,29 @@ class _Untold(Exception):
     """Something in a definition that cannot be told."""
 
 
-def definition(value: Any) -> str:
-    """A hash of a definition; `Unknown` where there is something in it that cannot be told."""
+def definition(value: Any, known: Sequence[Any] = ()) -> str:
+    """A hash of a definition; `Unknown` where there is something in it that cannot be told.
+
+    What is `known` is told elsewhere already, and here by its place alone.
+    """
     try:
-        return hashlib.sha256(_Telling().tell(value).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        met = {id(each): (-1 - place, each) for place, each in enumerate(known)}
+        return hashlib.sha256(_Telling(met).tell(value).encode("utf-8", "surrogatepass")).hexdigest()[:16]
     except _Untold as problem:
         return Unknown(problem)
     except Exception as problem:  # a class of one's own may raise anything while it is looked at
         return Unknown(f"something that raises {type(problem).__name__} when it is looked at")
 
 
-def check_resumable(settings: Mapping[str, Any]) -> None:
-    """Raise SinkscopeError when a run of these settings cannot be told from others, and no file may stand for it."""
+def check_resumable(settings: Mapping[str, Any], what: str = "a run cannot be kept and resumed") -> None:
+    """Raise SinkscopeError when what has these settings cannot be told from others, and no file may stand for it."""
     for name, told in settings.items():
         if isinstance(told, Unknown):
+            slot = name.removesuffix("_definition")
             raise SinkscopeError(
-                f"a run cannot be kept and resumed with {settings.get(name.removesuffix('_definition'))!r}: it uses "
-                f"{told}, which may be another one the next time; leave out checkpoint= or folder=, or let it "
-                "use values, tensors and functions."
+                f"{what} with {repr(settings.get(slot)) if slot != name else f'the {name}'}: it uses {told}, which may "
+                "be another one the next time; keep nothing on disk (no checkpoint=, no folder=), or let it use "
+                "values, tensors and functions."
             )
 
 
@@ -85,7 +90,7 @@ def is_found(given: Any, module: Any) -> bool:
     return found is given
 
 
-def _library(module: Any) -> str:
+def library_of(module: Any) -> str:
     """The library that a module belongs to, with its version; empty for code that may change from run to run."""
     top = module.partition(".")[0] if isinstance(module, str) else ""
     if top in sys.stdlib_module_names or top == "sinkscope":
@@ -133,7 +138,7 @@ class _Telling:
         return f"{value.shape} {self.tell(value.tolist())}"
 
     def _module(self, module: types.ModuleType) -> str:
-        if library := _library(module.__name__):
+        if library := library_of(module.__name__):
             return f"module {module.__name__} of {library}"
         held, names = vars(module), sorted(self.names & vars(module).keys())
         told = f"module {module.__name__} {', '.join(f'{name}={self.tell(held[name])}' for name in names)}"
@@ -141,7 +146,7 @@ class _Telling:
         return told
 
     def _class(self, cls: type) -> str:
-        library, is_compiled = _library(cls.__module__), not cls.__flags__ & 1 << 9  # Py_TPFLAGS_HEAPTYPE
+        library, is_compiled = library_of(cls.__module__), not cls.__flags__ & 1 << 9  # Py_TPFLAGS_HEAPTYPE
         if is_compiled or (library and is_found(cls, cls.__module__)):
             return f"class {cls.__module__}.{cls.__qualname__} of {library}"
         members = [(name, member) for name, member in sorted(vars(cls).items()) if name not in MADE]
@@ -151,7 +156,7 @@ class _Telling:
     def _function(self, function: types.FunctionType) -> str:
         module = function.__globals__.get("__name__")
         known = getattr(sys.modules.get(module or ""), "__dict__", None) is function.__globals__
-        library = _library(module) if known and not function.__code__.co_filename.startswith("<") else ""
+        library = library_of(module) if known and not function.__code__.co_filename.startswith("<") else ""
         if library and is_found(function, module):
             return f"function {module}.{function.__qualname__} of {library}"
         parts = [function.__defaults__, function.__kwdefaults__, vars(function)]

@@ -1,0 +1,119 @@
+"""Measurements of each batch of texts in a file of its own: a measuring that is stopped goes on behind the last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sinkscope.definition import check_resumable, definition
+from sinkscope.errors import SinkscopeError
+from sinkscope.files import writable_folder
+from sinkscope.models.identity import difference, identity
+from sinkscope.scope.collect import Staged, Text
+from sinkscope.scope.scope import Scope
+from sinkscope.tensors import read_tensors, write_tensors
+
+KIND, WHAT, ADVICE = "sinkscope measurements 1", "the measurements", "delete it to measure these texts again"
+
+
+class KeptBatches:
+    """What a scope measures of batches of texts [sequence, token], kept in a folder.
+
+    The name of a file is a hash of all that its numbers depend on: the identity of the model, the probes, the policy,
+    the stream and the texts. So texts that are added later, or measured in another order, find what is there.
+
+    Raises:
+        SinkscopeError: the folder cannot be written, or what is measured cannot be told from other things.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], scope: Scope) -> None:
+        self.folder = writable_folder(folder, "measurements")
+        probes = {f"probe {type(probe).__name__}": definition(probe) for probe in scope.probes}
+        policy = {"policy": repr(scope.policy), "policy_definition": scope.policy.definition or ""}
+        self.settings = {"stream": scope.stream} | policy | probes | identity(scope.model)
+        check_resumable(self.settings, "measurements cannot be kept and resumed")
+
+    @property
+    def told(self) -> str:
+        """What is kept when measuring is interrupted, in a sentence."""
+        return f"interrupted; what was done is kept in {self.folder}, and running the same again goes on from there."
+
+    def _settings(self, batch: Tensor) -> dict[str, str]:
+        shape = f"{len(batch)} of {batch.shape[1]} tokens"
+        return self.settings | {"texts": shape, "text": hashlib.sha256(batch.numpy().tobytes()).hexdigest()}
+
+    def _path(self, batch: Tensor) -> Path:
+        told = json.dumps(self._settings(batch), sort_keys=True)
+        return self.folder / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.safetensors"
+
+    def begin(self, scope: Scope) -> None:
+        """A batch is measured now."""
+        scope._collector.committed = []
+
+    def write(self, scope: Scope, batch: Tensor) -> None:
+        """Keep what was measured of a batch since it began."""
+        collector = scope._collector
+        measured, collector.committed = collector.committed or [], None
+        texts = collector.texts[-len(batch) :]
+        places = {id(text): place for place, text in enumerate(texts)}
+        tensors = {f"{at}.values": np.stack(staged.values) for at, (_, staged) in enumerate(measured)}
+        tensors |= {f"text.{at}.ids": np.concatenate(text.token_ids) for at, text in enumerate(texts)}
+        tensors |= {
+            f"text.{at}.seen.{start}": seen for at, text in enumerate(texts) for start, seen in text.seen.items()
+        }
+        about = {
+            "measured": [
+                {
+                    "name": name,
+                    "layers": staged.layers,
+                    "texts": [places[id(text)] for text in staged.texts],
+                    "coords": {dim: [str(at.dtype), at.tolist()] for dim, at in staged.coords.items()},
+                }
+                for name, staged in measured
+            ],
+            "texts": [[text.start, text.tokens, text.keys] for text in texts],
+            "scope": [scope._causal, scope._other_keys, scope.own_mask],
+        }
+        told = {"settings": json.dumps(self._settings(batch)), "about": json.dumps(about)}
+        held = {name: torch.from_numpy(np.ascontiguousarray(each)) for name, each in tensors.items()}
+        write_tensors(self._path(batch), WHAT, KIND, held, told)
+
+    def read(self, scope: Scope, batch: Tensor) -> bool:
+        """Put what was measured of a batch into a scope as if it were measured now; whether there is anything.
+
+        Raises:
+            SinkscopeError: the file is damaged, or of other settings than its name says.
+        """
+        path = self._path(batch)
+        if not path.exists():
+            return False
+        tensors, told = read_tensors(path, WHAT, KIND, ADVICE)
+        if other := difference(json.loads(told["settings"]), self._settings(batch)):
+            raise SinkscopeError(f"{WHAT} {path} are of other settings than its name says ({other}); {ADVICE}.")
+        arrays, about = {name: each.numpy() for name, each in tensors.items()}, json.loads(told["about"])
+        texts = [
+            Text(start, [arrays[f"text.{at}.ids"]], tokens, _seen(arrays, f"text.{at}.seen."), keys)
+            for at, (start, tokens, keys) in enumerate(about["texts"])
+        ]
+        collector = scope._collector
+        collector.discard()
+        for at, each in enumerate(about["measured"]):
+            coords = {dim: np.asarray(values, dtype=kind) for dim, (kind, values) in each["coords"].items()}
+            values, own = list(arrays[f"{at}.values"]), [texts[place] for place in each["texts"]]
+            collector.stage([(each["name"], Staged(coords, own, each["layers"], [], values))])
+        collector.check()
+        collector.commit(texts)
+        scope._causal, scope._other_keys, scope.own_mask = about["scope"]
+        return True
+
+
+def _seen(arrays: Mapping[str, Any], prefix: str) -> dict[int, np.ndarray]:
+    return {int(name[len(prefix) :]): seen for name, seen in arrays.items() if name.startswith(prefix)}

@@ -1,0 +1,74 @@
+"""Files of tensors and texts about them, with a checksum over all they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sinkscope.errors import SinkscopeError
+from sinkscope.files import replacing
+
+HEADER = 16 * 2**20  # bytes of a header at most: it names tensors and settings
+
+
+def write_tensors(path: Path, what: str, kind: str, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
+    """Write tensors and texts about them; an older file is replaced in one step.
+
+    Raises:
+        SinkscopeError: the folder cannot be written, or the disk is full; an older file stays as it was.
+    """
+    stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    told = about | {"kind": kind}
+    with replacing(path, what) as partial:
+        try:
+            save_file(stored, partial, metadata=told | {"checksum": _checksum(stored, told)})
+        except SafetensorError as problem:  # how it reports a full disk
+            raise OSError(str(problem)) from problem
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def read_tensors(path: Path, what: str, kind: str | None, advice: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and texts of a file that `write_tensors` wrote, of the same kind, or of any when None.
+
+    Raises:
+        SinkscopeError: another kind of file, one of another release, or a damaged one.
+    """
+    try:
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > HEADER:
+            raise ValueError(f"its header would take {header:,} bytes")
+        with safe_open(path, framework="pt") as stored:
+            about = stored.metadata() or {}
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, RuntimeError) as problem:
+        raise SinkscopeError(f"{what} {path} is damaged or torn ({problem}); {advice}.") from problem
+    checksum = about.pop("checksum", None)
+    if checksum is None:
+        raise SinkscopeError(f"{path} is a safetensors file, but not one that sinkscope wrote; {advice}.")
+    if len(checksum) == 8:  # which covered the tensors alone
+        raise SinkscopeError(f"{what} {path} is of an earlier release, which cannot be checked as a whole; {advice}.")
+    if checksum != _checksum(tensors, about):
+        raise SinkscopeError(f"{what} {path} is damaged: it is not what was saved; {advice}.")
+    if kind is not None and about["kind"] != kind:
+        raise SinkscopeError(f"{path} is a {about['kind']}, and {what} is looked for ({kind}); {advice}.")
+    return tensors, about
+
+
+def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+    """SHA-256 of all that a file holds: its texts, and name, type, shape and bits of each tensor."""
+    digest = hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
