@@ -12,10 +12,12 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope import figures as draw
+from sinkscope.analysis.batches import scope_said
+from sinkscope.analysis.factorial import CELLS, factorial_table
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.interventions import dose_table, intervention_table
 from sinkscope.analysis.mass import amplification, eviction_by_layer
-from sinkscope.analysis.perplexity import collapse_table, is_decomposed
+from sinkscope.analysis.perplexity import collapse_table, is_decomposed, policy_parts
 from sinkscope.analysis.predictability import HEADS_SHOWN, correlated_heads, correlations, mean_mass_by_bin
 from sinkscope.analysis.variables import whole
 from sinkscope.errors import SinkscopeError
@@ -142,6 +144,7 @@ def say_collapse(record: xr.Dataset, table: pd.DataFrame) -> str:
     )
     if not np.isfinite(window["recovered"]):
         return f"{said}: no gap that could be divided."
+    said += f" ({scope_said(table.attrs['bounds'], window['ratio_drift'])})"
     shares = {part: _share(row) for part, row in rows.items() if part not in ("full sinks", "window")}
     phantoms = {"phantom, values zeroed": "with their values zeroed", "phantom, mean values": "with mean values"}
     told = [f"{shares[part]} {words}" for part, words in phantoms.items() if part in shares]
@@ -150,7 +153,26 @@ def say_collapse(record: xr.Dataset, table: pd.DataFrame) -> str:
         alone = "the values alone, out of the denominator,"
         parts.append(f"{alone} {'' if told else 'close '}{shares['values only']}")
     worse = "; below zero is worse than the window" if any(each.startswith("−") for each in shares.values()) else ""
-    return f"{said}. Of that gap in mean loss, {', and '.join(parts)}{worse}."
+    return f"{said}. Of that gap in mean loss, {', and '.join(parts)}{worse}.{say_halves(record)}"
+
+
+def say_halves(record: xr.Dataset) -> str:
+    """Both orders of the two halves, and their interaction; nothing where a half was not measured, or no gap is."""
+    if not {*CELLS} <= {*policy_parts(record)}:
+        return ""
+    told = {}
+    for row in factorial_table(record).to_dict("records"):
+        if not np.isfinite(row["share"]):
+            return ""
+        ends = {"": "share", "_low": "low", "_high": "high"}
+        told[str(row["effect"])] = _share({f"recovered{end}": row[name] for end, name in ends.items()})
+    return (
+        f" The order decides: the place in the denominator closes {told['denominator, first']} where it comes first "
+        f"and {told['denominator, after the value']} where the value is there already, the value "
+        f"{told['value, first']} and {told['value, after the denominator']}; their interaction is "
+        f"{told['interaction']} of the gap, and over both orders (Shapley) {told['denominator, Shapley']} are the "
+        f"denominator's and {told['value, Shapley']} the value's."
+    )
 
 
 def say_dose(record: xr.Dataset, table: pd.DataFrame) -> str:
@@ -202,7 +224,7 @@ def say_predictability(record: xr.Dataset, table: pd.DataFrame) -> str:
 def mean_amplification(record: xr.Dataset) -> tuple[float, float, float]:
     """Geometric mean over heads and queries, and its interval over texts (NaN with one)."""
     logs = whole(record)["log_amplification"].astype("float64").mean(["layer", "head", "query"], skipna=True)
-    found = interval(logs)
+    found = interval(logs)  # of logarithms, plain t
     return tuple(float(np.exp(found[name])) for name in ("mean", "lower", "upper"))  # type: ignore[return-value]
 
 
@@ -214,7 +236,8 @@ def within(value: float, low: float, high: float) -> str:
 
 def _share(row: Mapping[Hashable, Any]) -> str:
     value, low, high = (100 * row[name] for name in ("recovered", "recovered_low", "recovered_high"))
-    return f"{value:.0f}% [{low:.0f}, {high:.0f}]".replace("-", "−")
+    bounds = f" [{low:.0f}, {high:.0f}]" if np.isfinite(low) and np.isfinite(high) else ""
+    return f"{value:.0f}%{bounds}".replace("-", "−")
 
 
 def _interval(row: Mapping[Hashable, Any], name: str = "ratio") -> str:
@@ -268,7 +291,7 @@ ITEMS = (
             variables=("output_norm",),
             meaning="In closed form, each layer alone. Amplification of all other weights: geometric mean over heads "
             "and queries. Change of a head's output, lost denominator and lost value, which add up to it as vectors: "
-            "mean norm over the mean norm of the output. 95% bootstrap intervals over texts.",
+            "mean norm over the mean norm of the output. 95% t intervals over texts.",
         ),
     ),
     Item(
@@ -279,20 +302,34 @@ ITEMS = (
         figure=draw.collapse,
         sentence=say_collapse,
         numbers=recovered,
-        meaning="Perplexity of the same tokens in caches of the same size, positions counted in the cache. Full sinks: "
-        "the first tokens stay beside the window. Phantom: their keys stay in the denominator, their values are zeroed "
-        "or replaced by the mean of the values that the query sees. Values only: what the sinks would hand on is "
-        "added, their keys are out of the denominator of the others. Window: they are gone; nothing is re-computed. "
-        "All of it in every layer at once. Whiskers are paired 95% block-bootstrap intervals of the ratio; the shares "
-        "are of the gap in mean loss between window and full sinks, and below zero where a part is worse than none.",
+        meaning="Perplexity of the same tokens in caches of the same size, positions counted in the cache. Full "
+        "sinks: the first tokens stay beside the window. Phantom: their keys stay in the denominator, their values "
+        "are zeroed or replaced by the mean of the values that the query sees. Values only: what the sinks would "
+        "hand on is added, their keys are out of the denominator of the others. Window: they are gone; nothing is "
+        "re-computed. All of it in every layer at once. Whiskers are paired 95% t intervals of the ratio over "
+        "batches of the text; the shares are of the gap in mean loss between window and full sinks, and below zero "
+        "where a part is worse than none.",
         table=Table(
             collapse_table,
             title="The collapse of window attention, decomposed",
             meaning="Over tokens after the first eviction. Phantom sinks: keys in the denominator, values zeroed or "
             "replaced by their mean. Values only: values added, keys out of the denominator. Ratios are to full sinks, "
             "and recovered is the share of the gap in mean loss between window (0) and full sinks (1); paired 95% "
-            "block-bootstrap intervals.",
+            "t intervals over eight batches of the text, left out where it drifts; of shares Fieller's.",
         ),
+    ),
+    Item(
+        "collapse_halves",
+        "The two halves of a sink, in both orders",
+        record="collapse",
+        variables="nll",
+        table=factorial_table,
+        meaning="The same losses as a two-by-two design: with and without the place in the denominator, with and "
+        "without the value. Full sinks have both, phantoms (values zeroed) the first, values only the second, the "
+        "window neither. Share: of the gap in mean loss between window and full sinks. What a half closes depends on "
+        "whether the other is there, so both orders stand here, each adding up to 100%; the interaction is 100% less "
+        "what both close first; Shapley's share is the mean over the orders. Paired 95% intervals (Fieller), all of "
+        "the same batches of the text.",
     ),
     Item(
         "dose_response",
@@ -304,12 +341,12 @@ ITEMS = (
         meaning="A bias on the logit of the first token in all layers and heads, from minus infinity (gone) over 0 (as "
         "the model is) upwards, and the same on a random token drawn for each text as control. Everything is measured "
         "over the queries from the start on; before it nothing is changed. Intervals of perplexity are paired, over "
-        "positions; those of mass and output are over texts.",
+        "texts, or batches of fewer than four; those of mass and output are over texts.",
         table=Table(
             dose_table,
-            meaning="Dose: bias on the logits of the first keys (sinks) or of as many random ones, natural logarithm; "
-            "-inf: gone. Ratios of perplexity (paired, over positions) and of the norm of a head's output (over texts) "
-            "are to dose 0.",
+            meaning="Dose: bias on the logits of the first keys (sinks) or of as many random ones, natural "
+            "logarithm; -inf: gone. Ratios of perplexity (paired, over texts, or batches of fewer than four) and of "
+            "the norm of a head's output (over texts) are to dose 0.",
         ),
     ),
     Item(
@@ -328,7 +365,7 @@ ITEMS = (
             "interventions",
             "Interventions and their controls",
             "Each intervention above its control. Perplexity over that with nothing done (ratio) and over that of the "
-            "control; paired 95% block-bootstrap intervals over positions, of the mass over texts.",
+            "control; paired 95% t intervals over texts, of losses over batches where there are fewer than four.",
             variables=("control",),
         ),
     ),
@@ -349,8 +386,8 @@ ITEMS = (
             correlations,
             title="Sink mass against predictability, over heads",
             meaning="Spearman correlation of a query's mass on the first keys with entropy and loss of the next token: "
-            "quartiles over heads, that of even attention (null), and heads whose 95% interval (block bootstrap over "
-            "queries) lies below or above both zero and the null. By chance up to 5% of heads would.",
+            "quartiles over heads, that of even attention (null), and heads whose 95% interval (jackknife over "
+            "batches of queries) lies below or above both zero and the null. By chance up to 5% of heads would.",
         ),
     ),
     Item(
@@ -359,8 +396,8 @@ ITEMS = (
         record="predictability",
         variables=("sink_mass", "next_entropy"),
         table=correlated_heads,
-        meaning="Spearman correlations with entropy and loss of the next token; 95% block-bootstrap intervals over "
-        "queries.",
+        meaning="Spearman correlations with entropy and loss of the next token; 95% jackknife intervals over "
+        "batches of queries.",
         causal_only=True,
     ),
 )
