@@ -14,10 +14,10 @@ import pytest
 from sinkscope.analysis.interventions import dose_table, intervention_table
 from sinkscope.analysis.perplexity import collapse_table
 from sinkscope.analysis.predictability import predictability_table, sides
-from sinkscope.figures.style import number
+from sinkscope.figures.style import number, within
 from sinkscope.reporting.document import Report
 from sinkscope.reporting.page import description, page
-from sinkscope.reporting.softmax import SOFTMAX, within
+from sinkscope.reporting.softmax import SOFTMAX
 from tests.reporting import naive_softmax
 from tests.support import experiments, naive_record, naive_streaming
 
