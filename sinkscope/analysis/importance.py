@@ -27,7 +27,7 @@ from sinkscope.errors import SinkscopeError
 
 EPSILON = 0.3  # Gu et al. 2024
 FEW_TEXTS = 16
-RATE_NOTE = "an interval of a rate over fewer than 16 holds it in 85% to 93%, not 95% (docs/intervals.md)"
+RATE_NOTE = "no interval of a rate over fewer than 16, which would hold it in 85% to 93%, not 95% (docs/intervals.md)"
 EPSILONS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 
@@ -136,8 +136,8 @@ def sink_rate_curve(
     epsilons  thresholds; default 0.05, 0.10 .. 0.95.
     lengths   numbers of tokens; default 16, 32, 64 .. and that of the longest text. An encoder has no prefixes: only
               the lengths of its texts are allowed.
-    lower and upper are a 95% t interval over sequences (NaN with fewer than three); with fewer than 16 they hold the
-    rate less often than that, as it can depend on what a text begins with, and attrs["note"] says so.
+    lower and upper are a 95% t interval over sequences. With fewer than 16 they are NaN, and attrs["note"] says why: a
+    rate can depend on what a text begins with, and an interval over few texts would hold it less often than that.
     null_alpha [length] is the alpha of uniform attention; sequences [length] is how many texts are that long: shorter
     ones are left out.
 
@@ -173,6 +173,12 @@ def sink_rate_curve(
     curve = interval(every, at_least=0, at_most=1).rename(mean="rate").transpose("length", "epsilon")
     curve = curve.assign_coords(length=prefixes, epsilon=thresholds)
     curve = curve.assign(null_alpha=("length", nulls), sequences=("length", counts))
+    several = (curve["sequences"] >= FEW_TEXTS) & (curve.attrs["n"] >= FEW_TEXTS)
+    if not bool(several.all()):
+        count = min(int(curve["sequences"].min()), curve.attrs["n"])
+        said = f"{count} sequence{'s' * (count != 1)}: {RATE_NOTE}"
+        curve = curve.assign({end: curve[end].where(several) for end in ("lower", "upper")})
+        curve = curve.assign_attrs(note=said, bounds=f"{curve.attrs['bounds']}; {said}" if several.any() else said)
     curve.attrs = {
         **record.attrs,
         **curve.attrs,
@@ -182,8 +188,6 @@ def sink_rate_curve(
         "T": text_length(record),
         "bos": record.attrs.get("bos", "unknown"),
     }
-    if 1 < curve.attrs["n"] < FEW_TEXTS:
-        curve.attrs["note"] = f"{curve.attrs['n']} sequences: {RATE_NOTE}"
     return curve
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.special import stdtrit
-from scipy.stats import rankdata
+from scipy.special import stdtr, stdtrit
+from scipy.stats import false_discovery_control, rankdata
 
 from sinkscope.analysis.batches import BATCHES
 from sinkscope.analysis.intervals import FEWEST, TEXT, resampled_means
@@ -20,6 +20,9 @@ MEASURES = ("next_loss", "next_entropy")
 HEADS_SHOWN = 20
 QUARTILES = ("lower_quartile", "median", "upper_quartile")
 SAID = "95% t intervals of a jackknife over batches of these texts, which say nothing of other texts"
+DISCOVERIES = 0.05
+"""Share of false ones, up to which heads are told among many (Benjamini and Hochberg 1995)."""
+
 NAMES = {"next_entropy": "entropy", "next_loss": "loss"}
 
 
@@ -34,6 +37,9 @@ def predictability_table(
                             a jackknife over batches of queries, ranks as in the text, on the scale of Fisher's z
     null                    the same for a head that spreads its attention evenly: what the query's place alone explains
     sink_mass               mean over those queries
+    p, q                    probability of a correlation so far from both zero and the null: the larger of the two, 1
+                            between them; and the least share of false discoveries at which the head is one, among
+                            all heads of the table (Benjamini and Hochberg 1995). NaN with a `block`
 
     A text is cut into four batches or more, and eight there are at least; texts that share passages count once. With
     `block`, the intervals are percentiles of a circular block bootstrap instead, of blocks of so many queries, or of a
@@ -57,14 +63,16 @@ def predictability_table(
         random = np.random.default_rng(seed)
         found = _mean([_correlations(part.mean(0)[None]) for part in parts])[0]
         if block is None:
-            low, high = _jackknifed(parts, found)
+            low, high, p = _jackknifed(parts, found)
         else:
+            p = np.full_like(found, np.nan)
             blocks = [max(1, min(block, len(part) // 10)) for part in parts]
             drawn = (resampled_means([part], own, resamples, random) for part, own in zip(parts, blocks, strict=True))
             low, high = np.quantile(_mean([_correlations(each) for each in drawn]), [0.025, 0.975], axis=0)
         columns = {"correlation": found, "low": low, "high": high}
         own = {"layer": layers, "head": heads, "measure": measure} | {name: columns[name][:-1] for name in columns}
-        tables.append(pd.DataFrame(own | {"null": found[-1], "sink_mass": late.values}))
+        own |= {"null": found[-1], "sink_mass": late.values, "p": p[:-1], "q": _adjusted(p[:-1])}
+        tables.append(pd.DataFrame(own))
     table = pd.concat(tables, ignore_index=True)
     own = {"bounds": SAID} if block is None else {"block": block, "resamples": resamples, "seed": seed}
     table.attrs = {**record.attrs, "start": start, **own}
@@ -145,8 +153,9 @@ def _correlations(means: np.ndarray) -> np.ndarray:
     return np.where(variances > 1e-15, found, np.nan)
 
 
-def _jackknifed(parts: list[np.ndarray], found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds of the mean correlation over texts [column], from texts of moments [query, ..] without a batch each.
+def _jackknifed(parts: list[np.ndarray], found: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bounds of the mean correlation over texts [column], from texts of moments [query, ..] without a batch each, and
+    the probability of one so far from zero and the null, which is the last column.
 
     NaN with fewer than three batches more than texts. Correlations are bounded, and so is the scale of Fisher's z.
     """
@@ -163,10 +172,21 @@ def _jackknifed(parts: list[np.ndarray], found: np.ndarray) -> tuple[np.ndarray,
         freedom += into - 1
     with np.errstate(divide="ignore", invalid="ignore"):
         error = np.sqrt(squares) / known if freedom >= FEWEST - 1 else np.full_like(found, np.nan)
-        half = stdtrit(max(freedom, 1), 0.975) * error / (1 - found**2)
+        apart = error / (1 - found**2)
+        half = stdtrit(max(freedom, 1), 0.975) * apart
         middle, perfect = np.arctanh(found), (np.abs(found) > 1 - 1e-12) & np.isfinite(error)
         low, high = np.tanh(middle - half), np.tanh(middle + half)
-        return np.where(perfect, found, low), np.where(perfect, found, high)
+        ends = [middle / apart, (middle - np.arctanh(found[-1])) / apart]
+        nearer = np.where(np.sign(ends[0]) == np.sign(ends[1]), np.minimum(*np.abs(ends)), 0.0 * apart)
+        p = np.where(perfect & (found != found[-1]), 0.0, 2 * stdtr(max(freedom, 1), -nearer))
+        return np.where(perfect, found, low), np.where(perfect, found, high), p
+
+
+def _adjusted(p: np.ndarray) -> np.ndarray:
+    """The p values of Benjamini and Hochberg, of those that there are."""
+    q, known = np.full_like(p, np.nan), np.isfinite(p)
+    q[known] = false_discovery_control(p[known])
+    return q
 
 
 def batches_of_a_text(texts: int) -> int:
@@ -246,7 +266,11 @@ def sides(table: pd.DataFrame) -> pd.Series:
 
 
 def correlations(record: xr.Dataset) -> pd.DataFrame:
-    """Rank correlations of sink mass with entropy and loss, all heads together, beside that of even attention."""
+    """Rank correlations of sink mass with entropy and loss, all heads together, beside that of even attention.
+
+    below, neither, above   heads by their intervals (see `sides`)
+    below_q, above_q, size  those of them with a q of at most 5%, and the median of their correlations without the sign
+    """
     every = _from_its_start(record)
     rows = []
     for measure, name in NAMES.items():
@@ -254,7 +278,11 @@ def correlations(record: xr.Dataset) -> pd.DataFrame:
         kinds, values = sides(table), table["correlation"].dropna()
         quartiles = dict(zip(QUARTILES, values.quantile([0.25, 0.5, 0.75]), strict=True))
         counts = {kind: int((kinds == kind).sum()) for kind in ("below", "neither", "above")}
-        rows.append({"measure": name, "heads": len(values), **quartiles, "null": table["null"].iloc[0], **counts})
+        found = (table["q"] <= DISCOVERIES) & kinds.isin(["below", "above"])
+        told = {f"{kind}_q": int((found & (kinds == kind)).sum()) for kind in ("below", "above")}
+        told["size"] = float(table["correlation"][found].abs().median())
+        null = table["null"].iloc[0]
+        rows.append({"measure": name, "heads": len(values), **quartiles, "null": null, **counts, **told})
     return pd.DataFrame(rows)
 
 
@@ -264,7 +292,7 @@ def correlated_heads(record: xr.Dataset) -> pd.DataFrame:
     heads = every[every["measure"] == "next_entropy"].set_index(["layer", "head"])[["sink_mass"]]
     for measure, name in NAMES.items():
         part = every[every["measure"] == measure].set_index(["layer", "head"])
-        columns = {"correlation": name, "low": f"{name}_low", "high": f"{name}_high"}
+        columns = {"correlation": name, "low": f"{name}_low", "high": f"{name}_high", "q": f"{name}_q"}
         heads = heads.join(part[list(columns)].rename(columns=columns))
     return heads.sort_values("sink_mass", ascending=False, kind="stable").head(HEADS_SHOWN).reset_index()
 

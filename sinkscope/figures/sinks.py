@@ -116,7 +116,8 @@ def sink_rate_curve(
     lengths: Sequence[int] | None = None,
     position: int = 0,
 ) -> m.Drawing:
-    """Fraction of heads with alpha > epsilon against epsilon, one line per length, with 95% intervals over sequences.
+    """Fraction of heads with alpha > epsilon against epsilon, one line per length, with 95% intervals over 16 sequences
+    or more; over fewer they would hold the rate less often.
 
     The triangle on the upper edge, in the line's colour, is the alpha of a uniform causal head at that length: left of
     it even a head without any preference counts as a sink.
@@ -135,13 +136,14 @@ def sink_rate_curve(
         marks.append(m.Line(line["epsilon"], line["rate"], look, name, gid, line["lower"], line["upper"]))
         marks.append(m.Points(null, edge, triangle, id=f"null-{length}", hover=hover))
     name = "first token" if position == 0 else f"position {position}"
+    banded = "; band: 95%" * bool(curve["lower"].notnull().any())
     panel = m.Panel(
         marks,
         x=m.Axis("threshold ε (on α, a probability)", limits=(0, 1)),
         y=m.Axis(f"heads with α({name}) > ε\n(fraction)", limits=(0, edge)),
     )
     return m.Drawing(
-        [panel], record.attrs, m.COLUMN, 2.8, legend=m.Legend("triangle: α of a uniform causal head; band: 95%")
+        [panel], record.attrs, m.COLUMN, 2.8, legend=m.Legend(f"triangle: α of a uniform causal head{banded}")
     )
 
 

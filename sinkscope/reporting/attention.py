@@ -132,7 +132,7 @@ def rates(record: xr.Dataset, quantity: str = "sink rate") -> Numbers:
         f"α > {EPSILON} at T = {length}; α of a uniform causal head: {float(curve['null_alpha']):.4f}; "
         f"BOS: {record.attrs.get('bos', 'unknown')}"
     )
-    note += f"; {curve.attrs['note']}" if RATE_NOTE in curve.attrs.get("note", "") else ""
+    note += f"; {RATE_NOTE}" if RATE_NOTE in curve.attrs.get("note", "") else ""
     return [
         {"quantity": quantity, "unit": "fraction of heads", "value": float(rate) if equal else float(curve["rate"]),
          "lower": float(curve["lower"]), "upper": float(curve["upper"]), "null": float(rate.attrs["null_rate"]),

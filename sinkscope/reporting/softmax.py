@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +175,17 @@ def say_predictability(record: xr.Dataset, table: pd.DataFrame) -> str:
         f"Mean mass on the {first} is {ends[0]} where the next token is most predictable (the lowest tenth of entropy) "
         f"and {ends[1]} where it is least (uniform null: {nulls[0]} and {nulls[1]}). Of {heads:,} heads, "
         f"{int(row['below']):,} give the {first} less the higher the entropy, and {int(row['above']):,} more, with "
-        f"intervals beyond both zero and the null (up to {number(0.05 * heads, 2)} would by chance)."
+        f"intervals beyond both zero and the null (up to {number(0.05 * heads, 2)} would by chance)"
+        f"{_told_among_many(row)}."
+    )
+
+
+def _told_among_many(row: Mapping[Hashable, Any]) -> str:
+    if not row["below_q"] + row["above_q"]:
+        return "; none is told among so many, at 5% false discoveries (Benjamini and Hochberg)"
+    return (
+        f"; at 5% false discoveries among so many (Benjamini and Hochberg) {int(row['below_q']):,} and "
+        f"{int(row['above_q']):,} are told, with a median |ρ| of {row['size']:.2f}"
     )
 
 
@@ -276,7 +286,9 @@ ITEMS = (
             title="Sink mass against predictability, over heads",
             meaning="Spearman correlation of a query's mass on the first keys with entropy and loss of the next token: "
             "quartiles over heads, that of even attention (null), and heads whose 95% interval (jackknife over "
-            "batches of queries) lies below or above both zero and the null. By chance up to 5% of heads would.",
+            "batches of queries) lies below or above both zero and the null. By chance up to 5% of heads would. "
+            "below_q, above_q: those with a q of at most 5% (Benjamini and Hochberg 1995); size: the median of |ρ| "
+            "among them.",
         ),
     ),
     Item(
@@ -286,7 +298,7 @@ ITEMS = (
         variables=("sink_mass", "next_entropy"),
         table=correlated_heads,
         meaning="Spearman correlations with entropy and loss of the next token; 95% jackknife intervals over "
-        "batches of queries.",
+        "batches of queries; q among all heads (Benjamini and Hochberg 1995).",
         causal_only=True,
     ),
 )
