@@ -279,7 +279,7 @@ def correlations(record: xr.Dataset) -> pd.DataFrame:
         quartiles = dict(zip(QUARTILES, values.quantile([0.25, 0.5, 0.75]), strict=True))
         counts = {kind: int((kinds == kind).sum()) for kind in ("below", "neither", "above")}
         found = (table["q"] <= DISCOVERIES) & kinds.isin(["below", "above"])
-        told = {f"{kind}_q": int((found & (kinds == kind)).sum()) for kind in ("below", "above")}
+        told: dict[str, float] = {f"{kind}_q": int((found & (kinds == kind)).sum()) for kind in ("below", "above")}
         told["size"] = float(table["correlation"][found].abs().median())
         null = table["null"].iloc[0]
         rows.append({"measure": name, "heads": len(values), **quartiles, "null": null, **counts, **told})
