@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sinkscope.arguments import checks_types, is_whole, several, whole_number
+from sinkscope.arguments import is_whole
 from sinkscope.errors import SinkscopeError, first_line, shown
 from sinkscope.hf.gguf import package_directory
 from sinkscope.tokens import encode, surrounding
@@ -48,8 +48,10 @@ def read_text(source: str | os.PathLike[str] | None = None) -> str:
     return "".join(text_pieces(source))
 
 
-def text_name(source: str | os.PathLike[str] | None) -> str:
-    """What to call a source in a record: its file name, without the folders of this machine."""
+def text_name(source: Any) -> str:
+    """What to call a source in a record, or several: their file names, without the folders of this machine."""
+    if isinstance(source, (list, tuple)):
+        return ", ".join(map(text_name, source))
     if source is None:
         return "King James Bible (demo text)"
     name = os.fspath(source)
@@ -153,45 +155,6 @@ def read_stream(
     front, _ = _special_tokens(tokenizer, read)
     stream = _without_bos(body, getattr(tokenizer, "bos_token_id", None))
     return torch.tensor(stream, dtype=torch.long), tuple(front)
-
-
-@checks_types
-def sequences(
-    ids: torch.Tensor, length: int, count: int | None = None, *, bos: int | Sequence[int] | None = None
-) -> torch.Tensor:
-    """Consecutive sequences that do not overlap: LongTensor [N, length].
-
-    Args:
-        ids: one stream of tokens, LongTensor [T] or [1, T].
-        length: tokens in each sequence, those put in front included.
-        count: how many; None for as many as the stream fills.
-        bos: a token id, or several, to put in front of every sequence; the stream's own first token is kept, so read
-            it with bos=False.
-
-    Raises:
-        SinkscopeError: a stream that is too short, `length` that leaves no room for a token, `count` < 1.
-    """
-    import torch
-
-    stream = ids.reshape(-1)
-    if stream.numel() != ids.shape[-1]:
-        raise SinkscopeError(
-            f"ids have the shape {list(ids.shape)}, but one stream of tokens, [T] or [1, T], is needed."
-        )
-    front = [] if bos is None else [whole_number(each, "bos", 0) for each in several(bos, "bos")]
-    own = length - len(front)
-    if own < 1:
-        raise SinkscopeError(f"length is {length}, but a sequence needs at least one token of the text.")
-    if count is not None and count < 1:
-        raise SinkscopeError(f"count is {count}, but at least one sequence is needed.")
-    number = stream.numel() // own if count is None else count
-    if number < 1 or number * own > stream.numel():
-        raise SinkscopeError(
-            f"{max(number, 1)} sequences with {own} tokens of the text in each need {max(number, 1) * own} tokens, but "
-            f"there are {stream.numel()}: read more text, or ask for fewer or shorter sequences."
-        )
-    rows = stream[: number * own].reshape(number, own)
-    return torch.cat([rows.new_tensor(front).expand(number, -1), rows], dim=1)
 
 
 def _demo_chapters() -> Iterator[str]:

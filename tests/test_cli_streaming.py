@@ -71,6 +71,22 @@ def test_perplexity_writes_record_table_and_figure_and_goes_on(monkeypatch, caps
     np.testing.assert_array_equal(sinkscope.open_record("run/perplexity.nc").nll, record.nll)
 
 
+@pytest.mark.slow
+def test_segments_of_several_texts_are_read_as_texts_of_their_own(monkeypatch, capsys, model):
+    Path("other.txt").write_text("And God said, Let there be light: and there was light. " * 9)
+    words = ["perplexity", "--text", "text.txt", "--text", "other.txt", "tiny.gguf", "--quiet", "--policies", "sinks"]
+    given = [*words, "--cache", "24", "--tokens", "40", "--segments", "2"]
+    assert call(monkeypatch, capsys, *given, "--out", "run") == (0, "", "")
+    record = sinkscope.open_record("run/perplexity.nc")
+    loaded, tokenizer = sinkscope.load("tiny.gguf")
+    ids = sinkscope.read_segments(tokenizer, ["text.txt", "other.txt"], 40, 2)
+    again = sinkscope.perplexity(loaded, list(ids), [sinkscope.SinkWindow(4, 20)], progress=False)
+    np.testing.assert_allclose(record.nll, again.nll, atol=1e-5)
+    assert record.sizes["sequence"] == 4 and record.attrs["text"] == "text.txt, other.txt"
+    code, _, said = call(monkeypatch, capsys, *given, "--start", "5")
+    assert code == 2 and "--start goes with one part of a text, not with --segments" in said
+
+
 def test_ablate_writes_table_and_figure_and_keeps_its_cells(monkeypatch, capsys, model):
     words = ["ablate", *model, "--tokens", "90", "--sinks", "0", "1", "4", "--cache", "24", "32", "--out", "swept"]
     code, _, err = call(monkeypatch, capsys, *words)

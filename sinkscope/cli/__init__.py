@@ -96,6 +96,7 @@ def _run() -> NoReturn:
     command = typer.main.get_group(app).commands.get(words[0]) if words else None
     said = "interrupted; nothing was left half-written."
     several = [name for option in command.params if option.multiple for name in option.opts] if command else []
+    several = [name for name in several if name != "--text"]  # behind which the model may stand
     try:
         code = app(spread(words, several), standalone_mode=False)
     except SinkscopeError as error:

@@ -51,9 +51,11 @@ Sinks = Annotated[int, typer.Option(help="First tokens among them, for the polic
 @given.loads_model
 def perplexity(
     model: given.Model = None,
-    text: given.Text = None,
+    text: given.Texts = None,
     tokens: Tokens = 4096,
     start: given.Start = 0,
+    segments: given.Segments = None,
+    starts: given.Starts = "spaced",
     policies: Policies = FOUR_WAYS,
     cache: Cache = 512,
     sinks: Sinks = 4,
@@ -71,10 +73,10 @@ def perplexity(
 
     ways = named_policies(policies, cache, sinks)
     loaded, tokenizer = sinkscope.load(model, **loading)
-    ids = sinkscope.read_tokens(tokenizer, text, limit=tokens, start=start)
+    ids = _texts(tokenizer, text, tokens, start, segments, starts)
     record = sinkscope.perplexity(
         loaded, ids, ways, block=block, samples=samples or None, checkpoint=out / "checkpoints",
-        progress=False if quiet else None, text=text_name(text),
+        progress=False if quiet else None, text=text_name(text or None),
     )  # fmt: skip
     sinkscope.save_record(record, out / "perplexity.nc")
     table = sinkscope.ppl_table(record)
@@ -88,9 +90,11 @@ def perplexity(
 @given.loads_model
 def ablate(
     model: given.Model = None,
-    text: given.Text = None,
+    text: given.Texts = None,
     tokens: Tokens = 4096,
     start: given.Start = 0,
+    segments: given.Segments = None,
+    starts: given.Starts = "spaced",
     sinks: Annotated[list[int], typer.Option(help="Numbers of sink tokens.")] = SINKS,
     cache: Annotated[list[int], typer.Option(help="Cache sizes, sinks included.")] = CACHES,
     positions: Annotated[list[str], typer.Option(help="cache, original or both.")] = POSITIONS,
@@ -105,15 +109,15 @@ def ablate(
     from sinkscope.texts import text_name
 
     loaded, tokenizer = sinkscope.load(model, **loading)
-    ids = sinkscope.read_tokens(tokenizer, text, limit=tokens, start=start)
+    ids = _texts(tokenizer, text, tokens, start, segments, starts)
     travels = loaded if loading or jobs == 1 else model  # a name is lighter than weights
     table = sinkscope.ablate(
         travels, ids, sinks, cache, positions, kinds, tokenizer=tokenizer, n_jobs=jobs, folder=out / "cells",
-        progress=False if quiet else None, text=text_name(text),
+        progress=False if quiet else None, text=text_name(text or None),
     )  # fmt: skip
     write_table(table, out / "ablation", f"Perplexity against the number of sink tokens; {table.attrs['bounds']}.")
     write_figure(sinkscope.figures.ablation(table), out / "ablation")
-    say(quiet, f"{ids.numel():,} tokens:", printed(table), _limits(table), f"Written to {out}")
+    say(quiet, f"{sum(map(len, ids)):,} tokens:", printed(table), _limits(table), f"Written to {out}")
 
 
 @given.loads_model
@@ -256,7 +260,7 @@ def _processed(
 @given.loads_model
 def intervene(
     model: given.Model = None,
-    text: given.Text = None,
+    text: given.Texts = None,
     evict: Annotated[Words, typer.Option(help="Keys: sinks, random, recent, delimiters.")] = None,
     replace: Annotated[
         Words, typer.Option(help="Put 'line breaks' or random tokens in the place of the first ones.")
@@ -274,7 +278,9 @@ def intervene(
         int | None, typer.Option(min=1, help="How many keys or tokens; as many as --sinks if left out.")
     ] = None,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens in each sequence.")] = 512,
-    sequences: Annotated[int, typer.Option(min=1, help="How many sequences of the text.")] = 8,
+    sequences: Annotated[int, typer.Option(min=1, help="How many sequences, one behind the other.")] = 8,
+    segments: given.Segments = None,
+    starts: given.Starts = "spaced",
     start: Annotated[int, typer.Option(min=2, help="The first query that notices, of each sequence.")] = 64,
     sinks: Annotated[int, typer.Option(min=1, help="How many first tokens count as sinks.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")] = 0,
@@ -305,16 +311,19 @@ def intervene(
         if value and not words:
             raise SinkscopeError(f"{option} is for interventions on keys or layers; name some, such as --evict sinks.")
     loaded, tokenizer = sinkscope.load(model, **loading)
-    ids = _read(tokenizer, text, tokens, sequences)
+    if segments is not None:
+        ids = _texts(tokenizer, text, tokens, 0, segments, starts)
+    else:
+        ids = [row for each in _each(text) for row in _read(tokenizer, each, tokens, sequences)]
     options: dict[str, Any] = {"start": start, "sinks": sinks, "seed": seed, "progress": False if quiet else None}
-    read = f"{sequences} sequences of {tokens} tokens; keys go, and losses are scored, from query {start} on"
+    read = f"{len(ids)} sequences of {tokens} tokens; keys go, and losses are scored, from query {start} on"
     done = response = None
     if chosen or not doses:
         done = sinkscope.run_interventions(loaded, ids, chosen or None, tokenizer=tokenizer, **options)
-        done.attrs["text"] = text_name(text)
+        done.attrs["text"] = text_name(text or None)
     if doses:
         keys: dict[str, Any] = {"count": count or sinks, "layers": layers, "heads": heads}
-        response = sinkscope.dose_response(loaded, ids, doses, **keys, **options, text=text_name(text))
+        response = sinkscope.dose_response(loaded, ids, doses, **keys, **options, text=text_name(text or None))
     if done is not None:
         table = sinkscope.intervention_table(done, seed=seed)
         write_table(table, out / "interventions", f"Interventions and their controls: {read}.")
@@ -330,6 +339,22 @@ def intervene(
         write_figure(sinkscope.figures.dose_response(table), out / "dose")
         say(quiet, caption, printed(table), _limits(table))
     say(quiet, f"Written to {out}")
+
+
+def _texts(
+    tokenizer: Any, sources: Words, tokens: int, start: int, count: int | None, starts: str
+) -> list[torch.Tensor]:
+    """One part of each text, or segments from all over it."""
+    if count is None:
+        parts = (sinkscope.read_tokens(tokenizer, each, limit=tokens, start=start) for each in _each(sources))
+        return [row for part in parts for row in part]
+    if start:
+        raise SinkscopeError("--start goes with one part of a text, not with --segments: leave one of them out.")
+    return list(sinkscope.read_segments(tokenizer, sources, tokens, count, starts=starts))
+
+
+def _each(sources: Words) -> list[str | None]:
+    return [*sources] if sources else [None]
 
 
 def _read(tokenizer: Any, text: str | None, tokens: int, count: int) -> torch.Tensor:

@@ -20,6 +20,15 @@ Model = Annotated[
     typer.Argument(help="A directory, a .gguf file or a name on the Hugging Face Hub; the demo model if left out."),
 ]
 Text = Annotated[str | None, typer.Option(help="A UTF-8 file or hf:NAME; the King James Bible if left out.")]
+Texts = Annotated[
+    list[str] | None,
+    typer.Option("--text", help="A UTF-8 file or hf:NAME, again for another; the King James Bible if left out."),
+]
+Segments = Annotated[
+    int | None,
+    typer.Option(min=1, help="So many segments from all over each text, each of --tokens; one text if left out."),
+]
+Starts = Annotated[str, typer.Option(help="Where segments start: spaced, random.")]
 Start = Annotated[int, typer.Option(min=0, help="How many tokens of the text to skip.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars, no summary.")]
 Out = Annotated[Path, typer.Option(help="The folder to write to.")]

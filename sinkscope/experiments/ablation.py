@@ -18,7 +18,7 @@ from sinkscope.errors import SinkscopeError, shown
 from sinkscope.experiments.cells import Finished, Perplexity, RecordCell, Setting, identity_of
 from sinkscope.experiments.intervention import line_break_token
 from sinkscope.experiments.perplexity import Run, check_run, checked_policies, record_of
-from sinkscope.experiments.runner import ModelSource, run_cells
+from sinkscope.experiments.runner import ModelSource, finished_cells
 from sinkscope.files import writable_folder
 from sinkscope.hf.models import input_embeddings
 from sinkscope.models.facts import find_anatomy
@@ -136,7 +136,7 @@ def run_ablation(
             raise SinkscopeError(f"two policies that differ are called {min(twice)!r}; give one a label of its own.")
         place = None if folder is None else writable_folder(folder, "cells")
         if known is None:
-            found = run_cells(cells, place, n_jobs, progress, title="ablation")
+            found = dict(finished_cells(cells, place, n_jobs, progress, title="ablation"))
             finished = {key: _progress(found[key]) for key in runs}
         elif not callable(known):
             raise SinkscopeError(

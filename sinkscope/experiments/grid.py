@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
-from sinkscope.arguments import check_names, instance, one_or_several, several, whole_number
+from sinkscope.arguments import check_names, instance, one_of, one_or_several, several, whole_number
 from sinkscope.errors import SinkscopeError, first_line
-from sinkscope.texts import read_stream, read_tokens, sequences, text_name
+from sinkscope.sampling import STARTS, read_segments, sequences
+from sinkscope.texts import read_stream, read_tokens, text_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,12 +52,15 @@ class Segment:
         tokens: of each text.
         start: how many to skip.
         sequences: so many texts, one behind the other and each with what the tokenizer puts in front; one when None.
+        segments, starts: so many texts from all over the source instead, as in `sinkscope.read_segments`.
     """
 
     source: str
     tokens: int = 4096
     start: int = 0
     sequences: int | None = None
+    segments: int | None = None
+    starts: str = STARTS[0]
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, str):
@@ -65,12 +69,19 @@ class Segment:
         whole_number(self.start, "start", 0)
         if self.sequences is not None:
             whole_number(self.sequences, "sequences", 1)
+        if self.segments is not None:
+            whole_number(self.segments, "segments", 1)
+            if self.start or self.sequences is not None:
+                raise SinkscopeError("segments are from all over a text; leave start and sequences out beside them.")
+        one_of(self.starts, "starts", STARTS)
         if self.source != DEMO and (place := Path(self.source).expanduser()).is_file():
             object.__setattr__(self, "source", str(place.resolve()))  # workers may stand in another folder
 
     @property
     def name(self) -> str:
         shown = text_name(None if self.source == DEMO else self.source)
+        if self.segments is not None:
+            return f"{shown}, {self.segments} {self.starts} segments of {self.tokens}"
         count = self.tokens * (self.sequences or 1)
         return f"{shown} [{self.start}:{self.start + count}]" + (f" in {self.sequences}" if self.sequences else "")
 
@@ -79,6 +90,8 @@ class Segment:
         source = None if self.source == DEMO else self.source
         if tokenizer is None:
             raise SinkscopeError("a model without a tokenizer can read no text; give token ids in its place.")
+        if self.segments is not None:
+            return list(read_segments(tokenizer, source, self.tokens, self.segments, starts=self.starts))
         if self.sequences is None:
             return list(read_tokens(tokenizer, source, self.tokens, start=self.start))
         stream, front = read_stream(tokenizer, source, self.start + self.tokens * self.sequences)

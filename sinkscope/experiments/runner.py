@@ -68,24 +68,6 @@ class Cell(ABC, Generic[Result]):
         return folder / f"{self.key}.safetensors"
 
 
-def run_cells(
-    cells: Sequence[Cell[Result]],
-    folder: Path | None,
-    n_jobs: int | None = None,
-    progress: bool | None = None,
-    unit: str = "cell",
-    title: str | None = None,
-) -> dict[str, Result]:
-    """The result of every cell by its key; those of the same key are run once, and those finished on disk not at all.
-
-    Args:
-        folder: where they are kept, nowhere when None; a damaged file is refused before anything runs.
-        n_jobs: cells at the same time; what the surrounding `joblib.parallel_config` says when None, otherwise 1.
-        progress, unit, title: of the bar: whether it is shown, what it counts, and what it says.
-    """
-    return dict(finished_cells(cells, folder, n_jobs, progress, unit, title))
-
-
 def finished_cells(
     cells: Sequence[Cell[Result]],
     folder: Path | None,
@@ -94,7 +76,14 @@ def finished_cells(
     unit: str = "cell",
     title: str | None = None,
 ) -> Iterator[tuple[str, Result]]:
-    """The key and the result of every cell as it finishes, those finished on disk first; otherwise as `run_cells`.
+    """The key and the result of every cell as it finishes, those finished on disk first, which are not run again.
+
+    Of cells with the same key one is run.
+
+    Args:
+        folder: where they are kept, nowhere when None; a damaged file is refused before anything runs.
+        n_jobs: cells at the same time; what the surrounding `joblib.parallel_config` says when None, otherwise 1.
+        progress, unit, title: of the bar: whether it is shown, what it counts, and what it says.
 
     Raises:
         SinkscopeError: a worker died; what was finished by then is kept.

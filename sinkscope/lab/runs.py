@@ -22,7 +22,7 @@ from sinkscope.arguments import finite_number, whole_number
 from sinkscope.attention.placement import kind_of
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.run_folder import TRAINING
-from sinkscope.experiments.runner import Advance, Cell, run_cells
+from sinkscope.experiments.runner import Advance, Cell, finished_cells
 from sinkscope.files import writable_folder
 from sinkscope.hf.gguf import cache_directory
 from sinkscope.lab.decoder import Arm, Sizes, arms_of
@@ -196,7 +196,7 @@ class Comparison(Generic[Run]):
             raise SinkscopeError(f"device={device!r} cannot be used here ({reason}).") from problem
         self.runs = [make(arm, seed, self.device) for arm in self.arms for seed in self.seeds]
         place = writable_folder(cache_directory() / "lab" if folder is None else folder, "training runs")
-        found = run_cells(self.runs, place, n_jobs, progress, unit="step")
+        found = dict(finished_cells(self.runs, place, n_jobs, progress, unit="step"))
         self.results = [found[run.key] for run in self.runs]
 
     def joined(self, name: str, results: Sequence[Mapping[str, Any]] | None = None) -> np.ndarray:

@@ -35,12 +35,12 @@ from sinkscope.reporting.inputs import (
 from sinkscope.reporting.made import checked, reason_of
 from sinkscope.reporting.softmax import SOFTMAX
 from sinkscope.reporting.streaming import LENGTH, STREAMING
+from sinkscope.sampling import sequences as split
 from sinkscope.scope.binding import check_limits
 from sinkscope.scope.fitting import fitting
 from sinkscope.scope.measure import measure
 from sinkscope.streaming.checkpoint import Checkpoint, Progress
 from sinkscope.texts import read_stream, text_name, text_pieces
-from sinkscope.texts import sequences as split
 
 
 @checks_types
@@ -106,7 +106,7 @@ def report(
     asked = {STREAMING.title: streaming, SOFTMAX.title: softmax}
     wanted = [part for part in parts if MAIN in part.records or (part.items and asked.get(part.title, True))]
     run = [part for part in wanted if part.run is not None]
-    name = "what a processor made" if inputs is not None else text_name(text)  # type: ignore[arg-type]
+    name = "what a processor made" if inputs is not None else text_name(text)
     if inputs is None:
         if tokenizer is None:
             raise SinkscopeError("This model has no tokenizer beside it, and a report reads a text: pass tokenizer=...")

@@ -17,7 +17,7 @@ from sinkscope.hf.images import thumbnails
 from sinkscope.hf.models import begin_token, position_limits
 from sinkscope.models.facts import find_streams
 from sinkscope.models.requirements import check_decoder
-from sinkscope.texts import sequences as split
+from sinkscope.sampling import sequences as split
 
 FEWEST_TOKENS = 8  # a text must reach past the first four keys, with a few queries to average over
 WRITTEN = 64  # tokens that an encoder-decoder writes, where its decoder is given nothing to read

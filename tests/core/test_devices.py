@@ -121,6 +121,7 @@ def test_layers_on_two_devices_give_the_numbers_of_the_undivided_model(case):
     assert run.returncode == 0, run.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_what_is_on_two_devices_may_not_meet():
     """The second device itself."""
     program = """

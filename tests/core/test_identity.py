@@ -188,6 +188,7 @@ def test_the_identity_stays_when_a_model_runs(family):
     assert identity(model) == before
 
 
+@pytest.mark.slow
 def test_a_hook_is_the_same_in_another_process_and_another_one_is_not():
     code = "from tests.core.test_identity import *; print(sorted(identity(hooked(zero)).items()))"
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

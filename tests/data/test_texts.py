@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.loading import load
-from sinkscope.texts import read_text, read_tokens, sequences
+from sinkscope.texts import read_text, read_tokens
 
 
 @pytest.fixture(scope="module")
@@ -283,26 +283,6 @@ def test_tokens_that_cannot_be_had_are_a_clear_error(tokenizers, options, messag
         read_tokens(tokenizers["bytes"], **options)
     with pytest.raises(SinkscopeError, match="needs a tokenizer"):
         read_tokens(None)
-
-
-def test_sequences_follow_each_other_without_overlap():
-    import torch
-
-    stream = torch.arange(10)
-    assert sequences(stream, 3).tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
-    assert sequences(stream[None], 4, count=2).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert sequences(stream, 3, bos=99).tolist() == [[99, 2 * i, 2 * i + 1] for i in range(5)]
-    for arguments, message in {
-        (11, None, None): "but there are 10",
-        (3, 4, None): "need 12 tokens",
-        (0, None, None): "length is 0",
-        (1, None, 99): "length is 1",
-        (3, 0, None): "count is 0",
-    }.items():
-        with pytest.raises(SinkscopeError, match=message):
-            sequences(stream, arguments[0], arguments[1], bos=arguments[2])
-    with pytest.raises(SinkscopeError, match="one stream"):
-        sequences(stream.reshape(2, 5), 3)
 
 
 def test_the_demo_model_reads_the_demo_text_as_its_whole_tokens(demo_text):

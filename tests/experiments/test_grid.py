@@ -11,6 +11,8 @@ import sinkscope
 from sinkscope import TOVA, Dense, Grid, SinkWindow, Window
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.cells import Measure, Perplexity
+from sinkscope.texts import read_tokens
+from tests.support.tokenizers import byte_level
 
 IDS = {"mine": torch.arange(90)}
 
@@ -131,6 +133,18 @@ def test_what_is_no_grid_is_refused(tmp_path):
         Grid.of(tmp_path / "none.yaml")
     with pytest.raises(SinkscopeError, match="a int is no grid"):
         Grid.of(3)
+
+
+def test_a_text_can_be_segments_from_all_over_it(tmp_path):
+    (tmp_path / "book.txt").write_text(" ".join(f"word{number}" for number in range(200)))
+    file, tokenizer = str(tmp_path / "book.txt"), byte_level("$A")
+    ((name, part),) = Grid.of({"texts": [{"source": file, "tokens": 8, "segments": 5}]}).segments.items()
+    assert name == "book.txt, 5 spaced segments of 8"
+    whole = read_tokens(tokenizer, file, 10_000)[0]
+    for row, start in zip(part.read(tokenizer), range(0, len(whole), len(whole) // 5), strict=False):
+        assert any(torch.equal(row, whole[at : at + 8]) for at in (start, start + 1, start + 2, start + 3, start + 4))
+    with pytest.raises(SinkscopeError, match="leave start and sequences out beside them"):
+        Grid.of({"texts": [{"source": file, "segments": 5, "start": 3}]})
 
 
 def test_an_axis_without_end_is_refused():

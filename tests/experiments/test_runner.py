@@ -9,7 +9,7 @@ import pytest
 
 from sinkscope.errors import SinkscopeError, warn
 from sinkscope.experiments import runner
-from sinkscope.experiments.runner import Cell, run_cells
+from sinkscope.experiments.runner import Cell, finished_cells
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ def nothing_run():
 
 def test_cells_of_the_same_settings_run_once_and_finished_ones_not_at_all(tmp_path):
     cells = [Count(1), Count(2), Count(1, noise="other")]
-    results = run_cells(cells, tmp_path, progress=False)
+    results = dict(finished_cells(cells, tmp_path, progress=False))
     assert [results[cell.key] for cell in cells] == [1, 2, 1] and RUNS == [1, 2]
-    assert run_cells([*cells, Count(3)], tmp_path, progress=False)[Count(3).key] == 3 and RUNS == [1, 2, 3]
+    assert dict(finished_cells([*cells, Count(3)], tmp_path, progress=False))[Count(3).key] == 3 and RUNS == [1, 2, 3]
     assert {path.stem for path in tmp_path.iterdir()} == {Count(number).key for number in (1, 2, 3)}
 
 
@@ -62,17 +62,18 @@ def test_a_damaged_file_is_refused_before_anything_runs(tmp_path):
     cells = [Count(number) for number in range(4)]
     cells[3].path(tmp_path).write_text("torn")
     with pytest.raises(SinkscopeError, match="is damaged"):
-        run_cells(cells, tmp_path, progress=False)
+        dict(finished_cells(cells, tmp_path, progress=False))
     assert RUNS == []
 
 
+@pytest.mark.slow
 def test_the_bar_counts_every_step_once_those_of_finished_cells_too(tmp_path, monkeypatch):
     bars = []
     original = runner.progress_bar
     monkeypatch.setattr(runner, "progress_bar", lambda *a, **b: bars.append(original(*a, **b)) or bars[-1])
     Count(1).keep(1, Count(1).path(tmp_path))
-    run_cells([Count(number) for number in range(4)], tmp_path, progress=True)
-    run_cells([Count(number) for number in range(4, 7)], None, n_jobs=2, progress=True)
+    dict(finished_cells([Count(number) for number in range(4)], tmp_path, progress=True))
+    dict(finished_cells([Count(number) for number in range(4, 7)], None, n_jobs=2, progress=True))
     assert [(bar.total, bar.n) for bar in bars] == [(20, 20), (15, 15)]
     assert not runner.BARS
 

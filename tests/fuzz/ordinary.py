@@ -137,6 +137,8 @@ BY_SUBJECT: dict[str, dict[str, Make]] = {
     "open_table": {"path": lambda folder: _written(folder, "table.csv", "policy,cache\ndense,8\n")},
     "save_record": {"record": record("measured")},
     "sequences": {"ids": lambda _: world.ids(1, 200)},
+    "segments": {"ids": lambda _: world.ids(1, 200)},
+    "read_segments": {"source": lambda folder: _written(folder, "text.txt", world.PROSE), "count": lambda _: 2},
     "losses_from": {"token": lambda _: 3},
     "intervene": {"ids": lambda _: world.ids(2, 100), "interventions": lambda _: None},
     "SetMassive": {"magnitude": lambda _: 6.0, "ratio": lambda _: 2.0},

@@ -54,6 +54,7 @@ def pictured(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3_vl", "gemma3", "mllama"])
 def test_an_image_is_shown_with_the_part_that_reads_it_and_the_rest_is_left_out_with_its_reason(name, tmp_path):
     made = reported(build_several(name), inputs_of(name))
@@ -148,6 +149,7 @@ def test_layers_that_share_their_keys_are_shown_as_any_others(tmp_path):
 # --- processors ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_report_from_the_command_line_reads_a_picture(pictured, tmp_path):
     from tests.test_cli import run
 
