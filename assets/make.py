@@ -1,24 +1,93 @@
-"""The pictures that README.md shows, drawn from the demo model reading the demo text: `make assets`."""
+"""The pictures that README.md shows, and the records behind its numbers: the demo model reading the demo text.
+
+    python assets/make.py                        all of it, an hour on two cores
+    python assets/make.py report collapse        parts of it, by the names of the functions below
+
+`make assets` makes the explorer's pictures too. `tests/test_kept_numbers.py` reads numbers of README from the records.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+
+import xarray as xr
+from torch import Tensor, nn
 
 import sinkscope
 from sinkscope import figures
 
 HERE = Path(__file__).parent
 SHOWN = ("sink_mass_heatmap", "log_perplexity")
+LENGTHS = (64, 256, 1024)  # tokens read, of the texts of the report
 
 
-def main() -> None:
-    report = sinkscope.report()
+def report() -> None:
+    """The default report: two pictures, what the headlines hang on, the four policies."""
+    made = sinkscope.report()
     for name in SHOWN:
-        report.figures[name].savefig(HERE / f"{name}.png", dpi=200)
-    grown = sinkscope.lab.bigram_backcopy()  # a quarter of an hour on two cores
-    figures.emergence(grown).savefig(HERE / "emergence.png", dpi=130)
-    print(report.headline)
+        made.figures[name].savefig(HERE / f"{name}.png", dpi=200)
+    keep(headline(made.records), "headline")
+    keep(made.records["perplexity"][["nll"]], "policies")
+    print(made.headline)
 
+
+def headline(records: dict[str, xr.Dataset]) -> xr.Dataset:
+    """Importance of the first token, by head: of the texts of a report read so far, and of its short ones without and
+    with BOS. It says the mass too: all T queries give it T alpha, and the first of them gives itself 1."""
+    read, short, other = (records[name].sink_mass.isel(sink=0) for name in ("text", "short", "other_bos"))
+    short = short.isel(sequence=slice(other.sizes["sequence"]))
+    alpha = [read.isel(query=slice(length)).mean("query").reset_coords(drop=True) for length in LENGTHS]
+    with_bos = [each.mean("query").reset_coords(drop=True) for each in (short, other)]
+    kept = {"alpha": xr.concat(alpha, "length"), "alpha_short": xr.concat(with_bos, "bos")}
+    record = xr.Dataset(kept | {"alpha_short": kept["alpha_short"].rename(sequence="short")})
+    bos = [records[name].attrs["bos"] for name in ("short", "other_bos")]
+    record = record.assign_coords(length=list(LENGTHS), bos=bos)
+    return record.assign_attrs(records["text"].attrs, T_short=short.sizes["query"])
+
+
+def segments(count: int) -> tuple[nn.Module, list[Tensor], str]:
+    """The demo model, so many segments from all over the demo text, and what to call them."""
+    model, tokenizer = sinkscope.load()
+    ids, apart = sinkscope.read_tokens(tokenizer, limit=500_000).reshape(-1), 232_000 // count
+    where = f"{count} segments of 640 tokens of the demo text, from token 3,000 on, {apart:,} apart"
+    return model, [ids[3000 + apart * part :][:640] for part in range(count)], where
+
+
+def collapse() -> None:
+    """The collapse decomposed, with all arms."""
+    model, texts, where = segments(16)
+    keep(late(sinkscope.decompose(model, texts, 256, 4, arms=True, text=where)), "collapse")
+
+
+def layers() -> None:
+    """The collapse in one group of layers at a time."""
+    model, texts, where = segments(8)
+    keep(late(sinkscope.decompose_by_layer(model, texts, text=where)), "layers")
+
+
+def late(record: xr.Dataset) -> xr.Dataset:
+    """Without the tokens before the first eviction, whose losses are all the same."""
+    return record.sel(token=slice(sinkscope.first_evicted(256), None))
+
+
+def long() -> None:
+    """The collapse over one long text."""
+    model, tokenizer = sinkscope.load()
+    keep(sinkscope.decompose(model, sinkscope.read_tokens(tokenizer, limit=12_288), 512), "long")
+
+
+def emergence() -> None:
+    """Sinks that grow or not, in models trained from scratch."""
+    figures.emergence(sinkscope.lab.bigram_backcopy()).savefig(HERE / "emergence.png", dpi=130)
+
+
+def keep(record: xr.Dataset, name: str) -> None:
+    sinkscope.save_record(record, HERE / f"{name}.nc")
+
+
+PARTS = {part.__name__: part for part in (report, collapse, layers, long, emergence)}
 
 if __name__ == "__main__":
-    main()
+    for name in sys.argv[1:] or PARTS:
+        PARTS[name]()

@@ -47,7 +47,8 @@ def test_sinks_beside_random_keys_is_one_line_of_each_and_a_table_of_both(monkey
     assert lines[0].startswith("2 sequences of 80 tokens; keys go, and losses are scored, from query 40 on.")
     assert lines[1].split()[:3] == ["intervention", "ppl", "ratio"] and lines[2].split()[0] == "nothing"
     assert "evict sinks" in lines[3] and "evict random" in lines[3]  # the control on the same line
-    assert lines[4:] == ["Written to run"]
+    assert lines[4].startswith("Intervals of losses: 95% t intervals over 8 batches of ")
+    assert lines[5:] == ["Written to run"]
     table = read("run/interventions.csv")
     assert list(zip(table.intervention, table.role, strict=True)) == [
         ("nothing", "baseline"),

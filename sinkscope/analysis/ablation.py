@@ -27,6 +27,7 @@ def ablate(
     *,
     seed: int = 0,
     resamples: int = 2000,
+    bootstrap_block: int | str | None = None,
     **options: Any,
 ) -> pd.DataFrame:
     """Perplexity of one text for every combination of sinks, cache size, positions and kind, over the same tokens.
@@ -34,7 +35,8 @@ def ablate(
     Args:
         model, ids: as in `run_ablation`.
         sinks, cache_size, positions, kinds: the factors, as there; one level or several of each.
-        seed, resamples: of the bootstrap; the seed also of random tokens.
+        seed: of random tokens, and of a bootstrap.
+        resamples, bootstrap_block: of a bootstrap, as in `ablation_table`.
         options: policies beside the factors, tokenizer, block, n_jobs, folder, progress, and what to note in attrs.
 
     Returns what `ablation_table` does, and raises what `run_ablation` does.
@@ -43,11 +45,13 @@ def ablate(
 
     resamples = whole_number(resamples, "resamples", 1)
     record = run_ablation(model, ids, sinks, cache_size, positions, kinds, seed=seed, **options)
-    return ablation_table(record, resamples, seed)
+    return ablation_table(record, resamples, seed, bootstrap_block)
 
 
 @reads
-def ablation_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+def ablation_table(
+    record: xr.Dataset, resamples: int = 2000, seed: int = 0, block: int | str | None = None
+) -> pd.DataFrame:
     """One row for each combination of the factors, and one for each policy beside them.
 
     cell                            number of the run the row shows: without sinks, kind and positions make no
@@ -64,7 +68,7 @@ def ablation_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> 
     seconds                         that the run took
 
     The first max(sinks) + 1 tokens count in no row, so that the same tokens of the text are scored in all. Intervals
-    are those of `ppl_table`, the same resamples for all rows.
+    are those of `ppl_table`, over the same texts or batches for all rows; with a `block`, of its bootstrap.
     Raises SinkscopeError if the record is not one of `run_ablation`.
     """
     if record.attrs.get("kind") != "ablation" or "level_cell" not in record.coords:
@@ -72,14 +76,14 @@ def ablation_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> 
     levels = pd.DataFrame({name: record[f"level_{name}"].values for name in ("cell", *LEVELS)})
     factors = levels[levels["kind"] != ""]
     late, first = first_evicted(int(levels["cache_size"].max())), int(factors["sinks"].max()) + 1
-    evicted = ppl_table(losses_from(record, late), resamples=resamples, seed=seed)
-    scored, block = losses_from(record, first), None
+    evicted = ppl_table(losses_from(record, late), None, block, resamples, seed)
+    scored = losses_from(record, first)
     names, tables, baselines = record["policy"].values, {}, []
     for size in factors["cache_size"].unique().tolist():
         most = _baseline(factors[factors["cache_size"] == size])
         baselines.append(f"{most['sinks']} sinks of {size} ({most['kind']}, {most['positions']} positions)")
         tables[size] = ppl_table(scored, str(names[most["cell"]]), block, resamples, seed)
-        block = tables[size].attrs["block"]  # the same for all, and so are then the resamples
+        block = tables[size].attrs.get("block", block)  # the same for all, and so are then the resamples
     largest, about, cells = tables[max(tables)], evicted.attrs, levels["cell"].to_numpy()
     sizes = levels["cache_size"]
     whole = [tables.get(size, largest).loc[cell, LOSSES] for cell, size in zip(cells, sizes, strict=True)]
@@ -92,8 +96,7 @@ def ablation_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> 
     table.attrs = record.attrs | {
         "computed": about["computed"],
         "baseline": "; ".join(baselines),
-        "bootstrap_block": block,
-        "resamples": resamples,
+        **{name: about[name] for name in ("bounds", "over")},
         "confidence": about["confidence"],
         "first_scored": first,
         "first_evicted": late,

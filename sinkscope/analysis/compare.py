@@ -16,7 +16,7 @@ from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.mass import sink_mass
 from sinkscope.analysis.perplexity import RATIO, losses, losses_from, policy_parts, ppl_table
 from sinkscope.analysis.runs import list_cells, sweep_losses
-from sinkscope.analysis.variables import is_causal, sequence_lengths, variable, whole
+from sinkscope.analysis.variables import is_causal, prefix, sequence_lengths, variable, whole
 from sinkscope.arguments import checks_types, whole_number
 from sinkscope.directories import MANIFEST, Manifest
 from sinkscope.errors import SinkscopeError
@@ -29,14 +29,14 @@ DIFFER = ("cache_size", "sinks", "bos", "sequences", "tokens", "text")
 
 
 @checks_types
-def compare(saved: Iterable[Saved], length: int | None = None, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+def compare(saved: Iterable[Saved], length: int | None = None, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
     """Sink strength beside the collapse of window attention, one row for each model.
 
     Args:
         saved: folders of saved reports, or pairs (captured record, perplexity record), each a Dataset or a file; or run
             folders of a sweep with `measure` and `perplexity`, which give a row for each model and text.
         length: tokens of each sequence that count for the sinks; those of the shortest text of all when None.
-        resamples, seed: of the bootstrap.
+        resamples, seed: of `interval`.
 
     model, text                      their names
     sink_rate, sink_mass             share of heads with an importance of the first token above 0.3 (Gu et al. 2024);
@@ -128,15 +128,12 @@ def _row(
         raise SinkscopeError(f"{_name(record)} is an encoder, which has no window to collapse: leave it out.")
     if _name(record) != _name(curve):
         raise SinkscopeError(f"{where} has sinks of {_name(record)} and losses of {_name(curve)}: give one model's.")
-    # the first tokens alone are exact, as no causal query sees a later one
-    record = record[["sink_mass"]].isel(query=slice(0, length), token=slice(0, length), missing_dims="ignore")
-    record = record.drop_vars(["token_id", "token_text"], errors="ignore")
-    record = record.assign_coords(length=("sequence", np.full(record.sizes["sequence"], length)))
+    record = prefix(record, length)
     rate = sink_rate(record, EPSILON)
     rates = sink_rate_curve(record, [EPSILON], [length]).squeeze()
     mass = sink_mass(record, first=1)
     each = record["sink_mass"].isel(sink=0, query=slice(1, None)).mean(["layer", "head", "query"], dtype=np.float64)
-    spread = interval(each, resamples=resamples, seed=seed)
+    spread = interval(each, resamples=resamples, seed=seed, at_least=0, at_most=1)
     return {
         "model": _name(record),
         "sink_rate": float(rate),
@@ -150,12 +147,12 @@ def _row(
         "T": length,
         "sequences": int(record.sizes["sequence"]),
         "bos": str(record.attrs.get("bos", "unknown")),
-        **_collapse(curve, read, resamples, seed),
+        **_collapse(curve, read),
         "text": str(curve.attrs.get("text", "unknown")),
     }
 
 
-def _collapse(curve: xr.Dataset, read: int, resamples: int, seed: int) -> dict[str, Any]:
+def _collapse(curve: xr.Dataset, read: int) -> dict[str, Any]:
     """The window against sinks + window, over the tokens up to `read` after the first eviction."""
     name, nll = _name(curve), losses(curve)
     parts, sizes = policy_parts(nll), nll["cache_size"].values.tolist()
@@ -170,7 +167,8 @@ def _collapse(curve: xr.Dataset, read: int, resamples: int, seed: int) -> dict[s
             f"no token of {name} below {read} comes after the first eviction from a cache of {size}: give longer texts."
         )
     names, sinks = both["policy"].values, both["sinks"].values
-    found = ppl_table(late, str(names[1]), None, resamples, seed).iloc[0]
+    table = ppl_table(late, str(names[1]))
+    found = table.iloc[0]
     return {
         **dict(zip(("collapse", "collapse_low", "collapse_high"), map(float, found[RATIO]), strict=True)),
         "cache_size": size,

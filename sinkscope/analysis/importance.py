@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from sinkscope.analysis.intervals import interval
+from sinkscope.analysis.intervals import TEXT, interval
 from sinkscope.analysis.mass import even_share, position_within
 from sinkscope.analysis.reading import reads
 from sinkscope.analysis.variables import (
@@ -26,6 +26,8 @@ from sinkscope.arguments import open_unit, whole_number
 from sinkscope.errors import SinkscopeError
 
 EPSILON = 0.3  # Gu et al. 2024
+FEW_TEXTS = 16
+RATE_NOTE = "no interval of a rate over fewer than 16, which would hold it in 85% to 93%, not 95% (docs/intervals.md)"
 EPSILONS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 
@@ -134,8 +136,10 @@ def sink_rate_curve(
     epsilons  thresholds; default 0.05, 0.10 .. 0.95.
     lengths   numbers of tokens; default 16, 32, 64 .. and that of the longest text. An encoder has no prefixes: only
               the lengths of its texts are allowed.
-    lower and upper are a 95% percentile bootstrap over sequences (NaN with one sequence). null_alpha [length] is the
-    alpha of uniform attention; sequences [length] is how many texts are that long: shorter ones are left out.
+    lower and upper are a 95% t interval over sequences. With fewer than 16 they are NaN, and attrs["note"] says why: a
+    rate can depend on what a text begins with, and an interval over few texts would hold it less often than that.
+    null_alpha [length] is the alpha of uniform attention; sequences [length] is how many texts are that long: shorter
+    ones are left out.
 
     Raises SinkscopeError if an epsilon is outside (0, 1), a length or the position is in no text, or the record keeps
     too few first keys apart (`sink_mass`).
@@ -163,9 +167,18 @@ def sink_rate_curve(
         rates.append(above.mean(["layer", "head"]).drop_vars("length", errors="ignore"))
         nulls.append(float(share.where(seen).mean("query").where(long_enough).mean()))
         counts.append(int(alpha.notnull().any(["layer", "head"]).sum()))
-    curve = interval(xr.concat(rates, dim="length")).rename(mean="rate").transpose("length", "epsilon")
+    every = xr.concat(rates, dim="length")
+    if TEXT not in every.coords:  # equal rates are no sign of equal texts
+        every = every.assign_coords({TEXT: ("sequence", np.arange(every.sizes["sequence"]))})
+    curve = interval(every, at_least=0, at_most=1).rename(mean="rate").transpose("length", "epsilon")
     curve = curve.assign_coords(length=prefixes, epsilon=thresholds)
     curve = curve.assign(null_alpha=("length", nulls), sequences=("length", counts))
+    several = (curve["sequences"] >= FEW_TEXTS) & (curve.attrs["n"] >= FEW_TEXTS)
+    if not bool(several.all()):
+        count = min(int(curve["sequences"].min()), curve.attrs["n"])
+        said = f"{count} sequence{'s' * (count != 1)}: {RATE_NOTE}"
+        curve = curve.assign({end: curve[end].where(several) for end in ("lower", "upper")})
+        curve = curve.assign_attrs(note=said, bounds=f"{curve.attrs['bounds']}; {said}" if several.any() else said)
     curve.attrs = {
         **record.attrs,
         **curve.attrs,

@@ -27,13 +27,15 @@ def intervene(
     *,
     seed: int = 0,
     resamples: int = 2000,
+    block: int | str | None = None,
     **options: Any,
 ) -> pd.DataFrame:
     """Loss and sink mass under interventions and their controls, over the same tokens.
 
     Args:
         model, ids, interventions: as in `run_interventions`.
-        seed, resamples: of the bootstrap; the seed also of all that is drawn at random.
+        seed: of all that is drawn at random.
+        resamples, block: as in `intervention_table`.
         options: tokenizer, start, sinks, first, progress, as there, and what to note in attrs.
 
     Returns what `intervention_table` does, and raises what `run_interventions` does.
@@ -41,11 +43,14 @@ def intervene(
     from sinkscope.experiments.interventions import run_interventions  # not above: reading a record needs no torch
 
     resamples = whole_number(resamples, "resamples", 1)
-    return intervention_table(run_interventions(model, ids, interventions, seed=seed, **options), resamples, seed)
+    record = run_interventions(model, ids, interventions, seed=seed, **options)
+    return intervention_table(record, resamples, seed, block)
 
 
 @reads
-def intervention_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+def intervention_table(
+    record: xr.Dataset, resamples: int = 2000, seed: int = 0, block: int | str | None = None
+) -> pd.DataFrame:
     """One row for each intervention and, below it, one for its control; the baseline first.
 
     intervention, role                  its name; "baseline", "effect" or "control"
@@ -53,11 +58,11 @@ def intervention_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0)
     ratio, ratio_low, ratio_high        to the perplexity with no intervention, and its paired interval
     over_control, .._low, .._high       to the perplexity of its control, and its paired interval; NaN for a control
     sink_mass, mass_low, mass_high      mean attention on the first keys, over layers, heads and queries from the start
-                                        on, and its bootstrap interval over texts (NaN with one text)
+                                        on, and its t interval over texts (NaN with fewer than three)
     tokens                              scored
 
-    Intervals of losses are those of `ppl_table`, the same resamples in all rows. An intervention that puts other tokens
-    in the place of those scored has a perplexity, but no ratio (NaN).
+    Intervals of losses are those of `ppl_table`, over the same texts or batches in all rows; with a `block`, of its
+    bootstrap. An intervention that puts other tokens in the place of those scored has a perplexity, but no ratio (NaN).
     Raises SinkscopeError if the record is not one of interventions.
     """
     if "control" not in record.coords or BASELINE not in record["policy"].values:
@@ -66,13 +71,13 @@ def intervention_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0)
     control_of = dict(zip(names, map(str, record["control"].values), strict=True))
     same = record["same_tokens"].values if "same_tokens" in record.coords else np.ones(len(names))
     comparable = [name for name, each in zip(names, same, strict=True) if each]
-    every = ppl_table(record.sel(policy=comparable), BASELINE, None, resamples, seed)
-    block, losses = every.attrs["block"], every.set_index("policy")
+    every = ppl_table(record.sel(policy=comparable), BASELINE, block, resamples, seed)
+    block, losses = every.attrs.get("block"), every.set_index("policy")
     if others := [name for name in names if name not in comparable]:
         alone = ppl_table(record.sel(policy=others), None, block, resamples, seed).set_index("policy")
         losses = pd.concat([losses, alone.assign(**dict.fromkeys(RATIO, np.nan))])
     mass = record.sink_mass.astype("float64").mean(["layer", "head"])
-    masses = interval(mass, resamples=resamples, seed=seed).to_dataframe()
+    masses = interval(mass, resamples=resamples, seed=seed, at_least=0, at_most=1).to_dataframe()
     roles = [(BASELINE, "baseline")]
     for name, control in control_of.items():
         if control:
@@ -89,13 +94,16 @@ def intervention_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0)
         rows.append((name, role, *own, *over, *bounds, losses.at[name, "tokens"]))
     table = pd.DataFrame(rows, columns=["intervention", "role", *LOSSES, *OVER_CONTROL, *MASS, "tokens"])
     table.attrs = record.attrs | {
-        name: every.attrs[name] for name in ("computed", "baseline", "block", "resamples", "seed", "confidence")
+        name: every.attrs[name] for name in ("computed", "baseline", "bounds", "over", "confidence")
     }
+    table.attrs |= {"resamples": resamples, "seed": seed}
     return table
 
 
 @reads
-def dose_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+def dose_table(
+    record: xr.Dataset, resamples: int = 2000, seed: int = 0, block: int | str | None = None
+) -> pd.DataFrame:
     """One row for each arm and dose.
 
     arm, dose                           "sinks" or "random" keys; the bias on their logits, -inf evicts
@@ -104,7 +112,8 @@ def dose_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.D
     sink_mass, mass_low, mass_high      mean attention on the first keys, and its interval over texts
     output, output_low, output_high     norm of a head's output over that at the dose nearest to 0: mean over layers and
                                         heads of the ratio, and its interval over texts
-    Intervals of losses are those of `ppl_table`, the same resamples in all rows.
+    Intervals of losses are those of `ppl_table`, over the same texts or batches in all rows; with a `block`, of its
+    bootstrap.
     Raises SinkscopeError if the record is not one of `dose_response`.
     """
     if not {"arm", "dose"} <= set(record.dims):
@@ -114,18 +123,20 @@ def dose_table(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.D
     names = [f"{arm} {dose}" for arm in arms for dose in doses]
     every = record.nll.transpose("arm", "dose", ...).stack(policy=("arm", "dose")).drop_vars(["arm", "dose", "policy"])
     curves = every.to_dataset(name="nll").assign_coords(policy=names)
-    block = ppl_table(curves, names[zero], None, 1, seed).attrs["block"]
+    about = ppl_table(curves, names[zero], block, 1, seed).attrs
+    block = about.get("block")
     tables = []
     for number, arm in enumerate(arms):
         part, own = record.sel(arm=arm), names[number * len(doses) : (number + 1) * len(doses)]
         kept = ppl_table(curves.sel(policy=own), own[zero], block, resamples, seed)[LOSSES]
         mass, norm = part.sink_mass.astype("float64"), part.output_norm.astype("float64")
         for columns, values in ((MASS, mass), (OUTPUT, norm / norm.isel(dose=zero))):
-            found = interval(values.mean(["layer", "head"]), resamples=resamples, seed=seed)
+            found = interval(values.mean(["layer", "head"]), resamples=resamples, seed=seed, at_least=0)
             kept[list(columns)] = np.stack([found[bound].values for bound in ("mean", "lower", "upper")], axis=-1)
         kept.insert(0, "arm", arm)
         kept.insert(1, "dose", doses)
         tables.append(kept)
-    table, about = pd.concat(tables, ignore_index=True), {"block": block, "resamples": resamples, "seed": seed}
-    table.attrs = record.attrs | {"reference_dose": float(doses[zero])} | about
+    table = pd.concat(tables, ignore_index=True)
+    said = {name: about[name] for name in ("bounds", "over", "confidence")} | {"resamples": resamples, "seed": seed}
+    table.attrs = record.attrs | {"reference_dose": float(doses[zero])} | said
     return table

@@ -8,6 +8,8 @@ key.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -39,7 +41,7 @@ def sink_mass(record: xr.Dataset, first: int = 4) -> xr.DataArray:
     same figure for uniform attention over the same queries.
     Raises SinkscopeError if `first` is below 1, above what the record measured, or leaves no query.
     """
-    mass = _per_sequence(record, first)
+    mass = mass_of_texts(record, first)
     result = mass.mean("sequence").rename("sink_mass")
     result.attrs = record.attrs | mass.attrs
     return result
@@ -49,17 +51,17 @@ def sink_mass(record: xr.Dataset, first: int = 4) -> xr.DataArray:
 def mass_by_layer(record: xr.Dataset, first: int = 1) -> xr.Dataset:
     """Sink mass of each layer, mean over its heads, with a 95% interval: mean, lower, upper [layer].
 
-    The interval is a bootstrap over sequences. attrs: `first`, `null` (uniform attention) and those of `interval`.
+    The interval is Student's t over sequences. attrs: `first`, `null` (uniform attention) and those of `interval`.
     Raises SinkscopeError as `sink_mass` does.
     """
-    mass = _per_sequence(record, first)
-    result = interval(mass.mean("head"))
+    mass = mass_of_texts(record, first)
+    result = interval(mass.mean("head"), at_least=0, at_most=1)
     result.attrs = {**record.attrs, **result.attrs, **mass.attrs}
     result.attrs["computed"] = f"{mass.attrs['computed']}, mean over heads; {result.attrs['bounds']}"
     return result
 
 
-def _per_sequence(record: xr.Dataset, first: int) -> xr.DataArray:
+def mass_of_texts(record: xr.Dataset, first: int) -> xr.DataArray:
     """[sequence, layer, head] mean over queries i >= first of the mass on the first keys."""
     record, first = whole(record), whole_number(first, "first", 1)
     kept = variable(record, "sink_mass")
@@ -82,6 +84,11 @@ def _per_sequence(record: xr.Dataset, first: int) -> xr.DataArray:
         "null": float(first * even_share(record).where(later).mean("query").mean("sequence")),
     }
     return mass
+
+
+def above_null(value: Any, null: Any) -> Any:
+    """The share above the null, (value - null) / (1 - null): 0 for uniform attention, 1 for all of it."""
+    return (value - null) / (1 - null)
 
 
 @checks_types
@@ -145,15 +152,16 @@ def amplification(record: xr.Dataset) -> xr.DataArray:
 
 
 @reads
-def eviction_by_layer(record: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+def eviction_by_layer(record: xr.Dataset, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
     """What evicting the keys of `EvictionEffect` would do in each layer alone.
 
     layer
     amplification                           geometric mean over queries and heads
     change, lost_denominator, lost_value    mean norm over the mean norm of the head's output, over queries and heads
-    .._low, .._high                         95% bootstrap interval of each over sequences (NaN with one)
+    .._low, .._high                         95% t interval of each over sequences (NaN with fewer than three), of
+                                            the amplification on its logarithm
 
-    Raises SinkscopeError if the record has no norms.
+    `resamples` and `seed` are those of `interval`. Raises SinkscopeError if the record has no norms.
     """
     record = whole(record)
     variable(record, "log_amplification")
@@ -165,10 +173,15 @@ def eviction_by_layer(record: xr.Dataset, resamples: int = 2000, seed: int = 0) 
     }
     table = pd.DataFrame({"layer": record["layer"].values})
     for name, values in columns.items():
-        found = interval(values, resamples=resamples, seed=seed)
+        found = interval(values, resamples=resamples, seed=seed, at_least=None if name == "amplification" else 0)
         for bound, column in (("mean", name), ("lower", f"{name}_low"), ("upper", f"{name}_high")):
             table[column] = np.exp(found[bound].values) if name == "amplification" else found[bound].values
-    table.attrs = {**record.attrs, "resamples": resamples, "seed": seed}
+    table.attrs = {
+        **record.attrs,
+        "resamples": resamples,
+        "seed": seed,
+        "bounds": f"95% t intervals over {found.attrs['n']} sequences",
+    }
     return table
 
 

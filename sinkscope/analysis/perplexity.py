@@ -1,16 +1,19 @@
 """Perplexity of streaming records: the exponential of the mean loss, with paired intervals; and how much of the
-collapse of window attention each half of a sink takes back."""
+collapse of window attention each part of a sink takes back."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinkscope.analysis.intervals import block_length, resampled_means
+from sinkscope.analysis.batches import Units
+from sinkscope.analysis.intervals import block_length, resampled_means, same_rows
 from sinkscope.analysis.reading import reads
+from sinkscope.analysis.variables import same_texts
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.record import first_evicted
@@ -28,6 +31,13 @@ PARTS = {
     "window": None,
 }
 """What is left of the sinks, and `sink_values` of such a policy; the window has no sinks."""
+
+ARMS = {
+    "phantom, random values": "drawn",
+    "phantom, own direction, ordinary norm": "long",
+    "phantom, other direction, own norm": "turned",
+}
+"""Further parts, which tell a value's norm from its direction."""
 
 DECIDING = (
     "policy_kind", "cache_size", "sinks", "recomputed", "sink_values", "sink_bias", "positions", "placement",
@@ -62,57 +72,88 @@ def ppl(curve: xr.Dataset, common: bool = True) -> xr.DataArray:
 def ppl_table(
     curve: xr.Dataset,
     baseline: str | None = None,
-    block: int | None = None,
+    block: int | str | None = None,
     resamples: int = 2000,
     seed: int = 0,
+    over: str | None = None,
 ) -> pd.DataFrame:
     """Perplexity with 95% intervals, one row per policy, all over the tokens that every policy scored.
 
     policy, sinks, cache_size       as the record has them (cache_size -1: dense)
     ppl, low, high, tokens          perplexity, its interval, and the number of tokens
     ratio, ratio_low, ratio_high    perplexity over that of the baseline, with its paired interval
+    drift, ratio_drift              probability of parts of the text so far apart, if it did not drift, for either; NaN
+                                    over texts
 
-    The intervals are percentiles of a circular block bootstrap over positions (Künsch 1989; Politis and Romano 1992):
-    neighbouring losses are correlated. Every resample takes the same blocks for all policies, so what makes a passage
-    hard for each of them cancels in the ratio. Tokens read before and after a cache is full are resampled apart, as how
-    many there are is no accident of the text. Where a policy scored a sample of positions, as re-computation does, the
-    others have that sample too, and blocks are runs of it: for all tokens, select curve.sel(policy=[..]) first.
+    The intervals are Student's t of the mean loss, and for a ratio of the mean difference in loss, which pairs what
+    makes a passage hard: over texts, where there are four or more, and otherwise over eight batches of the text. Over
+    texts they speak of other texts of the kind; over batches of that text alone, and where it drifts (a probability
+    below 1%) they are left out. Tokens read before and after a cache is full are batched apart, as how many there are
+    is no accident of the text. Texts that share passages count as one. Where a policy scored a sample of positions, as
+    re-computation does, the others have that sample too, and batches are runs of it: for all tokens, select
+    curve.sel(policy=[..]) first.
 
-    baseline  name of a policy; by default the first that re-computes, otherwise the dense one, otherwise the first.
-    block     tokens in a block, which crosses neither sequences nor the point where a cache is full; by default chosen
-              from the autocorrelation of the losses and of their differences to the baseline (see `block_length`).
-    attrs: baseline, block, resamples, seed, confidence. One token has no interval (NaN), nor has an infinite loss.
-    Raises SinkscopeError if `curve` holds no losses or no common tokens, `baseline` is not one of its policies, `block`
-    is below 1 or leaves fewer than two blocks, resamples is below 1 or seed below 0.
+    Args:
+        curve: of `sinkscope.perplexity`.
+        baseline: name of a policy; by default the first that re-computes, otherwise the dense one, otherwise the first.
+        block: tokens in a block, for percentiles of a circular block bootstrap over positions instead (Künsch 1989;
+            Politis and Romano 1992); "auto" chooses from the autocorrelation of the losses (see `block_length`). They
+            are too narrow where a text drifts, and nothing says so.
+        resamples, seed: of that bootstrap.
+        over: "texts" or "batches", whatever the number of texts.
+
+    Returns:
+        attrs: baseline, bounds (what the intervals are, in words), over, units (how many texts or batches), confidence,
+        and of a bootstrap block, resamples and seed. One token has no interval (NaN), nor has an infinite loss.
+
+    Raises:
+        SinkscopeError: `curve` holds no losses or no common tokens, or losses of different tokens; `baseline` is not
+            one of its policies; `over` is "texts" with fewer than three; `block` is below 1 or leaves fewer than two
+            blocks, resamples is below 1 or seed below 0.
     """
     nll = losses(curve)
     strata = _common_losses(nll)
     names = [str(name) for name in nll["policy"].values]
     reference = _baseline(nll, names, baseline)
-    length = _checked_block(strata, reference, block)
     resamples, seed = whole_number(resamples, "resamples", 1), whole_number(seed, "seed", 0)
-    count = _count(strata)
-    mean = sum(part.sum(0) for parts in strata for part in parts) / count
-    drawn = _resampled(strata, length, resamples, seed)
+    units, count = units_of(nll, over), _count(strata)
+    own, ratio = units.of(lambda mean: mean), units.of(lambda mean: mean - mean[..., [reference]])
+    bounds: list[np.ndarray] = [own.low, own.high, ratio.low, ratio.high]
+    about: dict[Any, Any] = {"over": units.over, "units": units.count}
+    said = units.said
+    if block is not None:
+        length = _checked_block(strata, reference, block)
+        drawn = _resampled(strata, length, resamples, seed)
+        with np.errstate(invalid="ignore"):  # infinity less infinity
+            bounds = [*_bounds(drawn), *_bounds(drawn - drawn[:, [reference]])]
+        said = f"95% percentiles of a circular block bootstrap over positions, {length} tokens in a block"
+        about = {"over": "blocks", "block": length, "resamples": resamples, "seed": seed}
     held = {name: nll[name].values for name in ("sinks", "cache_size") if name in nll.coords}
-    table = pd.DataFrame({"policy": names, **held, "ppl": np.exp(mean)})
-    with np.errstate(invalid="ignore"):  # infinity less infinity
-        table["low"], table["high"] = np.exp(_bounds(drawn))
-        table["tokens"] = count
-        table["ratio"] = np.exp(mean - mean[reference])
-        table["ratio_low"], table["ratio_high"] = np.exp(_bounds(drawn - drawn[:, [reference]]))
+    table = pd.DataFrame({"policy": names, **held, "ppl": np.exp(own.mean)})
+    table["low"], table["high"] = np.exp(bounds[:2])
+    table["tokens"] = count
+    table["ratio"] = np.exp(ratio.mean)
+    table["ratio_low"], table["ratio_high"] = np.exp(bounds[2:])
+    table["drift"], table["ratio_drift"] = own.drift, ratio.drift
     table.attrs = {
         **curve.attrs,
-        "computed": "exp of the mean loss over the tokens every policy scored; 95% percentile intervals of a circular "
-        "block bootstrap over positions, the same blocks for all policies",
+        "computed": f"exp of the mean loss over the tokens every policy scored; {said}, paired for ratios",
         "baseline": names[reference],
-        "block": length,
-        "resamples": resamples,
-        "seed": seed,
+        "bounds": said,
+        **about,
         "confidence": CONFIDENCE,
         "tokens_used": count,
     }
     return table
+
+
+def units_of(nll: xr.DataArray, over: str | None = None) -> Units:
+    """What intervals of the losses [policy, sequence, token] are over, at the tokens that every policy scored."""
+    every = _by_text(nll)
+    if nll.sizes["sequence"] == 1:
+        return Units(every, np.zeros(1, int), over)
+    flat = nll.transpose("sequence", ...).values.reshape(nll.sizes["sequence"], -1)
+    return Units(every, same_texts(nll, overlapping=True) if "token_id" in nll.coords else same_rows(flat), over)
 
 
 @reads
@@ -121,7 +162,7 @@ def losses(curve: xr.Dataset) -> xr.DataArray:
     selected away: curve.sel(policy="dense"). Raises SinkscopeError if `curve` is not a perplexity record."""
     if not isinstance(curve, xr.Dataset) or "nll" not in curve or not set(curve["nll"].dims) <= set(DIMS):
         raise SinkscopeError("the record has no nll [policy, sequence, token]: make one with sinkscope.perplexity.")
-    nll = curve["nll"].astype(np.float64)
+    nll = _of_one_text(curve["nll"].astype(np.float64))
     if "policy" not in nll.dims:
         own = [name for name, coord in nll.coords.items() if not coord.dims and name not in DIMS]
         nll = nll.expand_dims("policy").assign_coords({name: ("policy", [nll[name].item()]) for name in own})
@@ -129,6 +170,21 @@ def losses(curve: xr.Dataset) -> xr.DataArray:
     if "policy" in nll.coords:
         return nll
     return nll.assign_coords(policy=[f"policy {number}" for number in range(nll.sizes["policy"])])
+
+
+def _of_one_text(nll: xr.DataArray) -> xr.DataArray:
+    """The losses; SinkscopeError if policies were put together that read other tokens, as other tokenizers make."""
+    if "token_id" not in nll.coords or "policy" not in nll["token_id"].dims:
+        return nll
+    ids = nll["token_id"].transpose("policy", ...)
+    other = (ids != ids.isel(policy=0)).any([dim for dim in ids.dims if dim != "policy"])
+    if bool(other.any()):
+        name = str(nll["policy"].values[int(other.values.argmax())]) if "policy" in nll.coords else "another policy"
+        raise SinkscopeError(
+            f"{name} read other tokens than the first policy of the record, as of another text or tokenizer, and "
+            "losses of different tokens cannot be paired: make a table of each."
+        )
+    return nll.assign_coords(token_id=ids.isel(policy=0, drop=True))
 
 
 @reads
@@ -147,17 +203,21 @@ def _common_tokens(nll: xr.DataArray) -> xr.DataArray:
     return common
 
 
-def _common_losses(nll: xr.DataArray) -> list[list[np.ndarray]]:
+def _by_text(nll: xr.DataArray) -> list[list[np.ndarray]]:
     """Losses [token, policy] at the tokens every policy scored, in order: one array for each sequence, in one list for
-    each stretch of positions between the cache sizes."""
+    each stretch of positions between the cache sizes that has any."""
     common = _common_tokens(nll).values
     sizes = np.unique(nll["cache_size"].values) if "cache_size" in nll.coords else np.array([])
     stretch = np.digitize(np.arange(nll.sizes["token"]), sizes[sizes > 0], right=True)
     strata = []
     for number in np.unique(stretch):
-        parts = [nll.values[:, s, each & (stretch == number)].T for s, each in enumerate(common)]
-        strata.append([part for part in parts if len(part)])
-    return [parts for parts in strata if parts]
+        strata.append([nll.values[:, s, each & (stretch == number)].T for s, each in enumerate(common)])
+    return [parts for parts in strata if any(map(len, parts))]
+
+
+def _common_losses(nll: xr.DataArray) -> list[list[np.ndarray]]:
+    """The same without empty arrays."""
+    return [[part for part in parts if len(part)] for parts in _by_text(nll)]
 
 
 def _count(strata: Sequence[Sequence[np.ndarray]]) -> int:
@@ -196,9 +256,9 @@ def _baseline(nll: xr.DataArray, names: Sequence[str], baseline: str | None) -> 
     return 0
 
 
-def _checked_block(strata: Sequence[Sequence[np.ndarray]], reference: int, block: int | None) -> int:
-    """By default from losses and their differences to the baseline, less their means over each stretch."""
-    if block is None:
+def _checked_block(strata: Sequence[Sequence[np.ndarray]], reference: int, block: int | str) -> int:
+    """Automatic: from losses and their differences to the baseline, less their means over each stretch."""
+    if block == "auto":
         with np.errstate(invalid="ignore"):
             both = [[np.hstack([part, part - part[:, [reference]]]) for part in parts] for parts in strata]
             centred = [part - np.concatenate(parts).mean(0) for parts in both for part in parts]
@@ -212,43 +272,63 @@ def _checked_block(strata: Sequence[Sequence[np.ndarray]], reference: int, block
 
 
 @reads
-def collapse_table(curve: xr.Dataset, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+def collapse_table(
+    curve: xr.Dataset,
+    resamples: int = 2000,
+    seed: int = 0,
+    block: int | str | None = None,
+    over: str | None = None,
+) -> pd.DataFrame:
     """Perplexity with what is left of the sinks, one row for each part, over the tokens after the first eviction.
 
     part                        "full sinks"; "phantom, mean values", "phantom, values zeroed" (keys in the
-                                denominator); "values only" (keys out of it); "window" (neither)
+                                denominator); "values only" (keys out of it); the `ARMS` that were measured; "window"
+                                (neither)
     policy, sinks, cache_size   as the record has them
     ppl, low, high, tokens      perplexity, its 95% interval and the number of tokens
     ratio, .._low, .._high      to the perplexity with full sinks, and its paired interval
     recovered, .._low, .._high  share of the gap in mean loss between window and full sinks that the part closes, and
-                                its paired interval: 1 for full sinks, 0 for the window, below 0 for what is worse. NaN
-                                where there is no gap: where the interval of the window's ratio reaches down to 1.
+                                its paired interval (Fieller 1954): 1 for full sinks, 0 for the window, below 0 for what
+                                is worse. NaN where there is no gap: where the interval of the window's ratio reaches
+                                down to 1.
+    drift, ratio_drift          as in `ppl_table`
 
-    All intervals are of one block bootstrap, as in `ppl_table`. Raises SinkscopeError if the record has no losses, does
-    not say what its policies do, has no policy with full sinks or no window, policies of several cache sizes, or no
-    token after the first eviction.
+    All intervals are over the same texts or batches, as in `ppl_table`, with a `block` percentiles of one bootstrap.
+    Raises SinkscopeError if the record has no losses, does not say what its policies do, has no policy with full sinks
+    or no window, policies of several cache sizes, or no token after the first eviction.
     """
+    late, named = decomposed(curve)
+    table = ppl_table(late, next(iter(named)), block, resamples, seed, over)
+    table.insert(0, "part", list(named.values()))
+    nll = losses(late)
+    shares = units_of(nll, over).of_share(lambda x: x[..., [-1]] - x, lambda x: x[..., [-1]] - x[..., [0]] + 0 * x)
+    table["recovered"], table["recovered_low"], table["recovered_high"] = shares.mean, shares.low, shares.high
+    if block is not None:
+        drawn = _recovered(_resampled(_common_losses(nll), table.attrs["block"], resamples, seed))
+        table["recovered_low"], table["recovered_high"] = np.quantile(drawn, [0.025, 0.975], axis=0)
+    window = table.iloc[-1]
+    if not window["ratio"] > 1 or window["ratio_low"] <= 1:
+        table[["recovered", "recovered_low", "recovered_high"]] = np.nan
+    return table
+
+
+def decomposed(curve: xr.Dataset) -> tuple[xr.Dataset, dict[str, str]]:
+    """The losses after the first eviction of the first policy that is each part, and the parts by the policies' names,
+    in the order of `PARTS`. Raises SinkscopeError as `collapse_table`."""
     losses(curve)  # or an error that says what is needed
     names, parts = [str(name) for name in curve["policy"].values], policy_parts(curve)
     for part in ("full sinks", "window"):
         if part not in parts:
             raise SinkscopeError(f"the record has no policy that is the {part}: make one with sinkscope.decompose.")
-    named = {names[parts.index(part)]: part for part in PARTS if part in parts}  # the first of each, in this order
+    order = [*list(PARTS)[:-1], *ARMS, "window"]
+    named = {names[parts.index(part)]: part for part in order if part in parts}  # the first of each, in this order
     sizes = sorted({int(size) for size in curve["cache_size"].sel(policy=list(named)).values})
     if len(sizes) > 1:
         raise SinkscopeError(f"the policies have caches of {sizes[0]} and {sizes[-1]} tokens: decompose one at a time.")
     late = losses_from(curve.sel(policy=list(named)), first_evicted(sizes[0]))
     if not bool(late["nll"].notnull().any()):
         raise SinkscopeError(f"no token comes after the first eviction from a cache of {sizes[0]}: give a longer text.")
-    table = ppl_table(late, next(iter(named)), None, resamples, seed)
-    table.insert(0, "part", list(named.values()))
-    strata = _common_losses(losses(late))  # one stretch, as there is one cache size
-    drawn = _recovered(_resampled(strata, table.attrs["block"], resamples, seed))
-    table["recovered"] = _recovered(np.concatenate(strata[0]).mean(0)[None])[0]
-    table["recovered_low"], table["recovered_high"] = np.quantile(drawn, [0.025, 0.975], axis=0)
-    if not table["ratio_low"].iloc[-1] > 1:
-        table[["recovered", "recovered_low", "recovered_high"]] = np.nan
-    return table
+    return late, named
 
 
 def is_decomposed(curve: xr.Dataset) -> bool:
@@ -265,7 +345,7 @@ def policy_parts(curve: xr.Dataset | xr.DataArray) -> list[str]:
     """
     check_coordinates(curve, DECIDING, "policies do", "sinkscope.perplexity or sinkscope.decompose")
     policies = zip(*(np.atleast_1d(curve[name].values).tolist() for name in DECIDING), strict=True)
-    part_of, parts = {values: part for part, values in PARTS.items()}, []
+    part_of, parts = {values: part for part, values in (PARTS | ARMS).items()}, []
     for kind, size, sinks, again, values, bias, positions, placement in policies:
         is_plain = size > 0 and not again and not bias and not placement and positions == "cache"
         is_known = kind == "SinkWindow" or (kind == "Window" and not sinks)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from sinkscope.analysis.intervals import TEXT
 from sinkscope.errors import SinkscopeError
 
 PER_QUERY = ("sink_mass", "log_sum_exp", "entropy")
 PER_SEQUENCE = ("length", "token_id", "token_text", "next_loss", "next_entropy")
 """Coordinates of the texts, and losses beside them."""
+
+RUN = 32  # tokens; unrelated texts hardly share as many in a row
+SHARED = 1 / 8  # of a text's runs, from which on it is taken to be a part of another
 
 
 def variable(record: xr.Dataset, name: str) -> xr.DataArray:
@@ -48,7 +54,9 @@ def _dims(variable: xr.DataArray) -> list[str]:
 
 
 def whole(record: xr.Dataset) -> xr.Dataset:
-    """The record with sequence, layer and head as dimensions, also where one was selected: record.sel(layer=12)."""
+    """The record with sequence, layer and head as dimensions, also where one was selected: record.sel(layer=12).
+
+    Where a text is there twice, the coordinate `same_text` [sequence] says which are one text to an interval."""
     for dim in ("head", "layer", "sequence"):
         if dim in record.coords and dim not in record.dims:
             chosen = record[dim].item()
@@ -57,7 +65,62 @@ def whole(record: xr.Dataset) -> xr.Dataset:
             held = [name for name in record.data_vars if name in per_text or dim in _dims(record[name])]
             for name in [*held, *(name for name in per_text if name in record.coords)]:
                 record[name] = record[name].expand_dims({dim: [chosen]})
-    return record.transpose("sequence", "layer", "head", ..., missing_dims="ignore")
+    record = record.transpose("sequence", "layer", "head", ..., missing_dims="ignore")
+    if "token_id" in record.coords and set(record["token_id"].dims) == {"sequence", "token"}:
+        text = same_texts(record)
+        if len(np.unique(text)) < len(text):
+            return record.assign_coords({TEXT: ("sequence", text)})
+    return record
+
+
+def prefix(record: xr.Dataset, length: int) -> xr.Dataset:
+    """`sink_mass` of the first tokens of every text alone: exact, as no causal query sees a later one."""
+    record = record[["sink_mass"]].isel(query=slice(0, length), token=slice(0, length), missing_dims="ignore")
+    record = record.drop_vars(["token_id", "token_text"], errors="ignore")
+    return record.assign_coords(length=("sequence", np.full(record.sizes["sequence"], length)))
+
+
+def same_texts(record: xr.Dataset | xr.DataArray, overlapping: bool = False) -> np.ndarray:
+    """[sequence] numbers by `token_id`, the same for texts that are one to an interval.
+
+    Those are texts of the same tokens, if what was measured of them is the same too, and with `overlapping` texts that
+    share an eighth or more of the runs of 32 tokens of the shorter one.
+    """
+    ids = record["token_id"].transpose("sequence", "token").values
+    alike = np.unique(ids, axis=0, return_inverse=True)[1].ravel()
+    text = np.arange(len(ids))
+    for row in range(len(ids)):
+        for other in np.flatnonzero(alike[:row] == alike[row]).tolist():
+            if _measured_alike(record, row, other):
+                text[row] = text[other]
+                break
+    if not overlapping or len(ids) < 2 or ids.shape[1] < RUN:
+        return text
+    runs = np.lib.stride_tricks.sliding_window_view(ids, RUN, axis=1)
+    inside = runs.min(-1) >= 0
+    # a random linear hash: two different runs have the same one with a probability of 2^-64 or so
+    hashes = runs @ np.random.default_rng(0).integers(-(2**63), 2**63, RUN, dtype=np.int64)
+    owner = np.broadcast_to(np.arange(len(ids))[:, None], inside.shape)
+    found = np.unique(np.stack([hashes[inside], owner[inside]], axis=1), axis=0)
+    group, size = np.unique(found[:, 0], return_inverse=True, return_counts=True)[1:]
+    shared, each = found[size[group] > 1], np.bincount(found[:, 1], minlength=len(ids))
+    together: Counter[tuple[int, int]] = Counter()
+    for same in np.split(shared[:, 1], np.flatnonzero(np.diff(shared[:, 0])) + 1):
+        together.update(combinations(same.tolist(), 2))
+    for (one, other), count in together.items():
+        if alike[one] != alike[other] and count >= SHARED * min(each[one], each[other]):
+            text[text == text[other]] = text[one]
+    return text
+
+
+def _measured_alike(record: xr.Dataset | xr.DataArray, row: int, other: int) -> bool:
+    """Whether the first variable of two sequences is the same, but for what rounding makes of it in another batch."""
+    every = [record] if isinstance(record, xr.DataArray) else list(record.data_vars.values())
+    own = next((each for each in every if "sequence" in each.dims and each.dtype.kind == "f"), None)
+    if own is None:
+        return True
+    one, two = (own.isel(sequence=each).values for each in (row, other))
+    return np.allclose(one, two, rtol=1e-2, atol=1e-3, equal_nan=True)
 
 
 def is_causal(record: xr.Dataset) -> bool:

@@ -62,8 +62,12 @@ class Eviction(ABC):
         """All but the anchors, for queries of which none is before `since`."""
         return [_set_seen(block, self.sees)]
 
-    def mean_values(self, block: Block) -> Tensor:
-        """The mean value [batch, kv_head, query, dim] of the rest of the keys that each query sees."""
+    def mean_seen(self, block: Block, states: Tensor) -> Tensor:
+        """The mean state [batch, kv_head, query, dim] of the rest of the keys that each query sees."""
+        raise NotImplementedError("there are no anchors whose values could be replaced")
+
+    def drawn(self, block: Block) -> Tensor:
+        """For each query one of the rest of the keys that it sees, drawn at random by its place: columns [query]."""
         raise NotImplementedError("there are no anchors whose values could be replaced")
 
     def anchored(self, block: Block) -> KeySet | None:
@@ -135,10 +139,13 @@ class WindowEviction(Eviction):
         near = key >= query - self.window
         return near if self.bias == -math.inf else near | (key < self.sinks)
 
-    def mean_values(self, block: Block) -> Tensor:
-        value = block.value
-        last = torch.arange(value.shape[2], device=value.device)[-block.query.shape[2] :]
-        return _running_mean(value, torch.ones_like(value[0, 0, :, 0]), last - self.window, last)
+    def mean_seen(self, block: Block, states: Tensor) -> Tensor:
+        last = torch.arange(states.shape[2], device=states.device)[-block.query.shape[2] :]
+        return _running_mean(states, torch.ones_like(states[0, 0, :, 0]), last - self.window, last)
+
+    def drawn(self, block: Block) -> Tensor:
+        last = torch.arange(block.value.shape[2], device=block.value.device)[-block.query.shape[2] :]
+        return last - _random_below(_places(block), torch.full_like(last, self.window + 1))
 
     def toward_anchors(self, query: Tensor, start: int) -> Tensor:
         if self.rotation is None:
@@ -166,11 +173,14 @@ class KeyEviction(Eviction):
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
         return ~_among(key, self.keys) if self.bias == -math.inf else key == key
 
-    def mean_values(self, block: Block) -> Tensor:
-        value = block.value
-        columns = torch.arange(value.shape[2], device=value.device)
-        last = columns[block.start : block.start + block.query.shape[2]]
-        return _running_mean(value, (~_among(columns, self.keys)).to(value.dtype), torch.zeros_like(last), last)
+    def mean_seen(self, block: Block, states: Tensor) -> Tensor:
+        columns, last = torch.arange(states.shape[2], device=states.device), _places(block)
+        return _running_mean(states, (~_among(columns, self.keys)).to(states.dtype), torch.zeros_like(last), last)
+
+    def drawn(self, block: Block) -> Tensor:
+        columns, last = torch.arange(block.value.shape[2], device=block.value.device), _places(block)
+        others = columns[~_among(columns, self.keys)]
+        return others[_random_below(last, torch.searchsorted(others, last, right=True).clamp(min=1))]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -239,7 +249,7 @@ class SeenEviction(Eviction):
 
 def _evicted(block: Block, eviction: Eviction, weighing: Weighing) -> Attended:
     """Attention of queries that notice the eviction, all of them."""
-    rest, anchored = eviction.rest(block), eviction.anchored(block)
+    rest, anchored = eviction.rest(block), _changed(eviction, eviction.anchored(block))
     sets = rest if anchored is None else [*rest, anchored]
     parts = [part.attended() for part in sets]
     if anchored is None or eviction.values == "kept":
@@ -272,15 +282,49 @@ def _with_other_values(
     return Attended(output.to(block.query.dtype), denominator, eviction.bias + denominator - total)
 
 
+def _changed(eviction: Eviction, anchored: KeySet | None) -> KeySet | None:
+    """The anchors with what `_replaced` needs of each in the place of its value: its direction, or its length."""
+    if anchored is None or eviction.values not in ("long", "turned"):
+        return anchored
+    value = anchored.block.value
+    length = _length(value)
+    value = value / length if eviction.values == "long" else length.expand_as(value).contiguous()
+    return anchored._replace(block=anchored.block._replace(value=value))
+
+
 def _replaced(eviction: Eviction, block: Block, weighed: Tensor, weight: Tensor) -> Tensor:
-    """What the anchors contribute with other values, where it is `weighed` with their own and they weigh `weight`."""
+    """What the anchors contribute with other values, where it is `weighed` with their own, or what is left of those,
+    and they weigh `weight`."""
     if eviction.values == "zeroed":
         return torch.zeros_like(weighed)
+    if eviction.values == "added":
+        return weighed
     if eviction.values == "mean":
-        means = eviction.mean_values(block)
-        group = block.query.shape[1] // means.shape[1]
-        return weight * repeat(means, "batch kv_head query dim -> batch (kv_head group) query dim", group=group)
-    return weighed
+        other = eviction.mean_seen(block, block.value)
+    elif eviction.values == "long":
+        other = eviction.mean_seen(block, _length(block.value))
+    else:
+        other = block.value[:, :, eviction.drawn(block)]
+    if eviction.values == "turned":
+        other = other / _length(other)
+    group = block.query.shape[1] // other.shape[1]
+    other = repeat(other, "batch kv_head query dim -> batch (kv_head group) query dim", group=group)
+    return (weighed if eviction.values in ("long", "turned") else weight) * other
+
+
+def _length(value: Tensor) -> Tensor:
+    """Norms [.., 1], never zero."""
+    return value.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(value.dtype).tiny)
+
+
+def _places(block: Block) -> Tensor:
+    """Places of the queries in the text [query]."""
+    return torch.arange(block.start, block.start + block.query.shape[2], device=block.query.device)
+
+
+def _random_below(place: Tensor, count: Tensor) -> Tensor:
+    """Numbers from 0 to count - 1 that follow from the place alone, whatever block it is read in (Knuth's hash)."""
+    return ((place * 2654435761) % 2**32 // 2**8) % count
 
 
 def _running_mean(value: Tensor, counted: Tensor, first: Tensor, last: Tensor) -> Tensor:

@@ -80,10 +80,11 @@ def perplexity(
     )  # fmt: skip
     sinkscope.save_record(record, out / "perplexity.nc")
     table = sinkscope.ppl_table(record)
-    write_table(table, out / "perplexity", "Perplexity over the tokens that every policy scored.", record.attrs)
+    said = f"Perplexity over the tokens that every policy scored; {table.attrs['bounds']}."
+    write_table(table, out / "perplexity", said, record.attrs)
     write_figure(sinkscope.figures.log_perplexity(record), out / "log_perplexity")
     title = f"{int(record.length.sum()):,} tokens; perplexity over those that every policy scored:"
-    say(quiet, title, printed(table), f"Written to {out}")
+    say(quiet, title, printed(table), _limits(table), f"Written to {out}")
 
 
 @given.loads_model
@@ -114,9 +115,9 @@ def ablate(
         travels, ids, sinks, cache, positions, kinds, tokenizer=tokenizer, n_jobs=jobs, folder=out / "cells",
         progress=False if quiet else None, text=text_name(text or None),
     )  # fmt: skip
-    write_table(table, out / "ablation", "Perplexity against the number of sink tokens.")
+    write_table(table, out / "ablation", f"Perplexity against the number of sink tokens; {table.attrs['bounds']}.")
     write_figure(sinkscope.figures.ablation(table), out / "ablation")
-    say(quiet, f"{sum(map(len, ids)):,} tokens:", printed(table), f"Written to {out}")
+    say(quiet, f"{sum(map(len, ids)):,} tokens:", printed(table), _limits(table), f"Written to {out}")
 
 
 @given.loads_model
@@ -329,14 +330,14 @@ def intervene(
         sinkscope.save_record(done, out / "interventions.nc")
         write_figure(sinkscope.figures.effects(table), out / "effects")
         title = f"{read}. ratio: perplexity over that with nothing done; brackets: 95%."
-        say(quiet, title, printed(beside(table)))
+        say(quiet, title, printed(beside(table)), _limits(table))
     if response is not None:
         table = sinkscope.dose_table(response, seed=seed)
         caption = f"A bias on the logits of the first keys ({count or sinks}), and of as many random ones: {read}."
         write_table(table, out / "dose", caption)
         sinkscope.save_record(response, out / "dose.nc")
         write_figure(sinkscope.figures.dose_response(table), out / "dose")
-        say(quiet, caption, printed(table))
+        say(quiet, caption, printed(table), _limits(table))
     say(quiet, f"Written to {out}")
 
 
@@ -384,6 +385,13 @@ def beside(table: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(lines)
+
+
+def _limits(table: pd.DataFrame) -> str:
+    """What the intervals of losses are, and why some are not there."""
+    missing = table["ratio"].notna() & table["ratio_low"].isna() & (table["ratio"] != 1)
+    drifts = " Where there is none the losses drift along the text, or are too few." * bool(missing.any())
+    return f"Intervals of losses: {table.attrs['bounds']}.{drifts}"
 
 
 def _bounded(row: Any, name: str, bounds: str = "") -> str:

@@ -309,7 +309,13 @@ def _checkpoint(
 
 @checks_types
 def decompose(
-    model: nn.Module, ids: Tensor | Sequence[Tensor], cache_size: int = 512, sinks: int = 4, **options: Any
+    model: nn.Module,
+    ids: Tensor | Sequence[Tensor],
+    cache_size: int = 512,
+    sinks: int = 4,
+    *,
+    arms: bool = False,
+    **options: Any,
 ) -> xr.Dataset:
     """Losses with the sinks kept, with half of what they do, and without them, over the same tokens.
 
@@ -321,14 +327,17 @@ def decompose(
     Args:
         model, ids, options: as those of `perplexity`; a model inside transformers' attention interface.
         cache_size, sinks: tokens kept, and the first ones among them.
+        arms: whether to measure also phantoms with the value of a random token of the window, with their own direction
+            and the norm of an ordinary value, and with the direction of a random one and their own norm.
 
     Returns:
-        A record as that of `perplexity`, StreamingLLM first; `ppl_table` gives paired intervals.
+        A record as that of `perplexity`, StreamingLLM first; `collapse_table` gives paired intervals, and
+        `factorial_table` what each half closes in either order.
 
     Raises:
         SinkscopeError: as `perplexity`; sinks that leave no window.
     """
-    return perplexity(model, ids, collapse_policies(cache_size, sinks), **options)
+    return perplexity(model, ids, collapse_policies(cache_size, sinks, arms), **options)
 
 
 @checks_types
@@ -372,10 +381,11 @@ def decompose_by_layer(
     )
 
 
-def collapse_policies(cache_size: int, sinks: int) -> list[Policy]:
-    """StreamingLLM, the three halves of it, and the window, all of one cache size."""
+def collapse_policies(cache_size: int, sinks: int, arms: bool = False) -> list[Policy]:
+    """StreamingLLM, the three halves of it, with `arms` other values, and the window, all of one cache size."""
     window = _window(cache_size, sinks)
-    parts = [SinkWindow(sinks, window, values=values) for values in ("kept", "mean", "zeroed", "added")]
+    values = ("kept", "mean", "zeroed", "added", *(("drawn", "long", "turned") if arms else ()))
+    parts = [SinkWindow(sinks, window, values=each) for each in values]
     return [*parts, Window(cache_size)]
 
 

@@ -16,6 +16,7 @@ from sinkscope.figures.plotly_renderer import plotly_figure
 from sinkscope.figures.sinks import (
     first_cosine,
     mass_by_layer,
+    mass_by_length,
     massive_activations,
     norms,
     sink_mass_heatmap,
@@ -27,6 +28,7 @@ from sinkscope.figures.training import emergence, language_emergence
 __all__ = [
     "ablation", "collapse", "comparison", "decode_cost", "distance_profile", "dose_response", "effects", "emergence",
     "entropy_by_layer", "explored", "figure", "first_cosine", "forced_mass", "image_grid", "language_emergence",
-    "log_perplexity", "marks", "mass_by_layer", "massive_activations", "matplotlib_figure", "mean_maps", "norms",
+    "log_perplexity", "marks", "mass_by_layer", "mass_by_length", "massive_activations", "matplotlib_figure",
+    "mean_maps", "norms",
     "plotly_figure", "predictability", "recall", "received_by_position", "sink_mass_heatmap", "sink_rate_curve",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ import xarray as xr
 
 from sinkscope.analysis.mass import NORMS, eviction_by_layer
 from sinkscope.analysis.mass import amplification as amplifications
-from sinkscope.analysis.perplexity import PARTS, collapse_table
+from sinkscope.analysis.perplexity import ARMS, PARTS, collapse_table
 from sinkscope.analysis.reading import reads
 from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure
@@ -24,7 +24,7 @@ NORM_LOOKS = {
     "lost_denominator": ("lost denominator", m.Look("blue", "dash", marker="square")),
     "lost_value": ("lost value", m.Look("vermilion", "dot", marker="triangle-up")),
 }
-PART_NAMES = {part: part.replace(", ", ",\n") for part in PARTS}
+PART_NAMES = {part: part.replace(", ", ",\n") for part in (*PARTS, *ARMS)}
 """What may be left of the sinks, in an order in which each keeps its look."""
 STRENGTHS = {
     "sink_rate": ("rate", "sink rate (fraction of heads with α > {epsilon})"),
@@ -149,8 +149,8 @@ def collapse(record: xr.Dataset | pd.DataFrame) -> m.Drawing:
 def comparison(table: pd.DataFrame) -> m.Drawing:
     """Collapse, as perplexity of the window over that of sinks + window, against sink rate and mass.
 
-    Whiskers are 95% intervals, of the collapse a paired block bootstrap over positions, of the strengths over texts
-    (none with one text). Hollow points differ from the first model in more than the model, and the legend says in what.
+    Whiskers are 95% intervals, of the collapse paired as in `ppl_table`, of the strengths over texts (none with fewer
+    than three). Hollow points differ from the first model in more than the model, and the legend says in what.
     Dashed lines: strength under uniform attention. Dotted: no collapse.
 
     Args:

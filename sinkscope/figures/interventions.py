@@ -53,8 +53,8 @@ def null_mass_from(attributes: Mapping[Any, Any]) -> float:
 def dose_response(record: xr.Dataset | pd.DataFrame) -> m.Drawing:
     """Loss, sink mass and head output against the dose, the first keys beside as many random ones.
 
-    Perplexity and output are over those at the dose nearest to 0; bands are 95% intervals, of the perplexity a paired
-    block bootstrap over positions, of the others over texts (none with one text). Minus infinity, the keys gone, stands
+    Perplexity and output are over those at the dose nearest to 0; bands are 95% intervals, of the perplexity paired,
+    as in `ppl_table`, of the others over texts (none with fewer than three). Minus infinity, the keys gone, stands
     apart at the left end. The dotted lines: no effect, and for the mass uniform attention.
 
     Args:
@@ -142,7 +142,7 @@ def _doses(table: pd.DataFrame, marks: list[m.Mark]) -> m.Axis:
 def effects(record: xr.Dataset | pd.DataFrame) -> m.Drawing:
     """Perplexity over that with nothing done, and sink mass, of each intervention and below it of its control.
 
-    Whiskers are 95% intervals, of the perplexity a paired block bootstrap over positions (logarithmic axis), of the
+    Whiskers are 95% intervals, of the perplexity paired as in `ppl_table` (logarithmic axis), of the
     mass over texts (none with one text). Dotted lines: with nothing done. Dashed: mass under uniform attention.
 
     Args:

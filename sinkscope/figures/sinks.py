@@ -12,6 +12,7 @@ from sinkscope.analysis.importance import sink_rate_curve as rates
 from sinkscope.analysis.mass import mass_by_layer as layer_masses
 from sinkscope.analysis.mass import sink_mass
 from sinkscope.analysis.reading import reads
+from sinkscope.analysis.sensitivity import mass_by_length as masses_by_length
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure
@@ -79,6 +80,26 @@ def mass_by_layer(record: xr.Dataset, first: int | None = None) -> m.Drawing:
     return m.Drawing([panel], record.attrs, m.COLUMN, 2.8, legend=m.Legend(note))
 
 
+@figure
+@reads
+def mass_by_length(record: xr.Dataset, lengths: Sequence[int] | None = None) -> m.Drawing:
+    """Mean mass on the first token against the number of tokens read, its null, and the share above the null; beside it
+    the mass over the null, which grows as the null falls."""
+    record = need(record, "mass_by_length", "sink_mass")
+    curve = masses_by_length(record, lengths=lengths)
+    place, lines = curve["length"], (("mass", "", "mass"), ("above", "above_", "share above the null"))
+    marks: list[m.Mark] = []
+    for row, (source, start, name) in enumerate(lines):
+        look, low, high = m.Look.of(row, marker=m.marker_of(row)), curve[f"{start}lower"], curve[f"{start}upper"]
+        marks.append(m.Line(place, curve[source], look, name, source, low, high, band=0.25))
+    marks.append(m.Line(place, curve["null"], m.Look("faint", "dotted", 0.8), "uniform null", "null"))
+    times = m.Line(place, curve["times_null"], m.Look.of(2, marker=m.marker_of(2)), "mass over null", "times")
+    tokens = m.Axis("tokens read, T", "log", ticks="round")
+    y = m.Axis("attention on the first token\n(probability)", limits=(0, headroom(marks, 1.02)))
+    panels = [m.Panel(marks, tokens, y), m.Panel([times], tokens, m.Axis("mass over null", limits=(0, None)))]
+    return m.Drawing(panels, record.attrs, m.PAGE, 2.6, 2, legend=m.Legend("band: 95% interval over sequences"))
+
+
 def heads_of(values: xr.DataArray, look: m.Look, name: str, hover: str) -> m.Points:
     """One point for each head [layer, head], below the lines; `hover` says what {y} is."""
     places = values.stack(place=("layer", "head"))
@@ -95,7 +116,8 @@ def sink_rate_curve(
     lengths: Sequence[int] | None = None,
     position: int = 0,
 ) -> m.Drawing:
-    """Fraction of heads with alpha > epsilon against epsilon, one line per length, with 95% intervals over sequences.
+    """Fraction of heads with alpha > epsilon against epsilon, one line per length, with 95% intervals over 16 sequences
+    or more; over fewer they would hold the rate less often.
 
     The triangle on the upper edge, in the line's colour, is the alpha of a uniform causal head at that length: left of
     it even a head without any preference counts as a sink.
@@ -114,13 +136,14 @@ def sink_rate_curve(
         marks.append(m.Line(line["epsilon"], line["rate"], look, name, gid, line["lower"], line["upper"]))
         marks.append(m.Points(null, edge, triangle, id=f"null-{length}", hover=hover))
     name = "first token" if position == 0 else f"position {position}"
+    banded = "; band: 95%" * bool(curve["lower"].notnull().any())
     panel = m.Panel(
         marks,
         x=m.Axis("threshold ε (on α, a probability)", limits=(0, 1)),
         y=m.Axis(f"heads with α({name}) > ε\n(fraction)", limits=(0, edge)),
     )
     return m.Drawing(
-        [panel], record.attrs, m.COLUMN, 2.8, legend=m.Legend("triangle: α of a uniform causal head; band: 95%")
+        [panel], record.attrs, m.COLUMN, 2.8, legend=m.Legend(f"triangle: α of a uniform causal head{banded}")
     )
 
 

@@ -9,8 +9,9 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis.ablation import ablation_table
+from sinkscope.analysis.batches import Units
 from sinkscope.analysis.costs import timing_table
-from sinkscope.analysis.intervals import resampled_means
+from sinkscope.analysis.intervals import same_rows
 from sinkscope.analysis.perplexity import losses
 from sinkscope.analysis.reading import reads
 from sinkscope.analysis.recall import recall_table
@@ -23,7 +24,6 @@ from sinkscope.figures.style import headroom
 
 BINS = 64
 FEWEST_TOKENS = 64
-RESAMPLES = 1000
 MOST_LINEAR = 1.5
 """Above this ratio of two policies' typical losses the axis is logarithmic."""
 WIDEST_BARS = 4.0
@@ -41,9 +41,10 @@ SMOOTH = 16  # tokens in a running mean
 def log_perplexity(curve: xr.Dataset, width: int | None = None) -> m.Drawing:
     """Mean loss in nats against position, for every policy of a perplexity record, with pointwise 95% intervals.
 
-    A bin holds the tokens of all sequences at its positions; its interval is a block bootstrap over them, in blocks of
-    n^(1/3) tokens. Policies that read the same passage rise and fall together, so overlapping bands do not mean that
-    they are equal: for their differences see `ppl_table`.
+    A bin holds the tokens of all sequences at its positions; its interval is Student's t over the sequences where there
+    are four or more, and otherwise over eight batches of the bin, and then of this text alone. Policies that read the
+    same passage rise and fall together, so overlapping bands do not mean that they are equal: for their differences see
+    `ppl_table`.
     A policy scored at less than half as many tokens as another (re-computation) is drawn as points, each for as many
     bins as hold 64 of its tokens. A plain mean of so few says more about which tokens they are than about the policy.
     So a point stands on the policy most like it, moved by the mean difference at the sampled tokens (the difference
@@ -91,9 +92,9 @@ def log_perplexity(curve: xr.Dataset, width: int | None = None) -> m.Drawing:
 def binned(nll: np.ndarray, width: int) -> np.ndarray:
     """[4, bin] mean position, mean loss and its lower and upper bound in each bin of `width` positions.
 
-    A bin without tokens is NaN, with one it has no bounds. `nll` is [sequence, token], NaN where not scored.
+    A bin without tokens is NaN, with few it has no bounds. `nll` is [sequence, token], NaN where not scored.
     """
-    starts = range(0, nll.shape[1], width)
+    starts, text = range(0, nll.shape[1], width), same_rows(nll)
     found = np.full((4, len(starts)), np.nan)
     for column, start in enumerate(starts):
         piece = nll[:, start : start + width]
@@ -101,11 +102,9 @@ def binned(nll: np.ndarray, width: int) -> np.ndarray:
         if scored.any():
             found[0, column] = start + np.nonzero(scored)[1].mean()
             found[1, column] = piece[scored].mean()
-        if scored.sum() > 1:
-            parts = [row[each][:, None] for row, each in zip(piece, scored, strict=True) if each.any()]
-            block = round(scored.sum() ** (1 / 3))
-            drawn = resampled_means(parts, block, RESAMPLES, np.random.default_rng(column))
-            found[2:, column] = np.quantile(drawn, [0.025, 0.975])
+            parts = [row[each][:, None] for row, each in zip(piece, scored, strict=True)]
+            own = Units([parts], text).of(lambda mean: mean)
+            found[2:, column] = own.low[0], own.high[0]
     return found
 
 

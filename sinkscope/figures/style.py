@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import PurePath
 from typing import Any, Literal
@@ -92,6 +92,17 @@ def number(value: float, digits: int = 3) -> str:
     if abs(value) >= 10 ** (digits - 1):
         return f"{value:,.0f}"
     return f"{value:.{digits}g}" if abs(value) < 1 else f"{value:.{digits - len(str(int(abs(value))))}f}"
+
+
+def within(value: float, low: float, high: float) -> str:
+    """`1.93 [1.80, 2.06]`; without an interval where there is none."""
+    shown = [number(float(each)).replace("-", "−") for each in (value, low, high)]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]" if np.isfinite(low) and np.isfinite(high) else shown[0]
+
+
+def ratio_said(row: Mapping[Hashable, Any], name: str = "ratio") -> str:
+    """The same of a column of a table, with those of its bounds beside it."""
+    return within(row[name], row[f"{name}_low"], row[f"{name}_high"])
 
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

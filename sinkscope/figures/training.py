@@ -104,9 +104,9 @@ def _nulls(record: xr.Dataset) -> list[m.Mark]:
 def language_emergence(record: xr.Dataset) -> m.Drawing:
     """Perplexity against the number of sinks kept, by arm, beside the attention of each head on the first token.
 
-    Left: over the tokens from which every cache has evicted some, with 95% block bootstrap intervals over the held-out
-    texts; dense attention at the right end. All policies read the same texts, so whiskers that overlap do not mean that
-    they are equal: for their differences see `lab.language_table`.
+    Left: over the tokens from which every cache has evicted some, with 95% intervals (see `ppl_table`) over the
+    held-out texts; dense attention at the right end. All policies read the same texts, so whiskers that overlap do
+    not mean that they are equal: for their differences see `lab.language_table`.
     Right: every head of every layer, with the uniform null dotted and the threshold of a sink, 0.3, dashed.
     Several seeds stand beside each other.
 

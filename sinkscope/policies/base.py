@@ -28,7 +28,7 @@ from sinkscope.hf.models import key_value_heads, query_heads
 from sinkscope.models.rotary import Rotation, find_rotations
 
 POSITIONS = ("cache", "original")
-VALUES = ("kept", "zeroed", "mean", "added")
+VALUES = ("kept", "zeroed", "mean", "added", "drawn", "long", "turned")
 IDEAS = ("bind", "sees", "score")
 
 
@@ -153,7 +153,7 @@ class Policy(Placed):
         policy_settings    every field, as JSON; what JSON cannot hold as its repr
         cache_size, sinks  tokens; a cache_size of -1 has no bound
         recomputed         1 where keys and values are rebuilt for every new token, else 0
-        sink_values        "kept", "zeroed", "mean" or "added", as in `SinkWindow`
+        sink_values        "kept", "zeroed", "mean", "added", .., as in `SinkWindow`
         sink_bias          added to the logits of the sinks, or of the chosen keys
         positions          "cache" or "original"
         placement          the layers and heads it acts in, in words; empty for all

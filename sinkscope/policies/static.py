@@ -25,7 +25,10 @@ from sinkscope.attention.trials import try_sees
 from sinkscope.errors import SinkscopeError, shown
 from sinkscope.policies.base import POSITIONS, VALUES, BoundLayer, Kept, Policy, check_count, is_built_in
 
-WHAT_IS_LEFT = {"kept": "", "zeroed": "values zeroed", "mean": "mean values", "added": "values only"}
+WHAT_IS_LEFT = {
+    "kept": "", "zeroed": "values zeroed", "mean": "mean values", "added": "values only",
+    "drawn": "random values", "long": "long values", "turned": "turned values",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -91,7 +94,10 @@ class SinkWindow(StaticPolicy):
         positions: "cache" moves the sinks along, so that no distance exceeds sinks + window; "original" leaves them at
             their place in the text, ever farther away.
         values: what is left of the sinks' values once something was evicted. "kept" is StreamingLLM; with "zeroed" or
-            "mean" they are phantoms that only fill the denominator; with "added" only the values are there.
+            "mean" they are phantoms that only fill the denominator; with "added" only the values are there. "drawn"
+            gives them the value of a token of the window, drawn for each query; "long" leaves their direction and gives
+            them the mean norm of the values in the window; "turned" leaves their norm and gives them the direction of a
+            token drawn as before.
         bias: added to the logits of the sinks once something was evicted, as in `Dose`.
     """
 

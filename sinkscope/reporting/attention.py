@@ -13,11 +13,12 @@ import xarray as xr
 from sinkscope import figures as draw
 from sinkscope.analysis.discovery import discover
 from sinkscope.analysis.discovery import massive_activations as found_activations
-from sinkscope.analysis.importance import EPSILON, sink_rate, sink_rate_curve
-from sinkscope.analysis.intervals import interval
+from sinkscope.analysis.importance import EPSILON, RATE_NOTE, sink_rate, sink_rate_curve
+from sinkscope.analysis.intervals import TEXT, interval
+from sinkscope.analysis.mass import above_null, sink_mass, value_drain
 from sinkscope.analysis.mass import mass_by_layer as layer_masses
-from sinkscope.analysis.mass import sink_mass, value_drain
-from sinkscope.analysis.variables import is_causal
+from sinkscope.analysis.sensitivity import sensitivity_table
+from sinkscope.analysis.variables import is_causal, whole
 from sinkscope.figures.attention import null_entropy
 from sinkscope.figures.requirements import lengths, tokens_named
 from sinkscope.figures.sinks import default_lengths, extremes, first_cosine
@@ -25,9 +26,12 @@ from sinkscope.figures.style import number
 from sinkscope.reporting.content import Item, Measure, Numbers, Records, Section, Table
 
 if TYPE_CHECKING:
+    import torch
+
     from sinkscope.reporting.gather import Passes
 
 SHORT = (100, 64)  # sequences, tokens in each (Gu et al. 2024)
+OTHER_BOS = 32  # of the short sequences, with the other choice of BOS
 SENTENCES = (256, 16)  # Xiao et al. 2023, Figure 2
 TOP = 20
 
@@ -47,10 +51,26 @@ def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
     steps: dict[str, xr.Dataset | Measure] = {"text": text}
     if is_causal(text) and (short := passes.pieces(*SHORT)) is not None:
         steps["short"] = lambda: passes.measure("short", short, [SinkMass()])
+        if (other := _other_bos(passes, short)) is not None:
+            steps["other_bos"] = lambda: passes.measure("other_bos", other, [SinkMass(first=1)], token_texts=False)
     if (sentences := passes.pieces(*SENTENCES)) is not None:
         corner = [SinkMass(first=1), MeanLogits(tokens=SENTENCES[1])]
         steps["sentences"] = lambda: passes.measure("sentences", sentences, corner)
     return steps
+
+
+def _other_bos(passes: Passes, short: torch.Tensor) -> torch.Tensor | None:
+    """Some of the short sequences without the tokens in front, or with a BOS token where there are none; None for a
+    tokenizer that has none."""
+    import torch
+
+    if passes.front:
+        return short[:OTHER_BOS, len(passes.front) :]
+    bos = getattr(passes.tokenizer, "bos_token_id", None)
+    if bos is None:
+        return None
+    own = short[:OTHER_BOS, :-1]
+    return torch.cat([own.new_full((len(own), 1), bos), own], dim=1)
 
 
 def first_tokens(record: xr.Dataset) -> list[int]:
@@ -73,7 +93,7 @@ def top_heads(record: xr.Dataset) -> pd.DataFrame:
     frame = mass.to_series().rename("mass").reset_index()[["layer", "head", "mass"]].dropna()
     frame = frame.sort_values(["mass", "layer", "head"], ascending=[False, True, True]).head(TOP)
     null = mass.attrs["null"]
-    return frame.assign(null=null, times_null=frame["mass"] / null).reset_index(drop=True)
+    return frame.assign(null=null, above_null=above_null(frame["mass"], null)).reset_index(drop=True)
 
 
 def sink_rates(record: xr.Dataset, short: xr.Dataset | None) -> pd.DataFrame:
@@ -97,7 +117,7 @@ def masses(record: xr.Dataset) -> Numbers:
         each = mass.isel(query=slice(first, None)).mean(["query", "layer", "head"], dtype=np.float64)
         note = f"mean over queries i ≥ {first}; null: uniform {kind}attention"
         rows.append(
-            {"quantity": f"mass on the {tokens_named(first)}", "unit": "probability", **_over_sequences(each),
+            {"quantity": f"mass on the {tokens_named(first)}", "unit": "probability", **_over_sequences(record, each),
              "null": sink_mass(record, first=first).attrs["null"], "note": note}
         )  # fmt: skip
     return rows
@@ -112,6 +132,7 @@ def rates(record: xr.Dataset, quantity: str = "sink rate") -> Numbers:
         f"α > {EPSILON} at T = {length}; α of a uniform causal head: {float(curve['null_alpha']):.4f}; "
         f"BOS: {record.attrs.get('bos', 'unknown')}"
     )
+    note += f"; {RATE_NOTE}" if RATE_NOTE in curve.attrs.get("note", "") else ""
     return [
         {"quantity": quantity, "unit": "fraction of heads", "value": float(rate) if equal else float(curve["rate"]),
          "lower": float(curve["lower"]), "upper": float(curve["upper"]), "null": float(rate.attrs["null_rate"]),
@@ -120,12 +141,12 @@ def rates(record: xr.Dataset, quantity: str = "sink rate") -> Numbers:
 
 
 def learned_sink(record: xr.Dataset) -> Numbers:
-    mean = _over_sequences(record["virtual_sink_mass"])
+    mean = _over_sequences(record, record["virtual_sink_mass"])
     return [{"quantity": "mass on the learned sink", "unit": "probability", **mean}]
 
 
 def entropies(record: xr.Dataset) -> Numbers:
-    mean, null = _over_sequences(record["entropy"]), null_entropy(record)
+    mean, null = _over_sequences(record, record["entropy"]), null_entropy(record)
     note = "null: uniform attention"
     return [{"quantity": "entropy of attention", "unit": "nats", **mean, "null": null, "note": note}]
 
@@ -157,12 +178,12 @@ def headline(records: Records) -> str:
     mass = masses(record)[0]
     within = f" [{100 * mass['lower']:.1f}, {100 * mass['upper']:.1f}]" if np.isfinite(mass["lower"]) else ""
     who = "the first token (BOS)" if record.attrs.get("bos") == "yes" else "the first token"
-    times = mass["value"] / mass["null"] if mass["null"] > 0 else np.nan
+    above = 100 * above_null(mass["value"], mass["null"])
     where = " of the decoder" if record.attrs.get("stream") == "decoder" else ""
     text = (
         f"Across {record.sizes['layer']} layers × {record.sizes['head']} heads{where} {who} takes "
-        f"{100 * mass['value']:.1f}%{within} of all attention, {number(times, 2)} times the uniform null of "
-        f"{number(100 * mass['null'], 2)}%"
+        f"{100 * mass['value']:.1f}%{within} of all attention, and {above:.1f}% of what lies "
+        f"above the uniform null of {number(100 * mass['null'], 2)}%"
     )
     if is_causal(record):
         (rate,) = rates(record)
@@ -170,10 +191,12 @@ def headline(records: Records) -> str:
     return text + "."
 
 
-def _over_sequences(values: xr.DataArray) -> dict[str, Any]:
+def _over_sequences(record: xr.Dataset, values: xr.DataArray) -> dict[str, Any]:
     """Mean, and its 95% interval over sequences."""
     means = values.mean([dim for dim in values.dims if dim != "sequence"], dtype=np.float64)
-    spread = interval(means, dim="sequence")
+    if TEXT in (known := whole(record)).coords:
+        means = means.assign_coords({TEXT: known[TEXT]})
+    spread = interval(means, dim="sequence", at_least=0)
     return {"value": float(spread["mean"]), "lower": float(spread["lower"]), "upper": float(spread["upper"])}
 
 
@@ -195,7 +218,7 @@ ITEMS = (
         figure=draw.mass_by_layer,
         table=mass_by_layer,
         meaning="The same mass averaged over the heads of each layer, for the first token and for the first four. "
-        "Bands are 95% bootstrap intervals over sequences; dotted lines are the uniform nulls.",
+        "Bands are 95% t intervals over sequences; dotted lines are the uniform nulls.",
     ),
     Item(
         "mean_maps",
@@ -238,6 +261,27 @@ ITEMS = (
         variables="sink_mass",
         table=sink_rates,
         beside="short",
+        causal_only=True,
+    ),
+    Item(
+        "mass_by_length",
+        "The mass and its null as a text grows",
+        variables="sink_mass",
+        figure=draw.mass_by_length,
+        meaning="Mass on the first token over prefixes of the same sequences. Left: the mass, its uniform null, and "
+        "the share above the null, (m − m₀)/(1 − m₀), which means the same at every length. Right: the mass over the "
+        "null, which grows with T though the sink does not: no headline, for that reason.",
+        causal_only=True,
+    ),
+    Item(
+        "sensitivity",
+        "What the headlines hang on",
+        variables="sink_mass",
+        table=sensitivity_table,
+        beside=("short", "other_bos"),
+        meaning="The mass on the first token and the sink rate at other thresholds ε (of the importance α), lengths T "
+        "and choices of BOS, all else as in the headline (ε = 0.3, T of the text); BOS is varied on some of the short "
+        "sequences. Above null: (value − null)/(1 − null). 95% t intervals over sequences.",
         causal_only=True,
     ),
     Item("learned_sink", variables="virtual_sink_mass", numbers=learned_sink),
@@ -310,6 +354,11 @@ ATTENTION = Section(
     "Where attention goes",
     ITEMS,
     run,
-    records={"text": "The text", "short": "The sink rate at its published setting", "sentences": "Mean maps"},
+    records={
+        "text": "The text",
+        "short": "The sink rate at its published setting",
+        "other_bos": "The other choice of BOS",
+        "sentences": "Mean maps",
+    },
     headline=headline,
 )

@@ -15,6 +15,7 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
+from sinkscope.analysis.mass import above_null
 from sinkscope.analysis.variables import is_causal
 from sinkscope.arguments import check_fields, several
 from sinkscope.errors import SinkscopeError, shown
@@ -32,7 +33,8 @@ T = TypeVar("T")
 
 MAIN = "text"
 SUMMARY = "summary"
-COLUMNS = ("quantity", "unit", "value", "lower", "upper", "null", "times_null", "measured_on", "note")
+SHARES = ("probability", "fraction of heads")
+COLUMNS = ("quantity", "unit", "value", "lower", "upper", "null", "above_null", "measured_on", "note")
 
 
 @dataclass(frozen=True)
@@ -357,7 +359,8 @@ class Content:
                 self.leave_out(str(reason))
         table = pd.DataFrame(rows, columns=list(COLUMNS))
         null = table["null"].astype(float)
-        table["times_null"] = table["value"].astype(float) / null.where(null > 0)
+        is_share = table["unit"].isin(SHARES) & (null < 1)
+        table["above_null"] = above_null(table["value"].astype(float), null).where(is_share)
         return table
 
     def _numbers(self, item: Item) -> Numbers:

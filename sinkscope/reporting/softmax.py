@@ -15,13 +15,13 @@ from sinkscope import figures as draw
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.interventions import dose_table, intervention_table
 from sinkscope.analysis.mass import amplification, eviction_by_layer
-from sinkscope.analysis.perplexity import collapse_table, is_decomposed
 from sinkscope.analysis.predictability import HEADS_SHOWN, correlated_heads, correlations, mean_mass_by_bin
 from sinkscope.analysis.variables import whole
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures.eviction import evicted, uniform_amplification
 from sinkscope.figures.requirements import tokens_named
-from sinkscope.figures.style import number
+from sinkscope.figures.style import number, ratio_said, within
+from sinkscope.reporting.collapse import COLLAPSE
 from sinkscope.reporting.content import Item, Measure, Numbers, Section, Table
 from sinkscope.reporting.streaming import ABLATED, CACHE, LENGTH, SINKS
 
@@ -133,26 +133,6 @@ def say_forced(record: xr.Dataset, table: pd.DataFrame | None) -> str:
     )
 
 
-def say_collapse(record: xr.Dataset, table: pd.DataFrame) -> str:
-    rows = {str(row["part"]): row for row in table.to_dict("records")}
-    window = rows["window"]
-    said = (
-        f"Over the {int(window['tokens']):,} tokens after the first eviction from a cache of "
-        f"{int(window['cache_size']):,}, the window's perplexity is {_interval(window)} times that with full sinks"
-    )
-    if not np.isfinite(window["recovered"]):
-        return f"{said}: no gap that could be divided."
-    shares = {part: _share(row) for part, row in rows.items() if part not in ("full sinks", "window")}
-    phantoms = {"phantom, values zeroed": "with their values zeroed", "phantom, mean values": "with mean values"}
-    told = [f"{shares[part]} {words}" for part, words in phantoms.items() if part in shares]
-    parts = [f"phantom sinks close {' and '.join(told)}"] if told else []
-    if "values only" in shares:
-        alone = "the values alone, out of the denominator,"
-        parts.append(f"{alone} {'' if told else 'close '}{shares['values only']}")
-    worse = "; below zero is worse than the window" if any(each.startswith("−") for each in shares.values()) else ""
-    return f"{said}. Of that gap in mean loss, {', and '.join(parts)}{worse}."
-
-
 def say_dose(record: xr.Dataset, table: pd.DataFrame) -> str:
     count = int(record.attrs.get("count", 1))
     sinks, random = (table[table["arm"] == arm].sort_values("dose").to_dict("records") for arm in ("sinks", "random"))
@@ -161,8 +141,8 @@ def say_dose(record: xr.Dataset, table: pd.DataFrame) -> str:
     for of, control in ((sinks[0], random[0]), (sinks[-1], random[-1])):
         amount = "gone" if of["dose"] == -np.inf else f"at a dose of {of['dose']:+g}".replace("-", "−")
         parts.append(
-            f"with the {first} {amount} perplexity is {_interval(of)} times that at dose 0, "
-            f"with {other} {_interval(control)}"
+            f"with the {first} {amount} perplexity is {ratio_said(of)} times that at dose 0, "
+            f"with {other} {ratio_said(control)}"
         )
     low, high = (number(sinks[row]["sink_mass"]) for row in (0, -1))
     return f"{parts[0][0].upper()}{'; '.join(parts)[1:]}. The mass on the {first} goes from {low} to {high}."
@@ -175,7 +155,7 @@ def say_effects(record: xr.Dataset, table: pd.DataFrame) -> str:
     for which, words in ((more, "higher"), (less, "lower")):
         if which.any():
             rows = effects[which].to_dict("records")
-            told = ", ".join(f"{row['intervention']} {_interval(row, 'over_control')}" for row in rows)
+            told = ", ".join(f"{row['intervention']} {ratio_said(row, 'over_control')}" for row in rows)
             parts.append(f"Perplexity is {words} than under the control, by the factor given, for: {told}.")
     same = effects[~more & ~less]["intervention"]
     if len(same):
@@ -195,30 +175,25 @@ def say_predictability(record: xr.Dataset, table: pd.DataFrame) -> str:
         f"Mean mass on the {first} is {ends[0]} where the next token is most predictable (the lowest tenth of entropy) "
         f"and {ends[1]} where it is least (uniform null: {nulls[0]} and {nulls[1]}). Of {heads:,} heads, "
         f"{int(row['below']):,} give the {first} less the higher the entropy, and {int(row['above']):,} more, with "
-        f"intervals beyond both zero and the null (up to {number(0.05 * heads, 2)} would by chance)."
+        f"intervals beyond both zero and the null (up to {number(0.05 * heads, 2)} would by chance)"
+        f"{_told_among_many(row)}."
+    )
+
+
+def _told_among_many(row: Mapping[Hashable, Any]) -> str:
+    if not row["below_q"] + row["above_q"]:
+        return "; none is told among so many, at 5% false discoveries (Benjamini and Hochberg)"
+    return (
+        f"; at 5% false discoveries among so many (Benjamini and Hochberg) {int(row['below_q']):,} and "
+        f"{int(row['above_q']):,} are told, with a median |ρ| of {row['size']:.2f}"
     )
 
 
 def mean_amplification(record: xr.Dataset) -> tuple[float, float, float]:
     """Geometric mean over heads and queries, and its interval over texts (NaN with one)."""
     logs = whole(record)["log_amplification"].astype("float64").mean(["layer", "head", "query"], skipna=True)
-    found = interval(logs)
+    found = interval(logs)  # of logarithms, plain t
     return tuple(float(np.exp(found[name])) for name in ("mean", "lower", "upper"))  # type: ignore[return-value]
-
-
-def within(value: float, low: float, high: float) -> str:
-    """`1.93 [1.80, 2.06]`; without an interval where there is none."""
-    shown = [number(float(each)).replace("-", "−") for each in (value, low, high)]
-    return f"{shown[0]} [{shown[1]}, {shown[2]}]" if np.isfinite(low) and np.isfinite(high) else shown[0]
-
-
-def _share(row: Mapping[Hashable, Any]) -> str:
-    value, low, high = (100 * row[name] for name in ("recovered", "recovered_low", "recovered_high"))
-    return f"{value:.0f}% [{low:.0f}, {high:.0f}]".replace("-", "−")
-
-
-def _interval(row: Mapping[Hashable, Any], name: str = "ratio") -> str:
-    return within(row[name], row[f"{name}_low"], row[f"{name}_high"])
 
 
 def amplified(record: xr.Dataset) -> Numbers:
@@ -227,23 +202,6 @@ def amplified(record: xr.Dataset) -> Numbers:
     note = "1/(1 − m), geometric mean over heads and queries; null: uniform causal attention"
     bounds = {"lower": lower, "upper": upper, "null": uniform_amplification(record), "note": note}
     return [{"quantity": quantity, "unit": "times as much", "value": mean, **bounds}]
-
-
-def recovered(record: xr.Dataset) -> Numbers:
-    """How much of the collapse each half of a sink takes back; nothing where nothing collapses."""
-    if not is_decomposed(record):
-        return []
-    halves = {"phantom, values zeroed": "phantom sinks (values zeroed)", "values only": "the values of sinks alone"}
-    quantity, window = "of the collapse, closed by ", "window: 0%, full sinks: 100%"
-    return [
-        {
-            "quantity": quantity + halves[str(row["part"])], "unit": "share of the gap", "value": row["recovered"],
-            "lower": row["recovered_low"], "upper": row["recovered_high"],
-            "note": f"mean loss over {int(row['tokens']):,} tokens, cache of {int(row['cache_size']):,}; {window}",
-        }
-        for row in collapse_table(record).to_dict("records")
-        if row["part"] in halves and np.isfinite(row["recovered"])
-    ]  # fmt: skip
 
 
 ITEMS = (
@@ -268,32 +226,10 @@ ITEMS = (
             variables=("output_norm",),
             meaning="In closed form, each layer alone. Amplification of all other weights: geometric mean over heads "
             "and queries. Change of a head's output, lost denominator and lost value, which add up to it as vectors: "
-            "mean norm over the mean norm of the output. 95% bootstrap intervals over texts.",
+            "mean norm over the mean norm of the output. 95% t intervals over texts.",
         ),
     ),
-    Item(
-        "collapse",
-        "The collapse, decomposed",
-        record="collapse",
-        variables="nll",
-        figure=draw.collapse,
-        sentence=say_collapse,
-        numbers=recovered,
-        meaning="Perplexity of the same tokens in caches of the same size, positions counted in the cache. Full sinks: "
-        "the first tokens stay beside the window. Phantom: their keys stay in the denominator, their values are zeroed "
-        "or replaced by the mean of the values that the query sees. Values only: what the sinks would hand on is "
-        "added, their keys are out of the denominator of the others. Window: they are gone; nothing is re-computed. "
-        "All of it in every layer at once. Whiskers are paired 95% block-bootstrap intervals of the ratio; the shares "
-        "are of the gap in mean loss between window and full sinks, and below zero where a part is worse than none.",
-        table=Table(
-            collapse_table,
-            title="The collapse of window attention, decomposed",
-            meaning="Over tokens after the first eviction. Phantom sinks: keys in the denominator, values zeroed or "
-            "replaced by their mean. Values only: values added, keys out of the denominator. Ratios are to full sinks, "
-            "and recovered is the share of the gap in mean loss between window (0) and full sinks (1); paired 95% "
-            "block-bootstrap intervals.",
-        ),
-    ),
+    *COLLAPSE,
     Item(
         "dose_response",
         "Dose and response",
@@ -304,12 +240,12 @@ ITEMS = (
         meaning="A bias on the logit of the first token in all layers and heads, from minus infinity (gone) over 0 (as "
         "the model is) upwards, and the same on a random token drawn for each text as control. Everything is measured "
         "over the queries from the start on; before it nothing is changed. Intervals of perplexity are paired, over "
-        "positions; those of mass and output are over texts.",
+        "texts, or batches of fewer than four; those of mass and output are over texts.",
         table=Table(
             dose_table,
-            meaning="Dose: bias on the logits of the first keys (sinks) or of as many random ones, natural logarithm; "
-            "-inf: gone. Ratios of perplexity (paired, over positions) and of the norm of a head's output (over texts) "
-            "are to dose 0.",
+            meaning="Dose: bias on the logits of the first keys (sinks) or of as many random ones, natural "
+            "logarithm; -inf: gone. Ratios of perplexity (paired, over texts, or batches of fewer than four) and of "
+            "the norm of a head's output (over texts) are to dose 0.",
         ),
     ),
     Item(
@@ -328,7 +264,7 @@ ITEMS = (
             "interventions",
             "Interventions and their controls",
             "Each intervention above its control. Perplexity over that with nothing done (ratio) and over that of the "
-            "control; paired 95% block-bootstrap intervals over positions, of the mass over texts.",
+            "control; paired 95% t intervals over texts, of losses over batches where there are fewer than four.",
             variables=("control",),
         ),
     ),
@@ -349,8 +285,10 @@ ITEMS = (
             correlations,
             title="Sink mass against predictability, over heads",
             meaning="Spearman correlation of a query's mass on the first keys with entropy and loss of the next token: "
-            "quartiles over heads, that of even attention (null), and heads whose 95% interval (block bootstrap over "
-            "queries) lies below or above both zero and the null. By chance up to 5% of heads would.",
+            "quartiles over heads, that of even attention (null), and heads whose 95% interval (jackknife over "
+            "batches of queries) lies below or above both zero and the null. By chance up to 5% of heads would. "
+            "below_q, above_q: those with a q of at most 5% (Benjamini and Hochberg 1995); size: the median of |ρ| "
+            "among them.",
         ),
     ),
     Item(
@@ -359,8 +297,8 @@ ITEMS = (
         record="predictability",
         variables=("sink_mass", "next_entropy"),
         table=correlated_heads,
-        meaning="Spearman correlations with entropy and loss of the next token; 95% block-bootstrap intervals over "
-        "queries.",
+        meaning="Spearman correlations with entropy and loss of the next token; 95% jackknife intervals over "
+        "batches of queries; q among all heads (Benjamini and Hochberg 1995).",
         causal_only=True,
     ),
 )

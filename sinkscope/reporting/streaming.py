@@ -10,6 +10,7 @@ import xarray as xr
 
 from sinkscope import figures as draw
 from sinkscope.analysis.ablation import ablation_table
+from sinkscope.analysis.batches import scope_said
 from sinkscope.analysis.costs import (
     after_eviction,
     costs_of,
@@ -102,10 +103,12 @@ def collapsed(curve: xr.Dataset) -> Numbers:
     found = families(curve)
     if found.window is None or found.sinks is None:
         return []
-    worse = ppl_table(after_eviction(curve).sel(policy=[found.window, found.sinks]), baseline=found.sinks).iloc[0]
+    table = ppl_table(after_eviction(curve).sel(policy=[found.window, found.sinks]), baseline=found.sinks)
+    worse = table.iloc[0]
     note = (
         f"window over sinks + window, both a cache of {int(worse.cache_size):,} tokens, over the "
-        f"{int(worse.tokens):,} tokens after the first eviction; not re-computation"
+        f"{int(worse.tokens):,} tokens after the first eviction; not re-computation; "
+        f"{scope_said(table.attrs['bounds'], worse.ratio_drift)}"
     )
     bounds = {"lower": float(worse.ratio_low), "upper": float(worse.ratio_high), "null": 1.0, "note": note}
     quantity = "perplexity without sinks over that with"
@@ -159,17 +162,19 @@ ITEMS = (
         variables="nll",
         figure=draw.log_perplexity,
         numbers=collapsed,
-        meaning=f"Mean loss along one text under each policy. {POLICIES} Bands and bars are pointwise 95% "
-        "block-bootstrap intervals. The dotted line is where the caches are full: before it nothing is evicted and all "
-        "policies are equal. Re-computation is scored at a sample of tokens: its points are the nearest line plus the "
-        "mean difference to it at those tokens.",
+        meaning=f"Mean loss along one text under each policy. {POLICIES} Bands and bars are pointwise 95% t "
+        "intervals over batches of the bin, of this text alone. The dotted line is where the caches are full: before "
+        "it nothing is evicted and all policies are equal. Re-computation is scored at a sample of tokens: its "
+        "points are the nearest line plus the mean difference to it at those tokens.",
         table=Table(
             perplexities,
             "perplexity",
             "Perplexity under each policy",
-            "Over tokens after the first eviction; 95% block-bootstrap intervals over positions, paired for the "
-            "ratios. Window keeps keys and values as they were computed; recompute computes them anew for every token. "
-            "A cache size of -1: the cache keeps everything.",
+            "Over tokens after the first eviction; 95% t intervals over eight batches of the text, paired for the "
+            "ratios: they say nothing of other texts, and are left out where the text drifts (drift below 1%: parts "
+            "of it lie farther apart than their own pieces would have them). Window keeps keys and values as they "
+            "were computed; recompute computes them anew for every token. A cache size of -1: the cache keeps "
+            "everything.",
         ),
     ),
     Item(
@@ -180,15 +185,15 @@ ITEMS = (
         figure=draw.ablation,
         meaning="Perplexity of the same tokens with 0, 1, 2, .. first tokens kept as sinks, in a cache of the same "
         "total size; positions are counted in the cache or as in the text (original). Without sinks (0) it is the "
-        "plain window, where keys and values stay as they were computed; nothing here is re-computed. Whiskers are 95% "
-        "block-bootstrap intervals; the text is the same, so they overlap more than the differences are uncertain (the "
-        "table has the paired ratios).",
+        "plain window, where keys and values stay as they were computed; nothing here is re-computed. Whiskers are "
+        "95% t intervals over batches of the text, left out where it drifts; the text is the same, so they overlap "
+        "more than the differences are uncertain (the table has the paired ratios).",
         table=Table(
             ablated,
             title="Perplexity and the number of sinks",
-            meaning="0 sinks is the plain window, not re-computation. 95% block-bootstrap intervals over positions; "
-            "ratios are paired, to the most sinks. Columns ending in evicted: over the tokens after the first "
-            "eviction.",
+            meaning="0 sinks is the plain window, not re-computation. 95% t intervals over batches of the text, left "
+            "out where it drifts; ratios are paired, to the most sinks. Columns ending in evicted: over the tokens "
+            "after the first eviction.",
         ),
     ),
     Item(

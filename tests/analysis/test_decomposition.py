@@ -36,18 +36,19 @@ def test_shares_are_of_the_gap_in_mean_loss_after_the_first_eviction():
     assert table["recovered"].iloc[0] == 1 and table["recovered"].iloc[-1] == 0 and table["recovered"].iloc[1] < 0
 
 
-def test_the_intervals_of_the_ratios_are_those_of_ppl_table_and_the_shares_use_the_same_resamples():
+@pytest.mark.parametrize("block", [None, 8])
+def test_the_intervals_of_the_ratios_are_those_of_ppl_table_and_the_shares_are_over_the_same(block):
     record = experiments.collapse()
-    table = collapse_table(record, resamples=500, seed=3)
-    plain = ppl_table(losses_from(record, first_evicted(64)), experiments.PARTS[0], None, 500, 3)
+    table = collapse_table(record, 500, 3, block)
+    plain = ppl_table(losses_from(record, first_evicted(64)), experiments.PARTS[0], block, 500, 3)
     np.testing.assert_array_equal(table[["ratio_low", "ratio_high"]], plain[["ratio_low", "ratio_high"]])
     assert (table["recovered_low"] <= table["recovered"] + 1e-12).all()
     assert (table["recovered"] <= table["recovered_high"] + 1e-12).all()
-    both = collapse_table(record.isel(policy=[0, 2, 4]), resamples=500, seed=3)
+    both = collapse_table(record.isel(policy=[0, 2, 4]), 500, 3, block)
     gap = np.log(both["ratio"].iloc[-1])
     # noise of 0.2 nats in each of 334 tokens: the share is known to sqrt(2) * 0.2 / sqrt(334) nats, twice that each way
     half = 1.96 * 2**0.5 * 0.2 / 334**0.5 / gap
-    assert both["recovered_high"].iloc[1] - both["recovered_low"].iloc[1] == pytest.approx(2 * half, rel=0.4)
+    assert both["recovered_high"].iloc[1] - both["recovered_low"].iloc[1] == pytest.approx(2 * half, rel=0.6)
 
 
 def test_without_a_collapse_there_is_no_gap_to_divide():

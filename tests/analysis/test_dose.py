@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
+from scipy import stats
 
 from sinkscope.analysis.interventions import dose_table
 from sinkscope.errors import SinkscopeError
@@ -47,14 +48,18 @@ def test_every_column_is_its_formula():
 
 
 def test_intervals_of_mass_and_output_are_over_texts():
-    """Of two values a bootstrap gives the two themselves as bounds."""
-    record = record_of(sequences=2)
-    table = dose_table(record, resamples=400)
+    """Student's t, as scipy has it; of values whose spread is small beside their mean."""
+    record = record_of(sequences=5)
+    record["sink_mass"] = 0.4 + 0.1 * record["sink_mass"]
+    record["output_norm"] = 4 + 0.1 * record["output_norm"]
+    table = dose_table(record)
     norm = record.output_norm.astype("float64")
     for name, values in (("mass", record.sink_mass), ("output", norm / norm.sel(dose=0.0))):
         each = values.mean(["layer", "head"])
-        np.testing.assert_allclose(table[f"{name}_low"], each.min("sequence").values.ravel(), rtol=1e-6)
-        np.testing.assert_allclose(table[f"{name}_high"], each.max("sequence").values.ravel(), rtol=1e-6)
+        own = each.transpose("sequence", "arm", "dose").values.reshape(5, -1)
+        half = stats.t.ppf(0.975, 4) * stats.sem(own, axis=0)
+        np.testing.assert_allclose(table[f"{name}_low"], own.mean(0) - half, rtol=1e-5)
+        np.testing.assert_allclose(table[f"{name}_high"], own.mean(0) + half, rtol=1e-5)
     one = dose_table(record_of(sequences=1), resamples=50)
     assert one[["mass_low", "mass_high", "output_low", "output_high"]].isna().all(axis=None)
     assert one[["low", "ratio_high"]].notna().all(axis=None)
@@ -78,7 +83,9 @@ def test_what_is_alike_in_both_arms_has_the_same_interval_in_both():
     table = dose_table(record, resamples=100).set_index(["arm", "dose"])
     columns = ["ppl", "low", "high"]
     assert table.loc[("sinks", 0.0), columns].equals(table.loc[("random", 0.0), columns])
-    assert table.attrs["block"] > 5
+    blocks = dose_table(record, resamples=100, block="auto").set_index(["arm", "dose"])
+    assert blocks.loc[("sinks", 0.0), columns].equals(blocks.loc[("random", 0.0), columns])
+    assert "bootstrap" in blocks.attrs["bounds"] and "batches" in table.attrs["bounds"]
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_the_curve_is_the_metric_of_each_prefix(lengths, data):
 
 
 def test_the_curve_passes_through_the_sink_rate_and_its_bounds_enclose_it():
-    record = synthetic_record(8, 5, 3, 40, seed=5)
+    record = synthetic_record(16, 5, 3, 40, seed=5)
     curve = sink_rate_curve(record)
     assert curve["length"].values.tolist() == [16, 32, 40]
     assert len(curve["epsilon"]) == 19 and {0.3, 0.8} <= set(curve["epsilon"].values)
@@ -124,9 +124,11 @@ def test_the_curve_passes_through_the_sink_rate_and_its_bounds_enclose_it():
     assert curve.attrs["bos"] == "yes" and curve.attrs["confidence"] == 0.95 and curve.attrs["model"] == "synthetic"
 
 
-def test_one_sequence_has_a_curve_without_bounds():
-    curve = sink_rate_curve(synthetic_record(1, 2, 2, 20))
+@pytest.mark.parametrize("count", [1, 2, 8, 15])
+def test_a_few_sequences_have_a_curve_without_bounds_and_it_says_why(count):
+    curve = sink_rate_curve(synthetic_record(count, 2, 2, 20))
     assert curve["rate"].notnull().all() and curve["lower"].isnull().all() and curve["upper"].isnull().all()
+    assert f"{count} sequence" in curve.attrs["bounds"] and "fewer than 16" in curve.attrs["note"]
 
 
 def test_an_encoder_has_only_its_whole_texts():

@@ -53,6 +53,9 @@ CASES = {
     "phantom": (SinkWindow(3, 20, values="zeroed"), dict(WINDOW, values="zeroed")),
     "mean values": (SinkWindow(3, 20, values="mean"), dict(WINDOW, values="mean")),
     "values only": (SinkWindow(3, 20, values="added"), dict(WINDOW, values="added")),
+    "random values": (SinkWindow(3, 20, values="drawn"), dict(WINDOW, values="drawn")),
+    "long values": (SinkWindow(3, 20, values="long"), dict(WINDOW, values="long")),
+    "turned values": (SinkWindow(3, 20, values="turned"), dict(WINDOW, values="turned")),
     "window in one layer": (Window(20, layers=[1]), dict(kept=windowed(0, 20), layers=[1])),
     "sinks in some heads": (SinkWindow(3, 20, heads=[1, 2]), dict(kept=windowed(3, 20), in_cache=True, heads=[1, 2])),
     "phantom in some heads of a layer": (
@@ -81,6 +84,9 @@ CASES = {
     "dose in a head": (Dose(3.0, [0, 1], heads=[2]), dict(anchors=[0, 1], since=2, bias=3.0, heads=[2])),
     "phantom dose": (Dose(0.0, [0], values="zeroed"), dict(anchors=[0], since=1, values="zeroed")),
     "mean dose": (Dose(1.0, [0, 3], values="mean"), dict(anchors=[0, 3], since=4, bias=1.0, values="mean")),
+    "random dose": (Dose(1.0, [0, 7], values="drawn"), dict(anchors=[0, 7], since=8, bias=1.0, values="drawn")),
+    "long dose": (Dose(1.0, [0], values="long"), dict(anchors=[0], since=1, bias=1.0, values="long")),
+    "turned dose": (Dose(1.0, [0, 7], values="turned"), dict(anchors=[0, 7], since=8, bias=1.0, values="turned")),
     "added dose": (Dose(1.0, [0], values="added"), dict(anchors=[0], since=1, bias=1.0, values="added")),
 }
 

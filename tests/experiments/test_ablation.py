@@ -75,8 +75,9 @@ def test_ratios_are_to_the_most_sinks_of_the_same_cache_size(model, ids):
         most = rows.loc[(size, "first", "cache", 4)]
         np.testing.assert_allclose(rows["ratio"], rows["ppl"] / most["ppl"], rtol=1e-12)
         assert (most["ratio_low"], most["ratio_high"]) == (1.0, 1.0)
-    assert ((table["ratio_low"] <= table["ratio"]) & (table["ratio"] <= table["ratio_high"])).all()
-    assert ((table["low"] < table["ppl"]) & (table["ppl"] < table["high"])).all()
+    for value, low, high in (("ratio", "ratio_low", "ratio_high"), ("ppl", "low", "high")):
+        known = table[table[low].notna()]  # a row whose losses drift along the text has no interval
+        assert ((known[low] <= known[value]) & (known[value] <= known[high])).all() and len(known) > len(table) / 2
 
 
 def test_without_first_tokens_ratios_are_to_the_first_kind_and_positions_given(model, ids):
@@ -122,10 +123,10 @@ def test_attrs_say_where_the_table_came_from(model, ids):
     attrs = ablated(model, ids, text="made up", seed=5).attrs
     expected = dict(
         kind="ablation", model="LlamaForCausalLM", dtype="float32", tokens=90, seed=5, block=1024, text="made up",
-        first_scored=5, first_evicted=26, resamples=50, confidence=0.95,
+        first_scored=5, first_evicted=26, over="batches", confidence=0.95,
     )  # fmt: skip
     assert expected.items() <= attrs.items()
-    assert len(attrs["tokens_sha256"]) == 64 and attrs["bootstrap_block"] >= 1
+    assert len(attrs["tokens_sha256"]) == 64 and "batches of one text" in attrs["bounds"]
 
 
 def test_the_figure_takes_the_table(model, ids):

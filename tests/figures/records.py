@@ -115,8 +115,8 @@ def pictured() -> xr.Dataset:
 
 
 CAPTURED = (
-    "distance_profile", "entropy_by_layer", "mass_by_layer", "massive_activations", "mean_maps", "norms",
-    "received_by_position", "sink_mass_heatmap", "sink_rate_curve",
+    "distance_profile", "entropy_by_layer", "mass_by_layer", "mass_by_length", "massive_activations", "mean_maps",
+    "norms",     "received_by_position", "sink_mass_heatmap", "sink_rate_curve",
 )  # fmt: skip
 EXPERIMENTS: dict[str, Callable[[], Any]] = {
     "collapse": experiments.collapse,

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from scipy import stats
 
 from sinkscope import figures
 from sinkscope.errors import SinkscopeError
@@ -50,10 +51,9 @@ def test_bands_of_independent_losses_are_as_wide_as_the_textbook_says():
     for column, place in enumerate(artists(axes)["mean-dense"].get_xdata()):
         around = outline[np.isclose(outline[:, 0], place), 1]
         sample = nll[0, :, column * 256 : (column + 1) * 256]
-        half = 1.96 * sample.std() / np.sqrt(sample.size)
-        # Blocks of 10 in 1,024 values fix a variance to 14% (so a width to 7%), 1,000 resamples to 3% more.
-        assert around.max() - mean[column] == pytest.approx(half, rel=0.25)
-        assert mean[column] - around.min() == pytest.approx(half, rel=0.25)
+        half = stats.t.ppf(0.975, 3) * stats.sem(sample.mean(1))  # over the four texts
+        assert around.max() - mean[column] == pytest.approx(half, rel=1e-5)
+        assert mean[column] - around.min() == pytest.approx(half, rel=1e-5)
 
 
 def test_a_sampled_policy_stands_on_the_nearest_line_moved_by_the_mean_difference():

@@ -8,7 +8,10 @@ from tests.support import experiments
 
 NAMES = ("forced", "collapse", "dose", "interventions", "predictability")
 FIGURES = ("forced_mass", "collapse", "dose_response", "effects", "predictability")
-TABLES = ("forced_mass", "collapse", "dose_response", "interventions", "predictability", "predictability_heads")
+TABLES = (
+    "forced_mass", "collapse", "collapse_halves", "dose_response", "interventions", "predictability",
+    "predictability_heads",
+)  # fmt: skip
 
 
 def records() -> dict[str, xr.Dataset]:

@@ -14,10 +14,10 @@ import pytest
 from sinkscope.analysis.interventions import dose_table, intervention_table
 from sinkscope.analysis.perplexity import collapse_table
 from sinkscope.analysis.predictability import predictability_table, sides
-from sinkscope.figures.style import number
+from sinkscope.figures.style import number, within
 from sinkscope.reporting.document import Report
 from sinkscope.reporting.page import description, page
-from sinkscope.reporting.softmax import SOFTMAX, within
+from sinkscope.reporting.softmax import SOFTMAX
 from tests.reporting import naive_softmax
 from tests.support import experiments, naive_record, naive_streaming
 
@@ -110,6 +110,8 @@ def test_predictability_is_stated_with_the_heads_on_either_side_and_what_chance_
     said = report.finding("predictability")
     assert f"Of 12 heads, {(kinds == 'below').sum()} give the first token less" in said
     assert f"and {(kinds == 'above').sum()} more" in said and "up to 0.6 would by chance" in said
+    told = table[(table["measure"] == "next_entropy") & (table["q"] <= 0.05)]
+    assert len(told) and f"median |ρ| of {told['correlation'].abs().median():.2f}" in said
     numbers = report.tables["predictability"].set_index("measure")
     assert numbers.loc["entropy", ["below", "neither", "above"]].sum() == 12
     quartiles = table[table["measure"] == "next_loss"]["correlation"].quantile([0.25, 0.5, 0.75])

@@ -86,6 +86,17 @@ def run(
             states[:, :, special] = 0
         if special.any() and values == "mean":
             states[:, :, special] = states[:, :, ~special].mean(2, keepdim=True)
+        others = [place for place, is_special in zip(seen, special.tolist(), strict=True) if not is_special]
+        if special.any() and values in ("drawn", "turned"):
+            # the draw is a convention: a hash of the query's place, counted back from it or up among the others
+            hashed = (at * 2654435761 % 2**32) // 2**8 % len(others)
+            drawn = value[:, :, others[::-1][hashed] if in_cache else others[hashed]][:, :, None]
+            own = states[:, :, special].norm(dim=-1, keepdim=True)
+            states[:, :, special] = drawn if values == "drawn" else own * drawn / drawn.norm(dim=-1, keepdim=True)
+        if special.any() and values == "long":
+            typical = value[:, :, others].norm(dim=-1, keepdim=True).mean(2, keepdim=True)
+            own = states[:, :, special]
+            states[:, :, special] = typical * own / own.norm(dim=-1, keepdim=True)
         if special.any() and values == "added":
             given = torch.where(special, given, 0.0)
             given[..., ~special] = (weights if acts else softmax)(scores[..., ~special])

@@ -1,0 +1,261 @@
+"""How often the intervals that sinkscope prints hold what they should: nominal 95% against actual, by simulation.
+
+    python benchmarks/coverage.py                  # the tables of docs/intervals.md, in about two minutes
+    python benchmarks/coverage.py --measure        # makes coverage.npz anew, with the demo model (ten minutes)
+
+Every simulation has a fixed seed, a population whose mean is known, and the functions that make the tables. *Kept* is
+the share of intervals that are printed: where a text drifts, none is. `coverage.npz` has masses, losses of segments and
+of one long text of SmolLM2-135M-Instruct (4-bit weights) on the King James Bible, cache 256; samples are drawn from
+them with replacement, so that their mean is the true one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from scipy.signal import lfilter
+
+from sinkscope.analysis.batches import Estimate, Units
+from sinkscope.analysis.intervals import block_length, interval, resampled_means
+from sinkscope.analysis.predictability import predictability_table
+
+RECORDS = Path(__file__).with_suffix(".npz")
+TRIALS = 4000
+COLUMNS = 250  # trials at once
+EPSILON = 0.3
+
+Row = tuple[str, str, float, float, float | None]
+"""What is covered, of how much, the share of intervals that hold it, of all that are printed, and by percentiles."""
+
+
+def series(random: np.random.Generator, tokens: int, trials: int, correlation: float) -> np.ndarray:
+    """[token, trial] autoregressive values of mean 0 and variance 1."""
+    noise = random.standard_normal((tokens, trials))
+    noise[1:] *= np.sqrt(1 - correlation**2)
+    return lfilter([1.0], [1.0, -correlation], noise, axis=0)
+
+
+def held(low: np.ndarray, high: np.ndarray, truth: float) -> tuple[float, float]:
+    """Share of the intervals that hold the truth, of those that there are, and how many there are."""
+    known = np.isfinite(low)
+    return float(((low <= truth) & (truth <= high))[known].mean()), float(known.mean())
+
+
+def percentiles(values: np.ndarray, random: np.random.Generator, resamples: int = 1000) -> tuple[np.ndarray, ...]:
+    """Bounds [trial] of a percentile bootstrap over the rows of values [text, trial]."""
+    drawn = random.integers(len(values), size=(resamples, len(values)))
+    low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975], axis=0)
+    return low, high
+
+
+def over_sequences() -> Iterator[Row]:
+    """`interval`: masses, rates, entropies, norms, over sequences."""
+    with np.load(RECORDS) as kept:
+        mass, alpha = kept["mass"].astype(float), kept["alpha"].astype(float)
+    head = mass[:, *np.unravel_index(np.argmin(np.abs(mass.std(0) / mass.mean(0) - 1)), mass.shape[1:])]
+    drawn: dict[str, tuple[Callable[[np.random.Generator, tuple[int, int]], np.ndarray], float, dict]] = {
+        "normal": (lambda r, shape: r.normal(size=shape), 0.0, {}),
+        "lognormal, sd of the log 1": (lambda r, s: r.lognormal(size=s), np.exp(0.5), {"at_least": 0}),
+        "lognormal, geometric mean": (lambda r, s: r.normal(size=s), 0.0, {}),
+        "a share, beta(0.5, 5)": (lambda r, s: r.beta(0.5, 5, s), 0.5 / 5.5, {"at_least": 0, "at_most": 1}),
+    }
+    real = {
+        "real: mean mass": mass.mean((1, 2)),
+        "real: sink rate": (alpha > EPSILON).mean((1, 2)),
+        "real: mass of one head, sd near its mean": head,
+    }
+    for name, values in real.items():
+        draw = lambda r, s, own=values: own[r.integers(len(own), size=s)]  # noqa: E731
+        drawn[name] = draw, float(values.mean()), {"at_least": 0, "at_most": 1}
+    for name, (draw, truth, ends) in drawn.items():
+        for count in (4, 8, 16, 32):
+            random = np.random.default_rng(count)
+            values = draw(random, (count, TRIALS))
+            table = xr.DataArray(values, dims=("sequence", "trial"), coords={"same_text": ("sequence", range(count))})
+            found = interval(table, **ends)
+            before = np.concatenate([percentiles(part, random) for part in np.array_split(values, 16, axis=1)], axis=1)
+            yield (
+                name,
+                f"{count} sequences",
+                *held(found.lower.values, found.upper.values, truth),
+                held(*before, truth)[0],
+            )
+
+
+def found_in(blocks: Iterator[list[list[np.ndarray]]], over: str, differs: Callable | None = None) -> Estimate:
+    """The estimates of all trials, which are columns of the losses."""
+    own = differs or (lambda mean: mean)
+    each = [Units(losses, np.arange(len(losses[0])), over).of(own) for losses in blocks]
+    return Estimate(*(np.concatenate(parts) for parts in zip(*each, strict=True)))
+
+
+def over_one_text() -> Iterator[Row]:
+    """`ppl_table` of one text: log-perplexity, and the paired log-ratio."""
+    with np.load(RECORDS) as kept:
+        text = kept["text"].astype(float)
+    for correlation in (0.0, 0.5, 0.9, 0.99):
+        for tokens in (1000, 2800, 16000):
+            random = np.random.default_rng(tokens)
+            trials = TRIALS if tokens < 10_000 else TRIALS // 4
+            blocks = [series(random, tokens, COLUMNS, correlation) for _ in range(trials // COLUMNS)]
+            found = found_in(([[block]] for block in blocks), "batches")
+            few = np.stack(blocks[0].T[:200])
+            length = block_length([few[0][:, None]])
+            drawn = resampled_means([few.T], length, 400, random)
+            before = held(*np.quantile(drawn, [0.025, 0.975], axis=0), 0.0)[0]
+            yield f"AR {correlation:g}", f"{tokens:,} tokens", *held(found.low, found.high, 0.0), before
+    whole = {"real losses, sinks": text[0], "real log-ratio, window to sinks": text[1] - text[0]}
+    for name, values in whole.items():
+        for tokens in (1000, 2800):
+            random = np.random.default_rng(tokens)
+            starts = random.integers(len(values), size=(tokens // 50, TRIALS))  # runs of 50 tokens, in any order
+            drawn = values[(starts[:, None] + np.arange(50)[:, None]) % len(values)].reshape(-1, TRIALS)
+            found = found_in(([[part]] for part in np.array_split(drawn, 16, axis=1)), "batches")
+            yield name, f"{tokens:,} tokens", *held(found.low, found.high, float(values.mean())), None
+
+
+def topics_as_long_as_the_text() -> Iterator[Row]:
+    """One text that keeps to a topic: what no interval covers, and how often that is said."""
+    for share in (0.1, 0.4):
+        for tokens in (1000, 2800, 12000):
+            random = np.random.default_rng(tokens)
+            losses = (
+                random.standard_normal((tokens, COLUMNS)) + share * series(random, tokens, COLUMNS, np.exp(-1 / tokens))
+                for _ in range(1000 // COLUMNS)
+            )
+            found = found_in(([[block]] for block in losses), "batches")
+            name = f"topic as long as the text, {share:g} of the spread of a token"
+            yield name, f"{tokens:,} tokens", *held(found.low, found.high, 0.0), None
+    with np.load(RECORDS) as kept:
+        losses = kept["segments"].astype(float)
+    for name, values in (("real losses, sinks", losses[0]), ("real log-ratio, window to sinks", losses[1] - losses[0])):
+        found = Units([[values.T]], np.zeros(1), "batches").of(lambda mean: mean)
+        covered = held(found.low, found.high, float(values.mean()))
+        yield f"{name}: one segment, for all", f"{values.shape[1]} tokens", *covered, None
+
+
+def over_texts() -> Iterator[Row]:
+    """`ppl_table` of several texts or segments: random effects."""
+    for between in (0.0, 0.5, 2.0):
+        for count in (8, 16, 32):
+            random = np.random.default_rng(count)
+            texts = (
+                [[series(random, 200, COLUMNS, 0.9) + between * random.standard_normal(COLUMNS) for _ in range(count)]]
+                for _ in range(TRIALS // COLUMNS)
+            )
+            found = found_in(texts, "texts")
+            name = f"AR 0.9, texts apart by {between:g}"
+            yield name, f"{count} segments of 200", *held(found.low, found.high, 0.0), None
+    with np.load(RECORDS) as kept:
+        losses = kept["segments"].astype(float)
+    for name, values in (("real losses, sinks", losses[0]), ("real log-ratio, window to sinks", losses[1] - losses[0])):
+        for count in (4, 8, 16):
+            random = np.random.default_rng(count)
+            picked = random.integers(len(values), size=(count, TRIALS))
+            found = found_in(iter([[[values[row].T for row in picked]]]), "texts")
+            size = f"{count} segments of {values.shape[1]}"
+            yield name, size, *held(found.low, found.high, float(values.mean())), None
+
+
+def shares() -> Iterator[Row]:
+    """`collapse_table` and `factorial_table`: what phantoms close of the gap, and the interaction (Fieller)."""
+    full, phantom, value, window = (0.0, 0.5, 1.0, 0.8)  # mean losses beyond those with full sinks
+    for correlation in (0.0, 0.9):
+        for tokens in (1000, 2800):
+            random, low, high = np.random.default_rng(tokens), [], []
+            for _ in range(500):
+                noise = series(random, tokens, 4, correlation)
+                units = Units([[noise + np.array([full, phantom, value, window])]], np.zeros(1), "batches")
+                parts = np.array([[0, -1, 0, 1], [-1, 1, 1, -1]])
+                gap = np.array(2 * [[-1, 0, 0, 1]])
+                found = units.of_share(lambda x, own=parts: x @ own.T, lambda x, own=gap: x @ own.T)
+                low.append(found.low), high.append(found.high)
+            for place, (name, truth) in enumerate((("denominator, first", 0.375), ("interaction", 0.875))):
+                ends = (np.array(each)[:, place] for each in (low, high))
+                yield f"{name}, AR {correlation:g}", f"{tokens:,} tokens", *held(*ends, truth), None
+
+
+def correlations() -> Iterator[Row]:
+    """`predictability_table`: rank correlations of a head, jackknife over batches of queries."""
+    queries, heads, measures = 448, 20, 80
+    for correlation in (0.0, 0.5, 0.9):
+        for texts in (1, 4):
+            for true in (0.0, -0.4):
+                random, low, high = np.random.default_rng(texts), [], []
+                for _ in range(measures):
+                    measure = series(random, queries, texts, correlation).T
+                    noise = np.stack([series(random, queries, heads, correlation) for _ in range(texts)])
+                    mass = true * measure[..., None] + np.sqrt(1 - true**2) * noise
+                    found = predictability_table(_record(mass, measure), start=1)
+                    found = found[found["measure"] == "next_loss"]
+                    low.append(found["low"]), high.append(found["high"])
+                truth = 6 / np.pi * np.arcsin(true / 2)  # Spearman's of normal values (Pearson 1907)
+                covered = held(np.concatenate(low), np.concatenate(high), truth)
+                yield f"rho {true:g}, AR {correlation:g}", f"{texts} x {queries} queries", *covered, None
+
+
+def _record(mass: np.ndarray, measure: np.ndarray) -> xr.Dataset:
+    """A record of predictability with masses [text, query, head] and a measure [text, query]."""
+    sink_mass = mass.transpose(0, 2, 1)[:, None, :, :, None]
+    return xr.Dataset(
+        {
+            "sink_mass": (("sequence", "layer", "head", "query", "sink"), sink_mass),
+            "next_loss": (("sequence", "query"), measure),
+            "next_entropy": (("sequence", "query"), measure),
+        },
+        coords={"sink": [0], "length": ("sequence", [mass.shape[1]] * len(mass)), "query": range(mass.shape[1])},
+    ).assign_coords(layer=[0], head=range(mass.shape[2]))
+
+
+def measure() -> None:
+    """Make the records anew."""
+    import torch
+
+    import sinkscope
+
+    model, tokenizer = sinkscope.load()
+    ids = sinkscope.read_tokens(tokenizer, limit=500_000).reshape(-1)
+    pieces = torch.stack([ids[1000 + 7000 * piece :][:256] for piece in range(64)])
+    mass = sinkscope.measure(model, pieces, [sinkscope.SinkMass(first=1)]).sink_mass.isel(sink=0)
+    arms = [sinkscope.SinkWindow(4, 252), sinkscope.Window(256)]
+    segments = sinkscope.perplexity(model, [ids[3000 + 14500 * part :][:640] for part in range(32)], arms)
+    arms += [sinkscope.SinkWindow(4, 252, values=values) for values in ("zeroed", "added")]
+    text = sinkscope.perplexity(model, ids[None, 200_000:212_288], arms)
+    np.savez_compressed(
+        RECORDS,
+        mass=mass.isel(query=slice(1, None)).mean("query").astype("f2"),
+        alpha=mass.mean("query").astype("f2"),
+        segments=segments.nll.values[:, :, 258:].astype("f2"),
+        text=text.nll.values[:, 0, 258:].astype("f2"),
+    )
+
+
+PARTS = {
+    "Over sequences: Student's t, and its lognormal form for skewed values": over_sequences,
+    "Over several texts or segments: Student's t over texts": over_texts,
+    "Over one text: Student's t over eight batches": over_one_text,
+    "Shares of the collapse: Fieller's interval over eight batches": shares,
+    "Rank correlations: a jackknife over batches": correlations,
+    "What cannot be covered: one text that keeps to a topic": topics_as_long_as_the_text,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--measure", action="store_true", help="make coverage.npz anew")
+    if parser.parse_args().measure:
+        measure()
+    for title, rows in PARTS.items():
+        columns = "covered, % | kept, % | percentiles of a (block) bootstrap, %"
+        print(f"\n**{title}**\n\n| | | {columns} |\n|---|---|---|---|---|")
+        for name, size, covered, kept, before in rows():
+            other = "" if before is None else f"{100 * before:.0f}"
+            print(f"| {name} | {size} | {100 * covered:.1f} | {100 * kept:.0f} | {other} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

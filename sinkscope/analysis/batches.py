@@ -1,0 +1,192 @@
+"""Intervals of a mean loss by Student's t: over texts, or over batches of one text, with a test of whether it drifts.
+
+Over texts, each text is one value, so an interval holds what differs from text to text (random effects) beside what
+differs within. Over one text, the values are means of eight batches of it (Schmeiser 1982): neighbours that rise and
+fall together fall into one batch, and t allows for there being eight. That covers for a text much longer than its
+memory. It does not where a text keeps to a topic as long as itself, and no interval could. Batches then lie farther
+apart than pieces of a batch would have them: an F test says so, the chi-square of their means against a standard error
+that is estimated too. Where it does there are no bounds. `docs/intervals.md` has what is covered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import fdtrc, stdtrit
+
+from sinkscope.analysis.intervals import FEWEST, merged, weighted
+from sinkscope.arguments import one_of
+from sinkscope.errors import SinkscopeError
+
+BATCHES = 8
+PIECES = 4
+"""Pieces of a batch, whose differences say how far apart batches would lie if the text did not drift."""
+
+FEWEST_TEXTS = 4
+"""With as many texts an interval is over texts, unless it is asked for otherwise."""
+
+DRIFTS = 0.01
+"""A text drifts, and has no interval, where batches so far apart had less than this probability."""
+
+Losses = Sequence[Sequence[np.ndarray]]
+"""Losses [token, column] of each text in each stretch of positions, in reading order."""
+
+Contrast = Callable[[np.ndarray], np.ndarray]
+"""What an interval is of: from mean losses [.., column] to what is made of them [.., quantity], linear."""
+
+
+class Stretch(NamedTuple):
+    """Means of what an interval is over, in one stretch of positions."""
+
+    share: float  # of all tokens
+    means: np.ndarray  # [unit, column]
+    weights: np.ndarray  # [unit], which add up to 1
+    pieces: np.ndarray | None  # [unit, piece, column], of about equal size
+
+
+class Estimate(NamedTuple):
+    """Quantities with 95% bounds, NaN where there are none, and how likely batches so far apart are [quantity]."""
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    drift: np.ndarray
+
+
+class Units:
+    """What intervals of mean losses are over.
+
+    Args:
+        losses: as `Losses` are. Each text has one array in each stretch, empty where it has no token there.
+        text: numbers of the texts, the same for those that are one.
+        over: "texts" or "batches"; when None texts, where there are four or more.
+
+    Raises:
+        SinkscopeError: intervals over texts of fewer than three.
+    """
+
+    def __init__(self, losses: Losses, text: np.ndarray, over: str | None = None) -> None:
+        texts = len(np.unique(text))
+        if over is None:
+            over = "texts" if texts >= FEWEST_TEXTS else "batches"
+        if one_of(over, "over", ("texts", "batches")) == "texts" and texts < FEWEST:
+            there = "there is one text" if texts == 1 else f"there are {texts} texts"
+            raise SinkscopeError(
+                f"an interval over texts needs {FEWEST} texts that share no passage, and {there}: give more, or "
+                "over='batches'."
+            )
+        self.over, self.texts, self._given = over, texts, len(text)
+        counts = [sum(map(len, parts)) for parts in losses]
+        self._mean = sum(part.sum(0) for parts in losses for part in parts) / sum(counts)
+        self.stretches = [_texts(losses, text)] if over == "texts" else _batches(losses, text)
+        self.count = sum(len(stretch.means) for stretch in self.stretches)
+
+    @property
+    def said(self) -> str:
+        """What the intervals are, in words."""
+        if self.over == "texts":
+            shared = f" (of {self._given}, those that share passages counted once)" * (self._given > self.texts)
+            return f"95% t intervals over {self.count} texts{shared}"
+        those = "one text" if self.texts == 1 else f"{self.texts} texts"
+        if self.count < FEWEST:
+            return f"no intervals: too few tokens of {those}"
+        return f"95% t intervals over {self.count} batches of {those}, which say nothing of other texts"
+
+    def of(self, contrast: Contrast) -> Estimate:
+        """Quantities with their bounds. A quantity whose text drifts has none, nor has an infinite loss."""
+        with np.errstate(invalid="ignore"):  # infinity less infinity
+            mean = contrast(self._mean)
+            drift = self._drift(contrast)
+            error, freedom = self._error(contrast)
+            half = stdtrit(freedom, 0.975) * error
+            half = np.where(drift < DRIFTS, np.nan, half)
+        return Estimate(mean, mean - half, mean + half, drift)
+
+    def of_share(self, above: Contrast, below: Contrast) -> Estimate:
+        """Ratios of two quantities, with the bounds of Fieller (1954), which hold however uncertain the lower one is:
+        NaN where it could be zero."""
+        top, bottom = self.of(above), self.of(below)
+        error, freedom = self._error(above)
+        under, _ = self._error(below)
+        both = (self._error(lambda x: above(x) + below(x))[0] ** 2 - error**2 - under**2) / 2
+        with np.errstate(divide="ignore", invalid="ignore"):
+            square = stdtrit(freedom, 0.975) ** 2
+            outer = bottom.mean**2 - square * under**2
+            middle = top.mean * bottom.mean - square * both
+            root = np.sqrt(np.maximum(middle**2 - outer * (top.mean**2 - square * error**2), 0))
+            bounds = np.stack([middle - root, middle + root]) / np.where(outer > 0, outer, np.nan)
+            drift = np.fmin(top.drift, bottom.drift)
+            low, high = np.where(drift < DRIFTS, np.nan, bounds)
+            return Estimate(top.mean / bottom.mean, low, high, drift)
+
+    def _error(self, contrast: Contrast) -> tuple[np.ndarray, np.ndarray]:
+        """Standard errors and their degrees of freedom (Satterthwaite's, over stretches), NaN for fewer than three."""
+        squares, freedoms = [], []
+        for share, means, weights, _ in self.stretches:
+            squares.append(share**2 * weighted(contrast(means), weights)[1])
+            freedoms.append(max(len(means) - 1, 1))
+        total = np.sum(squares, axis=0)
+        if self.count < FEWEST:
+            return np.full_like(total, np.nan), np.full_like(total, np.nan)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            freedom = total**2 / sum(square**2 / each for square, each in zip(squares, freedoms, strict=True))
+        return np.sqrt(total), np.where(total > 0, freedom, 1.0)
+
+    def _drift(self, contrast: Contrast) -> np.ndarray:
+        """Probability of batches so far apart, going by their pieces; NaN over texts, and where batches are short."""
+        between, within, apart, inside = 0.0, 0.0, 0, 0
+        for _, means, _, pieces in self.stretches:
+            if pieces is None:
+                continue
+            values, parts = contrast(means), contrast(pieces)
+            between = between + ((values - values.mean(0)) ** 2).sum(0)
+            within = within + ((parts - parts.mean(1, keepdims=True)) ** 2).sum((0, 1)) / PIECES
+            apart, inside = apart + len(values) - 1, inside + len(values) * (PIECES - 1)
+        if not apart:
+            return np.full(np.shape(contrast(self._mean)), np.nan)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(fdtrc(apart, inside, (between / apart) / (within / inside)))
+
+
+def scope_said(bounds: str, drift: float) -> str:
+    """Over what an interval of losses generalises, for a sentence: `bounds` of a table, and the drift of its row."""
+    if drift < DRIFTS:
+        return f"no interval: the text drifts, with p = {drift:.1g}, and another passage would give another number"
+    return bounds
+
+
+def _texts(losses: Losses, text: np.ndarray) -> Stretch:
+    """Each text one unit, over all stretches."""
+    whole = [np.concatenate(parts) for parts in zip(*losses, strict=True)]
+    scored = np.array([len(part) > 0 for part in whole])
+    parts = [part for part in whole if len(part)]
+    means, _ = merged(np.array([part.mean(0) for part in parts]), text[scored])
+    lengths, _ = merged(np.array([[float(len(part))] for part in parts]), text[scored])
+    return Stretch(1.0, means, lengths[:, 0] / lengths.sum(), None)
+
+
+def _batches(losses: Losses, text: np.ndarray) -> list[Stretch]:
+    """Eight batches of about equal size, none of them in two stretches or two texts; texts that are one count once."""
+    once = np.unique(text, return_index=True)[1]
+    kept = [[parts[row] for row in np.sort(once) if len(parts[row])] for parts in losses]
+    counts = [sum(map(len, parts)) for parts in kept]
+    total, stretches = sum(counts), []
+    for parts, count in zip(kept, counts, strict=True):
+        if not count:
+            continue
+        most = min(max(2, round(BATCHES * count / total)), max(1, count // 2))
+        batches = [
+            each for part in parts for each in _split(part, min(len(part), max(1, round(most * len(part) / count))))
+        ]
+        means = np.array([batch.mean(0) for batch in batches])
+        pieces = None
+        if len(batches) > 1 and min(map(len, batches)) >= 2 * PIECES:
+            pieces = np.array([[piece.mean(0) for piece in _split(batch, PIECES)] for batch in batches])
+        stretches.append(Stretch(count / total, means, np.array(list(map(len, batches))) / count, pieces))
+    return stretches
+
+
+def _split(part: np.ndarray, into: int) -> list[np.ndarray]:
+    return [piece.astype(np.float64) for piece in np.array_split(part, into)]

@@ -1,0 +1,125 @@
+"""What the headlines hang on: the threshold, the length of the texts, and the token in front.
+
+A mass m and what uniform attention gives, m0, both fall as a text grows, the null faster: the mass is a larger multiple
+of the null the longer the text, also where the sink weakens. The share above the null, (m - m0) / (1 - m0), is 0 for
+uniform attention and 1 for all of it, whatever the length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from sinkscope.analysis.importance import EPSILON, sink_rate_curve
+from sinkscope.analysis.intervals import interval
+from sinkscope.analysis.mass import above_null, mass_of_texts
+from sinkscope.analysis.reading import reads
+from sinkscope.analysis.variables import is_causal, prefix, sequence_lengths, whole
+from sinkscope.arguments import whole_number
+from sinkscope.errors import SinkscopeError
+
+EPSILONS = (0.1, 0.2, 0.3, 0.5, 0.8)
+COLUMNS = ["headline", "varied", "level", "value", "low", "high", "null", "above_null"]
+
+
+@reads
+def mass_by_length(record: xr.Dataset, first: int = 1, lengths: Sequence[int] | None = None) -> xr.Dataset:
+    """Mean mass on the first keys against the number T of tokens read, mean over layers and heads: all [length].
+
+    mass, lower, upper                  and its 95% t interval over sequences
+    null                                that of uniform attention
+    above, above_lower, above_upper     the share above the null, (mass - null) / (1 - null)
+    times_null                          mass over null, which grows with T though the sink does not
+
+    Args:
+        record: with `sink_mass`.
+        first: how many keys.
+        lengths: numbers of tokens; default 16, 64, 256 .. and that of the shortest text. A causal query sees no later
+            token, so a prefix is exact; an encoder has none but the whole text.
+
+    Raises:
+        SinkscopeError: a length that leaves no query, or is longer than the shortest text; as `sink_mass`.
+    """
+    record = whole(record)
+    longest = int(sequence_lengths(record).min())
+    if lengths is None:
+        shorter = (
+            [4**power for power in range(2, 20) if max(first, 8) < 4**power < longest] if is_causal(record) else []
+        )
+        lengths = [*shorter, longest]
+    for length in lengths:
+        if not first < whole_number(length, "length", 1) <= longest or not (is_causal(record) or length == longest):
+            raise SinkscopeError(
+                f"length={length} is no prefix with a query after {first} keys: give one from {first + 1} to {longest}"
+                f"{'' if is_causal(record) else ', and for an encoder that alone'}."
+            )
+    masses = [mass_of_texts(prefix(record, length), first) for length in lengths]
+    every = xr.concat([mass.mean(["layer", "head"]).reset_coords(drop=True) for mass in masses], "length")
+    if "same_text" in record.coords:
+        every = every.assign_coords(same_text=record["same_text"])
+    found = interval(every, at_least=0, at_most=1).rename(mean="mass")
+    null = xr.DataArray([mass.attrs["null"] for mass in masses], dims="length")
+    ends = {"above": "mass", "above_lower": "lower", "above_upper": "upper"}
+    found = found.assign({name: above_null(found[source], null) for name, source in ends.items()})
+    found = found.assign(null=null, times_null=found["mass"] / null.where(null > 0)).assign_coords(length=list(lengths))
+    return found.assign_attrs({**record.attrs, **found.attrs, "first": first})
+
+
+@reads
+def sensitivity_table(
+    record: xr.Dataset, short: xr.Dataset | None = None, other_bos: xr.Dataset | None = None
+) -> pd.DataFrame:
+    """The headlines of the first token at other thresholds, lengths and choices of BOS, one row each.
+
+    headline            "mass" on the first token, mean over layers and heads; "sink rate" (Gu et al. 2024)
+    varied, level       "epsilon", "T" or "BOS", and its value; all else is as in the headline
+    value, low, high    with its 95% t interval over sequences
+    null, above_null    of uniform attention; (value - null) / (1 - null)
+
+    Args:
+        record: with `sink_mass`, of a causal model.
+        short, other_bos: records of the same short texts with the BOS of `record` and with the other choice; without
+            them BOS is not varied.
+
+    Raises:
+        SinkscopeError: no `sink_mass`.
+    """
+    longest = int(sequence_lengths(whole(record)).min())
+    curve = mass_by_length(record)
+    rows = [_mass_row("T", f"{int(each['length']):,}", each) for each in _apart(curve)]
+    lengths = [int(length) for length in curve["length"].values]
+    rates = sink_rate_curve(record, sorted({*EPSILONS, EPSILON}), lengths)
+    rows += [
+        _rate_row("epsilon", f"{float(each['epsilon']):g}", each)
+        for each in _apart(rates.sel(length=longest), "epsilon")
+    ]
+    rows += [_rate_row("T", f"{int(each['length']):,}", each) for each in _apart(rates.sel(epsilon=EPSILON))]
+    if short is not None and other_bos is not None:
+        own = short.isel(sequence=slice(other_bos.sizes["sequence"]))
+        for each in (own, other_bos):
+            length = int(sequence_lengths(whole(each)).min())
+            level = f"{'with' if each.attrs.get('bos') == 'yes' else 'without'}, T = {length:,}"
+            rows.append(_mass_row("BOS", level, mass_by_length(each, 1, [length]).isel(length=0)))
+            rows.append(_rate_row("BOS", level, sink_rate_curve(each, [EPSILON], [length]).isel(length=0, epsilon=0)))
+    table = pd.DataFrame(rows, columns=COLUMNS).sort_values("headline", kind="stable", ignore_index=True)
+    table.attrs = {**record.attrs, "bounds": curve.attrs["bounds"], "epsilon": EPSILON, "T": longest}
+    return table
+
+
+def _apart(values: xr.Dataset, dim: str = "length") -> list[xr.Dataset]:
+    return [values.isel({dim: place}) for place in range(values.sizes[dim])]
+
+
+def _mass_row(varied: str, level: str, each: xr.Dataset) -> tuple[Any, ...]:
+    numbers = (float(each[name]) for name in ("mass", "lower", "upper", "null", "above"))
+    return "mass", varied, level, *numbers
+
+
+def _rate_row(varied: str, level: str, each: xr.Dataset) -> tuple[Any, ...]:
+    null = float(each["null_alpha"] > each["epsilon"])
+    rate, low, high = (float(each[name]) for name in ("rate", "lower", "upper"))
+    return "sink rate", varied, level, rate, low, high, null, above_null(rate, null) if null < 1 else np.nan

@@ -1,0 +1,113 @@
+"""Numbers of README, read from the records that are kept beside it (`assets/make.py` makes them)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from scipy import stats
+
+import sinkscope
+
+ROOT = Path(__file__).parents[1]
+README = re.sub(r"\s+", " ", (ROOT / "README.md").read_text(encoding="utf-8"))
+ROWS = {
+    "full sinks": "key and value (StreamingLLM)",
+    "phantom, values zeroed": "key in the denominator, value zeroed (phantom)",
+    "phantom, other direction, own norm": "key in the denominator, value of its own norm in another direction",
+    "window": "nothing (window)",
+    "values only": "value with the weight it would have, key out of the denominator",
+    "phantom, mean values": "key in the denominator, value replaced by the window's mean",
+    "phantom, own direction, ordinary norm": (
+        "key in the denominator, value of its own direction and the norm of an ordinary one"
+    ),
+    "phantom, random values": "key in the denominator, value of a random token",
+}
+
+
+def record(name: str) -> xr.Dataset:
+    return sinkscope.open_record(ROOT / "assets" / f"{name}.nc")
+
+
+def told(value: float, low: float, high: float, times: float = 1.0) -> str:
+    """As README has a number with its interval: three digits of it, or none behind the point of shares."""
+    value, low, high = (times * each for each in (value, low, high))
+    digits = 0 if times == 100 or value >= 1000 or (value > 100 and high < 300) else 1 if value >= 10 else 2
+    unit = "%" if times == 100 else ""
+    return f"{value:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]".replace("-", "−")
+
+
+def test_the_collapse_over_segments_is_that_of_its_losses():
+    found = sinkscope.collapse_table(record("collapse"))
+    assert found.attrs["bounds"] == "95% t intervals over 16 texts" and "16 segments of 640 tokens" in README
+    for row in found.itertuples():
+        ppl = f"{row.ppl:.1f} [{row.low:.1f}, {row.high:.1f}]"
+        if row.ppl > 1000:
+            ppl = f"{row.ppl:.0f} [{row.low:.0f}, {row.high:.0f}]"
+        ratio = "1" if row.part == "full sinks" else told(row.ratio, row.ratio_low, row.ratio_high)
+        assert f"| {ROWS[row.part]} | {ppl} | {ratio} |" in README
+    ratios = found.set_index("part")["ratio"]
+    long, turned = ratios["phantom, own direction, ordinary norm"], ratios["phantom, other direction, own norm"]
+    assert f"is × {long:.1f} that with full sinks, with its own norm and another direction × {turned:.2f}" in README
+    assert f"near that with no value (× {ratios['phantom, values zeroed']:.2f})" in README
+
+
+def test_the_two_halves_of_a_sink_are_those_of_the_same_losses():
+    halves = sinkscope.factorial_table(record("collapse")).set_index("effect")
+    for effect, row in halves.iterrows():
+        words = "Their interaction is " if effect == "interaction" else ""
+        assert words + told(row["share"], row["low"], row["high"], 100) in README
+
+
+def test_the_collapse_of_a_long_text_is_that_of_its_losses_and_has_no_interval_where_the_text_drifts():
+    found = record("long")
+    assert found.sizes["token"] == 12_288 and set(found["cache_size"].values) == {512}
+    table = sinkscope.ppl_table(found, baseline="sinks 4+508").set_index("policy")
+    for policy in ("window 512", "sinks 4+508, values only"):
+        row = table.loc[policy]
+        assert f"× {told(row['ratio'], row['ratio_low'], row['ratio_high'])}" in README
+    phantom = table.loc["sinks 4+508, values zeroed"]
+    assert f"the phantom's × {phantom['ratio']:.2f} has no interval" in README and np.isnan(phantom["ratio_low"])
+
+
+def masses(alpha: xr.DataArray, length: int) -> np.ndarray:
+    """[text] mean mass over the queries after the first one, which gives itself 1."""
+    return ((alpha.astype(float) * length - 1) / (length - 1)).mean(["layer", "head"]).values
+
+
+def with_t(values: np.ndarray) -> tuple[float, float, float]:
+    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+    return values.mean(), low, high
+
+
+def shown(mass: np.ndarray, length: int) -> str:
+    mean, low, high = (100 * each for each in with_t(mass))
+    null = np.mean(1 / np.arange(2, length + 1))
+    above = 100 * (mean / 100 - null) / (1 - null)
+    return f"{mean:.1f}% [{low:.1f}, {high:.1f}] | {100 * null:.2f}% | {above:.1f}%"
+
+
+def test_the_headlines_at_each_length_are_those_of_the_importance_of_each_head():
+    alpha, times = record("headline")["alpha"], []
+    for length in (64, 256, 1024):
+        own = alpha.sel(length=length)
+        mass, rate = masses(own, length), float((own > 0.3).mean())
+        assert f"| {length:,} | {shown(mass, length)} | {100 * rate:.0f}% |" in README
+        times.append(mass.mean() / np.mean(1 / np.arange(2, length + 1)))
+    assert "{:.1f}, {:.0f} and {:.0f} times the null".format(*times) in README
+    rates = [100 * float((alpha.sel(length=1024) > epsilon).mean()) for epsilon in (0.1, 0.2, 0.3, 0.5, 0.8)]
+    assert "{:.0f}%, {:.0f}%, {:.0f}%, {:.0f}% and {:.1f}% for ε".format(*rates) in README
+    mean, low, high = (100 * each for each in with_t(masses(alpha.sel(length=1024), 1024)))
+    assert f"token takes {mean:.1f}% [{low:.1f}, {high:.1f}] of all attention" in README
+    assert f"{rates[2]:.0f}% of the heads give it an importance α > 0.3" in README
+
+
+@pytest.mark.parametrize(("bos", "words"), [("no", "without"), ("yes", "with")])
+def test_the_headlines_with_and_without_bos_are_those_of_the_importance_of_each_head(bos, words):
+    alpha = record("headline")["alpha_short"].sel(bos=bos)
+    rates = (alpha > 0.3).mean(["layer", "head"]).values
+    assert alpha.sizes["short"] == 32
+    assert f"| 64, {words} BOS | {shown(masses(alpha, 64), 64)} | {told(*with_t(rates), 100)} |" in README
