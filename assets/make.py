@@ -46,12 +46,13 @@ def headline(records: dict[str, xr.Dataset]) -> xr.Dataset:
     return record.assign_attrs(records["text"].attrs, T_short=short.sizes["query"])
 
 
-def segments(count: int) -> tuple[nn.Module, list[Tensor], str]:
+def segments(count: int) -> tuple[nn.Module, Tensor, str]:
     """The demo model, so many segments from all over the demo text, and what to call them."""
     model, tokenizer = sinkscope.load()
-    ids, apart = sinkscope.read_tokens(tokenizer, limit=500_000).reshape(-1), 232_000 // count
+    apart = 232_000 // count
+    ids = sinkscope.read_tokens(tokenizer, limit=500_000)
     where = f"{count} segments of 640 tokens of the demo text, from token 3,000 on, {apart:,} apart"
-    return model, [ids[3000 + apart * part :][:640] for part in range(count)], where
+    return model, sinkscope.segments(ids, 640, starts=range(3000, 235_000, apart)), where
 
 
 def collapse() -> None:

@@ -35,6 +35,7 @@ CHANGED = 256  # the first tokens of each, for interventions and doses
 FEWEST = 64
 START = 64  # the first query that notices an intervention
 DOSES = (-math.inf, -4.0, -2.0, 0.0, 2.0)
+SAME = 1.02  # and one over it: ratios of perplexity that lie between, interval and all, are as good as none
 STRONG = 10.0  # times as much: nine tenths of a head's attention are parked
 RECORDS = {
     "forced": "Forced mass", "collapse": "The collapse decomposed", "dose": "Dose and response",
@@ -157,9 +158,18 @@ def say_effects(record: xr.Dataset, table: pd.DataFrame) -> str:
             rows = effects[which].to_dict("records")
             told = ", ".join(f"{row['intervention']} {ratio_said(row, 'over_control')}" for row in rows)
             parts.append(f"Perplexity is {words} than under the control, by the factor given, for: {told}.")
-    same = effects[~more & ~less]["intervention"]
-    if len(same):
-        parts.append(f"Not told apart from their controls: {', '.join(same)}.")
+    known = effects["over_control_low"].notna()
+    equal = (effects["over_control_low"] >= 1 / SAME) & (effects["over_control_high"] <= SAME)
+    for which, words in (
+        (equal, f"Equal to that under the control, to within {SAME - 1:.0%}, for"),
+        (
+            known & ~more & ~less & ~equal,
+            f"Neither told apart from the control nor shown to equal it within {SAME - 1:.0%}",
+        ),
+        (~known, "Without an interval of the ratio to the control"),
+    ):
+        if which.any():
+            parts.append(f"{words}: {', '.join(effects[which]['intervention'])}.")
     return " ".join(parts)
 
 
