@@ -124,13 +124,14 @@ def say_forced(record: xr.Dataset, table: pd.DataFrame | None) -> str:
         f"{number(uniform_amplification(record))}), and by {STRONG:.0f} or more in {(heads >= STRONG).sum():,} of "
         f"{heads.size:,} heads."
     )
-    if table is None or not np.isfinite(table["lost_value_low"]).any():
+    if table is None or not np.isfinite(table["difference_low"]).any():
         return said
-    denominator = int((table["lost_denominator_low"] > table["lost_value_high"]).sum())
-    value = int((table["lost_value_low"] > table["lost_denominator_high"]).sum())
+    denominator = int((table["difference_low"] > 0).sum())
+    value = int((table["difference_high"] < 0).sum())
     return (
         f"{said} Of the change of a head's output, the lost denominator is the longer part in {denominator} of "
-        f"{len(table)} layers and the lost value in {value}; in the others their intervals meet."
+        f"{len(table)} layers and the lost value in {value}; in the others the interval of their difference, paired, "
+        "holds zero."
     )
 
 
@@ -236,7 +237,8 @@ ITEMS = (
             variables=("output_norm",),
             meaning="In closed form, each layer alone. Amplification of all other weights: geometric mean over heads "
             "and queries. Change of a head's output, lost denominator and lost value, which add up to it as vectors: "
-            "mean norm over the mean norm of the output. 95% t intervals over texts.",
+            "mean norm over the mean norm of the output. Difference: lost denominator less lost value, paired. 95% t "
+            "intervals over texts.",
         ),
     ),
     *COLLAPSE,
