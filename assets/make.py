@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import xarray as xr
-from torch import Tensor, nn
 
 import sinkscope
 from sinkscope import figures
@@ -46,24 +45,19 @@ def headline(records: dict[str, xr.Dataset]) -> xr.Dataset:
     return record.assign_attrs(records["text"].attrs, T_short=short.sizes["query"])
 
 
-def segments(count: int) -> tuple[nn.Module, list[Tensor], str]:
-    """The demo model, so many segments from all over the demo text, and what to call them."""
-    model, tokenizer = sinkscope.load()
-    ids, apart = sinkscope.read_tokens(tokenizer, limit=500_000).reshape(-1), 232_000 // count
-    where = f"{count} segments of 640 tokens of the demo text, from token 3,000 on, {apart:,} apart"
-    return model, [ids[3000 + apart * part :][:640] for part in range(count)], where
-
-
 def collapse() -> None:
-    """The collapse decomposed, with all arms."""
-    model, texts, where = segments(16)
+    """The collapse decomposed, with all arms, in segments from all over the demo text."""
+    model, tokenizer = sinkscope.load()
+    ids = sinkscope.read_tokens(tokenizer, limit=500_000)
+    texts = sinkscope.segments(ids, 640, starts=range(3000, 235_000, 14_500))
+    where = "16 segments of 640 tokens of the demo text, from token 3,000 on, 14,500 apart"
     keep(late(sinkscope.decompose(model, texts, 256, 4, arms=True, text=where)), "collapse")
 
 
 def layers() -> None:
     """The collapse in one group of layers at a time."""
-    model, texts, where = segments(8)
-    keep(late(sinkscope.decompose_by_layer(model, texts, text=where)), "layers")
+    model, tokenizer = sinkscope.load()
+    keep(late(sinkscope.decompose_by_layer(model, sinkscope.read_tokens(tokenizer, limit=2048))), "layers")
 
 
 def late(record: xr.Dataset) -> xr.Dataset:

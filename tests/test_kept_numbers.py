@@ -73,6 +73,23 @@ def test_the_collapse_of_a_long_text_is_that_of_its_losses_and_has_no_interval_w
     assert f"the phantom's × {phantom['ratio']:.2f} has no interval" in README and np.isnan(phantom["ratio_low"])
 
 
+def test_the_collapse_of_each_group_of_layers_is_that_of_its_losses():
+    found = record("layers")
+    table = sinkscope.ppl_table(found, baseline="dense").assign(part=found["part"].values)
+    table = table.assign(first=found["first_layer"].values).set_index(["part", "first"])
+    window, phantom, values = (table.loc[part]["ratio"] for part in ("window", "phantom", "values only"))
+
+    def ratio(part: str, first: int) -> str:
+        row = table.loc[(part, first)]
+        return "× " + told(row["ratio"], row["ratio_low"], row["ratio_high"])
+
+    assert f"{ratio('window', 15)} the dense perplexity in layers 15 to 19 and {ratio('window', 20)} in 20 to" in README
+    assert "against × {:.2f}, {:.2f}, {:.2f} and {:.2f} in 0 to 4".format(*window[[0, 5, 10, 25]]) in README
+    assert f"make it {ratio('phantom', 15)} and {ratio('phantom', 20)} in those" in README
+    assert f"leave it at × {values[15]:.2f} and × {values[20]:.2f}" in README
+    assert window.nlargest(2).index.tolist() == [15, 20] and (phantom[[15, 20]] < window[[15, 20]]).all()
+
+
 def masses(alpha: xr.DataArray, length: int) -> np.ndarray:
     """[text] mean mass over the queries after the first one, which gives itself 1."""
     return ((alpha.astype(float) * length - 1) / (length - 1)).mean(["layer", "head"]).values

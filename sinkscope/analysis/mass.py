@@ -158,6 +158,7 @@ def eviction_by_layer(record: xr.Dataset, resamples: int = 10_000, seed: int = 0
     layer
     amplification                           geometric mean over queries and heads
     change, lost_denominator, lost_value    mean norm over the mean norm of the head's output, over queries and heads
+    difference                              lost_denominator less lost_value, paired: which of them is the longer part
     .._low, .._high                         95% t interval of each over sequences (NaN with fewer than three), of
                                             the amplification on its logarithm
 
@@ -171,9 +172,11 @@ def eviction_by_layer(record: xr.Dataset, resamples: int = 10_000, seed: int = 0
     columns = {"amplification": means["log_amplification"]} | {
         name.removesuffix("_norm"): means[name] / means["output_norm"] for name in NORMS[1:]
     }
+    columns["difference"] = columns["lost_denominator"] - columns["lost_value"]
     table = pd.DataFrame({"layer": record["layer"].values})
     for name, values in columns.items():
-        found = interval(values, resamples=resamples, seed=seed, at_least=None if name == "amplification" else 0)
+        least = None if name in ("amplification", "difference") else 0
+        found = interval(values, resamples=resamples, seed=seed, at_least=least)
         for bound, column in (("mean", name), ("lower", f"{name}_low"), ("upper", f"{name}_high")):
             table[column] = np.exp(found[bound].values) if name == "amplification" else found[bound].values
     table.attrs = {

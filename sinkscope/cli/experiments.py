@@ -314,7 +314,7 @@ def intervene(
     if segments is not None:
         ids = _texts(tokenizer, text, tokens, 0, segments, starts)
     else:
-        ids = [row for each in _each(text) for row in _read(tokenizer, each, tokens, sequences)]
+        ids = [row for each in text or (None,) for row in _read(tokenizer, each, tokens, sequences)]
     options: dict[str, Any] = {"start": start, "sinks": sinks, "seed": seed, "progress": False if quiet else None}
     read = f"{len(ids)} sequences of {tokens} tokens; keys go, and losses are scored, from query {start} on"
     done = response = None
@@ -346,15 +346,11 @@ def _texts(
 ) -> list[torch.Tensor]:
     """One part of each text, or segments from all over it."""
     if count is None:
-        parts = (sinkscope.read_tokens(tokenizer, each, limit=tokens, start=start) for each in _each(sources))
+        parts = (sinkscope.read_tokens(tokenizer, each, limit=tokens, start=start) for each in sources or (None,))
         return [row for part in parts for row in part]
     if start:
         raise SinkscopeError("--start goes with one part of a text, not with --segments: leave one of them out.")
     return list(sinkscope.read_segments(tokenizer, sources, tokens, count, starts=starts))
-
-
-def _each(sources: Words) -> list[str | None]:
-    return [*sources] if sources else [None]
 
 
 def _read(tokenizer: Any, text: str | None, tokens: int, count: int) -> torch.Tensor:

@@ -35,6 +35,7 @@ CHANGED = 256  # the first tokens of each, for interventions and doses
 FEWEST = 64
 START = 64  # the first query that notices an intervention
 DOSES = (-math.inf, -4.0, -2.0, 0.0, 2.0)
+SAME = 1.02  # and one over it: ratios of perplexity that lie between, interval and all, are as good as none
 STRONG = 10.0  # times as much: nine tenths of a head's attention are parked
 RECORDS = {
     "forced": "Forced mass", "collapse": "The collapse decomposed", "dose": "Dose and response",
@@ -123,13 +124,14 @@ def say_forced(record: xr.Dataset, table: pd.DataFrame | None) -> str:
         f"{number(uniform_amplification(record))}), and by {STRONG:.0f} or more in {(heads >= STRONG).sum():,} of "
         f"{heads.size:,} heads."
     )
-    if table is None or not np.isfinite(table["lost_value_low"]).any():
+    if table is None or not np.isfinite(table["difference_low"]).any():
         return said
-    denominator = int((table["lost_denominator_low"] > table["lost_value_high"]).sum())
-    value = int((table["lost_value_low"] > table["lost_denominator_high"]).sum())
+    denominator = int((table["difference_low"] > 0).sum())
+    value = int((table["difference_high"] < 0).sum())
     return (
         f"{said} Of the change of a head's output, the lost denominator is the longer part in {denominator} of "
-        f"{len(table)} layers and the lost value in {value}; in the others their intervals meet."
+        f"{len(table)} layers and the lost value in {value}; in the others the interval of their difference, paired, "
+        "holds zero."
     )
 
 
@@ -157,9 +159,18 @@ def say_effects(record: xr.Dataset, table: pd.DataFrame) -> str:
             rows = effects[which].to_dict("records")
             told = ", ".join(f"{row['intervention']} {ratio_said(row, 'over_control')}" for row in rows)
             parts.append(f"Perplexity is {words} than under the control, by the factor given, for: {told}.")
-    same = effects[~more & ~less]["intervention"]
-    if len(same):
-        parts.append(f"Not told apart from their controls: {', '.join(same)}.")
+    known = effects["over_control_low"].notna()
+    equal = (effects["over_control_low"] >= 1 / SAME) & (effects["over_control_high"] <= SAME)
+    for which, words in (
+        (equal, f"Equal to that under the control, to within {SAME - 1:.0%}, for"),
+        (
+            known & ~more & ~less & ~equal,
+            f"Neither told apart from the control nor shown to equal it within {SAME - 1:.0%}",
+        ),
+        (~known, "Without an interval of the ratio to the control"),
+    ):
+        if which.any():
+            parts.append(f"{words}: {', '.join(effects[which]['intervention'])}.")
     return " ".join(parts)
 
 
@@ -226,7 +237,8 @@ ITEMS = (
             variables=("output_norm",),
             meaning="In closed form, each layer alone. Amplification of all other weights: geometric mean over heads "
             "and queries. Change of a head's output, lost denominator and lost value, which add up to it as vectors: "
-            "mean norm over the mean norm of the output. 95% t intervals over texts.",
+            "mean norm over the mean norm of the output. Difference: lost denominator less lost value, paired. 95% t "
+            "intervals over texts.",
         ),
     ),
     *COLLAPSE,

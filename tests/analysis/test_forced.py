@@ -84,6 +84,10 @@ def test_intervals_are_over_texts():
         bounds = stats.t.interval(0.95, 2, values.mean(0), stats.sem(values, axis=0))
         for name, bound in zip(("low", "high"), bounds, strict=True):
             np.testing.assert_allclose(table[f"{column}_{name}"], np.exp(bound) if column == "amplification" else bound)
+    parts = ratios["lost_denominator"] - ratios["lost_value"]
+    np.testing.assert_allclose(table["difference"], parts.mean(0))
+    bounds = stats.t.interval(0.95, 2, parts.mean(0), stats.sem(parts, axis=0))  # paired
+    np.testing.assert_allclose(table[["difference_low", "difference_high"]].T, bounds)
     assert eviction_by_layer(record_of(1)[0]).filter(like="_low").isna().all(axis=None)
 
 

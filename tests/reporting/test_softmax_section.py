@@ -99,8 +99,21 @@ def test_effects_are_sorted_by_what_their_intervals_exclude(report):
     row = table.loc["evict sinks"]
     shown = within(row["over_control"], row["over_control_low"], row["over_control_high"])
     assert f"higher than under the control, by the factor given, for: evict sinks {shown}." in said
-    assert said.endswith("Not told apart from their controls: start 4 later.")
+    assert said.endswith("Neither told apart from the control nor shown to equal it within 2%: start 4 later.")
     assert "shuffle" not in said  # scores other tokens: nothing to compare
+
+
+def test_an_effect_is_equal_to_its_control_only_where_the_whole_interval_lies_within_the_margin():
+    record = experiments.interventions()
+    random = np.random.default_rng(0)
+    for spread, words in ((0.02, "Equal to that under the control, to within 2%, for: "), (0.3, "Neither told apart")):
+        nll = record["nll"].copy(deep=True)
+        nll[3] = nll[4] + random.normal(0, spread, nll[4].shape)  # of the effect, and of its control
+        report = alone("interventions", record.assign(nll=nll))
+        table = intervention_table(report.records["interventions"]).set_index("intervention").loc["start 4 later"]
+        within_margin = table["over_control_low"] >= 1 / 1.02 and table["over_control_high"] <= 1.02
+        assert within_margin == (spread == 0.02) and table["over_control_low"] < 1 < table["over_control_high"]
+        assert words in report.finding("effects") and report.finding("effects").endswith("start 4 later.")
 
 
 def test_predictability_is_stated_with_the_heads_on_either_side_and_what_chance_would_give(report):
