@@ -37,6 +37,7 @@ _HOMES = {
     "sinkscope.analysis.compare": ["compare"],
     "sinkscope.analysis.factorial": ["factorial_table"],
     "sinkscope.analysis.discovery": ["discover", "massive_activations"],
+    "sinkscope.analysis.familiarity": ["familiarity_table", "recited"],
     "sinkscope.analysis.images": ["image_grid", "image_mass", "visual_sinks", "visual_sinks_table"],
     "sinkscope.analysis.importance": ["importance", "sink_rate", "sink_rate_curve"],
     "sinkscope.analysis.intervals": ["interval"],

@@ -10,6 +10,7 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from importlib.resources import files
 from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
@@ -22,6 +23,9 @@ from sinkscope.tokens import encode, surrounding
 
 if TYPE_CHECKING:
     import torch
+
+FERRY = "demo:ferry"
+"""A text of another kind beside the demo text, which no model has seen that was trained before November 2026."""
 
 VERSE = re.compile(r"(\d+):\d+\s+")
 CONTROLS = re.compile(r"[\x00-\x07\x0e-\x1a\x1c-\x1f\x7f-\x9f]")
@@ -38,7 +42,8 @@ def read_text(source: str | os.PathLike[str] | None = None) -> str:
     """The whole text of a source.
 
     Args:
-        source: None for the demo text (the King James Bible); the path of a UTF-8 file; or "hf:name[:config][:split]"
+        source: None for the demo text (the King James Bible); "demo:ferry" for a short one that was printed nowhere
+            before this; the path of a UTF-8 file; or "hf:name[:config][:split]"
             for a dataset of the Hugging Face Hub or a local directory of text or parquet files
             ("hf:/path/to/directory"). Without a split the first of test, validation, train is taken.
 
@@ -54,6 +59,8 @@ def text_name(source: Any) -> str:
         return ", ".join(map(text_name, source))
     if source is None:
         return "King James Bible (demo text)"
+    if isinstance(source, str) and source == FERRY:
+        return "The Ferry at Askerholm (demo text)"
     name = os.fspath(source)
     return name if name.startswith("hf:") else Path(name).name
 
@@ -63,6 +70,8 @@ def text_pieces(source: str | os.PathLike[str] | None) -> Iterator[str]:
     if source is None:
         joined = enumerate(_demo_chapters())
         pieces: Iterator[str] = (BETWEEN + chapter if number else chapter for number, chapter in joined)
+    elif isinstance(source, str) and source == FERRY:
+        pieces = iter([files("sinkscope").joinpath("demo", "ferry.txt").read_text(encoding="utf-8")])
     elif isinstance(source, str) and source.startswith("hf:"):
         pieces = _dataset(source)
     elif isinstance(source, (str, os.PathLike)):

@@ -34,13 +34,16 @@ from sinkscope.reporting.inputs import (
 )
 from sinkscope.reporting.made import checked, reason_of
 from sinkscope.reporting.softmax import SOFTMAX
-from sinkscope.reporting.streaming import LENGTH, STREAMING
+from sinkscope.reporting.streaming import STREAMING
+from sinkscope.sampling import segments
 from sinkscope.sampling import sequences as split
 from sinkscope.scope.binding import check_limits
 from sinkscope.scope.fitting import fitting
 from sinkscope.scope.measure import measure
 from sinkscope.streaming.checkpoint import Checkpoint, Progress
 from sinkscope.texts import read_stream, text_name, text_pieces
+
+WITHIN = 1_000_000  # first tokens of a text, from all over which segments are taken
 
 
 @checks_types
@@ -110,7 +113,7 @@ def report(
     if inputs is None:
         if tokenizer is None:
             raise SinkscopeError("This model has no tokenizer beside it, and a report reads a text: pass tokenizer=...")
-        limit = max(sequences * length, LENGTH if len(run) > 1 else 1)
+        limit = max(sequences * length, WITHIN if len(run) > 1 else 1)
         tokens, front = read_stream(tokenizer, text, limit)  # type: ignore[arg-type]
         rows, notes = text_rows(loaded, tokens, sequences, length, front)
         if "encoder" in find_streams(loaded):
@@ -167,17 +170,22 @@ class Passes:
     @cached_property
     def one_text(self) -> torch.Tensor:
         """The whole text [token] with the tokens in front that this tokenizer puts there."""
-        return self.sequences(self.tokens.numel() + len(self.front), 1)[0]
+        self.check_one_text()
+        return split(self.tokens, self.tokens.numel() + len(self.front), 1, bos=self.front)[0]
 
-    def sequences(self, length: int, count: int) -> torch.Tensor:
-        """`count` consecutive pieces of the text, [sequence, token], each with the tokens in front.
-
-        Raises:
-            SinkscopeError: there is no text that can be cut.
-        """
+    def check_one_text(self) -> None:
+        """Raise SinkscopeError where there is no text that can be cut."""
         if self.inputs is not None:
             check_one_text(self.model, self.inputs)
-        return split(self.tokens, length, count, bos=self.front)
+
+    def segments(self, length: int, count: int) -> torch.Tensor:
+        """`count` pieces from all over the text, [sequence, token], each with the tokens in front.
+
+        Raises:
+            SinkscopeError: there is no text that can be cut, or one too short.
+        """
+        self.check_one_text()
+        return segments(self.tokens, length, count, bos=self.front)
 
     def pieces(self, count: int, length: int) -> torch.Tensor | None:
         """Up to `count` sequences of the main record's text; None for fewer than two, or none shorter than its own."""
@@ -239,24 +247,24 @@ class Passes:
         samples: int | None = 256,
         normaliser: Normaliser | None = None,
     ) -> xr.Dataset:
-        """The record that `sinkscope.perplexity` makes of one text [token]; no policy reads it twice."""
-        run = experiment.Run(1024, samples, 0, normaliser)
-        experiment.check_run(self.model, [ids], run)
+        """The record that `sinkscope.perplexity` makes of texts [sequence, token]; no policy reads them twice."""
+        run, texts = experiment.Run(1024, samples, 0, normaliser), list(ids)
+        experiment.check_run(self.model, texts, run)
         for policy in policies:
-            check_limits(self.model, policy, len(ids))
-        finished = [self.losses([ids], policy, run) for policy in policies]
-        return experiment.record_of(self.model, [ids], list(policies), finished).assign_attrs(run.attributes())
+            check_limits(self.model, policy, ids.shape[1])
+        finished = [self.losses(texts, policy, run) for policy in policies]
+        return experiment.record_of(self.model, texts, list(policies), finished).assign_attrs(run.attributes())
 
     def losses(self, texts: list[torch.Tensor], policy: Policy, run: experiment.Run) -> Progress:
-        """The losses of one text, as `read_texts` finds them, or out of those of a longer one."""
-        (ids,) = texts
+        """The losses of texts of one length, as `read_texts` finds them, or out of those of longer ones."""
+        ids = torch.stack(texts)
         if policy.kept is not None and policy == SinkWindow(0, policy.kept.last):
             policy = Window(policy.kept.last)  # without sinks it is the same
         for known, other, way, done in self._read:
-            sampled = policy.recomputed and (len(known) != len(ids) or way.samples != run.samples)
+            sampled = policy.recomputed and (known.shape != ids.shape or way.samples != run.samples)
             same = other == policy and way.normaliser is run.normaliser and not sampled
-            if same and torch.equal(known[: len(ids)], ids):
-                return Progress(done.losses[:, : len(ids)], seconds=done.seconds)
+            if same and torch.equal(known[:, : ids.shape[1]], ids):
+                return Progress(done.losses[:, : ids.shape[1]], seconds=done.seconds)
         done = experiment.read_texts(self.model, texts, policy, run, Checkpoint(None, {}), None, self.progress)
         self._read.append((ids, policy, run, done))
         return done

@@ -23,15 +23,15 @@ from sinkscope.figures.requirements import tokens_named
 from sinkscope.figures.style import number, ratio_said, within
 from sinkscope.reporting.collapse import COLLAPSE
 from sinkscope.reporting.content import Item, Measure, Numbers, Section, Table
-from sinkscope.reporting.streaming import ABLATED, CACHE, LENGTH, SINKS
+from sinkscope.reporting.streaming import SINKS, parts_of
 
 if TYPE_CHECKING:
     import torch
 
     from sinkscope.reporting.gather import Passes
 
-TEXTS = (4, 512)  # sequences, tokens in each
-CHANGED = 256  # the first tokens of each, for interventions and doses
+TEXTS = (8, 256)  # sequences from all over the text, tokens in each
+CHANGED = 160  # the first tokens of each, for interventions and doses
 FEWEST = 64
 START = 64  # the first query that notices an intervention
 DOSES = (-math.inf, -4.0, -2.0, 0.0, 2.0)
@@ -51,9 +51,9 @@ def run(passes: Passes) -> Mapping[str, Measure]:
     from sinkscope.experiments.predictability import predictability
     from sinkscope.probes import EvictionEffect
 
-    front = len(passes.front)
-    count, length, start, read, kept = sizes_of(passes.model, passes.one_text.numel() - front, front)
-    texts, effect = passes.sequences(length, count), EvictionEffect(tuple(range(SINKS)))
+    passes.check_one_text()
+    count, length, start = sizes_of(passes.model, passes.tokens.numel(), len(passes.front))
+    texts, effect = passes.segments(length, count), EvictionEffect(tuple(range(SINKS)))
     shown: dict[str, Any] = {"start": start, "progress": passes.progress}
 
     @cache
@@ -69,31 +69,32 @@ def run(passes: Passes) -> Mapping[str, Measure]:
         record.attrs = {name: each for name, each in record.attrs.items() if name not in ("kind", "first", "start")}
         return record
 
+    def collapse() -> xr.Dataset:
+        read, cache = parts_of(passes)
+        return passes.perplexity(read, collapse_policies(cache, SINKS))
+
     return {
         "forced": forced,
-        "collapse": lambda: passes.perplexity(passes.one_text[:read], collapse_policies(kept, SINKS)),
+        "collapse": collapse,
         "dose": lambda: dose_response(passes.model, texts[:, :CHANGED], DOSES, **shown),
         "interventions": lambda: _interventions(passes, texts[:, :CHANGED], start),
         "predictability": lambda: dense().drop_vars([name for name in dense() if name not in PREDICTED]),
     }
 
 
-def sizes_of(model: Any, tokens: int, front: int) -> tuple[int, int, int, int, int]:
-    """What suits a model and a text: texts, their length, their start; tokens read and kept for the collapse.
+def sizes_of(model: Any, tokens: int, front: int) -> tuple[int, int, int]:
+    """What suits a model and a text: how many texts, the tokens of each, and the first query that is scored.
 
     Raises SinkscopeError for a text or a model too short.
     """
     from sinkscope.models.rotary import position_limit
 
     count, longest = TEXTS
-    limit = position_limit(model) or LENGTH
-    read = min(tokens + front, ABLATED)
+    limit = position_limit(model) or longest
     length = min(longest, limit, max(tokens // count, min(tokens, 2 * FEWEST)) + front)
     if length < FEWEST:
         raise SinkscopeError(f"it needs {FEWEST} tokens, and there are {length}.")
-    cache = 1 << (min(CACHE, read // 4, limit - 1).bit_length() - 1)
-    start = min(START, min(length, CHANGED) // 4)
-    return min(count, tokens // (length - front)), length, start, read, cache
+    return min(count, tokens // (length - front)), length, min(START, min(length, CHANGED) // 4)
 
 
 def _interventions(passes: Passes, texts: torch.Tensor, start: int) -> xr.Dataset:

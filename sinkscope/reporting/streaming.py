@@ -10,7 +10,7 @@ import xarray as xr
 
 from sinkscope import figures as draw
 from sinkscope.analysis.ablation import ablation_table
-from sinkscope.analysis.batches import scope_said
+from sinkscope.analysis.batches import FEWEST_TEXTS, scope_said
 from sinkscope.analysis.costs import (
     after_eviction,
     costs_of,
@@ -22,50 +22,67 @@ from sinkscope.analysis.costs import (
     timing_table,
     with_costs,
 )
+from sinkscope.analysis.familiarity import familiarity_note
 from sinkscope.analysis.perplexity import ppl_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.reporting.content import Item, Measure, Numbers, Records, Section, Table
 
 if TYPE_CHECKING:
+    import torch
+
     from sinkscope.reporting.gather import Passes
 
-LENGTH = 3072  # tokens of one text, under each policy
-ABLATED = 2048  # the first of them, for each number of sinks
+SEGMENTS, LENGTH = 8, 384  # texts whose losses are shown, from all over the text, and tokens of each
+LONGEST = 3072  # tokens of the one text where there are not so many, and of that whose time is taken
 FEWEST = 128
-CACHE = 256  # tokens; L in everything but the timing
+CACHE = 128  # tokens; L in everything but the timing
 SINKS = 4
 COUNTS = (0, 1, 2, 4, 8)
-SAMPLES = 64  # tokens that re-computation scores once its cache is full, L² operations each
+SAMPLES = 16  # tokens of each text that re-computation scores once its cache is full, L² operations each
 REPEATS = 5
 
 
 def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
-    """Losses under four policies, for several numbers of sinks, and time per token, all of one text."""
+    """Losses under four policies and for several numbers of sinks, over segments of a text, and time per token."""
     from sinkscope.experiments.ablation import run_ablation
     from sinkscope.experiments.timing import run_timing
     from sinkscope.policies import Dense, Recompute, SinkWindow, Window
     from sinkscope.streaming.cost import cost_table
 
-    model, (length, cache, timed) = passes.model, sizes_of(passes.model, passes.one_text.numel())
-    text = passes.one_text[:length]
+    texts, cache = parts_of(passes)
     shown: dict[str, Any] = {"sinks": SINKS, "repeats": REPEATS, "progress": passes.progress}
     policies = [Dense(), Window(cache), Recompute(cache), SinkWindow(SINKS, cache - SINKS)]
-    curve = passes.perplexity(text, policies, samples=SAMPLES)  # a model that cannot be streamed says so here, and once
+    curve = passes.perplexity(texts, policies, samples=SAMPLES * SEGMENTS // len(texts))
+    if note := familiarity_note(curve):
+        passes.notes.append(note)
     try:
-        curve = with_costs(curve, cost_table(model, policies, length))
+        curve = with_costs(curve, cost_table(passes.model, policies, texts.shape[1]))
     except SinkscopeError as reason:  # what can be streamed need not have a cost that can be told
         passes.notes.append(f"What each policy costs was not counted: {reason}")
+    timed = passes.one_text[:LONGEST]
     return {
         "perplexity": curve,
         "ablation": lambda: run_ablation(
-            model, text[None, :ABLATED], COUNTS, cache, known=passes.losses, progress=passes.progress
+            passes.model, texts, COUNTS, cache, known=passes.losses, progress=passes.progress
         ),
-        "decode": lambda: run_timing(model, text[None], timed, **shown),
+        "decode": lambda: run_timing(passes.model, timed[None], timed_caches(passes.model, len(timed), cache), **shown),
     }
 
 
-def sizes_of(model: Any, tokens: int) -> tuple[int, int, list[int]]:
-    """What suits a model and a text: tokens read, cache size, and the cache sizes that are timed.
+def parts_of(passes: Passes) -> tuple[torch.Tensor, int]:
+    """What losses are shown of [sequence, token], and how many tokens of it a cache keeps.
+
+    Segments from all over the text, or its first part where it is too short for some.
+
+    Raises SinkscopeError for a text too short, or a model that predicts no next token.
+    """
+    passes.check_one_text()
+    count, length, cache = sizes_of(passes.model, passes.tokens.numel(), len(passes.front))
+    return passes.one_text[None, :length] if count == 1 else passes.segments(length, count), cache
+
+
+def sizes_of(model: Any, tokens: int, front: int = 0) -> tuple[int, int, int]:
+    """What suits a model and a text: how many texts, the tokens of each, and the cache size.
 
     Raises SinkscopeError for a text too short, or a model that predicts no next token.
     """
@@ -74,20 +91,28 @@ def sizes_of(model: Any, tokens: int) -> tuple[int, int, list[int]]:
     from sinkscope.policies import Dense
     from sinkscope.scope.binding import check_limits
 
-    check_decoder(model, predicts=True)
-    length, limit = min(tokens, LENGTH), position_limit(model) or LENGTH
+    check_decoder(model, predicts=True)  # a model that cannot be streamed says so here, and once
+    count = min(SEGMENTS, tokens // (LENGTH - front))
+    count, length = (count, LENGTH) if count >= FEWEST_TEXTS else (1, min(tokens + front, LONGEST))
+    limit = position_limit(model) or LONGEST
     try:
         check_limits(model, Dense(), length)
     except SinkscopeError:  # it can read no further
         length = min(length, limit)
     if length < FEWEST:
         raise SinkscopeError(f"it needs {FEWEST} tokens, and there are {length}.")
-    most = min(CACHE, length // 4, limit - 1)
+    most = min(CACHE, length // 3, limit - 1)
     if most <= max(COUNTS):
         raise SinkscopeError(f"{type(model).__name__} has only {limit} positions.")
-    cache = 1 << (most.bit_length() - 1)
-    timed = [size for size in (cache, 2 * cache, 4 * cache) if size < min(length, limit)]
-    return length, cache, timed
+    return count, length, 1 << (most.bit_length() - 1)
+
+
+def timed_caches(model: Any, tokens: int, cache: int) -> list[int]:
+    """Cache sizes whose time a text and a model have room for: larger ones than losses are shown for, if any."""
+    from sinkscope.models.rotary import position_limit
+
+    limit = position_limit(model) or LONGEST
+    return [times * cache for times in (2, 4, 8) if times * cache < min(tokens, limit)] or [cache]
 
 
 def ablated(record: xr.Dataset) -> pd.DataFrame:
@@ -159,19 +184,20 @@ ITEMS = (
         variables="nll",
         figure=draw.log_perplexity,
         numbers=collapsed,
-        meaning=f"Mean loss along one text under each policy. {POLICIES} Bands and bars are pointwise 95% t "
-        "intervals over batches of the bin, of this text alone. The dotted line is where the caches are full: before "
-        "it nothing is evicted and all policies are equal. Re-computation is scored at a sample of tokens: its "
-        "points are the nearest line plus the mean difference to it at those tokens.",
+        meaning=f"Mean loss by position under each policy, over segments from all over the text. {POLICIES} Bands and "
+        "bars are pointwise 95% t intervals over the segments, so that they say how the text differs from place to "
+        "place; of a text too short for four segments, over batches of its first part. The dotted line is where the "
+        "caches are full: before it nothing is evicted and all policies are equal. Re-computation is scored at a "
+        "sample of tokens: its points are the nearest line plus the mean difference to it at those tokens.",
         table=Table(
             perplexities,
             "perplexity",
             "Perplexity under each policy",
-            "Over tokens after the first eviction; 95% t intervals over eight batches of the text, paired for the "
-            "ratios: they say nothing of other texts, and are left out where the text drifts (drift below 1%: parts "
-            "of it lie farther apart than their own pieces would have them). Window keeps keys and values as they "
-            "were computed; recompute computes them anew for every token. A cache size of -1: the cache keeps "
-            "everything.",
+            "Over tokens after the first eviction; 95% t intervals over segments of the text, paired for the ratios. "
+            "Of a text too short for four segments they are over eight batches of its first part, say nothing of "
+            "other texts, and are left out where that drifts (drift below 1%: parts of it lie farther apart than "
+            "their own pieces would have them). Window keeps keys and values as they were computed; recompute "
+            "computes them anew for every token. A cache size of -1: the cache keeps everything.",
         ),
     ),
     Item(
@@ -183,13 +209,13 @@ ITEMS = (
         meaning="Perplexity of the same tokens with 0, 1, 2, .. first tokens kept as sinks, in a cache of the same "
         "total size; positions are counted in the cache or as in the text (original). Without sinks (0) it is the "
         "plain window, where keys and values stay as they were computed; nothing here is re-computed. Whiskers are "
-        "95% t intervals over batches of the text, left out where it drifts; the text is the same, so they overlap "
-        "more than the differences are uncertain (the table has the paired ratios).",
+        "95% t intervals over segments of the text; the segments are the same, so they overlap more than the "
+        "differences are uncertain (the table has the paired ratios).",
         table=Table(
             ablated,
             title="Perplexity and the number of sinks",
-            meaning="0 sinks is the plain window, not re-computation. 95% t intervals over batches of the text, left "
-            "out where it drifts; ratios are paired, to the most sinks. Columns ending in evicted: over the tokens "
+            meaning="0 sinks is the plain window, not re-computation. 95% t intervals over segments of the text; "
+            "ratios are paired, to the most sinks. Columns ending in evicted: over the tokens "
             "after the first eviction.",
         ),
     ),

@@ -227,6 +227,7 @@ READS: dict[str, str] = {
     "figures.dose_response": "dose", "figures.effects": "interventions", "figures.emergence": "emergence",
     "figures.explored": "view", "figures.forced_mass": "measured", "figures.language_emergence": "language",
     "figures.log_perplexity": "collapsing", "figures.predictability": "predictability", "figures.recall": "recall",
+    "familiarity_table": "losses", "recited": "losses",
 }  # fmt: skip
 """What record or table a reader reads, where it is not what `measure` makes."""
 RECORDS = ("record", "curve", "table")

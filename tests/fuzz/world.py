@@ -96,6 +96,7 @@ def _records() -> dict[str, Any]:
     timed = sinkscope.run_timing(model(), ids(1, 64), 8, ("dense", "window"), repeats=1, progress=False)
     return {
         "measured": measured,
+        "losses": sinkscope.perplexity(model(), ids(), [sinkscope.Dense()], progress=False),
         "collapsing": loss_records.collapsing(tokens=200),
         "ablation": run,
         "timing": timed,

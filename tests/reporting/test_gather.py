@@ -142,7 +142,7 @@ def test_an_encoder_gives_a_reduced_report(text):
 
 
 @pytest.mark.parametrize("bos", [False, True])
-def test_streaming_is_measured_on_one_continuous_text(llama, text, bos):
+def test_streaming_is_measured_on_one_continuous_text_where_it_is_short(llama, text, bos):
     made = sinkscope.report(llama, byte_tokenizer(bos), text, sequences=1, length=20, softmax=False, progress=False)
     assert [name for name in made.records if name not in ("short", "sentences")][1:] == [
         "perplexity",
@@ -153,7 +153,7 @@ def test_streaming_is_measured_on_one_continuous_text(llama, text, bos):
     tokens = len((TEXT * 8).encode()) + bos
     assert curve.sizes["token"] == tokens and curve.attrs["bos"] == ("yes" if bos else "no")
     assert list(curve["policy"].values) == ["dense", "window 64", "recompute 64", "sinks 4+60"]
-    assert list(curve["scored"].values) == [tokens - 1, tokens - 1, 64 + 64, tokens - 1]
+    assert list(curve["scored"].values) == [tokens - 1, tokens - 1, 64 + 128, tokens - 1]
     with torch.no_grad():
         ids = torch.as_tensor(curve["token_id"].values)
         logits = llama(ids).logits[0, :-1]
@@ -171,10 +171,23 @@ def test_streaming_is_measured_on_one_continuous_text(llama, text, bos):
 
 def test_the_sizes_grow_with_the_text_up_to_those_of_a_long_one():
     model = build("llama")
-    assert streaming.sizes_of(model, 200) == (200, 32, [32, 64, 128])
-    assert streaming.sizes_of(model, 10_000) == (3072, 256, [256])
+    assert streaming.sizes_of(model, 200) == (1, 200, 64)
+    assert streaming.sizes_of(model, 3 * 384) == (1, 3 * 384, 128)
+    assert streaming.sizes_of(model, 4 * 384 - 1, 1) == (4, 384, 128)
+    assert streaming.sizes_of(model, 10_000) == (8, 384, 128)
+    assert streaming.timed_caches(model, 3072, 128) == [256] and streaming.timed_caches(model, 100, 64) == [64]
     model.config.max_position_embeddings = 8192
-    assert streaming.sizes_of(model, 10_000) == (3072, 256, [256, 512, 1024])
+    assert streaming.timed_caches(model, 3072, 128) == [256, 512, 1024]
+
+
+def test_losses_are_of_segments_from_all_over_a_text():
+    model, ids = build("llama"), torch.randint(3, 120, (4000,), generator=torch.Generator().manual_seed(0))
+    records, _ = streaming_records(model, ids)
+    curve = records["perplexity"]
+    assert curve["token_id"][:, 0].values.tolist() == ids[::500].tolist()
+    again = sinkscope.perplexity(model, sinkscope.segments(ids, 384, 8), [sinkscope.Window(128)], progress=False)
+    np.testing.assert_allclose(curve["nll"].sel(policy="window 128"), again["nll"][0], atol=1e-5)
+    assert "over 8 texts" in sinkscope.ppl_table(curve).attrs["bounds"]
 
 
 def streaming_records(model, ids):

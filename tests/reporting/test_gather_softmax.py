@@ -42,7 +42,7 @@ def records() -> dict:
 
 
 def test_every_record_is_what_its_experiment_gives_alone(records):
-    model, texts, quiet = build("llama"), tokens_of()[: 2 * 128].reshape(2, 128), {"progress": False}
+    model, texts, quiet = build("llama"), sinkscope.segments(tokens_of(), 128, 2), {"progress": False}
     expected = {
         "forced": sinkscope.measure(model, texts, [sinkscope.EvictionEffect()], **quiet),
         "collapse": sinkscope.decompose(model, tokens_of()[None], 64, 4, **quiet),
@@ -77,12 +77,12 @@ def test_a_report_measures_the_section_on_its_own_text(tmp_path):
     assert [name for name in made.records if name in SECTION] == SECTION and made.notes == []
     for name in SECTION:
         assert made.records[name].attrs["text"] == "some text.txt" and made.records[name].attrs["bos"] == "yes"
-    assert (made.records["forced"].sizes["sequence"], made.records["forced"].sizes["token"]) == (4, 512)
-    assert made.records["dose"].sizes["token"] == 256 and made.records["dose"].attrs["start"] == 64
-    second = made.records["forced"]["token_id"].values[1]
-    assert second[0] == 0 and byte_tokenizer(True).decode(second[1:11]) == (WORDS * 90)[511:521]
+    assert (made.records["forced"].sizes["sequence"], made.records["forced"].sizes["token"]) == (8, 256)
+    assert made.records["dose"].sizes["token"] == 160 and made.records["dose"].attrs["start"] == 40
+    second, far = made.records["forced"]["token_id"].values[1], len((WORDS * 90).encode()) // 8
+    assert second[0] == 0 and byte_tokenizer(True).decode(second[1:11]) == (WORDS * 90)[far : far + 10]
     names = list(made.records["interventions"]["policy"].values)
-    assert {"evict delimiters", "first tokens to line breaks", "start 16 later", "evict random"} <= set(names)
+    assert {"evict delimiters", "first tokens to line breaks", "start 10 later", "evict random"} <= set(names)
     without = sinkscope.report(
         model, byte_tokenizer(True), path, sequences=1, length=20, streaming=False, softmax=False, progress=False
     )
@@ -155,9 +155,9 @@ def test_a_model_without_a_language_head_gives_its_forced_mass():
 
 def test_the_sizes_grow_with_the_text_up_to_those_of_a_long_one():
     model = build("llama")
-    assert softmax.sizes_of(model, 140, False) == (1, 128, 32, 140, 32)
-    assert softmax.sizes_of(model, 10_000, False) == (4, 512, 64, 2048, 256)
+    assert softmax.sizes_of(model, 140, False) == (1, 128, 32)
+    assert softmax.sizes_of(model, 10_000, False) == (8, 256, 40)
     model.config.max_position_embeddings = 96
-    assert softmax.sizes_of(model, 10_000, True) == (4, 96, 24, 2048, 64)
+    assert softmax.sizes_of(model, 10_000, True) == (8, 96, 24)
     with pytest.raises(SinkscopeError, match="it needs 64 tokens, and there are 63"):
         softmax.sizes_of(model, 63, False)

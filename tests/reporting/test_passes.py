@@ -59,19 +59,20 @@ def test_no_policy_reads_a_text_twice_in_three_experiments(passes, read):
 def test_the_model_runs_as_often_as_there_are_passes(passes, model):
     runs = []
     model.register_forward_hook(lambda *_: runs.append(0))
-    passes.perplexity(passes.one_text, [Dense(), Window(32), SinkWindow(4, 28)])
+    passes.perplexity(passes.one_text[None], [Dense(), Window(32), SinkWindow(4, 28)])
     assert len(runs) == 3  # one block each
-    passes.perplexity(passes.one_text[:200], [Window(32), SinkWindow(0, 32), SinkWindow(4, 28)])
+    passes.perplexity(passes.one_text[None, :200], [Window(32), SinkWindow(0, 32), SinkWindow(4, 28)])
     assert len(runs) == 3
-    passes.perplexity(passes.one_text[:200], [SinkWindow(2, 30)])
+    passes.perplexity(passes.one_text[None, :200], [SinkWindow(2, 30)])
     assert len(runs) == 4
 
 
 def test_the_losses_are_those_of_perplexity_alone(passes, model):
-    passes.perplexity(passes.one_text, POLICIES, samples=20)
-    for text, samples in ((passes.one_text, 20), (passes.one_text[:200], 20), (passes.one_text[:200], None)):
+    passes.perplexity(passes.one_text[None], POLICIES, samples=20)
+    whole, part = passes.one_text[None], passes.one_text[None, :200]
+    for text, samples in ((whole, 20), (part, 20), (part, None)):
         found = passes.perplexity(text, POLICIES, samples=samples)
-        alone = sinkscope.perplexity(model, text[None], POLICIES, samples=samples, progress=False)
+        alone = sinkscope.perplexity(model, text, POLICIES, samples=samples, progress=False)
         np.testing.assert_allclose(found["nll"], alone["nll"], rtol=1e-5, atol=1e-6)  # to rounding
         assert found.attrs.keys() == alone.attrs.keys() and found.attrs["samples"] == alone.attrs["samples"]
         for name in alone.coords:
@@ -80,13 +81,13 @@ def test_the_losses_are_those_of_perplexity_alone(passes, model):
 
 
 def test_another_text_other_samples_and_another_way_are_read_anew(passes, read):
-    text = passes.one_text
+    text = passes.one_text[None]
     for ids, policy, samples in (
         (text, Recompute(32), 20),
         (text, Recompute(32), 30),
-        (text[:200], Recompute(32), 30),
+        (text[:, :200], Recompute(32), 30),
         (text, Window(32), 20),
-        (text.flip(0), Window(32), 20),
+        (text.flip(1), Window(32), 20),
         (text, Window(33), 20),
         (text, Window(32, layers=[0]), 20),
         (text, SinkWindow(0, 32, layers=[0]), 20),
@@ -114,7 +115,7 @@ def test_forced_mass_and_predictability_share_one_pass_and_give_what_they_give_a
     model.register_forward_hook(lambda *_: runs.append(0))
     steps = softmax.run(passes)
     forced, predicted = steps["forced"](), steps["predictability"]()
-    texts = passes.sequences(128, 2)
+    texts = passes.segments(128, 2)
     assert len(runs) == len(texts)
     alone = sinkscope.measure(model, texts, [sinkscope.EvictionEffect()], progress=False)
     assert set(forced.data_vars) == set(alone.data_vars) and set(forced.coords) == set(alone.coords)
