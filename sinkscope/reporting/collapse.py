@@ -94,8 +94,8 @@ COLLAPSE = (
         "are zeroed or replaced by the mean of the values that the query sees. Values only: what the sinks would "
         "hand on is added, their keys are out of the denominator of the others. Window: they are gone; nothing is "
         "re-computed. All of it in every layer at once. Whiskers are paired 95% t intervals of the ratio over "
-        "segments of the text, or batches of fewer than four; the shares are of the gap in mean loss between window and full sinks, and below zero "
-        "where a part is worse than none.",
+        "segments of the text, or batches of fewer than four; the shares are of the gap in mean loss between window "
+        "and full sinks, and below zero where a part is worse than none.",
         table=Table(
             collapse_table,
             title="The collapse of window attention, decomposed",
