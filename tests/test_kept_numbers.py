@@ -11,6 +11,7 @@ import xarray as xr
 from scipy import stats
 
 import sinkscope
+from sinkscope.analysis.costs import estimates
 
 ROOT = Path(__file__).parents[1]
 README = re.sub(r"\s+", " ", (ROOT / "README.md").read_text(encoding="utf-8"))
@@ -88,6 +89,20 @@ def test_the_collapse_of_each_group_of_layers_is_that_of_its_losses():
     assert f"make it {ratio('phantom', 15)} and {ratio('phantom', 20)} in those" in README
     assert f"leave it at × {values[15]:.2f} and × {values[20]:.2f}" in README
     assert window.nlargest(2).index.tolist() == [15, 20] and (phantom[[15, 20]] < window[[15, 20]]).all()
+
+
+def test_the_perplexity_of_each_policy_is_that_of_its_losses_with_intervals_of_ratios_alone_where_the_text_drifts():
+    found = record("policies")
+    table, late = estimates(found).set_index("policy"), sinkscope.losses_from(found, sinkscope.first_evicted(256))
+    assert list(table.index) == ["dense", "window 256", "recompute 256", "sinks 4+252"] and table["low"].isna().all()
+    everywhere = sinkscope.ppl_table(late.sel(policy=["dense", "window 256", "sinks 4+252"])).set_index("policy")
+    sampled = sinkscope.ppl_table(late.sel(policy=["dense", "recompute 256"]), baseline="dense").set_index("policy")
+    assert sampled["tokens"].iloc[0] == 64
+    for policy, row in table.iterrows():
+        ratio = (sampled if policy == "recompute 256" else everywhere).loc[policy]
+        shown = "1" if policy == "dense" else told(ratio["ratio"], ratio["ratio_low"], ratio["ratio_high"])
+        (in_readme,) = re.findall(rf"\| {re.escape(policy)} (?:\|[^|]*){{4}}\| ([^|]* \| [^|]*) \|", README)
+        assert in_readme == f"{row['ppl']:.1f} | {shown}"
 
 
 def masses(alpha: xr.DataArray, length: int) -> np.ndarray:

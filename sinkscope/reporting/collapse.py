@@ -94,15 +94,16 @@ COLLAPSE = (
         "are zeroed or replaced by the mean of the values that the query sees. Values only: what the sinks would "
         "hand on is added, their keys are out of the denominator of the others. Window: they are gone; nothing is "
         "re-computed. All of it in every layer at once. Whiskers are paired 95% t intervals of the ratio over "
-        "batches of the text; the shares are of the gap in mean loss between window and full sinks, and below zero "
-        "where a part is worse than none.",
+        "segments of the text, or batches of fewer than four; the shares are of the gap in mean loss between window "
+        "and full sinks, and below zero where a part is worse than none.",
         table=Table(
             collapse_table,
             title="The collapse of window attention, decomposed",
             meaning="Over tokens after the first eviction. Phantom sinks: keys in the denominator, values zeroed or "
             "replaced by their mean. Values only: values added, keys out of the denominator. Ratios are to full sinks, "
             "and recovered is the share of the gap in mean loss between window (0) and full sinks (1); paired 95% "
-            "t intervals over eight batches of the text, left out where it drifts; of shares Fieller's.",
+            "t intervals over segments of the text, or over eight batches of fewer than four, left out where those "
+            "drift; of shares Fieller's.",
         ),
     ),
     Item(
@@ -116,6 +117,6 @@ COLLAPSE = (
         "window neither. Share: of the gap in mean loss between window and full sinks. What a half closes depends on "
         "whether the other is there, so both orders stand here, each adding up to 100%; the interaction is 100% less "
         "what both close first; Shapley's share is the mean over the orders. Paired 95% intervals (Fieller), all of "
-        "the same batches of the text.",
+        "the same segments or batches of the text.",
     ),
 )

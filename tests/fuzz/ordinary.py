@@ -220,7 +220,7 @@ READS: dict[str, str] = {
     "amplification": "measured", "eviction_by_layer": "measured", "image_mass": "image", "visual_sinks": "image",
     "visual_sinks_table": "image", "figures.image_grid": "image", "image_grid": "image", "recall_table": "recall",
     "collapse_table": "collapse", "losses_from": "collapsing", "ppl": "collapsing", "ppl_table": "collapsing",
-    "predictability_bins": "predictability", "predictability_table": "predictability",
+    "factorial_table": "collapse", "predictability_bins": "predictability", "predictability_table": "predictability",
     "lab.emergence_summary": "emergence table", "lab.emergence_table": "emergence", "lab.head_masses": "language",
     "lab.language_table": "language", "lab.language_verdict": "language", "figures.ablation": "ablation table",
     "figures.collapse": "collapse", "figures.comparison": "comparison table", "figures.decode_cost": "timing table",
