@@ -30,7 +30,7 @@ _HOMES = {
     "sinkscope.probes": [
         "ALL", "FREE", "DistanceProfile", "Entropy", "EvictionEffect", "FirstCosine", "HiddenExtremes", "HiddenProbe",
         "LayerProbe", "LogSumExp", "Maps", "Measured", "MeanLogits", "Norms", "OutputNorm", "Received",
-        "SinkDimensions", "SinkMass", "TileProbe", "Variable",
+        "Seen", "SeenMaps", "SinkDimensions", "SinkMass", "TileProbe", "Variable",
     ],
     "sinkscope.analysis.ablation": ["ablate", "ablation_table"],
     "sinkscope.analysis.compare": ["compare"],
@@ -46,7 +46,8 @@ _HOMES = {
     ],
     "sinkscope.analysis.perplexity": ["collapse_table", "losses_from", "ppl", "ppl_table"],
     "sinkscope.analysis.predictability": ["predictability_bins", "predictability_table"],
-    "sinkscope.experiments.perplexity": ["decompose", "decompose_by_layer", "perplexity"],
+    "sinkscope.experiments.perplexity": ["perplexity"],
+    "sinkscope.experiments.decomposition": ["decompose", "decompose_by_layer"],
     "sinkscope.streaming.cost": ["Cost", "cost", "cost_table"],
     "sinkscope.experiments.audit": ["audit"],
     "sinkscope.experiments.timing": ["run_timing"],
