@@ -17,11 +17,11 @@ from sinkscope import (
     Softmax1,
     Window,
     attached,
-    decompose,
     perplexity,
     ppl_table,
 )
 from sinkscope.hf.caches import with_cache
+from sinkscope.scope.measure import texts_of
 from tests.support.several import IMAGE, IMAGE_TEXT, PACKED, build_several, inputs_of
 from tests.support.tokenizers import byte_level
 from tests.support.zoo import build
@@ -50,7 +50,8 @@ def test_losses_of_the_text_are_those_that_the_model_itself_gives(name):
     assert ppl_table(record).ppl.item() == pytest.approx(np.exp(own), rel=1e-5)
     other = perplexity(model, given | {"pixel_values": -given["pixel_values"]})
     behind = int((given["input_ids"][0] == IMAGE).nonzero()[-1]) + 1
-    np.testing.assert_array_equal(other.nll[0, :, 1:6], record.nll[0, :, 1:6])
+    if name != "mllama":  # where the whole text looks across at the image
+        np.testing.assert_array_equal(other.nll[0, :, 1:6], record.nll[0, :, 1:6])
     assert bool((other.nll[0, :, behind:] != record.nll[0, :, behind:]).any())
 
 
@@ -171,4 +172,4 @@ def test_what_is_wrong_with_the_input_is_said():
         with pytest.raises(SinkscopeError, match=message):
             perplexity(each, inputs, **options)
     with pytest.raises(SinkscopeError, match=r"token ids of type dict are not texts.* \(the input_ids of this\)"):
-        decompose(model, given, 8, 2)
+        texts_of(given)
