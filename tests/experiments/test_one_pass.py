@@ -38,6 +38,8 @@ def losses_of(logits, ids):
 @pytest.mark.parametrize("name", IMAGE_TEXT)
 def test_losses_of_the_text_are_those_that_the_model_itself_gives(name):
     model, given = build_several(name), inputs_of(name)
+    for gate in (each for path, each in model.named_parameters() if path.endswith("_gate")):
+        gate.data.fill_(0.7)  # of mllama, closed in a new model
     record = perplexity(model, given, marked="yes")
     with torch.no_grad():
         logits = model(**given, use_cache=False).logits
