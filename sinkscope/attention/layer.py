@@ -116,8 +116,17 @@ class Layer(ABC):
         """Scores [sequence, head, rows, columns] in float32; the lowest float where the key is hidden."""
 
     @abstractmethod
+    def hidden(self, rows: slice, columns: slice, heads: slice = ALL) -> Tensor:
+        """Which keys are hidden from which queries: booleans [sequence, heads, rows, columns]."""
+
+    @abstractmethod
     def tiles(self) -> Iterator[Tile]:
         """All the layer's probabilities, tile by tile."""
+
+    def keys_seen(self) -> Tensor:
+        """How many keys each query sees: [sequence or 1, head or 1, query]."""
+        keys = slice(0, self.reach - self.key_start)
+        return torch.cat([(~self.hidden(rows, keys)).sum(-1) for rows in ranges(0, self.rows, AHEAD)], -1)
 
     def looks_ahead(self) -> bool:
         """Whether some query sees the key behind its own."""
@@ -194,8 +203,13 @@ class FusedLayer(Layer):
             return self.rows > 1
         return super().looks_ahead()
 
+    def hidden(self, rows: slice, columns: slice, heads: slice = ALL) -> Tensor:
+        size = (rows.stop - rows.start, columns.stop - columns.start)
+        scores = self.lse.new_zeros(*self.lse[:, heads].shape[:2], *size)
+        self.mask.hide(scores, rows, columns, heads)
+        return is_hidden(scores)
+
     def keys_seen(self) -> Tensor:
-        """How many keys each query sees: [sequence or 1, head or 1, query]."""
         keys = self.key.shape[2]
         return torch.cat([self.mask.seen(rows, keys) for rows in ranges(0, self.rows, AHEAD)], -1)
 
@@ -282,6 +296,9 @@ class ScoredLayer(Layer):
     def logits(self, rows: slice, columns: slice) -> Tensor:
         part = self.scores[:, :, rows, columns]
         return part.float().masked_fill(is_hidden(part), torch.finfo(torch.float32).min)
+
+    def hidden(self, rows: slice, columns: slice, heads: slice = ALL) -> Tensor:
+        return is_hidden(self.scores[:, heads, rows, columns])
 
     def tiles(self) -> Iterator[Tile]:
         return self._row_tiles(self.scores.shape[3])

@@ -1,5 +1,4 @@
-"""Perplexity of one text under several ways to attend to it, and the collapse of window attention decomposed by it:
-which part is the lost denominator, which the lost value, and where."""
+"""Perplexity of texts under several ways to attend to them."""
 
 from __future__ import annotations
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from sinkscope.arguments import checks_types, several, whole_number
 from sinkscope.definition import check_resumable
 from sinkscope.errors import SinkscopeError, shown
+from sinkscope.experiments.one_pass import read_inputs, stands_alone, texts_of_inputs, with_images
 from sinkscope.interrupts import finishing_blocks, saying
 from sinkscope.models.facts import find_anatomy, model_attributes, token_attributes
 from sinkscope.models.identity import identity
@@ -63,8 +63,8 @@ class Run:
 @checks_types
 def perplexity(
     model: nn.Module,
-    ids: Tensor | Sequence[Tensor],
-    policies: Iterable[Policy] = FOUR_WAYS,
+    ids: Tensor | Sequence[Tensor] | Mapping[str, Any],
+    policies: Iterable[Policy] | None = None,
     *,
     block: int = 1024,
     samples: int | None = 256,
@@ -85,10 +85,15 @@ def perplexity(
     which layers that leaves. The first token of a text is not
     scored, with or without a BOS token.
 
+    What a processor made of texts with images is read in one forward pass of the whole model. Losses are those of the
+    tokens of text, given the images; tokens that stand for a part of an image (`is_image` in the record) have none.
+
     Args:
         model: a decoder with a language head, in eval mode.
-        ids: token ids [sequence, token], or a list of 1-D tensors; each text starts with an empty cache.
-        policies: which keys a query may see.
+        ids: token ids [sequence, token], or a list of 1-D tensors; each text starts with an empty cache. Or a
+            processor's output by name (input_ids, pixel_values, attention_mask, ...).
+        policies: which keys a query may see. When None, dense, window, re-computation and sinks of a cache of 512; of
+            a processor's output dense alone.
         block: tokens per forward pass; changes time and memory, not losses.
         samples: how many tokens of each text re-computation scores beyond its first window; all when None.
         seed: of that sample.
@@ -107,7 +112,10 @@ def perplexity(
         SinkscopeError: a text of fewer than two tokens, ids outside the vocabulary, a model that predicts no next
             token, a policy that it cannot carry out, a checkpoint that is damaged or of other settings.
     """
-    texts, ways, run = texts_of(ids), checked_policies(policies), Run(block, samples, seed, normaliser)
+    texts = texts_of(texts_of_inputs(model, ids) if isinstance(ids, Mapping) else ids)
+    inputs = ids if isinstance(ids, Mapping) and not stands_alone(ids) else None
+    usual = FOUR_WAYS if inputs is None else (Dense(),)
+    ways, run = checked_policies(usual if policies is None else policies), Run(block, samples, seed, normaliser)
     if not ways:
         raise SinkscopeError("no policy was given; give at least one, such as sinkscope.SinkWindow(4, 508).")
     names = [policy.name for policy in ways]
@@ -117,6 +125,13 @@ def perplexity(
     texts_read = token_texts(tokenizer, texts)
     for policy in ways:
         check_limits(model, policy, max(map(len, texts)))
+    if inputs is not None:
+        if kept := [name for name, each in {"checkpoint": checkpoint, "max_memory": max_memory}.items() if each]:
+            raise SinkscopeError(f"{kept[0]}= is for batches of texts, not for the inputs of one pass; leave it out.")
+        run = replace(run, block=max(map(len, texts)), samples=None)
+        record = record_of(model, texts, ways, read_inputs(model, inputs, ways, normaliser))
+        record = with_images(record, model).assign_attrs(run.attributes() | attributes)
+        return record if texts_read is None else with_token_texts(record, texts_read)
     most = None if max_memory is None else whole_number(max_memory, "max_memory", 1)
     run = replace(run, block=_fitting_block(model, texts, ways, run, most))
     who = {} if checkpoint is None else identity(model)
@@ -305,93 +320,3 @@ def _checkpoint(
     file, settings = Path(folder) / f"{slug}.safetensors", settings_of(who, texts, policy, run)
     check_resumable(settings)
     return Checkpoint(file, settings)
-
-
-@checks_types
-def decompose(
-    model: nn.Module,
-    ids: Tensor | Sequence[Tensor],
-    cache_size: int = 512,
-    sinks: int = 4,
-    *,
-    arms: bool = False,
-    **options: Any,
-) -> xr.Dataset:
-    """Losses with the sinks kept, with half of what they do, and without them, over the same tokens.
-
-    Beside StreamingLLM and the window, at one cache size: *phantom* sinks keep their keys in the denominator while
-    their values are zeroed, or replaced by the mean of the values in the window; *values only* adds what the sinks
-    would hand on, while their keys are out of the denominator of the others. If the collapse were nothing but parked
-    mass forced onto the others, phantoms would recover all of it; if it were nothing but a lost bias, values only.
-
-    Args:
-        model, ids, options: as those of `perplexity`; a model inside transformers' attention interface.
-        cache_size, sinks: tokens kept, and the first ones among them.
-        arms: whether to measure also phantoms with the value of a random token of the window, with their own direction
-            and the norm of an ordinary value, and with the direction of a random one and their own norm.
-
-    Returns:
-        A record as that of `perplexity`, StreamingLLM first; `collapse_table` gives paired intervals, and
-        `factorial_table` what each half closes in either order.
-
-    Raises:
-        SinkscopeError: as `perplexity`; sinks that leave no window.
-    """
-    return perplexity(model, ids, collapse_policies(cache_size, sinks, arms), **options)
-
-
-@checks_types
-def decompose_by_layer(
-    model: nn.Module,
-    ids: Tensor | Sequence[Tensor],
-    cache_size: int = 256,
-    sinks: int = 4,
-    groups: int = 6,
-    **options: Any,
-) -> xr.Dataset:
-    """The same in one group of neighbouring layers at a time, all other layers dense.
-
-    Args:
-        model, ids, cache_size, sinks, options: as for `decompose`; texts no longer than the model was trained on.
-        groups: how many, of equal size as far as that goes.
-
-    Returns:
-        A record as that of `perplexity`, the dense policy first. `part` [policy] is "dense", "phantom", "values only"
-        or "window", and `first_layer`, `last_layer` [policy] say where, -1 for dense.
-
-    Raises:
-        SinkscopeError: as `decompose`; more groups than layers.
-    """
-    numbers = find_anatomy(model).numbers
-    if whole_number(groups, "groups", 1) > len(numbers):
-        raise SinkscopeError(f"{groups} groups are more than the {len(numbers)} layers there are; give fewer.")
-    window = _window(cache_size, sinks)
-    policies: list[tuple[str, list[int], Policy]] = [("dense", [-1], Dense())]
-    for layers in (group.tolist() for group in np.array_split(numbers, groups)):
-        policies += [
-            ("phantom", layers, SinkWindow(sinks, window, values="zeroed", layers=layers)),
-            ("values only", layers, SinkWindow(sinks, window, values="added", layers=layers)),
-            ("window", layers, Window(cache_size, layers=layers)),
-        ]
-    record = perplexity(model, ids, [policy for *_, policy in policies], **options)
-    return record.assign_coords(
-        part=("policy", [part for part, *_ in policies]),
-        first_layer=("policy", [layers[0] for _, layers, _ in policies]),
-        last_layer=("policy", [layers[-1] for _, layers, _ in policies]),
-    )
-
-
-def collapse_policies(cache_size: int, sinks: int, arms: bool = False) -> list[Policy]:
-    """StreamingLLM, the three halves of it, with `arms` other values, and the window, all of one cache size."""
-    window = _window(cache_size, sinks)
-    values = ("kept", "mean", "zeroed", "added", *(("drawn", "long", "turned") if arms else ()))
-    parts = [SinkWindow(sinks, window, values=each) for each in values]
-    return [*parts, Window(cache_size)]
-
-
-def _window(cache_size: int, sinks: int) -> int:
-    if whole_number(sinks, "sinks", 1) >= whole_number(cache_size, "cache_size", 2):
-        raise SinkscopeError(
-            f"{sinks} sinks leave no window in a cache of {cache_size}; give fewer, or a larger cache."
-        )
-    return cache_size - sinks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -141,9 +141,9 @@ def vocabulary_size(model: Any) -> int:
     return int(text_config(model).vocab_size)
 
 
-def placeholder_ids(model: Any) -> list[int]:
+def placeholder_ids(model: Any, kinds: Sequence[str] = ("image", "video")) -> list[int]:
     """The ids of tokens that stand for an image, or a frame of a video, in a text; empty where there are none."""
-    names = [f"{kind}_token_{suffix}" for kind in ("image", "video") for suffix in ("id", "index")]
+    names = [f"{kind}_token_{suffix}" for kind in kinds for suffix in ("id", "index")]
     found = (setting(model, name) for name in names)
     return sorted({token for token in found if isinstance(token, int)})
 

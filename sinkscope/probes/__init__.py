@@ -4,6 +4,7 @@ from sinkscope.probes.base import HiddenProbe, LayerProbe, Measured, Measurement
 from sinkscope.probes.eviction_effect import EvictionEffect
 from sinkscope.probes.first_cosine import FirstCosine
 from sinkscope.probes.maps import Maps, MeanLogits
+from sinkscope.probes.seen import Seen, SeenMaps
 from sinkscope.probes.sink_dimensions import SinkDimensions
 from sinkscope.probes.summaries import (
     DistanceProfile,
@@ -50,6 +51,8 @@ __all__ = [
     "OutputNorm",
     "Probe",
     "Received",
+    "Seen",
+    "SeenMaps",
     "SinkDimensions",
     "SinkMass",
     "TileProbe",

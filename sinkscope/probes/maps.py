@@ -46,24 +46,25 @@ class Maps(TileProbe):
     pool: Literal["mass", "max"] = "mass"
 
     def __post_init__(self) -> None:
+        kind = type(self).__name__
         if self.resolution is not None and not (is_whole(self.resolution) and self.resolution >= 1):
             raise SinkscopeError(
-                f"Maps(resolution={shown(self.resolution)}) has no cells; give resolution >= 1 or None."
+                f"{kind}(resolution={shown(self.resolution)}) has no cells; give resolution >= 1 or None."
             )
         for name, chosen in (("layers", self.layers), ("heads", self.heads)):
             if chosen is None:
                 continue
             if not is_listed(chosen) or not 0 < len(chosen) <= MOST_PLACES:
                 raise SinkscopeError(
-                    f"Maps({name}={shown(chosen)}) names none; give a list such as [0, 5], or None for all."
+                    f"{kind}({name}={shown(chosen)}) names none; give a list such as [0, 5], or None for all."
                 )
             if len({each for each in chosen if isinstance(each, (int, np.integer))}) < len(chosen):
                 raise SinkscopeError(
-                    f"Maps({name}={shown(chosen)}) is no list of different whole numbers; give each once, such as "
+                    f"{kind}({name}={shown(chosen)}) is no list of different whole numbers; give each once, such as "
                     "[0, 5]. The heads are those of every layer in `layers`."
                 )
         if self.pool not in ("mass", "max"):
-            raise SinkscopeError(f'Maps(pool={shown(self.pool)}) is unknown; give "mass" or "max".')
+            raise SinkscopeError(f'{kind}(pool={shown(self.pool)}) is unknown; give "mass" or "max".')
 
     def wants(self, layer: int) -> bool:
         return self.layers is None or layer in self.layers

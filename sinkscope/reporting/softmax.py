@@ -46,8 +46,8 @@ PREDICTED = ("sink_mass", "next_loss", "next_entropy")
 
 def run(passes: Passes) -> Mapping[str, Measure]:
     """Eviction in closed form, the collapse decomposed, doses, interventions, and mass against predictability."""
+    from sinkscope.experiments.decomposition import collapse_policies
     from sinkscope.experiments.interventions import dose_response
-    from sinkscope.experiments.perplexity import collapse_policies
     from sinkscope.experiments.predictability import predictability
     from sinkscope.probes import EvictionEffect
 

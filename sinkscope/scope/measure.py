@@ -87,8 +87,8 @@ def measure(
     probes = fitting(FREE, find_streams(model)[name]) if probes is None else probes
     scope = Scope(model, probes, policy=policy, stream=name, alone=True)
     if isinstance(ids, Mapping):
-        if checkpoint is not None:
-            raise SinkscopeError("checkpoint= keeps batches of texts, and these are the inputs of one pass; leave it.")
+        if beside := [name for name, each in {"checkpoint": checkpoint, "max_memory": max_memory}.items() if each]:
+            raise SinkscopeError(f"{beside[0]}= is for batches of texts, not for the inputs of one pass; leave it out.")
         texts_read = token_texts(tokenizer, ids.get("input_ids"))
         check_wrapper(model)
         with scope, torch.no_grad():
@@ -308,7 +308,8 @@ def texts_of(ids: Tensor | Sequence[Tensor]) -> list[Tensor]:
         shape = f" and shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else ""
         raise SinkscopeError(
             f"token ids of type {type(ids).__name__}{shape} are not texts; "
-            "give a tensor [sequence, token], a list of 1-D tensors, or what a processor made of one batch."
+            "give a tensor [sequence, token], or a list of 1-D tensors"
+            f"{' (the input_ids of this)' if isinstance(ids, Mapping) and 'input_ids' in ids else ''}."
         ) from problem
     texts = list(rows)
     if not texts or any(len(text) == 0 for text in texts):

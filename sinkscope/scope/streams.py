@@ -21,7 +21,7 @@ from sinkscope.attention.layer import FusedLayer, Layer
 from sinkscope.attention.masks import IndexedMask
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.images import Grid, image_grids
-from sinkscope.hf.models import is_encoder_decoder, is_pretrained, other_states, placeholder_ids
+from sinkscope.hf.models import core, is_encoder_decoder, is_pretrained, other_states, placeholder_ids
 from sinkscope.models.facts import find_streams
 from sinkscope.scope.collect import Text
 from sinkscope.scope.watch import Scores
@@ -269,11 +269,12 @@ def has_planes(given: Mapping[str, Any]) -> bool:
 
 def check_inputs(model: Any, inputs: Mapping[str, Any]) -> None:
     """Raise SinkscopeError unless a processor's output is one that a model can read."""
-    taken = inspect.signature(model.forward).parameters
+    inner = core(model)  # wrappers hand on whatever they are given
+    taken = inspect.signature(inner.forward).parameters
     strange = [name for name in inputs if name not in taken]
     if strange:
         raise SinkscopeError(
-            f"{type(model).__name__} reads no {', '.join(strange)}; give it the output of its own processor, or give "
+            f"{type(inner).__name__} reads no {', '.join(strange)}; give it the output of its own processor, or give "
             "that output to the model it was made for."
         )
     if lists := [name for name, each in inputs.items() if isinstance(each, (list, tuple))]:

@@ -137,6 +137,6 @@ def test_what_cannot_be_told_or_kept_is_refused_before_anything_runs(tmp_path):
     passes = passes_of(model)
     with pytest.raises(SinkscopeError, match="measurements cannot be kept and resumed with the probe Secret: it uses"):
         S.measure(model, TEXTS[:5], [Secret()], checkpoint=tmp_path / "x")
-    with pytest.raises(SinkscopeError, match="checkpoint= keeps batches of texts"):
+    with pytest.raises(SinkscopeError, match="checkpoint= is for batches of texts"):
         S.measure(model, {"input_ids": torch.stack(TEXTS[:5])}, checkpoint=tmp_path / "x")
     assert passes == []
