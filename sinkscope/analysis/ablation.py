@@ -10,7 +10,7 @@ import xarray as xr
 
 from sinkscope.analysis.perplexity import LOSSES, losses_from, ppl_table
 from sinkscope.analysis.reading import reads
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import MOST_RESAMPLES, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.record import first_evicted
 
@@ -35,13 +35,14 @@ def ablate(
         model, ids: as in `run_ablation`.
         sinks, cache_size, positions, kinds: the factors, as there; one level or several of each.
         seed, resamples: of the bootstrap; the seed also of random tokens.
-        options: policies beside the factors, tokenizer, block, n_jobs, folder, progress, and what to note in attrs.
+        options: policies beside the factors, tokenizer, block, n_jobs, folder, max_memory, progress, and what to note
+            in attrs.
 
     Returns what `ablation_table` does, and raises what `run_ablation` does.
     """
     from sinkscope.experiments.ablation import run_ablation  # not above: reading a record needs no torch
 
-    resamples = whole_number(resamples, "resamples", 1)
+    resamples = whole_number(resamples, "resamples", 1, MOST_RESAMPLES)
     record = run_ablation(model, ids, sinks, cache_size, positions, kinds, seed=seed, **options)
     return ablation_table(record, resamples, seed)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from sinkscope.arguments import checks_types, open_unit, whole_number
+from sinkscope.arguments import MOST_RESAMPLES, checks_types, open_unit, whole_number
 from sinkscope.errors import SinkscopeError
 
 BATCH_VALUES = 4_000_000
@@ -42,7 +42,7 @@ def interval(
             f"dim={dim!r} is not among the dimensions {tuple(map(str, values.dims))} of the values: give one of them."
         )
     confidence = open_unit(confidence, "confidence")
-    resamples, seed = whole_number(resamples, "resamples", 1), whole_number(seed, "seed", 0)
+    resamples, seed = whole_number(resamples, "resamples", 1, MOST_RESAMPLES), whole_number(seed, "seed", 0)
     table = values.transpose(dim, ...)
     flat = table.values.astype(np.float64).reshape(table.sizes[dim], -1)
     found = np.full((3, flat.shape[1]), np.nan)
@@ -73,18 +73,24 @@ def interval(
 def _bounds(sample: np.ndarray, confidence: float, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     from scipy.stats import bootstrap  # takes a second to import, and most callers never come here
 
-    found = bootstrap(
-        (sample,),
-        np.mean,
-        n_resamples=resamples,
-        batch=max(1, BATCH_VALUES // sample.size),
-        vectorized=True,
-        axis=0,
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return np.asarray(found.low), np.asarray(found.high)
+    bounds = []
+    columns = max(1, BATCH_VALUES // resamples)  # of which it holds all resamples; each has the same draws
+    for first in range(0, sample.shape[1], columns):
+        some = sample[:, first : first + columns]
+        found = bootstrap(
+            (some,),
+            np.mean,
+            n_resamples=resamples,
+            batch=max(1, BATCH_VALUES // some.size),
+            vectorized=True,
+            axis=0,
+            confidence_level=confidence,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+        bounds.append((found.low, found.high))
+    low, high = map(np.concatenate, zip(*bounds, strict=True))
+    return low, high
 
 
 def resampled_means(parts: Sequence[np.ndarray], block: int, resamples: int, random: np.random.Generator) -> np.ndarray:

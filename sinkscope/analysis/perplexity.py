@@ -11,7 +11,7 @@ import xarray as xr
 
 from sinkscope.analysis.intervals import block_length, resampled_means
 from sinkscope.analysis.reading import reads
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import MOST_RESAMPLES, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.record import first_evicted
 
@@ -90,7 +90,7 @@ def ppl_table(
     names = [str(name) for name in nll["policy"].values]
     reference = _baseline(nll, names, baseline)
     length = _checked_block(strata, reference, block)
-    resamples, seed = whole_number(resamples, "resamples", 1), whole_number(seed, "seed", 0)
+    resamples, seed = whole_number(resamples, "resamples", 1, MOST_RESAMPLES), whole_number(seed, "seed", 0)
     count = _count(strata)
     mean = sum(part.sum(0) for parts in strata for part in parts) / count
     drawn = _resampled(strata, length, resamples, seed)

@@ -11,7 +11,7 @@ from sinkscope.analysis.intervals import resampled_means
 from sinkscope.analysis.mass import even_share
 from sinkscope.analysis.reading import reads
 from sinkscope.analysis.variables import variable, whole
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import MOST_RESAMPLES, whole_number
 from sinkscope.errors import SinkscopeError
 
 MEASURES = ("next_loss", "next_entropy")
@@ -37,7 +37,7 @@ def predictability_table(
     `sinkscope.predictability` or no query is left.
     """
     record, start, block = _checked(record), whole_number(start, "start", 1), whole_number(block, "block", 1)
-    resamples, seed = whole_number(resamples, "resamples", 1), whole_number(seed, "seed", 0)
+    resamples, seed = whole_number(resamples, "resamples", 1, MOST_RESAMPLES), whole_number(seed, "seed", 0)
     mass, share = _summed(record), even_share(record).transpose("sequence", "query").values
     flat = mass.stack(place=("layer", "head")).transpose("sequence", "query", "place")
     late = mass.where(mass["query"] >= start).mean(["sequence", "query"]).stack(place=("layer", "head"))
@@ -164,9 +164,10 @@ def mean_mass_by_bin(
         if (known := numbers >= 0).any():
             there = numbers[known][:, None] == np.arange(bins)
             parts.append(np.hstack([np.where(there, own[known][:, None], 0.0), there]))
-    random, resamples = np.random.default_rng(whole_number(seed, "seed", 0)), whole_number(resamples, "resamples", 1)
+    resamples, seed = whole_number(resamples, "resamples", 1, MOST_RESAMPLES), whole_number(seed, "seed", 0)
     block = min(whole_number(block, "block", 1), max(map(len, parts)))
-    total, count = np.split(resampled_means(parts, block, resamples, random), 2, axis=1)
+    drawn = resampled_means(parts, block, resamples, np.random.default_rng(seed))
+    total, count = np.split(drawn, 2, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         lower, upper = np.quantile(total / count, [0.025, 0.975], axis=0)
     found["mean"] = found["sink_mass"].mean(["layer", "head"])

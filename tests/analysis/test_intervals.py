@@ -57,8 +57,14 @@ def test_the_same_seed_gives_the_same_bounds_whatever_the_memory():
     xr.testing.assert_identical(first, again)
     assert not first["lower"].equals(interval(table, seed=1)["lower"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sinkscope.analysis.intervals.BATCH_VALUES", 100)
-        xr.testing.assert_identical(interval(table), first)
+        for most in (100, 4000):  # columns one by one, and two at once
+            patch.setattr("sinkscope.analysis.intervals.BATCH_VALUES", most)
+            xr.testing.assert_identical(interval(table), first)
+
+
+def test_more_resamples_than_memory_should_hold_are_refused():
+    with pytest.raises(SinkscopeError, match=r"resamples=1000000000 is more than 100,000: give less"):
+        interval(xr.DataArray(np.ones(5), dims="sequence"), resamples=10**9)
 
 
 def test_any_dimension_in_any_order_and_no_others():
