@@ -19,6 +19,7 @@ from sinkscope.errors import SinkscopeError, shown
 LARGEST = 2**63 - 1  # that torch, numpy and files hold as a whole number
 MOST = 100_000  # things in a list of arguments
 MOST_PLACES = 10_000_000  # layers, heads or places in a text
+MOST_RESAMPLES = 100_000  # of a bootstrap, which holds a number for each
 
 P = ParamSpec("P")
 R = TypeVar("R")

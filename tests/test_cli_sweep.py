@@ -33,7 +33,8 @@ def here(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_sweep_is_run_listed_verified_exported_and_compared(monkeypatch, capsys, here):
     code, out, err = call(monkeypatch, capsys, "sweep", "grid.yaml", "--out", "run")
-    assert (code, err) == (0, "") and out.endswith("Written to run\n") and "sinks 4+12" in out
+    assert code == 0 and "sinkscope:" not in err  # a bar, on a slow machine
+    assert out.endswith("Written to run\n") and "sinks 4+12" in out
     table = pd.read_csv("run/sweep.csv", comment="#")
     assert table["cell"].nunique() == 2 * 2 * 3 == len(list((here / "run" / "cells").iterdir()))
     model, tokenizer = sinkscope.load("tiny.gguf")
@@ -52,6 +53,15 @@ def test_a_sweep_is_run_listed_verified_exported_and_compared(monkeypatch, capsy
     assert call(monkeypatch, capsys, "sweep", "grid.yaml", "--out", "again", "--quiet")[0] == 0
     code, out, _ = call(monkeypatch, capsys, "runs", "run", "compare", "again")
     assert code == 0 and out == "12 pairs of cells: 12 equal to the bit, 0 not; 0 in one folder alone.\n"
+
+    (here / "t.csv").write_text("mine")
+    code, _, err = call(monkeypatch, capsys, "runs", "run", "export", "t.csv")
+    assert code == 2 and "what is there already is another" in err and (here / "t.csv").read_text() == "mine"
+    with (here / "run" / "sweep.csv").open("a") as file:
+        file.write("edited by hand")
+    code, _, err = call(monkeypatch, capsys, "sweep", "grid.yaml", "--out", "run", "--quiet")
+    assert code == 2 and "sweep.csv: the file that is there was changed, or is not of sinkscope" in err
+    assert (here / "run" / "sweep.csv").read_text().endswith("edited by hand")
 
     next((here / "run" / "cells").glob("*/record.nc")).write_bytes(b"")
     code, out, err = call(monkeypatch, capsys, "runs", "run", "verify")

@@ -10,7 +10,7 @@ import xarray as xr
 
 from sinkscope.analysis.perplexity import LOSSES, losses_from, ppl_table
 from sinkscope.analysis.reading import reads
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import MOST_RESAMPLES, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.record import first_evicted
 
@@ -37,13 +37,14 @@ def ablate(
         sinks, cache_size, positions, kinds: the factors, as there; one level or several of each.
         seed: of random tokens, and of a bootstrap.
         resamples, bootstrap_block: of a bootstrap, as in `ablation_table`.
-        options: policies beside the factors, tokenizer, block, n_jobs, folder, progress, and what to note in attrs.
+        options: policies beside the factors, tokenizer, block, n_jobs, folder, max_memory, progress, and what to note
+            in attrs.
 
     Returns what `ablation_table` does, and raises what `run_ablation` does.
     """
     from sinkscope.experiments.ablation import run_ablation  # not above: reading a record needs no torch
 
-    resamples = whole_number(resamples, "resamples", 1)
+    resamples = whole_number(resamples, "resamples", 1, MOST_RESAMPLES)
     record = run_ablation(model, ids, sinks, cache_size, positions, kinds, seed=seed, **options)
     return ablation_table(record, resamples, seed, bootstrap_block)
 

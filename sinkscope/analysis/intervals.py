@@ -21,7 +21,7 @@ import numpy as np
 import xarray as xr
 from scipy.special import stdtrit
 
-from sinkscope.arguments import checks_types, finite_number, open_unit, whole_number
+from sinkscope.arguments import MOST_RESAMPLES, checks_types, finite_number, open_unit, whole_number
 from sinkscope.errors import SinkscopeError
 
 BATCH_VALUES = 4_000_000
@@ -89,7 +89,7 @@ def interval(
             f"dim={dim!r} is not among the dimensions {tuple(map(str, values.dims))} of the values: give one of them."
         )
     confidence = open_unit(confidence, "confidence")
-    resamples, seed = whole_number(resamples, "resamples", 1), whole_number(seed, "seed", 0)
+    resamples, seed = whole_number(resamples, "resamples", 1, MOST_RESAMPLES), whole_number(seed, "seed", 0)
     ends = (at_least, np.inf if at_most is None else finite_number(at_most, "at_most", at_least or 0.0))
     table = values.transpose(dim, ...)
     flat = table.values.astype(np.float64).reshape(table.sizes[dim], -1)

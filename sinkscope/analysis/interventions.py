@@ -11,7 +11,7 @@ import xarray as xr
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.perplexity import LOSSES, RATIO, ppl_table
 from sinkscope.analysis.reading import reads
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import MOST_RESAMPLES, whole_number
 from sinkscope.errors import SinkscopeError
 
 BASELINE = "nothing"
@@ -42,7 +42,7 @@ def intervene(
     """
     from sinkscope.experiments.interventions import run_interventions  # not above: reading a record needs no torch
 
-    resamples = whole_number(resamples, "resamples", 1)
+    resamples = whole_number(resamples, "resamples", 1, MOST_RESAMPLES)
     record = run_interventions(model, ids, interventions, seed=seed, **options)
     return intervention_table(record, resamples, seed, block)
 

@@ -14,7 +14,7 @@ from sinkscope.analysis.batches import Units
 from sinkscope.analysis.intervals import block_length, resampled_means, same_rows
 from sinkscope.analysis.reading import reads
 from sinkscope.analysis.variables import same_texts
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import MOST_RESAMPLES, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.record import first_evicted
 
@@ -115,7 +115,7 @@ def ppl_table(
     strata = _common_losses(nll)
     names = [str(name) for name in nll["policy"].values]
     reference = _baseline(nll, names, baseline)
-    resamples, seed = whole_number(resamples, "resamples", 1), whole_number(seed, "seed", 0)
+    resamples, seed = whole_number(resamples, "resamples", 1, MOST_RESAMPLES), whole_number(seed, "seed", 0)
     units, count = units_of(nll, over), _count(strata)
     own, ratio = units.of(lambda mean: mean), units.of(lambda mean: mean - mean[..., [reference]])
     bounds: list[np.ndarray] = [own.low, own.high, ratio.low, ratio.high]

@@ -13,7 +13,7 @@ from sinkscope.analysis.intervals import FEWEST, TEXT, resampled_means
 from sinkscope.analysis.mass import even_share
 from sinkscope.analysis.reading import reads
 from sinkscope.analysis.variables import variable, whole
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import MOST_RESAMPLES, whole_number
 from sinkscope.errors import SinkscopeError
 
 MEASURES = ("next_loss", "next_entropy")
@@ -49,7 +49,7 @@ def predictability_table(
     """
     record, start = _checked(record), whole_number(start, "start", 1)
     block = None if block is None else whole_number(block, "block", 1)
-    resamples, seed = whole_number(resamples, "resamples", 1), whole_number(seed, "seed", 0)
+    resamples, seed = whole_number(resamples, "resamples", 1, MOST_RESAMPLES), whole_number(seed, "seed", 0)
     mass, share = _summed(record), even_share(record).transpose("sequence", "query").values
     flat = mass.stack(place=("layer", "head")).transpose("sequence", "query", "place")
     late = mass.where(mass["query"] >= start).mean(["sequence", "query"]).stack(place=("layer", "head"))
@@ -228,7 +228,8 @@ def mean_mass_by_bin(
         if (known := numbers >= 0).any():
             there = numbers[known][:, None] == np.arange(bins)
             parts.append(np.hstack([np.where(there, own[known][:, None], 0.0), there]))
-    random, resamples = np.random.default_rng(whole_number(seed, "seed", 0)), whole_number(resamples, "resamples", 1)
+    random = np.random.default_rng(whole_number(seed, "seed", 0))
+    resamples = whole_number(resamples, "resamples", 1, MOST_RESAMPLES)
     found["mean"] = found["sink_mass"].mean(["layer", "head"])
     if block is None:
         lower, upper = _ratio_bounds(parts)

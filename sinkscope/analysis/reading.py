@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
 import pandas as pd
 import xarray as xr
 
 from sinkscope.arguments import check_types
-from sinkscope.errors import SinkscopeError, first_line
+from sinkscope.errors import SinkscopeError, first_line, shown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -21,7 +22,8 @@ def reads(function: Callable[P, R]) -> Callable[P, R]:
     """A function of a record or of a table, its first argument, that refuses what it cannot read.
 
     It says in one sentence what is wrong: no record at all, nothing in it, or a variable, a coordinate or an attribute
-    that is missing or is something else than sinkscope makes of it. Other arguments are checked as by `checks_types`.
+    that is missing or is something else than sinkscope makes of it. Other arguments are checked as by `checks_types`,
+    and blamed themselves where the record can be read without them.
     """
     signature = inspect.signature(function)
     first = next(iter(signature.parameters.values()))
@@ -39,14 +41,35 @@ def reads(function: Callable[P, R]) -> Callable[P, R]:
         except SinkscopeError:
             raise
         except Exception as problem:  # what pandas and xarray raise depends on how a record was changed
-            what = f"it has no {problem}" if isinstance(problem, KeyError) else first_line(problem)
+            what = first_line(problem)
+            if isinstance(problem, KeyError):  # of a name alone, or with xarray's own words
+                what = f"it has no {problem}" if str(problem.args[0]).isidentifier() else str(problem.args[0])
             kind = "record" if isinstance(given, xr.Dataset) else "table"
+            if blamed := _blamed(function, signature, given, arguments):
+                told = " and ".join(f"{name}={shown(arguments[name])}" for name in blamed)
+                raise SinkscopeError(
+                    f"{function.__name__} can read this {kind}, but not with {told} ({what}): leave that out, or give "
+                    "what fits it."
+                ) from problem
             raise SinkscopeError(
                 f"{function.__name__} cannot read this {kind} ({what}): give one as sinkscope makes it, with all its "
                 "variables, dimensions and attributes."
             ) from problem
 
     return read
+
+
+def _blamed(
+    function: Callable[..., Any], signature: inspect.Signature, given: Any, arguments: Mapping[str, Any]
+) -> list[str]:
+    """The arguments beside a record, of those that may be left out, without which a reader reads it; none where it
+    cannot anyway."""
+    optional = [name for name in arguments if signature.parameters[name].default is not inspect.Parameter.empty]
+    for some in [*([name] for name in optional), optional]:
+        with suppress(Exception):
+            function(given, **{name: value for name, value in arguments.items() if name not in some})
+            return some
+    return []
 
 
 def check_source(given: Any, reader: str, takes_record: bool = True, takes_table: bool = False) -> None:

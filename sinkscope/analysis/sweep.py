@@ -81,6 +81,7 @@ def sweep_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     same: dict[Any, Card] = {}
+    again: list[str] = []
     for key, card in cells_in(folder).items():
         if isinstance(card, SinkscopeError):
             raise card
@@ -88,11 +89,14 @@ def sweep_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
         before = same.setdefault(tuple(about.values()), card)
         if card.rows and before is not card:
             differ = [name for name, value in card.settings.items() if before.settings.get(name) != value]
-            warn(
-                f"{folder} has {about['experiment']} of {about['model']} on {about['text']} under `{about['policy']}` "
-                f"more than once, with other {', '.join(differ)}: the column `cell` tells which row is of which."
+            again.append(
+                f"{about['experiment']} of {about['model']} on {about['text']} under `{about['policy']}` more than "
+                f"once, with other {', '.join(differ)}"
             )
         rows += [about | row | {"cell": key} for row in card.rows]
+    if again:
+        others = f", and {len(again) - 1:,} others" if len(again) > 1 else ""
+        warn(f"{folder} has {again[0]}{others}: the column `cell` tells which row is of which.")
     return _table(rows)
 
 

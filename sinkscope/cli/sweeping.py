@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,9 +10,10 @@ import typer
 
 import sinkscope
 from sinkscope.cli import options as given
-from sinkscope.cli.options import printed, say
+from sinkscope.cli.options import printed, say, write_table
 from sinkscope.errors import SinkscopeError, first_line
-from sinkscope.files import replacing, write_text
+from sinkscope.files import write_bytes
+from sinkscope.seals import held_by
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +33,7 @@ def sweep(
     if jobs == 0:
         raise SinkscopeError("--jobs 0 run nothing; give 1 or more, or -1.")
     table = sinkscope.sweep(grid, out, n_jobs=jobs, progress=False if quiet else None)
-    _write(table, out / "sweep.csv")
+    write_table(table, out / "sweep", "The cells of a sweep.")
     say(quiet, *_shown(table[[name for name in SHOWN if table[name].astype(str).ne("").any()]]), f"Written to {out}")
 
 
@@ -55,7 +57,7 @@ def runs(
         _compare(Path(folder), Path(other or ""))
     elif action == "export":
         table = sinkscope.sweep_table(folder)
-        _write(table, Path(other or ""))
+        _export(table, Path(other or ""))
         say(False, f"{len(table):,} rows of {table['cell'].nunique():,} cells written to {other}")
     else:
         _list(Path(folder), action == "verify")
@@ -90,20 +92,25 @@ def _shown(table: pd.DataFrame) -> list[str]:
     return [printed(table.head(MANY)), *([f"and {more:,} rows more"] if more > 0 else [])]
 
 
-def _write(table: pd.DataFrame, path: Path) -> None:
-    """The table as CSV or Parquet, by the ending of the file's name."""
+def _export(table: pd.DataFrame, path: Path) -> None:
+    """Write the table as CSV or Parquet, by the ending of the file's name, in the place of nothing else."""
     from sinkscope.reporting.saving import csv_text
 
     if path.suffix == ".csv":
-        write_text(path, csv_text(table, table.attrs), "the table")
-        return
-    if path.suffix != ".parquet":
-        raise SinkscopeError(f"{path} is no table that can be written; give a file that ends in .csv or .parquet.")
-    with replacing(path, "the table") as partial:
+        data = csv_text(table, table.attrs).encode("utf-8", "backslashreplace")
+    elif path.suffix == ".parquet":
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            table.to_parquet(partial, index=False)
+            data = table.to_parquet(index=False)
         except ImportError as problem:
             raise SinkscopeError(
                 f"Parquet needs pyarrow ({first_line(problem)}): install it, or give .csv."
             ) from problem
+    else:
+        raise SinkscopeError(f"{path} is no table that can be written; give a file that ends in .csv or .parquet.")
+    if (held := held_by(path)) and held != data:
+        raise SinkscopeError(
+            f"cannot write the table to {path}: what is there already is another; delete it, or give another name."
+        )
+    with suppress(OSError):  # the writing says why
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, data, "the table")

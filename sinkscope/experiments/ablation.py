@@ -17,7 +17,7 @@ from sinkscope.arguments import checks_types, one_of, one_or_several, whole_numb
 from sinkscope.errors import SinkscopeError, shown
 from sinkscope.experiments.cells import Finished, Perplexity, RecordCell, Setting, identity_of
 from sinkscope.experiments.intervention import line_break_token
-from sinkscope.experiments.perplexity import Run, check_run, checked_policies, record_of
+from sinkscope.experiments.perplexity import Run, check_run, checked_policies, fitting_block, record_of
 from sinkscope.experiments.runner import ModelSource, finished_cells
 from sinkscope.files import writable_folder
 from sinkscope.hf.models import input_embeddings
@@ -63,6 +63,7 @@ def run_ablation(
     n_jobs: int | None = None,
     folder: str | os.PathLike[str] | None = None,
     known: Callable[[list[Tensor], Policy, Run], Progress] | None = None,
+    max_memory: int | None = None,
     progress: bool | None = None,
     **attributes: Any,
 ) -> xr.Dataset:
@@ -79,6 +80,7 @@ def run_ablation(
     Args:
         model: a decoder in eval mode, or what `load` takes: a hub id, a directory, a .gguf file, None for the demo one.
         ids, block, progress, attributes: as in `perplexity`.
+        max_memory: bytes that each cell may take beside the weights, as in `perplexity`.
         sinks, cache_size: tokens; one number or several.
         positions: "cache", "original", or both.
         kinds: "first", "line breaks", "random", or several.
@@ -109,10 +111,14 @@ def run_ablation(
             "smaller cache_size."
         )
     try:
+        source.forget()  # of files that may have changed since
         opened = source.open()
         check_run(opened, texts, run)
         for policy in {repr(level.policy): level.policy for level in levels}.values():
             check_limits(opened, policy, max(map(len, texts)))
+        if known is None:
+            most = None if max_memory is None else whole_number(max_memory, "max_memory", 1)
+            run = Run(fitting_block(opened, texts, [level.policy for level in levels], run, most))
         changed: dict[tuple[str, int], list[Tensor]] = {}
         for kind, count in dict.fromkeys((level.kind, level.sinks) for level in levels if level.kind):
             tokens = 0
@@ -149,7 +155,7 @@ def run_ablation(
         record = _record(opened, texts, levels, list(runs.values()), [finished[key] for key in runs], places)
     finally:
         source.forget()
-    return record.assign_attrs({"kind": "ablation", "block": block, "seed": seed} | attributes)
+    return record.assign_attrs({"kind": "ablation", "block": run.block, "seed": seed} | attributes)
 
 
 def _progress(cell: Finished) -> Progress:

@@ -211,7 +211,8 @@ class Recall(Experiment):
     def _check_options(self) -> None:
         away = one_or_several(self.distances, "distances", lambda each: whole_number(each, "distances", 1))
         object.__setattr__(self, "distances", tuple(away))
-        whole_number(self.block, "block", 1)
+        for name, least in (("passage", 2), ("passages", 1), ("block", 1)):
+            whole_number(getattr(self, name), name, least)
 
     def check(self, model: nn.Module, tokenizer: Any, texts: list[Tensor], setting: Setting) -> list[str]:
         pieces, _, length, _ = passages_of(self._one(texts), self.distances, self.passage, self.passages)

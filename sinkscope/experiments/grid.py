@@ -364,9 +364,7 @@ def _read(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             held = file.read(LONGEST + 1)
-        if len(held) > LONGEST:
-            raise SinkscopeError(f"{path} is longer than {LONGEST:,} bytes, which no grid is; give a YAML file of one.")
-        found = yaml.load(held.decode("utf-8-sig"), _Loader)
+        found = yaml.load(held.decode("utf-8-sig"), _Loader) if len(held) <= LONGEST else None
     except (OSError, ValueError, RecursionError) as problem:
         raise SinkscopeError(f"{str(path)!r} cannot be read ({first_line(problem)}); give a YAML file.") from problem
     except yaml.YAMLError as problem:
@@ -376,6 +374,8 @@ def _read(path: Path) -> Any:
         raise SinkscopeError(
             f"{path}{line} cannot be read as YAML ({what}); see docs/sweeps.md for a grid."
         ) from problem
+    if len(held) > LONGEST:
+        raise SinkscopeError(f"{path} is longer than {LONGEST:,} bytes, which no grid is; give a YAML file of one.")
     if not isinstance(found, Mapping):
         raise SinkscopeError(f"{path} holds no grid; give axes by name, such as `models: [demo]`.")
     return found

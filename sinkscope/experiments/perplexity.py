@@ -133,7 +133,7 @@ def perplexity(
         record = with_images(record, model).assign_attrs(run.attributes() | attributes)
         return record if texts_read is None else with_token_texts(record, texts_read)
     most = None if max_memory is None else whole_number(max_memory, "max_memory", 1)
-    run = replace(run, block=_fitting_block(model, texts, ways, run, most))
+    run = replace(run, block=fitting_block(model, texts, ways, run, most))
     who = {} if checkpoint is None else identity(model)
     stays = [_checkpoint(checkpoint, who, texts, policy, run) for policy in ways]
     batches = list(batches_of(texts, BATCH_TOKENS))
@@ -160,10 +160,11 @@ def read_texts(
     batches = list(batches_of(texts, BATCH_TOKENS))
     rows = np.cumsum([0, *map(len, batches)])
     total = sum(batch.shape[0] * len(_queries(batch, policy, run)) for batch in batches)
-    begun = time.perf_counter() - now.seconds
+    begun, known = time.perf_counter() - now.seconds, now.losses.isfinite()
+    count, summed = int(known.sum()), float(now.losses[known].double().sum())
     bar = progress_bar(total, "token", shown, desc=policy.name)
     with saying(stay.told), finishing_blocks(stay.told) as stop, bar:
-        bar.update(int(now.losses.isfinite().sum()))
+        bar.update(count)
         for number in range(now.batch, len(batches)):
             reader = reader_of(model, batches[number], policy, run)
             if now.done:
@@ -171,7 +172,8 @@ def read_texts(
             for step in reader.steps():
                 now.losses[rows[number] : rows[number + 1], step.tokens] = step.losses
                 now.done, now.seconds = step.done, time.perf_counter() - begun
-                bar.set_postfix(perplexity=f"{float(now.losses.nanmean().exp()):.2f}", refresh=False)
+                count, summed = count + step.losses.numel(), summed + float(step.losses.double().sum())
+                bar.set_postfix(perplexity=f"{np.exp(summed / count):.2f}", refresh=False)
                 bar.update(step.losses.numel())
                 if stay.due() or stop.asked:
                     now.state = reader.state()
@@ -195,10 +197,8 @@ def reader_of(model: nn.Module, ids: Tensor, policy: Policy, run: Run) -> Reader
     return BlockReader(model, ids, policy, block_within_limits(model, policy, run.block), run.normaliser)
 
 
-def _fitting_block(
-    model: nn.Module, texts: list[Tensor], policies: Sequence[Policy], run: Run, most: int | None
-) -> int:
-    """The largest block up to that of the run with which every policy keeps within a budget of bytes."""
+def fitting_block(model: nn.Module, texts: list[Tensor], policies: Sequence[Policy], run: Run, most: int | None) -> int:
+    """The largest block up to that of a run with which every policy keeps within a budget of bytes."""
     sizes, block = sizes_of(model), int(run.block)
     rows, longest = max((batch.shape for batch in batches_of(texts, BATCH_TOKENS)), key=prod)
     for policy in policies:

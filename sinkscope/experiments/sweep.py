@@ -98,13 +98,15 @@ def run_sweep(
         cells.setdefault(cell.key, cell)
         points.setdefault(cell.key, []).append(point)
     failed: list[tuple[Point, str]] = []
-    for key, finished in finished_cells(_order(list(cells.values())), place, n_jobs, progress, title="sweep"):
-        if finished.problem:
-            failed.append((points[key][0], finished.problem))
-            continue
-        yield from ((point, cells[key], finished) for point in points[key])
-    for source in grid.sources.values():
-        source.forget()
+    try:
+        for key, finished in finished_cells(_order(list(cells.values())), place, n_jobs, progress, title="sweep"):
+            if finished.problem:
+                failed.append((points[key][0], finished.problem))
+                continue
+            yield from ((point, cells[key], finished) for point in points[key])
+    finally:
+        for source in grid.sources.values():
+            source.forget()
     if failed:
         point, problem = failed[0]
         raise SinkscopeError(
@@ -172,6 +174,7 @@ def _planned(
 ) -> tuple[dict[str, list[Tensor]], list[Planned]]:
     """What a worker finds out about a model: its texts, and all places of the grid that it is at."""
     with ONE_AT_A_TIME:
+        source.forget()  # a worker outlives a sweep, and its files may have changed since
         model, read, found = source.open(), {}, []
         known = identity_of(source, model)
         has_words = any(isinstance(each, Segment) for each in segments.values())

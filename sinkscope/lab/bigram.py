@@ -18,7 +18,7 @@ from sinkscope.arguments import checks_types, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.runner import Advance
 from sinkscope.lab.decoder import NAMES, Arm, Decoder, Sizes
-from sinkscope.lab.runs import Comparison, Text, TrainingRun, TrainingSchedule
+from sinkscope.lab.runs import Comparison, Text, TrainingRun, TrainingSchedule, UnderWay
 from sinkscope.streaming.readers import next_token_losses
 
 MOST_CHARACTERS = 64
@@ -226,14 +226,19 @@ class BackcopyRun(TrainingRun[Backcopy]):
         own = {"characters": self.material.characters, "triggers": self.material.triggers}
         return super().settings | own | {"task": "bigram backcopy"}
 
-    def train(self, advance: Advance) -> dict[str, Tensor]:
+    def train(self, advance: Advance, way: UnderWay) -> dict[str, Tensor]:
         """What `observed` gives, with the step as one more dimension in front."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = Decoder(self.sizes, self.arm).to(self.device)
         observe = partial(observed, model, self.material, self.evaluation_ids().to(self.device))
-        optimiser, found = self.optimiser(model), [observe()]
+        optimiser = self.optimiser(model)
+        done, kept = way.resume(model, optimiser)
+        advance(done)
+        found = [dict(zip(kept, each, strict=True)) for each in zip(*kept.values(), strict=True)] or [observe()]
         for step, ids in enumerate(self._batches(), start=1):
+            if step <= done:
+                continue
             logits, _ = model(ids[:, :-1])
             loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
             optimiser.zero_grad()
@@ -242,8 +247,10 @@ class BackcopyRun(TrainingRun[Backcopy]):
             if step in self.schedule.recorded:
                 found.append(observe())
                 self.check_finite(found[-1]["loss"][0], step)
+            if way.due():
+                way.keep(step, model, optimiser, _stacked(found))
             advance(1)
-        return {name: torch.stack([each[name] for each in found]).float().cpu() for name in found[0]}
+        return {name: values.float() for name, values in _stacked(found).items()}
 
     def evaluation_ids(self) -> Tensor:
         """The sequences [sequence, 1 + token] that every run is measured on."""
@@ -257,6 +264,11 @@ class BackcopyRun(TrainingRun[Backcopy]):
             sequences = min(DRAWN_AT_ONCE, self.size - start) * self.schedule.batch
             ids = self.material.sample(sequences, self.sizes.length, generator)
             yield from ids.to(self.device).split(self.schedule.batch)
+
+
+def _stacked(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What was observed, by name, with the step as one more dimension in front."""
+    return {name: torch.stack([each[name].cpu() for each in found]) for name in found[0]}
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from sinkscope.experiments.runner import Advance
 from sinkscope.hf.attention import AttentionCall, MaskRequest, register, use_implementation
 from sinkscope.hf.models import new_llama
 from sinkscope.lab.decoder import Arm, Sizes, causal_weights
-from sinkscope.lab.runs import Comparison, Text, TrainingRun, TrainingSchedule
+from sinkscope.lab.runs import Comparison, Text, TrainingRun, TrainingSchedule, UnderWay
 from sinkscope.normalisers import Normaliser, Softmax
 from sinkscope.policies import Dense, Policy, SinkWindow, Window
 from sinkscope.probes import LogSumExp, SinkMass
@@ -194,13 +194,17 @@ class LanguageRun(TrainingRun[np.ndarray]):
         own = {"task": "language", "tokens": len(self.material), "transformers": version("transformers")}
         return super().settings | own
 
-    def train(self, advance: Advance) -> dict[str, Tensor]:
+    def train(self, advance: Advance, way: UnderWay) -> dict[str, Tensor]:
         """The mean losses [step] in nats, and the weights."""
         model = self.untrained().to(self.device)
         optimiser = self.optimiser(model)
-        means, losses = [], []
+        done, kept = way.resume(model, optimiser)
+        advance(done)
+        means, losses = ([each.to(self.device) for each in kept.get(name, ())] for name in ("means", "losses"))
         with training_attention(model, self.arm.normaliser):
             for step, passages in enumerate(self._passages()):
+                if step < done:
+                    continue
                 for group in optimiser.param_groups:
                     group["lr"] = self.schedule.rate(step)
                 # only what a text itself allows to predict, in every arm: all but its first token
@@ -215,6 +219,9 @@ class LanguageRun(TrainingRun[np.ndarray]):
                     means.append(torch.stack(losses).mean())
                     self.check_finite(means[-1], step + 1)
                     losses = []
+                if way.due():
+                    found = {"means": torch.tensor(means), "losses": torch.tensor(losses)}
+                    way.keep(step + 1, model, optimiser, found)
                 advance(1)
         weights = {WEIGHTS + name: tensor for name, tensor in model.state_dict().items()}
         return {"train_loss": torch.stack(means).cpu()} | weights

@@ -34,6 +34,8 @@ from sinkscope.texts import read_text, text_name
 Material = TypeVar("Material")
 Run = TypeVar("Run", bound="TrainingRun[Any]")
 ADVICE = "delete it to train this run again"
+UNDER_WAY = "sinkscope training under way 1"  # kind of the files that keep how far one is
+SECONDS = 15.0  # between two times of keeping that: a training that is killed loses no more
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,68 @@ class TrainingSchedule:
         return sorted({*range(self.every, self.steps + 1, self.every), self.steps})
 
 
+class UnderWay:
+    """How far a training is, kept beside the file of its result; nowhere without one.
+
+    Args:
+        path: the file of the result.
+        settings: of the training, as JSON.
+    """
+
+    def __init__(self, path: Path | None, settings: str) -> None:
+        self.path = None if path is None else path.with_suffix(".training.safetensors")
+        self.settings, self._begun, self._written = settings, time.perf_counter(), time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """What the training took up to now, those before an interruption included."""
+        return time.perf_counter() - self._begun
+
+    def resume(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, dict[str, Tensor]]:
+        """Put both where an earlier run stopped; gives the steps it had done, and what it had found.
+
+        Raises:
+            SinkscopeError: the file is damaged, or of other settings.
+        """
+        if self.path is None or not self.path.exists():
+            return 0, {}
+        tensors, about = read_tensors(self.path, "the training under way", UNDER_WAY, ADVICE)
+        if other := difference(json.loads(about["settings"]), json.loads(self.settings)):
+            raise SinkscopeError(f"the training under way in {self.path} is of other settings ({other}); {ADVICE}.")
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimiser": {}, "found": {}}
+        for name, tensor in tensors.items():
+            part, _, own = name.partition(".")
+            parts[part][own] = tensor
+        model.load_state_dict(parts["model"])
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in parts["optimiser"].items():
+            number, _, own = name.partition(".")
+            state.setdefault(int(number), {})[own] = tensor
+        optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
+        self._begun -= float(about["seconds"])
+        return int(about["steps"]), parts["found"]
+
+    def due(self) -> bool:
+        """Whether it is time to keep it again."""
+        return self.path is not None and time.monotonic() - self._written >= SECONDS
+
+    def keep(self, steps: int, model: nn.Module, optimiser: torch.optim.Optimizer, found: dict[str, Tensor]) -> None:
+        """Replace the file, once so many steps are done."""
+        assert self.path is not None
+        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        for number, state in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{number}.{name}": tensor for name, tensor in state.items()}
+        tensors |= {f"found.{name}": tensor for name, tensor in found.items()}
+        about = {"settings": self.settings, "steps": str(steps), "seconds": repr(self.seconds)}
+        write_tensors(self.path, "the training under way", UNDER_WAY, tensors, about)
+        self._written = time.monotonic()
+
+    def finish(self) -> None:
+        """Take the file away: the result is kept."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
 @dataclass(frozen=True, eq=False)
 class TrainingRun(Cell[dict[str, Tensor]], Generic[Material]):
     """One model trained once: one arm and one seed, which decides the first weights and what is trained on of the
@@ -114,8 +178,8 @@ class TrainingRun(Cell[dict[str, Tensor]], Generic[Material]):
         object.__setattr__(self, "machine", machine(self.device.partition(":")[0]))
 
     @abstractmethod
-    def train(self, advance: Advance) -> dict[str, Tensor]:
-        """The result, by name."""
+    def train(self, advance: Advance, way: UnderWay) -> dict[str, Tensor]:
+        """The result, by name; from where an earlier run stopped, to the bit."""
 
     @property
     def settings(self) -> dict[str, Any]:  # type: ignore[override]
@@ -146,13 +210,14 @@ class TrainingRun(Cell[dict[str, Tensor]], Generic[Material]):
         return tensors
 
     def run(self, path: Path | None, advance: Advance) -> dict[str, Tensor]:
-        begun = time.perf_counter()
+        way = UnderWay(path, self.settings_text)
         if other := difference(self.machine, machine(self.device.partition(":")[0])):
             raise SinkscopeError(f"a worker runs otherwise than this run began with ({other}); set both the same.")
-        result = self.train(advance)
-        result["seconds"] = torch.tensor(time.perf_counter() - begun, dtype=torch.float64)
+        result = self.train(advance, way)
+        result["seconds"] = torch.tensor(way.seconds, dtype=torch.float64)
         if path is not None:
             self.keep(result, path)
+            way.finish()
         return result
 
     def keep(self, result: dict[str, Tensor], path: Path) -> None:

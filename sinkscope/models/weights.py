@@ -15,7 +15,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.hf.models import core, is_foreign
 from sinkscope.hf.placement import own_state
 from sinkscope.models.rotary import changes_with_length
-from sinkscope.models.trial import check_module
+from sinkscope.models.trial import check_module, check_weights
 
 PIECE = 1 << 21  # bytes added up at once: they stay in a processor's cache
 
@@ -36,7 +36,11 @@ def weights_hash(model: nn.Module) -> str:
     named = list(inner.named_modules())
     named += [(f"around {name}", module) for name, module in model.named_modules() if module not in parts]
     for name, module in named:
-        state = own_state(module)
+        try:
+            state = own_state(module)
+        except KeyError:
+            check_weights(model)  # says what accelerate has lost
+            raise
         if adapts:  # the frequencies in use follow the last text
             state = {own: value for own, value in state.items() if f"original_{own}" not in state}
         for kind, kept in (("weights", state), ("setting", settings(module))):

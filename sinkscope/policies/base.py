@@ -25,6 +25,8 @@ from sinkscope.attention.scored import ScoredEviction
 from sinkscope.attention.trials import try_eviction
 from sinkscope.errors import SinkscopeError, safe_repr, shown
 from sinkscope.hf.models import key_value_heads, query_heads
+from sinkscope.models.cached import find_layout
+from sinkscope.models.requirements import check_streamable
 from sinkscope.models.rotary import Rotation, find_rotations
 
 POSITIONS = ("cache", "original")
@@ -44,6 +46,8 @@ class BoundLayer:
     @property
     def rotation(self) -> Rotation | None:
         """The layer's rotary geometry; None where keys do not depend on position, SinkscopeError for absolute ones."""
+        if self.index >= len(find_layout(self._model).reads):  # it cannot be told what the cache holds
+            check_streamable(self._model)
         return find_rotations(self._model)[self.index]
 
 

@@ -68,6 +68,9 @@ class Probe(ABC):  # noqa: B024 - what there is to implement depends on the kind
     one_text: ClassVar[bool] = False
     """Whether it reads queries and keys as tokens of one text; left out of cross-attention, where they are of two."""
 
+    one_pass: ClassVar[bool] = False
+    """Whether it sets tokens beside the first of their text, which a forward pass that goes on with one has not."""
+
     def wants(self, layer: int) -> bool:
         """Whether the probe looks at this layer."""
         return True
@@ -79,6 +82,9 @@ class Probe(ABC):  # noqa: B024 - what there is to implement depends on the kind
 
     def check(self, layers: Sequence[int]) -> None:  # noqa: B027 - most probes ask for nothing special
         """Raise SinkscopeError when the probe asks for what a model with these attention layers does not have."""
+
+    def check_places(self, tokens: int) -> None:  # noqa: B027
+        """Raise SinkscopeError where it names places that leave nothing to measure in a text of so many tokens."""
 
 
 class LayerProbe(Probe):

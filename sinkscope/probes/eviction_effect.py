@@ -60,6 +60,13 @@ class EvictionEffect(LayerProbe):
     def coordinates(self) -> Mapping[str, np.ndarray]:
         return {"evicted_key": np.asarray(sorted(self.keys))}
 
+    def check_places(self, tokens: int) -> None:
+        if (last := max(self.keys)) >= tokens - 1:
+            raise SinkscopeError(
+                f"EvictionEffect(keys={shown(self.keys)}) looks at queries behind place {last}, and a text of {tokens} "
+                "tokens has none; give earlier places or a longer text."
+            )
+
     def observe(self, layer: Layer) -> Measurements:
         effect = eviction_effect(layer, self.keys)
         early = max(0, max(self.keys) + 1 - layer.start)

@@ -17,9 +17,10 @@ class FirstCosine(HiddenProbe):
 
     A token whose hidden state is parallel to the first one's in the layers in which that is large can take attention
     as the first one does: a secondary sink (Wong et al. 2025). Makes ``first_cosine`` [sequence, layer, token], 1 at
-    the first token.
+    the first token. A text has to be read in one forward pass, not as `generate` does it.
     """
 
+    one_pass: ClassVar = True
     makes: ClassVar = {"first_cosine": Variable(("sequence", "token"), "1", "cosine with the first token's state")}
 
     def observe_hidden(self, hidden: Tensor) -> Measurements:

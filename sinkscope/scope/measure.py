@@ -23,7 +23,9 @@ from sinkscope.interrupts import finishing_blocks, saying
 from sinkscope.models.facts import find_streams
 from sinkscope.models.memory import TILES, fitting_rows, sizes_of
 from sinkscope.models.requirements import check_eval, check_wrapper
+from sinkscope.models.weights import weights_hash
 from sinkscope.policies import Policy
+from sinkscope.policies.base import is_built_in
 from sinkscope.probes import FREE, Maps, Probe, SinkMass
 from sinkscope.progress import progress_bar
 from sinkscope.scope.fitting import fitting
@@ -91,7 +93,7 @@ def measure(
             raise SinkscopeError(f"{beside[0]}= is for batches of texts, not for the inputs of one pass; leave it out.")
         texts_read = token_texts(tokenizer, ids.get("input_ids"))
         check_wrapper(model)
-        with scope, torch.no_grad():
+        with _same_weights(scope), scope, torch.no_grad():
             _read_inputs(scope, ids)
             record = scope.record
         if texts_read is not None and "token_id" in record.coords:
@@ -99,6 +101,8 @@ def measure(
         return record.assign_attrs(attributes)
     texts = texts_of(ids)
     scope.policy.check_places(max(map(len, texts)))
+    for probe in scope.probes:
+        probe.check_places(max(map(len, texts)))
     shortest = min(map(len, texts))
     for probe in scope.probes:
         if isinstance(probe, SinkMass) and probe.first > shortest:
@@ -113,7 +117,7 @@ def measure(
     most = None if max_memory is None else whole_number(max_memory, "max_memory", 1)
     batch_tokens = _fitting_batch(scope, texts, whole_number(batch_tokens, "batch_tokens", 1), most)
     kept = None if checkpoint is None else KeptBatches(checkpoint, scope)
-    with scope, torch.no_grad():
+    with _same_weights(scope), scope, torch.no_grad():
         _read(scope, texts, batch_tokens, progress, kept)
         record = scope.record
     if texts_read is not None:
@@ -191,6 +195,22 @@ def _checked_stream(model: nn.Module, stream: str | None) -> str:
             f"{type(model).__name__} has no stream of attention {stream!r}; it has {', '.join(map(repr, names))}."
         )
     return stream or names[0]
+
+
+@contextmanager
+def _same_weights(scope: Scope) -> Iterator[None]:
+    """Raise SinkscopeError where probes from outside the package changed the weights; a copy would take their memory.
+
+    That needs two hashes of them, which take a second for some gigabytes, and nothing for our own probes.
+    """
+    own = [type(probe).__name__ for probe in scope.probes if not is_built_in(type(probe))]
+    before = weights_hash(scope.model) if own else ""
+    yield
+    if own and weights_hash(scope.model) != before:
+        raise SinkscopeError(
+            f"{' or '.join(own)} changed the model's weights, so the model is another one now; load it again, and let "
+            "probes work on copies of what they see."
+        )
 
 
 def _read_inputs(scope: Scope, inputs: Mapping[str, Any]) -> None:

@@ -257,4 +257,9 @@ class Observer:
                 raise not_finite(f"the hidden states after layer {number}", self.model)
             for probe in self.probes:
                 if isinstance(probe, HiddenProbe) and probe.wants(number):
+                    if probe.one_pass and any(text.tokens or text.start for text in texts):
+                        raise SinkscopeError(
+                            f"{type(probe).__name__} sets each token beside the first of its text, which this forward "
+                            "pass, one that goes on with a text, has not; read the whole text in one, as in model(ids)."
+                        )
                     self._collector.add(number, texts, measure_hidden(probe, real))

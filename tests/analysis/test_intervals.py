@@ -94,6 +94,11 @@ def test_the_same_seed_gives_the_same_bounds_of_skewed_values_whatever_else_is_t
     )
 
 
+def test_more_resamples_than_memory_should_hold_are_refused():
+    with pytest.raises(SinkscopeError, match=r"resamples=1000000000 is more than 100,000: give less"):
+        interval(xr.DataArray(np.ones(5), dims="sequence"), resamples=10**9)
+
+
 def test_any_dimension_in_any_order_and_no_others():
     values = np.random.default_rng(3).normal(size=(2, 7, 3))
     table = xr.DataArray(values, dims=("layer", "draw", "head"), coords={"length": ("draw", np.arange(7))})

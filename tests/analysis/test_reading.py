@@ -73,3 +73,18 @@ def test_a_reader_of_tables_takes_them_alone():
 def test_other_arguments_are_checked_before_the_record_is_blamed():
     with pytest.raises(SinkscopeError, match="first='4'"):
         sinkscope.sink_mass(synthetic_record(), "4")
+
+
+def test_a_record_that_can_be_read_without_an_argument_is_not_blamed_for_it():
+    @reads
+    def row(record: xr.Dataset, number: int = 0, other: int = 0) -> float:
+        return record["a"].values[number] + record["a"].values[other]
+
+    record = xr.Dataset({"a": ("x", [1.0, 2.0])})
+    for given, words in (({"number": 5}, "number=5"), ({"other": 7}, "other=7")):
+        with pytest.raises(SinkscopeError, match=rf"row can read this record, but not with {words} \(index .*\)"):
+            row(record, **given)
+    with pytest.raises(SinkscopeError, match="not with number=5 and other=7"):
+        row(record, 5, other=7)
+    with pytest.raises(SinkscopeError, match=r"row cannot read this record \(No variable named 'a'\..*\): give"):
+        row(record.rename(a="b"), 1)

@@ -115,7 +115,7 @@ def test_equal_folders_are_equal_to_the_bit_and_others_say_what_differs(run, mod
 
 
 def test_a_folder_with_cells_of_two_settings_says_so(run, model, ids):
-    with pytest.warns(UserWarning, match="more than once, with other block: the column `cell` tells"):
+    with pytest.warns(UserWarning, match="more than once, with other block, and 4 others: the column `cell` tells"):
         sweep(dict(GRID, models={"tiny": model}, texts={"text": ids}, experiments={"perplexity": {"block": 7}}), run)
         table = sweep_table(run)
     assert len(table) == 10

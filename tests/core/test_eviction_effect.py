@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sinkscope import Evict, EvictionEffect, ReLU, SinkscopeError, Softmax1, attached, capture
+from sinkscope import Evict, EvictionEffect, ReLU, SinkscopeError, Softmax1, attached, capture, measure
 from sinkscope.attention.masks import CausalMask
 from sinkscope.probes.base import LayerProbe, Variable
 from sinkscope.probes.eviction_effect import eviction_effect
@@ -138,3 +138,14 @@ def outputs_under(**slots):
     model, ids = build("llama"), inputs("llama")["input_ids"]
     with torch.no_grad(), attached(model, probes=[EvictionEffect()], **slots):
         model(ids)
+
+
+def test_keys_behind_which_a_text_has_no_query_are_refused_before_anything_runs():
+    model, ids = build("llama"), inputs("llama", tokens=TOKENS)["input_ids"]
+    for last in (TOKENS - 1, TOKENS, 10**9):
+        with pytest.raises(
+            SinkscopeError, match=rf"queries behind place {last}, and a text of {TOKENS} tokens has none"
+        ):
+            measure(model, ids, [EvictionEffect((0, last))])
+    record = measure(model, [ids[0], ids[1, :5]], [EvictionEffect((0, TOKENS - 2))])
+    assert np.isfinite(record.change_norm[0, ..., -1]).all() and record.change_norm[0, ..., :-1].isnull().all()

@@ -224,3 +224,17 @@ def test_one_class_with_two_parameters_is_two_probes_where_it_makes_two_variable
         SinkscopeError, match=r"SinkMass is given twice, as SinkMass\(first=1\) and SinkMass\(first=4\)"
     ):
         capture(build("llama"), [sinkscope.SinkMass(1), sinkscope.SinkMass(4)])
+
+
+@pytest.mark.parametrize("way", ["numpy", "data"])
+def test_a_probe_that_writes_to_the_weights_past_torch_is_named(way):
+    model = build("llama")
+    weight = model.model.layers[0].mlp.up_proj.weight
+
+    def write(states):
+        (weight.detach().numpy() if way == "numpy" else weight.data)[0] = 0
+        return states.mean(-1)
+
+    with pytest.raises(SinkscopeError, match="Own changed the model's weights, so the model is another one now"):
+        measure(model, ids(), [hidden(give=write)])
+    assert measure(model, ids(), [hidden()]).own.notnull().all()

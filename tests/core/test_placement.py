@@ -15,6 +15,7 @@ from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.text_model import TextModel
 from sinkscope.hf.caches import with_cache
 from sinkscope.models.rotary import find_rotations
+from sinkscope.models.weights import weights_hash
 from tests.streaming.one_token import one_token_run
 from tests.support.zoo import build, inputs
 
@@ -118,7 +119,8 @@ def test_tied_weights_that_are_nowhere_are_refused_by_name(tmp_path):
     ).eval()
     with pytest.raises(KeyError):
         model(IDS)
-    for act in (*ACTS.values(), lambda model: S.cost(model, S.Dense(), 20), lambda model: S.measure(model, IDS)):
+    others = [lambda model: S.cost(model, S.Dense(), 20), lambda model: S.measure(model, IDS), weights_hash]
+    for act in (*ACTS.values(), *others):
         with pytest.raises(S.SinkscopeError, match=r"accelerate keeps lm_head.weight of LlamaForCausalLM elsewhere"):
             numbers(act(model))
 

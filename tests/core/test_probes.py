@@ -204,3 +204,15 @@ def test_first_cosine_is_the_cosine_of_hidden_states_and_its_figure_the_share_be
         figures.first_cosine(record, 1.5)
     with pytest.raises(SinkscopeError, match=r"first_cosine needs first_cosine.*FirstCosine\(\)"):
         figures.first_cosine(record_of("llama", [SinkMass()]))
+
+
+def test_first_cosine_is_refused_where_a_forward_pass_goes_on_with_a_text():
+    model, ids = build("llama"), inputs("llama", 1, 8)["input_ids"]
+    sentence = "FirstCosine sets each token beside the first of its text, which this forward pass"
+    with capture(model, [FirstCosine()]) as scope, pytest.raises(SinkscopeError, match=sentence):
+        model.generate(ids, max_new_tokens=3, do_sample=False)
+    assert scope.record.sizes["token"] == 8  # the prompt, which was read in one
+    with torch.no_grad():
+        cache = model(ids).past_key_values  # filled outside the scope
+        with capture(model, [FirstCosine()]), pytest.raises(SinkscopeError, match=sentence):
+            model(ids, past_key_values=cache)

@@ -48,6 +48,16 @@ def test_a_budget_that_holds_all_changes_nothing():
     assert record.attrs["block"] == 64
 
 
+def test_cells_of_an_ablation_keep_within_a_budget():
+    model, factors = build("llama"), dict(sinks=(0, 2), cache_size=16, progress=False)
+    whole = S.run_ablation(model, IDS, **factors)
+    record = S.run_ablation(model, IDS, max_memory=budget(7), **factors)
+    assert record.attrs["block"] == 7 and whole.attrs["block"] == 1024
+    np.testing.assert_allclose(record.nll, whole.nll, atol=2e-5)
+    with pytest.raises(SinkscopeError, match=r"under `sinks 0.16`.* at least .* and max_memory is 1.0 MB"):
+        S.ablate(model, IDS, max_memory=10**6, **factors)
+
+
 def test_a_budget_for_not_one_token_is_refused_with_what_it_takes():
     model = build("llama")
     with pytest.raises(
@@ -70,6 +80,7 @@ def test_what_is_more_than_is_free_is_refused_before_anything_runs(monkeypatch):
         lambda model: S.perplexity(model, IDS, [S.Dense()]),
         lambda model: S.measure(model, IDS),
         lambda model: S.measure(model, IDS, [S.Maps()]),
+        lambda model: S.ablate(model, IDS, 2, 16),
     ):
         with pytest.raises(
             SinkscopeError, match=r"takes about .* MB beside the weights, and 10.0 MB are free on cpu; give"

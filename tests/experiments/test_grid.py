@@ -86,6 +86,7 @@ def test_the_same_grid_in_yaml(tmp_path):
         (dict(experiments=[]), r"experiments=\[\] is empty"),
         (dict(experiments=["recall", "recall"]), "the experiment 'recall' is given twice"),
         (dict(experiments={"perplexity": {"blok": 3}}), "'blok' is no argument of perplexity; did you mean 'block'"),
+        (dict(experiments={"recall": {"passage": -1}}), "passage=-1 is not a whole number of 2 or more"),
         (dict(experiments={"measure": {"probes": ["Entropi"]}}), "'Entropi' is no probe; did you mean 'Entropy'"),
         (dict(experiments={"measure": {"probes": ["Entropy"] * 2}}), "names one probe twice"),
         (dict(models=[]), r"models=\[\] is empty"),
@@ -118,7 +119,7 @@ def test_a_fault_is_one_sentence(axes, words):
         (b"models: \xff", "cannot be read"),
         (b"models: !!python/object:os.system x", "cannot be read as YAML"),
         (b"[" * 100_000, "cannot be read"),
-        (b"#" * 2**21, "longer than"),
+        (b"#" * 2**21, r"^/\S+ is longer than"),
     ],
 )
 def test_a_file_that_holds_no_grid_is_refused(tmp_path, text, words):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import distributed
 import joblib
 import numpy as np
 import pandas as pd
@@ -200,6 +201,22 @@ def test_a_model_is_loaded_once_and_no_other_is_held(model, ids, tmp_path, monke
     assert runner._held.cache_info().currsize == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_model_edited_between_two_sweeps_is_read_anew_by_workers_that_held_it(model, ids, tmp_path, n_jobs):
+    model.save_pretrained(tmp_path / "model")
+    one = grid(str(tmp_path / "model"), ids, policies=["dense", "window"], cache_sizes=16)
+    before = sweep(one, tmp_path / "run", n_jobs=n_jobs)
+    config = tmp_path / "model" / "config.json"
+    told = json.loads(config.read_text())
+    told["rope_parameters"]["rope_theta"] = 50.0
+    config.write_text(json.dumps(told))
+    after = sweep(one, tmp_path / "run", n_jobs=n_jobs)
+    changed = sinkscope.load(tmp_path / "model")[0]
+    pd.testing.assert_frame_equal(after, sweep(grid(changed, ids, policies=["dense", "window"], cache_sizes=16)))
+    assert not set(after["cell"]) & set(before["cell"]) and (after["value"] != before["value"]).all()
+
+
 PROGRAM = """
 import sys, torch
 import sinkscope
@@ -294,7 +311,6 @@ def test_a_worker_that_dies_is_one_sentence_and_a_folder_to_go_on_from(model, id
 
 @pytest.mark.slow
 def test_dask_workers_give_identical_numbers_and_keep_them(saved, ids, tmp_path):
-    distributed = pytest.importorskip("distributed")
     here = sweep(grid(str(saved), ids, experiments=ALL))
     cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
     with cluster, distributed.Client(cluster), joblib.parallel_config(backend="dask"):

@@ -14,7 +14,7 @@ from tests.faults.scenarios import SCENARIOS, names, same
 
 EVERY = 1 if os.environ.get("SINKSCOPE_FAULTS") == "all" else 40
 each = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, *([pytest.mark.timeout(0)] if EVERY == 1 else [])]  # every trial has its own limit
 
 
 @pytest.fixture

@@ -27,9 +27,9 @@ def runs(monkeypatch) -> list[str]:
     """Names of the runs that are trained from now on."""
     names, train = [], BackcopyRun.train
 
-    def noted(self, advance):
+    def noted(self, *given):
         names.append(self.name)
-        return train(self, advance)
+        return train(self, *given)
 
     monkeypatch.setattr(BackcopyRun, "train", noted)
     return names
@@ -126,7 +126,7 @@ def test_a_file_under_the_name_of_another_run_is_refused(tmp_path):
 
 
 def test_nothing_half_written_is_left_behind(tmp_path, monkeypatch):
-    def interrupted(self, advance):
+    def interrupted(self, advance, way):
         raise KeyboardInterrupt
 
     trained(tmp_path, arms="softmax", seeds=0)

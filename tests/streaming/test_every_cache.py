@@ -13,6 +13,7 @@ from sinkscope import (
     TOVA,
     Dense,
     HeavyHitters,
+    PerHead,
     ScoredCache,
     SinkCache,
     SinkscopeError,
@@ -23,6 +24,7 @@ from sinkscope import (
 )
 from sinkscope.experiments.audit import audit_type
 from sinkscope.hf.tiny import tiny_model
+from sinkscope.models.facts import find_anatomy
 from sinkscope.models.rotary import find_rotations, scales_queries
 from sinkscope.scope.binding import limit_notes, native_windows
 from sinkscope.streaming.readers import BlockReader
@@ -261,6 +263,14 @@ def test_a_scored_cache_is_refused_where_prompts_cannot_be_read_on():
 def test_a_cache_that_cannot_be_told_is_taken_no_place_of():
     with pytest.raises(SinkscopeError, match="no other can take its place"):
         RollingCache(tiny_model("axk2"), Dense())
+
+
+def test_heads_of_a_model_whose_cache_cannot_be_told_get_no_policy_of_their_own():
+    model = tiny_model("minimax")
+    policy = PerHead({(find_anatomy(model).numbers[0], 0): SinkWindow(2, 6)}, default=Dense())
+    for call in (lambda: attached(model, policy=policy), lambda: losses_of(model, policy)):
+        with pytest.raises(SinkscopeError, match=r"MiniMax uses cache of its own.*read densely, but not streamed"):
+            call()
 
 
 @pytest.mark.filterwarnings("ignore:.*nothing is evicted")
