@@ -41,8 +41,7 @@ class RollingLayer(CacheLayer):
     def __init__(self, sinks: int, window: int | None, rotation: Rotation | None, is_sliding: bool = False) -> None:
         super().__init__()
         self.sinks, self.window, self.rotation, self.is_sliding = sinks, window, rotation, is_sliding
-        # by slot: "keys" and "values" of the sinks, at the positions they were made at, and of the last tokens, moved
-        # back by `base`
+        # by slot, of the sinks at the positions they were made at, and of the last tokens, moved back by `base`
         self.first: dict[str, Tensor] = {}
         self.last: dict[str, Tensor] = {}
         self.forget()
@@ -166,8 +165,7 @@ class RollingCache(Cache):
                 getattr(layer, part)[slot] = tensors[f"{number}.{part}.{slot}"].to(self._devices[number], copy=True)
         self.seen = seen
         put_states(self, tensors, device)
-        prefixes = [name.removesuffix("places") for name in tensors if name.endswith(".places")]
-        layers = {prefix: int(prefix.partition(".")[0]) for prefix in prefixes}
+        layers = {name[: -len("places")]: int(name.split(".")[0]) for name in tensors if name.endswith(".places")}
         self.memories = {each: Memory.of(tensors, each, self._of_layers[layer]) for each, layer in layers.items()}
 
 
