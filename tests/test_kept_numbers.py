@@ -43,7 +43,7 @@ def told(value: float, low: float, high: float, times: float = 1.0) -> str:
 
 def test_the_collapse_over_segments_is_that_of_its_losses():
     found = sinkscope.collapse_table(record("collapse"))
-    assert found.attrs["bounds"] == "95% t intervals over 16 texts" and "16 segments of 640 tokens" in README
+    assert found.attrs["bounds"] == "95% t intervals over 16 sequences" and "16 segments of 640 tokens" in README
     for row in found.itertuples():
         ppl = f"{row.ppl:.1f} [{row.low:.1f}, {row.high:.1f}]"
         if row.ppl > 1000:

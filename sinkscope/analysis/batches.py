@@ -88,7 +88,7 @@ class Units:
         """What the intervals are, in words."""
         if self.over == "texts":
             shared = f" (of {self._given}, those that share passages counted once)" * (self._given > self.texts)
-            return f"95% t intervals over {self.count} texts{shared}"
+            return f"95% t intervals over {self.count} sequences{shared}"
         those = "one text" if self.texts == 1 else f"{self.texts} texts"
         if self.count < FEWEST:
             return f"no intervals: too few tokens of {those}"

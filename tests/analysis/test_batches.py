@@ -67,7 +67,7 @@ def test_over_texts_each_text_is_one_value_whatever_goes_on_in_it():
     found = units.of(whole)
     bounds = stats.t.interval(0.95, 5, means.mean(), stats.sem(means))
     np.testing.assert_allclose([found.low[0], found.high[0]], bounds)
-    assert units.said == "95% t intervals over 6 texts" and np.isnan(found.drift[0])
+    assert units.said == "95% t intervals over 6 sequences" and np.isnan(found.drift[0])
     assert Units([texts], np.arange(6), "batches").of(whole).low[0] != found.low[0]
 
 

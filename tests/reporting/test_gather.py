@@ -187,7 +187,7 @@ def test_losses_are_of_segments_from_all_over_a_text():
     assert curve["token_id"][:, 0].values.tolist() == ids[::500].tolist()
     again = sinkscope.perplexity(model, sinkscope.segments(ids, 384, 8), [sinkscope.Window(128)], progress=False)
     np.testing.assert_allclose(curve["nll"].sel(policy="window 128"), again["nll"][0], atol=1e-5)
-    assert "over 8 texts" in sinkscope.ppl_table(curve).attrs["bounds"]
+    assert "over 8 sequences" in sinkscope.ppl_table(curve).attrs["bounds"]
 
 
 def streaming_records(model, ids):
