@@ -108,7 +108,7 @@ OTHERS = {  # models of other numbers, and the words for what differs from the p
     "a hook": (lambda: hooked(zero), "forward hook on model.layers.1.mlp was not there and now is"),
     "a hook that is a lambda": (lambda: hooked(lambda *_: _[-1] * 0), "forward hook on model.layers.1.mlp was not"),
     "a hook elsewhere": (lambda: hooked(zero, "model.norm"), "forward hook on model.norm was not there and now is"),
-    "permuted": (permuted, "^it has other weights$"),
+    "permuted": (permuted, "^it has other weights or buffers$"),
     "scaling": (lambda: changed("model.layers.1.self_attn", "scaling", 1.0),
                 r"model.layers.1.self_attn.scaling was 0.25 and now is 1.0$"),
     "an epsilon": (lambda: changed("model.norm", "variance_epsilon", 0.1), "model.norm.variance_epsilon was 1e-06 and"),
