@@ -238,8 +238,8 @@ def _snapped(frequencies: Tensor, base: nn.Module, tolerance: float) -> Tensor:
 
 def _absolute(name: str) -> SinkscopeError:
     return SinkscopeError(
-        f"{name} adds positions to its tokens (learned absolute positions, or sines), so a cached key cannot be moved "
-        "to another place; it can be read densely up to its longest position, but not streamed."
+        f"keys of {name} depend on their position otherwise than by a rotation (learned absolute positions, sines, an "
+        "adapter that sees positions), so a cached key cannot be moved to another place; it can be read densely up to its longest position, but not streamed."
     )
 
 

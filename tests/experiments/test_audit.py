@@ -22,7 +22,7 @@ RIGHT = [  # one or two of each kind of positions, masks, heads and softmax
     "phi3+longrope", "gptj", "falcon", "falcon+new_decoder_architecture", "mpt", "bloom", "cohere2", "smollm3",
     "exaone4", "olmo2", "glm4", "granite_swa", "gpt_neox", "persimmon",
 ]  # fmt: skip
-LEARNED = "adds positions to its tokens (learned absolute positions, or sines), so a cached key cannot be moved"
+LEARNED = "depend on their position otherwise than by a rotation (learned absolute positions, sines, an adapter"
 NO_ATTENTION = "sinkscope measures models with softmax attention"
 REFUSED = {  # the checks that are right, and what all others say
     "gpt2": (("capture", "perplexity"), LEARNED),

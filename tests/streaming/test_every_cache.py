@@ -241,7 +241,7 @@ def test_queries_that_grow_with_their_position_are_read_at_their_place_in_the_te
     ("kind", "sentence"),
     [
         ("roformer", "counts the positions of its tokens by itself"),
-        ("ctrl", "adds positions to its tokens"),
+        ("ctrl", "otherwise than by a rotation"),
         ("bamba", "gives other numbers for a text that it reads in parts"),
         ("deepseek_v4", "holds more than keys, values and recurrent states in its cache"),
         ("minimax", "MiniMax uses cache of its own"),
