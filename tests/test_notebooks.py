@@ -111,7 +111,9 @@ CLAIMS = {
         "nothing is left behind": "app.controller.model is None and app.comm is None",
     },
     "06_your_own": {
-        "the first token undoes the collapse": "table.ratio_high[policies[3].name] < table.ratio_low[policies[1].name]",
+        "the first token undoes the collapse": (
+            "table.ratio_low[policies[1].name] > 1.5 * table.ratio[policies[3].name]"
+        ),
         "sums of one leave the first token its share": "min(masses['TopEight'], masses['Sparsemax']) > 0.2",
         "the first token has the heavy tails": "sink_tails > 3 * tails",
         "H2O and TOVA keep the first token in most heads": "min(first.values()) > 0.5",
