@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinkscope.analysis.intervals import interval
+from sinkscope.analysis.intervals import TEXT, interval
 from sinkscope.analysis.reading import check_source, reads
-from sinkscope.analysis.variables import variable
+from sinkscope.analysis.variables import same_texts, variable
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 
@@ -47,7 +47,8 @@ def recited(record: xr.Dataset, run: int = RUN) -> xr.DataArray:
         scored = np.isfinite(row)
         shares.append(_is_recited(row < np.log(2), text, run)[scored].mean() if scored.any() else np.nan)
     attributes = {**record.attrs, "units": "1", "run": run, "likely": LIKELY}
-    return xr.DataArray(np.array(shares), dims="sequence", name="recited", attrs=attributes)
+    texts = {TEXT: ("sequence", same_texts(losses))}  # many have the same share, none
+    return xr.DataArray(np.array(shares), texts, "sequence", name="recited", attrs=attributes)
 
 
 @reads
@@ -79,8 +80,12 @@ def familiarity_table(record: xr.Dataset, new: xr.Dataset | None = None, run: in
     for each in records:
         shares, losses = recited(each, run), _dense(each)
         row = {"text": each.attrs.get("text", ""), "sequences": shares.size}
-        for name, values in (("loss", losses.mean("token")), ("recited", shares)):
-            found = interval(values)
+        found_of = {
+            "loss": interval(losses.mean("token").assign_coords({TEXT: shares[TEXT]})),
+            # plain t, which a least value far below leads to: where most are 0, their logarithms say nothing
+            "recited": interval(shares, at_least=-1.0).clip(0.0, 1.0),
+        }
+        for name, found in found_of.items():
             row |= {name: float(found["mean"])}
             row |= {f"{name}_low": float(found["lower"]), f"{name}_high": float(found["upper"])}
         rows.append(row | {"is_familiar": row["recited"] >= LIKELY})

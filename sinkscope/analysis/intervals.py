@@ -189,7 +189,7 @@ def _bounds(
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         own = centre * np.exp(-np.stack([high, low]) * (error / centre))
         own = np.where(upper, most - own[::-1], least + own)
-    return np.where(skewed, own, bounds), True
+    return np.where(skewed, np.clip(own, least, most), bounds), True
 
 
 @lru_cache(maxsize=64)

@@ -72,6 +72,7 @@ def test_the_table_sets_a_text_beside_one_that_is_new():
     table = sinkscope.familiarity_table(losses(known, tokens), losses(known + 1, tokens))
     assert table.recited.tolist() == [0.2, 0.0] and table.is_familiar.tolist() == [True, False]
     assert table.loss.tolist() == pytest.approx([known.mean(), known.mean() + 1])
+    assert table.recited_low.tolist() == table.recited_high.tolist() == [0.2, 0.0]  # eight texts, and not one
     assert (table.loss_low < table.loss).all() and (table.loss < table.loss_high).all()
 
 

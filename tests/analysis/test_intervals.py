@@ -143,3 +143,9 @@ def test_attributes_hold_the_procedure_and_the_provenance():
 def test_bad_settings_are_refused(options, message):
     with pytest.raises(SinkscopeError, match=message):
         interval(xr.DataArray([1.0, 2.0], dims="sequence"), **options)
+
+
+def test_bounds_of_a_share_stay_within_it():
+    share = xr.DataArray([0.9, 1e-9, 1e-9, 1e-9, 1e-9, 1e-8, 1e-9, 1e-9], dims="sequence")
+    found = interval(share, at_least=0.0, at_most=1.0)
+    assert 0.0 <= float(found["lower"]) < float(found["mean"]) < float(found["upper"]) <= 1.0
