@@ -238,9 +238,9 @@ def _snapped(frequencies: Tensor, base: nn.Module, tolerance: float) -> Tensor:
 
 def _absolute(name: str) -> SinkscopeError:
     return SinkscopeError(
-        f"{name} has keys that depend on their position otherwise than by a rotation (learned absolute positions, sines, "
-        "an adapter that sees positions), so a cached key cannot be moved to another place; it can be read densely up "
-        "to its longest position, but not streamed."
+        f"{name} has keys that depend on their position otherwise than by a rotation (learned absolute positions, "
+        "sines, an adapter that sees positions), so a cached key cannot be moved to another place; it can be read "
+        "densely up to its longest position, but not streamed."
     )
 
 
