@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sinkscope.errors import SinkscopeError
+from sinkscope.errors import SinkscopeError, shown
 from sinkscope.seals import check_own, comment, held_by, not_own, sealed
 
 FORMATS = ("pdf", "svg", "png")  # of figures
@@ -174,11 +174,13 @@ def writable_folder(folder: str | os.PathLike[str], what: str) -> Path:
 
     "~" is the user's home; `what` will be written is told in the error message.
     """
-    place = Path(folder).expanduser().resolve()
+    place = Path(os.path.realpath(os.path.expanduser(folder)))
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
-        raise SinkscopeError(f"folder={str(place)!r} cannot be made: {problem.strerror}; give another.") from problem
+        raise SinkscopeError(
+            f"folder={shown(str(place))} cannot be made: {problem.strerror}; give another."
+        ) from problem
     check_writable(place, what)
     return place
 

@@ -19,7 +19,7 @@ from sinkscope.analysis.runs import list_cells, sweep_losses
 from sinkscope.analysis.variables import is_causal, prefix, sequence_lengths, variable, whole
 from sinkscope.arguments import checks_types, whole_number
 from sinkscope.directories import MANIFEST, Manifest
-from sinkscope.errors import SinkscopeError
+from sinkscope.errors import SinkscopeError, shown
 from sinkscope.experiments.run_folder import cells_folder, read_cell
 from sinkscope.record import first_evicted, open_record
 
@@ -87,13 +87,15 @@ def _opened(saved: Saved) -> list[tuple[xr.Dataset, xr.Dataset, str]]:
     """Captured records, their perplexity records, and what to call them in an error."""
     where = "a pair"
     if isinstance(saved, (str, os.PathLike)):
-        folder = Path(saved).expanduser()
-        if (folder / "cells").is_dir():
+        folder = Path(os.path.expanduser(saved))
+        if os.path.isdir(folder / "cells"):
             return _swept(folder)
-        here = folder / "records" if (folder / "records").is_dir() else folder
-        missing = [name for name in FILES if not (here / name).is_file()]
+        here = folder / "records" if os.path.isdir(folder / "records") else folder
+        missing = [name for name in FILES if not os.path.isfile(here / name)]
         if len(missing) == len(FILES):
-            raise SinkscopeError(f"{folder} holds no record of a report: give a folder that `sinkscope report` wrote.")
+            raise SinkscopeError(
+                f"{shown(str(folder))} holds no record of a report: give a folder that `sinkscope report` wrote."
+            )
         if missing:
             what = "losses, as one made with --no-streaming" if missing == ["perplexity.nc"] else "sink mass"
             raise SinkscopeError(f"{folder} is a report without {what} ({missing[0]} is not there): make it again.")

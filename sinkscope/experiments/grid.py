@@ -74,8 +74,8 @@ class Segment:
             if self.start or self.sequences is not None:
                 raise SinkscopeError("segments are from all over a text; leave start and sequences out beside them.")
         one_of(self.starts, "starts", STARTS)
-        if self.source != DEMO and (place := Path(self.source).expanduser()).is_file():
-            object.__setattr__(self, "source", str(place.resolve()))  # workers may stand in another folder
+        if self.source != DEMO and os.path.isfile(place := os.path.expanduser(self.source)):
+            object.__setattr__(self, "source", os.path.realpath(place))  # workers may stand in another folder
 
     @property
     def name(self) -> str:
@@ -159,7 +159,7 @@ class Grid:
     def of(cls, given: Any) -> Grid:
         """A grid from one, a mapping, or the path of a YAML file; SinkscopeError as the class itself."""
         if isinstance(given, (str, os.PathLike)):
-            given = _read(Path(given).expanduser())
+            given = _read(Path(os.path.expanduser(given)))
         if isinstance(given, Mapping):
             check_names(given, [each.name for each in fields(cls) if each.init], "part of a grid")
             return cls(**given)

@@ -132,12 +132,9 @@ def cells_folder(folder: str | os.PathLike[str]) -> Path:
 
 
 def found_folder(path: str | os.PathLike[str]) -> Path | None:
-    """The folder of a name; None where there is none, as of a name that no file system has, or without a home."""
-    with suppress(OSError, ValueError, RuntimeError):
-        place = Path(path).expanduser()
-        if place.is_dir():
-            return place
-    return None
+    """The folder of a name; None where there is none, as of a name that no file system has."""
+    place = os.path.expanduser(path)
+    return Path(place) if os.path.isdir(place) else None
 
 
 def cells_in(folder: str | os.PathLike[str]) -> dict[str, Card | SinkscopeError]:

@@ -165,8 +165,8 @@ class ModelSource:
             raise SinkscopeError(
                 f"A model is a name, a path or a torch module, not a {type(model).__name__}: see sinkscope.load."
             )
-        path = Path(model).expanduser()
-        return cls(str(path.resolve()) if path.exists() else os.fspath(model), told)
+        path = os.path.expanduser(model)
+        return cls(os.path.realpath(path) if os.path.exists(path) else os.fspath(model), told)
 
     @property
     def is_named(self) -> bool:

@@ -83,7 +83,7 @@ def run_sweep(
             a damaged cell; a worker that died; and, once all others have finished, a cell that could not be run.
     """
     grid = Grid.of(grid)
-    place = None if folder is None else writable_folder(Path(folder).expanduser() / CELLS, "cells")
+    place = None if folder is None else writable_folder(Path(folder) / CELLS, "cells")
     texts, planned = _plan(grid, n_jobs)
     cells: dict[str, RecordCell] = {}  # `writable_folder` has cleared away what killed runs left half-made
     points: dict[str, list[Point]] = {}

@@ -130,7 +130,7 @@ def _perplexities(dense: Reading, now: Reading) -> list[str]:
 
 def save_view(controller: Controller, folder: str | os.PathLike[str], text: str | None = None) -> list[Path]:
     """Write the view as view.pdf, .svg and .png, its record as view.nc and, with a model, its code as view.py."""
-    record, folder = view_record(controller), Path(folder).expanduser()
+    record, folder = view_record(controller), Path(os.path.expanduser(folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:

@@ -34,7 +34,7 @@ LOCK = ".lock"
 def cache_directory() -> Path:
     """Where converted models are kept: $SINKSCOPE_CACHE, or the user's cache folder."""
     chosen = os.environ.get("SINKSCOPE_CACHE")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("sinkscope"))
+    return Path(os.path.expanduser(chosen)) if chosen else Path(platformdirs.user_cache_dir("sinkscope"))
 
 
 def converted(gguf: Path, dtype: Any) -> Path:

@@ -111,7 +111,7 @@ class Report:
             SinkscopeError: there is none, or its manifest or a record is not as it was saved.
         """
         parts = arranged(sections, items)
-        path = Path(os.path.abspath(Path(directory).expanduser()))
+        path = Path(os.path.abspath(os.path.expanduser(directory)))
         restore(path)
         saved = Manifest(path)
         names = {name: f"records/{name}.nc" for name in record_names(parts)}

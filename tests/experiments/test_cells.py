@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 import torch
 
-from sinkscope import ablate, compare_cells, list_cells, sweep_table
+from sinkscope import Grid, ablate, compare, compare_cells, list_cells, sweep_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.cells import RecordCell
 from sinkscope.streaming import checkpoint
 from tests.experiments.ablating import EXACT, Interrupted
+from tests.support.tokenizers import byte_level
 
 SIX = dict(sinks=(0, 1, 2, 4, 6, 8), cache_size=16)  # six cells
 
@@ -81,10 +82,28 @@ def test_the_folder_may_be_relative(model, ids, tmp_path, monkeypatch):
     assert len(list((tmp_path / "cells").iterdir())) == 2
 
 
-@pytest.mark.parametrize("place", ["x" * 5000, "a\0b", "~nobody/run", "loop"])
+@pytest.mark.parametrize("place", ["x" * 5000, "a\0b", "~nobody-here/run", "loop"])
 def test_a_folder_that_no_file_system_holds_is_none(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "loop").symlink_to("loop")
-    for read in (sweep_table, list_cells, lambda folder: compare_cells(folder, folder)):
-        with pytest.raises(SinkscopeError, match=r"there is no folder|names no file"):
+    for read in (
+        sweep_table,
+        list_cells,
+        lambda folder: compare_cells(folder, folder),
+        lambda folder: compare([folder]),
+    ):
+        with pytest.raises(SinkscopeError, match=r"there is no folder|names no file|holds no record") as refused:
             read(place)
+        assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "~nobody-here/book", "loop"])
+def test_a_grid_of_texts_and_models_of_any_name_is_made_and_says_later_that_they_are_not_there(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    made = Grid.of({"models": [name], "texts": [name]})
+    assert list(made.sources) == [name]
+    with pytest.raises(SinkscopeError, match="is not a file"):
+        next(iter(made.segments.values())).read(byte_level("$A"))
