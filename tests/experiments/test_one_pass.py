@@ -35,6 +35,18 @@ def losses_of(logits, ids):
     return pad(losses, (1, 0), value=torch.nan).masked_fill(ids == IMAGE, torch.nan)
 
 
+def embeddings_of(model, given):
+    """What the language model of a whole one gets: [sequence, token, width]."""
+    seen, language = [], model.get_decoder()
+    hook = language.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    with torch.no_grad():
+        model(**given)
+    hook.remove()
+    return seen[0]
+
+
 @pytest.mark.parametrize("name", IMAGE_TEXT)
 def test_losses_of_the_text_are_those_that_the_model_itself_gives(name):
     model, given = build_several(name), inputs_of(name)
@@ -75,16 +87,10 @@ def test_padding_is_no_part_of_a_text(name, side):
 @pytest.mark.parametrize("name", ["llava", "idefics3"])
 def test_policies_act_where_images_are_tokens_in_a_row(name, policy):
     """The reference is a text of the same embeddings, read by the language model alone."""
-    model, given, seen = build_several(name), inputs_of(name), []
-    language = model.get_decoder()
-    hook = language.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
-    )
-    with torch.no_grad():
-        model(**given)
-        hook.remove()
-        with attached(language, policy=policy):
-            logits = model.get_output_embeddings()(language(inputs_embeds=seen[0]).last_hidden_state)
+    model, given = build_several(name), inputs_of(name)
+    language, embeddings = model.get_decoder(), embeddings_of(model, given)
+    with torch.no_grad(), attached(language, policy=policy):
+        logits = model.get_output_embeddings()(language(inputs_embeds=embeddings).last_hidden_state)
     expected = losses_of(logits, given["input_ids"])
     record = perplexity(model, given, [Dense(), policy])
     np.testing.assert_allclose(record.nll[1], expected, atol=2e-5)
@@ -92,16 +98,11 @@ def test_policies_act_where_images_are_tokens_in_a_row(name, policy):
 
 
 def test_a_window_over_an_image_is_that_of_one_token_at_a_time():
-    model, given, seen = build_several("llava"), inputs_of("llava"), []
-    language = model.get_decoder()
-    hook = language.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
-    )
+    model, given = build_several("llava"), inputs_of("llava")
+    language, embeddings = model.get_decoder(), embeddings_of(model, given)
     with torch.no_grad():
-        model(**given)
-        hook.remove()
         with SinkCache(language, 2, 9) as cache:
-            states = [language(inputs_embeds=each, **with_cache(language, cache))[0] for each in seen[0].split(1, 1)]
+            states = [language(inputs_embeds=each, **with_cache(language, cache))[0] for each in embeddings.split(1, 1)]
         expected = losses_of(model.get_output_embeddings()(torch.cat(states, 1)), given["input_ids"])
     np.testing.assert_allclose(perplexity(model, given, [SinkWindow(2, 9)]).nll[0], expected, atol=2e-5)
 
