@@ -130,12 +130,21 @@ class Layer(ABC):
 
     def looks_ahead(self) -> bool:
         """Whether some query sees the key behind its own."""
+        return any(bool(seen.any()) for _, seen in self._ahead())
+
+    def next_seen(self) -> Tensor:
+        """Whether each query sees the key behind its own: booleans [sequence, head, query]."""
+        found = torch.zeros_like(self.lse, dtype=torch.bool)
+        for rows, seen in self._ahead():
+            found[..., rows] = seen
+        return found
+
+    def _ahead(self) -> Iterator[tuple[slice, Tensor]]:
+        """Queries, as many as are looked at in one go, and whether each sees the key behind its own."""
         first = self.start - self.key_start + 1  # the key behind the first query
         for rows in ranges(0, min(self.rows, self.reach - self.key_start - first), AHEAD):
-            seen = self.logits(rows, slice(first + rows.start, first + rows.stop))
-            if not bool(is_hidden(seen.diagonal(dim1=-2, dim2=-1)).all()):
-                return True
-        return False
+            hidden = is_hidden(self.logits(rows, slice(first + rows.start, first + rows.stop)))
+            yield rows, ~hidden.diagonal(dim1=-2, dim2=-1)
 
     def one_head(self, batch: int, head: int, rows: Tensor) -> Self:
         """Some queries of one head of one sequence, with all their keys."""

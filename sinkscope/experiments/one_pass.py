@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.models import core, placeholder_ids
 from sinkscope.hf.placement import reading_device
+from sinkscope.models.cached import ACAUSAL, find_reading
 from sinkscope.models.facts import find_streams
-from sinkscope.models.requirements import check_decoder
+from sinkscope.models.requirements import check_decoder, not_a_decoder
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Policy
+from sinkscope.probes import Seen
 from sinkscope.scope.binding import goes_by_token
 from sinkscope.scope.scope import Scope
 from sinkscope.scope.streams import check_inputs
@@ -62,11 +64,12 @@ def read_inputs(
     policies: Sequence[Policy],
     normaliser: Normaliser | None,
 ) -> list[Progress]:
-    """The losses under each policy; NaN for the first token of a text, and for those that stand for images or sound.
+    """The losses under each policy; NaN for the first token of a text, for those that stand for images or sound, and
+    for those that the query before them sees, as in the prefix of PaliGemma.
 
     Raises:
         SinkscopeError: a policy that cannot be carried out in one pass, or beside these images; logits that are not
-            those of the tokens.
+            those of the tokens; tokens all of which are seen by the query before them.
     """
     for policy in policies:
         _check_one_pass(model, policy, normaliser)
@@ -89,6 +92,8 @@ def _check_one_pass(model: nn.Module, policy: Policy, normaliser: Normaliser | N
         raise SinkscopeError(
             f"{name} can follow `{policy.name}` only token by token, and images are read whole; leave one of them out."
         )
+    if not (policy.is_dense and normaliser is None) and find_reading(model) == ACAUSAL:
+        raise not_a_decoder(name, "has attention that is not causal")
 
 
 @torch.no_grad()
@@ -97,8 +102,9 @@ def _read(model: nn.Module, inputs: Mapping[str, Any], policy: Policy, normalise
     given = {name: each.to(device) if isinstance(each, Tensor) else each for name, each in inputs.items()}
     if "use_cache" in inspect.signature(core(model).forward).parameters:
         given["use_cache"] = False
-    plain = policy.is_dense and normaliser is None
-    with nullcontext() if plain else Scope(model, (), normaliser, policy, alone=True):
+    plain, ahead = policy.is_dense and normaliser is None, find_reading(model) == ACAUSAL
+    scope = None if plain and not ahead else Scope(model, [Seen(1)] * ahead, normaliser, policy, alone=True)
+    with scope or nullcontext():
         logits = model(**given).logits
     ids = given["input_ids"]
     if logits.shape[:2] != ids.shape:
@@ -116,4 +122,12 @@ def _read(model: nn.Module, inputs: Mapping[str, Any], policy: Policy, normalise
         if len(queries):
             step = scored(model, logits[row, places[queries.to(device)]][None], text[None], queries, 0)
             losses[row, step.tokens] = step.losses
+    if scope is not None and ahead:
+        seen = scope.record["next_seen"].max(["layer", "head"]).transpose("sequence", "query").values > 0
+        losses[:, 1:][torch.from_numpy(seen[:, :-1])] = torch.nan
+        if bool(losses.isnan().all()):
+            raise SinkscopeError(
+                f"in {type(model).__name__} each query sees the token that it would predict, so no loss says what it "
+                "predicts; give texts with a suffix, which is read in order (PaliGemma: `suffix=` of its processor)."
+            )
     return Progress(losses, batch=1, seconds=time.perf_counter() - begun)

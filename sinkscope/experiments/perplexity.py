@@ -121,7 +121,7 @@ def perplexity(
     names = [policy.name for policy in ways]
     if twice := [name for name in names if names.count(name) > 1]:
         raise SinkscopeError(f"two of the policies are named {twice[0]!r}; give each once, or a label of its own.")
-    check_run(model, texts, run)
+    check_run(model, texts, run, looks_ahead=inputs is not None)
     texts_read = token_texts(tokenizer, texts)
     for policy in ways:
         check_limits(model, policy, max(map(len, texts)))
@@ -284,11 +284,11 @@ def dense_texts(model: nn.Module, ids: Tensor | Sequence[Tensor]) -> list[Tensor
     return texts
 
 
-def check_run(model: nn.Module, texts: list[Tensor], run: Run) -> None:
-    """Raise SinkscopeError when there can be no losses of these texts."""
+def check_run(model: nn.Module, texts: list[Tensor], run: Run, looks_ahead: bool = False) -> None:
+    """Raise SinkscopeError when there can be no losses of these texts; see `check_reader`."""
     base = find_anatomy(model).base
     check_eval(model, "losses")
-    check_reader(model)
+    check_reader(model, looks_ahead)
     whole_number(run.block, "block", 1)
     if run.samples is not None:
         whole_number(run.samples, "samples", 1)

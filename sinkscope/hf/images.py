@@ -49,12 +49,25 @@ def image_grids(model: Any, given: Mapping[str, Any]) -> list[Grid]:
             return [Grid(frames, rows, columns, merged) for frames, rows, columns in each.tolist()]
     if isinstance(each := given.get("spatial_shapes"), Tensor) and each.dim() == 2 and each.shape[1] == 2:
         return [Grid(1, rows, columns, None) for rows, columns in each.tolist()]
+    if isinstance(each := given.get("image_position_ids"), Tensor) and each.dim() == 3 and each.shape[2] == 2:
+        return [Grid(1, rows, columns, None) for columns, rows in (each.amax(1) + 1).tolist()]
     pixels = given.get("pixel_values")
     sides = patch if isinstance(patch, (list, tuple)) else (patch, patch)
     if not isinstance(pixels, Tensor) or pixels.dim() not in (4, 5) or not all(isinstance(side, int) for side in sides):
         return []
-    count = pixels.shape[:-3].numel()
-    return [Grid(1, pixels.shape[-2] // sides[0], pixels.shape[-1] // sides[1], None)] * count
+    if (sizes := image_sizes(pixels, given)) is None:
+        sizes = [list(pixels.shape[-2:])] * pixels.shape[:-3].numel()
+    return [Grid(1, height // sides[0], width // sides[1], None) for height, width in sizes]
+
+
+def image_sizes(pixels: Tensor, given: Mapping[str, Any]) -> list[list[int]] | None:
+    """Height and width of each image that stands alone in a row of `pixels`, in its upper left corner; None where that
+    is not said."""
+    sizes = given.get("image_sizes")
+    if not isinstance(sizes, Tensor) or pixels.dim() != 4 or sizes.shape != (len(pixels), 2):
+        return None
+    fits = bool((sizes <= torch.tensor(pixels.shape[-2:], device=sizes.device)).all())
+    return sizes.tolist() if fits else None
 
 
 def thumbnails(model: Any, given: Mapping[str, Any]) -> Tensor | None:

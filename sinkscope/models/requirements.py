@@ -25,14 +25,17 @@ from sinkscope.models.trial import check_weights as check_weights
 from sinkscope.undo import Undo
 
 
-def check_reader(model: Any) -> None:
-    """Raise SinkscopeError unless a model reads text, where no token looks ahead, and predicts the next one."""
+def check_reader(model: Any, looks_ahead: bool = False) -> None:
+    """Raise SinkscopeError unless a model reads text, and predicts the next token, which it has not seen.
+
+    Whether it `looks_ahead` is not asked of one whose tokens may, where what they are read with says so.
+    """
     base, name = find_anatomy(model).base, type(core(model)).__name__
     if not has_config(model) or "input_ids" not in inspect.signature(base.forward).parameters:
         raise not_a_decoder(name, "reads no token ids")
     _check_alone(model)
     check_wrapper(model)
-    if find_reading(model) == ACAUSAL:
+    if not looks_ahead and find_reading(model) == ACAUSAL:
         raise not_a_decoder(name, "has attention that is not causal")
     _check_head(model)
 

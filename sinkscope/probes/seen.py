@@ -16,11 +16,12 @@ from sinkscope.probes.maps import Maps
 
 @dataclass(frozen=True)
 class Seen(LayerProbe):
-    """How many keys each query may see, and whether the `first` keys are among them.
+    """How many keys each query may see, and whether the `first` keys and the next one are among them.
 
     That is the choice of the indexer in sparse attention (deepseek_v32), and what a native window, a chunk or a policy
     leaves in other layers. Makes ``seen_keys`` [sequence, layer, head, query], itself included, and ``sink_seen``
-    [sequence, layer, head, query, sink], 1 where the query may see that key, else 0. `SeenMaps` has every key.
+    [sequence, layer, head, query, sink], 1 where the query may see that key, else 0; ``next_seen`` [sequence, layer,
+    head, query] likewise of the token behind its own, as in the prefix of PaliGemma. `SeenMaps` has every key.
     """
 
     first: int = 4
@@ -28,6 +29,7 @@ class Seen(LayerProbe):
     makes: ClassVar = {
         "seen_keys": Variable(PER_QUERY, "keys", "keys that a query may see"),
         "sink_seen": Variable((*PER_QUERY, "sink"), "1", "whether a query may see each of the first keys"),
+        "next_seen": Variable(PER_QUERY, "1", "whether a query may see the token behind its own"),
     }
 
     def __post_init__(self) -> None:
@@ -40,7 +42,8 @@ class Seen(LayerProbe):
         if visible > 0:
             near = ~layer.hidden(slice(0, layer.rows), slice(0, visible))
             seen[..., layer.key_start : layer.key_start + visible] = near.to(seen.dtype)
-        return {"seen_keys": layer.keys_seen().to(seen).expand(layer.lse.shape), "sink_seen": seen}
+        keys = layer.keys_seen().to(seen).expand(layer.lse.shape)
+        return {"seen_keys": keys, "sink_seen": seen, "next_seen": layer.next_seen().to(seen)}
 
 
 @dataclass(frozen=True)

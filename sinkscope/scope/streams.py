@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from sinkscope.attention.layer import FusedLayer, Layer
 from sinkscope.attention.masks import IndexedMask
 from sinkscope.errors import SinkscopeError
-from sinkscope.hf.images import Grid, image_grids
-from sinkscope.hf.models import core, is_encoder_decoder, is_pretrained, other_states, placeholder_ids
+from sinkscope.hf.images import Grid, image_grids, image_sizes
+from sinkscope.hf.models import core, is_encoder_decoder, is_pretrained, other_states, placeholder_ids, setting
 from sinkscope.models.facts import find_streams
 from sinkscope.scope.collect import Text
 from sinkscope.scope.watch import Scores
@@ -165,6 +165,8 @@ class TowerPass:
 
     def _images(self, layers: tuple[Layer, ...]) -> list[Layer]:
         """One layer for each image that the calls of attention were about."""
+        if len(layers) == 1 and self.lengths is not None and len(self.lengths) > 1:
+            return _apart(layers[0], self.lengths)
         ends = np.cumsum([layer.rows for layer in layers]).tolist()
         if len(layers) == 1 or self.lengths is None or self.lengths == [layer.rows for layer in layers]:
             return list(layers)
@@ -220,11 +222,25 @@ def _side_by_side(layers: tuple[Layer, ...]) -> Layer:
     return replace(fused[0], mask=mask, **joined)
 
 
+def _apart(row: Layer, lengths: list[int]) -> list[Layer]:
+    """The images that stand behind each other in one row, where each looks at itself alone; else the row."""
+    if len(row.lse) > 1 or row.rows != sum(lengths):
+        return [row]
+    owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    places = [(owner == number).nonzero().flatten().to(row.lse.device) for number in range(len(lengths))]
+    images, seen = [row.part(0, place, place) for place in places], row.keys_seen()
+    alone = all(
+        bool((image.keys_seen() == seen[..., place]).all()) for image, place in zip(images, places, strict=True)
+    )
+    return images if alone else [row]
+
+
 def read_tower(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TowerPass:
     """Read the arguments of a forward pass of a model that reads no tokens.
 
     A tensor [image, 3] of whole numbers is taken for the sizes of images in patches (time, height, width), if as many
-    rows as they have in all were given; attention then looks within one frame.
+    rows as they have in all were given; attention then looks within one frame. Images padded to one size, with their
+    own sizes beside them, are read behind each other in one row.
     """
     given = {name: each for name, each in arguments_of(base, args, kwargs).items() if isinstance(each, Tensor)}
     masks = [each.bool() for name, each in given.items() if name.endswith("attention_mask") and each.dim() == 2]
@@ -234,6 +250,10 @@ def read_tower(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             frames = [height * width for time, height, width in grid.tolist() for _ in range(time)]
             return TowerPass(frames, masks, None)
     pictures = [each for each in given.values() if each.is_floating_point()]
+    patch = setting(base, "patch_size")
+    for pixels in pictures:
+        if isinstance(patch, int) and (sizes := image_sizes(pixels, given)) is not None:  # pixtral: in one row
+            return TowerPass([(height // patch) * (width // patch) for height, width in sizes], masks, None)
     return TowerPass(None, masks, next((len(each) for each in pictures if each.dim() in (3, 4)), None))
 
 

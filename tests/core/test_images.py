@@ -54,11 +54,16 @@ def test_each_stream_of_a_whole_model_has_its_own_eager_maps(name):
         for number, calls in layers.items():
             ours = record.attention_map.sel(layer=number).values
             for sequence, expected in enumerate(maps_by_image(calls)):
-                np.testing.assert_allclose(ours[sequence], expected, atol=2e-6)
+                atol = 2e-5 if name == "gemma4" else 2e-6  # gemma4 does not scale its scores: they are larger
+                np.testing.assert_allclose(ours[sequence], expected, atol=atol)
 
 
 def maps_by_image(calls):
-    """Maps [head, query, key] of each of two images: of one call, one call for each, or a call for each window."""
+    """Maps [head, query, key] of each of two images: of one call, of one for each or each window, of a row."""
+    if len(calls) == 1 and len(calls[0]) == 1:
+        half = calls[0].shape[-1] // 2
+        assert not calls[0][..., :half, half:].any() and not calls[0][..., half:, :half].any()
+        return [calls[0][0, :, :half, :half], calls[0][0, :, half:, half:]]
     if len(calls) <= 2:
         return torch.cat(calls)
     half = len(calls) // 2
@@ -128,7 +133,10 @@ def test_mass_on_the_tokens_of_images_and_that_of_even_attention(name):
 # --- where in the image, and visual sinks ----------------------------------------------------------------------------
 
 
-GRIDS = {"llava": (4, 4)}  # rows and columns of tokens; (2, 2) of the others, (1, 1) of mllama is no grid
+GRIDS = {
+    "llava": (4, 4),
+    "paligemma": (4, 4),
+}  # rows and columns of tokens; (2, 2) of the others, (1, 1) of mllama is no grid
 
 
 @pytest.mark.parametrize("name", [name for name in IMAGE_TEXT if name != "mllama"])
@@ -151,7 +159,9 @@ def test_the_place_of_a_token_in_the_image_is_where_a_change_of_the_image_shows_
 def changed_patches(given, rows, columns):
     """The same with other pixels in some patches of 8 x 8, of 4 x 4 in all."""
     pixels = given["pixel_values"].clone()
-    if pixels.dim() == 2:  # blocks of 2 x 2 patches, one behind the other
+    if pixels.dim() == 3 and given["pixel_values"].shape[1] == 16:  # patches in rows
+        pixels[:, np.arange(16).reshape(4, 4)[rows, columns].ravel()] *= -20
+    elif pixels.dim() == 2:  # blocks of 2 x 2 patches, one behind the other
         places = np.arange(16).reshape(2, 2, 2, 2).transpose(0, 2, 1, 3).reshape(4, 4)
         pixels[places[rows, columns].ravel()] *= -20
     else:

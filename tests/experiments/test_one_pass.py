@@ -22,17 +22,17 @@ from sinkscope import (
 )
 from sinkscope.hf.caches import with_cache
 from sinkscope.scope.measure import texts_of
-from tests.support.several import IMAGE, IMAGE_TEXT, PACKED, build_several, inputs_of
+from tests.support.several import ANSWER, IMAGE, IMAGE_TEXT, PACKED, build_several, inputs_of
 from tests.support.tokenizers import byte_level
 from tests.support.zoo import build
 
 TEXT = torch.randint(3, 90, (2, 30), generator=torch.Generator().manual_seed(8))
 
 
-def losses_of(logits, ids):
-    """[sequence, token], NaN for the first token and those of images; the labels of transformers leave them out too."""
+def losses_of(logits, ids, unscored):
+    """[sequence, token], NaN for the first token and those unscored; the labels of transformers leave them out too."""
     losses = cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:].clamp(max=127), reduction="none")
-    return pad(losses, (1, 0), value=torch.nan).masked_fill(ids == IMAGE, torch.nan)
+    return pad(losses, (1, 0), value=torch.nan).masked_fill(unscored, torch.nan)
 
 
 def embeddings_of(model, given):
@@ -55,9 +55,11 @@ def test_losses_of_the_text_are_those_that_the_model_itself_gives(name):
     record = perplexity(model, given, marked="yes")
     with torch.no_grad():
         logits = model(**given, use_cache=False).logits
-        labels = given["input_ids"].masked_fill(given["input_ids"] == IMAGE, -100)
-        own = float(model(**given, labels=labels).loss)
-    np.testing.assert_allclose(record.nll[0], losses_of(logits, given["input_ids"]), atol=2e-6)
+        unscored = given["input_ids"] == IMAGE
+        if name == "paligemma":  # the prefix, in which all see each other
+            unscored[:, :-ANSWER] = True
+        own = float(model(**given, labels=given["input_ids"].masked_fill(unscored, -100)).loss)
+    np.testing.assert_allclose(record.nll[0], losses_of(logits, given["input_ids"], unscored), atol=2e-6)
     assert float(record.nll.mean()) == pytest.approx(own, abs=1e-5)
     np.testing.assert_array_equal(record.is_image, given["input_ids"] == IMAGE)
     assert record.policy.values.tolist() == ["dense"] and record.attrs["marked"] == "yes"
@@ -67,6 +69,21 @@ def test_losses_of_the_text_are_those_that_the_model_itself_gives(name):
     if name != "mllama":  # where the whole text looks across at the image
         np.testing.assert_array_equal(other.nll[0, :, 1:6], record.nll[0, :, 1:6])
     assert bool((other.nll[0, :, behind:] != record.nll[0, :, behind:]).any())
+
+
+def test_tokens_that_the_query_before_them_sees_are_not_scored():
+    model, given = build_several("paligemma"), inputs_of("paligemma")
+    whole = given | {"token_type_ids": torch.zeros_like(given["input_ids"])}
+    with pytest.raises(SinkscopeError, match="each query sees the token that it would predict"):
+        perplexity(model, whole)
+    with pytest.raises(SinkscopeError, match="has attention that is not causal"):
+        perplexity(model, given, [SinkWindow(2, 9)])
+    with pytest.raises(SinkscopeError, match="has attention that is not causal"):
+        perplexity(model, given["input_ids"])
+    padded = {key: pad(each, (5, 0)) if each.shape == given["input_ids"].shape else each for key, each in given.items()}
+    scored = perplexity(model, padded).nll
+    np.testing.assert_array_equal(scored.isnull(), perplexity(model, given).nll.isnull())
+    assert int(scored.notnull().sum()) == 2 * ANSWER
 
 
 @pytest.mark.parametrize("side", [(5, 0), (0, 5)])
@@ -91,7 +108,7 @@ def test_policies_act_where_images_are_tokens_in_a_row(name, policy):
     language, embeddings = model.get_decoder(), embeddings_of(model, given)
     with torch.no_grad(), attached(language, policy=policy):
         logits = model.get_output_embeddings()(language(inputs_embeds=embeddings).last_hidden_state)
-    expected = losses_of(logits, given["input_ids"])
+    expected = losses_of(logits, given["input_ids"], given["input_ids"] == IMAGE)
     record = perplexity(model, given, [Dense(), policy])
     np.testing.assert_allclose(record.nll[1], expected, atol=2e-5)
     assert bool((record.nll[0, :, 20:] != record.nll[1, :, 20:]).all())
@@ -103,7 +120,9 @@ def test_a_window_over_an_image_is_that_of_one_token_at_a_time():
     with torch.no_grad():
         with SinkCache(language, 2, 9) as cache:
             states = [language(inputs_embeds=each, **with_cache(language, cache))[0] for each in embeddings.split(1, 1)]
-        expected = losses_of(model.get_output_embeddings()(torch.cat(states, 1)), given["input_ids"])
+        expected = losses_of(
+            model.get_output_embeddings()(torch.cat(states, 1)), given["input_ids"], given["input_ids"] == IMAGE
+        )
     np.testing.assert_allclose(perplexity(model, given, [SinkWindow(2, 9)]).nll[0], expected, atol=2e-5)
 
 
@@ -112,7 +131,9 @@ def test_a_normaliser_acts_too():
     with torch.no_grad(), attached(model, normaliser=Softmax1()):
         logits = model(**given).logits
     record = perplexity(model, given, normaliser=Softmax1())
-    np.testing.assert_allclose(record.nll[0], losses_of(logits, given["input_ids"]), atol=1e-5)
+    np.testing.assert_allclose(
+        record.nll[0], losses_of(logits, given["input_ids"], given["input_ids"] == IMAGE), atol=1e-5
+    )
     assert "Softmax1" in record.attrs["normaliser"]
 
 

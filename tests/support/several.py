@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForSe
 from sinkscope.models.facts import find_streams
 from tests.support.zoo import with_uneven_attention
 
+ANSWER = 9  # tokens that PaliGemma's tiny text ends with, behind a prefix in which all see each other
 IMAGE = 100  # the id of the token that stands for a part of an image
 
 _TEXT: dict[str, Any] = dict(
@@ -74,8 +75,51 @@ IMAGE_TEXT: dict[str, dict[str, Any]] = {
         ),
         image_token_index=IMAGE,
     ),
+    "paligemma": dict(
+        text_config=dict(_TEXT, model_type="gemma"), image_token_index=IMAGE, projection_dim=64,
+        vision_config=dict(_TOWER, model_type="siglip_vision_model", vision_use_head=False),
+    ),
+    "gemma4": dict(
+        text_config=dict(
+            _TEXT, sliding_window=12, layer_types=["sliding_attention", "full_attention", "full_attention"],
+            vocab_size_per_layer_input=128, hidden_size_per_layer_input=8, num_kv_shared_layers=1,
+        ),
+        vision_config=dict(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=16,
+            intermediate_size=48, patch_size=8, pooling_kernel_size=2, position_embedding_size=64,
+        ),
+        image_token_id=IMAGE, audio_config=None,
+    ),
+    "internvl": dict(
+        text_config=dict(_TEXT, model_type="qwen2"),
+        vision_config=dict(_TOWER, image_size=[32, 32], patch_size=[8, 8]),
+        image_token_id=IMAGE, downsample_ratio=0.5, image_seq_length=4,
+    ),
+    "smolvlm": dict(
+        text_config=dict(_TEXT, model_type="llama"), vision_config=_TOWER, image_token_id=IMAGE, scale_factor=2
+    ),
+    "mistral3": dict(
+        text_config=dict(_TEXT, model_type="mistral"), vision_config=dict(_TOWER, model_type="pixtral", head_dim=16),
+        image_token_index=IMAGE, spatial_merge_size=2,
+    ),
+    "glm4v": dict(
+        text_config=_PLANE, vision_config=dict(_PACKED, image_size=32), image_token_id=IMAGE, video_token_id=101,
+        image_start_token_id=104, image_end_token_id=105, video_start_token_id=106, video_end_token_id=107,
+    ),
+    "lfm2_vl": dict(
+        text_config=dict(_TEXT, model_type="lfm2", layer_types=["conv", "full_attention", "full_attention"]),
+        vision_config=dict(_TOWER, model_type="siglip2_vision_model", num_patches=16, vision_use_head=False),
+        image_token_id=IMAGE, downsample_factor=2, projector_hidden_size=64,
+    ),
+    "qwen3_5": dict(
+        text_config=dict(
+            _PLANE, layer_types=["linear_attention", "full_attention", "linear_attention"], linear_num_key_heads=2,
+            linear_num_value_heads=2, linear_key_head_dim=16, linear_value_head_dim=16,
+        ),
+        vision_config=dict(_PACKED, num_position_embeddings=16), **_MARKS,
+    ),
 }  # fmt: skip
-PACKED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # images behind each other in one row
+PACKED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "qwen3_5")  # images behind each other in one row
 
 ENCODER_DECODERS: dict[str, dict[str, Any]] = {
     "t5": dict(
@@ -119,7 +163,7 @@ def inputs_of(name: str, batch: int = 2) -> dict[str, Tensor]:
     if name in ENCODER_DECODERS:
         read = {"input_features": pixels(batch, 8, 40)} if name == "whisper" else {"input_ids": words(17)}
         return read | {"decoder_input_ids": words(11)}
-    marks = {"llava": 16, "mllama": 1}.get(name, 4)
+    marks = {"llava": 16, "paligemma": 16, "mllama": 1}.get(name, 4)
     ids = torch.cat([words(6), torch.full((batch, marks), IMAGE), words(14)], 1)
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if name in PACKED:
@@ -130,9 +174,23 @@ def inputs_of(name: str, batch: int = 2) -> dict[str, Tensor]:
         ratios = {"aspect_ratio_ids": torch.ones(batch, 1).long(), "aspect_ratio_mask": torch.ones(batch, 1, 1).long()}
         looking = {"cross_attention_mask": torch.ones(*ids.shape, 1, 1).long()}
         return given | ratios | looking | {"pixel_values": pixels(batch, 1, 1, 3, 32, 32)}
-    each = (1, 3, 32, 32) if name == "idefics3" else (3, 32, 32)
-    types = {"token_type_ids": (ids == IMAGE).int()} if name == "gemma3" else {}
-    return given | types | {"pixel_values": pixels(batch, *each)}
+    if name == "gemma4":
+        places = torch.cartesian_prod(torch.arange(4), torch.arange(4)).flip(-1)  # column and row of each patch
+        images = {"pixel_values": pixels(batch, 16, 3 * 8 * 8), "image_position_ids": places.expand(batch, 16, 2)}
+        return given | images | {"mm_token_type_ids": (ids == IMAGE).int()}
+    if name == "lfm2_vl":
+        shapes = {
+            "spatial_shapes": torch.tensor([[4, 4]] * batch),
+            "pixel_attention_mask": torch.ones(batch, 16).long(),
+        }
+        return given | shapes | {"pixel_values": pixels(batch, 16, 3 * 8 * 8)}
+    each = (1, 3, 32, 32) if name in ("idefics3", "smolvlm") else (3, 32, 32)
+    beside = {
+        "gemma3": {"token_type_ids": (ids == IMAGE).int()},
+        "paligemma": {"token_type_ids": (torch.arange(ids.shape[1]) >= ids.shape[1] - ANSWER).int().expand_as(ids)},
+        "mistral3": {"image_sizes": torch.tensor([[32, 32]] * batch)},
+    }
+    return given | beside.get(name, {}) | {"pixel_values": pixels(batch, *each)}
 
 
 @torch.no_grad()
