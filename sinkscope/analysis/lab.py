@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from scipy.special import stdtrit
+from scipy.stats import ttest_1samp
 
 from sinkscope.analysis.importance import EPSILON
 from sinkscope.analysis.intervals import interval
@@ -55,9 +56,11 @@ def emergence_table(record: xr.Dataset, step: int | None = None) -> pd.DataFrame
     mean, low, high                 over seeds, with its 95% t interval
     difference, .._low, .._high     to softmax, or else the first arm, seed by seed: runs of one seed share their first
                                     weights and sequences
+    p, p_holm                       of a paired t test of that difference, two-sided; and corrected for all arms that
+                                    are compared in this quantity and layer (Holm 1979)
 
-    Fewer than three seeds give no intervals (NaN), which attrs["intervals"] says. Raises SinkscopeError for a record of
-    something else, or a step that was not measured.
+    Fewer than three seeds give no intervals and no p (NaN), which attrs["intervals"] says. Raises SinkscopeError for a
+    record of something else, or a step that was not measured.
     """
     quantities = emergence_quantities(record)
     measured = record["step"].values.tolist()
@@ -74,15 +77,17 @@ def emergence_table(record: xr.Dataset, step: int | None = None) -> pd.DataFrame
             for arm in arms:
                 own = values.sel(arm=arm).values
                 difference = own - values.sel(arm=baseline).values
-                rows.append((arm, name, layer, len(own), *t_interval(own), *t_interval(difference)))
-    differences = ["difference", "difference_low", "difference_high"]
+                rows.append((arm, name, layer, len(own), *t_interval(own), *t_interval(difference), _p(difference)))
+    differences = ["difference", "difference_low", "difference_high", "p"]
     columns = ["arm", "quantity", "layer", "seeds", "mean", "low", "high", *differences]
     table = pd.DataFrame(rows, columns=columns).astype({"layer": "Int64"})
     table.loc[table["arm"] == baseline, differences] = np.nan
+    table["p_holm"] = table.groupby(["quantity", "layer"], dropna=False)["p"].transform(holm)
     table.attrs = record.attrs | {
         "step": step,
         "baseline": baseline,
         "confidence": CONFIDENCE,
+        "best_loss": float(record["best_loss"].sel(tokens="all")),
         "best_loss_after_non_triggers": float(record["best_loss"].sel(tokens="non-trigger")),
         "bos_null": float(record["bos_null"].sel(tokens="non-trigger").isel(arm=0)),
         "intervals": intervals_said(record.sizes["seed"]),
@@ -117,6 +122,20 @@ def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if count >= FEWEST_SEEDS:
         half = stdtrit(count - 1, (1 + CONFIDENCE) / 2) * values.std(0, ddof=1) / count**0.5
     return mean, mean - half, mean + half
+
+
+def _p(differences: np.ndarray) -> float:
+    """Of a t test that the mean is 0; NaN below three values, or where all are the same."""
+    if len(differences) < FEWEST_SEEDS or np.ptp(differences) == 0:
+        return np.nan
+    return float(ttest_1samp(differences, 0.0).pvalue)
+
+
+def holm(p: pd.Series) -> pd.Series:
+    """p values corrected for being several (Holm 1979); NaN stays NaN, and is not counted."""
+    known = p.dropna().sort_values()
+    corrected = (known * np.arange(len(known), 0, -1)).cummax().clip(upper=1.0)
+    return corrected.reindex(p.index)
 
 
 def intervals_said(seeds: int) -> str:

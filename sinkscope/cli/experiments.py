@@ -145,9 +145,10 @@ def cost(
 def lab(
     task: Annotated[str, typer.Option(help="bigram: Bigram-Backcopy; language: the text itself.")] = "bigram",
     arms: Arms = ALL,
-    seeds: Annotated[list[int], typer.Option(help="One run each; 0 1 2 if left out (language: 0).")] = ALL,
+    seeds: Annotated[list[int], typer.Option(help="One run each; 0 to 7 if left out (language: 0).")] = ALL,
     steps: Annotated[int | None, typer.Option(help="Updates; 1000 if left out (language: 3000).")] = None,
     layers: Annotated[int | None, typer.Option(help="1 to 3, 1 if left out (language: 4).")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens of a sequence; 64 if left out (language: 256).")] = None,
     text: given.Text = None,
     jobs: Annotated[int, typer.Option(help="Runs at the same time, each in a process of its own.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")] = "cpu",
@@ -157,7 +158,7 @@ def lab(
     """Train small models with softmax and with what may replace it. Runs that are finished are not run again."""
     if task not in TASKS:
         raise SinkscopeError(f"{task!r} is no task; give one of {', '.join(TASKS)}.")
-    chosen = {"arms": arms or None, "seeds": seeds or None, "steps": steps, "layers": layers}
+    chosen = {"arms": arms or None, "seeds": seeds or None, "steps": steps, "layers": layers, "length": length}
     options: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     options |= {"source": text, "device": device, "folder": out / "runs", "n_jobs": jobs}
     options["progress"] = False if quiet else None
@@ -178,12 +179,22 @@ def _bigram(out: Path, options: dict[str, Any]) -> list[str]:
     for layer in record["layer"].values:
         name = f"emergence_layer_{layer}" if record.sizes["layer"] > 1 else "emergence"
         write_figure(emergence(record, int(layer)), out / name)
-    null, best = (table.attrs[name] for name in ("bos_null", "best_loss_after_non_triggers"))
+    null, best = (table.attrs[name] for name in ("bos_null", "best_loss"))
     return [
         f"Step {table.attrs['step']:,}; mean, {intervals}.",
         summary.set_index("arm").T.to_string(),
-        f"Uniform BOS mass of non-triggers: {null:.3f}; best possible loss after non-triggers: {best:.3f}.",
+        f"Uniform BOS mass of non-triggers: {null:.3f}; best possible loss: {best:.3f}.",
+        *_told_apart(table),
     ]
+
+
+def _told_apart(table: pd.DataFrame) -> list[str]:
+    """Differences in the attention on BOS, with their p values, where there are any."""
+    rows = table[(table["quantity"] == "BOS mass of non-triggers") & table["p_holm"].notna()]
+    shown = rows[["arm", "layer", "difference", "difference_low", "difference_high", "p", "p_holm"]]
+    if shown.empty:
+        return []
+    return [f"BOS mass of non-triggers, difference to {table.attrs['baseline']}:", printed(shown)]
 
 
 def _language(out: Path, options: dict[str, Any]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -28,7 +30,7 @@ def emergence(record: xr.Dataset, layer: int = 0) -> m.Drawing:
 
     Attention of non-trigger queries on BOS, with the uniform null dotted; their attention on all tokens together, which
     softmax fixes at one; the norm of BOS's value over the others'; and how far the loss is above the best possible.
-    Whiskers at the right are the means and intervals of the last step side by side.
+    At the right stand the means and intervals of the last step side by side, with a ring for each seed.
     With fewer than three seeds there are no intervals.
 
     Args:
@@ -89,6 +91,9 @@ def _arm(quantity: xr.DataArray, look: m.Look, row: int) -> list[m.Mark]:
     if np.isfinite(low).any():
         place, hover = step[-1] * (1 + WHISKERS * (row + 1)), f"{arm}, last step: {{y:.4~g}}"
         marks.append(m.Points(place, mean[-1], look, id=f"last-{arm}", low=low[-1], high=high[-1], hover=hover))
+        seeds = quantity.isel(step=-1)
+        ring, hover = replace(look, hollow=True, size=1.6, opacity=0.6), f"{arm}, one seed, last step: {{y:.4~g}}"
+        marks.append(m.Points(np.full(seeds.size, place), seeds.values, ring, id=f"seeds-{arm}", hover=hover))
     return marks
 
 

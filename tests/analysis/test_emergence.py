@@ -9,8 +9,9 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import ttest_rel
 
-from sinkscope.analysis.lab import t_interval
+from sinkscope.analysis.lab import holm, t_interval
 from sinkscope.errors import SinkscopeError
 from sinkscope.lab import emergence_summary, emergence_table
 from tests.support.training_records import emergence_record, language_record
@@ -52,6 +53,27 @@ def test_rows_are_means_over_heads_and_seeds_with_differences_seed_by_seed():
     found = table.loc[("softmax", "value norm of BOS / of others", 0), "mean"]
     assert found == pytest.approx(ratio[1].mean())
     assert np.isnan(table.loc[("softmax", "value norm of BOS / of others", 0), "difference"])
+
+
+def test_p_values_are_those_of_paired_t_tests_corrected_for_all_arms_of_a_quantity():
+    arms = ("softmax", "softmax1", "sigmoid", "relu")
+    record = emergence_record(arms=arms, seeds=8)
+    own = record["bos_mass"].sel(step=400, layer=0, tokens="non-trigger").mean("head")
+    table = emergence_table(record).set_index(["quantity", "arm"]).loc["BOS mass of non-triggers"]
+    expected = {arm: ttest_rel(own.sel(arm=arm), own.sel(arm="softmax")).pvalue for arm in arms[1:]}
+    ranked = sorted(expected, key=expected.get)
+    worst = 0.0
+    for rank, arm in enumerate(ranked):
+        worst = max(worst, min(1.0, expected[arm] * (3 - rank)))
+        assert table.loc[arm, ["p", "p_holm"]].tolist() == pytest.approx([expected[arm], worst])
+    assert table.loc["softmax", ["p", "p_holm"]].isna().all()
+    assert emergence_table(emergence_record(seeds=2))["p"].isna().all()
+
+
+def test_holm_is_that_of_r():
+    """p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm") of R 4; one that is missing is not counted."""
+    given = pd.Series([0.01, 0.04, np.nan, 0.03, 0.005])
+    assert holm(given).tolist() == pytest.approx([0.03, 0.06, np.nan, 0.06, 0.02], nan_ok=True)
 
 
 def test_the_last_step_is_the_one_told_unless_another_is_asked_for():

@@ -52,6 +52,9 @@ def test_lines_are_means_over_seeds_and_bands_their_t_intervals():
             last = values.mean(0)[-1]
             np.testing.assert_allclose(whisker[:, 1], [last - half[-1], last + half[-1]], rtol=1e-6)
             assert (whisker[:, 0] > record["step"].max().item()).all()
+            rings = artists(axes)[f"seeds-{arm}"]
+            np.testing.assert_allclose(rings.get_ydata(), values[:, -1], rtol=1e-6)
+            np.testing.assert_array_equal(rings.get_xdata(), whisker[0, 0])
 
 
 def test_the_uniform_null_of_each_kind_of_arm_is_drawn():
