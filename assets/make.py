@@ -79,15 +79,24 @@ def long() -> None:
 
 
 def emergence() -> None:
-    """Sinks that grow or not, in models trained from scratch."""
-    figures.emergence(sinkscope.lab.bigram_backcopy()).savefig(HERE / "emergence.png", dpi=130)
+    """Sinks that grow or not, in models trained from scratch: seven arms, eight seeds."""
+    grown = sinkscope.lab.bigram_backcopy()
+    figures.emergence(grown).savefig(HERE / "emergence.png", dpi=130)
+    keep(grown.isel(step=[-1]), "emergence")
+
+
+def lengths() -> None:
+    """How large softmax's sink has grown after as many steps, by the length of the texts."""
+    grown = {length: sinkscope.lab.bigram_backcopy("softmax", length=length) for length in (32, 48, 64, 96, 128)}
+    last = [each.isel(step=[-1], arm=0).drop_vars("seconds") for each in grown.values()]
+    keep(xr.concat(last, "length").assign_attrs(length="several"), "lengths")
 
 
 def keep(record: xr.Dataset, name: str) -> None:
     sinkscope.save_record(record, HERE / f"{name}.nc")
 
 
-PARTS = {part.__name__: part for part in (report, policies, collapse, layers, long, emergence)}
+PARTS = {part.__name__: part for part in (report, policies, collapse, layers, long, emergence, lengths)}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or PARTS:

@@ -97,12 +97,16 @@ def _runs(pid: int) -> bool:
 def replacing(path: Path, what: str) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` when the context ends well; else an older file stays.
 
-    `what` is its name in the error message, such as "the record".
+    A link stays one: what it leads to is replaced. `what` is its name in the error message, such as "the record".
     """
     if "\0" in str(path):
         raise SinkscopeError(f"cannot write {what} to {str(path)!r}: no name holds a null byte.")
     if not path.name:
         raise SinkscopeError(f"cannot write {what} to {str(path)!r}, which names no file: give a name.")
+    if path.is_symlink():
+        linked, path = path, Path(os.path.realpath(path))
+        if path.is_symlink():
+            raise SinkscopeError(f"cannot write {what} to {linked}: it is a link that leads to itself.")
     clear_partials(path.parent)
     partial = partial_beside(path)
     try:

@@ -72,6 +72,21 @@ def test_a_file_that_is_not_whole_never_takes_the_place_of_another(tmp_path):
     assert path.read_text() == "whole" and [each.name for each in path.parent.iterdir()] == ["file.txt"]
 
 
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path):
+    (tmp_path / "there").mkdir()
+    for name, target in (("old", tmp_path / "there" / "a.txt"), ("new", tmp_path / "there" / "b.txt")):
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "there" / "a.txt").write_text("before")
+    for name in ("old", "new"):
+        write_text(tmp_path / name, "after", "the text")
+        assert (tmp_path / name).is_symlink() and (tmp_path / name).read_text() == "after"
+    assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["a.txt", "b.txt"]
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(SinkscopeError, match="cannot write the text to .*loop: it is a link that leads to itself"):
+        write_text(tmp_path / "loop", "after", "the text")
+    assert (tmp_path / "loop").is_symlink()
+
+
 def test_a_folder_is_made_and_tried_before_anything_is_to_be_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert writable_folder("new/er", "cells") == tmp_path / "new" / "er"
