@@ -40,6 +40,14 @@ class Rendered:
     opens: bool
 
 
+def checked_tags(think: Any) -> tuple[str, str]:
+    """The tags around thinking, or SinkscopeError."""
+    listed = list(think) if isinstance(think, (tuple, list)) else []
+    if len(listed) != 2 or not all(isinstance(tag, str) and tag for tag in listed) or listed[0] == listed[1]:
+        raise SinkscopeError(f"think={shown(think)} is no pair of tags; give two different texts, such as {THINK}.")
+    return listed[0], listed[1]
+
+
 def rendered_chat(tokenizer: Any, messages: Any, think: tuple[str, str] = THINK) -> list[Rendered]:
     """A chat without and with the header of an answer at its end.
 
@@ -47,7 +55,7 @@ def rendered_chat(tokenizer: Any, messages: Any, think: tuple[str, str] = THINK)
         SinkscopeError: no messages, no chat template, one that cannot render them, or that leaves out or changes what
             is said.
     """
-    checked = checked_messages(messages)
+    checked, think = checked_messages(messages), checked_tags(think)
     if not getattr(tokenizer, "chat_template", None) or not callable(getattr(tokenizer, "apply_chat_template", None)):
         raise SinkscopeError(
             f"this {type(tokenizer).__name__} has no chat template, so messages cannot be put together; give the "

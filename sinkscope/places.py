@@ -33,7 +33,7 @@ def texts_of(tokenizer: Any, ids: Any) -> list[str]:
 
 def specials(tokenizer: Any, ids: Any, texts: list[str]) -> list[bool]:
     """Which tokens stand for no text: those that decoding without special ones leaves out."""
-    decode, known = decoder(tokenizer, special=False), {}
+    decode, known = decoder(tokenizer, special=False), dict[int, bool]()
     for token, text in zip(ids_of(ids), texts, strict=True):
         known.setdefault(token, bool(text) and not decode([token]) and not decode([token, token]))
     return [known[token] for token in ids_of(ids)]
@@ -62,8 +62,8 @@ def moved(marks: np.ndarray, text: str, other: str) -> np.ndarray:
     """The marks of the characters of a text, for another that is the same but for blanks."""
     if text == other:
         return marks
-    spoken, found, last = iter([mark for mark, letter in zip(marks, text, strict=True) if not letter.isspace()]), [], -1
+    spoken = iter([mark for mark, letter in zip(marks.tolist(), text, strict=True) if not letter.isspace()])
+    found: list[int] = []
     for letter in other:
-        last = last if letter.isspace() else next(spoken)
-        found.append(last if found or last >= 0 else int(marks[0]))
+        found.append((found or marks.tolist())[-1 if found else 0] if letter.isspace() else next(spoken))
     return np.array(found)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sinkscope.arguments import is_listed, is_whole
+from sinkscope.arguments import MOST_PLACES, checks_types, is_listed, is_whole, whole_number
 from sinkscope.chats import NO_TURN, THINK, labelled_turns, rendered_chat
 from sinkscope.errors import SinkscopeError, shown
 from sinkscope.places import ids_of, majority, moved, same_words, specials, text_of_tokens, texts_of
@@ -86,7 +86,7 @@ class Spans:
             SinkscopeError: spans that reach beyond so many tokens.
         """
         self.check(tokens)
-        found = np.full(tokens, -1)
+        found = np.full(int(tokens), -1)
         for number, start, stop in self.ranges():
             found[start:stop] = number
         return found
@@ -97,6 +97,7 @@ class Spans:
 
     def check(self, tokens: int) -> None:
         """Raise SinkscopeError where they reach beyond a text of so many tokens."""
+        tokens = whole_number(tokens, "tokens", 1, MOST_PLACES)
         for number, _, stop in self.ranges():
             if stop > tokens:
                 raise SinkscopeError(
@@ -104,6 +105,7 @@ class Spans:
                     f"to {tokens - 1}; give spans of this text."
                 )
 
+    @checks_types
     def with_rest(self, tokens: int, name: str = REST) -> Spans:
         """The spans, and one more of all tokens that are in none: together every token of a text of so many."""
         return Spans.of_labels([label or name for label in self.labels(tokens)], self.names)
@@ -119,7 +121,7 @@ class Spans:
             names: those to come first, in their order; the others follow as the text has them.
         """
         labels = [str(label) for label in _listed(labels, "labels")]
-        rows: dict[str, list[Range]] = {name: [] for name in names}
+        rows: dict[str, list[Range]] = {str(name): [] for name in _listed(names, "names")}
         start = 0
         for label, run in groupby(labels):
             stop = start + len(list(run))
@@ -140,7 +142,7 @@ class Spans:
         """
         if not isinstance(offsets, Mapping):
             raise SinkscopeError(f"offsets={shown(offsets)} are none; give a dict, name to (start, stop) characters.")
-        texts = texts_of(tokenizer, ids)
+        texts, names = texts_of(tokenizer, ids), list(_checked_names(list(offsets)))
         length = sum(map(len, texts))
         marks = np.full(length, -1)
         for number, (name, row) in enumerate(offsets.items()):
@@ -150,10 +152,10 @@ class Spans:
                         f"the span {name!r} reaches to character {stop}, and the text has {length}; give offsets in it."
                     )
                 if (marks[start:stop] >= 0).any():
-                    other = list(offsets)[marks[start:stop].max()]
+                    other = names[marks[start:stop].max()]
                     raise SinkscopeError(f"the spans {other!r} and {name!r} overlap; give ranges that share nothing.")
                 marks[start:stop] = number
-        return cls._of_marks(texts, marks, list(_checked_names(list(offsets))))
+        return cls._of_marks(texts, marks, names)
 
     @classmethod
     def matching(cls, tokenizer: Any, ids: Any, patterns: str | re.Pattern[str] | Mapping[str, Any]) -> Spans:
@@ -189,8 +191,12 @@ class Spans:
         for number, (start, stop) in enumerate(_found(WORD, text)):
             marks[start:stop] = number
         special = specials(tokenizer, ids, texts)
+        found = majority(texts, marks)
+        for place in range(len(texts) - 2, -1, -1):  # a blank goes with the word behind it, a line break is its own
+            if found[place] < 0 and not texts[place].strip(" ") and not special[place + 1]:
+                found[place] = found[place + 1]
         starts, known = [], None
-        for place, (mark, is_special) in enumerate(zip(majority(texts, marks), special, strict=True)):
+        for place, (mark, is_special) in enumerate(zip(found, special, strict=True)):
             if is_special or mark < 0 or mark != known:
                 starts.append(place)
             known = None if is_special or mark < 0 else mark
@@ -263,6 +269,7 @@ class Spans:
         return cls.at(tokenizer, ids, offsets)
 
     @classmethod
+    @checks_types
     def chat(
         cls,
         tokenizer: Any,
@@ -300,7 +307,7 @@ class Spans:
             )
         whole = next(whole for whole in chat if same_words(text, whole.text))
         turns = labelled_turns(whole, each)
-        names = list(dict.fromkeys(turns))
+        names = sorted(dict.fromkeys(turns), key=lambda name: name == NO_TURN)  # that last
         marks = moved(np.array([names.index(turn) for turn in turns]), whole.text, text)
         spans = cls._of_marks(texts_of(tokenizer, ids), marks, names)
         if wanted is None:

@@ -103,7 +103,7 @@ def by_span(values: xr.DataArray, spans: Spans | Sequence[Spans]) -> xr.DataArra
     Raises:
         SinkscopeError: neither dimension, pooled maps, spans of another number of texts or beyond the text.
     """
-    dims = [dim for dim in ("query", "key") if dim in values.dims]
+    dims: list[str] = [dim for dim in ("query", "key") if dim in values.dims]
     if not dims:
         raise SinkscopeError(f"an array [{', '.join(map(str, values.dims))}] has neither queries nor keys to sum.")
     for dim in dims:

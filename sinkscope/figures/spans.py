@@ -36,7 +36,7 @@ def span_mass(record: xr.Dataset, heads: Sequence[tuple[int, int]] | None = None
         raise SinkscopeError(f"{len(names)} spans are too many for a figure, which shows {MOST}; take span_table.")
     if heads is None:
         apart = abs(mass - mass["null"]).mean(["query_span", "key_span"]).fillna(-1.0)
-        best = np.unravel_index(int(apart.argmax()), apart.shape)
+        best = np.unravel_index(int(np.argmax(apart.values)), apart.shape)
         heads = [(int(mass["layer"][best[0]]), int(mass["head"][best[1]]))]
     heads = head_pairs(heads, MOST_HEADS)
     for layer, head in heads:

@@ -18,7 +18,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from sinkscope.arguments import checks_types, whole_number
-from sinkscope.chats import NO_TURN, THINK, THINKING, rendered_chat
+from sinkscope.chats import NO_TURN, THINK, THINKING, checked_tags, rendered_chat
 from sinkscope.errors import SinkscopeError, shown
 from sinkscope.hf.caches import with_cache
 from sinkscope.hf.generation import end_ids, generated
@@ -93,8 +93,9 @@ def generate_record(
     check_writer(model)
     limit = whole_number(max_new_tokens, "max_new_tokens", 1)
     sampler = Sampler(temperature, top_k, top_p, seed, reading_device(model))
+    think = checked_tags(think)
     texts = [_read(tokenizer, each, think) for each in _prompts(prompt)]
-    chosen = None if probes is None else tuple(probes)
+    chosen = None if probes is None else tuple(probes) if isinstance(probes, Iterable) else (probes,)
     scope = Scope(model, chosen or (), policy=policy)  # what cannot be measured says so before anything is written
     for text in texts:
         check_vocabulary(scope.anatomy.base, torch.tensor(text.ids))

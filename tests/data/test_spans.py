@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -67,7 +68,7 @@ def test_ranges_become_names_of_tokens_and_back():
         (lambda: chat(MESSAGES, roles=["tool"]), "has no 'tool' in these messages, but system, user"),
         (lambda: chat(MESSAGES, template=None), "has no chat template"),
         (lambda: chat(MESSAGES, template="{{ messages[1]['content'] }}"), "leaves out what 'system' says in message 0"),
-        (lambda: chat(MESSAGES, template="{{ raise_exception('no system role.') }}"), "these messages: no system role;"),
+        (lambda: chat(MESSAGES, template="{{ raise_exception('no system.') }}"), "these messages: no system;"),
         (lambda: chat(MESSAGES, template=SHOUTS), "changes what is said"),
         (lambda: chat([{"content": "who?"}]), "is no message"),
         (lambda: Spans.chat(tokenizer(), ids("the cat"), MESSAGES), "not those of these messages"),
@@ -138,6 +139,13 @@ def test_finds_offsets_and_documents_are_where_they_stand():
     assert {name: said.strip() for name, said in spoken(words, made, papers).items()} == {
         "one": "the cat sat.", "two": "the cat ran"
     }  # fmt: skip
+
+
+def test_images_of_a_text_are_numbered():
+    model = SimpleNamespace(config=SimpleNamespace(image_token_id=7))
+    assert Spans.images(model, [1, 7, 7, 3, 7]).labels(5) == ["text", "image 1", "image 1", "text", "image 2"]
+    with pytest.raises(SinkscopeError, match="no token of the text stands for an image"):
+        Spans.images(model, [1, 3])
 
 
 @pytest.mark.parametrize("opens", [False, True])

@@ -13,12 +13,14 @@ from sinkscope import (
     EveryNth,
     Received,
     Recompute,
+    Report,
     SinkCache,
     SinkMass,
     SinkscopeError,
     SinkWindow,
     Spans,
     Window,
+    figures,
     generate_record,
     importance,
     measure,
@@ -216,6 +218,14 @@ def test_what_cannot_be_generated_is_refused_in_a_sentence(run, words):
     with pytest.raises(SinkscopeError, match=words) as refused:
         run()
     assert "\n" not in str(refused.value)
+
+
+def test_a_report_of_an_answer_shows_the_attention_between_its_parts():
+    record = generate_record(talker(), tokenizer(), MESSAGES, COUNT)
+    report = Report({"text": record})
+    assert "span_mass" in report.figures and len(report.tables["spans"]) == 16
+    cells = figures.span_mass.describe(record).panels[0].marks[0].cells
+    np.testing.assert_allclose(cells, span_mass(record).mean(["layer", "head"]))
 
 
 def test_spans_of_a_chat_can_be_set_beside_others():
