@@ -159,6 +159,8 @@ def generated(model: Any, ids: Tensor, count: int, sampling: Mapping[str, Any] |
             attention_mask=torch.ones_like(given),
             max_new_tokens=count,
             num_beams=1,
+            num_return_sequences=1,
+            return_dict_in_generate=False,
             pad_token_id=pad if pad is not None else (ends or [0])[0],
             **rules,
         )
