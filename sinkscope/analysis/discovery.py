@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,8 +18,12 @@ import xarray as xr
 
 from sinkscope.analysis.importance import EPSILON, importance
 from sinkscope.analysis.reading import reads
+from sinkscope.analysis.spans import by_span, spans_of
 from sinkscope.analysis.variables import is_causal, sequence_lengths, variable, whole
 from sinkscope.arguments import finite_number, open_unit, whole_number
+
+if TYPE_CHECKING:
+    from sinkscope.spans import Spans
 
 COLUMNS = ("sequence", "position", "token_text", "kind", "heads", "importance", "null", "times_null")
 FEWEST_QUERIES = 16
@@ -37,6 +43,7 @@ def discover(
     times_null: float = 2.0,
     top: int | None = 10,
     queries: int | None = None,
+    spans: Spans | Sequence[Spans] | None = None,
 ) -> pd.DataFrame:
     """The sinks of each text, strongest first: one row per sequence and position.
 
@@ -52,6 +59,8 @@ def discover(
                  judged at position 0 alone), in an encoder none. Every query must put its attention somewhere: a head
                  that only looks nearby gives each key about one query's worth, alpha = 1/n with n queries. For n of T/4
                  that is 3.5 nulls, and for the last tokens it passes any threshold.
+    spans        whole spans are judged in the place of tokens, as `Spans.words(tokenizer, ids)` are: importance and
+                 null are sums over the tokens of each, position is that of its first, and token_text its name.
 
     Needs `received`; with `sink_mass` alone only the first keys are judged (attrs["from"]).
     Raises SinkscopeError if epsilon is outside (0, 1), times_null is negative, top or queries is below 1.
@@ -61,6 +70,10 @@ def discover(
     top = None if top is None else whole_number(top, "top", 1)
     queries = None if queries is None else whole_number(queries, "queries", 1)
     alpha = importance(record)
+    every: list[Any] = []
+    if spans is not None:
+        every = spans_of(spans, alpha.sizes["sequence"])
+        alpha = by_span(alpha, spans).rename(key_span="key")
     heads = (alpha > epsilon).where(alpha.notnull()).mean(["layer", "head"]).values
     mean, null = alpha.mean(["layer", "head"]).values, alpha["null"].values
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -75,8 +88,12 @@ def discover(
     for s, number in enumerate(alpha["sequence"].values):
         found = np.flatnonzero(listed[s])
         for column in found[np.lexsort((found, -mean[s, found], -heads[s, found]))][:top]:
-            position = int(alpha["key"].values[column])
-            text = text_of(record, s, position)
+            if every:
+                text = str(alpha["key"].values[column])
+                position = every[s].rows[every[s].names.index(text)][0][0]
+            else:
+                position = int(alpha["key"].values[column])
+                text = text_of(record, s, position)
             kind = "first" if position == 0 else "delimiter" if is_delimiter(text) else "other"
             rows.append((number, position, text, kind, *(each[s, column] for each in (heads, mean, null, times))))
     table = pd.DataFrame(rows, columns=list(COLUMNS))

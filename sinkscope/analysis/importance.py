@@ -69,6 +69,40 @@ def importance(record: xr.Dataset) -> xr.DataArray:
     return alpha.rename("importance")
 
 
+@reads
+def sink_features(record: xr.Dataset, top: int = 10, queries: int = 1) -> xr.DataArray:
+    """The largest importances of each head, sorted: [sequence, layer, head, rank], the features of SinkProbe.
+
+    SinkProbe (Binkowski et al. 2026, arXiv 2604.10697) tells hallucinations by the sink scores of a text with its
+    answer, the mean attention that each token receives from later ones: the highest of each head, whatever token they
+    belong to, into a logistic regression with an L1 penalty. Here the score is alpha of `importance`, which counts a
+    key's own query too. `generate_record` reads an answer with its prompt.
+
+        sinkscope.sink_features(record).stack(feature=("layer", "head", "rank")).values  # [sequence, feature]
+
+    Args:
+        record: with `received`; from `sink_mass` there are the first keys only (attrs["from"] says which).
+        top: scores of each head; NaN where a text has fewer keys.
+        queries: keys that fewer queries see are left out; the last key has its own query alone.
+
+    Raises:
+        SinkscopeError: neither variable, numbers below 1.
+    """
+    top, queries = whole_number(top, "top", 1), whole_number(queries, "queries", 1)
+    alpha = importance(record)
+    most = int(alpha["queries"].max())
+    if queries > most:
+        raise SinkscopeError(f"queries={queries} leaves no key: give {most} or less, the most that see one.")
+    scores = alpha.where(alpha["queries"] >= queries).values
+    ordered = -np.sort(-scores, axis=-1)[..., :top]  # NaN last
+    padded = np.pad(ordered, [*[(0, 0)] * 3, (0, top - ordered.shape[-1])], constant_values=np.nan)
+    coords = {name: alpha[name] for name in ("sequence", "layer", "head")}
+    attrs = {**alpha.attrs, "computed": f"the {top} largest importances of each head, sorted (SinkProbe)"}
+    attrs.pop("null")
+    dims = ("sequence", "layer", "head", "rank")
+    return xr.DataArray(padded, coords | {"rank": np.arange(top)}, dims, "sink_features", attrs)
+
+
 def _sum_from_key(values: xr.DataArray, key: xr.DataArray, record: xr.Dataset) -> xr.DataArray:
     """[..., query] to [..., key]: the sum over the queries that can see each key."""
     if not is_causal(record):

@@ -79,6 +79,7 @@ class Layer(ABC):
         virtual_logit: logit of a learned sink, [head], or [sequence, head, query] where tokens have their own; or None.
         output: [sequence, head, query, dim] what each head hands on, or None where the model does not show it.
         others: keys that are no tokens (compressed ones); they take attention as a learned sink does.
+        sequences: [sequence] their numbers in the record; empty where nobody counted them.
     """
 
     lse: Tensor
@@ -89,6 +90,7 @@ class Layer(ABC):
     virtual_logit: Tensor | None = None
     output: Tensor | None = None
     others: int = 0
+    sequences: tuple[int, ...] = ()
 
     _by_query: ClassVar[tuple[str, ...]] = ("lse", "output")  # what has one entry for each query
 

@@ -22,6 +22,7 @@ from sinkscope.figures.sinks import (
     sink_mass_heatmap,
     sink_rate_curve,
 )
+from sinkscope.figures.spans import span_mass
 from sinkscope.figures.streaming import ablation, decode_cost, explored, log_perplexity, recall
 from sinkscope.figures.training import emergence, language_emergence
 
@@ -31,4 +32,5 @@ __all__ = [
     "log_perplexity", "marks", "mass_by_layer", "mass_by_length", "massive_activations", "matplotlib_figure",
     "mean_maps", "norms",
     "plotly_figure", "predictability", "recall", "received_by_position", "sink_mass_heatmap", "sink_rate_curve",
+    "span_mass",
 ]  # fmt: skip

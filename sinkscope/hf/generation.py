@@ -129,3 +129,41 @@ def written_by(model: Any, inputs: Mapping[str, Any], count: int) -> tuple[Tenso
     real = (ends.cumsum(1) - ends.int()) == 0
     longest = int(real.sum(1).max())
     return written[:, :longest], real[:, :longest]
+
+
+def end_ids(model: Any) -> list[int]:
+    """The tokens with which `generate()` ends a text by itself."""
+    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return [] if found is None else [int(each) for each in (found if isinstance(found, (list, tuple)) else [found])]
+
+
+def generated(model: Any, ids: Tensor, count: int, sampling: Mapping[str, Any] | None, seed: int) -> list[list[int]]:
+    """What `generate()` writes behind texts of one length, the token that ends each included.
+
+    Args:
+        model: with a language head.
+        ids: [text, token], none of them padding.
+        count: new tokens at most.
+        sampling: temperature, top_k and top_p; greedy where None.
+        seed: of the draws; the state of torch's own generators is left as it is.
+    """
+    ends = end_ids(model)
+    given = ids.to(reading_device(model))
+    rules: dict[str, Any] = {"do_sample": False} if sampling is None else {"do_sample": True, "top_k": 0, **sampling}
+    pad = getattr(getattr(model, "generation_config", None), "pad_token_id", None)
+    devices = [given.device] if given.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad(), quiet_transformers():
+        torch.manual_seed(seed)
+        written = model.generate(
+            given,
+            attention_mask=torch.ones_like(given),
+            max_new_tokens=count,
+            num_beams=1,
+            num_return_sequences=1,
+            return_dict_in_generate=False,
+            pad_token_id=pad if pad is not None else (ends or [0])[0],
+            **rules,
+        )
+    rows = written[:, ids.shape[1] :].tolist()
+    stops = [next((place + 1 for place, token in enumerate(row) if token in ends), len(row)) for row in rows]
+    return [row[:stop] for row, stop in zip(rows, stops, strict=True)]

@@ -6,6 +6,7 @@ from sinkscope.probes.first_cosine import FirstCosine
 from sinkscope.probes.maps import Maps, MeanLogits
 from sinkscope.probes.seen import Seen, SeenMaps
 from sinkscope.probes.sink_dimensions import SinkDimensions
+from sinkscope.probes.span_mass import SpanMass
 from sinkscope.probes.summaries import (
     DistanceProfile,
     Entropy,
@@ -55,6 +56,7 @@ __all__ = [
     "SeenMaps",
     "SinkDimensions",
     "SinkMass",
+    "SpanMass",
     "TileProbe",
     "Variable",
     "probe_classes",

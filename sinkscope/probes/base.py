@@ -71,6 +71,9 @@ class Probe(ABC):  # noqa: B024 - what there is to implement depends on the kind
     one_pass: ClassVar[bool] = False
     """Whether it sets tokens beside the first of their text, which a forward pass that goes on with one has not."""
 
+    by_sequence: bool = False
+    """Whether what it measures of a text depends on the place of that in the record."""
+
     def wants(self, layer: int) -> bool:
         """Whether the probe looks at this layer."""
         return True
@@ -78,6 +81,10 @@ class Probe(ABC):  # noqa: B024 - what there is to implement depends on the kind
     @property
     def coordinates(self) -> Mapping[str, np.ndarray]:
         """Numbers of the probe's own that readers of the record need: coordinates with a dimension of their name."""
+        return {}
+
+    def token_coordinates(self, lengths: Sequence[int]) -> Mapping[str, np.ndarray]:
+        """Coordinates [sequence, token] of the probe's own, for texts of these lengths; past their end anything."""
         return {}
 
     def check(self, layers: Sequence[int]) -> None:  # noqa: B027 - most probes ask for nothing special

@@ -18,10 +18,12 @@ from sinkscope.analysis.intervals import TEXT, interval
 from sinkscope.analysis.mass import above_null, sink_mass, value_drain
 from sinkscope.analysis.mass import mass_by_layer as layer_masses
 from sinkscope.analysis.sensitivity import sensitivity_table
+from sinkscope.analysis.spans import span_table
 from sinkscope.analysis.variables import is_causal, whole
 from sinkscope.figures.attention import null_entropy
 from sinkscope.figures.requirements import lengths, tokens_named
 from sinkscope.figures.sinks import default_lengths, extremes, first_cosine
+from sinkscope.figures.spans import span_mass as draw_spans
 from sinkscope.figures.style import number
 from sinkscope.reporting.content import Item, Measure, Numbers, Records, Section, Table
 
@@ -294,6 +296,16 @@ ITEMS = (
         meaning="Importance α of every position of one sequence: the mean attention it receives from the queries that "
         "can see it, averaged over layers and heads. The null, uniform causal attention, is higher for early "
         "positions. The rise at the very end is no sink: few queries see the last keys, and all of those are near.",
+    ),
+    Item(
+        "span_mass",
+        "Attention between parts of the text",
+        variables=("span_mass", "span"),
+        figure=draw_spans,
+        table=Table(span_table, "spans", "Attention between spans of the text"),
+        meaning="The mean over the queries of one span of the attention that they give to all keys of another. The "
+        "null is the same figure for attention spread evenly over the keys that each query sees: the further a span "
+        "stands in front, and the longer it is, the more it would get anyway.",
     ),
     Item(
         "entropy_by_layer",

@@ -158,6 +158,12 @@ class Collector:
         self._staged: dict[tuple[Any, ...], Staged] = {}
         self._running: set[int] = set()
 
+    def numbers(self, texts: Iterable[Text], among: list[Text]) -> tuple[int, ...]:
+        """The places in the record of some texts of the forward pass under way, which is `among` these."""
+        new = {id(text): place for place, text in enumerate(text for text in among if text.number is None)}
+        known = len(self.texts)
+        return tuple(known + new[id(text)] if text.number is None else text.number for text in texts)
+
     def stage(self, measured: Iterable[tuple[str, Staged]]) -> None:
         """Stage what was staged in an earlier run, in its order."""
         for name, staged in measured:

@@ -28,6 +28,8 @@ def described(record: xr.Dataset, scope: Scope, other_keys: int, grids: Sequence
     """
     for probe in scope.probes:
         record = record.assign_coords(placed(probe, record.sizes))
+        of_tokens = probe.token_coordinates(record["length"].values.tolist())
+        record = record.assign_coords({name: (("sequence", "token"), each) for name, each in of_tokens.items()})
         for name in probe.makes.keys() & set(record.data_vars):
             about = probe.makes[name]
             record[name].attrs |= {

@@ -40,18 +40,21 @@ class KeptBatches:
         policy = {"policy": repr(scope.policy), "policy_definition": scope.policy.definition or ""}
         self.settings = {"stream": scope.stream} | policy | probes | identity(scope.model)
         check_resumable(self.settings, "measurements cannot be kept and resumed")
+        self._by_sequence = any(probe.by_sequence for probe in scope.probes)
 
     @property
     def told(self) -> str:
         """What is kept when measuring is interrupted, in a sentence."""
         return f"interrupted; what was done is kept in {self.folder}, and running the same again goes on from there."
 
-    def _settings(self, batch: Tensor) -> dict[str, str]:
+    def _settings(self, batch: Tensor, first: int) -> dict[str, str]:
+        """What the numbers of a batch depend on, whose first text is the one of this number in the record."""
         shape = f"{len(batch)} of {batch.shape[1]} tokens"
-        return self.settings | {"texts": shape, "text": hashlib.sha256(batch.numpy().tobytes()).hexdigest()}
+        place = {"first": str(first)} if self._by_sequence else {}
+        return self.settings | place | {"texts": shape, "text": hashlib.sha256(batch.numpy().tobytes()).hexdigest()}
 
-    def _path(self, batch: Tensor) -> Path:
-        told = json.dumps(self._settings(batch), sort_keys=True)
+    def _path(self, settings: Mapping[str, str]) -> Path:
+        told = json.dumps(settings, sort_keys=True)
         return self.folder / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.safetensors"
 
     def begin(self, scope: Scope) -> None:
@@ -82,9 +85,10 @@ class KeptBatches:
             "texts": [[text.start, text.tokens, text.keys] for text in texts],
             "scope": [scope._causal, scope._other_keys, scope.own_mask],
         }
-        told = {"settings": json.dumps(self._settings(batch)), "about": json.dumps(about)}
+        settings = self._settings(batch, len(collector.texts) - len(batch))
+        told = {"settings": json.dumps(settings), "about": json.dumps(about)}
         held = {name: torch.from_numpy(np.ascontiguousarray(each)) for name, each in tensors.items()}
-        write_tensors(self._path(batch), WHAT, KIND, held, told)
+        write_tensors(self._path(settings), WHAT, KIND, held, told)
 
     def read(self, scope: Scope, batch: Tensor) -> bool:
         """Put what was measured of a batch into a scope as if it were measured now; whether there is anything.
@@ -92,11 +96,12 @@ class KeptBatches:
         Raises:
             SinkscopeError: the file is damaged, or of other settings than its name says.
         """
-        path = self._path(batch)
+        settings = self._settings(batch, len(scope._collector.texts))
+        path = self._path(settings)
         if not path.exists():
             return False
         tensors, told = read_tensors(path, WHAT, KIND, ADVICE)
-        if other := difference(json.loads(told["settings"]), self._settings(batch)):
+        if other := difference(json.loads(told["settings"]), settings):
             raise SinkscopeError(f"{WHAT} {path} are of other settings than its name says ({other}); {ADVICE}.")
         arrays, about = {name: each.numpy() for name, each in tensors.items()}, json.loads(told["about"])
         texts = [

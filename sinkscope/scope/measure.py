@@ -282,6 +282,7 @@ def _entries(probe: Probe, tokens: int, heads: int) -> int:
     known = {"head": heads, "query": tokens, "token": tokens, "map_query": tokens, "map_key": tokens}
     if isinstance(probe, Maps) and probe.resolution:
         known |= dict.fromkeys(("map_query", "map_key"), min(tokens, probe.resolution))
+    known |= {name: len(numbers) for name, numbers in probe.coordinates.items()}
     return sum(prod(known.get(dim, 1) for dim in about.dims[2:]) for about in probe.makes.values())
 
 

@@ -231,6 +231,7 @@ class Observer:
                     self._causal = not real.looks_ahead()
                 if self._counts_keys and not self.causal and isinstance(real, FusedLayer):
                     self._count_keys(texts, real)
+                real = replace(real, sequences=self._collector.numbers(texts, self._forward.texts))
                 self._collector.add(number, texts, measure_layer(self.probes, number, real))
 
     def _count_keys(self, texts: list[Text], layer: FusedLayer) -> None:

@@ -114,6 +114,17 @@ def pictured() -> xr.Dataset:
     return record.assign_coords(**coords, is_image=(("sequence", "token"), places[0] >= 0))
 
 
+def spanned() -> xr.Dataset:
+    """Masses between three spans of two texts, with a part of each text in none."""
+    record = captured()
+    names, labels = ["system", "user", "$x$"], ["system"] * 4 + ["user"] * 10 + ["$x$"] * 6 + [""] * 4
+    shape = (*record["received"].isel(key=0).shape, 3, 3)
+    mass = np.tril(np.random.default_rng(0).random(shape)) / 3
+    dims = (*record["received"].isel(key=0).dims, "query_span", "key_span")
+    record = record.assign(span_mass=(dims, mass)).assign_coords(query_span=names, key_span=names)
+    return record.assign_coords(span=(("sequence", "token"), np.array([labels] * 2, dtype=object)))
+
+
 CAPTURED = (
     "distance_profile", "entropy_by_layer", "mass_by_layer", "mass_by_length", "massive_activations", "mean_maps",
     "norms",     "received_by_position", "sink_mass_heatmap", "sink_rate_curve",
@@ -148,7 +159,7 @@ STREAMED: dict[str, Callable[[], Any]] = {
 TRAINED: dict[str, Callable[[], Any]] = {"emergence": emergence_record, "language_emergence": language}
 RECORDS: dict[str, Callable[[], Any]] = {
     **dict.fromkeys(CAPTURED, captured), **EXPERIMENTS, **STREAMED, **TRAINED, "explored": view,
-    "first_cosine": likenesses, "image_grid": pictured,
+    "first_cosine": likenesses, "image_grid": pictured, "span_mass": spanned,
 }  # fmt: skip
 
 

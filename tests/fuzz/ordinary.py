@@ -14,7 +14,10 @@ import sinkscope
 from sinkscope.figures import marks
 from tests.fuzz import world
 from tests.fuzz.subjects import Subject, public
+from tests.support import talking
 from tests.support.synthetic import synthetic_maps
+
+CHAT = [{"role": "user", "content": "the cat"}]
 
 Make = Callable[[Path], Any]
 """From the folder of a case to a value of its own."""
@@ -113,6 +116,8 @@ BY_NAME: dict[str, Make] = {
     "repeats": lambda _: 1,
     "types": lambda _: "no-such-type",
     "n_jobs": lambda _: 1,
+    "spans": lambda _: sinkscope.Spans(["a", "b"], [(0, 4), (4, 16)]),
+    "values": lambda _: world.record("measured")["received"],
     "steps": lambda _: 2,
     "width": lambda _: 16,
     "batch": lambda _: 4,
@@ -130,6 +135,15 @@ BY_SUBJECT: dict[str, dict[str, Make]] = {
     "list_cells": {"folder": lambda _: world.run_folder()},
     "sweep_losses": {"folder": lambda _: world.run_folder(), "model": lambda _: "tiny", "text": lambda _: "words"},
     "compare_cells": {"one": lambda _: world.run_folder(), "other": lambda _: world.run_folder()},
+    "text_of_tokens": {"ids": lambda _: world.said()},
+    "Spans": {"names": lambda _: ["a", "b"], "rows": lambda _: [(0, 2), [(2, 4), (6, 9)]]},
+    "Spans.of_labels": {"labels": lambda _: ["a", "", "b"]},
+    "Spans.at": {"ids": lambda _: world.said(), "offsets": lambda _: {"a": (4, 7)}},
+    "Spans.matching": {"ids": lambda _: world.said(), "patterns": lambda _: "cat"},
+    "Spans.documents": {"ids": lambda _: world.said(), "documents": lambda _: ["the cat"]},
+    "Spans.chat": {"tokenizer": lambda _: talking.tokenizer(), "messages": lambda _: CHAT,
+                   "ids": lambda _: talking.tokenizer().apply_chat_template(CHAT, return_dict=False)},
+    **{f"Spans.{name}": {"ids": lambda _: world.said()} for name in ("words", "sentences", "special", "images")},
     "load": {"source": lambda _: world.saved_model()},
     "read_text": {"source": lambda folder: _written(folder, "text.txt", world.PROSE)},
     "read_tokens": {"text": lambda _: world.PROSE, "start": lambda _: 0},
@@ -227,7 +241,8 @@ READS: dict[str, str] = {
     "figures.dose_response": "dose", "figures.effects": "interventions", "figures.emergence": "emergence",
     "figures.explored": "view", "figures.forced_mass": "measured", "figures.language_emergence": "language",
     "figures.log_perplexity": "collapsing", "figures.predictability": "predictability", "figures.recall": "recall",
-    "familiarity_table": "losses", "recited": "losses",
+    "familiarity_table": "losses", "recited": "losses", "span_mass": "spanned", "span_table": "spanned",
+    "figures.span_mass": "spanned",
 }  # fmt: skip
 """What record or table a reader reads, where it is not what `measure` makes."""
 RECORDS = ("record", "curve", "table")

@@ -28,6 +28,7 @@ ENGINE = (
     "check_places",
     "check_weights", "control", "finish", "get_query_offset", "keep", "load_tensors", "memory", "named_keys", "observe",
     "observe_hidden", "places", "positions", "prepare", "reorder_cache", "score", "sees", "start", "tensors",
+    "token_coordinates",
     "virtual_logit", "wants", "weigh", "weights",
 )  # fmt: skip
 """Methods of the contracts: what a class of one's own gives, and the engine asks for."""

@@ -43,6 +43,12 @@ def tokenizer() -> Any:
 
 
 @cache
+def said() -> list[int]:
+    """The ids of a few words."""
+    return list(tokenizer()("the cat sat on the mat")["input_ids"])
+
+
+@cache
 def saved_model() -> Path:
     """A folder as `save_pretrained` writes it."""
     folder = Path(tempfile.mkdtemp()) / "tiny"
@@ -106,6 +112,7 @@ def _records() -> dict[str, Any]:
         "forced": experiments.forced(),
         "predictability": experiments.predictability(),
         "recall": drawn.read_twice(),
+        "spanned": drawn.spanned(),
         "emergence": training_records.emergence_record(),
         "language": drawn.language(),
         "view": drawn.view(),
