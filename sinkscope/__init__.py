@@ -36,7 +36,7 @@ _HOMES = {
     "sinkscope.analysis.ablation": ["ablate", "ablation_table"],
     "sinkscope.analysis.compare": ["compare"],
     "sinkscope.analysis.factorial": ["factorial_table"],
-    "sinkscope.analysis.discovery": ["discover", "massive_activations"],
+    "sinkscope.analysis.discovery": ["discover", "massive_activations", "recurrence_table"],
     "sinkscope.analysis.familiarity": ["familiarity_table", "recited"],
     "sinkscope.analysis.images": ["image_grid", "image_mass", "visual_sinks", "visual_sinks_table"],
     "sinkscope.analysis.importance": ["importance", "sink_rate", "sink_rate_curve"],

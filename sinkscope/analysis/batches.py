@@ -134,7 +134,8 @@ class Units:
     def _error(self, contrast: Contrast, chance: Chance | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Standard errors and their degrees of freedom (Satterthwaite's, over stretches and chance), NaN for fewer than
         three."""
-        squares, freedoms = [], []
+        squares: list[np.ndarray] = []
+        freedoms: list[float] = []
         for share, means, weights, _ in self.stretches:
             squares.append(share**2 * weighted(contrast(means), weights)[1])
             freedoms.append(max(len(means) - 1, 1))

@@ -240,10 +240,10 @@ def _record(
                         f"{conditions.start}; keep some of them, or give an earlier start."
                     )
                 is_plain = changes_nothing(trial, text)
-                one: Run = found.after(
-                    (lambda number=number: plain[number].whole) if is_plain else partial(run, model, trial, first),
-                    intervention,
-                )
+                ready: partial[Run] = partial(run, model, trial, first)
+                if is_plain:
+                    ready = partial(getattr, plain[number], "whole")
+                one = found.after(ready, intervention)
                 at, lost = places[1:][scored], np.full(longest, np.nan)
                 lost[at] = one.nll[scored].numpy()
                 losses[row, number] += lost / draws[row]

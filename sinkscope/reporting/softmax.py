@@ -123,16 +123,17 @@ def say_forced(record: xr.Dataset, table: pd.DataFrame | None) -> str:
         f"Without the {tokens_named(evicted(record))}, all other weights would be multiplied by "
         f"{within(mean, low, high)} (geometric mean over heads and queries; uniform attention: "
         f"{number(uniform_amplification(record))}), and by {STRONG:.0f} or more in {(heads >= STRONG).sum():,} of "
-        f"{heads.size:,} heads."
+        f"{heads.size:,} heads (the median head: {number(float(np.median(heads)))})."
     )
     if table is None or not np.isfinite(table["difference_low"]).any():
         return said
+    share = number(float((table["difference"].abs()).median()))
     denominator = int((table["difference_low"] > 0).sum())
     value = int((table["difference_high"] < 0).sum())
     return (
         f"{said} Of the change of a head's output, the lost denominator is the longer part in {denominator} of "
         f"{len(table)} layers and the lost value in {value}; in the others the interval of their difference, paired, "
-        "holds zero."
+        f"holds zero. The median size of that difference over layers is {share} of the output."
     )
 
 
@@ -188,11 +189,12 @@ def say_predictability(record: xr.Dataset, table: pd.DataFrame) -> str:
     nulls = [number(float(binned["null"].isel(bin=place))) for place in (0, -1)]
     first = tokens_named(int(record.attrs.get("first", record.sizes["sink"])))
     heads = int(row["heads"])
+    size = f" and a median |ρ| of {row['side_size']:.2f}" if row["below"] + row["above"] else ""
     return (
         f"Mean mass on the {first} is {ends[0]} where the next token is most predictable (the lowest tenth of entropy) "
         f"and {ends[1]} where it is least (uniform null: {nulls[0]} and {nulls[1]}). Of {heads:,} heads, "
         f"{int(row['below']):,} give the {first} less the higher the entropy, and {int(row['above']):,} more, with "
-        f"intervals beyond both zero and the null (up to {number(0.05 * heads, 2)} would by chance)"
+        f"intervals beyond both zero and the null{size} (up to {number(0.05 * heads, 2)} would by chance)"
         f"{_told_among_many(row)}."
     )
 
