@@ -165,12 +165,8 @@ def recurrence_table(
     order = pd.Series([middle.get(tuple(key) if len(key) > 1 else key[0], 0.0) for key in table[names].to_numpy()])
     table = table.assign(order=-order)[most > 0].sort_values(["order", *names, "epsilon"], kind="stable")
     table = table.drop(columns="order").reset_index(drop=True)
-    about: dict[Any, Any] = {
-        "computed": f"texts on which each {by} comes up as a sink",
-        "by": by,
-        "flips": flips,
-        "texts": len(kept),
-    }
+    computed = f"texts on which each {by} comes up as a sink"
+    about: dict[Any, Any] = {"computed": computed, "by": by, "flips": flips, "texts": len(kept)}
     table.attrs = {**record.attrs, **about, "bounds": f"exact 95% intervals of a share, over {len(kept)} texts"}
     return table
 
