@@ -56,7 +56,7 @@ def test_every_record_is_what_its_experiment_gives_alone(records):
             np.testing.assert_allclose(
                 records[name][variable], alone[variable], rtol=1e-5, atol=1e-6, err_msg=f"{name} {variable}"
             )
-    assert list(records["interventions"]["policy"].values)[:3] == ["nothing", "evict sinks", "evict recent"]
+    assert list(records["interventions"]["policy"].values)[:3] == ["nothing", "evict sinks", "evict attended"]
     assert records["predictability"].attrs["start"] == records["dose"].attrs["start"] == 32
 
 
@@ -126,7 +126,9 @@ def test_what_a_family_cannot_take_is_left_out_with_the_reason_and_the_rest_is_t
 def test_what_is_refused_for_one_reason_is_one_note():
     _, notes = measured("mpt", 140)
     (note,) = [note for note in notes if note.startswith("`evict")]
-    assert note.startswith("`evict sinks`, `evict attended`, `evict recent`, `evict delimiters` left out of the interventions")
+    assert note.startswith(
+        "`evict sinks`, `evict attended`, `evict recent`, `evict delimiters` left out of the interventions"
+    )
     assert note.count("no key can be taken from it") == 1
 
 
