@@ -63,6 +63,10 @@ def over_sequences() -> Iterator[Row]:
         "lognormal, geometric mean": (lambda r, s: r.normal(size=s), 0.0, {}),
         "a share, beta(0.5, 5)": (lambda r, s: r.beta(0.5, 5, s), 0.5 / 5.5, {"at_least": 0, "at_most": 1}),
     }
+    for zeros in (0.25, 0.5, 0.75):
+        draw = lambda r, s, none=zeros: np.where(r.random(s) < none, 0.0, r.beta(0.5, 5, s))  # noqa: E731
+        truth = (1 - zeros) * 0.5 / 5.5
+        drawn[f"a share, {zeros:.0%} of them zero"] = draw, truth, {"at_least": 0, "at_most": 1}
     real = {
         "real: mean mass": mass.mean((1, 2)),
         "real: sink rate": (alpha > EPSILON).mean((1, 2)),
@@ -77,11 +81,13 @@ def over_sequences() -> Iterator[Row]:
             values = draw(random, (count, TRIALS))
             table = xr.DataArray(values, dims=("sequence", "trial"), coords={"same_text": ("sequence", range(count))})
             found = interval(table, **ends)
+            low, high = found.lower.values, found.upper.values
+            low = np.where(low < high, low, np.nan)  # bounds of no width say that they mean nothing
             before = np.concatenate([percentiles(part, random) for part in np.array_split(values, 16, axis=1)], axis=1)
             yield (
                 name,
                 f"{count} sequences",
-                *held(found.lower.values, found.upper.values, truth),
+                *held(low, high, truth),
                 held(*before, truth)[0],
             )
 

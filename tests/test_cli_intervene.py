@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 import sinkscope
-from sinkscope.cli.experiments import _read, beside
+from sinkscope.cli.experiments import sequences_of
+from sinkscope.cli.intervening import beside
 from tests.data.conftest import write_tiny_gguf
 from tests.test_cli import call
 
@@ -48,7 +49,8 @@ def test_sinks_beside_random_keys_is_one_line_of_each_and_a_table_of_both(monkey
     assert lines[1].split()[:3] == ["intervention", "ppl", "ratio"] and lines[2].split()[0] == "nothing"
     assert "evict sinks" in lines[3] and "evict random" in lines[3]  # the control on the same line
     assert lines[4].startswith("Intervals of losses: 95% t intervals over 8 batches of ")
-    assert lines[5:] == ["Written to run"]
+    assert lines[5].startswith("20 draws of each random control in each of 2 texts; intervals over draws: 95% t within")
+    assert lines[6:] == ["Written to run"]
     table = read("run/interventions.csv")
     assert list(zip(table.intervention, table.role, strict=True)) == [
         ("nothing", "baseline"),
@@ -103,7 +105,7 @@ def test_without_names_the_usual_ones_run(monkeypatch, capsys, model):
 def test_doses_are_a_table_and_a_record_of_their_own(monkeypatch, capsys, model):
     words = ["--dose", "-inf", "-2", "0", "1.5", "--count", "1", "--layers", "0", "--out", "run"]
     code, said, err = call(monkeypatch, capsys, *model, *words)
-    assert (code, err) == (0, "") and "A bias on the logits of the first keys (1), and of as many random ones" in said
+    assert (code, err) == (0, "") and "A bias on the logits of the first keys (1), and of as many others" in said
     loaded, ids = texts()
     expected = sinkscope.dose_response(loaded, ids, [-np.inf, -2, 0, 1.5], layers=[0], start=40, progress=False)
     record, table = sinkscope.open_record("run/dose.nc"), read("run/dose.csv")
@@ -131,19 +133,20 @@ class WithFront:
 
 def test_every_sequence_has_the_token_in_front_and_none_of_the_text_is_lost(tmp_path):
     (tmp_path / "text.txt").write_text("abcdefghij")
-    ids = _read(WithFront(), str(tmp_path / "text.txt"), tokens=4, count=3)
+    ids = sequences_of(WithFront(), str(tmp_path / "text.txt"), tokens=4, count=3)
     assert ids.tolist() == [[1, *map(ord, letters)] for letters in ("abc", "def", "ghi")]
 
 
 def row(name: str, role: str, **values: float):
     columns = ("ppl", "ratio", "ratio_low", "ratio_high", "over_control", "over_control_low", "over_control_high",
                "sink_mass", "mass_low", "mass_high")  # fmt: skip
-    return {"intervention": name, "role": role, **{column: values.get(column, np.nan) for column in columns}}
+    return {"intervention": name, "role": role, "verdict": ""} | dict.fromkeys(columns, np.nan) | values
 
 
 def test_a_reader_sees_the_control_on_the_line_of_its_effect_and_no_interval_where_there_is_none():
     effect = dict(ppl=1234.56, ratio=3.06666, ratio_low=2.5, ratio_high=3.4, over_control=3, over_control_low=2.7,
-                  over_control_high=3.3, sink_mass=0.25)  # fmt: skip
+                  over_control_high=3.3, sink_mass=0.25, verdict="higher", over_draws_low=2.9, over_draws_high=3.1,
+                  removed_mass=0.39, per_mass=2.81, per_mass_low=2.3, per_mass_high=3.2)  # fmt: skip
     found = beside(
         pd.DataFrame(
             [
@@ -156,21 +159,26 @@ def test_a_reader_sees_the_control_on_the_line_of_its_effect_and_no_interval_whe
         )
     )  # fmt: skip
     assert found.to_numpy().tolist() == [
-        ["nothing", "4.900", "1.000", "", "", "", "", ""],
+        ["nothing", "4.900", "1.000", "", "", "", "", "", "", "", "", ""],
         ["evict sinks", "1235.", "3.067 [2.500, 3.400]", "0.2500", "evict random", "1.006 [1.001, 1.010]",
-         "0.3000 [0.2900, 0.3100]", "3.000 [2.700, 3.300]"],
-        ["alone", "5.000", "1.500", "", "", "", "", ""],
+         "0.3000 [0.2900, 0.3100]", "3.000 [2.700, 3.300]", "higher", "[2.900, 3.100]", "0.3900",
+         "2.810 [2.300, 3.200]"],
+        ["alone", "5.000", "1.500", "", "", "", "", "", "", "", "", ""],
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--evict", "first"], "which='first' is unknown; give one of sinks, random, recent, delimiters"),
+        (
+            ["--evict", "first"],
+            "which='first' is unknown; give one of sinks, random, recent, near-recent, next, attended",
+        ),
         (["--replace", "spaces"], "by='spaces' is unknown"),
         (["--massive", "half"], "mode='half' is unknown"),
         (["--shift", "0"], "--shift"),
         (["--count", "0"], "--count"),
+        (["--draws", "1"], "--draws"),
         (["--dose", "much"], "--dose"),
         (["--dose", "inf"], "give different numbers"),
         (["--evict", "sinks", "--dose", "1", "1"], "give different numbers"),
@@ -200,6 +208,7 @@ def test_a_mistake_in_words_is_one_line_before_a_model_is_loaded(monkeypatch, ca
         (["--shift", "4", "--dose", "1", "--layers", "9"], "layer 9 of `dose"),
         (["--tokens", "400"], "read more text"),
         (["--evict", "sinks", "--count", "20"], "20 of the 40 tokens"),
+        (["--evict", "sinks", "--count", "1", "--draws", "50"], "drawn in 36 ways; give draws=36 or fewer"),
     ],
 )
 def test_what_this_model_or_text_cannot_do_is_one_line_and_leaves_nothing(

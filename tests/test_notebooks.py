@@ -59,8 +59,8 @@ CLAIMS = {
         "an ordinary value with a sink's weight is worse than no sink": (
             "sinkscope.ppl_table(late, 'window 256').set_index('policy').ratio_low['sinks 4+252, mean values'] > 1"
         ),
-        "the first key matters and a random one does not": (
-            "first.ratio_low[-float('inf')] > 2 and abs(random.ratio[-float('inf')] - 1) < 0.05"
+        "the first key matters and the one right behind the sinks does not": (
+            "first.ratio_low[-float('inf')] > 2 and abs(other.ratio[-float('inf')] - 1) < 0.05"
         ),
         "evicting sinks does more than its control": (
             "effects.set_index('intervention').over_control_low['evict sinks'] > 1.5"

@@ -46,6 +46,14 @@ class Stretch(NamedTuple):
     pieces: np.ndarray | None  # [unit, piece, column], of about equal size
 
 
+class Chance(NamedTuple):
+    """What an estimate hangs on beside the text, such as places drawn at random: squared standard error, and degrees of
+    freedom."""
+
+    square: float
+    freedom: float
+
+
 class Estimate(NamedTuple):
     """Quantities with 95% bounds, NaN where there are none, and how likely batches so far apart are [quantity]."""
 
@@ -94,23 +102,25 @@ class Units:
             return f"no intervals: too few tokens of {those}"
         return f"95% t intervals over {self.count} batches of {those}, which say nothing of other texts"
 
-    def of(self, contrast: Contrast) -> Estimate:
-        """Quantities with their bounds. A quantity whose text drifts has none, nor has an infinite loss."""
+    def of(self, contrast: Contrast, chance: Chance | None = None) -> Estimate:
+        """Quantities with their bounds, `chance` in them. A quantity whose text drifts has none, nor has an infinite
+        loss."""
         with np.errstate(invalid="ignore"):  # infinity less infinity
             mean = contrast(self._mean)
             drift = self._drift(contrast)
-            error, freedom = self._error(contrast)
+            error, freedom = self._error(contrast, chance)
             half = stdtrit(freedom, 0.975) * error
             half = np.where(drift < DRIFTS, np.nan, half)
         return Estimate(mean, mean - half, mean + half, drift)
 
-    def of_share(self, above: Contrast, below: Contrast) -> Estimate:
+    def of_share(self, above: Contrast, below: Contrast, chance: Chance | None = None) -> Estimate:
         """Ratios of two quantities, with the bounds of Fieller (1954), which hold however uncertain the lower one is:
-        NaN where it could be zero."""
+        NaN where it could be zero. `chance` is of the upper one."""
         top, bottom = self.of(above), self.of(below)
-        error, freedom = self._error(above)
+        error, _ = self._error(above)
         under, _ = self._error(below)
         both = (self._error(lambda x: above(x) + below(x))[0] ** 2 - error**2 - under**2) / 2
+        error, freedom = self._error(above, chance)
         with np.errstate(divide="ignore", invalid="ignore"):
             square = stdtrit(freedom, 0.975) ** 2
             outer = bottom.mean**2 - square * under**2
@@ -121,12 +131,17 @@ class Units:
             low, high = np.where(drift < DRIFTS, np.nan, bounds)
             return Estimate(top.mean / bottom.mean, low, high, drift)
 
-    def _error(self, contrast: Contrast) -> tuple[np.ndarray, np.ndarray]:
-        """Standard errors and their degrees of freedom (Satterthwaite's, over stretches), NaN for fewer than three."""
-        squares, freedoms = [], []
+    def _error(self, contrast: Contrast, chance: Chance | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Standard errors and their degrees of freedom (Satterthwaite's, over stretches and chance), NaN for fewer than
+        three."""
+        squares: list[np.ndarray] = []
+        freedoms: list[float] = []
         for share, means, weights, _ in self.stretches:
             squares.append(share**2 * weighted(contrast(means), weights)[1])
             freedoms.append(max(len(means) - 1, 1))
+        if chance is not None:
+            squares.append(np.full_like(squares[0], chance.square))
+            freedoms.append(chance.freedom)
         total = np.sum(squares, axis=0)
         if self.count < FEWEST:
             return np.full_like(total, np.nan), np.full_like(total, np.nan)

@@ -15,12 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy.special import betaincinv
 
 from sinkscope.analysis.importance import EPSILON, importance
+from sinkscope.analysis.intervals import TEXT, same_rows
+from sinkscope.analysis.mass import position_within
 from sinkscope.analysis.reading import reads
 from sinkscope.analysis.spans import by_span, spans_of
 from sinkscope.analysis.variables import is_causal, sequence_lengths, variable, whole
-from sinkscope.arguments import finite_number, open_unit, whole_number
+from sinkscope.arguments import finite_number, one_of, open_unit, whole_number
+from sinkscope.errors import SinkscopeError
 
 if TYPE_CHECKING:
     from sinkscope.spans import Spans
@@ -68,22 +72,13 @@ def discover(
     record, epsilon = whole(record), open_unit(epsilon, "epsilon")
     times_null = finite_number(times_null, "times_null", 0.0, inclusive=True)
     top = None if top is None else whole_number(top, "top", 1)
-    queries = None if queries is None else whole_number(queries, "queries", 1)
     alpha = importance(record)
     every: list[Any] = []
     if spans is not None:
         every = spans_of(spans, alpha.sizes["sequence"])
         alpha = by_span(alpha, spans).rename(key_span="key")
-    heads = (alpha > epsilon).where(alpha.notnull()).mean(["layer", "head"]).values
-    mean, null = alpha.mean(["layer", "head"]).values, alpha["null"].values
-    with np.errstate(invalid="ignore", divide="ignore"):
-        times = mean / null
-    fewest = queries
-    if queries is None:
-        lengths = sequence_lengths(record).values[:, None]
-        share = np.maximum(FEWEST_QUERIES, np.ceil(SHARE_OF_QUERIES * lengths))
-        fewest = np.minimum(lengths, share) if is_causal(record) else 1  # no more than a text has
-    listed = (heads > 0) & (times >= times_null) & (alpha["queries"].values >= fewest)
+    heads, mean, null, times, judged = _sizes(record, alpha, epsilon, queries)
+    listed = (heads > 0) & (times >= times_null) & judged
     rows = []
     for s, number in enumerate(alpha["sequence"].values):
         found = np.flatnonzero(listed[s])
@@ -108,6 +103,105 @@ def discover(
         "from": alpha.attrs["from"],
     }
     return table
+
+
+@reads
+def recurrence_table(
+    record: xr.Dataset,
+    by: str = "position",
+    epsilons: Sequence[float] = (0.2, 0.3, 0.4),
+    times_null: float = 2.0,
+    queries: int | None = None,
+    position: int = 0,
+) -> pd.DataFrame:
+    """In how many of the texts a position, or a head, comes up as a sink: one row for each and threshold.
+
+    position                 listed by `discover` for the text, with these thresholds and queries; or
+    layer, head              its alpha of the key at `position` is above epsilon on the text
+    epsilon                  the threshold
+    texts, of                on how many texts, of those that can tell: that are long enough and have a number
+    share, low, high         of the texts, and its exact 95% interval (Clopper and Pearson 1934), over texts
+    alpha, alpha_sd          mean over the texts, and its standard deviation from text to text; of a position, of the
+                             mean over layers and heads
+
+    Texts that are one (`same_text`, or the same numbers) count once. Most frequent first, at the middle threshold;
+    what comes up on no text at any threshold is left out. attrs["flips"] is, for each epsilon, how many come up on
+    one text and not on another.
+
+    Args:
+        record: with `received`, or for heads and the first keys `sink_mass`.
+        by: "position" or "head".
+        epsilons: thresholds, each in (0, 1).
+        times_null, queries: as in `discover`, for positions.
+        position: of the key, for heads.
+
+    Raises:
+        SinkscopeError: fewer than two different texts; another word for `by`; as `discover`.
+    """
+    record, by = whole(record), one_of(by, "by", ("position", "head"))
+    thresholds = sorted({open_unit(each, "epsilon") for each in np.atleast_1d(epsilons).tolist()})
+    times_null = finite_number(times_null, "times_null", 0.0, inclusive=True)
+    if not thresholds:
+        raise SinkscopeError(f"epsilons={epsilons!r} holds no threshold: give one or more.")
+    alpha = importance(record)
+    flat = alpha.values.reshape(alpha.sizes["sequence"], -1)
+    text = record[TEXT].values if TEXT in record.coords else same_rows(flat)
+    kept = np.sort(np.unique(text, return_index=True)[1])
+    if len(kept) < 2:
+        raise SinkscopeError("recurrence is over texts, and the record has one: measure several, or segments of one.")
+    if by == "head":
+        key = position_within(int(sequence_lengths(record).max()), position)
+        if key not in alpha["key"].values:
+            raise SinkscopeError(f"position={key} has no importance in this record: measure with the probe Received().")
+        names = ["layer", "head"]
+        sizes = alpha.sel(key=key).stack(place=names).transpose("sequence", "place")
+        places, values = [*sizes["place"].values], sizes.values[kept]
+        found = {each: (values > each, np.isfinite(values)) for each in thresholds}
+    else:
+        names, places, found = ["position"], [(int(key),) for key in alpha["key"].values], {}
+        for each in thresholds:
+            heads, values, _, times, judged = (part[kept] for part in _sizes(record, alpha, each, queries))
+            found[each] = (heads > 0) & (times >= times_null) & judged, judged & np.isfinite(values)
+    rows, flips = [], {}
+    for each, (listed, known) in found.items():
+        count, of = (listed & known).sum(0), known.sum(0)
+        flips[f"{each:g}"] = int(((count > 0) & (count < of)).sum())
+        low = np.where(count > 0, betaincinv(np.maximum(count, 1), of - count + 1, 0.025), 0.0)
+        high = np.where(count < of, betaincinv(count + 1, np.maximum(of - count, 1), 0.975), 1.0)
+        for place in np.flatnonzero(of):
+            own = values[known[:, place], place]
+            spread = own.std(ddof=1) if len(own) > 1 else np.nan
+            bounds = (count[place] / of[place], low[place], high[place], own.mean(), spread)
+            rows.append((*places[place], each, count[place], of[place], *bounds))
+    numbers = ["epsilon", "texts", "of", "share", "low", "high", "alpha", "alpha_sd"]
+    table = pd.DataFrame(rows, columns=[*names, *numbers])
+    most = table.groupby(names)["texts"].transform("max")
+    middle = table[table["epsilon"] == thresholds[len(thresholds) // 2]].set_index(names)["share"]
+    order = pd.Series([middle.get(tuple(key) if len(key) > 1 else key[0], 0.0) for key in table[names].to_numpy()])
+    table = table.assign(order=-order)[most > 0].sort_values(["order", *names, "epsilon"], kind="stable")
+    table = table.drop(columns="order").reset_index(drop=True)
+    computed = f"texts on which each {by} comes up as a sink"
+    about: dict[Any, Any] = {"computed": computed, "by": by, "flips": flips, "texts": len(kept)}
+    table.attrs = {**record.attrs, **about, "bounds": f"exact 95% intervals of a share, over {len(kept)} texts"}
+    return table
+
+
+def _sizes(
+    record: xr.Dataset, alpha: xr.DataArray, epsilon: float, queries: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of each text and key: the share of heads above epsilon, mean alpha, its null, their ratio, and whether enough
+    queries see the key to judge it."""
+    queries = None if queries is None else whole_number(queries, "queries", 1)
+    heads = (alpha > epsilon).where(alpha.notnull()).mean(["layer", "head"]).values
+    mean, null = alpha.mean(["layer", "head"]).values, alpha["null"].values
+    with np.errstate(invalid="ignore", divide="ignore"):
+        times = mean / null
+    fewest: Any = queries
+    if queries is None:
+        lengths = sequence_lengths(record).values[:, None]
+        share = np.maximum(FEWEST_QUERIES, np.ceil(SHARE_OF_QUERIES * lengths))
+        fewest = np.minimum(lengths, share) if is_causal(record) else 1  # no more than a text has
+    return heads, mean, null, times, alpha["queries"].values >= fewest
 
 
 @reads

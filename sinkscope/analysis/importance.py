@@ -131,7 +131,9 @@ def sink_rate(record: xr.Dataset, epsilon: float = EPSILON, position: int = 0) -
     No dimensions. A fraction of heads, not a mass; heads a layer lacks are left out, and so are texts that end before
     the position. It falls as T grows and depends on BOS, so attrs hold epsilon, position, T (of the longest text),
     T_shortest, bos, sequences, null_alpha (alpha under uniform attention, mean over sequences: H_T / T for position 0)
-    and null_rate (of such heads). alpha of position 0 includes the first query's attention to itself, which is 1.
+    and null_rate (of such heads); heads, their number, median_alpha, over heads, and of several texts flips, the heads
+    whose alpha is above epsilon on one text and not on another. alpha of position 0 includes the first query's
+    attention to itself, which is 1.
     Raises SinkscopeError if epsilon is outside (0, 1), the position is in no text, or the record cannot give its alpha.
     """
     record, epsilon = whole(record), open_unit(epsilon, "epsilon")
@@ -153,7 +155,11 @@ def sink_rate(record: xr.Dataset, epsilon: float = EPSILON, position: int = 0) -
         "sequences": int(counted.sum()),
         "null_alpha": float(null.mean()),
         "null_rate": float((null > epsilon).where(counted).mean()),
+        "heads": int(alpha.notnull().any("sequence").sum()),
+        "median_alpha": float(alpha.mean("sequence").median()),
     }
+    if int(counted.sum()) > 1:
+        rate.attrs["flips"] = int(flips_of(alpha, epsilon))
     return rate.rename("sink_rate")
 
 
@@ -173,7 +179,8 @@ def sink_rate_curve(
     lower and upper are a 95% t interval over sequences. With fewer than 16 they are NaN, and attrs["note"] says why: a
     rate can depend on what a text begins with, and an interval over few texts would hold it less often than that.
     null_alpha [length] is the alpha of uniform attention; sequences [length] is how many texts are that long: shorter
-    ones are left out.
+    ones are left out. flips [length, epsilon] is how many of `heads` [length] have an alpha above epsilon on one text
+    and not on another (NaN with one), median_alpha [length] the median over heads of their mean alpha.
 
     Raises SinkscopeError if an epsilon is outside (0, 1), a length or the position is in no text, or the record keeps
     too few first keys apart (`sink_mass`).
@@ -192,7 +199,7 @@ def sink_rate_curve(
             f"measure with the probe SinkMass(first={position + 1})."
         )
     attention, share, query = kept.isel(sink=position, drop=True).astype("float64"), even_share(record), kept["query"]
-    rates, nulls, counts = [], [], []
+    rates, nulls, counts, flips, heads, medians = [], [], [], [], [], []
     for prefix in prefixes:
         long_enough = (texts >= prefix) if is_causal(record) else (texts == prefix)
         seen = (query < prefix) & (query >= position) if is_causal(record) else query < prefix
@@ -201,12 +208,18 @@ def sink_rate_curve(
         rates.append(above.mean(["layer", "head"]).drop_vars("length", errors="ignore"))
         nulls.append(float(share.where(seen).mean("query").where(long_enough).mean()))
         counts.append(int(alpha.notnull().any(["layer", "head"]).sum()))
+        flips.append([float(flips_of(alpha, each)) if counts[-1] > 1 else np.nan for each in thresholds])
+        heads.append(int(alpha.notnull().any("sequence").sum()))
+        medians.append(float(alpha.mean("sequence").median()))
     every = xr.concat(rates, dim="length")
     if TEXT not in every.coords:  # equal rates are no sign of equal texts
         every = every.assign_coords({TEXT: ("sequence", np.arange(every.sizes["sequence"]))})
     curve = interval(every, at_least=0, at_most=1).rename(mean="rate").transpose("length", "epsilon")
     curve = curve.assign_coords(length=prefixes, epsilon=thresholds)
     curve = curve.assign(null_alpha=("length", nulls), sequences=("length", counts))
+    curve = curve.assign(
+        flips=(("length", "epsilon"), flips), heads=("length", heads), median_alpha=("length", medians)
+    )
     several = (curve["sequences"] >= FEW_TEXTS) & (curve.attrs["n"] >= FEW_TEXTS)
     if not bool(several.all()):
         count = min(int(curve["sequences"].min()), curve.attrs["n"])
@@ -223,6 +236,12 @@ def sink_rate_curve(
         "bos": record.attrs.get("bos", "unknown"),
     }
     return curve
+
+
+def flips_of(alpha: xr.DataArray, epsilon: float) -> xr.DataArray:
+    """How many heads are sinks on one text and not on another, from their alpha [sequence, ..]."""
+    above, known = alpha > epsilon, alpha.notnull()
+    return (above.any("sequence") & (known & ~above).any("sequence")).sum()
 
 
 def _importance_at(record: xr.Dataset, position: int) -> xr.DataArray:

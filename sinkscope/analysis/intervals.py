@@ -67,7 +67,8 @@ def interval(
 
     Values that cannot be negative, with a standard deviation above a quarter of their mean, have an interval on a
     logarithmic scale, with the quantiles of a studentised mean of lognormal values of that spread. That they cannot is
-    said by `at_least`; of eight and more that are all positive it is taken to be so.
+    said by `at_least`; of eight and more that are all above zero it is taken to be so. Where some are zero, as shares
+    are, the spread is that of the values and not of their logarithms.
 
     Args:
         values: numbers, with NaN where there is none.
@@ -171,19 +172,21 @@ def _bounds(
     least, most = ends
     if count > MOST_SKEWED or (least is None and count < ENOUGH):
         return bounds, False
-    least = least or 0.0
+    stated, least = least is not None, least or 0.0
     place = (mean - least) / (most - least)  # 0 where there is no upper end
     upper = place > 0.75
     turned = np.where(upper, most - values, values - least)
-    centre, away = turned.mean(0), (upper | (place < 0.25)) & (turned.min(0) >= 0)
+    nearest = turned.min(0)
+    never_below = nearest >= 0 if stated else nearest > 0
+    centre, away = turned.mean(0), (upper | (place < 0.25)) & never_below
     with np.errstate(divide="ignore", invalid="ignore"):
         spread = np.where(away, values.std(0, ddof=1) / centre, 0.0)
         skewed = spread > SKEWED
         if not skewed.any():
             return bounds, False
-        most_likely = 1.5 * np.sqrt(np.log1p(spread**2))
+        said = np.sqrt(np.log1p(spread**2))  # by the values themselves, of which some may be zero and have no logarithm
         # the logarithm of a value near zero says little of the mean: no more than half beyond what the values say
-        logs = np.fmin(np.log(turned).std(0, ddof=1), most_likely) * (1 + 2 / count)
+        logs = np.where(nearest > 0, np.fmin(np.log(turned).std(0, ddof=1), 1.5 * said), said) * (1 + 2 / count)
     drawn = _lognormal_quantiles(count, confidence, resamples, seed)
     low, high = (np.interp(logs, SPREADS, each) for each in drawn)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy.special import stdtrit
 
+from sinkscope.analysis.batches import Chance
 from sinkscope.analysis.intervals import interval
-from sinkscope.analysis.perplexity import LOSSES, RATIO, ppl_table
+from sinkscope.analysis.perplexity import LOSSES, RATIO, losses, ppl_table, units_of
 from sinkscope.analysis.reading import reads
 from sinkscope.arguments import MOST_RESAMPLES, whole_number
 from sinkscope.errors import SinkscopeError
 
 BASELINE = "nothing"
+SAME = 1.02
+"""And one over it: a ratio of perplexity whose interval lies between the two is as good as none."""
+
 OVER_CONTROL = ("over_control", "over_control_low", "over_control_high")
+RATIO_DRAWS, OVER_DRAWS = (("ratio_draws_low", "ratio_draws_high"), ("over_draws_low", "over_draws_high"))
+REMOVED, PER_MASS = "removed_mass", ("per_mass", "per_mass_low", "per_mass_high")
 OUTPUT = ("output", "output_low", "output_high")
 MASS = ("sink_mass", "mass_low", "mass_high")
+COLUMNS = (
+    "intervention", "role", *LOSSES, *OVER_CONTROL, "verdict", "draws", *RATIO_DRAWS, *OVER_DRAWS, REMOVED, *PER_MASS,
+    *MASS, "tokens",
+)  # fmt: skip
 
 
 def intervene(
@@ -36,7 +48,7 @@ def intervene(
         model, ids, interventions: as in `run_interventions`.
         seed: of all that is drawn at random.
         resamples, block: as in `intervention_table`.
-        options: tokenizer, start, sinks, first, progress, as there, and what to note in attrs.
+        options: tokenizer, start, sinks, first, draws, progress, as there, and what to note in attrs.
 
     Returns what `intervention_table` does, and raises what `run_interventions` does.
     """
@@ -57,12 +69,22 @@ def intervention_table(
     ppl, low, high                      perplexity over the tokens scored, and its 95% interval
     ratio, ratio_low, ratio_high        to the perplexity with no intervention, and its paired interval
     over_control, .._low, .._high       to the perplexity of its control, and its paired interval; NaN for a control
+    verdict                             what that interval says: "higher" or "lower" than the control; "equal" to it,
+                                        where all of it lies within 2%; else "open"; "" without one
+    draws                               over which losses are means: the geometric mean of perplexities
+    ratio_draws_low, .._high            of a row with draws: interval of the ratio over draws, in these texts
+    over_draws_low, .._high             the same of the ratio to a control with draws
+    removed_mass                        mean attention on the evicted keys, in the text as it is; NaN where none are
+    per_mass, .._low, .._high           logarithm of the ratio for each unit of it, nats, and its interval (Fieller)
     sink_mass, mass_low, mass_high      mean attention on the first keys, over layers, heads and queries from the start
                                         on, and its t interval over texts (NaN with fewer than three)
     tokens                              scored
 
     Intervals of losses are those of `ppl_table`, over the same texts or batches in all rows; with a `block`, of its
-    bootstrap. An intervention that puts other tokens in the place of those scored has a perplexity, but no ratio (NaN).
+    bootstrap. Each text has draws of its own, so that intervals over texts hold what differs from draw to draw; over
+    batches, the error of the mean over draws is added. Intervals over draws are t intervals within texts: they say how
+    far other draws would move the mean, and nothing of other texts. An intervention that puts other tokens in the place
+    of those scored has a perplexity, but no ratio (NaN).
     Raises SinkscopeError if the record is not one of interventions.
     """
     if "control" not in record.coords or BASELINE not in record["policy"].values:
@@ -72,32 +94,115 @@ def intervention_table(
     same = record["same_tokens"].values if "same_tokens" in record.coords else np.ones(len(names))
     comparable = [name for name, each in zip(names, same, strict=True) if each]
     every = ppl_table(record.sel(policy=comparable), BASELINE, block, resamples, seed)
-    block, losses = every.attrs.get("block"), every.set_index("policy")
+    block, rows = every.attrs.get("block"), every.set_index("policy")
     if others := [name for name in names if name not in comparable]:
         alone = ppl_table(record.sel(policy=others), None, block, resamples, seed).set_index("policy")
-        losses = pd.concat([losses, alone.assign(**dict.fromkeys(RATIO, np.nan))])
+        rows = pd.concat([rows, alone.assign(**dict.fromkeys(RATIO, np.nan))])
     mass = record.sink_mass.astype("float64").mean(["layer", "head"])
-    masses = interval(mass, resamples=resamples, seed=seed, at_least=0, at_most=1).to_dataframe()
+    found = interval(mass, resamples=resamples, seed=seed, at_least=0, at_most=1)
+    rows = rows.join(found.to_dataframe()[["mean", "lower", "upper"]].set_axis(list(MASS), axis=1))
+    rows["draws"] = record["draws"].to_series() if "draws" in record.coords else 1
+    rows = rows.assign(**dict.fromkeys([*RATIO_DRAWS, *OVER_DRAWS, *OVER_CONTROL, *PER_MASS, REMOVED], np.nan))
+    for name in comparable:
+        _compare(rows, record, name, BASELINE, (RATIO, RATIO_DRAWS), block)
+        if (control := control_of[name]) in comparable:
+            pair = ppl_table(record.sel(policy=[name, control]), control, block, resamples, seed)
+            rows.loc[name, list(OVER_CONTROL)] = pair[RATIO].to_numpy()[0]
+            _compare(rows, record, name, control, (OVER_CONTROL, OVER_DRAWS), block)
+        if "removed_mass" in record:
+            _weigh(rows, record, name)
+    rows["verdict"] = [_verdict(*bounds) for bounds in rows[list(OVER_CONTROL[1:])].to_numpy()]
     roles = [(BASELINE, "baseline")]
     for name, control in control_of.items():
         if control:
             roles += [(name, "effect"), (control, "control")]
-    shown = [name for name, _ in roles]
-    roles += [(name, "effect") for name in names if name not in shown]
-    rows = []
-    for name, role in roles:
-        control, over = control_of[name], [np.nan] * 3
-        if role == "effect" and control and {name, control} <= set(comparable):
-            pair = ppl_table(record.sel(policy=[name, control]), control, block, resamples, seed)
-            over = pair[RATIO].to_numpy()[0].tolist()
-        own, bounds = losses.loc[name, LOSSES], masses.loc[name, ["mean", "lower", "upper"]]
-        rows.append((name, role, *own, *over, *bounds, losses.at[name, "tokens"]))
-    table = pd.DataFrame(rows, columns=["intervention", "role", *LOSSES, *OVER_CONTROL, *MASS, "tokens"])
+        elif name != BASELINE and name not in control_of.values():
+            roles.append((name, "effect"))
+    table = rows.loc[[name for name, _ in roles]].rename_axis("intervention").reset_index()
+    table.insert(1, "role", [role for _, role in roles])
+    is_control = table["role"] == "control"
+    table.loc[is_control, [*OVER_CONTROL, *OVER_DRAWS]], table.loc[is_control, "verdict"] = np.nan, ""
+    table = table[list(COLUMNS)]
     table.attrs = record.attrs | {
         name: every.attrs[name] for name in ("computed", "baseline", "bounds", "over", "confidence")
     }
-    table.attrs |= {"resamples": resamples, "seed": seed}
+    table.attrs |= {"resamples": resamples, "seed": seed, "draws": int(rows["draws"].max()), "same": SAME}
     return table
+
+
+def draws_said(table: pd.DataFrame) -> str:
+    """Over what intervals of draws are, in words; "" where nothing was drawn more than once."""
+    draws, texts = int(table.attrs.get("draws", 1)), int(table.attrs.get("sequences", 1))
+    if draws < 2:
+        return ""
+    return (
+        f"{draws} draws of each random control in {'the text' if texts == 1 else f'each of {texts} texts'}; intervals "
+        "over draws: 95% t within texts, which say nothing of other texts"
+    )
+
+
+def _compare(
+    rows: pd.DataFrame,
+    record: xr.Dataset,
+    name: str,
+    other: str,
+    columns: tuple[Sequence[str], Sequence[str]],
+    block: Any,
+) -> None:
+    """Note the interval over draws of the perplexity of one row to that of another, and have intervals over batches,
+    which share the draws of their text, hold what differs from draw to draw."""
+    chance = _chance(record, name, other)
+    if chance is None:
+        return
+    (ratio, low, high), (draws_low, draws_high) = columns
+    half = stdtrit(chance.freedom, 0.975) * np.sqrt(chance.square)
+    rows.loc[name, [draws_low, draws_high]] = rows.loc[name, ratio] * np.exp([-half, half])
+    units = units_of(losses(record.sel(policy=[name, other])))
+    if units.over == "batches" and block is None:
+        bounds = units.of(lambda mean: mean[..., [0]] - mean[..., [1]], chance)
+        rows.loc[name, [low, high]] = np.exp([bounds.low[0], bounds.high[0]])
+
+
+def _chance(record: xr.Dataset, name: str, other: str) -> Chance | None:
+    """How uncertain draws make the mean difference in loss between two rows: draws of a text differ within it. None
+    where nothing was drawn more than once."""
+    if "draw_nll" not in record:
+        return None
+    one, two = (record["draw_nll"].sel(policy=each).transpose("draw", "sequence").values for each in (name, other))
+    one, two = (each[np.isfinite(each).all(1)] for each in (one, two))
+    if max(len(one), len(two)) < 2:
+        return None
+    is_paired = len(one) == len(two) or min(len(one), len(two)) == 1  # draw by draw where both are drawn
+    counts = record["nll"].sel(policy=name).notnull().sum("token").values
+    total, spent = 0.0, 0.0
+    for drawn in [one - two] if is_paired else [one, two]:
+        squares = (counts / counts.sum()) ** 2 * drawn.var(0, ddof=1) / len(drawn)
+        total, spent = total + float(squares.sum()), spent + float((squares**2).sum()) / (len(drawn) - 1)
+    return Chance(total, total**2 / spent if spent else np.inf)
+
+
+def _weigh(rows: pd.DataFrame, record: xr.Dataset, name: str) -> None:
+    """Note how much attention a row takes away, and its effect for each unit of that."""
+    removed = record["removed_mass"].sel(policy=name)
+    pair = losses(record.sel(policy=[name, BASELINE]))
+    weights = pair.notnull().all("policy").sum("token")
+    mass = float((removed * weights).sum(skipna=False) / weights.sum())
+    rows.loc[name, REMOVED] = mass
+    if not mass > 0:
+        return
+    third = (0 * pair.isel(policy=[0]) + removed.reset_coords(drop=True)).assign_coords(policy=["removed mass"])
+    units = units_of(xr.concat([pair, third.transpose(*pair.dims)], "policy", coords="minimal", compat="override"))
+    chance = _chance(record, name, BASELINE) if units.over == "batches" else None
+    share = units.of_share(lambda x: x[..., [0]] - x[..., [1]], lambda x: x[..., [2]], chance)
+    rows.loc[name, list(PER_MASS)] = [float(each[0]) for each in (share.mean, share.low, share.high)]
+
+
+def _verdict(low: float, high: float) -> str:
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return ""
+    if low >= 1 / SAME and high <= SAME:
+        return "equal"
+    return "higher" if low > 1 else "lower" if high < 1 else "open"
 
 
 @reads

@@ -270,6 +270,7 @@ def correlations(record: xr.Dataset) -> pd.DataFrame:
     """Rank correlations of sink mass with entropy and loss, all heads together, beside that of even attention.
 
     below, neither, above   heads by their intervals (see `sides`)
+    median_size             the median of all correlations without the sign; side_size of those below and above
     below_q, above_q, size  those of them with a q of at most 5%, and the median of their correlations without the sign
     """
     every = _from_its_start(record)
@@ -278,7 +279,10 @@ def correlations(record: xr.Dataset) -> pd.DataFrame:
         table = every[every["measure"] == measure]
         kinds, values = sides(table), table["correlation"].dropna()
         quartiles = dict(zip(QUARTILES, values.quantile([0.25, 0.5, 0.75]), strict=True))
-        counts = {kind: int((kinds == kind).sum()) for kind in ("below", "neither", "above")}
+        counts: dict[str, float] = {kind: int((kinds == kind).sum()) for kind in ("below", "neither", "above")}
+        sizes = table["correlation"].abs()
+        counts["median_size"] = float(sizes.median())
+        counts["side_size"] = float(sizes[kinds.isin(["below", "above"])].median())
         found = (table["q"] <= DISCOVERIES) & kinds.isin(["below", "above"])
         told: dict[str, float] = {f"{kind}_q": int((found & (kinds == kind)).sum()) for kind in ("below", "above")}
         told["size"] = float(table["correlation"][found].abs().median())

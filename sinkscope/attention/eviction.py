@@ -195,16 +195,19 @@ class ReadKeyEviction(Eviction):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RecentEviction(Eviction):
-    """The last `recent` tokens gone, but for the query's own; attention is given all keys of the text."""
+    """`recent` tokens gone, before a query's own and the last `behind`; attention is given all keys of the text."""
 
     recent: int
+    behind: int = 0
 
     def rest(self, block: Block) -> list[KeySet]:
-        own = block.at(slice(block.start, block.start + block.query.shape[2]))
-        return [KeySet(block, CausalMask(block.start - 1 - self.recent)), KeySet(own, BandMask(0, 0))]
+        first = max(0, block.start - self.behind)
+        near = block.at(slice(first, block.start + block.query.shape[2]))
+        far = KeySet(block, CausalMask(block.start - 1 - self.recent - self.behind))
+        return [far, KeySet(near, BandMask(block.start - first, self.behind))]
 
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        return (key == query) | (key < query - self.recent)
+        return (key >= query - self.behind) | (key < query - self.behind - self.recent)
 
 
 class Seeing(Protocol):

@@ -1,11 +1,10 @@
-"""The commands that measure: `perplexity`, `ablate`, `cost`, `lab`, `report` and `intervene`.
+"""The commands that measure: `perplexity`, `ablate`, `cost`, `lab` and `report`.
 
 Each writes its record, tables and figures to a folder.
 """
 
 from __future__ import annotations
 
-from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +12,7 @@ import typer
 
 import sinkscope
 from sinkscope.cli import options as given
-from sinkscope.cli.options import printed, say, write_table
+from sinkscope.cli.options import limits, printed, say, write_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.grid import WAYS, named_policies
 from sinkscope.files import write_figure, write_sealed
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
     import xarray as xr
-
-    from sinkscope.experiments.intervention import Intervention
 
 FOUR_WAYS, SINKS, CACHES, POSITIONS, KINDS = list(WAYS[:4]), [0, 1, 2, 4, 8], [512], ["cache"], ["first"]  # defaults
 
@@ -73,7 +70,7 @@ def perplexity(
 
     ways = named_policies(policies, cache, sinks)
     loaded, tokenizer = sinkscope.load(model, **loading)
-    ids = _texts(tokenizer, text, tokens, start, segments, starts)
+    ids = texts_of(tokenizer, text, tokens, start, segments, starts)
     record = sinkscope.perplexity(
         loaded, ids, ways, block=block, samples=samples or None, checkpoint=out / "checkpoints",
         progress=False if quiet else None, text=text_name(text or None),
@@ -84,7 +81,7 @@ def perplexity(
     write_table(table, out / "perplexity", said, record.attrs)
     write_figure(sinkscope.figures.log_perplexity(record), out / "log_perplexity")
     title = f"{int(record.length.sum()):,} tokens; perplexity over those that every policy scored:"
-    say(quiet, title, printed(table), _limits(table), f"Written to {out}")
+    say(quiet, title, printed(table), limits(table), f"Written to {out}")
 
 
 @given.loads_model
@@ -109,7 +106,7 @@ def ablate(
     from sinkscope.texts import text_name
 
     loaded, tokenizer = sinkscope.load(model, **loading)
-    ids = _texts(tokenizer, text, tokens, start, segments, starts)
+    ids = texts_of(tokenizer, text, tokens, start, segments, starts)
     travels = loaded if loading or jobs == 1 else model  # a name is lighter than weights
     table = sinkscope.ablate(
         travels, ids, sinks, cache, positions, kinds, tokenizer=tokenizer, n_jobs=jobs, folder=out / "cells",
@@ -117,7 +114,7 @@ def ablate(
     )  # fmt: skip
     write_table(table, out / "ablation", f"Perplexity against the number of sink tokens; {table.attrs['bounds']}.")
     write_figure(sinkscope.figures.ablation(table), out / "ablation")
-    say(quiet, f"{sum(map(len, ids)):,} tokens:", printed(table), _limits(table), f"Written to {out}")
+    say(quiet, f"{sum(map(len, ids)):,} tokens:", printed(table), limits(table), f"Written to {out}")
 
 
 @given.loads_model
@@ -268,91 +265,7 @@ def _processed(
     return loaded, processor, inputs_with_images(processor, images, words)
 
 
-@given.loads_model
-def intervene(
-    model: given.Model = None,
-    text: given.Texts = None,
-    evict: Annotated[Words, typer.Option(help="Keys: sinks, random, recent, delimiters.")] = None,
-    replace: Annotated[
-        Words, typer.Option(help="Put 'line breaks' or random tokens in the place of the first ones.")
-    ] = None,
-    shift: Annotated[int | None, typer.Option(min=1, help="Start the text so many tokens later.")] = None,
-    repeat: Annotated[bool, typer.Option("--repeat", help="A text of one token again and again.")] = False,
-    massive: Annotated[Words, typer.Option(help="Massive activations to: zero, mean.")] = None,
-    dose: Annotated[
-        list[float] | None,
-        typer.Option(help="Biases on the logits of the first keys, and of as many random ones; -inf evicts."),
-    ] = None,
-    layers: Annotated[Numbers, typer.Option(help="Where; all, or the first massive layer.")] = None,
-    heads: Annotated[Numbers, typer.Option(help="Where keys go; in all heads if left out.")] = None,
-    count: Annotated[
-        int | None, typer.Option(min=1, help="How many keys or tokens; as many as --sinks if left out.")
-    ] = None,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens in each sequence.")] = 512,
-    sequences: Annotated[int, typer.Option(min=1, help="How many sequences, one behind the other.")] = 8,
-    segments: given.Segments = None,
-    starts: given.Starts = "spaced",
-    start: Annotated[int, typer.Option(min=2, help="The first query that notices, of each sequence.")] = 64,
-    sinks: Annotated[int, typer.Option(min=1, help="How many first tokens count as sinks.")] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")] = 0,
-    out: given.Out = Path("interventions"),
-    *,
-    loading: given.Loading,
-    quiet: given.Quiet = False,
-) -> None:
-    """Take sinks away, or other keys, and see what happens. With nothing named: the usual interventions."""
-    from sinkscope.experiments.interventions import checked_doses
-    from sinkscope.texts import text_name
-
-    where: dict[str, Any] = {"layers": layers or None, "heads": heads or None}
-    chosen: list[Intervention] = [  # a word given twice counts once
-        *(sinkscope.EvictKeys(which, count, **where) for which in dict.fromkeys(evict or [])),
-        *(sinkscope.ReplaceTokens(by, count) for by in dict.fromkeys(replace or [])),
-        *([] if shift is None else [sinkscope.Shift(shift)]),
-        *([sinkscope.Repeat()] if repeat else []),
-        *(sinkscope.SetMassive(layers or None, mode) for mode in dict.fromkeys(massive or [])),
-    ]
-    doses = checked_doses(dose) if dose else []
-    used = {  # each option, and the words that it is for
-        "--layers": (layers, evict or massive or doses),
-        "--heads": (heads, evict or doses),
-        "--count": (count, evict or replace or doses),
-    }
-    for option, (value, words) in used.items():
-        if value and not words:
-            raise SinkscopeError(f"{option} is for interventions on keys or layers; name some, such as --evict sinks.")
-    loaded, tokenizer = sinkscope.load(model, **loading)
-    if segments is not None:
-        ids = _texts(tokenizer, text, tokens, 0, segments, starts)
-    else:
-        ids = [row for each in text or (None,) for row in _read(tokenizer, each, tokens, sequences)]
-    options: dict[str, Any] = {"start": start, "sinks": sinks, "seed": seed, "progress": False if quiet else None}
-    read = f"{len(ids)} sequences of {tokens} tokens; keys go, and losses are scored, from query {start} on"
-    done = response = None
-    if chosen or not doses:
-        done = sinkscope.run_interventions(loaded, ids, chosen or None, tokenizer=tokenizer, **options)
-        done.attrs["text"] = text_name(text or None)
-    if doses:
-        keys: dict[str, Any] = {"count": count or sinks, "layers": layers, "heads": heads}
-        response = sinkscope.dose_response(loaded, ids, doses, **keys, **options, text=text_name(text or None))
-    if done is not None:
-        table = sinkscope.intervention_table(done, seed=seed)
-        write_table(table, out / "interventions", f"Interventions and their controls: {read}.")
-        sinkscope.save_record(done, out / "interventions.nc")
-        write_figure(sinkscope.figures.effects(table), out / "effects")
-        title = f"{read}. ratio: perplexity over that with nothing done; brackets: 95%."
-        say(quiet, title, printed(beside(table)), _limits(table))
-    if response is not None:
-        table = sinkscope.dose_table(response, seed=seed)
-        caption = f"A bias on the logits of the first keys ({count or sinks}), and of as many random ones: {read}."
-        write_table(table, out / "dose", caption)
-        sinkscope.save_record(response, out / "dose.nc")
-        write_figure(sinkscope.figures.dose_response(table), out / "dose")
-        say(quiet, caption, printed(table), _limits(table))
-    say(quiet, f"Written to {out}")
-
-
-def _texts(
+def texts_of(
     tokenizer: Any, sources: Words, tokens: int, start: int, count: int | None, starts: str
 ) -> list[torch.Tensor]:
     """One part of each text, or segments from all over it."""
@@ -364,46 +277,7 @@ def _texts(
     return list(sinkscope.read_segments(tokenizer, sources, tokens, count, starts=starts))
 
 
-def _read(tokenizer: Any, text: str | None, tokens: int, count: int) -> torch.Tensor:
+def sequences_of(tokenizer: Any, text: str | None, tokens: int, count: int) -> torch.Tensor:
     """Sequences [sequence, token] of a text, each with the tokens in front that this tokenizer puts there."""
     stream, front = read_stream(tokenizer, text, tokens * count)
     return sinkscope.sequences(stream, tokens, count, bos=front)
-
-
-def beside(table: pd.DataFrame) -> pd.DataFrame:
-    """The table of interventions for a reader: one line for each effect, its control on the same line."""
-    import pandas as pd
-
-    lines, rows = [], table.to_dict("records")
-    for row, below in zip(rows, [*rows[1:], {}], strict=True):
-        if row["role"] == "control":
-            continue
-        control = below if below.get("role") == "control" else {}
-        lines.append(
-            {
-                "intervention": row["intervention"],
-                "ppl": f"{row['ppl']:#.4g}",
-                "ratio": _bounded(row, "ratio"),
-                "sink mass": _bounded(row, "sink_mass", "mass"),
-                "control": control.get("intervention", ""),
-                "its ratio": _bounded(control, "ratio"),
-                "its sink mass": _bounded(control, "sink_mass", "mass"),
-                "ratio over control's": _bounded(row, "over_control"),
-            }
-        )
-    return pd.DataFrame(lines)
-
-
-def _limits(table: pd.DataFrame) -> str:
-    """What the intervals of losses are, and why some are not there."""
-    missing = table["ratio"].notna() & table["ratio_low"].isna() & (table["ratio"] != 1)
-    drifts = " Where there is none the losses drift along the text, or are too few." * bool(missing.any())
-    return f"Intervals of losses: {table.attrs['bounds']}.{drifts}"
-
-
-def _bounded(row: Any, name: str, bounds: str = "") -> str:
-    """A value and its interval, as far as they are known."""
-    value, low, high = (row.get(each, nan) for each in (name, f"{bounds or name}_low", f"{bounds or name}_high"))
-    if value != value:
-        return ""
-    return f"{value:#.4g}" + ("" if low != low or low == high else f" [{low:#.4g}, {high:#.4g}]")

@@ -76,3 +76,10 @@ def printed(table: pd.DataFrame) -> str:
 def say(quiet: bool, *lines: str) -> None:
     if not quiet:
         typer.echo("\n".join(lines))
+
+
+def limits(table: pd.DataFrame) -> str:
+    """What the intervals of losses are, and why some are not there."""
+    missing = table["ratio"].notna() & table["ratio_low"].isna() & (table["ratio"] != 1)
+    drifts = " Where there is none the losses drift along the text, or are too few." * bool(missing.any())
+    return f"Intervals of losses: {table.attrs['bounds']}.{drifts}"

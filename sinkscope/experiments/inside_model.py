@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +25,8 @@ from sinkscope.scope.scope import Scope
 from sinkscope.tokens import TokenTexts
 from sinkscope.undo import Undo
 
-WHICH = ("sinks", "random", "recent", "delimiters")
+WHICH = ("sinks", "random", "recent", "near-recent", "next", "attended", "delimiters")
+LATE = ("recent", "near-recent")  # which move along with the query
 DELIMITERS = frozenset(".,;:!?\n。，、；：！？")
 MODES = ("zero", "mean")
 MAGNITUDE, RATIO = 100.0, 1000.0  # Sun et al. (2024)
@@ -34,13 +36,16 @@ MAGNITUDE, RATIO = 100.0, 1000.0  # Sun et al. (2024)
 class EvictKeys(Intervention):
     """Take keys away from every query from the start of scoring on, all other keys staying at their places.
 
-    The control of every kind is as many random keys, drawn anew for each text among those between the sinks and the
-    start, all of which have been read by then.
+    The control of recent keys is as many near-recent ones. That of every other kind is as many random keys, drawn anew
+    for each text, and several times, among those between the sinks and the start, all of which have been read by then.
 
     Args:
-        which: "sinks", the first tokens; "random"; "recent", the last ones before each query; "delimiters", the first
-            ones after the sinks whose text is punctuation or a line break; or places in the text, such as (0, 7).
-        count: how many; as many as there are sinks when None.
+        which: "sinks", the first tokens; "random"; "recent", the last ones before each query; "near-recent", as many
+            before these; "next", the first ones behind the sinks; "attended", those between the sinks and the start
+            that receive most attention from the queries from the start on; "delimiters", the first ones after the sinks
+            whose text is punctuation or a line break; or places in the text, such as (0, 7).
+        count: how many; as many as there are sinks when None, and of attended ones as many as carry the mass of the
+            sinks, or all of them where they carry less: these have no control, as they are one of the sinks.
         bias: added to their logits instead of taking them away; minus infinity evicts.
         layers, heads: where; all when None.
     """
@@ -63,7 +68,7 @@ class EvictKeys(Intervention):
         check_places(self.layers, "layers")
         check_places(self.heads, "heads")
         self._policy([0] if isinstance(self.which, str) else self.which)  # which checks the bias and the places
-        if self.which == "recent" and self.bias != -math.inf:
+        if self.which in LATE and self.bias != -math.inf:
             raise SinkscopeError(f"bias={self.bias!r}: recent keys are evicted or left, as others are recent later on.")
 
     @property
@@ -76,10 +81,13 @@ class EvictKeys(Intervention):
         return f"{what} {count}{self.which}" + (f", {place}" if place else "")
 
     def control(self) -> Intervention | None:
-        if self.which == "random":
+        if self.which in ("random", "near-recent") or (self.which == "attended" and self.count is None):
             return None
         count = self.count if isinstance(self.which, str) else len(self.which)
-        return EvictKeys("random", count, self.bias, self.layers, self.heads)
+        return replace(self, which="near-recent" if self.which == "recent" else "random", count=count)
+
+    def draws(self, conditions: Conditions) -> int:
+        return conditions.draws_among(self.name, self._number(conditions)) if self.which == "random" else 1
 
     def check(self, model: nn.Module, texts: Sequence[Tensor], conditions: Conditions) -> None:
         anatomy, name = find_anatomy(model), type(model).__name__
@@ -106,14 +114,16 @@ class EvictKeys(Intervention):
         if self.which == "delimiters" and conditions.tokenizer is None:
             raise SinkscopeError("evicting delimiters needs a tokenizer to find them; pass tokenizer=.")
         conditions.check_room(self.name, self._number(conditions))
+        self.draws(conditions)
         if self.which == "delimiters":
             for number, text in enumerate(texts):
                 self._places(text, number, conditions)
 
     def apply(self, text: Tensor, number: int, conditions: Conditions) -> Trial:
-        if self.which == "recent":
-            recent = EvictRecent(self._number(conditions), start=conditions.start, layers=self.layers, heads=self.heads)
-            return Trial(text, policy=recent)
+        if self.which in LATE:
+            count = self._number(conditions)
+            where: dict[str, Any] = {"start": conditions.start, "layers": self.layers, "heads": self.heads}
+            return Trial(text, policy=EvictRecent(count, behind=count if self.which == "near-recent" else 0, **where))
         return Trial(text, policy=self._policy(self._places(text, number, conditions), conditions.start))
 
     def _number(self, conditions: Conditions) -> int:
@@ -127,6 +137,10 @@ class EvictKeys(Intervention):
             return list(range(count))
         if self.which == "random":
             return conditions.others(number, count)
+        if self.which == "next":
+            return list(range(max(conditions.sinks, count), max(conditions.sinks, count) + count))
+        if self.which == "attended":
+            return self._attended(number, conditions)
         words = [word.strip(" ") for word in TokenTexts(conditions.tokenizer)(text[: conditions.start].tolist())]
         found = [place for place, word in enumerate(words) if word and set(word) <= DELIMITERS]
         places = [place for place in found if place >= conditions.sinks]
@@ -136,6 +150,22 @@ class EvictKeys(Intervention):
                 f"{conditions.start - 1}, and {count} are to be evicted; give fewer, or a later start."
             )
         return places[:count]
+
+    def _attended(self, number: int, conditions: Conditions) -> list[int]:
+        """The keys between the sinks and the start that receive most attention, in order of their places."""
+        if conditions.attention is None:
+            raise SinkscopeError(f"`{self.name}` follows the attention of a model; run it with sinkscope.intervene.")
+        received = conditions.attention(number)["received"].isel(sequence=0)
+        for dim, chosen in (("layer", self.layers), ("head", self.heads)):
+            received = received if chosen is None else received.sel({dim: list(chosen)})
+        mass = received.mean(["layer", "head"]).values
+        others = np.arange(conditions.sinks, conditions.start)
+        order = others[np.argsort(-mass[others], kind="stable")]
+        count = self.count
+        if count is None:
+            reached = np.cumsum(mass[order]) >= mass[: conditions.sinks].sum()
+            count = int(reached.argmax()) + 1 if reached.any() else len(order)
+        return sorted(order[:count].tolist())
 
     def _policy(self, keys: Sequence[int], start: int | None = None) -> Policy:
         where: dict[str, Any] = {"start": start, "layers": self.layers, "heads": self.heads}
@@ -158,7 +188,7 @@ class SetMassive(Intervention):
     its layer's hidden state (Sun et al. 2024). The texts as they are tell in which dimensions there are any; these are
     set, in the layer's output, wherever they are massive while it runs. The mean is that of a dimension over all places
     where it was massive, in all texts: a constant. The control does the same to as many other dimensions of the same
-    tokens, drawn at random: it tells the tokens from the dimensions, not the dimensions from their size.
+    tokens, drawn at random for each text: it tells the tokens from the dimensions, not the dimensions from their size.
 
     Args:
         layers: behind which; the first layer after which there are any when None.
@@ -172,6 +202,7 @@ class SetMassive(Intervention):
     ratio: float = RATIO
     at_random: bool = False
     sites: Mapping[int, Sequence[Site]] | None = None
+    means: Mapping[int, Mapping[int, Tensor]] | None = None
 
     def __post_init__(self) -> None:
         one_of(self.mode, "mode", MODES)
@@ -190,7 +221,13 @@ class SetMassive(Intervention):
         return f"{what} dimensions{above} to {self.mode}{where}"
 
     def control(self) -> Intervention | None:
-        return None if self.at_random else replace(self, at_random=True, sites=None)
+        return None if self.at_random else replace(self, at_random=True, sites=None, means=None)
+
+    def draws(self, conditions: Conditions) -> int:
+        if not self.at_random or not self.means:
+            return 1
+        sizes = [(len(means), len(next(iter(means.values())))) for means in self.means.values()]
+        return min(conditions.draws_among(self.name, count, size - count) for count, size in sizes)
 
     def check(self, model: nn.Module, texts: Sequence[Tensor], conditions: Conditions) -> None:
         anatomy = find_anatomy(model)
@@ -210,12 +247,15 @@ class SetMassive(Intervention):
                 f"there is no activation above {self.magnitude:g} and {self.ratio:g} times the median {where}; give a "
                 "lower magnitude or ratio, or other layers."
             )
-        return replace(self, sites={layer: self._sites(found[layer], conditions) for layer in layers})
+        sites = {layer: self._sites(found[layer], conditions) for layer in layers}
+        return replace(self, sites=sites, means={layer: found[layer] for layer in layers})
 
     def apply(self, text: Tensor, number: int, conditions: Conditions) -> Trial:
+        drawn = {layer: self._sites(means, conditions, number) for layer, means in (self.means or {}).items()}
+
         def hooks(model: nn.Module, undo: ExitStack) -> None:
             for part in find_anatomy(model).parts:
-                if part.layer is not None and (sites := (self.sites or {}).get(part.number)):
+                if part.layer is not None and (sites := (drawn or self.sites or {}).get(part.number)):
                     hook = _hook(lambda output, sites=sites: self._changed(output, sites))
                     undo.callback(part.layer.register_forward_hook(hook).remove)
 
@@ -231,8 +271,9 @@ class SetMassive(Intervention):
             changed[..., site.changed] = hidden[..., site.changed].masked_fill(massive[..., site.watched], site.value)
         return changed
 
-    def _sites(self, means: Mapping[int, Tensor], conditions: Conditions) -> list[Site]:
-        """What to set behind a layer, from the mean hidden state [dim] where each massive dimension is massive."""
+    def _sites(self, means: Mapping[int, Tensor], conditions: Conditions, number: int = 0) -> list[Site]:
+        """What to set behind a layer in the `number`-th text, from the mean hidden state [dim] where each massive
+        dimension is massive."""
         watched = sorted(means)
         size = len(means[watched[0]])
         others = [dimension for dimension in range(size) if dimension not in means]
@@ -241,7 +282,9 @@ class SetMassive(Intervention):
                 f"{len(watched)} of {size} dimensions are massive, which leaves too few for a control; give a higher "
                 "magnitude or ratio."
             )
-        drawn = conditions.random(size).choice(others, len(watched), replace=False) if self.at_random else watched
+        drawn = (
+            conditions.random(size, number).choice(others, len(watched), replace=False) if self.at_random else watched
+        )
         return [
             Site(dimension, int(changed), float(means[dimension][int(changed)]) if self.mode == "mean" else 0.0)
             for dimension, changed in zip(watched, drawn, strict=True)

@@ -7,10 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from math import comb
 from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor, nn
 
 from sinkscope.arguments import one_of, whole_number
@@ -23,30 +25,62 @@ from sinkscope.scope.forward import check_vocabulary
 from sinkscope.tokens import TokenTexts, encode
 
 TOKENS = ("line breaks", "random")
+DRAWS = 20
+"""Of what is drawn at random, in each text, where no number is asked for."""
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What interventions of one run share; `start` is the first query that notices, `sinks` how many first tokens count
-    as sinks, `seed` that of all that is drawn at random, and `tokenizer` tells what is a delimiter."""
+    """What interventions of one run share.
+
+    Attributes:
+        start: the first query that notices.
+        sinks: how many first tokens count as sinks.
+        seed: of all that is drawn at random.
+        tokenizer: tells what is a delimiter.
+        draws: how often what is drawn at random is drawn in each text; 20 times, or as often as it can be, when None.
+        draw: the number of the draw that is run now.
+        attention: gives the attention that each key of the text of a number receives from the queries from the start
+            on, when nothing is done to it: `received` and `distance_mass` as the probes make them, over these queries.
+    """
 
     start: int = 64
     sinks: int = 4
     seed: int = 0
     tokenizer: Any = None
+    draws: int | None = None
+    draw: int = 0
+    attention: Callable[[int], xr.Dataset] | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("start", 2), ("sinks", 1), ("seed", 0)):
-            object.__setattr__(self, name, whole_number(getattr(self, name), name, least))
+        for name, least in (("start", 2), ("sinks", 1), ("seed", 0), ("draws", 1)):
+            if name != "draws" or self.draws is not None:
+                object.__setattr__(self, name, whole_number(getattr(self, name), name, least))
 
     def random(self, *numbers: int) -> np.random.Generator:
-        """A generator of its own for these numbers, the same in every run with this seed."""
-        return np.random.default_rng([self.seed, *numbers])
+        """A generator of its own for these numbers and this draw, the same in every run with this seed."""
+        own = (self.draw,) if self.draw else ()
+        return np.random.default_rng(np.random.SeedSequence([self.seed, *numbers], spawn_key=own))
 
     def others(self, number: int, count: int) -> list[int]:
         """Places of `count` random tokens of the `number`-th text, behind the sinks and before the start."""
         drawn = self.random(number).choice(range(max(self.sinks, count), self.start), count, replace=False)
         return sorted(drawn.tolist())
+
+    def draws_among(self, name: str, count: int, others: int | None = None) -> int:
+        """How often `count` of so many others are drawn: by default of those that `others` chooses from.
+
+        Raises SinkscopeError when they cannot be drawn in as many different ways.
+        """
+        ways = comb(self.start - max(self.sinks, count) if others is None else others, count)
+        if self.draws is None:
+            return min(DRAWS, ways)
+        if self.draws > ways:
+            raise SinkscopeError(
+                f"draws={self.draws} are more than there are: what `{name}` acts on can be drawn in {ways} ways; give "
+                f"draws={ways} or fewer, or a later start."
+            )
+        return self.draws
 
     def check_room(self, name: str, count: int) -> None:
         """Raise SinkscopeError when there are not more than `count` tokens behind the sinks and before the start."""
@@ -80,7 +114,7 @@ class Intervention(ABC):
     """One change to each text as it is run; a subclass says which in `apply`, and need say no more.
 
     Beside it stands its `control`, which does as much of something that is not a sink. The model as it is, "nothing",
-    is run with every set of interventions.
+    is run with every set of interventions. What is drawn at random (`conditions.random`) is drawn `draws` times.
 
     >>> from dataclasses import dataclass
     >>> @dataclass(frozen=True)
@@ -108,6 +142,10 @@ class Intervention(ABC):
     def control(self) -> Intervention | None:
         """What to set beside it; None where it is a control itself."""
         return None
+
+    def draws(self, conditions: Conditions) -> int:
+        """How many times it is run over each text, as draws 0, 1 .. of the conditions; once, where nothing is drawn."""
+        return 1
 
     def check(self, model: nn.Module, texts: Sequence[Tensor], conditions: Conditions) -> None:  # noqa: B027
         """Raise SinkscopeError when it cannot be carried out, before anything runs."""
@@ -155,6 +193,11 @@ class ReplaceTokens(Intervention):
     def control(self) -> Intervention | None:
         return replace(self, first=False) if self.first else None
 
+    def draws(self, conditions: Conditions) -> int:
+        """Places of the control, and random tokens of either: the same ones in one draw of both."""
+        is_fixed = self.first and self.by != "random"
+        return 1 if is_fixed else conditions.draws_among(self.name, self.count or conditions.sinks)
+
     def check(self, model: nn.Module, texts: Sequence[Tensor], conditions: Conditions) -> None:
         if self.by == "line breaks":
             if conditions.tokenizer is None:
@@ -167,6 +210,7 @@ class ReplaceTokens(Intervention):
                 reason = 'this tokenizer has no single token for a line break; replace tokens by "random" ones.'
                 raise SinkscopeError(reason) from problem
         conditions.check_room(self.name, self.count or conditions.sinks)
+        self.draws(conditions)
 
     def prepare(self, model: nn.Module, texts: Sequence[Tensor], conditions: Conditions) -> Intervention:
         return replace(self, vocabulary=input_embeddings(model).num_embeddings)

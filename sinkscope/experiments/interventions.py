@@ -1,12 +1,11 @@
-"""What happens to a model under interventions, and under doses on the logits of its sinks: every text run whole under
-each, all scored at the same tokens."""
+"""What happens to a model under interventions: every text run whole under each, all scored at the same tokens."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -20,19 +19,13 @@ from sinkscope.experiments.as_found import AsFound
 from sinkscope.experiments.inside_model import EvictKeys
 from sinkscope.experiments.intervention import Conditions, Intervention, Nothing, Repeat, ReplaceTokens, Shift, Trial
 from sinkscope.experiments.perplexity import dense_texts
-from sinkscope.hf.placement import reading_device
+from sinkscope.experiments.plain_texts import PlainText, Run, changes_nothing, run
 from sinkscope.models.facts import find_anatomy, model_attributes, token_attributes
-from sinkscope.models.requirements import not_finite
 from sinkscope.normalisers import Normaliser
-from sinkscope.policies import Dense, Dose, Policy
-from sinkscope.probes import OutputNorm, SinkMass
+from sinkscope.policies import Policy
 from sinkscope.progress import progress_bar
 from sinkscope.scope.forward import check_vocabulary
-from sinkscope.scope.scope import Scope
-from sinkscope.streaming.readers import next_token_losses, text_coordinates
-
-DOSES = (-math.inf, -8.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
-ARMS = ("sinks", "random")
+from sinkscope.streaming.readers import text_coordinates
 
 
 @checks_types
@@ -46,13 +39,15 @@ def run_interventions(
     sinks: int = 4,
     first: int = 1,
     seed: int = 0,
+    draws: int | None = None,
     progress: bool | None = None,
     **attributes: Any,
 ) -> xr.Dataset:
     """Losses and sink mass under interventions and their controls.
 
-    Every text is read once, whole, under each intervention. Keys go, and losses are scored, from query `start` on, so
-    that all keys to be evicted have been read by then, as in a cache.
+    Every text is read once, whole, under each intervention, and as often as there are draws under what is drawn at
+    random. Keys go, and losses are scored, from query `start` on, so that all keys to be evicted have been read by
+    then, as in a cache.
 
     Args:
         model, ids, progress, attributes: as in `perplexity`; several texts give the sink mass an interval.
@@ -63,20 +58,40 @@ def run_interventions(
         sinks: how many first tokens count as sinks.
         first: of how many first keys the sink mass is shown.
         seed: of all that is drawn at random.
+        draws: of each random control (and of random tokens) in each text, two or more; 20, or as many as there are,
+            when None. A shuffled text is drawn once, as its losses are compared with nothing.
 
     Returns:
         A record with the interventions along `policy`, the baseline "nothing" first: `nll` [policy, sequence, token],
         nats, at the places tokens had in the text as it was, NaN up to the start and where there is none; `sink_mass`
         and `output_norm` [policy, sequence, layer, head], means over the queries from the start on. `control` [policy]
         names what to set beside each, or nothing; `same_tokens` [policy] is 0 where the tokens scored are not those of
-        the text.
+        the text. Of `draws` [policy], all three are means over them, and `draw_nll` [policy, draw, sequence] has the
+        mean loss in each. `removed_mass` [policy, sequence] is the attention that an eviction takes away: what the
+        evicted keys have of it in the text as it is, mean over layers, heads and these queries.
 
     Raises:
         SinkscopeError: texts too short for the start, a model without a language head or in training mode, an
             intervention that this model or these texts cannot take, one given twice, what is no intervention or gives
-            no trial.
+            no trial; fewer than two draws, or more than there are keys to draw.
     """
-    conditions, first = Conditions(start, sinks, seed, tokenizer), whole_number(first, "first", 1)
+    if draws is not None:
+        whole_number(draws, "draws", 2)
+    conditions = Conditions(start, sinks, seed, tokenizer, draws)
+    record = run_under(model, ids, interventions, conditions, whole_number(first, "first", 1), progress)
+    return record.assign_attrs({"kind": "interventions"} | attributes)
+
+
+def run_under(
+    model: nn.Module,
+    ids: Tensor | Sequence[Tensor],
+    interventions: Iterable[Intervention] | None,
+    conditions: Conditions,
+    first: int,
+    progress: bool | None,
+) -> xr.Dataset:
+    """`run_interventions` under these conditions, whatever they are."""
+    tokenizer = conditions.tokenizer
     texts = _texts(model, ids, conditions)
     if interventions is None:
         chosen, refused = possible(model, texts, usual(tokenizer), **vars(conditions))
@@ -99,7 +114,7 @@ def run_interventions(
     record = _record(found, texts, prepared, conditions, first, progress)
     controls = [control.name if (control := each.control()) is not None else "" for each in every.values()]
     controls = [name if name in record["policy"].values else "" for name in controls]  # none for what is one itself
-    return record.assign_coords(control=("policy", controls)).assign_attrs({"kind": "interventions"} | attributes)
+    return record.assign_coords(control=("policy", controls))
 
 
 def possible(
@@ -124,7 +139,8 @@ def possible(
 def usual(tokenizer: Any) -> list[Intervention]:
     """What is done when nothing is asked for."""
     words: list[Intervention] = [] if tokenizer is None else [EvictKeys("delimiters"), ReplaceTokens("line breaks")]
-    return [EvictKeys("sinks"), EvictKeys("recent"), *words, ReplaceTokens("random"), Shift(), Repeat()]
+    keys = [EvictKeys("sinks"), EvictKeys("attended"), EvictKeys("recent")]
+    return [*keys, *words, ReplaceTokens("random"), Shift(), Repeat()]
 
 
 def _texts(model: nn.Module, ids: Tensor | Sequence[Tensor], conditions: Conditions) -> list[Tensor]:
@@ -205,13 +221,17 @@ def _record(
 ) -> xr.Dataset:
     """Every text run under each intervention, the baseline first."""
     model, longest, shape = found.model, max(map(len, texts)), (len(interventions), len(texts))
-    losses, same = np.full((*shape, longest), np.nan, dtype=np.float32), np.ones(shape, dtype=bool)
-    means: dict[str, list[np.ndarray]] = {}
-    unchanged: dict[int, tuple[Tensor, xr.Dataset]] = {}  # by text: a dose of 0 is no other run than the baseline
-    with progress_bar(len(interventions) * sum(map(len, texts)), "token", shown, desc="interventions") as bar:
+    plain = [PlainText(model, text, conditions.start, first) for text in texts]
+    conditions = replace(conditions, attention=lambda number: plain[number].attention)
+    draws = [whole_number(each.draws(conditions), f"draws of `{name}`", 1) for name, each in interventions.items()]
+    losses, same = np.zeros((*shape, longest)), np.ones(shape, dtype=bool)
+    every, removed = np.full((shape[0], max(draws), shape[1]), np.nan), np.zeros(shape)
+    means: dict[str, np.ndarray] = {}
+    with progress_bar(sum(draws) * sum(map(len, texts)), "token", shown, desc="interventions") as bar:
         for row, (name, intervention) in enumerate(interventions.items()):
-            for number, text in enumerate(texts):
-                trial = found.after(partial(intervention.apply, text.clone(), number, conditions), intervention)
+            for draw, (number, text) in product(range(draws[row]), enumerate(texts)):
+                own = replace(conditions, draw=draw)
+                trial = found.after(partial(intervention.apply, text.clone(), number, own), intervention)
                 places = _checked_places(model, f"`{name}`", trial, text)
                 scored = places[1:] > conditions.start
                 if not bool(scored.any()):
@@ -219,45 +239,45 @@ def _record(
                         f"`{name}` leaves nothing of text {number} to score: none of its tokens stood behind query "
                         f"{conditions.start}; keep some of them, or give an earlier start."
                     )
-                is_plain = _changes_nothing(trial, text)
-                run = partial(_run, model, trial, first)
-                nll, measured = (unchanged.get(number) if is_plain else None) or found.after(run, intervention)
+                is_plain = changes_nothing(trial, text)
+                ready: partial[Run] = partial(run, model, trial, first)
                 if is_plain:
-                    unchanged[number] = nll, measured
-                at = places[1:][scored]
-                losses[row, number, at] = nll[scored].numpy()
-                same[row, number] = torch.equal(trial.tokens[1:][scored], text[at])
-                late = measured.isel(sequence=0, query=slice(int((places < conditions.start).sum()), None))
+                    ready = partial(getattr, plain[number], "whole")
+                one = found.after(ready, intervention)
+                at, lost = places[1:][scored], np.full(longest, np.nan)
+                lost[at] = one.nll[scored].numpy()
+                losses[row, number] += lost / draws[row]
+                every[row, draw, number] = np.nanmean(lost)
+                removed[row, number] += plain[number].removed_mass(trial) / draws[row]
+                same[row, number] &= torch.equal(trial.tokens[1:][scored], text[at])
+                late = one.record.isel(sequence=0, query=slice(int((places < conditions.start).sum()), None))
                 late = late.assign(sink_mass=late["sink_mass"].sum("sink"))
                 for each in ("sink_mass", "output_norm"):
                     if each in late:  # no output outside the attention interface
-                        means.setdefault(each, []).append(late[each].mean("query").transpose("layer", "head").values)
+                        mean = late[each].mean("query").transpose("layer", "head").values
+                        kept = means.setdefault(each, np.zeros((*shape, *mean.shape)))
+                        kept[row, number] += mean / draws[row]
                 bar.update(len(text))
             found.check_weights(intervention)
     dims = ("policy", "sequence", "layer", "head")
     record = xr.Dataset(
         {
-            "nll": (("policy", "sequence", "token"), losses, {"units": "nats"}),
-            **{name: (dims, np.stack(found).reshape(*shape, *found[0].shape)) for name, found in means.items()},
+            "nll": (("policy", "sequence", "token"), losses.astype(np.float32), {"units": "nats"}),
+            "draw_nll": (("policy", "draw", "sequence"), every, {"units": "nats"}),
+            "removed_mass": (("policy", "sequence"), removed),
+            **{name: (dims, mean.astype(np.float32)) for name, mean in means.items()},
         },
         coords={
             "policy": list(interventions),
             "same_tokens": ("policy", same.all(1).astype(int)),
-            "layer": measured["layer"].values,
-            "head": measured["head"].values,
+            "draws": ("policy", draws),
+            "layer": late["layer"].values,
+            "head": late["head"].values,
             **text_coordinates(texts),
         },
     )
     about = {"start": conditions.start, "sinks": conditions.sinks, "first": first, "seed": conditions.seed}
     return record.assign_attrs(**model_attributes(model), **token_attributes(record, model), **about)
-
-
-def _changes_nothing(trial: Trial, text: Tensor) -> bool:
-    """Whether the text [token] is run as it is."""
-    policy = trial.policy
-    undosed = type(policy) is Dose and not policy.bias and policy.values == "kept"  # a subclass may do anything
-    idle = policy is None or type(policy) is Dense or undosed
-    return idle and trial.normaliser is None and trial.hooks is None and torch.equal(trial.tokens, text)
 
 
 def _checked_places(model: nn.Module, name: str, trial: Any, text: Tensor) -> Tensor:
@@ -288,79 +308,3 @@ def _checked_places(model: nn.Module, name: str, trial: Any, text: Tensor) -> Te
     if len(stood.unique()) < len(stood):
         raise SinkscopeError(f"two tokens of {name} stood at one place of the text; give each a place of its own.")
     return places.long()
-
-
-def _run(model: nn.Module, trial: Trial, first: int) -> tuple[Tensor, xr.Dataset]:
-    """Losses [token - 1] of the second token on, and the record, of one text."""
-    ids = trial.tokens[None].to(reading_device(model))
-    policy, probes = trial.policy or Dense(), [SinkMass(first), OutputNorm()]
-    with ExitStack() as undo, torch.no_grad():
-        if trial.hooks is not None:
-            trial.hooks(model, undo)
-        with Scope(model, probes, trial.normaliser, policy, alone=True) as scope:
-            logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
-            record = scope.record
-    nll = next_token_losses(logits, ids[0, 1:]).cpu()
-    if not bool(nll.isfinite().all()):
-        raise not_finite("the logits", model)
-    return nll, record
-
-
-@checks_types
-def dose_response(
-    model: nn.Module,
-    ids: Tensor | Sequence[Tensor],
-    doses: Iterable[float] = DOSES,
-    *,
-    count: int = 1,
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
-    start: int = 64,
-    sinks: int = 4,
-    seed: int = 0,
-    progress: bool | None = None,
-    **attributes: Any,
-) -> xr.Dataset:
-    """Losses, sink mass and head output against a bias on the logits of the first keys, or of as many random ones.
-
-    Args:
-        model, ids, progress, attributes: as in `perplexity`; a model inside transformers' attention interface.
-        doses: the biases, natural logarithm: minus infinity evicts, with log(2) a key weighs twice as much.
-        count: how many first keys.
-        layers, heads: where; all when None.
-        start: the first query that notices; what is scored comes after it.
-        sinks, seed: among how many first tokens there is no random key, and the seed of these keys.
-
-    Returns:
-        A record [arm, dose, ...] with arm "sinks" or "random" keys: `nll` [.., sequence, token], nats; `sink_mass` on
-        the first keys and `output_norm` [.., sequence, layer, head], means over the queries from the start on.
-
-    Raises:
-        SinkscopeError: as `intervene`; no doses, or one that is no bias.
-    """
-    given = checked_doses(doses)
-    every = [EvictKeys(arm, whole_number(count, "count", 1), dose, layers, heads) for arm in ARMS for dose in given]
-    record = run_interventions(
-        model, ids, every, start=start, sinks=sinks, first=count, seed=seed, progress=progress
-    ).sel(policy=[each.name for each in every])
-    both = (
-        record.drop_vars(["policy", "control", "same_tokens"])
-        .coarsen(policy=len(given))
-        .construct(policy=("arm", "dose"))
-        .assign_coords(arm=list(ARMS), dose=given)
-    )
-    where = {"layers": "all" if layers is None else list(layers), "heads": "all" if heads is None else list(heads)}
-    return both.assign_attrs(record.attrs | {"kind": "dose response", "count": count} | where | attributes)
-
-
-def checked_doses(doses: Any) -> list[float]:
-    """The doses in order; their numbers, or SinkscopeError."""
-    try:
-        given = sorted(float(dose) for dose in (doses if isinstance(doses, Iterable) else [doses]))
-    except (TypeError, ValueError):
-        given = []
-    if not given or len(set(given)) < len(given) or any(math.isnan(dose) or dose == math.inf for dose in given):
-        raise SinkscopeError(
-            f"doses={doses!r}: give different numbers, such as [-2.0, 0.0, 2.0], or -math.inf to evict."
-        )
-    return given

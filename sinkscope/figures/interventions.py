@@ -15,11 +15,12 @@ from sinkscope.analysis.predictability import mean_mass_by_bin, predictability_t
 from sinkscope.analysis.reading import reads
 from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure
-from sinkscope.figures.requirements import need_columns, tokens_named
+from sinkscope.figures.requirements import need_columns, other_tokens, tokens_named
 from sinkscope.figures.style import even_ticks, extent, headroom, number
 
 ARM_LOOKS = {
     "sinks": m.Look("blue", marker="circle", size=3),
+    "next": m.Look("green", "dot", marker="diamond", size=3),
     "random": m.Look("vermilion", "dash", marker="square", size=3),
 }
 ROLE_LOOKS = {
@@ -51,7 +52,7 @@ def null_mass_from(attributes: Mapping[Any, Any]) -> float:
 @figure
 @reads
 def dose_response(record: xr.Dataset | pd.DataFrame) -> m.Drawing:
-    """Loss, sink mass and head output against the dose, the first keys beside as many random ones.
+    """Loss, sink mass and head output against the dose, the first keys beside as many others.
 
     Perplexity and output are over those at the dose nearest to 0; bands are 95% intervals, of the perplexity paired,
     as in `ppl_table`, of the others over texts (none with fewer than three). Minus infinity, the keys gone, stands
@@ -91,8 +92,7 @@ def dose_response(record: xr.Dataset | pd.DataFrame) -> m.Drawing:
 def _responses(own: pd.DataFrame, arm: str, column: str, bounds: str, count: int) -> list[m.Mark]:
     """One arm in one panel: a line over the finite doses, and minus infinity apart."""
     look = ARM_LOOKS.get(arm, m.Look("ink", marker="circle", size=3))
-    as_many = f"a {arm} token" if count == 1 else f"{count} {arm} tokens"
-    name = f"bias on the {tokens_named(count)}" if arm == "sinks" else f"bias on {as_many}"
+    name = f"bias on {f'the {tokens_named(count)}' if arm == 'sinks' else other_tokens(arm, count)}"
     doses = own["dose"].to_numpy(np.float64)
     x, words = places(doses), np.array([_dose_name(dose) for dose in doses])
     middle, low, high = (own[each].to_numpy(np.float64) for each in (column, f"{bounds}_low", f"{bounds}_high"))

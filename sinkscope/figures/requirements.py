@@ -45,6 +45,13 @@ def tokens_named(first: int) -> str:
     return "first token" if first == 1 else f"first {first} tokens"
 
 
+def other_tokens(arm: str, count: int) -> str:
+    """What the tokens of an arm of doses are called that is not on the first ones."""
+    if arm == "next":
+        return "the token right behind the sinks" if count == 1 else f"the {count} tokens right behind the sinks"
+    return f"a {arm} token" if count == 1 else f"{count} {arm} tokens"
+
+
 def layer_axis(layers: Any) -> Axis:
     """An axis along which lines run over these layers."""
     return Axis("layer", ticks=np.asarray(layers)[layer_ticks(len(layers))].tolist(), margin=0.03)

@@ -329,39 +329,48 @@ class Dose(_ChosenKeys):
 class EvictRecent(StaticPolicy):
     """Take the last `recent` tokens before it away from every query; it sees itself and all older ones.
 
-    The control for evicting as many sinks: those tokens are of use.
+    The control for evicting as many sinks: those tokens are of use. With `behind`, those before the last ones go
+    instead, at nearly the same distance.
 
     Args:
         recent: how many tokens.
         start: the first query that does not see them; the first that has another one left when None.
+        behind: how many of the last tokens stay.
     """
 
     recent: int
     start: int | None = field(default=None, kw_only=True)
+    behind: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         check_count(self, "recent", 1)
+        check_count(self, "behind", 0)
+        reach = self.recent + self.behind
         if self.start is None:
-            object.__setattr__(self, "start", self.recent + 1)
-        elif not isinstance(self.start, int) or self.start <= self.recent:
+            object.__setattr__(self, "start", reach + 1)
+        elif not isinstance(self.start, int) or self.start <= reach:
+            left, last = ("itself", "last") if not self.behind else (f"the last {self.behind} and itself", "others")
             raise SinkscopeError(
-                f"query {shown(self.start)} has no token left but itself when the last {self.recent} are evicted; "
-                f"give start > {self.recent}."
+                f"query {shown(self.start)} has no token left but {left} when the {last} {self.recent} are evicted; "
+                f"give start > {reach}."
             )
 
     def check_places(self, tokens: int) -> None:
-        if (self.start or 0) > max(tokens, self.recent + 1):
+        if (self.start or 0) > max(tokens, self.recent + self.behind + 1):
             raise beyond(self, f"query {self.start}", tokens)
 
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        return (query < (self.start or 0)) | (key == query) | (key < query - self.recent)
+        since = query - self.behind
+        return (query < (self.start or 0)) | (key >= since) | (key < since - self.recent)
 
     def bind(self, layer: BoundLayer) -> tuple[Eviction, ...]:
-        return (RecentEviction(recent=self.recent, since=self.start or 0, heads=self.acting_heads(layer.heads)),)
+        heads, since = self.acting_heads(layer.heads), self.start or 0
+        return (RecentEviction(recent=self.recent, behind=self.behind, since=since, heads=heads),)
 
     @property
     def description(self) -> str:
-        return f"evict the last {self.recent}"
+        before = f" before the last {self.behind}" if self.behind else ""
+        return f"evict the {'' if before else 'last '}{self.recent}{before}"
 
 
 def beyond(policy: Policy, place: str, tokens: int) -> SinkscopeError:

@@ -11,7 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope import figures as draw
-from sinkscope.analysis.discovery import discover
+from sinkscope.analysis.discovery import discover, recurrence_table
 from sinkscope.analysis.discovery import massive_activations as found_activations
 from sinkscope.analysis.importance import EPSILON, RATE_NOTE, sink_rate, sink_rate_curve
 from sinkscope.analysis.intervals import TEXT, interval
@@ -20,6 +20,7 @@ from sinkscope.analysis.mass import mass_by_layer as layer_masses
 from sinkscope.analysis.sensitivity import sensitivity_table
 from sinkscope.analysis.spans import span_table
 from sinkscope.analysis.variables import is_causal, whole
+from sinkscope.errors import SinkscopeError
 from sinkscope.figures.attention import null_entropy
 from sinkscope.figures.requirements import lengths, tokens_named
 from sinkscope.figures.sinks import default_lengths, extremes, first_cosine
@@ -106,8 +107,18 @@ def sink_rates(record: xr.Dataset, short: xr.Dataset | None) -> pd.DataFrame:
             continue
         curve = sink_rate_curve(each, epsilons=[0.1, 0.2, 0.3, 0.5, 0.8], lengths=default_lengths(each))
         frame = curve.to_dataframe().reset_index().assign(record=name, sequences=each.sizes["sequence"])
-        parts.append(frame[["record", "sequences", "length", "epsilon", "rate", "lower", "upper", "null_alpha"]])
+        parts.append(frame[["record", "sequences", "length", "epsilon", "rate", "lower", "upper", "null_alpha", "flips",
+                            "heads", "median_alpha"]])  # fmt: skip
     return pd.concat(parts, ignore_index=True)
+
+
+def recurrences(record: xr.Dataset) -> pd.DataFrame:
+    """The positions that come up as sinks on most sequences; none where there are not two different ones."""
+    try:
+        table = recurrence_table(record)
+    except SinkscopeError:
+        return pd.DataFrame()
+    return table[table["position"].isin(table["position"].unique()[:TOP])]
 
 
 def masses(record: xr.Dataset) -> Numbers:
@@ -134,6 +145,12 @@ def rates(record: xr.Dataset, quantity: str = "sink rate") -> Numbers:
         f"α > {EPSILON} at T = {length}; α of a uniform causal head: {float(curve['null_alpha']):.4f}; "
         f"BOS: {record.attrs.get('bos', 'unknown')}"
     )
+    note += f"; median α over heads: {float(curve['median_alpha']):.3f}"
+    if (flips := float(curve["flips"])) == flips:
+        count = int(curve["sequences"])
+        note += (
+            f"; {int(flips)} of {int(curve['heads'])} heads are above on one of {count} sequences and not on another"
+        )
     note += f"; {RATE_NOTE}" if RATE_NOTE in curve.attrs.get("note", "") else ""
     return [
         {"quantity": quantity, "unit": "fraction of heads", "value": float(rate) if equal else float(curve["rate"]),
@@ -263,6 +280,18 @@ ITEMS = (
         variables="sink_mass",
         table=sink_rates,
         beside="short",
+        meaning="Flips: heads whose α is above ε on one sequence and not on another, of so many heads; the rate hides "
+        "them. Median α: over heads, of their mean over sequences.",
+        causal_only=True,
+    ),
+    Item(
+        "recurrence",
+        "Sinks that come up on one sequence after another",
+        variables="received",
+        table=Table(recurrences, title="On how many sequences each position comes up as a sink"),
+        meaning="Positions that `discover` lists, on how many of the sequences that are long enough to tell, at three "
+        "thresholds ε; exact 95% intervals over sequences. α: mean over layers, heads and sequences, and its standard "
+        "deviation from sequence to sequence.",
         causal_only=True,
     ),
     Item(

@@ -13,13 +13,13 @@ import xarray as xr
 
 from sinkscope import figures as draw
 from sinkscope.analysis.intervals import interval
-from sinkscope.analysis.interventions import dose_table, intervention_table
+from sinkscope.analysis.interventions import SAME, dose_table, draws_said, intervention_table
 from sinkscope.analysis.mass import amplification, eviction_by_layer
 from sinkscope.analysis.predictability import HEADS_SHOWN, correlated_heads, correlations, mean_mass_by_bin
 from sinkscope.analysis.variables import whole
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures.eviction import evicted, uniform_amplification
-from sinkscope.figures.requirements import tokens_named
+from sinkscope.figures.requirements import other_tokens, tokens_named
 from sinkscope.figures.style import number, ratio_said, within
 from sinkscope.reporting.collapse import COLLAPSE
 from sinkscope.reporting.content import Item, Measure, Numbers, Section, Table
@@ -35,7 +35,7 @@ CHANGED = 160  # the first tokens of each, for interventions and doses
 FEWEST = 64
 START = 64  # the first query that notices an intervention
 DOSES = (-math.inf, -4.0, -2.0, 0.0, 2.0)
-SAME = 1.02  # and one over it: ratios of perplexity that lie between, interval and all, are as good as none
+DRAWS = 2  # of each random control in each text, where `intervene` has 20: with eight texts 16 in all
 STRONG = 10.0  # times as much: nine tenths of a head's attention are parked
 RECORDS = {
     "forced": "Forced mass", "collapse": "The collapse decomposed", "dose": "Dose and response",
@@ -47,7 +47,7 @@ PREDICTED = ("sink_mass", "next_loss", "next_entropy")
 def run(passes: Passes) -> Mapping[str, Measure]:
     """Eviction in closed form, the collapse decomposed, doses, interventions, and mass against predictability."""
     from sinkscope.experiments.decomposition import collapse_policies
-    from sinkscope.experiments.interventions import dose_response
+    from sinkscope.experiments.doses import dose_response
     from sinkscope.experiments.predictability import predictability
     from sinkscope.probes import EvictionEffect
 
@@ -76,7 +76,7 @@ def run(passes: Passes) -> Mapping[str, Measure]:
     return {
         "forced": forced,
         "collapse": collapse,
-        "dose": lambda: dose_response(passes.model, texts[:, :CHANGED], DOSES, **shown),
+        "dose": lambda: dose_response(passes.model, texts[:, :CHANGED], DOSES, arms=("sinks", "next"), **shown),
         "interventions": lambda: _interventions(passes, texts[:, :CHANGED], start),
         "predictability": lambda: dense().drop_vars([name for name in dense() if name not in PREDICTED]),
     }
@@ -104,11 +104,11 @@ def _interventions(passes: Passes, texts: torch.Tensor, start: int) -> xr.Datase
     from sinkscope.experiments.interventions import possible, run_interventions
 
     given: dict[str, Any] = {"tokenizer": passes.tokenizer, "start": start, "sinks": SINKS}
-    taken = [EvictKeys(which) for which in ("sinks", "recent", "delimiters")]
+    taken = [EvictKeys(which) for which in ("sinks", "attended", "recent", "delimiters")]
     chosen, refused = possible(passes.model, texts, [*taken, ReplaceTokens("line breaks"), Shift(start // 4)], **given)
     if not chosen:
         raise SinkscopeError(next(iter(refused.values())))
-    record = run_interventions(passes.model, texts, chosen, progress=passes.progress, **given)
+    record = run_interventions(passes.model, texts, chosen, draws=DRAWS, progress=passes.progress, **given)
     for why in dict.fromkeys(refused.values()):
         names = "`, `".join(name for name, reason in refused.items() if reason == why)
         passes.notes.append(f"`{names}` left out of the interventions: {why}")
@@ -123,25 +123,27 @@ def say_forced(record: xr.Dataset, table: pd.DataFrame | None) -> str:
         f"Without the {tokens_named(evicted(record))}, all other weights would be multiplied by "
         f"{within(mean, low, high)} (geometric mean over heads and queries; uniform attention: "
         f"{number(uniform_amplification(record))}), and by {STRONG:.0f} or more in {(heads >= STRONG).sum():,} of "
-        f"{heads.size:,} heads."
+        f"{heads.size:,} heads (the median head: {number(float(np.median(heads)))})."
     )
     if table is None or not np.isfinite(table["difference_low"]).any():
         return said
+    share = number(float((table["difference"].abs()).median()))
     denominator = int((table["difference_low"] > 0).sum())
     value = int((table["difference_high"] < 0).sum())
     return (
         f"{said} Of the change of a head's output, the lost denominator is the longer part in {denominator} of "
         f"{len(table)} layers and the lost value in {value}; in the others the interval of their difference, paired, "
-        "holds zero."
+        f"holds zero. The median size of that difference over layers is {share} of the output."
     )
 
 
 def say_dose(record: xr.Dataset, table: pd.DataFrame) -> str:
     count = int(record.attrs.get("count", 1))
-    sinks, random = (table[table["arm"] == arm].sort_values("dose").to_dict("records") for arm in ("sinks", "random"))
-    other, first = "a random token" if count == 1 else f"{count} random tokens", tokens_named(count)
+    arm = next(arm for arm in ("next", "random") if (table["arm"] == arm).any())
+    sinks, others = (table[table["arm"] == each].sort_values("dose").to_dict("records") for each in ("sinks", arm))
+    other, first = other_tokens(arm, count), tokens_named(count)
     parts = []
-    for of, control in ((sinks[0], random[0]), (sinks[-1], random[-1])):
+    for of, control in ((sinks[0], others[0]), (sinks[-1], others[-1])):
         amount = "gone" if of["dose"] == -np.inf else f"at a dose of {of['dose']:+g}".replace("-", "−")
         parts.append(
             f"with the {first} {amount} perplexity is {ratio_said(of)} times that at dose 0, "
@@ -153,25 +155,29 @@ def say_dose(record: xr.Dataset, table: pd.DataFrame) -> str:
 
 def say_effects(record: xr.Dataset, table: pd.DataFrame) -> str:
     effects = table[(table["role"] == "effect") & table["over_control"].notna()]
-    more, less = effects["over_control_low"] > 1, effects["over_control_high"] < 1
     parts = []
-    for which, words in ((more, "higher"), (less, "lower")):
-        if which.any():
-            rows = effects[which].to_dict("records")
+    for verdict in ("higher", "lower"):
+        rows = effects[effects["verdict"] == verdict].to_dict("records")
+        if rows:
             told = ", ".join(f"{row['intervention']} {ratio_said(row, 'over_control')}" for row in rows)
-            parts.append(f"Perplexity is {words} than under the control, by the factor given, for: {told}.")
-    known = effects["over_control_low"].notna()
-    equal = (effects["over_control_low"] >= 1 / SAME) & (effects["over_control_high"] <= SAME)
-    for which, words in (
-        (equal, f"Equal to that under the control, to within {SAME - 1:.0%}, for"),
-        (
-            known & ~more & ~less & ~equal,
-            f"Neither told apart from the control nor shown to equal it within {SAME - 1:.0%}",
-        ),
-        (~known, "Without an interval of the ratio to the control"),
-    ):
-        if which.any():
+            parts.append(f"Perplexity is {verdict} than under the control, by the factor given, for: {told}.")
+    for verdict, words in {
+        "equal": f"Equal to that under the control, to within {SAME - 1:.0%}, for",
+        "open": f"Neither told apart from the control nor shown to equal it within {SAME - 1:.0%}",
+        "": "Without an interval of the ratio to the control",
+    }.items():
+        if (which := effects["verdict"] == verdict).any():
             parts.append(f"{words}: {', '.join(effects[which]['intervention'])}.")
+    evicted = table[table["per_mass"].notna()].drop_duplicates("intervention").set_index("intervention")
+    shown = [name for name in ("evict sinks", "evict attended", "evict random") if name in evicted.index]
+    if "evict sinks" in shown and len(shown) > 1:
+        told = "; ".join(
+            f"{name} {within(row['per_mass'], row['per_mass_low'], row['per_mass_high'])}, of {row['removed_mass']:.0%}"
+            for name, row in evicted.loc[shown].iterrows()
+        )
+        parts.append(f"Loss for each unit of attention that is taken away, nats, and how much is: {told}.")
+    if drawn := draws_said(table):
+        parts.append(f"{drawn[0].upper()}{drawn[1:]}.")
     return " ".join(parts)
 
 
@@ -183,11 +189,12 @@ def say_predictability(record: xr.Dataset, table: pd.DataFrame) -> str:
     nulls = [number(float(binned["null"].isel(bin=place))) for place in (0, -1)]
     first = tokens_named(int(record.attrs.get("first", record.sizes["sink"])))
     heads = int(row["heads"])
+    size = f" and a median |ρ| of {row['side_size']:.2f}" if row["below"] + row["above"] else ""
     return (
         f"Mean mass on the {first} is {ends[0]} where the next token is most predictable (the lowest tenth of entropy) "
         f"and {ends[1]} where it is least (uniform null: {nulls[0]} and {nulls[1]}). Of {heads:,} heads, "
         f"{int(row['below']):,} give the {first} less the higher the entropy, and {int(row['above']):,} more, with "
-        f"intervals beyond both zero and the null (up to {number(0.05 * heads, 2)} would by chance)"
+        f"intervals beyond both zero and the null{size} (up to {number(0.05 * heads, 2)} would by chance)"
         f"{_told_among_many(row)}."
     )
 
@@ -251,14 +258,15 @@ ITEMS = (
         figure=draw.dose_response,
         sentence=say_dose,
         meaning="A bias on the logit of the first token in all layers and heads, from minus infinity (gone) over 0 (as "
-        "the model is) upwards, and the same on a random token drawn for each text as control. Everything is measured "
-        "over the queries from the start on; before it nothing is changed. Intervals of perplexity are paired, over "
-        "texts, or batches of fewer than four; those of mass and output are over texts.",
+        "the model is) upwards; as control the same on the token right behind the sinks, which of all that are none "
+        "stands nearest to it. All is measured over the queries from the start on; before it nothing is changed. "
+        "Intervals of perplexity are paired, over texts, or batches of fewer than four; those of mass and output are "
+        "over texts.",
         table=Table(
             dose_table,
-            meaning="Dose: bias on the logits of the first keys (sinks) or of as many random ones, natural "
-            "logarithm; -inf: gone. Ratios of perplexity (paired, over texts, or batches of fewer than four) and of "
-            "the norm of a head's output (over texts) are to dose 0.",
+            meaning="Dose: bias on the logits of the first keys (sinks) or of as many right behind the sinks "
+            "(next), natural logarithm; -inf: gone. Ratios of perplexity (paired, over texts, or batches of fewer than "
+            "four) and of the norm of a head's output (over texts) are to dose 0.",
         ),
     ),
     Item(
@@ -269,15 +277,20 @@ ITEMS = (
         figure=draw.effects,
         sentence=say_effects,
         meaning="What each intervention does to perplexity and to the mass on the first token, and below it what as "
-        "much of something else does: as many random keys evicted, other tokens replaced, as many tokens cut out "
-        "behind the sinks. The same tokens are scored in all rows. A row is about this text and these places: "
-        "intervals cover neither other models nor other draws of the control.",
+        "much of something else does: as many random keys evicted, for recent keys as many before them, other tokens "
+        "replaced, as many tokens cut out behind the sinks. Attended: the most attended keys behind the sinks, as many "
+        "as carry the sinks' mass, or all before the start where they carry less. The same tokens are scored in all "
+        f"rows. Random controls are drawn {DRAWS} times in each text (20 times in sinkscope.intervene), and intervals "
+        "hold what differs from draw to draw. They cover no other models.",
         table=Table(
             intervention_table,
             "interventions",
             "Interventions and their controls",
             "Each intervention above its control. Perplexity over that with nothing done (ratio) and over that of the "
-            "control; paired 95% t intervals over texts, of losses over batches where there are fewer than four.",
+            "control; paired 95% t intervals over texts, of losses over batches where there are fewer than four. "
+            f"Verdict: what the latter says, equal where all of it lies within {SAME - 1:.0%}. Intervals over draws: t "
+            "within texts. Removed mass: attention on the evicted keys in the text as it is; per mass: logarithm of "
+            "the ratio for each unit of it (Fieller).",
             variables=("control",),
         ),
     ),

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
-from sinkscope.analysis.discovery import discover
-from sinkscope.analysis.importance import sink_rate
+from sinkscope.analysis.discovery import discover, recurrence_table
+from sinkscope.analysis.importance import sink_rate, sink_rate_curve
 from sinkscope.analysis.maps import from_maps
 from sinkscope.errors import SinkscopeError
 from tests.analysis import naive
@@ -126,3 +127,89 @@ def test_attributes_and_an_empty_table_keep_their_form():
 def test_bad_settings_are_refused(options):
     with pytest.raises(SinkscopeError, match=next(iter(options))):
         discover(synthetic_record(1, 1, 1, 20), **options)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    lengths=st.lists(st.integers(4, 20), min_size=2, max_size=3),
+    epsilons=st.lists(st.floats(0.05, 0.6), min_size=1, max_size=3, unique=True),
+    times_null=st.floats(0.0, 3.0),
+    queries=st.integers(1, 8),
+)
+def test_recurrence_of_positions_is_that_of_the_listings_text_by_text(lengths, epsilons, times_null, queries):
+    maps = ragged_maps(lengths)
+    record = from_maps(maps)
+    found = recurrence_table(record, "position", epsilons, times_null, queries)
+    want = {}
+    for epsilon in epsilons:
+        for position in range(max(lengths)):
+            can_tell = [s for s, T in enumerate(lengths) if T - position >= queries]
+            each = [discover(from_maps(maps[s : s + 1]), epsilon, times_null, None, queries) for s in can_tell]
+            want[position, epsilon] = (sum(position in rows["position"].values for rows in each), len(can_tell))
+    listed = {position for (position, _), (texts, _) in want.items() if texts}
+    assert set(found["position"]) == listed
+    for row in found.itertuples():
+        assert (row.texts, row.of) == want[row.position, row.epsilon] and row.share == row.texts / row.of
+        exact = stats.binomtest(row.texts, row.of).proportion_ci(method="exact")
+        np.testing.assert_allclose([row.low, row.high], [exact.low, exact.high], atol=1e-9)
+    for epsilon in epsilons:
+        flips = sum(0 < texts < of for (_, each), (texts, of) in want.items() if each == epsilon)
+        assert found.attrs["flips"][f"{epsilon:g}"] == flips
+
+
+def test_recurrence_of_heads_is_counted_text_by_text_and_flips_beside_the_rate():
+    maps = ragged_maps([12, 12, 9, 15])
+    record, epsilon = from_maps(maps), 0.3
+    found = recurrence_table(record, "head", [0.1, epsilon, 0.5]).set_index(["layer", "head", "epsilon"])
+    flips = 0
+    for layer in range(maps[0].shape[0]):
+        for head in range(maps[0].shape[1]):
+            alphas = np.array([naive.alpha(each[layer, head], 0, True) for each in maps])
+            for threshold in (0.1, epsilon, 0.5):
+                if (layer, head, threshold) in found.index:
+                    row = found.loc[(layer, head, threshold)]
+                    assert (row.texts, row.of) == ((alphas > threshold).sum(), 4)
+                    assert row.alpha == pytest.approx(alphas.mean(), rel=1e-5)
+                    assert row.alpha_sd == pytest.approx(alphas.std(ddof=1), rel=1e-4)
+                else:
+                    assert not (alphas > 0.1).any()
+            flips += 0 < (alphas > epsilon).sum() < 4
+    rate, curve = sink_rate(record, epsilon), sink_rate_curve(record, [epsilon], [9])
+    heads = maps[0].shape[0] * maps[0].shape[1]
+    assert (rate.attrs["flips"], rate.attrs["heads"]) == (flips, heads)
+    assert int(curve["heads"][0]) == heads and "flips" not in sink_rate(from_maps(maps[:1])).attrs
+    cut = [np.array([[naive.alpha(m[:9, :9], 0, True) for m in layer] for layer in each]) > epsilon for each in maps]
+    assert int(curve["flips"][0, 0]) == (np.any(cut, 0) & ~np.all(cut, 0)).sum()
+
+
+def test_a_planted_sink_that_is_there_on_six_of_eight_texts_comes_up_on_six():
+    """And a threshold above what was planted finds it on none; a text that is there twice counts once."""
+    maps = [uniform_maps(40 + s).copy() for s in range(8)]
+    for each in maps[:6]:
+        each[:, :, 5:] *= 0.4
+        each[:, :, 5:, 5] += 0.6
+    found = recurrence_table(from_maps(maps), epsilons=[0.3, 0.5, 0.9]).set_index(["position", "epsilon"])
+    assert found.loc[(5, 0.3), ["texts", "of"]].tolist() == [6, 8] and found.loc[(5, 0.9), "texts"] == 0
+    assert found.attrs["flips"] == {"0.3": 1, "0.5": 1, "0.9": 0} and found.attrs["texts"] == 8
+    assert found.index[0][0] == 5
+    twice = recurrence_table(from_maps([*maps, *maps]), epsilons=[0.3]).set_index("position")
+    once = found.xs(0.3, level="epsilon")
+    assert twice.loc[5, ["texts", "of", "low"]].tolist() == once.loc[5, ["texts", "of", "low"]].tolist()
+
+
+def test_recurrence_over_one_text_is_refused_and_so_are_other_words():
+    one = uniform_maps(20)
+    for record in (from_maps([one]), from_maps([one, one, one])):  # the same text three times
+        with pytest.raises(SinkscopeError, match="recurrence is over texts, and the record has one"):
+            recurrence_table(record)
+    two = from_maps(ragged_maps([10, 12]))
+    for options, message in (
+        ({"by": "token"}, "by='token'"),
+        ({"epsilons": []}, "holds no threshold"),
+        ({"epsilons": [0.3, 1.0]}, "epsilon"),
+        ({"epsilons": [np.nan]}, "epsilon"),
+        ({"queries": 0}, "queries"),
+        ({"by": "head", "position": 40}, "position=40"),
+    ):
+        with pytest.raises(SinkscopeError, match=message):
+            recurrence_table(two, **options)

@@ -44,8 +44,8 @@ def without_once_read(keys):
     return lambda at: [key for key in range(at + 1) if key == at or key not in keys]
 
 
-def without_recent(count, start):
-    return lambda at: [key for key in range(at + 1) if at < start or key == at or key < at - count]
+def without_recent(count, start, behind=0):
+    return lambda at: [key for key in range(at + 1) if at < start or key not in range(at - behind - count, at - behind)]
 
 
 WINDOW = dict(kept=windowed(3, 20), in_cache=True, anchors=range(3), since=24)
@@ -78,6 +78,11 @@ CASES = {
     "sinks gone from a window": (SinkWindow(3, 20, bias=-math.inf), dict(WINDOW, bias=-math.inf)),
     "stronger phantom": (SinkWindow(3, 20, bias=1.0, values="zeroed"), dict(WINDOW, bias=1.0, values="zeroed")),
     "evict recent": (EvictRecent(4), dict(kept=without_recent(4, 5))),
+    "evict before the last": (EvictRecent(4, behind=3), dict(kept=without_recent(4, 8, 3))),
+    "evict before the last in a layer": (
+        EvictRecent(2, behind=5, start=30, layers=[1]),
+        dict(kept=without_recent(2, 30, 5), layers=[1]),
+    ),
     "evict recent later": (EvictRecent(4, start=30, heads=[0]), dict(kept=without_recent(4, 30), heads=[0])),
     "stronger sink": (Dose(1.5), dict(anchors=[0], since=1, bias=1.5)),
     "weaker keys": (Dose(-2.0, [7, 30], start=8), dict(anchors=[7, 30], since=8, bias=-2.0)),
@@ -195,7 +200,9 @@ def test_a_filled_cache_changes_nothing(keys, start, cut):
         (lambda: Dose(1.0, values="gone"), "values='gone' is unknown"),
         (lambda: SinkWindow(values="halved"), "values='halved' is unknown"),
         (lambda: EvictRecent(0), "recent=0"),
-        (lambda: EvictRecent(3, start=3), "query 3 has no token left"),
+        (lambda: EvictRecent(3, start=3), "query 3 has no token left but itself when the last 3"),
+        (lambda: EvictRecent(3, start=5, behind=2), "query 5 has no token left but the last 2 and itself when the oth"),
+        (lambda: EvictRecent(3, behind=-1), "behind=-1"),
         (lambda: attached(build("llama"), policy=Evict([0], layers=[5])), "layer 5 .* layers 0 to 1"),
         (lambda: attached(build("llama"), policy=Window(8, heads=[-1])), "head -1"),
         (lambda: attached(build("mistral_sliding"), policy=Evict([0])), "slides over its own window"),

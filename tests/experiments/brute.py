@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -55,6 +55,12 @@ def without(name: str, ids: Tensor, keys: Collection[int], start: int = START, *
     return biased(name, ids, on_keys(len(ids), keys, -torch.inf, start), **where)
 
 
+def mean(twins: Iterable[Twin]) -> Twin:
+    """What several draws give together."""
+    parts = zip(*twins, strict=True)
+    return Twin(*(None if each[0] is None else np.mean(each, 0) for each in parts))
+
+
 def on_keys(length: int, keys: Collection[int], bias: float, start: int = START) -> Tensor:
     """What is added to the scores [query, key]."""
     added = torch.zeros(length, length)
@@ -62,10 +68,10 @@ def on_keys(length: int, keys: Collection[int], bias: float, start: int = START)
     return added
 
 
-def without_recent(length: int, count: int, start: int = START) -> Tensor:
+def without_recent(length: int, count: int, start: int = START, behind: int = 0) -> Tensor:
     added = torch.zeros(length, length)
     for query in range(start, length):
-        added[query, query - count : query] = -torch.inf
+        added[query, query - behind - count : query - behind] = -torch.inf
     return added
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,14 @@ CONDITIONS = Conditions(START, 4, 0, brute.Tokenizer())
 
 def record_of(intervention, name: str = "llama"):
     return run_interventions(
-        build(name), brute.texts(), [intervention], tokenizer=brute.Tokenizer(), start=START, first=2, progress=False
+        build(name),
+        brute.texts(),
+        [intervention],
+        tokenizer=brute.Tokenizer(),
+        start=START,
+        first=2,
+        draws=2,
+        progress=False,
     )
 
 
@@ -46,8 +55,10 @@ def test_the_control_puts_the_same_tokens_in_as_many_other_places(by):
         places = CONDITIONS.others(number, 4)
         assert set(elsewhere) <= set(places) and torch.equal(other[places], first[:4])
         assert (first[:4] == LINE_BREAK).all() or by == "random"
-        brute.check(record, prepared[0].name, number, brute.dense("llama", first), 2)
-        brute.check(record, prepared[1].name, number, brute.dense("llama", other), 2)
+        for each in prepared:
+            runs = [each.apply(text, number, replace(CONDITIONS, draw=draw)).tokens for draw in range(2)]
+            assert torch.equal(*runs) == (each is prepared[0] and by == "line breaks")
+            brute.check(record, each.name, number, brute.mean(brute.dense("llama", run) for run in runs), 2)
     assert record.control.values.tolist() == ["", prepared[1].name, ""]
 
 

@@ -34,8 +34,10 @@ def test_every_dose_is_that_bias_on_the_scores_of_the_same_keys(name, options):
     count, where = options.get("count", 1), {key: value for key, value in options.items() if key != "count"}
     record = respond(name, **options)
     for number, text in enumerate(brute.texts()):
-        keys = {"sinks": range(count), "random": Conditions(START, 4, 0).others(number, count)}
-        for arm in ("sinks", "random"):
+        others = Conditions(START, 4, 0).others(number, count)
+        keys = {"sinks": range(count), "next": range(4, 4 + count), "random": others}
+        assert record.arm.values.tolist() == list(keys)
+        for arm in keys:
             for dose in DOSES:
                 added = brute.on_keys(len(text), keys[arm], dose)
                 brute.check(as_arm(record, arm), str(dose), number, brute.biased(name, text, added, **where), count)
@@ -43,9 +45,9 @@ def test_every_dose_is_that_bias_on_the_scores_of_the_same_keys(name, options):
 
 def test_no_dose_is_the_dense_model_and_the_lowest_is_eviction():
     record, model = respond(), build("llama")
-    chosen = [EvictKeys("sinks", 1), EvictKeys("random", 1)]
-    evicted = run_interventions(model, brute.texts(), chosen, start=START, progress=False)
-    for arm in ("sinks", "random"):
+    chosen = [EvictKeys("sinks", 1), EvictKeys("next", 1)]
+    evicted = run_interventions(model, brute.texts(), chosen, start=START, draws=2, progress=False)
+    for arm in ("sinks", "next"):
         arms = record.sel(arm=arm)
         # a bias of 0 is added in another order of operations than none
         np.testing.assert_allclose(arms.nll.sel(dose=0.0), evicted.nll.sel(policy="nothing"), atol=1e-4)
@@ -60,8 +62,8 @@ def test_more_dose_is_more_mass_on_these_keys_in_the_first_layer():
 
 
 def test_doses_are_sorted_and_the_record_says_what_was_done():
-    record = respond(doses=(1.0, -1.0, 0.5), count=2, heads=[1], text="a text")
-    assert record.dose.values.tolist() == [-1.0, 0.5, 1.0] and record.arm.values.tolist() == ["sinks", "random"]
+    record = respond(doses=(1.0, -1.0, 0.5), count=2, heads=[1], arms=["next", "sinks"], text="a text")
+    assert record.dose.values.tolist() == [-1.0, 0.5, 1.0] and record.arm.values.tolist() == ["sinks", "next"]
     assert {name: record.attrs[name] for name in ("kind", "count", "layers", "heads", "text", "start")} == {
         "kind": "dose response", "count": 2, "layers": "all", "heads": [1], "text": "a text", "start": START,
     }  # fmt: skip
@@ -82,6 +84,10 @@ def test_doses_next_to_each_other_are_told_apart():
         ({"doses": "much"}, "doses='much'"),
         ({"doses": None}, "doses=None"),
         ({"count": 0}, "count=0"),
+        ({"arms": []}, "give some of sinks, next, random, each once"),
+        ({"arms": ["sinks", "sinks"]}, "each once"),
+        ({"arms": "last"}, "arms='last'"),
+        ({"arms": None}, "arms=None"),
         ({"count": 20}, "20 of the 40 tokens"),
         ({"layers": [2]}, "layer 2 .* layers 0 to 1"),
         ({"heads": [4]}, "head 4 .* heads 0 to 3"),

@@ -37,7 +37,7 @@ EVERY = [
 
 def run(model, chosen=None, texts=None, start=START, **options):
     texts = brute.texts() if texts is None else texts
-    options = {"tokenizer": brute.Tokenizer(), "progress": False} | options
+    options = {"tokenizer": brute.Tokenizer(), "draws": 2, "progress": False} | options
     return run_interventions(model, texts, chosen, start=start, **options)
 
 
@@ -57,26 +57,28 @@ def test_without_names_the_usual_ones_run_each_with_its_control():
     assert dict(zip(record.policy.values.tolist(), record.control.values.tolist(), strict=True)) == {
         "nothing": "",
         "evict sinks": "evict random",
-        "evict recent": "evict random",
+        "evict attended": "",
+        "evict recent": "evict near-recent",
         "evict delimiters": "evict random",
         "first tokens to line breaks": "other tokens to line breaks",
         "first tokens to random ones": "other tokens to random ones",
         "start 16 later": "cut 16 behind the sinks",
         "repeat one token": "shuffle all tokens",
         "evict random": "",
+        "evict near-recent": "",
         "other tokens to line breaks": "",
         "other tokens to random ones": "",
         "cut 16 behind the sinks": "",
         "shuffle all tokens": "",
     }
     assert record.same_tokens.sel(policy=["repeat one token", "shuffle all tokens"]).values.tolist() == [0, 0]
-    assert int(record.same_tokens.sum()) == 11
+    assert int(record.same_tokens.sum()) == 13
 
 
 def test_of_the_usual_ones_those_that_cannot_be_are_left_out_with_a_warning():
     with pytest.warns(UserWarning, match="`evict .*is left out: BloomForCausalLM") as warned:
         record = run(build("bloom"), tokenizer=None)
-    assert len(warned) == 2 and record.sizes["policy"] == 7
+    assert len(warned) == 3 and record.sizes["policy"] == 7
     with pytest.raises(SinkscopeError, match="no key can be taken"):  # asked for, it is refused
         run(build("bloom"), [Shift(10), EvictKeys("sinks")])
 
@@ -170,6 +172,12 @@ def test_all_texts_start_and_end_where_they_may():
         (lambda: run(build("llama"), EVERY[:1], sinks=0), "sinks=0"),
         (lambda: run(build("llama"), EVERY[:1], first=0), "first=0"),
         (lambda: run(build("llama"), EVERY[:1], seed=-1), "seed=-1"),
+        (lambda: run(build("llama"), EVERY[:1], draws=1), "draws=1 is not a whole number of 2 or more"),
+        (lambda: run(build("llama"), EVERY[:1], draws=2.5), r"draws=2\.5"),
+        (
+            lambda: run(build("llama"), [EvictKeys("sinks", 1)], draws=37),
+            "draws=37 .* in 36 ways; give draws=36 or few",
+        ),
         (lambda: run(build("llama"), EVERY[:1], sinks=36), "36 of the 40 tokens"),
         (lambda: run(build("llama"), []), "no intervention was given"),
         (lambda: run(build("llama"), [Shift(3), Shift(3)]), "one of them twice"),

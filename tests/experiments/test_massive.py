@@ -104,22 +104,22 @@ def test_the_mean_of_one_constant_value_changes_nothing():
 def test_the_control_sets_as_many_other_dimensions_of_the_same_tokens(mode):
     model, ids, seen = planted(), texts(0, 20), []
     handle = layers_of(model)[1].register_forward_pre_hook(lambda module, args: seen.append(args[0][0].clone()))
-    record = run(model, ids, SetMassive(mode=mode))
+    record = run(model, ids, SetMassive(mode=mode), draws=2)
     handle.remove()
-    states = seen[-2 * len(record.policy) :]  # what layer 1 was given in each arm, text after text
+    states = seen[-2 * (len(record.policy) + 1) :]  # what layer 1 was given in each arm and draw, text after text
     place = record.policy.values.tolist().index(f"random dimensions to {mode}")
     changed_dimensions = []
-    for number in range(2):
-        before, after = states[number], states[2 * place + number]
+    for number in range(4):
+        before, after = states[number % 2], states[2 * place + number]
         tokens, dimensions = (before != after).nonzero().unique(dim=0).T
         assert set(tokens.tolist()) <= {0, 20} and 20 in tokens
         assert len(set(dimensions.tolist())) == 2 and not set(dimensions.tolist()) & {DIMENSION, SECOND}
         changed_dimensions.append(sorted(set(dimensions.tolist())))
-    assert changed_dimensions[0] == changed_dimensions[1]
-    for dimension in changed_dimensions[0]:
-        mean = np.mean([states[number][token, dimension] for number in range(2) for token in (0, 20)])
-        expected = mean if mode == "mean" else 0.0
-        for number in range(2):
+    assert len(set(map(tuple, changed_dimensions))) == 4  # drawn anew for each text and in each draw
+    for number, dimensions in enumerate(changed_dimensions):
+        for dimension in dimensions:
+            mean = np.mean([states[text][token, dimension] for text in range(2) for token in (0, 20)])
+            expected = mean if mode == "mean" else 0.0
             assert states[2 * place + number][20, dimension] == pytest.approx(expected, abs=1e-6)
 
 

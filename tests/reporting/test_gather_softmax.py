@@ -46,7 +46,7 @@ def test_every_record_is_what_its_experiment_gives_alone(records):
     expected = {
         "forced": sinkscope.measure(model, texts, [sinkscope.EvictionEffect()], **quiet),
         "collapse": sinkscope.decompose(model, tokens_of()[None], 64, 4, **quiet),
-        "dose": sinkscope.dose_response(model, texts, softmax.DOSES, start=32, **quiet),
+        "dose": sinkscope.dose_response(model, texts, softmax.DOSES, start=32, arms=("sinks", "next"), **quiet),
         "predictability": sinkscope.predictability(model, texts, **quiet),
     }
     for name, alone in expected.items():
@@ -56,7 +56,7 @@ def test_every_record_is_what_its_experiment_gives_alone(records):
             np.testing.assert_allclose(
                 records[name][variable], alone[variable], rtol=1e-5, atol=1e-6, err_msg=f"{name} {variable}"
             )
-    assert list(records["interventions"]["policy"].values)[:3] == ["nothing", "evict sinks", "evict recent"]
+    assert list(records["interventions"]["policy"].values)[:3] == ["nothing", "evict sinks", "evict attended"]
     assert records["predictability"].attrs["start"] == records["dose"].attrs["start"] == 32
 
 
@@ -126,7 +126,9 @@ def test_what_a_family_cannot_take_is_left_out_with_the_reason_and_the_rest_is_t
 def test_what_is_refused_for_one_reason_is_one_note():
     _, notes = measured("mpt", 140)
     (note,) = [note for note in notes if note.startswith("`evict")]
-    assert note.startswith("`evict sinks`, `evict recent`, `evict delimiters` left out of the interventions")
+    assert note.startswith(
+        "`evict sinks`, `evict attended`, `evict recent`, `evict delimiters` left out of the interventions"
+    )
     assert note.count("no key can be taken from it") == 1
 
 
@@ -142,7 +144,7 @@ def test_a_step_that_fails_leaves_the_others(monkeypatch):
     def refuse(*_, **__):
         raise SinkscopeError("there is a reason.")
 
-    monkeypatch.setattr("sinkscope.experiments.interventions.dose_response", refuse)
+    monkeypatch.setattr("sinkscope.experiments.doses.dose_response", refuse)
     found, notes = measured(count=140)
     assert list(found) == [name for name in SECTION if name != "dose"]
     assert "Dose and response was not measured: there is a reason." in notes
