@@ -19,7 +19,7 @@ from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.mass import above_null, mass_of_texts
 from sinkscope.analysis.reading import reads
 from sinkscope.analysis.variables import is_causal, prefix, sequence_lengths, whole
-from sinkscope.arguments import whole_number
+from sinkscope.arguments import open_unit, whole_number
 from sinkscope.errors import SinkscopeError
 
 EPSILONS = (0.1, 0.2, 0.3, 0.5, 0.8)
@@ -71,7 +71,10 @@ def mass_by_length(record: xr.Dataset, first: int = 1, lengths: Sequence[int] | 
 
 @reads
 def sensitivity_table(
-    record: xr.Dataset, short: xr.Dataset | None = None, other_bos: xr.Dataset | None = None
+    record: xr.Dataset,
+    short: xr.Dataset | None = None,
+    other_bos: xr.Dataset | None = None,
+    epsilon: float = EPSILON,
 ) -> pd.DataFrame:
     """The headlines of the first token at other thresholds, lengths and choices of BOS, one row each.
 
@@ -82,31 +85,36 @@ def sensitivity_table(
 
     Args:
         record: with `sink_mass`, of a causal model.
-        short, other_bos: records of the same short texts with the BOS of `record` and with the other choice; without
-            them BOS is not varied.
+        short, other_bos: records of short texts with the BOS of `record`, and of all or some of them with the other
+            choice, under the same numbers; without them BOS is not varied.
+        epsilon: the threshold of the headline.
 
     Raises:
-        SinkscopeError: no `sink_mass`.
+        SinkscopeError: no `sink_mass`, a threshold that is none, texts in `other_bos` that `short` has not.
     """
+    epsilon = open_unit(epsilon, "epsilon")
     longest = int(sequence_lengths(whole(record)).min())
     curve = mass_by_length(record)
     rows = [_mass_row("T", f"{int(each['length']):,}", each) for each in _apart(curve)]
     lengths = [int(length) for length in curve["length"].values]
-    rates = sink_rate_curve(record, sorted({*EPSILONS, EPSILON}), lengths)
+    rates = sink_rate_curve(record, sorted({*EPSILONS, epsilon}), lengths)
     rows += [
         _rate_row("epsilon", f"{float(each['epsilon']):g}", each)
         for each in _apart(rates.sel(length=longest), "epsilon")
     ]
-    rows += [_rate_row("T", f"{int(each['length']):,}", each) for each in _apart(rates.sel(epsilon=EPSILON))]
+    rows += [_rate_row("T", f"{int(each['length']):,}", each) for each in _apart(rates.sel(epsilon=epsilon))]
     if short is not None and other_bos is not None:
-        own = short.isel(sequence=slice(other_bos.sizes["sequence"]))
+        short, other_bos = whole(short), whole(other_bos)
+        if missing := sorted({*other_bos["sequence"].values.tolist()} - {*short["sequence"].values.tolist()}):
+            raise SinkscopeError(f"other_bos has the sequence {missing[0]}, and short has not: give the same texts.")
+        own = short.sel(sequence=other_bos["sequence"].values)
         for each in (own, other_bos):
             length = int(sequence_lengths(whole(each)).min())
             level = f"{'with' if each.attrs.get('bos') == 'yes' else 'without'}, T = {length:,}"
             rows.append(_mass_row("BOS", level, mass_by_length(each, 1, [length]).isel(length=0)))
-            rows.append(_rate_row("BOS", level, sink_rate_curve(each, [EPSILON], [length]).isel(length=0, epsilon=0)))
+            rows.append(_rate_row("BOS", level, sink_rate_curve(each, [epsilon], [length]).isel(length=0, epsilon=0)))
     table = pd.DataFrame(rows, columns=COLUMNS).sort_values("headline", kind="stable", ignore_index=True)
-    table.attrs = {**record.attrs, "bounds": curve.attrs["bounds"], "epsilon": EPSILON, "T": longest}
+    table.attrs = {**record.attrs, "bounds": curve.attrs["bounds"], "epsilon": epsilon, "T": longest}
     return table
 
 

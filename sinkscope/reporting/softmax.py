@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -23,19 +22,19 @@ from sinkscope.figures.requirements import tokens_named
 from sinkscope.figures.style import number, ratio_said, within
 from sinkscope.reporting.collapse import COLLAPSE
 from sinkscope.reporting.content import Item, Measure, Numbers, Section, Table
-from sinkscope.reporting.streaming import SINKS, parts_of
+from sinkscope.reporting.plan import MARGIN
+from sinkscope.reporting.streaming import parts_of
 
 if TYPE_CHECKING:
     import torch
 
+    from sinkscope.experiments.intervention import Intervention
     from sinkscope.reporting.gather import Passes
 
-TEXTS = (8, 256)  # sequences from all over the text, tokens in each
+TEXTS = (8, 256)  # sequences from all over each text, tokens in each
 CHANGED = 160  # the first tokens of each, for interventions and doses
 FEWEST = 64
 START = 64  # the first query that notices an intervention
-DOSES = (-math.inf, -4.0, -2.0, 0.0, 2.0)
-SAME = 1.02  # and one over it: ratios of perplexity that lie between, interval and all, are as good as none
 STRONG = 10.0  # times as much: nine tenths of a head's attention are parked
 RECORDS = {
     "forced": "Forced mass", "collapse": "The collapse decomposed", "dose": "Dose and response",
@@ -52,9 +51,11 @@ def run(passes: Passes) -> Mapping[str, Measure]:
     from sinkscope.probes import EvictionEffect
 
     passes.check_one_text()
-    count, length, start = sizes_of(passes.model, passes.tokens.numel(), len(passes.front))
-    texts, effect = passes.segments(length, count), EvictionEffect(tuple(range(SINKS)))
+    plan = passes.plan
+    count, length, start = sizes_of(passes.model, passes.fewest, len(passes.front))
+    texts, effect = passes.segments(length, count), EvictionEffect(tuple(range(plan.sinks)))
     shown: dict[str, Any] = {"start": start, "progress": passes.progress}
+    drawn: dict[str, Any] = {"sinks": plan.sinks, "seed": plan.seed}
 
     @cache
     def dense() -> xr.Dataset:  # one pass for two records
@@ -71,12 +72,12 @@ def run(passes: Passes) -> Mapping[str, Measure]:
 
     def collapse() -> xr.Dataset:
         read, cache = parts_of(passes)
-        return passes.perplexity(read, collapse_policies(cache, SINKS))
+        return passes.perplexity(read, collapse_policies(cache, plan.sinks))
 
     return {
         "forced": forced,
         "collapse": collapse,
-        "dose": lambda: dose_response(passes.model, texts[:, :CHANGED], DOSES, **shown),
+        "dose": lambda: dose_response(passes.model, texts[:, :CHANGED], plan.doses, **drawn, **shown),
         "interventions": lambda: _interventions(passes, texts[:, :CHANGED], start),
         "predictability": lambda: dense().drop_vars([name for name in dense() if name not in PREDICTED]),
     }
@@ -103,9 +104,11 @@ def _interventions(passes: Passes, texts: torch.Tensor, start: int) -> xr.Datase
     from sinkscope.experiments.intervention import ReplaceTokens, Shift
     from sinkscope.experiments.interventions import possible, run_interventions
 
-    given: dict[str, Any] = {"tokenizer": passes.tokenizer, "start": start, "sinks": SINKS}
-    taken = [EvictKeys(which) for which in ("sinks", "recent", "delimiters")]
-    chosen, refused = possible(passes.model, texts, [*taken, ReplaceTokens("line breaks"), Shift(start // 4)], **given)
+    plan = passes.plan
+    given: dict[str, Any] = {"tokenizer": passes.tokenizer, "start": start, "sinks": plan.sinks, "seed": plan.seed}
+    arms: dict[str, Intervention] = {which: EvictKeys(which) for which in ("sinks", "recent", "delimiters")}
+    arms |= {"line breaks": ReplaceTokens("line breaks"), "shift": Shift(start // 4)}
+    chosen, refused = possible(passes.model, texts, [arms[word] for word in plan.interventions], **given)
     if not chosen:
         raise SinkscopeError(next(iter(refused.values())))
     record = run_interventions(passes.model, texts, chosen, progress=passes.progress, **given)
@@ -152,7 +155,7 @@ def say_dose(record: xr.Dataset, table: pd.DataFrame) -> str:
 
 
 def say_effects(record: xr.Dataset, table: pd.DataFrame) -> str:
-    effects = table[(table["role"] == "effect") & table["over_control"].notna()]
+    effects, margin = table[(table["role"] == "effect") & table["over_control"].notna()], margin_of(record)
     more, less = effects["over_control_low"] > 1, effects["over_control_high"] < 1
     parts = []
     for which, words in ((more, "higher"), (less, "lower")):
@@ -161,18 +164,23 @@ def say_effects(record: xr.Dataset, table: pd.DataFrame) -> str:
             told = ", ".join(f"{row['intervention']} {ratio_said(row, 'over_control')}" for row in rows)
             parts.append(f"Perplexity is {words} than under the control, by the factor given, for: {told}.")
     known = effects["over_control_low"].notna()
-    equal = (effects["over_control_low"] >= 1 / SAME) & (effects["over_control_high"] <= SAME)
+    equal = (effects["over_control_low"] >= 1 / (1 + margin)) & (effects["over_control_high"] <= 1 + margin)
     for which, words in (
-        (equal, f"Equal to that under the control, to within {SAME - 1:.0%}, for"),
+        (equal, f"Equal to that under the control, to within {100 * margin:g}%, for"),
         (
             known & ~more & ~less & ~equal,
-            f"Neither told apart from the control nor shown to equal it within {SAME - 1:.0%}",
+            f"Neither told apart from the control nor shown to equal it within {100 * margin:g}%",
         ),
         (~known, "Without an interval of the ratio to the control"),
     ):
         if which.any():
             parts.append(f"{words}: {', '.join(effects[which]['intervention'])}.")
     return " ".join(parts)
+
+
+def margin_of(record: xr.Dataset) -> float:
+    """How far a ratio of perplexities may be from one, interval and all, to be called equal to it."""
+    return float(record.attrs.get("margin", MARGIN))
 
 
 def say_predictability(record: xr.Dataset, table: pd.DataFrame) -> str:
