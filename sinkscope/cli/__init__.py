@@ -14,7 +14,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from sinkscope.cli.auditing import audit
-from sinkscope.cli.experiments import ablate, cost, intervene, lab, perplexity, report
+from sinkscope.cli.experiments import ablate, cost, intervene, lab, perplexity
+from sinkscope.cli.reporting import report
 from sinkscope.cli.sessions import chat, explore
 from sinkscope.cli.sweeping import runs, sweep
 from sinkscope.errors import SinkscopeError

@@ -35,7 +35,7 @@ from sinkscope.reporting.inputs import (
 )
 from sinkscope.reporting.made import checked, reason_of
 from sinkscope.reporting.plan import Plan
-from sinkscope.reporting.planned import Planned
+from sinkscope.reporting.planned import Planned, cut, how_read
 from sinkscope.reporting.softmax import SOFTMAX
 from sinkscope.reporting.streaming import STREAMING
 from sinkscope.sampling import sequences as split
@@ -143,7 +143,7 @@ def report(
         inputs, (only, front) = None, plain
         tokens, settings = [only], replace(settings, sequences=1, segments=None, length=max(1, len(only) + len(front)))
         rows, notes = text_rows(loaded, tokens, settings, front)
-    about = {} if inputs is not None else {"read": settings.how_read(len(rows) // len(tokens))}
+    about = {} if inputs is not None else {"read": how_read(settings, len(rows) // len(tokens))}
     if inputs is not None:
         inputs, notes = with_decoder_inputs(loaded, inputs)
         tokens, front, rows = [torch.empty(0, dtype=torch.long)], (), torch.empty(0, 0, dtype=torch.long)
@@ -224,7 +224,7 @@ class Passes:
         """
         self.check_one_text()
         spread = replace(self.plan, sequences=None, segments=count)
-        return torch.cat([spread.cut(text, length, count, self.front) for text in (self.tokens, *self.others)])
+        return torch.cat([cut(spread, text, length, count, self.front) for text in (self.tokens, *self.others)])
 
     def pieces(self, count: int, length: int) -> torch.Tensor | None:
         """Up to `count` shorter sequences: of those of the main record, or where these are segments from all over the
@@ -237,7 +237,7 @@ class Passes:
         each = min(count // len(texts), min(text.numel() for text in texts) // (length - len(self.front)))
         if each * len(texts) < 2:
             return None
-        return torch.cat([self.plan.cut(text, length, each, self.front) for text in texts])
+        return torch.cat([cut(self.plan, text, length, each, self.front) for text in texts])
 
     def named(self, record: xr.Dataset) -> xr.Dataset:
         """The record with `source` [sequence], the text that a sequence is of, where there are several."""

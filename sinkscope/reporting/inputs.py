@@ -18,6 +18,7 @@ from sinkscope.hf.images import thumbnails
 from sinkscope.hf.models import begin_token, position_limits
 from sinkscope.models.facts import find_streams
 from sinkscope.models.requirements import check_decoder
+from sinkscope.reporting.planned import cut
 
 if TYPE_CHECKING:
     from sinkscope.reporting.plan import Plan
@@ -130,4 +131,4 @@ def text_rows(model: Any, texts: Sequence[Tensor], plan: Plan, front: tuple[int,
     elif got < sequences * own:
         notes.append(f"The {which} has only {got:,} tokens: {got // own} of {sequences} sequences were measured.")
     count = min(sequences, got // own)
-    return torch.cat([plan.cut(text, own + len(front), count, front) for text in texts]), notes
+    return torch.cat([cut(plan, text, own + len(front), count, front) for text in texts]), notes

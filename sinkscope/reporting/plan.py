@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -27,16 +27,14 @@ import yaml
 from sinkscope.analysis.importance import EPSILON
 from sinkscope.arguments import check_fields, check_names, finite_number, one_of, open_unit, several, whole_number
 from sinkscope.errors import SinkscopeError, shown
-from sinkscope.experiments.grid import DEMO, LOADING, WAYS, named_policies
+from sinkscope.experiments.grid import DEMO, LOADING, WAYS
 from sinkscope.files import write_text
-from sinkscope.sampling import COUNT, STARTS, segments, sequences
+from sinkscope.sampling import COUNT, STARTS
 from sinkscope.settings_file import read_settings
-from sinkscope.texts import text_name, text_pieces
+from sinkscope.texts import text_name
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from sinkscope.policies import Policy
+    pass
 
 LENGTH = 1024  # tokens of a sequence
 CACHE, SMALLEST_CACHE = 128, 16  # tokens; L in everything but the timing
@@ -45,7 +43,6 @@ MARGIN = 0.02  # of perplexity: ratios within it, interval and all, are as good 
 DOSES = (-float("inf"), -4.0, -2.0, 0.0, 2.0)
 ARMS = ("sinks", "recent", "delimiters", "line breaks", "shift")
 ALWAYS = ("dense", "window", "sinks")  # what a report compares
-BESIDE = ("device", "device_map", "trust_remote_code")  # how a model is loaded, whatever a plan says of its numbers
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -180,53 +177,6 @@ class Plan:
         """What is read off records when sentences are made of them."""
         return {"epsilon": self.epsilon, "margin": self.margin}
 
-    def ways(self, cache: int) -> list[Policy]:
-        """The policies at a cache size."""
-        return named_policies(self.policies, cache, self.sinks)
-
-    def cut(self, text: Tensor, length: int, count: int, front: Sequence[int]) -> Tensor:
-        """Sequences [sequence, token] of a text [token], each with the tokens in front."""
-        if self.sequences is not None:
-            return sequences(text, length, count, bos=front)
-        return segments(text, length, count, starts=self.starts, seed=self.seed, bos=front)
-
-    def how_read(self, count: int) -> str:
-        """What so many sequences of each text are, in words."""
-        what = {"spaced": "segments spaced over", "random": "random segments of"}[self.starts]
-        if self.segments is None:
-            what = "consecutive sequences from the start of"
-        if count == 1:
-            what = "sequence of"
-        texts = "the text" if len(self.texts) == 1 else f"each of {len(self.texts)} texts"
-        return f"{count} {what} {texts}"
-
-    def hashes(self, tokens: Sequence[Tensor] | None = None) -> list[str]:
-        """The SHA-256 of each text: of the bytes of a file, of the characters of a demo text in UTF-8, and of the token
-        ids read (64 bits each, little-endian) of a dataset, empty while they are not.
-
-        Raises:
-            SinkscopeError: a text that cannot be read, or is another than the plan says.
-        """
-        found = []
-        for place, (text, source) in enumerate(zip(self.texts, self.sources, strict=True)):
-            has = _hash_of(source, None if tokens is None else tokens[place])
-            if has and text.get("sha256", has) != has:
-                raise SinkscopeError(
-                    f"{text_name(source)} is another text than the plan says: its SHA-256 is {has[:16]}..., not "
-                    f"{text['sha256'][:16]}...; give that text, or change the plan."
-                )
-            found.append(has)
-        return found
-
-    def pinned(self, model: nn.Module) -> Plan:
-        """The same plan, with the hashes of this model's weights and of the texts as they are now."""
-        from sinkscope.models.weights import weights_hash
-
-        hashes = zip(self.texts, self.hashes(), strict=True)
-        texts = [text | ({"sha256": has} if has else {}) for text, has in hashes]
-        parts = self.content | {"model": (self.model or {"source": DEMO}) | {"weights": weights_hash(model)}}
-        return Plan(**parts | {"texts": texts})
-
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it as YAML, with its hash in a comment; a file of that name stays as it is, and is refused.
 
@@ -295,19 +245,3 @@ def _doses(given: Any) -> tuple[float, ...]:
     if 0.0 not in doses or len(doses) < 2:
         raise SinkscopeError(f"doses={shown(given)} lack 0, to which the others are compared: give it and others.")
     return doses
-
-
-def check_source(source: str | None) -> None:
-    """Raise SinkscopeError for a file that is no text; a dataset is opened when it is read."""
-    if source is None or not source.startswith("hf:"):
-        next(text_pieces(source))
-
-
-def _hash_of(source: str | None, tokens: Tensor | None) -> str:
-    if source is not None and source.startswith("hf:"):
-        return "" if tokens is None else hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
-    check_source(source)
-    if source is not None and not source.startswith("demo:"):
-        with Path(source).expanduser().open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.sha256("".join(text_pieces(source)).encode()).hexdigest()

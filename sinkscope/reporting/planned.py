@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +14,15 @@ import xarray as xr
 
 from sinkscope.arguments import several
 from sinkscope.errors import SinkscopeError, shown
-from sinkscope.experiments.grid import DEMO, LOADING
-from sinkscope.reporting.plan import Plan, check_source, text_entries
+from sinkscope.experiments.grid import DEMO, LOADING, named_policies
+from sinkscope.reporting.plan import Plan, text_entries
+from sinkscope.sampling import segments, sequences
+from sinkscope.texts import text_name, text_pieces
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from sinkscope.policies import Policy
 
 BESIDE = ("device", "device_map", "trust_remote_code")  # how a model is loaded, whatever a plan says of its numbers
 
@@ -51,7 +57,7 @@ class Planned:
             raise SinkscopeError("A plan names the texts to read, and what a processor made is none: leave one out.")
         self.plan = Plan.of(plan)
         _check_call(self.plan, asked, loading)
-        self.plan.hashes()
+        hashes(self.plan)
         now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         self.attributes = {"plan": self.plan.canonical, "plan_sha256": self.plan.sha256, "plan_read": now}
 
@@ -68,7 +74,7 @@ class Planned:
         """Raise SinkscopeError for another model or other texts than planned, and note the hashes of these."""
         if self.is_given:
             _check_model(self.plan, model)
-            self.attributes["text_sha256"] = ", ".join(self.plan.hashes(tokens))
+            self.attributes["text_sha256"] = ", ".join(hashes(self.plan, tokens))
 
     def notes(self, records: Mapping[str, xr.Dataset], with_own: bool) -> list[str]:
         """What a report says of the plan that it was given.
@@ -140,3 +146,86 @@ def _check_model(plan: Plan, model: nn.Module) -> None:
             f"the plan is for {shown(plan.model['source'])}, and this model is {shown(known['model'])}: give that "
             "model, or make a plan for this one."
         )
+
+
+def ways(plan: Plan, cache: int) -> list[Policy]:
+    """The policies at a cache size."""
+    return named_policies(plan.policies, cache, plan.sinks)
+
+
+def cut(plan: Plan, text: Tensor, length: int, count: int, front: Sequence[int]) -> Tensor:
+    """Sequences [sequence, token] of a text [token], each with the tokens in front."""
+    if plan.sequences is not None:
+        return sequences(text, length, count, bos=front)
+    return segments(text, length, count, starts=plan.starts, seed=plan.seed, bos=front)
+
+
+def how_read(plan: Plan, count: int) -> str:
+    """What so many sequences of each text are, in words."""
+    what = {"spaced": "segments spaced over", "random": "random segments of"}[plan.starts]
+    if plan.segments is None:
+        what = "consecutive sequences from the start of"
+    if count == 1:
+        what = "sequence of"
+    texts = "the text" if len(plan.texts) == 1 else f"each of {len(plan.texts)} texts"
+    return f"{count} {what} {texts}"
+
+
+def hashes(plan: Plan, tokens: Sequence[Tensor] | None = None) -> list[str]:
+    """The SHA-256 of each text: of the bytes of a file, of the characters of a demo text in UTF-8, and of the token
+    ids read (64 bits each, little-endian) of a dataset, empty while they are not.
+
+    Raises:
+        SinkscopeError: a text that cannot be read, or is another than the plan says.
+    """
+    found: list[str] = []
+    for place, (text, source) in enumerate(zip(plan.texts, plan.sources, strict=True)):
+        has = _hash_of(source, None if tokens is None else tokens[place])
+        if has and text.get("sha256", has) != has:
+            raise SinkscopeError(
+                f"{text_name(source)} is another text than the plan says: its SHA-256 is {has[:16]}..., not "
+                f"{text['sha256'][:16]}...; give that text, or change the plan."
+            )
+        found.append(has)
+    return found
+
+
+def plan_of_call(model: Any, texts: Any, loading: Mapping[str, Any], plan: Any = None, **asked: Any) -> Plan:
+    """The plan of a call of `report` with these arguments, with the hashes of model and texts as they are now."""
+    from sinkscope.hf.loading import load
+
+    every = {each.name: None for each in fields(Plan)} | asked | {"model": model, "texts": texts}
+    planned = Planned(plan, every, loading, reads_text=True)
+    source, options = planned.load_arguments(model, loading)
+    loaded, _ = load(source, **options)
+    found = planned.plan
+    if found.model is None:
+        told = {name: loading[name] for name in LOADING if name in loading}
+        found = replace(found, model={"source": DEMO if model is None else model, **told})
+    return pinned(found, loaded)
+
+
+def pinned(plan: Plan, model: nn.Module) -> Plan:
+    """The same plan, with the hashes of this model's weights and of the texts as they are now."""
+    from sinkscope.models.weights import weights_hash
+
+    told = zip(plan.texts, hashes(plan), strict=True)
+    texts = [text | ({"sha256": has} if has else {}) for text, has in told]
+    parts = plan.content | {"model": (plan.model or {"source": DEMO}) | {"weights": weights_hash(model)}}
+    return Plan(**parts | {"texts": texts})
+
+
+def check_source(source: str | None) -> None:
+    """Raise SinkscopeError for a file that is no text; a dataset is opened when it is read."""
+    if source is None or not source.startswith("hf:"):
+        next(text_pieces(source))
+
+
+def _hash_of(source: str | None, tokens: Tensor | None) -> str:
+    if source is not None and source.startswith("hf:"):
+        return "" if tokens is None else hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
+    check_source(source)
+    if source is not None and not source.startswith("demo:"):
+        with Path(source).expanduser().open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256("".join(text_pieces(source)).encode()).hexdigest()

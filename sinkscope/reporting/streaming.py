@@ -27,6 +27,7 @@ from sinkscope.analysis.perplexity import ppl_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.reporting.content import Item, Measure, Numbers, Records, Section, Table
 from sinkscope.reporting.plan import CACHE, SINKS
+from sinkscope.reporting.planned import ways
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,7 @@ def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
     texts, cache = parts_of(passes)
     sinks = passes.plan.sinks
     shown: dict[str, Any] = {"sinks": sinks, "repeats": REPEATS, "progress": passes.progress}
-    policies = passes.plan.ways(cache)
+    policies = ways(passes.plan, cache)
     curve = passes.perplexity(texts, policies, samples=SAMPLES * SEGMENTS // min(len(texts), SEGMENTS))
     if note := familiarity_note(curve):
         passes.notes.append(note)
