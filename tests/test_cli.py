@@ -98,7 +98,7 @@ def test_the_report_lands_in_out_and_the_headline_on_the_screen(monkeypatch, cap
     assert code == 0 and "report.html" in said
     assert (out / "report.html").is_file()
     ((given, options),) = measured
-    assert given == ("some/model", None, "a.txt")
+    assert given == ("some/model", None) and options["texts"] == ["a.txt"]
     assert (options["sequences"], options["length"]) == (8, 512)
     assert options["dtype"] == "bfloat16" and options["device"] == "cpu" and options["trust_remote_code"] is True
 
@@ -106,7 +106,7 @@ def test_the_report_lands_in_out_and_the_headline_on_the_screen(monkeypatch, cap
 def test_quiet_says_nothing_and_defaults_are_not_passed_on(monkeypatch, capsys, tmp_path, measured):
     code, said, err = call(monkeypatch, capsys, "report", "--quiet", "--out", str(tmp_path / "out"), "--tokens", "100")
     assert (code, said, err) == (0, "", "")
-    assert measured[0][1] == {"sequences": 1, "length": 100, "streaming": True, "softmax": True, "progress": False}
+    assert measured[0][1] == {"texts": None, "sequences": 1, "length": 100, "progress": False}
 
 
 def test_an_interrupt_leaves_nothing_and_exits_with_130(monkeypatch, capsys, tmp_path):

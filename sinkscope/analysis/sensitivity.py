@@ -14,13 +14,16 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from sinkscope.analysis.costs import families
 from sinkscope.analysis.importance import EPSILON, sink_rate_curve
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.mass import above_null, mass_of_texts
+from sinkscope.analysis.perplexity import losses_from, ppl_table
 from sinkscope.analysis.reading import reads
 from sinkscope.analysis.variables import is_causal, prefix, sequence_lengths, whole
 from sinkscope.arguments import open_unit, whole_number
 from sinkscope.errors import SinkscopeError
+from sinkscope.record import first_evicted
 
 EPSILONS = (0.1, 0.2, 0.3, 0.5, 0.8)
 COLUMNS = ["headline", "varied", "level", "value", "low", "high", "null", "above_null"]
@@ -75,10 +78,12 @@ def sensitivity_table(
     short: xr.Dataset | None = None,
     other_bos: xr.Dataset | None = None,
     epsilon: float = EPSILON,
+    losses: xr.Dataset | None = None,
 ) -> pd.DataFrame:
     """The headlines of the first token at other thresholds, lengths and choices of BOS, one row each.
 
-    headline            "mass" on the first token, mean over layers and heads; "sink rate" (Gu et al. 2024)
+    headline            "mass" on the first token, mean over layers and heads; "sink rate" (Gu et al. 2024);
+                        "collapse", perplexity in a window over that with sinks, after the first eviction
     varied, level       "epsilon", "T" or "BOS", and its value; all else is as in the headline
     value, low, high    with its 95% t interval over sequences
     null, above_null    of uniform attention; (value - null) / (1 - null)
@@ -88,6 +93,8 @@ def sensitivity_table(
         short, other_bos: records of short texts with the BOS of `record`, and of all or some of them with the other
             choice, under the same numbers; without them BOS is not varied.
         epsilon: the threshold of the headline.
+        losses: record of `perplexity` with a window and a sink window of one cache, for the collapse, whose only axis
+            is T: it knows no threshold, and other tokens in front are another measurement.
 
     Raises:
         SinkscopeError: no `sink_mass`, a threshold that is none, texts in `other_bos` that `short` has not.
@@ -113,9 +120,26 @@ def sensitivity_table(
             level = f"{'with' if each.attrs.get('bos') == 'yes' else 'without'}, T = {length:,}"
             rows.append(_mass_row("BOS", level, mass_by_length(each, 1, [length]).isel(length=0)))
             rows.append(_rate_row("BOS", level, sink_rate_curve(each, [epsilon], [length]).isel(length=0, epsilon=0)))
+    rows += _collapses(losses) if losses is not None else []
     table = pd.DataFrame(rows, columns=COLUMNS).sort_values("headline", kind="stable", ignore_index=True)
     table.attrs = {**record.attrs, "bounds": curve.attrs["bounds"], "epsilon": epsilon, "T": longest}
     return table
+
+
+def _collapses(losses: xr.Dataset) -> list[tuple[Any, ...]]:
+    """The collapse over texts read up to half a cache, a cache, two .. beyond the first eviction."""
+    found = families(losses)
+    if found.window is None or found.sinks is None:
+        return []
+    pair, rows = losses.sel(policy=[found.window, found.sinks]), []
+    first, longest = first_evicted(int(pair["cache_size"].max())), losses.sizes["token"]
+    ends = [first + (first << power) // 2 for power in range(20) if first + (first << power) // 2 < longest]
+    for end in [*ends, *([longest] if longest > first else [])]:
+        late = losses_from(pair, first).isel(token=slice(0, end))
+        row = ppl_table(late, baseline=found.sinks).iloc[0]
+        numbers = (float(row[name]) for name in ("ratio", "ratio_low", "ratio_high"))
+        rows.append(("collapse", "T", f"{end:,}", *numbers, 1.0, np.nan))
+    return rows
 
 
 def _apart(values: xr.Dataset, dim: str = "length") -> list[xr.Dataset]:

@@ -237,11 +237,12 @@ ITEMS = (
         "sensitivity",
         "What the headlines hang on",
         variables="sink_mass",
-        table=lambda record, short, other: sensitivity_table(record, short, other, epsilon=epsilon_of(record)),
-        beside=("short", "other_bos"),
+        table=lambda record, short, other, losses: sensitivity_table(record, short, other, epsilon_of(record), losses),
+        beside=("short", "other_bos", "perplexity"),
         meaning="The mass on the first token and the sink rate at other thresholds ε (of the importance α), lengths T "
         "and choices of BOS, all else as in the headline (its ε, T of the text); BOS is varied on every third of the "
-        "short sequences. Above null: (value − null)/(1 − null). 95% t intervals over sequences.",
+        "short sequences. The collapse, perplexity in a window over that with sinks, up to other lengths T of its own "
+        "segments. Above null: (value − null)/(1 − null). 95% t intervals over sequences.",
         causal_only=True,
     ),
     Item("learned_sink", variables="virtual_sink_mass", numbers=learned_sink),

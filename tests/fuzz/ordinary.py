@@ -179,6 +179,9 @@ BY_SUBJECT: dict[str, dict[str, Make]] = {
         "streaming": lambda _: False, "softmax": lambda _: False,
         "items": lambda _: sinkscope.ITEMS[:2],
     },
+    "Plan": {},
+    "Plan.of": {"given": lambda _: {"epsilon": 0.2}},
+    "Plan.save": {"path": lambda folder: folder / "plan.yaml"},
     "Table": {"make": lambda _: sinkscope.mass_by_layer},
     "Item": {
         "name": lambda _: "own", "record": lambda _: "text", "table": lambda _: sinkscope.mass_by_layer,
