@@ -26,6 +26,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.record import first_evicted
 
 EPSILONS = (0.1, 0.2, 0.3, 0.5, 0.8)
+MOST_IN_FRONT = 8  # tokens that a tokenizer puts before a text
 COLUMNS = ["headline", "varied", "level", "value", "low", "high", "null", "above_null"]
 
 
@@ -97,7 +98,7 @@ def sensitivity_table(
             is T: it knows no threshold, and other tokens in front are another measurement.
 
     Raises:
-        SinkscopeError: no `sink_mass`, a threshold that is none, texts in `other_bos` that `short` has not.
+        SinkscopeError: no `sink_mass`, a threshold that is none, texts in `other_bos` that are not those of `short`.
     """
     epsilon = open_unit(epsilon, "epsilon")
     longest = int(sequence_lengths(whole(record)).min())
@@ -115,6 +116,11 @@ def sensitivity_table(
         if missing := sorted({*other_bos["sequence"].values.tolist()} - {*short["sequence"].values.tolist()}):
             raise SinkscopeError(f"other_bos has the sequence {missing[0]}, and short has not: give the same texts.")
         own = short.sel(sequence=other_bos["sequence"].values)
+        if not _are_of_one_text(own, other_bos):
+            raise SinkscopeError(
+                "other_bos holds other tokens than short, as of another text or tokenizer: give the same texts, with "
+                "and without the tokens in front."
+            )
         for each in (own, other_bos):
             length = int(sequence_lengths(whole(each)).min())
             level = f"{'with' if each.attrs.get('bos') == 'yes' else 'without'}, T = {length:,}"
@@ -124,6 +130,19 @@ def sensitivity_table(
     table = pd.DataFrame(rows, columns=COLUMNS).sort_values("headline", kind="stable", ignore_index=True)
     table.attrs = {**record.attrs, "bounds": curve.attrs["bounds"], "epsilon": epsilon, "T": longest}
     return table
+
+
+def _are_of_one_text(one: xr.Dataset, other: xr.Dataset) -> bool:
+    """Whether the tokens of the same sequences are the same but for some in front; those that are not known may be."""
+    if "token_id" not in one.coords or "token_id" not in other.coords:
+        return True
+    ids = [each["token_id"].transpose("sequence", "token").values for each in (one, other)]
+    for long, short in (ids, ids[::-1]):
+        for front in range(min(MOST_IN_FRONT, long.shape[1] - 1) + 1):
+            size = min(long.shape[1] - front, short.shape[1])
+            if np.array_equal(long[:, front : front + size], short[:, :size]):
+                return True
+    return False
 
 
 def _collapses(losses: xr.Dataset) -> list[tuple[Any, ...]]:

@@ -191,11 +191,15 @@ def say_predictability(record: xr.Dataset, table: pd.DataFrame) -> str:
     nulls = [number(float(binned["null"].isel(bin=place))) for place in (0, -1)]
     first = tokens_named(int(record.attrs.get("first", record.sizes["sink"])))
     heads = int(row["heads"])
-    return (
+    said = (
         f"Mean mass on the {first} is {ends[0]} where the next token is most predictable (the lowest tenth of entropy) "
-        f"and {ends[1]} where it is least (uniform null: {nulls[0]} and {nulls[1]}). Of {heads:,} heads, "
-        f"{int(row['below']):,} give the {first} less the higher the entropy, and {int(row['above']):,} more, with "
-        f"intervals beyond both zero and the null (up to {number(0.05 * heads, 2)} would by chance)"
+        f"and {ends[1]} where it is least (uniform null: {nulls[0]} and {nulls[1]})."
+    )
+    if not heads:
+        return f"{said} No head has a rank correlation: its mass, or the entropy, is the same at every query."
+    return (
+        f"{said} Of {heads:,} heads, {int(row['below']):,} give the {first} less the higher the entropy, and "
+        f"{int(row['above']):,} more, with intervals beyond both zero and the null (up to {number(0.05 * heads, 2)} would by chance)"
         f"{_told_among_many(row)}."
     )
 
