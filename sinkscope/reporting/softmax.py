@@ -199,8 +199,8 @@ def say_predictability(record: xr.Dataset, table: pd.DataFrame) -> str:
         return f"{said} No head has a rank correlation: its mass, or the entropy, is the same at every query."
     return (
         f"{said} Of {heads:,} heads, {int(row['below']):,} give the {first} less the higher the entropy, and "
-        f"{int(row['above']):,} more, with intervals beyond both zero and the null (up to {number(0.05 * heads, 2)} would by chance)"
-        f"{_told_among_many(row)}."
+        f"{int(row['above']):,} more, with intervals beyond both zero and the null (up to "
+        f"{number(0.05 * heads, 2)} would by chance){_told_among_many(row)}."
     )
 
 
