@@ -252,7 +252,13 @@ def ordinary(subject: Subject, parameter: inspect.Parameter) -> Make | None:
 
 def _is_data(subject: Subject) -> bool:
     """Whether the fields are numbers of a figure: those left out are left out."""
-    return subject.name.startswith("figures.marks") or subject.name in ("Item", "Section", "Table", "figures.norms")
+    return subject.name.startswith("figures.marks") or subject.name in (
+        "Item",
+        "Plan",
+        "Section",
+        "Table",
+        "figures.norms",
+    )
 
 
 def instance(subject: Subject, folder: Path) -> Any:
