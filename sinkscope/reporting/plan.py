@@ -25,7 +25,16 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from sinkscope.analysis.importance import EPSILON
-from sinkscope.arguments import check_fields, check_names, finite_number, one_of, open_unit, several, whole_number
+from sinkscope.arguments import (
+    check_fields,
+    check_names,
+    checks_types,
+    finite_number,
+    one_of,
+    open_unit,
+    several,
+    whole_number,
+)
 from sinkscope.errors import SinkscopeError, shown
 from sinkscope.experiments.grid import DEMO, LOADING, WAYS
 from sinkscope.files import write_text
@@ -177,6 +186,7 @@ class Plan:
         """What is read off records when sentences are made of them."""
         return {"epsilon": self.epsilon, "margin": self.margin}
 
+    @checks_types
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it as YAML, with its hash in a comment; a file of that name stays as it is, and is refused.
 
@@ -184,7 +194,7 @@ class Plan:
             SinkscopeError: there is something of that name, or it cannot be written.
         """
         place = Path(os.path.expanduser(path))
-        if place.exists():
+        if os.path.lexists(place):
             raise SinkscopeError(f"{place} is there already, and a plan is written once: give another name.")
         said = yaml.safe_dump(self.content, sort_keys=False, allow_unicode=True, width=120)
         write_text(place, f"# A plan of sinkscope report; sha256 of what it says: {self.sha256}\n{said}", "the plan")
