@@ -42,7 +42,7 @@ def headline(records: dict[str, xr.Dataset]) -> xr.Dataset:
     """Importance of the first token, by head: of the texts of a report read so far, and of its short ones without and
     with BOS. It says the mass too: all T queries give it T alpha, and the first of them gives itself 1."""
     read, short, other = (records[name].sink_mass.isel(sink=0) for name in ("text", "short", "other_bos"))
-    short = short.isel(sequence=slice(other.sizes["sequence"]))
+    short = short.sel(sequence=other["sequence"].values)
     alpha = [read.isel(query=slice(length)).mean("query").reset_coords(drop=True) for length in LENGTHS]
     with_bos = [each.mean("query").reset_coords(drop=True) for each in (short, other)]
     kept = {"alpha": xr.concat(alpha, "length"), "alpha_short": xr.concat(with_bos, "bos")}

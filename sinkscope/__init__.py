@@ -77,6 +77,7 @@ _HOMES = {
     "sinkscope.reporting.content": ["Item", "Section", "Table"],
     "sinkscope.reporting.document": ["ITEMS", "SECTIONS", "Report"],
     "sinkscope.reporting.gather": ["report"],
+    "sinkscope.reporting.plan": ["Plan"],
     "sinkscope.reporting.tables": ["open_table"],
     "sinkscope.explorer": ["explore"],
 }  # fmt: skip

@@ -98,7 +98,7 @@ def test_the_report_lands_in_out_and_the_headline_on_the_screen(monkeypatch, cap
     assert code == 0 and "report.html" in said
     assert (out / "report.html").is_file()
     ((given, options),) = measured
-    assert given == ("some/model", None, "a.txt")
+    assert given == ("some/model",) and options["texts"] == ["a.txt"]
     assert (options["sequences"], options["length"]) == (8, 512)
     assert options["dtype"] == "bfloat16" and options["device"] == "cpu" and options["trust_remote_code"] is True
 
@@ -106,7 +106,28 @@ def test_the_report_lands_in_out_and_the_headline_on_the_screen(monkeypatch, cap
 def test_quiet_says_nothing_and_defaults_are_not_passed_on(monkeypatch, capsys, tmp_path, measured):
     code, said, err = call(monkeypatch, capsys, "report", "--quiet", "--out", str(tmp_path / "out"), "--tokens", "100")
     assert (code, said, err) == (0, "", "")
-    assert measured[0][1] == {"sequences": 1, "length": 100, "streaming": True, "softmax": True, "progress": False}
+    assert measured[0][1] == {"texts": None, "sequences": 1, "length": 100, "progress": False}
+
+
+def test_a_plan_is_written_from_a_call_and_followed_by_another(monkeypatch, capsys, tmp_path, measured):
+    from tests.fuzz import world
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "book.txt").write_text(world.PROSE)
+    model, plan = str(world.saved_model()), tmp_path / "plan.yaml"
+    call_of = ["report", model, "--text", "book.txt", "--segments", "2", "--length", "24", "--no-streaming"]
+    code, said, err = call(monkeypatch, capsys, *call_of, "--write-plan", str(plan))
+    written = sinkscope.Plan.of(plan)
+    assert code == 0 and written.sha256 in said and measured == [] and not (tmp_path / "report").exists(), err
+    assert (written.segments, written.length, written.streaming, written.softmax) == (2, 24, False, True)
+    assert written.model["source"] == model and len(written.model["weights"]) == 64
+    assert written.texts[0]["source"] == "book.txt" and len(written.texts[0]["sha256"]) == 64
+    code, _, _ = call(monkeypatch, capsys, "report", "--plan", str(plan), "--quiet")
+    assert code == 0 and measured == [((None,), {"texts": None, "plan": plan, "progress": False})]
+    code, _, err = call(monkeypatch, capsys, *call_of, "--write-plan", str(plan))
+    assert code == 2 and "is there already" in err
+    code, _, err = call(monkeypatch, capsys, "report", "--plan", str(plan), "--audio", "a.wav")
+    assert code == 2 and "leave --image and --audio out" in err
 
 
 def test_an_interrupt_leaves_nothing_and_exits_with_130(monkeypatch, capsys, tmp_path):

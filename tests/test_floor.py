@@ -19,7 +19,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.files import check_writable, clear_partials, partial_beside, replacing, writable_folder, write_text
 from sinkscope.progress import PATIENCE, progress_bar
 
-FLOOR = ("errors", "arguments", "definition", "seals", "files", "interrupts", "progress")
+FLOOR = ("errors", "arguments", "definition", "seals", "files", "settings_file", "interrupts", "progress")
 
 
 @pytest.mark.parametrize("name", FLOOR)

@@ -132,8 +132,11 @@ def test_the_headlines_at_each_length_are_those_of_the_importance_of_each_head()
     assert "{:.1f}, {:.0f} and {:.0f} times the null".format(*times) in README
     rates = [100 * float((alpha.sel(length=1024) > epsilon).mean()) for epsilon in (0.1, 0.2, 0.3, 0.5, 0.8)]
     assert "{:.0f}%, {:.0f}%, {:.0f}%, {:.0f}% and {:.1f}% for ε".format(*rates) in README
-    mean, low, high = (100 * each for each in with_t(masses(alpha.sel(length=1024), 1024)))
-    assert f"token takes {mean:.1f}% [{low:.1f}, {high:.1f}] of all attention" in README
+    assert record("headline").attrs["read"] == "8 segments spaced over the text"
+    mass, null = with_t(masses(alpha.sel(length=1024), 1024)), np.mean(1 / np.arange(2, 1025))
+    above, low, high = (100 * (each - null) / (1 - null) for each in mass)
+    assert f"token takes {above:.1f}% [{low:.1f}, {high:.1f}] of the attention above the uniform null" in README
+    assert f"{100 * mass[0]:.1f}% of all attention, where uniform attention would give it {100 * null:.2f}%" in README
     assert f"{rates[2]:.0f}% of the heads give it an importance α > 0.3" in README
 
 
@@ -141,5 +144,5 @@ def test_the_headlines_at_each_length_are_those_of_the_importance_of_each_head()
 def test_the_headlines_with_and_without_bos_are_those_of_the_importance_of_each_head(bos, words):
     alpha = record("headline")["alpha_short"].sel(bos=bos)
     rates = (alpha > 0.3).mean(["layer", "head"]).values
-    assert alpha.sizes["short"] == 32
+    assert alpha.sizes["short"] == 34 and "34 shorter ones" in README
     assert f"| 64, {words} BOS | {shown(masses(alpha, 64), 64)} | {told(*with_t(rates), 100)} |" in README

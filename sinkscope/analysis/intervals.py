@@ -126,6 +126,10 @@ def interval(
         "n": count,
     }
     notes = []
+    if not count:
+        notes.append(f"no {dim} has a value")
+    if np.isinf(found[0]).any():
+        notes.append("no bounds where a value is infinite")
     if (np.isfinite(found[0]) & np.isnan(found[1])).any():
         notes.append(f"no bounds where there are fewer than {FEWEST} {dim}s with a value")
     if (found[1] == found[2]).any():

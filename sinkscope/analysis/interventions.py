@@ -18,8 +18,8 @@ from sinkscope.arguments import MOST_RESAMPLES, whole_number
 from sinkscope.errors import SinkscopeError
 
 BASELINE = "nothing"
-SAME = 1.02
-"""And one over it: a ratio of perplexity whose interval lies between the two is as good as none."""
+MARGIN = 0.02
+"""Of perplexity: a ratio whose interval lies within it, and within one over it, is as good as none."""
 
 OVER_CONTROL = ("over_control", "over_control_low", "over_control_high")
 RATIO_DRAWS, OVER_DRAWS = (("ratio_draws_low", "ratio_draws_high"), ("over_draws_low", "over_draws_high"))
@@ -70,7 +70,8 @@ def intervention_table(
     ratio, ratio_low, ratio_high        to the perplexity with no intervention, and its paired interval
     over_control, .._low, .._high       to the perplexity of its control, and its paired interval; NaN for a control
     verdict                             what that interval says: "higher" or "lower" than the control; "equal" to it,
-                                        where all of it lies within 2%; else "open"; "" without one
+                                        where all of it lies within 2% (attrs["same"]; a plan's `margin` where the
+                                        record has one); else "open"; "" without one
     draws                               over which losses are means: the geometric mean of perplexities
     ratio_draws_low, .._high            of a row with draws: interval of the ratio over draws, in these texts
     over_draws_low, .._high             the same of the ratio to a control with draws
@@ -111,7 +112,8 @@ def intervention_table(
             _compare(rows, record, name, control, (OVER_CONTROL, OVER_DRAWS), block)
         if "removed_mass" in record:
             _weigh(rows, record, name)
-    rows["verdict"] = [_verdict(*bounds) for bounds in rows[list(OVER_CONTROL[1:])].to_numpy()]
+    most = 1 + margin_of(record)
+    rows["verdict"] = [_verdict(low, high, most) for low, high in rows[list(OVER_CONTROL[1:])].to_numpy()]
     roles = [(BASELINE, "baseline")]
     for name, control in control_of.items():
         if control:
@@ -126,7 +128,7 @@ def intervention_table(
     table.attrs = record.attrs | {
         name: every.attrs[name] for name in ("computed", "baseline", "bounds", "over", "confidence")
     }
-    table.attrs |= {"resamples": resamples, "seed": seed, "draws": int(rows["draws"].max()), "same": SAME}
+    table.attrs |= {"resamples": resamples, "seed": seed, "draws": int(rows["draws"].max()), "same": most}
     return table
 
 
@@ -197,10 +199,15 @@ def _weigh(rows: pd.DataFrame, record: xr.Dataset, name: str) -> None:
     rows.loc[name, list(PER_MASS)] = [float(each[0]) for each in (share.mean, share.low, share.high)]
 
 
-def _verdict(low: float, high: float) -> str:
+def margin_of(record: xr.Dataset) -> float:
+    """How far a ratio of perplexities may be from one, interval and all, to be called equal to it."""
+    return float(record.attrs.get("margin", MARGIN))
+
+
+def _verdict(low: float, high: float, most: float) -> str:
     if not (np.isfinite(low) and np.isfinite(high)):
         return ""
-    if low >= 1 / SAME and high <= SAME:
+    if low >= 1 / most and high <= most:
         return "equal"
     return "higher" if low > 1 else "lower" if high < 1 else "open"
 

@@ -144,6 +144,8 @@ def ppl_table(
         "confidence": CONFIDENCE,
         "tokens_used": count,
     }
+    if (table["low"] == table["high"]).any():
+        table.attrs["note"] = f"bounds of no width, where all {units.over} have the same loss, say nothing of others"
     return table
 
 

@@ -56,7 +56,7 @@ def _dims(variable: xr.DataArray) -> list[str]:
 def whole(record: xr.Dataset) -> xr.Dataset:
     """The record with sequence, layer and head as dimensions, also where one was selected: record.sel(layer=12).
 
-    Where a text is there twice, the coordinate `same_text` [sequence] says which are one text to an interval."""
+    Where texts are there twice, or overlap, the coordinate `same_text` [sequence] says which are one to an interval."""
     for dim in ("head", "layer", "sequence"):
         if dim in record.coords and dim not in record.dims:
             chosen = record[dim].item()
@@ -67,7 +67,7 @@ def whole(record: xr.Dataset) -> xr.Dataset:
                 record[name] = record[name].expand_dims({dim: [chosen]})
     record = record.transpose("sequence", "layer", "head", ..., missing_dims="ignore")
     if "token_id" in record.coords and set(record["token_id"].dims) == {"sequence", "token"}:
-        text = same_texts(record)
+        text = same_texts(record, overlapping=True)
         if len(np.unique(text)) < len(text):
             return record.assign_coords({TEXT: ("sequence", text)})
     return record
@@ -84,7 +84,8 @@ def same_texts(record: xr.Dataset | xr.DataArray, overlapping: bool = False) -> 
     """[sequence] numbers by `token_id`, the same for texts that are one to an interval.
 
     Those are texts of the same tokens, if what was measured of them is the same too, and with `overlapping` texts that
-    share an eighth or more of the runs of 32 tokens of the shorter one.
+    share an eighth or more of the runs of 32 tokens of the shorter one. A run of a few tokens said again and again is
+    of no text more than of another.
     """
     ids = record["token_id"].transpose("sequence", "token").values
     alike = np.unique(ids, axis=0, return_inverse=True)[1].ravel()
@@ -97,7 +98,7 @@ def same_texts(record: xr.Dataset | xr.DataArray, overlapping: bool = False) -> 
     if not overlapping or len(ids) < 2 or ids.shape[1] < RUN:
         return text
     runs = np.lib.stride_tricks.sliding_window_view(ids, RUN, axis=1)
-    inside = runs.min(-1) >= 0
+    inside = (runs.min(-1) >= 0) & ~_says_again(ids)
     # a random linear hash: two different runs have the same one with a probability of 2^-64 or so
     hashes = runs @ np.random.default_rng(0).integers(-(2**63), 2**63, RUN, dtype=np.int64)
     owner = np.broadcast_to(np.arange(len(ids))[:, None], inside.shape)
@@ -111,6 +112,16 @@ def same_texts(record: xr.Dataset | xr.DataArray, overlapping: bool = False) -> 
         if alike[one] != alike[other] and count >= SHARED * min(each[one], each[other]):
             text[text == text[other]] = text[one]
     return text
+
+
+def _says_again(ids: np.ndarray) -> np.ndarray:
+    """[sequence, start] whether a run of tokens has a period of half of it or less."""
+    found = np.zeros((len(ids), ids.shape[1] - RUN + 1), bool)
+    for period in range(1, RUN // 2 + 1):
+        same = np.cumsum(np.pad(ids[:, period:] == ids[:, :-period], ((0, 0), (1, 0))), axis=1)
+        size = RUN - period
+        found |= (same[:, size:] - same[:, :-size] == size)[:, : found.shape[1]]
+    return found
 
 
 def _measured_alike(record: xr.Dataset | xr.DataArray, row: int, other: int) -> bool:

@@ -14,8 +14,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from sinkscope.cli.auditing import audit
-from sinkscope.cli.experiments import ablate, cost, lab, perplexity, report
+from sinkscope.cli.experiments import ablate, cost, lab, perplexity
 from sinkscope.cli.intervening import intervene
+from sinkscope.cli.reporting import report
 from sinkscope.cli.sessions import chat, explore
 from sinkscope.cli.sweeping import runs, sweep
 from sinkscope.errors import SinkscopeError

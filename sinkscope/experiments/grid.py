@@ -19,14 +19,12 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from sinkscope.arguments import check_names, instance, one_of, one_or_several, several, whole_number
-from sinkscope.errors import SinkscopeError, first_line
+from sinkscope.errors import SinkscopeError
 from sinkscope.sampling import STARTS, read_segments, sequences
+from sinkscope.settings_file import read_settings
 from sinkscope.texts import read_stream, read_tokens, text_name
 
 if TYPE_CHECKING:
@@ -40,7 +38,6 @@ VALUES = {"sinks": "kept", "phantom": "zeroed", "mean-values": "mean", "values-o
 WAYS = ("dense", "window", "recompute", *VALUES)
 DEMO = "demo"  # model or text
 LOADING = ("dtype", "device", "device_map", "revision")  # of a model; its own code is run only from Python
-LONGEST = 2**20  # bytes of a file
 
 
 @dataclass(frozen=True)
@@ -159,7 +156,7 @@ class Grid:
     def of(cls, given: Any) -> Grid:
         """A grid from one, a mapping, or the path of a YAML file; SinkscopeError as the class itself."""
         if isinstance(given, (str, os.PathLike)):
-            given = _read(Path(os.path.expanduser(given)))
+            given = read_settings(given, "grid", "axes by name, such as `models: [demo]`", "docs/sweeps.md")
         if isinstance(given, Mapping):
             check_names(given, [each.name for each in fields(cls) if each.init], "part of a grid")
             return cls(**given)
@@ -339,43 +336,3 @@ def _not_empty(levels: Any, axis: str, given: Any) -> Any:
     if not levels:
         raise SinkscopeError(f"{axis}={given!r} is empty; give at least one.")
     return levels
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain data, in which no key is there twice and nothing refers to another place."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            self._refuse("an alias (*name)", self.peek_event())
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        names = [key.value for key, _ in node.value]
-        if twice := [key for key, _ in node.value if names.count(key.value) > 1]:
-            self._refuse(f"{twice[-1].value!r} twice in one mapping", twice[-1])
-        return super().construct_mapping(node, deep)
-
-    def _refuse(self, what: str, at: Any) -> NoReturn:
-        raise yaml.constructor.ConstructorError(None, None, f"it has {what}", at.start_mark)
-
-
-def _read(path: Path) -> Any:
-    """The mapping in a YAML file."""
-    try:
-        with path.open("rb") as file:
-            held = file.read(LONGEST + 1)
-        found = yaml.load(held.decode("utf-8-sig"), _Loader) if len(held) <= LONGEST else None
-    except (OSError, ValueError, RecursionError) as problem:
-        raise SinkscopeError(f"{str(path)!r} cannot be read ({first_line(problem)}); give a YAML file.") from problem
-    except yaml.YAMLError as problem:
-        where = getattr(problem, "problem_mark", None)
-        line = f", line {where.line + 1}" if where is not None else ""
-        what = getattr(problem, "problem", None) or first_line(problem)
-        raise SinkscopeError(
-            f"{path}{line} cannot be read as YAML ({what}); see docs/sweeps.md for a grid."
-        ) from problem
-    if len(held) > LONGEST:
-        raise SinkscopeError(f"{path} is longer than {LONGEST:,} bytes, which no grid is; give a YAML file of one.")
-    if not isinstance(found, Mapping):
-        raise SinkscopeError(f"{path} holds no grid; give axes by name, such as `models: [demo]`.")
-    return found

@@ -126,7 +126,9 @@ def sink_rate_curve(
     if lengths is None:
         lengths = default_lengths(record)
     curve, edge = rates(record, epsilons=epsilons, lengths=lengths, position=position), 1.02
-    marks: list[m.Mark] = [m.Reference(x=EPSILON, look=m.Look("faint", width=0.6), id="threshold")]
+    marks: list[m.Mark] = [
+        m.Reference(x=float(record.attrs.get("epsilon", EPSILON)), look=m.Look("faint", width=0.6), id="threshold")
+    ]
     for row, length in enumerate(curve["length"].values):
         look, line = m.Look.of(row), curve.isel(length=row)
         null = float(line["null_alpha"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,20 +13,27 @@ import xarray as xr
 from sinkscope import figures as draw
 from sinkscope.analysis.discovery import discover, recurrence_table
 from sinkscope.analysis.discovery import massive_activations as found_activations
-from sinkscope.analysis.importance import EPSILON, RATE_NOTE, sink_rate, sink_rate_curve
-from sinkscope.analysis.intervals import TEXT, interval
+from sinkscope.analysis.importance import sink_rate_curve
 from sinkscope.analysis.mass import above_null, sink_mass, value_drain
 from sinkscope.analysis.mass import mass_by_layer as layer_masses
-from sinkscope.analysis.sensitivity import sensitivity_table
+from sinkscope.analysis.sensitivity import EPSILONS, sensitivity_table
 from sinkscope.analysis.spans import span_table
-from sinkscope.analysis.variables import is_causal, whole
+from sinkscope.analysis.variables import is_causal
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures.attention import null_entropy
-from sinkscope.figures.requirements import lengths, tokens_named
 from sinkscope.figures.sinks import default_lengths, extremes, first_cosine
 from sinkscope.figures.spans import span_mass as draw_spans
 from sinkscope.figures.style import number
-from sinkscope.reporting.content import Item, Measure, Numbers, Records, Section, Table
+from sinkscope.reporting.content import Item, Measure, Numbers, Section, Table
+from sinkscope.reporting.first_token import (
+    epsilon_of,
+    first_tokens,
+    headline,
+    headlines_by_text,
+    masses,
+    over_sequences,
+    rates,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +41,7 @@ if TYPE_CHECKING:
     from sinkscope.reporting.gather import Passes
 
 SHORT = (100, 64)  # sequences, tokens in each (Gu et al. 2024)
-OTHER_BOS = 32  # of the short sequences, with the other choice of BOS
+OTHER_BOS = 3  # every third of the short sequences is measured with the other choice of BOS
 SENTENCES = (256, 16)  # Xiao et al. 2023, Figure 2
 TOP = 20
 
@@ -54,8 +61,10 @@ def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
     steps: dict[str, xr.Dataset | Measure] = {"text": text}
     if is_causal(text) and (short := passes.pieces(*SHORT)) is not None:
         steps["short"] = lambda: passes.measure("short", short, [SinkMass()])
-        if (other := _other_bos(passes, short)) is not None:
-            steps["other_bos"] = lambda: passes.measure("other_bos", other, [SinkMass(first=1)], token_texts=False)
+        if (other := _other_bos(passes, short[::OTHER_BOS])) is not None:
+            steps["other_bos"] = lambda: _numbered(
+                passes.measure("other_bos", other, [SinkMass(first=1)], token_texts=False)
+            )
     if (sentences := passes.pieces(*SENTENCES)) is not None:
         corner = [SinkMass(first=1), MeanLogits(tokens=SENTENCES[1])]
         steps["sentences"] = lambda: passes.measure("sentences", sentences, corner)
@@ -63,22 +72,22 @@ def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
 
 
 def _other_bos(passes: Passes, short: torch.Tensor) -> torch.Tensor | None:
-    """Some of the short sequences without the tokens in front, or with a BOS token where there are none; None for a
-    tokenizer that has none."""
+    """Short sequences without the tokens in front, or with a BOS token where there are none; None for a tokenizer that
+    has none."""
     import torch
 
     if passes.front:
-        return short[:OTHER_BOS, len(passes.front) :]
+        return short[:, len(passes.front) :]
     bos = getattr(passes.tokenizer, "bos_token_id", None)
     if bos is None:
         return None
-    own = short[:OTHER_BOS, :-1]
+    own = short[:, :-1]
     return torch.cat([own.new_full((len(own), 1), bos), own], dim=1)
 
 
-def first_tokens(record: xr.Dataset) -> list[int]:
-    """How many first keys masses are given for: one, and four or as many as there are."""
-    return sorted({1, min(4, record.sizes["sink"])})
+def _numbered(other: xr.Dataset) -> xr.Dataset:
+    """The record with the numbers that its sequences have among the short ones."""
+    return other.assign_coords(sequence=OTHER_BOS * np.arange(other.sizes["sequence"]))
 
 
 def mass_by_layer(record: xr.Dataset) -> pd.DataFrame:
@@ -105,7 +114,8 @@ def sink_rates(record: xr.Dataset, short: xr.Dataset | None) -> pd.DataFrame:
     for name, each in (("text", record), ("short", short)):
         if each is None or "sink_mass" not in each or not is_causal(each):
             continue
-        curve = sink_rate_curve(each, epsilons=[0.1, 0.2, 0.3, 0.5, 0.8], lengths=default_lengths(each))
+        epsilons = sorted({*EPSILONS, epsilon_of(each)})
+        curve = sink_rate_curve(each, epsilons=epsilons, lengths=default_lengths(each))
         frame = curve.to_dataframe().reset_index().assign(record=name, sequences=each.sizes["sequence"])
         parts.append(frame[["record", "sequences", "length", "epsilon", "rate", "lower", "upper", "null_alpha", "flips",
                             "heads", "median_alpha"]])  # fmt: skip
@@ -121,51 +131,13 @@ def recurrences(record: xr.Dataset) -> pd.DataFrame:
     return table[table["position"].isin(table["position"].unique()[:TOP])]
 
 
-def masses(record: xr.Dataset) -> Numbers:
-    """Mass on the first tokens, mean over the queries after them, layers and heads."""
-    kind = "causal " if is_causal(record) else ""
-    rows = []
-    for first in first_tokens(record):
-        mass = record["sink_mass"].isel(sink=slice(0, first)).sum("sink", skipna=False)
-        each = mass.isel(query=slice(first, None)).mean(["query", "layer", "head"], dtype=np.float64)
-        note = f"mean over queries i ≥ {first}; null: uniform {kind}attention"
-        rows.append(
-            {"quantity": f"mass on the {tokens_named(first)}", "unit": "probability", **_over_sequences(record, each),
-             "null": sink_mass(record, first=first).attrs["null"], "note": note}
-        )  # fmt: skip
-    return rows
-
-
-def rates(record: xr.Dataset, quantity: str = "sink rate") -> Numbers:
-    length = int(lengths(record).min())
-    curve = sink_rate_curve(record, epsilons=[EPSILON], lengths=[length]).squeeze()
-    rate = sink_rate(record, epsilon=EPSILON)
-    equal = length == int(lengths(record).max())
-    note = (
-        f"α > {EPSILON} at T = {length}; α of a uniform causal head: {float(curve['null_alpha']):.4f}; "
-        f"BOS: {record.attrs.get('bos', 'unknown')}"
-    )
-    note += f"; median α over heads: {float(curve['median_alpha']):.3f}"
-    if (flips := float(curve["flips"])) == flips:
-        count = int(curve["sequences"])
-        note += (
-            f"; {int(flips)} of {int(curve['heads'])} heads are above on one of {count} sequences and not on another"
-        )
-    note += f"; {RATE_NOTE}" if RATE_NOTE in curve.attrs.get("note", "") else ""
-    return [
-        {"quantity": quantity, "unit": "fraction of heads", "value": float(rate) if equal else float(curve["rate"]),
-         "lower": float(curve["lower"]), "upper": float(curve["upper"]), "null": float(rate.attrs["null_rate"]),
-         "note": note}
-    ]  # fmt: skip
-
-
 def learned_sink(record: xr.Dataset) -> Numbers:
-    mean = _over_sequences(record, record["virtual_sink_mass"])
+    mean = over_sequences(record, record["virtual_sink_mass"])
     return [{"quantity": "mass on the learned sink", "unit": "probability", **mean}]
 
 
 def entropies(record: xr.Dataset) -> Numbers:
-    mean, null = _over_sequences(record, record["entropy"]), null_entropy(record)
+    mean, null = over_sequences(record, record["entropy"]), null_entropy(record)
     note = "null: uniform attention"
     return [{"quantity": "entropy of attention", "unit": "nats", **mean, "null": null, "note": note}]
 
@@ -189,36 +161,6 @@ def largest_activation(record: xr.Dataset) -> Numbers:
     return [{"quantity": "largest activation", "unit": "magnitude", "value": float(largest[at]), "note": note}]
 
 
-def headline(records: Records) -> str:
-    """How much attention the first token takes, against which null, and how many heads."""
-    record = records["text"]
-    if "sink_mass" not in record:
-        return f"{record.sizes.get('layer', 0)} layers measured; no sink mass in this record."
-    mass = masses(record)[0]
-    within = f" [{100 * mass['lower']:.1f}, {100 * mass['upper']:.1f}]" if np.isfinite(mass["lower"]) else ""
-    who = "the first token (BOS)" if record.attrs.get("bos") == "yes" else "the first token"
-    above = 100 * above_null(mass["value"], mass["null"])
-    where = " of the decoder" if record.attrs.get("stream") == "decoder" else ""
-    text = (
-        f"Across {record.sizes['layer']} layers × {record.sizes['head']} heads{where} {who} takes "
-        f"{100 * mass['value']:.1f}%{within} of all attention, and {above:.1f}% of what lies "
-        f"above the uniform null of {number(100 * mass['null'], 2)}%"
-    )
-    if is_causal(record):
-        (rate,) = rates(record)
-        text += f"; {100 * rate['value']:.0f}% of heads give it α > {EPSILON} (T = {int(lengths(record).min()):,})"
-    return text + "."
-
-
-def _over_sequences(record: xr.Dataset, values: xr.DataArray) -> dict[str, Any]:
-    """Mean, and its 95% interval over sequences."""
-    means = values.mean([dim for dim in values.dims if dim != "sequence"], dtype=np.float64)
-    if TEXT in (known := whole(record)).coords:
-        means = means.assign_coords({TEXT: known[TEXT]})
-    spread = interval(means, dim="sequence", at_least=0)
-    return {"value": float(spread["mean"]), "lower": float(spread["lower"]), "upper": float(spread["upper"])}
-
-
 ITEMS = (
     Item(
         "sink_mass_heatmap",
@@ -229,6 +171,18 @@ ITEMS = (
         meaning="Sink mass: the attention a query gives to the first token, averaged over the queries after it and "
         "over all sequences, for every layer and head. A head that looks at every key alike would give 1/(i + 1) at "
         "query i (0-based); the mean of that over the queries is the uniform null, about ln(T)/T and not 1/T.",
+    ),
+    Item(
+        "texts",
+        "The headlines of each text",
+        variables=("sink_mass", "source"),
+        table=headlines_by_text,
+        beside="perplexity",
+        meaning="Mass on the first token, its uniform null, the share above it, and the share of heads with an "
+        "importance above ε; perplexity of the dense model, and how many times that with sinks it is in a window, over "
+        "tokens after the first eviction. Intervals of a text are 95% t intervals over its sequences. The last row is "
+        "the mean over texts (of perplexities geometric), with t intervals over texts: what differs from text to text "
+        "is in them, and fewer than three texts have none.",
     ),
     Item(
         "mass_by_layer",
@@ -308,11 +262,12 @@ ITEMS = (
         "sensitivity",
         "What the headlines hang on",
         variables="sink_mass",
-        table=sensitivity_table,
-        beside=("short", "other_bos"),
+        table=lambda record, short, other, losses: sensitivity_table(record, short, other, epsilon_of(record), losses),
+        beside=("short", "other_bos", "perplexity"),
         meaning="The mass on the first token and the sink rate at other thresholds ε (of the importance α), lengths T "
-        "and choices of BOS, all else as in the headline (ε = 0.3, T of the text); BOS is varied on some of the short "
-        "sequences. Above null: (value − null)/(1 − null). 95% t intervals over sequences.",
+        "and choices of BOS, all else as in the headline (its ε, T of the text); BOS is varied on every third of the "
+        "short sequences. The collapse, perplexity in a window over that with sinks, up to other lengths T of its own "
+        "segments. Above null: (value − null)/(1 − null). 95% t intervals over sequences.",
         causal_only=True,
     ),
     Item("learned_sink", variables="virtual_sink_mass", numbers=learned_sink),
@@ -321,7 +276,7 @@ ITEMS = (
         "Who else is a sink",
         variables="received",
         figure=draw.received_by_position,
-        table=Table(discover, "sinks", "Sinks found at any position"),
+        table=Table(lambda record: discover(record, epsilon_of(record)), "sinks", "Sinks found at any position"),
         meaning="Importance α of every position of one sequence: the mean attention it receives from the queries that "
         "can see it, averaged over layers and heads. The null, uniform causal attention, is higher for early "
         "positions. The rise at the very end is no sink: few queries see the last keys, and all of those are near.",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 
@@ -33,17 +34,18 @@ from sinkscope.reporting.inputs import (
     with_pictures,
 )
 from sinkscope.reporting.made import checked, reason_of
+from sinkscope.reporting.plan import Plan
+from sinkscope.reporting.planned import Planned, cut, how_read
 from sinkscope.reporting.softmax import SOFTMAX
 from sinkscope.reporting.streaming import STREAMING
-from sinkscope.sampling import segments
 from sinkscope.sampling import sequences as split
 from sinkscope.scope.binding import check_limits
 from sinkscope.scope.fitting import fitting
 from sinkscope.scope.measure import measure
 from sinkscope.streaming.checkpoint import Checkpoint, Progress
-from sinkscope.texts import read_stream, text_name, text_pieces
+from sinkscope.texts import read_stream, text_name
 
-WITHIN = 1_000_000  # first tokens of a text, from all over which segments are taken
+WITHIN = 1_000_000  # first tokens of each text, from all over which segments are taken
 
 
 @checks_types
@@ -52,10 +54,15 @@ def report(
     tokenizer: Any = None,
     text: str | os.PathLike[str] | Mapping[str, Any] | torch.Tensor | None = None,
     *,
-    sequences: int = 8,
-    length: int = 1024,
-    streaming: bool = True,
-    softmax: bool = True,
+    texts: Iterable[str | os.PathLike[str]] | None = None,
+    sequences: int | None = None,
+    segments: int | None = None,
+    starts: str | None = None,
+    seed: int | None = None,
+    length: int | None = None,
+    streaming: bool | None = None,
+    softmax: bool | None = None,
+    plan: Any = None,
     items: Iterable[Item] | None = None,
     sections: Iterable[Section] = SECTIONS,
     progress: bool | None = None,
@@ -75,14 +82,22 @@ def report(
         text: a UTF-8 file, "hf:name", or None for the demo text. Or all that a model gets in one call, as its processor
             makes it: `report(model, processor, processor(images=..., text=..., return_tensors="pt"))`. What needs a
             text that can be cut is left out then, and the report says so.
-        sequences, length: consecutive sequences of the text and tokens in each. A text or a model's position limit too
-            small for them gives fewer or shorter ones, and the report says so (`Report.notes`). What a processor made
-            is measured as it is.
+        texts: several in the place of one, "demo" being the demo text. Intervals are over the sequences of all of them,
+            and the table `texts` sets the headlines of each beside each other.
+        segments: how many parts of each text, from all over its first million tokens; 8 when None. Those of losses and
+            interventions are as many as a text has room for, 8 at most, from places of the same kind.
+        starts, seed: of segments, "spaced" or "random"; the seed is of all else that is drawn at random too.
+        sequences: so many consecutive sequences from the start of each text, in the place of segments.
+        length: tokens in each sequence, 1,024 when None. A text or a model's position limit too small gives fewer or
+            shorter ones, and the report says so (`Report.notes`). What a processor made is measured as it is.
         streaming: whether to measure also what it costs to forget: perplexity under four policies, the number of sinks,
             time and memory per token. A text too short or a model that cannot be streamed leaves the section out, and
-            the report says why.
+            the report says why. True when None.
         softmax: whether to measure also what sum-to-one forces: eviction in closed form, the collapse decomposed,
             doses, interventions beside their controls, sink mass against predictability; left out in the same way.
+        plan: a `Plan`, a mapping or a YAML file that says all of this and thresholds and policies beside it. It is
+            checked and hashed before anything is measured; hash and time stand in the report and in its records.
+            Arguments beside it may not say otherwise.
         items: what to show, `[*sinkscope.ITEMS, ...]` for more than usual; all items of the sections when None. Their
             probes measure in the same pass as the probes of the record they read.
         sections: the parts of the page; one without items is not measured, but for the main record.
@@ -91,47 +106,59 @@ def report(
 
     Raises:
         SinkscopeError: a model or text that cannot be read, a model without a tokenizer, a text of fewer than 8 tokens;
-            two items of one name, or an item that no section can serve.
+            a plan that does not fit the call; two items of one name, or an item that no section can serve.
     """
-    for name, value in (("sequences", sequences), ("length", length)):
-        if value < 1:
-            raise SinkscopeError(f"{name} is {value}, but at least one is needed.")
     chosen = None if items is None else tuple(several(items, "items"))
     parts = arranged(sections, chosen)
     probes = _probes(parts)
     if isinstance(tokenizer, Mapping) and text is None:  # as `measure` takes it
         tokenizer, text = None, tokenizer
     inputs = given_inputs(text)
-    if inputs is None and text is not None and not (isinstance(text, str) and text.startswith("hf:")):
-        next(text_pieces(text))  # type: ignore[arg-type]  # a wrong path is told before a large model is loaded
+    asked: dict[str, Any] = {"sequences": sequences, "segments": segments, "starts": starts, "seed": seed}
+    asked |= {"length": length, "streaming": streaming, "softmax": softmax}
+    asked |= {"model": model, "texts": text if texts is None and inputs is None else texts}
+    if text is not None and texts is not None:
+        raise SinkscopeError("Both text and texts were given: give one of them.")
+    planned = Planned(plan, asked, load_options, inputs is None)  # a wrong text is told before a model is loaded
+    settings = planned.plan
+    model, load_options = planned.load_arguments(model, load_options)
     loaded, found = load(model, **load_options)
     tokenizer = tokenizer_of(found if tokenizer is None else tokenizer)
-    asked = {STREAMING.title: streaming, SOFTMAX.title: softmax}
-    wanted = [part for part in parts if MAIN in part.records or (part.items and asked.get(part.title, True))]
+    shown = {STREAMING.title: settings.streaming, SOFTMAX.title: settings.softmax}
+    wanted = [part for part in parts if MAIN in part.records or (part.items and shown.get(part.title, True))]
     run = [part for part in wanted if part.run is not None]
-    name = "what a processor made" if inputs is not None else text_name(text)
+    name = "what a processor made" if inputs is not None else text_name(settings.sources)
     if inputs is None:
         if tokenizer is None:
             raise SinkscopeError("This model has no tokenizer beside it, and a report reads a text: pass tokenizer=...")
-        limit = max(sequences * length, WITHIN if len(run) > 1 else 1)
-        tokens, front = read_stream(tokenizer, text, limit)  # type: ignore[arg-type]
-        rows, notes = text_rows(loaded, tokens, sequences, length, front)
+        few = settings.sequences is not None and len(run) == 1
+        limit = max(settings.count * settings.length, 1 if few else WITHIN)
+        streams = [read_stream(tokenizer, source, limit) for source in settings.sources]
+        tokens, front = [stream for stream, _ in streams], streams[0][1]
+        planned.check_read(loaded, tokens)
+        rows, notes = text_rows(loaded, tokens, settings, front)
         if "encoder" in find_streams(loaded):
             inputs = text_for_encoder(loaded, rows)
     elif (plain := plain_text(loaded, inputs)) is not None:
-        inputs, (tokens, front) = None, plain
-        rows, notes = text_rows(loaded, tokens, 1, len(tokens) + len(front), front)
+        inputs, (only, front) = None, plain
+        tokens, settings = [only], replace(settings, sequences=1, segments=None, length=max(1, len(only) + len(front)))
+        rows, notes = text_rows(loaded, tokens, settings, front)
+    about = {} if inputs is not None else {"read": how_read(settings, len(rows) // len(tokens))}
     if inputs is not None:
         inputs, notes = with_decoder_inputs(loaded, inputs)
-        tokens, front, rows = torch.empty(0, dtype=torch.long), (), torch.empty(0, 0, dtype=torch.long)
-    passes = Passes(loaded, tokenizer, tokens, rows, front, probes, progress, inputs)
+        tokens, front, rows = [torch.empty(0, dtype=torch.long)], (), torch.empty(0, 0, dtype=torch.long)
+    passes = Passes(
+        loaded, tokenizer, tokens[0], rows, front, probes, progress, inputs, tokens[1:], settings,
+        settings.names if len(tokens) > 1 else [],
+    )  # fmt: skip
     records: dict[str, xr.Dataset] = {}
     for part in run:
         made, why = _measured(part, passes, records)
-        records |= {key: record.assign_attrs(text=name) for key, record in made.items()}
+        records |= {key: record.assign_attrs(text=name, **settings.thresholds) for key, record in made.items()}
         notes += why
-    if notes:
-        records[MAIN].attrs["notes"] = "\n".join(notes)
+    notes = [*planned.notes(records, chosen is not None or tuple(sections) != SECTIONS), *notes]
+    records = {key: record.assign_attrs(planned.attributes) for key, record in records.items()}
+    records[MAIN].attrs |= about | ({"notes": "\n".join(notes)} if notes else {})
     return Report(records, items=chosen, sections=sections)
 
 
@@ -150,6 +177,9 @@ class Passes:
         probes: by record, what to measure beside what its section measures.
         progress: False for no progress bars.
         inputs: of one call of the model, in the place of a text; there are no tokens, rows and front then.
+        others: [token] of each further text.
+        plan: what was asked for.
+        names: of all texts, where there are several.
 
     Attributes:
         notes: where a section says what it had to leave out.
@@ -163,15 +193,23 @@ class Passes:
     probes: Mapping[str, Iterable[Probe]] = field(default_factory=dict)
     progress: bool | None = None
     inputs: Mapping[str, Any] | None = None
+    others: Sequence[torch.Tensor] = ()
+    plan: Plan = field(default_factory=Plan)
+    names: Sequence[str] = ()
     notes: list[str] = field(default_factory=list, init=False)
     _measured: list[tuple[torch.Tensor, list[Probe], bool, xr.Dataset]] = field(default_factory=list, init=False)
     _read: list[tuple[torch.Tensor, Policy, experiment.Run, Progress]] = field(default_factory=list, init=False)
 
     @cached_property
     def one_text(self) -> torch.Tensor:
-        """The whole text [token] with the tokens in front that this tokenizer puts there."""
+        """The whole text [token], the first of several, with the tokens in front that this tokenizer puts there."""
         self.check_one_text()
         return split(self.tokens, self.tokens.numel() + len(self.front), 1, bos=self.front)[0]
+
+    @property
+    def fewest(self) -> int:
+        """Tokens of the shortest text, without those in front."""
+        return min(text.numel() for text in (self.tokens, *self.others))
 
     def check_one_text(self) -> None:
         """Raise SinkscopeError where there is no text that can be cut."""
@@ -179,27 +217,39 @@ class Passes:
             check_one_text(self.model, self.inputs)
 
     def segments(self, length: int, count: int) -> torch.Tensor:
-        """`count` pieces from all over the text, [sequence, token], each with the tokens in front.
+        """`count` pieces from all over each text, [sequence, token], each with the tokens in front.
 
         Raises:
             SinkscopeError: there is no text that can be cut, or one too short.
         """
         self.check_one_text()
-        return segments(self.tokens, length, count, bos=self.front)
+        spread = replace(self.plan, sequences=None, segments=count)
+        return torch.cat([cut(spread, text, length, count, self.front) for text in (self.tokens, *self.others)])
 
     def pieces(self, count: int, length: int) -> torch.Tensor | None:
-        """Up to `count` sequences of the main record's text; None for fewer than two, or none shorter than its own."""
-        if self.inputs is not None:
+        """Up to `count` shorter sequences: of those of the main record, or where these are segments from all over the
+        texts. None for fewer than two, or none shorter than those of the main record."""
+        if self.inputs is not None or length >= self.rows.shape[1]:
             return None
-        own = self.rows[:, len(self.front) :].reshape(-1)
-        count = min(count, own.numel() // (length - len(self.front)))
-        short = count >= 2 and length < self.rows.shape[1]
-        return split(own, length, count, bos=self.front) if short else None
+        texts = [self.tokens, *self.others]
+        if self.plan.sequences is not None:
+            texts = list(self.rows[:, len(self.front) :].reshape(len(texts), -1))
+        each = min(count // len(texts), min(text.numel() for text in texts) // (length - len(self.front)))
+        if each * len(texts) < 2:
+            return None
+        return torch.cat([cut(self.plan, text, length, each, self.front) for text in texts])
+
+    def named(self, record: xr.Dataset) -> xr.Dataset:
+        """The record with `source` [sequence], the text that a sequence is of, where there are several."""
+        if not self.names:
+            return record
+        each = record.sizes["sequence"] // len(self.names)
+        return record.assign_coords(source=("sequence", np.repeat(np.array(self.names, dtype=object), each)))
 
     def main(self, probes: Iterable[Probe]) -> xr.Dataset:
         """The main record: of the rows of a text, or of the part of a model that predicts tokens, from its inputs."""
         if self.inputs is None:
-            return self.measure(MAIN, self.rows, probes)
+            return self.named(self.measure(MAIN, self.rows, probes))
         wanted = different([*self._short(probes), *self.probes.get(MAIN, ())])
         record = measure(self.model, self.inputs, wanted, tokenizer=self.tokenizer, progress=self.progress)
         return with_pictures(record, self.model, self.inputs)
@@ -248,7 +298,7 @@ class Passes:
         normaliser: Normaliser | None = None,
     ) -> xr.Dataset:
         """The record that `sinkscope.perplexity` makes of texts [sequence, token]; no policy reads them twice."""
-        run, texts = experiment.Run(1024, samples, 0, normaliser), list(ids)
+        run, texts = experiment.Run(1024, samples, self.plan.seed, normaliser), list(ids)
         experiment.check_run(self.model, texts, run)
         for policy in policies:
             check_limits(self.model, policy, ids.shape[1])

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
+from sinkscope.analysis.intervals import FEWEST
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.generation import written_by
 from sinkscope.hf.images import thumbnails
 from sinkscope.hf.models import begin_token, position_limits
 from sinkscope.models.facts import find_streams
 from sinkscope.models.requirements import check_decoder
-from sinkscope.sampling import sequences as split
+from sinkscope.reporting.planned import cut
+
+if TYPE_CHECKING:
+    from sinkscope.reporting.plan import Plan
 
 FEWEST_TOKENS = 8  # a text must reach past the first four keys, with a few queries to average over
 WRITTEN = 64  # tokens that an encoder-decoder writes, where its decoder is given nothing to read
@@ -102,29 +106,29 @@ def with_pictures(record: xr.Dataset, model: Any, inputs: Mapping[str, Any]) -> 
     return record.assign(picture=(("sequence", "image_number", "picture_y", "picture_x"), shown, about))
 
 
-def text_rows(
-    model: Any, tokens: Tensor, sequences: int, length: int, front: tuple[int, ...]
-) -> tuple[Tensor, list[str]]:
-    """Sequences [sequence, token] of the tokens [token] of a text, and notes on what is less than was asked for."""
-    notes = []
+def text_rows(model: Any, texts: Sequence[Tensor], plan: Plan, front: tuple[int, ...]) -> tuple[Tensor, list[str]]:
+    """Sequences [sequence, token] of the tokens [token] of one text or several, as many of each, and notes on what is
+    less than was planned."""
+    length, sequences, notes = plan.length, plan.count, []
     limit = min(position_limits(model), default=length)
     if 0 < limit < length:
         notes.append(f"Sequences have {limit:,} tokens, not {length:,}: the model has no more positions.")
         length = limit
-    own = length - len(front)
-    stream = tokens[: max(sequences * own, 1)]
-    got = stream.numel()
+    own, got = length - len(front), min(text.numel() for text in texts)
+    which = "text" if len(texts) == 1 else "shortest text"
     if length < FEWEST_TOKENS:
         raise SinkscopeError(f"length is {length}, and a report needs at least {FEWEST_TOKENS} tokens in a sequence.")
     if got + len(front) < FEWEST_TOKENS:
         raise SinkscopeError(
-            f"The text has {got} token{'' if got == 1 else 's'}, and a report needs at least "
+            f"The {which} has {got} token{'' if got == 1 else 's'}, and a report needs at least "
             f"{FEWEST_TOKENS}: give a longer text."
         )
     if got < own:
-        notes.append(f"The text has only {got:,} tokens: one sequence of them was measured, so there are no intervals.")
+        alone = f"one sequence of them was measured{' of each' * (len(texts) > 1)}"
+        none = ", so there are no intervals" * (len(texts) < FEWEST)
+        notes.append(f"The {which} has only {got:,} tokens: {alone}{none}.")
         own = got
     elif got < sequences * own:
-        notes.append(f"The text has only {got:,} tokens: {got // own} of {sequences} sequences were measured.")
+        notes.append(f"The {which} has only {got:,} tokens: {got // own} of {sequences} sequences were measured.")
     count = min(sequences, got // own)
-    return split(stream, own + len(front), count, bos=front), notes
+    return torch.cat([cut(plan, text, own + len(front), count, front) for text in texts]), notes

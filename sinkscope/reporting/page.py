@@ -66,6 +66,7 @@ def page(content: Content, files: list[str]) -> str:
         said=said,
         title=visible(model_name(main), spaces=False),
         source=source_line(main),
+        read=main.get("read", "sequences"),
         tiles=_tiles(content.tables[SUMMARY]),
         parts=[(title, items) for title, items in parts if items],
         tables=[_table(content, name) for name in content.tables],
@@ -180,6 +181,8 @@ def _tiles(summary: pd.DataFrame) -> list[dict[str, str]]:
             under.append(f"95%: {number(scale * row['lower'])} to {number(scale * row['upper'])}{mark}")
         if row["null"] == row["null"]:
             under.append(f"null: {number(scale * row['null'])}{mark}")
+        if row["above_null"] == row["above_null"]:
+            under.append(f"above the null: {100 * row['above_null']:.1f}%")
         tiles.append(
             {
                 "name": row["quantity"],

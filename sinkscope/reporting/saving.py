@@ -14,7 +14,7 @@ from sinkscope.directories import check_directory, whole_directory, write_manife
 from sinkscope.figures.style import source_json
 from sinkscope.files import FORMATS
 from sinkscope.record import record_bytes
-from sinkscope.reporting.content import Content
+from sinkscope.reporting.content import MAIN, Content
 from sinkscope.reporting.page import page
 from sinkscope.reporting.tables import csv_text, latex_text
 
@@ -82,7 +82,12 @@ def _page(content: Content, folder: Path, files: list[str]) -> list[str]:
 
 def _about(content: Content) -> dict[str, Any]:
     provenance = {name: json.loads(source_json(record.attrs)) for name, record in content.records.items()}
-    return {"headline": content.headline, "provenance": provenance}
+    about = {"headline": content.headline, "provenance": provenance}
+    main = content.records[MAIN].attrs
+    if "plan_sha256" in main:
+        told = {name: main[f"plan_{name}"] for name in ("sha256", "read")}
+        about["plan"] = {**told, "text_sha256": main["text_sha256"].split(", "), "content": json.loads(main["plan"])}
+    return about
 
 
 def _write(path: Path, text: str) -> None:

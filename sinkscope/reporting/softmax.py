@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import xarray as xr
 
 from sinkscope import figures as draw
 from sinkscope.analysis.intervals import interval
-from sinkscope.analysis.interventions import SAME, dose_table, draws_said, intervention_table
+from sinkscope.analysis.interventions import MARGIN, dose_table, draws_said, intervention_table, margin_of
 from sinkscope.analysis.mass import amplification, eviction_by_layer
 from sinkscope.analysis.predictability import HEADS_SHOWN, correlated_heads, correlations, mean_mass_by_bin
 from sinkscope.analysis.variables import whole
@@ -23,18 +22,18 @@ from sinkscope.figures.requirements import other_tokens, tokens_named
 from sinkscope.figures.style import number, ratio_said, within
 from sinkscope.reporting.collapse import COLLAPSE
 from sinkscope.reporting.content import Item, Measure, Numbers, Section, Table
-from sinkscope.reporting.streaming import SINKS, parts_of
+from sinkscope.reporting.streaming import parts_of
 
 if TYPE_CHECKING:
     import torch
 
+    from sinkscope.experiments.intervention import Intervention
     from sinkscope.reporting.gather import Passes
 
-TEXTS = (8, 256)  # sequences from all over the text, tokens in each
+TEXTS = (8, 256)  # sequences from all over each text, tokens in each
 CHANGED = 160  # the first tokens of each, for interventions and doses
 FEWEST = 64
 START = 64  # the first query that notices an intervention
-DOSES = (-math.inf, -4.0, -2.0, 0.0, 2.0)
 DRAWS = 2  # of each random control in each text, where `intervene` has 20: with eight texts 16 in all
 STRONG = 10.0  # times as much: nine tenths of a head's attention are parked
 RECORDS = {
@@ -52,9 +51,11 @@ def run(passes: Passes) -> Mapping[str, Measure]:
     from sinkscope.probes import EvictionEffect
 
     passes.check_one_text()
-    count, length, start = sizes_of(passes.model, passes.tokens.numel(), len(passes.front))
-    texts, effect = passes.segments(length, count), EvictionEffect(tuple(range(SINKS)))
+    plan = passes.plan
+    count, length, start = sizes_of(passes.model, passes.fewest, len(passes.front))
+    texts, effect = passes.segments(length, count), EvictionEffect(tuple(range(plan.sinks)))
     shown: dict[str, Any] = {"start": start, "progress": passes.progress}
+    drawn: dict[str, Any] = {"sinks": plan.sinks, "seed": plan.seed}
 
     @cache
     def dense() -> xr.Dataset:  # one pass for two records
@@ -71,12 +72,14 @@ def run(passes: Passes) -> Mapping[str, Measure]:
 
     def collapse() -> xr.Dataset:
         read, cache = parts_of(passes)
-        return passes.perplexity(read, collapse_policies(cache, SINKS))
+        return passes.perplexity(read, collapse_policies(cache, plan.sinks))
 
     return {
         "forced": forced,
         "collapse": collapse,
-        "dose": lambda: dose_response(passes.model, texts[:, :CHANGED], DOSES, arms=("sinks", "next"), **shown),
+        "dose": lambda: dose_response(
+            passes.model, texts[:, :CHANGED], plan.doses, arms=("sinks", "next"), **drawn, **shown
+        ),
         "interventions": lambda: _interventions(passes, texts[:, :CHANGED], start),
         "predictability": lambda: dense().drop_vars([name for name in dense() if name not in PREDICTED]),
     }
@@ -103,9 +106,11 @@ def _interventions(passes: Passes, texts: torch.Tensor, start: int) -> xr.Datase
     from sinkscope.experiments.intervention import ReplaceTokens, Shift
     from sinkscope.experiments.interventions import possible, run_interventions
 
-    given: dict[str, Any] = {"tokenizer": passes.tokenizer, "start": start, "sinks": SINKS}
-    taken = [EvictKeys(which) for which in ("sinks", "attended", "recent", "delimiters")]
-    chosen, refused = possible(passes.model, texts, [*taken, ReplaceTokens("line breaks"), Shift(start // 4)], **given)
+    plan = passes.plan
+    given: dict[str, Any] = {"tokenizer": passes.tokenizer, "start": start, "sinks": plan.sinks, "seed": plan.seed}
+    arms: dict[str, Intervention] = {which: EvictKeys(which) for which in ("sinks", "attended", "recent", "delimiters")}
+    arms |= {"line breaks": ReplaceTokens("line breaks"), "shift": Shift(start // 4)}
+    chosen, refused = possible(passes.model, texts, [arms[word] for word in plan.interventions], **given)
     if not chosen:
         raise SinkscopeError(next(iter(refused.values())))
     record = run_interventions(passes.model, texts, chosen, draws=DRAWS, progress=passes.progress, **given)
@@ -154,7 +159,7 @@ def say_dose(record: xr.Dataset, table: pd.DataFrame) -> str:
 
 
 def say_effects(record: xr.Dataset, table: pd.DataFrame) -> str:
-    effects = table[(table["role"] == "effect") & table["over_control"].notna()]
+    effects, margin = table[(table["role"] == "effect") & table["over_control"].notna()], margin_of(record)
     parts = []
     for verdict in ("higher", "lower"):
         rows = effects[effects["verdict"] == verdict].to_dict("records")
@@ -162,8 +167,8 @@ def say_effects(record: xr.Dataset, table: pd.DataFrame) -> str:
             told = ", ".join(f"{row['intervention']} {ratio_said(row, 'over_control')}" for row in rows)
             parts.append(f"Perplexity is {verdict} than under the control, by the factor given, for: {told}.")
     for verdict, words in {
-        "equal": f"Equal to that under the control, to within {SAME - 1:.0%}, for",
-        "open": f"Neither told apart from the control nor shown to equal it within {SAME - 1:.0%}",
+        "equal": f"Equal to that under the control, to within {100 * margin:g}%, for",
+        "open": f"Neither told apart from the control nor shown to equal it within {100 * margin:g}%",
         "": "Without an interval of the ratio to the control",
     }.items():
         if (which := effects["verdict"] == verdict).any():
@@ -189,13 +194,17 @@ def say_predictability(record: xr.Dataset, table: pd.DataFrame) -> str:
     nulls = [number(float(binned["null"].isel(bin=place))) for place in (0, -1)]
     first = tokens_named(int(record.attrs.get("first", record.sizes["sink"])))
     heads = int(row["heads"])
+    said = (
+        f"Mean mass on the {first} is {ends[0]} where the next token is most predictable (the lowest tenth of entropy) "
+        f"and {ends[1]} where it is least (uniform null: {nulls[0]} and {nulls[1]})."
+    )
+    if not heads:
+        return f"{said} No head has a rank correlation: its mass, or the entropy, is the same at every query."
     size = f" and a median |ρ| of {row['side_size']:.2f}" if row["below"] + row["above"] else ""
     return (
-        f"Mean mass on the {first} is {ends[0]} where the next token is most predictable (the lowest tenth of entropy) "
-        f"and {ends[1]} where it is least (uniform null: {nulls[0]} and {nulls[1]}). Of {heads:,} heads, "
-        f"{int(row['below']):,} give the {first} less the higher the entropy, and {int(row['above']):,} more, with "
-        f"intervals beyond both zero and the null{size} (up to {number(0.05 * heads, 2)} would by chance)"
-        f"{_told_among_many(row)}."
+        f"{said} Of {heads:,} heads, {int(row['below']):,} give the {first} less the higher the entropy, and "
+        f"{int(row['above']):,} more, with intervals beyond both zero and the null{size} (up to "
+        f"{number(0.05 * heads, 2)} would by chance){_told_among_many(row)}."
     )
 
 
@@ -288,9 +297,9 @@ ITEMS = (
             "Interventions and their controls",
             "Each intervention above its control. Perplexity over that with nothing done (ratio) and over that of the "
             "control; paired 95% t intervals over texts, of losses over batches where there are fewer than four. "
-            f"Verdict: what the latter says, equal where all of it lies within {SAME - 1:.0%}. Intervals over draws: t "
-            "within texts. Removed mass: attention on the evicted keys in the text as it is; per mass: logarithm of "
-            "the ratio for each unit of it (Fieller).",
+            f"Verdict: what the latter says, equal where all of it lies within {MARGIN:.0%}, or the plan's margin. "
+            "Intervals over draws: t within texts. Removed mass: attention on the evicted keys in the text as it is; "
+            "per mass: logarithm of the ratio for each unit of it (Fieller).",
             variables=("control",),
         ),
     ),

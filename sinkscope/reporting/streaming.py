@@ -26,6 +26,8 @@ from sinkscope.analysis.familiarity import familiarity_note
 from sinkscope.analysis.perplexity import ppl_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.reporting.content import Item, Measure, Numbers, Records, Section, Table
+from sinkscope.reporting.plan import CACHE, SINKS
+from sinkscope.reporting.planned import ways
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
 SEGMENTS, LENGTH = 8, 384  # texts whose losses are shown, from all over the text, and tokens of each
 LONGEST = 3072  # tokens of the one text where there are not so many, and of that whose time is taken
 FEWEST = 128
-CACHE = 128  # tokens; L in everything but the timing
-SINKS = 4
 COUNTS = (0, 1, 2, 4, 8)
 SAMPLES = 16  # tokens of each text that re-computation scores once its cache is full, L² operations each
 REPEATS = 5
@@ -46,24 +46,25 @@ def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
     """Losses under four policies and for several numbers of sinks, over segments of a text, and time per token."""
     from sinkscope.experiments.ablation import run_ablation
     from sinkscope.experiments.timing import run_timing
-    from sinkscope.policies import Dense, Recompute, SinkWindow, Window
     from sinkscope.streaming.cost import cost_table
 
     texts, cache = parts_of(passes)
-    shown: dict[str, Any] = {"sinks": SINKS, "repeats": REPEATS, "progress": passes.progress}
-    policies = [Dense(), Window(cache), Recompute(cache), SinkWindow(SINKS, cache - SINKS)]
-    curve = passes.perplexity(texts, policies, samples=SAMPLES * SEGMENTS // len(texts))
+    sinks = passes.plan.sinks
+    shown: dict[str, Any] = {"sinks": sinks, "repeats": REPEATS, "progress": passes.progress}
+    policies = ways(passes.plan, cache)
+    curve = passes.perplexity(texts, policies, samples=SAMPLES * SEGMENTS // min(len(texts), SEGMENTS))
     if note := familiarity_note(curve):
         passes.notes.append(note)
     try:
         curve = with_costs(curve, cost_table(passes.model, policies, texts.shape[1]))
     except SinkscopeError as reason:  # what can be streamed need not have a cost that can be told
         passes.notes.append(f"What each policy costs was not counted: {reason}")
+    counts = sorted({*COUNTS, sinks})
     timed = passes.one_text[:LONGEST]
     return {
-        "perplexity": curve,
+        "perplexity": passes.named(curve),
         "ablation": lambda: run_ablation(
-            passes.model, texts, COUNTS, cache, known=passes.losses, progress=passes.progress
+            passes.model, texts, counts, cache, known=passes.losses, progress=passes.progress
         ),
         "decode": lambda: run_timing(passes.model, timed[None], timed_caches(passes.model, len(timed), cache), **shown),
     }
@@ -72,17 +73,19 @@ def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
 def parts_of(passes: Passes) -> tuple[torch.Tensor, int]:
     """What losses are shown of [sequence, token], and how many tokens of it a cache keeps.
 
-    Segments from all over the text, or its first part where it is too short for some.
+    Segments from all over each text, or its first part where one is too short for some.
 
     Raises SinkscopeError for a text too short, or a model that predicts no next token.
     """
     passes.check_one_text()
-    count, length, cache = sizes_of(passes.model, passes.tokens.numel(), len(passes.front))
-    return passes.one_text[None, :length] if count == 1 else passes.segments(length, count), cache
+    plan = passes.plan
+    count, length, cache = sizes_of(passes.model, passes.fewest, len(passes.front), plan.cache, plan.sinks)
+    return passes.segments(length, count), cache
 
 
-def sizes_of(model: Any, tokens: int, front: int = 0) -> tuple[int, int, int]:
-    """What suits a model and a text: how many texts, the tokens of each, and the cache size.
+def sizes_of(model: Any, tokens: int, front: int = 0, cache: int = CACHE, sinks: int = SINKS) -> tuple[int, int, int]:
+    """What suits a model and a text: how many texts, the tokens of each, and the cache size, which is a power of two
+    where it cannot be what was asked for.
 
     Raises SinkscopeError for a text too short, or a model that predicts no next token.
     """
@@ -101,10 +104,16 @@ def sizes_of(model: Any, tokens: int, front: int = 0) -> tuple[int, int, int]:
         length = min(length, limit)
     if length < FEWEST:
         raise SinkscopeError(f"it needs {FEWEST} tokens, and there are {length}.")
-    most = min(CACHE, length // 3, limit - 1)
-    if most <= max(COUNTS):
-        raise SinkscopeError(f"{type(model).__name__} has only {limit} positions.")
-    return count, length, 1 << (most.bit_length() - 1)
+    most = min(cache, length // 3, limit - 1)
+    if most < cache:
+        most = 1 << (most.bit_length() - 1)
+    if most <= max(*COUNTS, sinks):
+        raise SinkscopeError(
+            f"{type(model).__name__} has only {limit} positions."
+            if limit <= length
+            else f"{sinks} sinks leave no window in a cache of {most}, and a longer one takes a text of more tokens."
+        )
+    return count, length, most
 
 
 def timed_caches(model: Any, tokens: int, cache: int) -> list[int]:

@@ -154,3 +154,9 @@ def test_a_text_with_topics_as_long_as_itself_is_mostly_left_without_an_interval
     topic = autoregressive((200, 12000 // 50), np.exp(-50 / 12000), seed=10).repeat(50, 1)
     found = one_text((random.normal(size=topic.shape) + 0.4 * topic).T).of(whole)
     assert np.isnan(found.low).mean() > 0.85
+
+
+def test_losses_that_are_all_the_same_are_told_to_say_nothing_of_others():
+    table = ppl_table(loss_record(np.full((3, 6, 80), 2.0)))
+    assert (table["low"] == table["high"]).all() and "say nothing of others" in table.attrs["note"]
+    assert "note" not in ppl_table(loss_record(np.random.default_rng(0).random((3, 6, 80)))).attrs

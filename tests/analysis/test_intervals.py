@@ -174,3 +174,10 @@ def test_bounds_of_a_share_stay_within_it():
     share = xr.DataArray([0.9, 1e-9, 1e-9, 1e-9, 1e-9, 1e-8, 1e-9, 1e-9], dims="sequence")
     found = interval(share, at_least=0.0, at_most=1.0)
     assert 0.0 <= float(found["lower"]) < float(found["mean"]) < float(found["upper"]) <= 1.0
+
+
+def test_values_that_are_not_there_or_infinite_have_no_bounds_and_a_note_says_why():
+    nothing = interval(xr.DataArray(np.full(6, np.nan), dims="sequence"))
+    assert np.isnan(nothing["lower"]) and nothing.attrs["note"] == "no sequence has a value"
+    infinite = interval(xr.DataArray([1.0, 2.0, np.inf, 3.0], dims="sequence"))
+    assert np.isnan(infinite["upper"]) and infinite.attrs["note"] == "no bounds where a value is infinite"

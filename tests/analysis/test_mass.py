@@ -109,3 +109,13 @@ def test_a_text_no_longer_than_the_first_keys_is_refused():
 def test_a_record_without_sink_mass_names_the_probe():
     with pytest.raises(SinkscopeError, match="SinkMass"):
         sink_mass(synthetic_record(1, 1, 1, 10).drop_vars("sink_mass"))
+
+
+def test_sequences_that_overlap_count_once_in_an_interval_and_those_that_repeat_a_few_words_do_not():
+    record = synthetic_record(6, 3, 2, 80)
+    ids = np.random.default_rng(0).integers(0, 5000, (6, 80))
+    apart = mass_by_layer(record.assign_coords(token_id=(("sequence", "token"), ids)))
+    assert apart.attrs["bounds"] == mass_by_layer(record).attrs["bounds"] == "95% t interval over 6 sequences"
+    ids[1, :40] = ids[0, 40:]  # the second begins in the middle of the first
+    overlapping = mass_by_layer(record.assign_coords(token_id=(("sequence", "token"), ids)))
+    assert overlapping.attrs["bounds"] == "95% t interval over 5 sequences"

@@ -53,6 +53,24 @@ def test_the_table_varies_one_thing_at_a_time():
     assert "BOS" not in set(sensitivity_table(record)["varied"])
 
 
+def test_a_threshold_of_ones_own_is_that_of_the_table():
+    record = synthetic_record(*SIZE)
+    table = sensitivity_table(record, epsilon=0.15)
+    alpha = synthetic_maps(*SIZE)[..., 0].mean(-1)
+    rates = table[(table["headline"] == "sink rate") & (table["varied"] == "T")].set_index("level")["value"]
+    assert rates["80"] == pytest.approx((alpha > 0.15).mean(), abs=1e-6)
+    assert "0.15" in set(table["level"]) and table.attrs["epsilon"] == 0.15
+
+
+def test_other_texts_in_the_place_of_those_without_bos_are_refused():
+    record, short = synthetic_record(*SIZE), synthetic_record(4, 3, 2, 40)
+    other = short.assign_coords(token_id=short["token_id"] + 1)
+    with pytest.raises(SinkscopeError, match="other_bos holds other tokens than short"):
+        sensitivity_table(record, short, other)
+    with pytest.raises(SinkscopeError, match="other_bos has the sequence 9, and short has not"):
+        sensitivity_table(record, short, short.assign_coords(sequence=[0, 1, 2, 9]))
+
+
 @pytest.mark.parametrize("length", [1, 81, 2.5])
 def test_a_length_that_is_no_prefix_is_refused(length):
     with pytest.raises(SinkscopeError, match="length="):

@@ -193,6 +193,9 @@ BY_SUBJECT: dict[str, dict[str, Make]] = {
         "streaming": lambda _: False, "softmax": lambda _: False,
         "items": lambda _: sinkscope.ITEMS[:2],
     },
+    "Plan": {},
+    "Plan.of": {"given": lambda _: {"epsilon": 0.2}},
+    "Plan.save": {"path": lambda folder: folder / "plan.yaml"},
     "Table": {"make": lambda _: sinkscope.mass_by_layer},
     "Item": {
         "name": lambda _: "own", "record": lambda _: "text", "table": lambda _: sinkscope.mass_by_layer,
@@ -264,7 +267,13 @@ def ordinary(subject: Subject, parameter: inspect.Parameter) -> Make | None:
 
 def _is_data(subject: Subject) -> bool:
     """Whether the fields are numbers of a figure: those left out are left out."""
-    return subject.name.startswith("figures.marks") or subject.name in ("Item", "Section", "Table", "figures.norms")
+    return subject.name.startswith("figures.marks") or subject.name in (
+        "Item",
+        "Plan",
+        "Section",
+        "Table",
+        "figures.norms",
+    )
 
 
 def instance(subject: Subject, folder: Path) -> Any:

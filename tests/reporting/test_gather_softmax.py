@@ -8,7 +8,7 @@ import torch
 
 import sinkscope
 from sinkscope.errors import SinkscopeError
-from sinkscope.reporting import gather, softmax
+from sinkscope.reporting import gather, plan, softmax
 from sinkscope.reporting.document import Report
 from tests.reporting import naive_softmax
 from tests.reporting.byte_tokens import byte_tokenizer
@@ -46,7 +46,7 @@ def test_every_record_is_what_its_experiment_gives_alone(records):
     expected = {
         "forced": sinkscope.measure(model, texts, [sinkscope.EvictionEffect()], **quiet),
         "collapse": sinkscope.decompose(model, tokens_of()[None], 64, 4, **quiet),
-        "dose": sinkscope.dose_response(model, texts, softmax.DOSES, start=32, arms=("sinks", "next"), **quiet),
+        "dose": sinkscope.dose_response(model, texts, plan.DOSES, start=32, arms=("sinks", "next"), **quiet),
         "predictability": sinkscope.predictability(model, texts, **quiet),
     }
     for name, alone in expected.items():

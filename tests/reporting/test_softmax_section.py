@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 
 from sinkscope.analysis.interventions import dose_table, intervention_table
 from sinkscope.analysis.perplexity import collapse_table
@@ -234,3 +235,14 @@ def test_everything_is_drawn_again_from_the_saved_records(report, tmp_path):
         "assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules), 'imported'"
     )
     subprocess.run([sys.executable, "-c", code, out], check=True)
+
+
+@pytest.mark.parametrize("name", ["next_entropy", "sink_mass"])
+def test_masses_or_entropies_that_are_all_the_same_are_told_to_have_no_correlation(name):
+    record = experiments.predictability()
+    same = record.assign(
+        {name: xr.ones_like(record[name]).where(record[name].notnull()).assign_attrs(record[name].attrs)}
+    )
+    made = Report({"text": naive_record.norms_only(), "predictability": same})
+    assert made.finding("predictability").endswith("is the same at every query.")
+    assert not made.finding("predictability").startswith("No head")

@@ -98,10 +98,12 @@ def test_the_table_of_sink_rates(report, maps):
 def test_the_headline_states_the_mass_the_null_and_the_rate(report, maps):
     each = maps[:, :, :, 1:, 0].mean(axis=(1, 2, 3))
     null = np.mean([1 / (i + 1) for i in range(1, T)])
-    assert f"{100 * each.mean():.1f}%" in report.headline
     above = 100 * (each.mean() - null) / (1 - null)
-    assert f"{above:.1f}% of what lies above the uniform null of {100 * null:.1f}%" in report.headline
-    assert "3 layers × 2 heads the first token (BOS) takes" in report.headline
+    assert f"3 layers × 2 heads the first token (BOS) takes {above:.1f}% [" in report.headline
+    assert f"{100 * each.mean():.1f}% of all attention, where uniform attention would give it {100 * null:.1f}%" in (
+        report.headline
+    )
+    assert "of the attention above the uniform null (95%, over 3 sequences)" in report.headline
     assert report.headline.endswith(f"% of heads give it α > 0.3 (T = {T}).")
 
 

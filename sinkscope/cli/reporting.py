@@ -1,0 +1,101 @@
+"""The command `report`: everything at once, by a plan or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import sinkscope
+from sinkscope.cli import options as given
+from sinkscope.cli.options import say
+from sinkscope.errors import SinkscopeError
+
+QUESTION = "What does this show?"  # behind pictures, where no text is given
+
+
+@given.loads_model
+def report(
+    model: given.Model = None,
+    text: given.Texts = None,
+    out: Annotated[Path, typer.Option(help="Where to write: new, empty, or an earlier report.")] = Path("report"),
+    segments: Annotated[
+        int | None, typer.Option(min=1, help="So many parts from all over each text; 8 if left out.")
+    ] = None,
+    starts: Annotated[str | None, typer.Option(help="Where they start: spaced, random; spaced if left out.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of all that is drawn at random; 0 if left out.")] = None,
+    sequences: Annotated[
+        int | None, typer.Option(min=1, help="So many from the start of each text, in place of --segments.")
+    ] = None,
+    length: Annotated[int | None, typer.Option(min=1, help="Tokens in each sequence; 1024 if left out.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens in all, in place of --sequences.")] = None,
+    streaming: Annotated[bool | None, typer.Option(help="Also stream the text: perplexity, sinks, costs.")] = None,
+    softmax: Annotated[
+        bool | None, typer.Option(help="Also what sum-to-one forces: interventions and controls.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="A YAML file that says all this and more, hashed before anything is measured.")
+    ] = None,
+    write_plan: Annotated[
+        Path | None, typer.Option(help="Write this call as a plan, with hashes of model and texts; measure nothing.")
+    ] = None,
+    image: Annotated[
+        list[str] | None, typer.Option(help="Pictures that stand before the text, for a model that reads images.")
+    ] = None,
+    audio: Annotated[str | None, typer.Option(help="A .wav file, for a model that reads sound.")] = None,
+    *,
+    loading: given.Loading,
+    quiet: given.Quiet = False,
+) -> None:
+    """Measure where a model's attention goes and write it up: a page, figures, tables and the record."""
+    from sinkscope.directories import check_directory
+
+    target = check_directory(out) if write_plan is None else out
+    from sinkscope.reporting import gather  # after the check, which needs no torch
+    from sinkscope.reporting.plan import LENGTH
+
+    if tokens is not None:
+        length = min(LENGTH if length is None else length, tokens)
+        sequences = max(1, tokens // length)
+    asked: dict[str, Any] = {"segments": segments, "starts": starts, "seed": seed, "sequences": sequences}
+    asked |= {"length": length, "streaming": streaming, "softmax": softmax}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if write_plan is not None or plan is not None:
+        if image or audio is not None:
+            raise SinkscopeError("A plan is of texts: leave --image and --audio out.")
+        asked |= {} if plan is None else {"plan": plan}
+    if write_plan is not None:
+        from sinkscope.reporting.planned import plan_of_call
+
+        written = plan_of_call(model, text or None, loading, **asked)
+        written.save(write_plan)
+        say(quiet, f"Written to {write_plan}; nothing was measured. SHA-256 of what it says: {written.sha256}")
+        return
+    progress, tokenizer = False if quiet else None, None
+    if image or audio is not None:
+        if text and len(text) > 1:
+            raise SinkscopeError(f"Beside pictures or sound there is one text, not {len(text)}: leave the others out.")
+        model, tokenizer, inputs = _processed(model, image or [], audio, text[0] if text else None, loading)
+        made = gather.report(model, tokenizer, inputs, **asked, progress=progress)
+    else:
+        made = gather.report(model, texts=text or None, **asked, progress=progress, **loading)
+    made.save(target, progress=progress)
+    say(quiet, made.headline, *made.notes, f"Open {target / 'report.html'}")
+
+
+def _processed(
+    model: str | None, images: list[str], audio: str | None, text: str | None, loading: dict[str, Any]
+) -> tuple[Any, Any, Any]:
+    """A model, its processor, and what this makes of pictures with the words behind them, or of a recording."""
+    from sinkscope.hf.processors import inputs_with_images, inputs_with_sound, load_processor
+
+    if audio is not None and (images or text is not None):
+        raise SinkscopeError("--audio is read alone; leave --image and --text out.")
+    loaded, _ = sinkscope.load(model, **loading)
+    chosen = {name: loading[name] for name in ("revision", "trust_remote_code") if name in loading}
+    processor = load_processor(loaded, **chosen)
+    if audio is not None:
+        return loaded, processor, inputs_with_sound(processor, audio)
+    words = QUESTION if text is None else sinkscope.read_text(text)
+    return loaded, processor, inputs_with_images(processor, images, words)
