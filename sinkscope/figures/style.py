@@ -94,6 +94,14 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}" if abs(value) < 1 else f"{value:.{digits - len(str(int(abs(value))))}f}"
 
 
+def share(value: float, digits: int = 3) -> str:
+    """A share of a whole, as `number`; one that this would round to 1 is told by what it lacks: 1 − 2 × 10⁻⁶."""
+    if not 1 - 0.5 * 10.0**-digits <= value < 1:
+        return number(value, digits)
+    mantissa, exponent = f"{1 - value:.1e}".split("e")
+    return f"1 − {mantissa.removesuffix('.0')} × 10{str(int(exponent)).translate(_RAISED)}"
+
+
 def within(value: float, low: float, high: float) -> str:
     """`1.93 [1.80, 2.06]`; without an interval where there is none."""
     shown = [number(float(each)).replace("-", "−") for each in (value, low, high)]
