@@ -101,7 +101,8 @@ function drawText(text) {
   const values = floatsOf(model.get("values"));
   text.values = values;
   text.caption.textContent = frame.caption ?? "";
-  if (!values.length || values.length !== spans.length) return blank(text.canvas);
+  const isThere = frame.request !== undefined && values.length === spans.length;
+  if (!isThere || !values.length) return blank(text.canvas);
   const { paper, shade } = themeOf(root);
   const query = model.get("query");
   const evicted = new Set(model.get("evicted"));

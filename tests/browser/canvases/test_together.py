@@ -134,7 +134,7 @@ def test_a_canvas_has_the_pixels_of_a_fine_screen(notebook):
     session = notebook.page.context.new_cdp_session(notebook.page)
     session.send("Emulation.setDeviceMetricsOverride", {**size, "deviceScaleFactor": 2})
     try:
-        notebook.execute("fill_atlas(); send_tile(); send_row()")
+        notebook.execute("fill_atlas(); send_tile(); send_row(); send_losses()")
         settle(notebook)
         for name in ("atlas", "map", "text", "losses"):
             assert canvas(notebook, name).evaluate("c => c.width / c.clientWidth") == 2
