@@ -93,6 +93,8 @@ def first_paint(notebook: OpenNotebook) -> None:
 
 def looking(notebook: OpenNotebook, limit: float) -> None:
     """Another head, and the sink column hidden and shown: nothing is run."""
+    notebook.execute("app.controller.choose(0)")  # from there on there are heads below
+    settled(notebook)
     heads = [
         timed(notebook, PRESS, NEW_CAPTION, selector=".sinkscope-atlas canvas", key="ArrowDown") for _ in range(ROUNDS)
     ]
