@@ -38,10 +38,9 @@ def main() -> None:
         lab = Lab(Path(folder))
         try:
             with opened(lab, browser, CELLS) as notebook:
-                notebook.page.set_viewport_size({"width": 1280, "height": 1240})
+                notebook.page.set_viewport_size({"width": 1280, "height": 1080})
                 notebook.run()
                 notebook.wait_for("not app.controller.busy", seconds=120)
-                notebook.page.wait_for_selector(".js-plotly-plot .main-svg", timeout=120_000)
                 notebook.execute(THE_SINK_GONE)
                 notebook.wait_for("not app.controller.busy", seconds=120)
                 taken(notebook, "explorer")

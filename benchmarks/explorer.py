@@ -56,12 +56,13 @@ SLIDE = """const row = [...document.querySelectorAll(".widget-slider")]
 
 NEW_FRAME = "Number(canvas.dataset.request) > before.request"
 NEW_CAPTION = "canvas.dataset.caption !== before.caption"
-BUSY = "[...document.querySelectorAll('[role=status]')].some(each => each.textContent.includes('⏳'))"
+BUSY = "[...document.querySelectorAll('[role=status]')].some(each => each.textContent.includes('working'))"
 FIRST_PAINT = """() => {
     const canvas = document.querySelector(".sinkscope-map canvas");
     return canvas !== null && Number(canvas.dataset.request) > 0;
 }"""
-CHART = "() => document.querySelector('.js-plotly-plot .main-svg') !== null"
+LOSSES = "() => Number(document.querySelector('.sinkscope-losses canvas')?.dataset.request) > 0"
+HEADS = "() => Number(document.querySelector('.sinkscope-atlas canvas')?.dataset.request) > 0"
 
 
 def timed(notebook: OpenNotebook, act: str, done: str, **argument: object) -> float:
@@ -82,7 +83,7 @@ def first_paint(notebook: OpenNotebook) -> None:
     clock = notebook.page.evaluate("performance.now()")
     notebook.page.evaluate("() => void jupyterapp.commands.execute('notebook:run-cell')")
     said = []
-    for name, condition in (("map", FIRST_PAINT), ("chart of the losses", CHART)):
+    for name, condition in (("map", FIRST_PAINT), ("losses", LOSSES), ("all heads", HEADS)):
         notebook.page.wait_for_function(condition, timeout=120_000)
         said.append((name, (notebook.page.evaluate("performance.now()") - clock) / 1000))
     shown = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in said)
@@ -92,6 +93,8 @@ def first_paint(notebook: OpenNotebook) -> None:
 
 def looking(notebook: OpenNotebook, limit: float) -> None:
     """Another head, and the sink column hidden and shown: nothing is run."""
+    notebook.execute("app.controller.choose(0)")  # from there on there are heads below
+    settled(notebook)
     heads = [
         timed(notebook, PRESS, NEW_CAPTION, selector=".sinkscope-atlas canvas", key="ArrowDown") for _ in range(ROUNDS)
     ]

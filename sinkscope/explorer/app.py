@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from html import escape
@@ -16,15 +17,20 @@ from torch import Tensor
 from sinkscope.arguments import checks_types
 from sinkscope.attention.placement import is_same
 from sinkscope.explorer.background import Interrupts, Mailbox
-from sinkscope.explorer.canvases import Message
+from sinkscope.explorer.canvases import Explained, Message
 from sinkscope.explorer.configuration import CONTROLS, Choice, Control, LayerRange, Number
 from sinkscope.explorer.controller import NEEDS_MODEL, Controller, sentence
-from sinkscope.explorer.display import STYLE, Pictures, alert, continuations, headline, next_tokens, prices
+from sinkscope.explorer.display import Pictures, alert, continuations, headline, next_tokens, prices
 from sinkscope.explorer.pixels import MAP_CONTROLS, RANKINGS, saved_overview
 from sinkscope.explorer.results import Change, HeadMaps
-from sinkscope.explorer.saving import NEEDS_KERNEL, SaveBar, save_view, static_picture, view_record
+from sinkscope.explorer.saving import ENDED, NEEDS_KERNEL, SaveBar, save_view, static_picture, view_record
 from sinkscope.explorer.streaming import StreamingTab
 from sinkscope.explorer.text_model import TextModel
+
+QUIET = 1.5  # seconds without a change after which the still picture follows, so that it is never in a user's way
+RANKING = Choice("sort heads by", "the order of the heads in the overview", {
+    label: name for name, label in RANKINGS.items()
+})  # fmt: skip
 
 
 class Explorer(w.VBox):
@@ -48,7 +54,8 @@ class Explorer(w.VBox):
     ) -> None:
         self.streaming: StreamingTab | None = None
         self._mailbox = Mailbox()
-        self._code_text, self._picture, self._has_picture = code_text, None, False
+        self._code_text, self._picture, self._page = code_text, None, ""
+        self._drawing: asyncio.TimerHandle | None = None  # of the still picture, when the changes have stopped
         self._shown_in: int | None = None  # number of the cell that displayed it last
         self._interrupts = Interrupts(self._interrupted)
         self.controller = Controller(model, tokens, saved, self._mailbox.deliver, self._changed)
@@ -66,6 +73,7 @@ class Explorer(w.VBox):
         self._wire()
         if saved is not None:
             self.controller.now.overview = saved_overview(saved)
+            self.controller.open_on(self.controller.now.overview.scores.get("mass"))
             self._draw_reading()
             self._note = self._note or "<i>A saved record was opened without its model, so policies are at rest.</i>"
             self._say("")
@@ -93,8 +101,12 @@ class Explorer(w.VBox):
         return save_view(self.controller, folder, self._code_text)
 
     def close(self) -> None:
-        """Stop, and leave nothing behind: no thread, no hook, no model."""
+        """Stop, and leave nothing behind: no thread, no hook, no model; where it was shown a sentence says so."""
         self._interrupts.stop()
+        if self._drawing is not None:
+            self._drawing.cancel()
+        if self._picture is not None and not self.controller.is_closed:
+            self._picture.update(IPython.display.HTML(f"<p>{escape(ENDED)}</p>{self._page}"))
         self.controller.close()
         if self.streaming is not None:
             self.streaming.close()
@@ -127,15 +139,21 @@ class Explorer(w.VBox):
 
     def _laid_out(self) -> list[w.Widget]:
         wrap = {"flex_flow": "row wrap", "align_items": "flex-start"}
-        predictions = w.VBox([self.next_tokens, self.continuation], layout={"flex": "1 1 300px", "min_width": "260px"})
-        consequences = w.Box([self.pictures.losses, predictions], layout=wrap)
-        heads = w.VBox([self.map_controls, self.pictures, consequences, self.price, self.saving])
+        for words in (self.next_tokens, self.continuation):
+            words.layout = {"flex": "1 1 300px", "min_width": "0"}
+        predictions = w.Box([self.next_tokens, self.continuation], layout=wrap)
+        heads = w.VBox([self.map_controls, self.pictures, predictions, self.price, self.saving])
         tabs = w.Tab([heads], titles=["heads"])
         if streaming := self.streaming:
             tabs.children, tabs.titles = [heads, streaming], ["heads", "streaming"]
             tabs.observe(lambda at: streaming.make_chart() if at["new"] else streaming.pause(), "selected_index")
-        top = w.HBox([self.headline, self.busy], layout={"justify_content": "space-between"})
-        return [w.HTML(STYLE), top, self.problem, self.controls, tabs]
+        buttons = [self.busy, self.controls.reset, self.controls.stop]
+        beside = {"justify_content": "space-between", "align_items": "center", "flex_flow": "row wrap"}
+        top = w.HBox([self.headline, w.HBox(buttons, layout={"align_items": "center"})], layout=beside)
+        explained = {each.label: each.tooltip for each in (*CONTROLS.values(), *MAP_CONTROLS.values(), RANKING)}
+        if self.streaming is not None:
+            explained |= self.streaming.explained
+        return [Explained(words=explained), top, self.problem, self.controls, tabs]
 
     def _wire(self) -> None:
         controller, pictures = self.controller, self.pictures
@@ -144,6 +162,7 @@ class Explorer(w.VBox):
         pictures.map.observe(lambda change: controller.show(region=tuple(change["new"]) or None), "view")
         pictures.map.on_msg(self._hovered)
         pictures.text.observe(lambda change: controller.choose_query(change["new"]), "query")
+        pictures.losses.observe(lambda change: controller.choose_query(change["new"]), "query")
         pictures.text.observe(self._tokens_evicted, "evicted")
         self.map_controls.ranking.observe(self._ranked, "value")
         self.saving.button.on_click(lambda _: self._draw_picture())
@@ -176,7 +195,7 @@ class Explorer(w.VBox):
 
     def _draw_busy(self) -> None:
         busy = self.controller.busy
-        live = f"<span role='status' aria-live='polite'>⏳ {escape(busy)} …</span>"
+        live = f"<span role='status' aria-live='polite'>working: {escape(busy)} …</span>"
         self.busy.value = live if busy else "<span role='status'>ready</span>"
         if busy:
             self._interrupts.start()
@@ -198,15 +217,17 @@ class Explorer(w.VBox):
         self.pictures.dim()
         self.saving.button.disabled = False
         self._draw_overview()
-        if self.pictures.chart is not None:
-            self.pictures.draw_losses()
+        self.pictures.draw_losses()
+        self._draw_picture_later()
 
     def _draw_overview(self) -> None:
         if self.controller.now.overview is not None:
             self.pictures.draw_overview(self.controller.now.overview.units)
             self.pictures.dim()
-            if self.pictures.chart is None:  # last: the page stands still while it loads what draws charts
-                self.pictures.draw_losses()
+
+    def _draw_unit(self) -> None:
+        self.pictures.draw_head()
+        self._draw_picture_later()
 
     def _draw_query(self) -> None:
         self.pictures.draw_query()
@@ -222,9 +243,6 @@ class Explorer(w.VBox):
 
     def _draw_continuation(self) -> None:
         self.continuation.value = continuations(self.controller)
-        newest = self.controller.now.continuation
-        if self._picture is not None and newest is not None and newest.done and not self._has_picture:
-            self._draw_picture()
 
     def _draw_price(self) -> None:
         self.price.value = prices(self.controller)
@@ -239,15 +257,28 @@ class Explorer(w.VBox):
             self.next_tokens.value = next_tokens(self.controller)
             self.continuation.value = continuations(self.controller)
 
+    def _draw_picture_later(self) -> None:
+        """Draw the still picture once nothing changes any more."""
+        if self._drawing is not None:
+            self._drawing.cancel()
+        if self._picture is not None:
+            self._drawing = self._mailbox.later(QUIET, self._draw_picture_at_rest)
+
+    def _draw_picture_at_rest(self) -> None:
+        if self.controller.busy:
+            self._draw_picture_later()
+        else:
+            self._draw_picture()
+
     def _draw_picture(self) -> None:
         if self._picture is not None:
-            self._has_picture = True
-            self._picture.update(IPython.display.HTML(static_picture(self.controller)))
+            self._page = static_picture(self.controller)
+            self._picture.update(IPython.display.HTML(self._page))
 
     _draw: ClassVar[dict[Change, Callable[[Explorer], None]]] = {
         Change.BUSY: _draw_busy, Change.CONFIGURATION: _draw_configuration, Change.READING: _draw_reading,
         Change.OVERVIEW: _draw_overview, Change.PRICE: _draw_price, Change.CONTINUATION: _draw_continuation,
-        Change.MAP_OPTIONS: _draw_map_options, Change.UNIT: lambda app: app.pictures.draw_head(),
+        Change.MAP_OPTIONS: _draw_map_options, Change.UNIT: _draw_unit,
         Change.QUERY: _draw_query, Change.PROBLEM: _draw_problem,
     }  # fmt: skip
 
@@ -267,11 +298,14 @@ def descendants(widget: w.Widget) -> list[w.Widget]:
 
 
 class Controls(w.Box):
-    """Shows the controller's configuration, a widget for each field, and asks; what does not matter is greyed."""
+    """Shows the controller's configuration, a widget for each field, and asks; what does not matter is greyed.
+
+    `reset` and `stop` are its buttons, which stand elsewhere.
+    """
 
     def __init__(self, controller: Controller) -> None:
         self._controller, self._is_silent = controller, False
-        look = {"style": {"description_width": "76px"}, "layout": {"width": "232px"}}
+        look = {"style": {"description_width": "initial"}}
         self.fields = {name: widget_of(control, controller, **look) for name, control in CONTROLS.items()}
         self.reset = w.Button(description="reset", tooltip="back to the model as it is", layout={"width": "60px"})
         self.stop = w.Button(description="stop", tooltip="stop what is under way", layout={"width": "60px"})
@@ -279,8 +313,8 @@ class Controls(w.Box):
             widget.observe(lambda _, name=name: self._ask(name), "value")
         self.reset.on_click(lambda _: controller.reset())
         self.stop.on_click(lambda _: controller.cancel())
-        children = [*self.fields.values(), self.reset, self.stop]
-        super().__init__(children, layout={"flex_flow": "row wrap", "align_items": "center"})
+        super().__init__(list(self.fields.values()), layout={"flex_flow": "row wrap", "align_items": "center"})
+        self.add_class("sinkscope-controls")
         self.show()
 
     def show(self) -> None:
@@ -307,9 +341,8 @@ class MapControls(w.Box):
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
-        look = {"style": {"description_width": "initial"}, "layout": {"width": "auto", "max_width": "330px"}}
-        rankings = Choice("heads by", "the order of the heads", {label: name for name, label in RANKINGS.items()})
-        self.ranking = widget_of(rankings, controller, **look)
+        look = {"style": {"description_width": "initial"}}
+        self.ranking = widget_of(RANKING, controller, **look)
         self.fields = {name: widget_of(control, controller, **look) for name, control in MAP_CONTROLS.items()}
         if controller.model is None:
             scale = self.fields["scale"]
@@ -317,6 +350,7 @@ class MapControls(w.Box):
         for name, widget in self.fields.items():
             widget.observe(lambda change, name=name: controller.show(**{name: change["new"]}), "value")
         super().__init__([self.ranking, *self.fields.values()], layout={"flex_flow": "row wrap"})
+        self.add_class("sinkscope-choosers")
         self.show()
 
     def show(self) -> None:
@@ -336,7 +370,7 @@ def widget_of(control: Control, controller: Controller, **look: Any) -> w.ValueW
         low, high = control.limits(len(controller.tokens))
         high = max(low, high)
         if control.is_typed:
-            return w.BoundedIntText(low, low, high, **look | {"layout": {"width": "90px"}})
+            return w.BoundedIntText(low, low, high, **look | {"layout": {"width": "130px"}})
         return w.IntSlider(low, low, high, **look)
     layers = [0] if controller.model is None else controller.model.anatomy.numbers
     low, high = min(layers), max(layers)

@@ -123,6 +123,12 @@ class Mailbox:
                 self._calls.get(timeout=0.05)()
         return True
 
+    def later(self, seconds: float, call: Callable[[], None]) -> asyncio.TimerHandle | None:
+        """Make a call on the event loop after some time, unless what this gives is cancelled before; None: no loop."""
+        if self._loop is None or self._loop.is_closed():
+            return None
+        return self._loop.call_later(seconds, call)
+
     def _drain(self) -> None:
         with suppress(queue.Empty):
             while True:

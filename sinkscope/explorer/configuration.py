@@ -163,23 +163,62 @@ class Configuration:
     """
 
     policy: Annotated[
-        str | Policy, Choice("policy", "which keys a query may see", POLICY_NAMES, lambda policy: policy.name)
+        str | Policy,
+        Choice(
+            "policy",
+            "which earlier tokens (keys) a token (query) may attend to",
+            POLICY_NAMES,
+            lambda policy: policy.name,
+        ),
     ] = "dense"
     sinks: Annotated[
-        int, Number("sinks", "first tokens kept, or dosed", lambda length: (0, min(MOST_SINKS, length)))
+        int,
+        Number(
+            "sinks",
+            "how many first tokens are kept beside the window, or dosed",
+            lambda length: (0, min(MOST_SINKS, length)),
+        ),
     ] = 4
     window: Annotated[
-        int, Number("window", "last tokens kept; all, under H2O and TOVA", lambda length: (1, length))
+        int,
+        Number(
+            "window", "how many last tokens are kept; under H2O and TOVA, how many in all", lambda length: (1, length)
+        ),
     ] = 128
     dose: Annotated[
-        float, Choice("sink dose", "added to the logits of the sinks", DOSES, "{:+g}".format, is_ordered=True)
+        float,
+        Choice(
+            "sink dose",
+            "added to the attention logits of the sinks; −∞ takes them away",
+            DOSES,
+            "{:+g}".format,
+            is_ordered=True,
+        ),
     ] = 0.0
-    positions: Annotated[str, Choice("positions", "where sinks stand", POSITIONS)] = "cache"
-    since: Annotated[int, Number("evict from", "first query without them", lambda length: (1, length - 1))] = 64
+    positions: Annotated[
+        str, Choice("positions", "the positions that kept sinks have: counted in the cache, or their own", POSITIONS)
+    ] = "cache"
+    since: Annotated[
+        int,
+        Number(
+            "evicted from",
+            "the first query that does not see the tokens evicted in the text",
+            lambda length: (1, length - 1),
+        ),
+    ] = 64
     normaliser: Annotated[
-        str | Normaliser, Choice("normaliser", "how scores become weights", {name: name for name in NORMALISERS}, repr)
+        str | Normaliser,
+        Choice(
+            "normaliser",
+            "how attention scores become weights: softmax, or another rule",
+            {name: name for name in NORMALISERS},
+            repr,
+        ),
     ] = OWN
-    layers: Annotated[tuple[int, int] | None, LayerRange("in layers", "where policy and normaliser act")] = None
+    layers: Annotated[
+        tuple[int, int] | None,
+        LayerRange("in layers", "the first and the last layer in which policy and normaliser act"),
+    ] = None
     evicted: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:

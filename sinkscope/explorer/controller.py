@@ -13,7 +13,7 @@ from sinkscope.attention.placement import is_same
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.background import Deliver, Job, Worker
 from sinkscope.explorer.configuration import Configuration
-from sinkscope.explorer.pixels import RANKINGS, MapOptions, Tile, numbers_at, row_of, tile_of
+from sinkscope.explorer.pixels import RANKINGS, MapOptions, Tile, free_scores, numbers_at, row_of, tile_of
 from sinkscope.explorer.results import Change, HeadMaps, Loss, Reading, Result, Results, Unit, guesses_at, loss_of
 from sinkscope.explorer.text_model import TextModel
 
@@ -54,6 +54,7 @@ class Controller:
         self.baseline = self.configuration = Configuration.of_text(len(tokens))
         self.now, self.dense = Results(), Results()
         self.unit, self.query, self.map_options = 0, len(tokens) - 1, MapOptions()
+        self._is_unit_chosen = False
         self.busy = self.problem = ""
         self.is_closed = False
         self._worker = Worker(deliver)
@@ -71,10 +72,12 @@ class Controller:
             fields: those of `Configuration` that change; `kind` is another word for `policy`.
 
         Raises:
-            SinkscopeError: a field, or a name, that there is not; an object that is no policy or no normaliser.
+            SinkscopeError: a field, or a name, that there is not; an object that is no policy or no normaliser; the
+                explorer is closed, as whatever else is asked of it then.
         """
+        self._check_open()
         if self.model is None:
-            self._tell(CLOSED if self.is_closed else NEEDS_MODEL)
+            self._tell(NEEDS_MODEL)
             return
         if "kind" in fields:
             fields.setdefault("policy", fields.pop("kind"))
@@ -116,12 +119,21 @@ class Controller:
     # --- looking ------------------------------------------------------------------------------------------------------
 
     def choose(self, unit: int) -> None:
-        if 0 <= unit < len(self.units) and unit != self.unit:
-            self.unit = unit
-            self.listen(Change.UNIT)
+        self._check_open()
+        if 0 <= unit < len(self.units):
+            self._is_unit_chosen = True
+            if unit != self.unit:
+                self.unit = unit
+                self.listen(Change.UNIT)
+
+    def open_on(self, mass: np.ndarray | None) -> None:
+        """Look at the head with the most of it ([unit], sink mass), unless one was chosen; None where it is unknown."""
+        if not self._is_unit_chosen and mass is not None and np.isfinite(mass).any():
+            self.unit, self._is_unit_chosen = int(np.nanargmax(mass)), True
 
     def choose_query(self, query: int) -> None:
         """Look at another query's row; under re-computation its window is mapped."""
+        self._check_open()
         query = min(max(query, 0), len(self.tokens) - 1)
         if query == self.query:
             return
@@ -132,8 +144,9 @@ class Controller:
 
     def show(self, **fields: Any) -> None:
         """Show maps in another way (fields of `MapOptions`)."""
+        self._check_open()
         if self.model is None and fields.get("scale") == "logit":
-            self._tell(CLOSED if self.is_closed else "logits need the model; a saved map holds probabilities only")
+            self._tell("logits need the model; a saved map holds probabilities only")
             return
         options = replace(self.map_options, **fields)
         if options != self.map_options:
@@ -214,6 +227,11 @@ class Controller:
         is_same_policy = is_same(shown.policy_slot, asked.policy_slot)
         return is_same_policy and is_same(shown.normaliser_slot, asked.normaliser_slot)
 
+    def _check_open(self) -> None:
+        if self.is_closed:
+            self.problem = CLOSED
+            raise SinkscopeError(f"{CLOSED}.")
+
     def _read(self) -> None:
         if self.model is None:
             return
@@ -258,6 +276,7 @@ class Controller:
         if isinstance(result, Reading) and (is_wanted or self.now.reading is None):
             self.now = results
             self.unit = min(self.unit, len(result.maps.units) - 1)
+            self.open_on(free_scores(result.record).get("mass"))
             tokens, region = result.maps.tokens, self.map_options.region
             if region and (region[0] < tokens.start or max(region[1], region[3]) > tokens.stop):
                 self.map_options = replace(self.map_options, region=None)

@@ -1,4 +1,4 @@
-"""What is shown of a controller: the canvases, the chart of the losses, and the numbers in words.
+"""What is shown of a controller: the canvases, and the numbers in words.
 
 Words are HTML in which every token and every name is escaped.
 """
@@ -11,48 +11,38 @@ from typing import Any
 
 import ipywidgets as w
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 
-from sinkscope.explorer.canvases import Atlas, HeadMap, TokenText
+from sinkscope.explorer.canvases import Atlas, HeadMap, Losses, TokenText
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.pixels import RANKINGS, Limits
 from sinkscope.explorer.results import Price
-from sinkscope.figures.style import BLUE, VERMILION
+from sinkscope.figures.style import BLUE, VERMILION, share
 from sinkscope.tokens import TokenTexts
 
 WIDEST_ROW = 12  # heads in a row of the overview, where rows are layers
 SMOOTH = 16  # tokens in a running mean
 DENSE, CHANGED = BLUE, VERMILION
 GREY = "#808080"  # legible on light and dark pages
-WIDTH, HEIGHT = 560, 230  # pixels; left to itself plotly measures a box that is not laid out yet
-STYLE = """<style>
-.sinkscope-app table.sinkscope-next td, .sinkscope-app table.sinkscope-next th {padding: 0 6px; text-align: left;}
-.sinkscope-app table.sinkscope-next caption {text-align: left; font-weight: bold;}
-.sinkscope-app .sinkscope-continuation p {margin: 2px 0 0 12px; text-indent: -12px;}
-.sinkscope-app .widget-html-content {line-height: 1.35; overflow-wrap: anywhere;}
-</style>"""
 VISIBLE = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"})
 
 
 class Pictures(w.Box):
-    """The canvases: overview, map and text of one head, side by side where there is room.
+    """The canvases: overview, map, text of one head and losses, side by side where there is room.
 
     Attributes:
-        losses: where the chart of the losses stands; it is made with the first losses, as it takes a browser seconds.
         ranking: by what heads are ordered.
     """
 
     def __init__(self, controller: Controller) -> None:
         self._controller, self._requests = controller, count(1)
-        self.ranking, self.chart = "layer", None
-        self.atlas = Atlas(layout={"flex": "0 0 auto", "width": "210px"})
-        self.map = HeadMap(tokens=controller.tokens, layout={"flex": "0 1 440px", "min_width": "340px"})
-        self.text = TokenText(tokens=controller.tokens, layout={"flex": "1 1 300px", "min_width": "280px"})
-        self.losses = w.Box([], layout={"width": f"{WIDTH}px", "height": f"{HEIGHT + 6}px", "flex": "0 0 auto"})
-        self.map.query = self.text.query = controller.query
-        children = [self.atlas, self.map, self.text]
-        super().__init__(children, layout={"flex_flow": "row wrap", "align_items": "flex-start"})
+        self.ranking = "layer"
+        read: dict[str, Any] = {"tokens": controller.tokens, "query": controller.query}
+        self.atlas, self.map, self.text, self.losses = Atlas(), HeadMap(**read), TokenText(**read), Losses(**read)
+        reading = [self.text, self.losses] if controller.model is not None else [self.text]
+        children = [self.atlas, self.map, w.VBox(reading).add_class("sinkscope-reading")]
+        super().__init__(children)
+        self.add_class("sinkscope-pictures")
 
     def draw_head(self) -> None:
         self.atlas.selected = self._controller.unit
@@ -61,10 +51,8 @@ class Pictures(w.Box):
 
     def draw_query(self) -> None:
         query = self._controller.query
-        self.map.query = self.text.query = query
+        self.map.query = self.text.query = self.losses.query = query
         self.draw_row()
-        if self.chart is not None and self.chart.layout.shapes:
-            self.chart.layout.shapes[0].update(x0=query, x1=query)
 
     def draw_row(self) -> None:
         """The chosen query's row; empty where the map has no such query."""
@@ -90,6 +78,7 @@ class Pictures(w.Box):
         frame = {
             "side": units.shape[-1],
             "labels": [str(unit) for unit in self._controller.units],
+            "places": [[unit.layer, unit.head] for unit in self._controller.units],
             "columns": heads if heads <= WIDEST_ROW else 2 * WIDEST_ROW,
             "request": next(self._requests),
             "caption": self._controller.name,
@@ -113,29 +102,34 @@ class Pictures(w.Box):
         dense, now = controller.dense.reading, controller.now.reading
         if dense is None or now is None:
             return
-        if self.chart is None:
-            self.chart = loss_figure()
-            self.losses.children = [self.chart]
-        draw_losses(self.chart, dense.losses, None if now is dense else now.losses, controller.name, controller.query)
+        names = [name for name, _ in controller.side_by_side]
+        losses = np.stack([dense.losses] if now is dense else [dense.losses, now.losses])
+        request = {"request": next(self._requests), "caption": controller.name}
+        with self.losses.hold_sync():
+            self.losses.values = losses.astype("<f4").tobytes()
+            self.losses.frame = {"names": names, "length": losses.shape[1], "smooth": SMOOTH, **request}
 
     def dim(self) -> None:
         """Mark what belongs to another configuration than the one that is being read."""
         controller = self._controller
         reading, overview = controller.now.reading, controller.now.overview
         asked, is_busy = controller.configuration, bool(controller.busy)
-        self.map.dimmed = self.text.dimmed = is_busy and (reading is None or reading.configuration != asked)
+        is_stale = is_busy and (reading is None or reading.configuration != asked)
+        self.map.dimmed = self.text.dimmed = self.losses.dimmed = is_stale
         self.atlas.dimmed = is_busy and (overview is None or overview.configuration != asked)
 
     def _draw_map(self) -> None:
         tile, options = self._controller.tile(), self._controller.map_options
         if tile is None:
             return
-        preview = f"{options.preview} · {tile.left:.1%} of the attention is left" if options.preview else ""
+        got = f"the keys still shown were given {share_in_percent(tile.left)} of the attention"
+        preview = f"{options.preview} · {got}" if options.preview else ""
         frame: dict[str, Any] = {
             "rows": tile.pixels.shape[0],
             "cols": tile.pixels.shape[1],
             "query": list(tile.query),
             "key": list(tile.key),
+            "sinks": list(tile.sink_key),
             "length": len(self._controller.tokens),
             "scale": options.scale,
             **vars(tile.limits),
@@ -146,20 +140,12 @@ class Pictures(w.Box):
         if options.region is None:
             self.map.view = []
         with self.map.hold_sync():
-            self.map.pixels, self.map.frame = tile.pixels.tobytes(), frame
+            self.map.pixels, self.map.sinks, self.map.frame = tile.pixels.tobytes(), tile.sinks.tobytes(), frame
 
 
-def loss_figure() -> go.FigureWidget:
-    """An empty chart: losses of single tokens as points, running means as lines."""
-    figure = go.FigureWidget()
-    for name, colour, symbol, dash in (("dense", DENSE, "circle", "solid"), ("policy", CHANGED, "diamond", "dash")):
-        points = {"color": colour, "size": 3, "opacity": 0.45, "symbol": symbol}
-        figure.add_scatter(x=[], y=[], mode="markers", marker=points, name=f"{name}: each token", showlegend=False)
-        figure.add_scatter(x=[], y=[], mode="lines", line={"color": colour, "width": 2, "dash": dash}, name=name)
-    lay_out(figure, WIDTH, HEIGHT, {"l": 50, "r": 10, "t": 26, "b": 36}, hovermode="x")
-    figure.update_xaxes(title="token")
-    figure.update_yaxes(title="loss (nats)", rangemode="tozero")
-    return figure
+def share_in_percent(value: float) -> str:
+    """A share as a percentage that is never rounded to nothing: 12.3%, 0.0021%."""
+    return f"{value:.1%}" if value >= 0.001 or not value else f"{100 * value:.2g}%"
 
 
 def lay_out(figure: go.FigureWidget, width: int, height: int, margin: dict[str, int], **more: Any) -> None:
@@ -184,23 +170,6 @@ def vertical_line(place: float, **line: Any) -> dict[str, Any]:
     return {"type": "line", "x0": place, "x1": place, **across, "line": {"color": GREY, "width": 1, **line}}
 
 
-def draw_losses(figure: Any, dense: np.ndarray, changed: np.ndarray | None, name: str, query: int) -> None:
-    """Show losses [token] and mark the query; `changed` is None where nothing but the model as it is was read."""
-    curves = (dense, "dense"), (np.empty(0) if changed is None else changed, name)
-    with figure.batch_update():
-        for points, line, (losses, label) in zip(figure.data[::2], figure.data[1::2], curves, strict=True):
-            seen = np.flatnonzero(np.isfinite(losses))
-            points.x = line.x = seen.tolist()
-            points.y, line.y = losses[seen].tolist(), running_mean(losses[seen]).tolist()
-            line.name, line.showlegend = label, bool(len(seen))
-        figure.layout.shapes = [vertical_line(query)]
-
-
-def running_mean(values: np.ndarray, width: int = SMOOTH) -> np.ndarray:
-    """The mean of each value and up to `width - 1` before it."""
-    return pd.Series(values, dtype=np.float64).rolling(width, min_periods=1).mean().to_numpy()
-
-
 def alert(problem: str) -> str:
     """What went wrong, as screen readers say at once."""
     return f"<b role='alert'>{escape(problem)}</b>"
@@ -223,7 +192,8 @@ def headline(controller: Controller) -> str:
         return f"Shown: <b>{name}</b>{only}{note}"
     return (
         f"Shown: <b>{name}</b>: perplexity <b>{loss.changed:.2f}</b> against {loss.dense:.2f} dense "
-        f"(× {loss.changed / loss.dense:.2f}), over the same {loss.tokens:,} tokens from {loss.first:,} on{note}"
+        f"(× {loss.changed / loss.dense:.2f}) on the {loss.tokens:,} tokens from position {loss.first:,} on, where the "
+        f"two can differ{note}"
     )
 
 
@@ -236,7 +206,7 @@ def next_tokens(controller: Controller) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in ("token", *columns))
     body = ""
     for token, *probabilities in rows:
-        bars = [_bar(each, colour) for each, colour, _ in zip(probabilities, (DENSE, CHANGED), columns, strict=False)]
+        bars = [_bar(each, at) for each, at, _ in zip(probabilities, ("first", "second"), columns, strict=False)]
         cells = [f"<code>{escape(token_text(controller, token))}</code>", *bars]
         body += f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
     return f"<table class='sinkscope-next'><caption>{at}</caption><tr>{head}</tr>{body}</table>"
@@ -266,9 +236,9 @@ def _price(price: Price) -> str:
     return f"{price.kv_bytes / 1e6:,.2f} MB of keys and values, {price.flops / 1e9:,.3g} GFLOP"
 
 
-def _bar(probability: Any, colour: str) -> str:
+def _bar(probability: Any, curve: str) -> str:
     if probability is None:
-        return "<i>below those kept</i>"
-    width = 60 * probability
-    bar = f"<span style='display:inline-block;height:0.7em;width:{width:.1f}px;background:{colour}'></span>"
-    return f"{bar} {probability:.3f}"
+        return "<i>not in the top list</i>"
+    look = f"width:{60 * probability:.1f}px;background:var(--sinkscope-{curve})"
+    shown = share(probability) if probability >= 0.9995 else f"{probability:.3f}"
+    return f"<span class='sinkscope-share' style='{look}'></span> {shown}"

@@ -30,7 +30,7 @@ HIDING_NAMES = {
     "first keys hidden": "hidden",
     "first keys hidden, the rest renormalised": "renormalised",
 }
-FIRST = 4  # keys whose mass ranks the heads
+FIRST = 4  # keys whose mass ranks the heads, and that stand widened beside the map
 RANKINGS = {
     "layer": "layer",
     "mass": f"attention on the first {FIRST} tokens",
@@ -104,11 +104,13 @@ def encoded(values: np.ndarray, ends: Limits) -> np.ndarray:
 class MapOptions:
     """How maps are shown; none of it runs the model. SinkscopeError for a scale or a hiding that there is not."""
 
-    scale: Annotated[str, Choice("scale", "what the colours stand for", SCALE_NAMES)] = "log"
+    scale: Annotated[str, Choice("scale", "what the colours of the map stand for", SCALE_NAMES)] = "log"
     hiding: Annotated[
         str, Choice("preview", "hide the sink columns at once, without running the model", HIDING_NAMES)
     ] = "nothing"
-    hidden: Annotated[int, Number("keys", "how many first keys are hidden", lambda length: (1, 16), is_typed=True)] = 1
+    hidden: Annotated[
+        int, Number("keys hidden", "how many first keys the preview hides", lambda length: (1, 16), is_typed=True)
+    ] = 1
     # half-open token ranges (first query, last query, first key, last key); everything when None
     region: tuple[int, int, int, int] | None = None
 
@@ -129,7 +131,8 @@ class MapOptions:
             return ""
         what = f"first {self.hidden} keys hidden" if self.hidden > 1 else "first key hidden"
         rest = ", the rest renormalised" if self.hiding == "renormalised" else ""
-        return f"preview: {what}{rest}; not causal, the model did not run without them"
+        them = "them" if self.hidden > 1 else "it"
+        return f"preview: {what}{rest}; not causal, the model did not run without {them}"
 
 
 MAP_CONTROLS = controls_of(MapOptions)
@@ -144,6 +147,8 @@ class Tile:
     key: tuple[int, int]
     limits: Limits
     left: float  # mean share of the attention of a row that is on keys which are not hidden; 1 when none are
+    sinks: np.ndarray  # [row, column] bytes of the map's first keys for the same queries, on the same scale
+    sink_key: tuple[int, int]  # which keys those are: a half-open range of tokens
 
 
 def tile_of(maps: HeadMaps, unit: int, options: MapOptions) -> Tile:
@@ -151,8 +156,17 @@ def tile_of(maps: HeadMaps, unit: int, options: MapOptions) -> Tile:
     rows, columns = _cells(maps, *region[:2]), _cells(maps, *region[2:])
     values, left = _shown(maps, unit, rows, columns, options)
     small = pooled(scaled(values, options.scale), SIDE)
-    ends = limits(small, options.scale, stretched=options.hiding != "nothing")
-    return Tile(encoded(small, ends), _tokens(maps, rows), _tokens(maps, columns), ends, left)
+    first = _cells(maps, maps.first, maps.first + FIRST)
+    if columns.start == 0 and columns.stop >= first.stop:
+        sinks, shown = values[:, first], small
+    else:
+        sinks = _shown(maps, unit, rows, first, options)[0]
+        shown = np.concatenate([small.ravel(), scaled(sinks, options.scale).ravel()])
+    sinks = pooled(scaled(sinks, options.scale), SIDE)
+    ends = limits(shown, options.scale, stretched=options.hiding != "nothing")
+    bytes_of = encoded(small, ends), encoded(sinks, ends)
+    ranges = _tokens(maps, rows), _tokens(maps, columns), _tokens(maps, first)
+    return Tile(bytes_of[0], ranges[0], ranges[1], ends, left, bytes_of[1], ranges[2])
 
 
 def row_of(maps: HeadMaps, unit: int, query: int, options: MapOptions, length: int) -> tuple[np.ndarray, Limits] | None:
@@ -247,7 +261,9 @@ def in_bytes(probabilities: np.ndarray) -> np.ndarray:
 
 
 def free_scores(record: xr.Dataset) -> dict[str, np.ndarray]:
-    """What the free probes say of each head: [unit]."""
+    """What the free probes say of each head: [unit]; nothing where the record has none of them."""
+    if "sink_mass" not in record:
+        return {}
     one = record.isel(sequence=0)
     mass = one["sink_mass"].isel(query=slice(1, None)).sum("sink").mean("query").values
     scores = {"mass": mass.reshape(-1)}

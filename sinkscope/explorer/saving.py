@@ -29,7 +29,8 @@ from sinkscope.record import save_record
 from sinkscope.reporting.page import inline_png
 from sinkscope.seals import check_own
 
-NEEDS_KERNEL = "The explorer of sinkscope is here while a kernel runs: run this cell to have it."
+NEEDS_KERNEL = "The interactive explorer needs a running kernel. Run this cell to open it."
+ENDED = "The explorer was closed. Run this cell to open it again."
 
 
 def view_record(controller: Controller) -> xr.Dataset:
@@ -194,7 +195,9 @@ class SaveBar(w.HBox):
     def __init__(self, save: Callable[[str | os.PathLike[str]], list[Path]]) -> None:
         self._save = save
         self.folder = w.Text(value="explored", description="folder", layout={"width": "220px"})
-        self.button = w.Button(description="save view", tooltip="figure, record and code", layout={"width": "100px"})
+        self.button = w.Button(
+            description="save view", tooltip="write figure, record and code into the folder", layout={"width": "100px"}
+        )
         self.status = w.HTML()
         self.button.on_click(self._clicked)
         super().__init__([self.folder, self.button, self.status])

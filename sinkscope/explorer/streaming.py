@@ -112,16 +112,25 @@ class StreamingTab(w.VBox):
         self.chart: go.FigureWidget | None = None
         style, layout = {"description_width": "initial"}, {"width": "230px"}
         policies = list(PLAYED.items())
-        self.left = w.Dropdown(options=policies, value="window", description="one", style=style, layout=layout)
-        self.right = w.Dropdown(options=policies, value="sinks", description="other", style=style, layout=layout)
+        self.explained = {
+            "policy A": "the first of two policies that read the text side by side",
+            "policy B": "the second of them",
+            "cache (tokens)": "how many tokens each policy keeps in all",
+            "sinks in the cache": "how many of them are the first tokens of the text, where a policy keeps those",
+            "speed": "how fast the text is read at most",
+        }
+        self.left = w.Dropdown(options=policies, value="window", description="policy A", style=style, layout=layout)
+        self.right = w.Dropdown(options=policies, value="sinks", description="policy B", style=style, layout=layout)
         self.cache = w.BoundedIntText(
             252, 2, len(ids), description="cache (tokens)", style=style, layout={"width": "170px"}
         )
-        self.sinks = w.BoundedIntText(4, 1, MOST_SINKS, description="sinks", style=style, layout={"width": "110px"})
+        self.sinks = w.BoundedIntText(
+            4, 1, MOST_SINKS, description="sinks in the cache", style=style, layout={"width": "190px"}
+        )
         self.speed = w.Dropdown(options=list(SPEEDS.items()), description="speed", style=style, layout=layout)
         self.play = w.Button(description="play", tooltip="read on", button_style="primary", layout={"width": "80px"})
         self.again = w.Button(description="from the start", tooltip="begin again", layout={"width": "120px"})
-        self.status = w.HTML(f"{len(ids):,} tokens to read, {BLOCK} at a time; both keep as many tokens.")
+        self.status = w.HTML(f"{len(ids):,} tokens to read, {BLOCK} at a time; both keep the same number of tokens.")
         self.place = w.Box([], layout={"width": "100%"})
         self.play.on_click(lambda _: self.toggle())
         self.again.on_click(lambda _: self.restart())

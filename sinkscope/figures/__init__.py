@@ -6,6 +6,7 @@ Each also offers `describe`, from the same record to a `marks.Drawing`, which `p
 
 from __future__ import annotations
 
+from sinkscope.figures import fonts as _fonts  # before anything else that imports matplotlib
 from sinkscope.figures import marks
 from sinkscope.figures.attention import distance_profile, entropy_by_layer, mean_maps, received_by_position
 from sinkscope.figures.eviction import collapse, comparison, forced_mass
@@ -25,6 +26,8 @@ from sinkscope.figures.sinks import (
 from sinkscope.figures.spans import span_mass
 from sinkscope.figures.streaming import ablation, decode_cost, explored, log_perplexity, recall
 from sinkscope.figures.training import emergence, language_emergence
+
+del _fonts
 
 __all__ = [
     "ablation", "collapse", "comparison", "decode_cost", "distance_profile", "dose_response", "effects", "emergence",

@@ -22,7 +22,7 @@ SERIES = {
 PALETTE = SERIES | {"ink": "#1a1a1a", "quiet": "#6b6b6b", "faint": "#c8c8c8", "grid": "#e0e0e0"}
 """The others are of text, of what stands behind, of what is hardly seen, and of what only divides."""
 _FRACTIONS = ("opacity", "band")
-_SIZES = ("width", "height", "size", "step", "factor", "handle")
+_SIZES = ("width", "height", "size", "step", "aspect", "factor", "handle")
 
 
 @cache

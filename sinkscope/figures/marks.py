@@ -194,8 +194,7 @@ class ColourBar(Checked):
         low, high, log: its ends, None for those of the data, and whether it is logarithmic.
         open_end: values beyond this end share its colour.
         mark, mark_colour: a value marked on it, as the null; None for none.
-        place: of its panel.
-        small: in smaller letters, beside many others.
+        place, small: of its panel ("" where another image shows it); in smaller letters, beside many others.
     """
 
     label: str
@@ -206,7 +205,7 @@ class ColourBar(Checked):
     open_end: Literal["", "low", "high"] = ""
     mark: float | None = None
     mark_colour: str = "blue"
-    place: Literal["right", "below"] = "right"
+    place: Literal["right", "below", ""] = "right"
     small: bool = False
 
     def __post_init__(self) -> None:
@@ -220,7 +219,7 @@ class Image(Checked):
 
     Args:
         cells, bar: the numbers and their scale.
-        origin, step: x and y of the first cell's middle, and from one to the next.
+        origin, step: x and y of the first cell's middle, and from one to the next; across, `aspect` times that.
         square, digits: whether cells are as high as wide, and carry their number with so many digits; None for none.
         hover: as of `Series`, with {x}, {y} and {z}.
         picture: [y, x] of greys from 0 to 1, over which the cells lie and through which it shows; None for none.
@@ -230,6 +229,7 @@ class Image(Checked):
     bar: ColourBar
     origin: tuple[float, float] = (0.0, 0.0)
     step: float = 1.0
+    aspect: float = 1.0
     square: bool = False
     digits: int | None = None
     hover: str = ""

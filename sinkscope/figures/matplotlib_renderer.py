@@ -222,10 +222,11 @@ def _image(axes: Axes, mark: m.Image) -> None:
     rows, columns = cells.shape
     if bar.log and bar.low is not None:
         cells = np.ma.maximum(cells, bar.low)
-    left, top = (first - mark.step / 2 for first in mark.origin)
+    across = mark.step * mark.aspect
+    left, top = mark.origin[0] - across / 2, mark.origin[1] - mark.step / 2
     place: dict[str, Any] = {
         "aspect": "equal" if mark.square else "auto",
-        "extent": (left, left + columns * mark.step, top + rows * mark.step, top),
+        "extent": (left, left + columns * across, top + rows * mark.step, top),
     }
     if mark.picture is not None:
         axes.imshow(mark.picture, cmap="gray", vmin=0, vmax=1, **place)
@@ -237,7 +238,9 @@ def _image(axes: Axes, mark: m.Image) -> None:
         if np.isfinite(value):
             ink = "white" if float(cast(Any, drawn.norm(value))) > 0.55 else PALETTE["ink"]
             axes.text(column, row, f"{value:.{mark.digits}f}", ha="center", va="center", color=ink, fontsize=7)
-    _colour_bar(axes, drawn, bar)
+    axes.spines[:].set_zorder(-1)  # below the cells: a line that is half inside would cover the first ones
+    if bar.place:
+        _colour_bar(axes, drawn, bar)
 
 
 def _colour_bar(axes: Axes, mappable: ScalarMappable, bar: m.ColourBar) -> None:

@@ -229,10 +229,12 @@ class _Page:
         if mark.picture is not None:
             self.data.append(_below(mark) | self.where)
         trace: dict[str, Any] = {
-            "type": "heatmap", "z": rounded(shown), "x0": mark.origin[0], "dx": mark.step, "y0": mark.origin[1],
-            "dy": mark.step, "zmin": low, "zmax": high, "colorscale": _scale(bar.map), "hoverongaps": False,
-            "showlegend": False, "colorbar": self._colour_bar(bar), **self.where,
+            "type": "heatmap", "z": rounded(shown), "x0": mark.origin[0], "dx": mark.step * mark.aspect,
+            "y0": mark.origin[1], "dy": mark.step, "zmin": low, "zmax": high, "colorscale": _scale(bar.map),
+            "hoverongaps": False, "showlegend": False, "showscale": bool(bar.place), **self.where,
         }  # fmt: skip
+        if bar.place:
+            trace["colorbar"] = self._colour_bar(bar)
         if bar.log:
             trace["customdata"] = rounded(cells)
         if mark.picture is not None:
@@ -384,6 +386,7 @@ def _below(mark: m.Image) -> dict[str, Any]:
     made: dict[str, Any] = {"type": "image", "hoverinfo": "skip"}
     made["source"] = "data:image/png;base64," + base64.b64encode(target.getvalue()).decode("ascii")
     for axis, first, cells, pixels in zip("yx", mark.origin[::-1], mark.cells.shape, mark.picture.shape, strict=True):
-        step = mark.step * cells / pixels
-        made |= {f"d{axis}": step, f"{axis}0": first - mark.step / 2 + step / 2}
+        cell = mark.step * (mark.aspect if axis == "x" else 1.0)
+        step = cell * cells / pixels
+        made |= {f"d{axis}": step, f"{axis}0": first - cell / 2 + step / 2}
     return made

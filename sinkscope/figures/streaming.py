@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil
 
 import numpy as np
@@ -20,7 +21,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure
 from sinkscope.figures.requirements import need, need_columns
-from sinkscope.figures.style import headroom
+from sinkscope.figures.style import even_ticks, headroom
 
 BINS = 64
 FEWEST_TOKENS = 64
@@ -34,6 +35,9 @@ PANELS_IN_A_ROW = 3
 MEBIBYTE = 2**20
 FAINTEST = 1e-5
 SMOOTH = 16  # tokens in a running mean
+SINKS = 4  # first keys that stand widened beside a map
+STRIP = 0.045  # of its width, for each of them
+FEW = 32  # keys, with which a map shows its first ones by itself
 
 
 @figure
@@ -259,8 +263,9 @@ def decode_cost(table: xr.Dataset | pd.DataFrame) -> m.Drawing:
 def explored(record: xr.Dataset) -> m.Drawing:
     """The attention map of the first head of a record, and the loss along the text under each of its policies.
 
-    Probabilities have a logarithmic scale from 1e-5 to 1; keys that a query does not see are grey. Losses are running
-    means over the last 16 tokens that were scored.
+    Probabilities have a logarithmic scale from 1e-5 to 1; keys that a query does not see are grey. The first four keys
+    also stand at the left, widened, where a map of many keys would show them as a hairline. Losses are running means
+    over the last 16 tokens that were scored.
 
     Args:
         record: `attention_map`, and `nll` [policy, sequence, token]; as the explorer saves it.
@@ -284,10 +289,28 @@ def _map(cells: xr.DataArray) -> m.Panel:
     step = (stop - first) / len(values)
     bar = m.ColourBar("probability", "probability", FAINTEST, 1, log=True, open_end="low", place="below")
     middle = first - 0.5 + step / 2
-    image = m.Image(values, bar, (middle, middle), step, square=True, hover="query {y}, key {x}\nprobability {z:.3~g}")
+    said = "probability {z:.3~g}"
+    marks: list[m.Mark] = [
+        m.Image(values, bar, (middle, middle), step, square=True, hover=f"query {{y}}, key {{x}}\n{said}")
+    ]
+    ticks = even_ticks(first, stop - 1, 6, integer=True)
+    names, left, label = [f"{tick:g}" for tick in ticks], first - 0.5, "key (token seen)"
+    sinks = int(np.searchsorted(places, first + SINKS)) if len(values) > FEW else 0
+    if sinks:
+        wide = STRIP * (stop - first)
+        left -= (sinks + 0.6) * wide
+        for cell in range(sinks):
+            at, key = left + (cell + 0.5) * wide, int(places[cell])
+            marks.append(
+                m.Image(values[:, [cell]], replace(bar, place=""), (at, middle), step, aspect=wide / step, square=True,
+                        hover=f"query {{y}}, key {key}\n{said}")
+            )  # fmt: skip
+            ticks.append(at)
+            names.append(str(key))
+        label += f"; left, widened: the first {int(places[sinks]) - first}"
     return m.Panel(
-        [image],
-        x=m.Axis("key (token seen)"),
+        marks,
+        x=m.Axis(label, limits=(left, stop - 0.5), ticks=ticks, names=names),
         y=m.Axis("query (token reading)"),
         title=f"layer {int(cells['layer'])}, head {int(cells['head'])}: {cells.attrs.get('setting', 'attention')}",
     )

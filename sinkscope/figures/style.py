@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Hashable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import PurePath
 from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib import font_manager
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from sinkscope.figures import marks as m
 from sinkscope.figures.checks import PALETTE
+from sinkscope.figures.fonts import FONT, glyphs
 
 BLUE, VERMILION, INK, QUIET = (PALETTE[name] for name in ("blue", "vermilion", "ink", "quiet"))
 MISSING = "#dfdfdf"
@@ -30,7 +29,7 @@ MAPS = {
 _NOT_STYLE = ("backend", "interactive", "toolbar", "timezone", "webagg", "tk.", "savefig.directory", "date.epoch")
 STYLE: dict[str, Any] = {
     **{key: value for key, value in mpl.rcParamsDefault.items() if not key.startswith(_NOT_STYLE)},
-    "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same drawing on every machine
+    "font.family": [FONT],
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
     "legend.fontsize": 7, "legend.frameon": False, "legend.handlelength": 2.2,
     "axes.linewidth": 0.6, "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK,
@@ -94,6 +93,14 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}" if abs(value) < 1 else f"{value:.{digits - len(str(int(abs(value))))}f}"
 
 
+def share(value: float, digits: int = 3) -> str:
+    """A share of a whole, as `number`; one that this would round to 1 is told by what it lacks: 1 − 2 × 10⁻⁶."""
+    if not 1 - 0.5 * 10.0**-digits <= value < 1:
+        return number(value, digits)
+    mantissa, exponent = f"{1 - value:.1e}".split("e")
+    return f"1 − {mantissa.removesuffix('.0')} × 10{str(int(exponent)).translate(_RAISED)}"
+
+
 def within(value: float, low: float, high: float) -> str:
     """`1.93 [1.80, 2.06]`; without an interval where there is none."""
     shown = [number(float(each)).replace("-", "−") for each in (value, low, high)]
@@ -124,7 +131,7 @@ def visible(text: object, *, spaces: bool = True, limit: int | None = None) -> s
 
 def drawable(text: object, *, spaces: bool = True, limit: int | None = None) -> str:
     """As `visible`, and characters the figures' font has no glyph for written as their code points."""
-    have = _glyphs()
+    have = glyphs()
     written = "".join(c if ord(c) in have else f"\\u{ord(c):04x}" for c in visible(text, spaces=spaces))
     return written if limit is None or len(written) <= limit else written[: limit - 1] + "…"
 
@@ -138,11 +145,6 @@ def _show(character: str, spaces: bool) -> str:
         code = ord(character)
         return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
     return character
-
-
-@lru_cache(maxsize=1)
-def _glyphs() -> frozenset[int]:
-    return frozenset(font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap())
 
 
 def source_line(attributes: Mapping[str, Any]) -> str:

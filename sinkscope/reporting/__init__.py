@@ -2,3 +2,5 @@
 
 Opening a saved report needs no torch.
 """
+
+import sinkscope.figures  # noqa: F401  (before anything else imports matplotlib: see figures/fonts.py)

@@ -45,7 +45,6 @@ def page_of_this_module(lab, browser):
     with opened(lab, browser, CELLS, "explorer.ipynb") as notebook:
         notebook.run()
         notebook.wait_for(READY)
-        notebook.page.wait_for_selector(".js-plotly-plot .main-svg", timeout=60_000)
         yield notebook
 
 
@@ -91,11 +90,10 @@ def drag(notebook, label, steps, field):
 
 
 def curves(notebook):
-    """The losses of single tokens in the chart, by the name that the chart gives them."""
-    traces = notebook.page.evaluate(
-        "document.querySelector('.js-plotly-plot').data.map(trace => [trace.name, Array.from(trace.y ?? [])])"
-    )
-    return {"dense": traces[0][1], "policy": traces[2][1], "named": traces[3][0]}
+    """The losses of single tokens in the chart, and the name that the chart gives to those of the policy."""
+    request = notebook.python("app.pictures.losses.frame['request']")
+    drawn = notebook.drawn(canvas(notebook, "losses"), request=request)
+    return {"dense": drawn.values[0][1:], "policy": drawn.values[-1][1:], "named": drawn.frame["names"][-1]}
 
 
 def check_shown(notebook, policy, caption):
@@ -128,7 +126,7 @@ def test_dragging_the_sinks_to_none_shows_the_losses_and_the_map_that_the_record
     check_shown(notebook, f"sinkscope.SinkWindow(0, {WINDOW})", f"sinks 0+{WINDOW}")
     assert curves(notebook)["named"] == f"sinks 0+{WINDOW}"
     assert np.abs(np.array(curves(notebook)["policy"]) - with_sinks).max() > 1e-3
-    assert "over the same" in notebook.page.locator(".sinkscope-app").inner_text()
+    assert "where the two can differ" in notebook.page.locator(".sinkscope-app").inner_text()
 
 
 def test_a_token_clicked_away_is_evicted_and_given_back(notebook):
@@ -228,11 +226,11 @@ def test_running_the_cell_again_takes_the_place_of_the_explorer_before(notebook)
         "() => { jupyterapp.shell.currentWidget.content.activeCellIndex = 1;"
         " return jupyterapp.commands.execute('notebook:run-cell') }"
     )
-    notebook.wait_for("app is not first and not app.controller.busy")
+    notebook.wait_for("app is not first and not app.controller.busy", seconds=60)
     assert notebook.python("first.comm is None and first.controller.model is None")
     threads = "[each.name for each in __import__('threading').enumerate() if 'sinkscope' in each.name]"
     assert notebook.python(threads) == []
-    notebook.page.wait_for_selector(".js-plotly-plot .main-svg", timeout=60_000)
+    notebook.drawn(canvas(notebook, "losses"), request=1)
     assert notebook.page.locator(".sinkscope-app").count() == 1
 
 
@@ -253,13 +251,13 @@ def test_interrupting_the_kernel_stops_the_work_and_the_next_request_is_served(n
 
 
 def test_a_saved_notebook_has_a_picture_for_readers_without_a_kernel(notebook):
-    notebook.wait_for("app._has_picture")
+    notebook.wait_for("app.controller.caption in app._page")
     notebook.save_and_reload()
     import nbformat
 
     outputs = nbformat.read(notebook.path, as_version=4).cells[1].outputs
     html = "".join(output["data"].get("text/html", "") for output in outputs if "data" in output)
     assert "data:image/png;base64," in html and "for reading without a kernel" in html
-    assert "run this cell to have it" in html and "<script" not in html and "https://" not in html
+    assert "Run this cell to open it" in html and "<script" not in html and "https://" not in html
     notebook.page.locator("summary", has_text="A still picture of the explorer").wait_for()
     notebook.page.locator(".sinkscope-app").wait_for(timeout=60_000)  # its widgets come back from the kernel

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from sinkscope import explore, figures, open_record
+from sinkscope import SinkscopeError, explore, figures, open_record
 from sinkscope.explorer import launch
 from sinkscope.explorer.app import Explorer
 from sinkscope.explorer.configuration import GONE
@@ -57,9 +57,10 @@ def shown(app: Explorer) -> tuple[str, ...]:
 
 
 def belongs_to(app: Explorer, name: str) -> bool:
-    dimmed = app.pictures.map.dimmed or app.pictures.text.dimmed or app.pictures.atlas.dimmed
-    lines = [line.name for line in app.pictures.chart.data if line.mode == "lines"]
-    return shown(app) == (name,) * 3 and f"<b>{name}</b>" in app.headline.value and not dimmed and name in lines
+    pictures = app.pictures
+    dimmed = any(each.dimmed for each in (pictures.map, pictures.text, pictures.atlas, pictures.losses))
+    is_drawn = name == pictures.losses.frame["names"][-1]
+    return shown(app) == (name,) * 3 and f"<b>{name}</b>" in app.headline.value and not dimmed and is_drawn
 
 
 def set_field(app: Explorer, name: str, value) -> None:
@@ -138,11 +139,48 @@ def test_the_losses_drawn_are_those_of_the_readings(app):
     set_field(app, "window", 12)
     set_field(app, "policy", "window")
     dense, now = app.controller.dense.reading.losses, app.controller.now.reading.losses
-    for points, losses in zip(app.pictures.chart.data[::2], (dense, now), strict=True):
-        np.testing.assert_array_equal(points.x, np.arange(1, TOKENS))
-        np.testing.assert_array_equal(np.asarray(points.y, dtype=np.float32), losses[1:])
-    means = [now[max(1, at - 15) : at + 1].mean(dtype=float) for at in range(1, TOKENS)]
-    np.testing.assert_allclose(app.pictures.chart.data[3].y, means, rtol=1e-5)
+    drawn = np.frombuffer(app.pictures.losses.values, "<f4").reshape(2, TOKENS)
+    np.testing.assert_array_equal(drawn, [dense, now])
+    assert app.pictures.losses.frame["names"] == ["dense", "window 12"]
+    app.controls.reset.click()
+    assert app.wait(60)
+    np.testing.assert_array_equal(np.frombuffer(app.pictures.losses.values, "<f4"), dense)
+    assert app.pictures.losses.frame["names"] == ["dense"] and app.pictures.losses.frame["length"] == TOKENS
+
+
+def test_a_query_chosen_in_the_losses_is_chosen_everywhere(app):
+    app.pictures.losses.query = 17
+    assert app.controller.query == app.pictures.map.query == app.pictures.text.query == 17
+
+
+def test_the_strip_beside_the_map_holds_the_first_keys_on_the_maps_own_scale(app):
+    for view in ([], [30, 50, 20, 40]):
+        app.pictures.map.view = view
+        frame, (low, stop) = app.pictures.map.frame, app.pictures.map.frame["query"]
+        strip = np.frombuffer(app.pictures.map.sinks, np.uint8).reshape(frame["rows"], -1)
+        first = app.controller.maps.probabilities(0, slice(low, stop), slice(0, 4))
+        shown = np.maximum(np.log10(np.maximum(first, 1e-30)), -5)
+        steps = np.round(1 + 254 * (shown - frame["low"]) / (frame["high"] - frame["low"]))
+        np.testing.assert_array_equal(strip > 0, np.isfinite(first))
+        np.testing.assert_allclose(strip[strip > 0], steps[strip > 0], atol=1)
+        assert frame["sinks"] == [0, 4]
+
+
+@pytest.mark.slow
+def test_it_opens_on_the_head_with_the_most_sink_mass_and_stays_where_it_is_put():
+    made = explore(build("llama"), text=text(), tokenizer=Tokenizer("word "))
+    assert made.pictures.atlas.frame == {} and made.pictures.losses.frame == {}  # they say what they wait for
+    assert made.wait(60)
+    mass = made.controller.now.reading.record["sink_mass"].isel(sequence=0, query=slice(1, None)).sum("sink")
+    strongest = int(mass.mean("query").values.reshape(-1).argmax())
+    assert made.controller.unit == made.pictures.atlas.selected == strongest
+    made.controller.choose((strongest + 3) % 8)
+    made.controller.change(policy="window", window=12)
+    assert made.wait(60) and made.controller.unit == (strongest + 3) % 8
+    saved = explore(made.record)
+    assert saved.controller.unit == 0  # the only one
+    saved.close()
+    made.close()
 
 
 @pytest.mark.parametrize("ranking", RANKINGS)
@@ -264,26 +302,64 @@ def test_saving_says_which_files_were_written_and_a_folder_that_cannot_be_is_one
     assert "cannot write to" in app.saving.status.value and "alert" in app.saving.status.value
 
 
-def test_a_static_picture_is_left_in_the_notebook_once_the_text_was_read_and_with_what_is_saved(
-    app, tmp_path, monkeypatch
-):
+def test_a_static_picture_in_the_notebook_follows_once_the_changes_have_stopped(app, monkeypatch):
     monkeypatch.setattr(figures, "explored", lambda record: Figure())
     monkeypatch.setattr(app, "_picture", SimpleNamespace(update=lambda page: left.append(page.data)))
-    monkeypatch.setattr(app, "_has_picture", False)
+    monkeypatch.setattr(app._mailbox, "later", lambda seconds, call: waiting.append(call) or Waiting(waiting, call))
     left: list[str] = []
+    waiting: list = []
     for window in (12, 13):
         app.controller.change(policy="window", window=window)
         assert app.wait(60)
-    app.saving.folder.value = str(tmp_path)
-    app.saving.button.click()
-    assert ["window 12" in page for page in left] == [True, False] and "window 13" in left[1]
-    assert all(is_harmless(page) and "data:image/png;base64," in page for page in left)
+    app.controller.choose(5)
+    assert left == [] and len(waiting) == 1  # each change puts it off
+    app.controller.busy = "something"
+    waiting.pop()()
+    assert left == [] and len(waiting) == 1
+    app.controller.busy = ""
+    waiting.pop()()
+    assert "layer 1, head 1 · window 13" in left[0] and "data:image/png;base64," in left[0] and is_harmless(left[0])
+    monkeypatch.setattr(app, "_drawing", None)
+
+
+class Waiting:
+    """A call that is made later, and may be cancelled."""
+
+    def __init__(self, waiting, call):
+        self.waiting, self.call = waiting, call
+
+    def cancel(self):
+        if self.call in self.waiting:
+            self.waiting.remove(self.call)
+
+
+def test_once_closed_a_sentence_stands_where_it_was_and_whatever_is_asked_is_refused(monkeypatch):
+    monkeypatch.setattr(figures, "explored", lambda record: Figure())
+    left: list[str] = []
+    made = explore(build("llama"), text=text(), tokenizer=Tokenizer("word "))
+    monkeypatch.setattr(made, "_picture", SimpleNamespace(update=lambda page: left.append(page.data)))
+    assert made.wait(60)
+    made._draw_picture()
+    made.close()
+    made.close()
+    assert len(left) == 2 and left[1] == "<p>The explorer was closed. Run this cell to open it again.</p>" + left[0]
+    with pytest.raises(SinkscopeError, match="the explorer is closed"):
+        made.controller.change(policy="window")
+
+
+@pytest.mark.parametrize("said", ["policy", "window", "sort heads by", "preview", "keys hidden", "policy A", "speed"])
+def test_every_control_is_explained_in_a_line(app, said):
+    words = app.children[0].words
+    assert 10 < len(words[said]) < 100
+    named = [*app.controls.fields.values(), *app.map_controls.children, *app.streaming.children[0].children]
+    labels = {each.description for each in named if not isinstance(each, w.Button)}
+    assert labels == set(words)
 
 
 def test_without_a_kernel_the_notebook_says_what_is_missing(app):
     bundle = app._repr_mimebundle_()
     bundle = bundle[0] if isinstance(bundle, tuple) else bundle
-    assert "run this cell" in bundle["text/html"] and "application/vnd.jupyter.widget-view+json" in bundle
+    assert "Run this cell" in bundle["text/html"] and "application/vnd.jupyter.widget-view+json" in bundle
 
 
 # --- a saved record ---------------------------------------------------------------------------------------------------

@@ -196,10 +196,16 @@ def test_closing_leaves_no_thread_and_nothing_that_was_read(reader):
 def test_what_is_asked_of_a_closed_explorer_is_refused_because_it_is_closed(controller):
     assert not controller.is_closed
     controller.close()
-    for act in (lambda: controller.change(policy="window"), controller.reset, lambda: controller.show(scale="logit")):
-        controller.problem = ""
-        act()
-        assert controller.problem == CLOSED
+    for act in (
+        lambda: controller.change(policy="window"),
+        controller.reset,
+        lambda: controller.show(scale="logit"),
+        lambda: controller.choose(0),
+        lambda: controller.choose_query(3),
+        lambda: controller.toggle(3),
+    ):
+        with pytest.raises(SinkscopeError, match=CLOSED):
+            act()
 
 
 # --- a saved record ---------------------------------------------------------------------------------------------------

@@ -53,9 +53,10 @@ def test_tokens_appear_only_escaped(said, fields):
 
 
 def test_a_picture_for_readers_without_a_kernel_holds_no_token_as_markup():
-    page = static_picture(controller_of(HOSTILE))
+    controller = controller_of(HOSTILE)
+    page = static_picture(controller)
     assert is_harmless(page) and HOSTILE not in page
-    assert Elements(page).names == {"details", "summary", "img"} and "layer 0, head 0 · dense" in page
+    assert Elements(page).names == {"details", "summary", "img"} and f"{controller.caption}</summary>" in page
 
 
 def test_a_note_with_markup_appears_only_escaped():
@@ -76,7 +77,7 @@ def test_the_headline_says_which_configuration_is_shown_and_what_it_does_to_perp
     said = text_of(display.headline(controller))
     assert said.split()[:6] == f"Shown: window 12 : perplexity {np.exp(now):.2f}".split()
     assert (
-        f"against {np.exp(dense):.2f} dense (× {np.exp(now - dense):.2f}), over the same 46 tokens from 14 on" in said
+        f"against {np.exp(dense):.2f} dense (× {np.exp(now - dense):.2f}) on the 46 tokens from position 14 on" in said
     )
 
 
@@ -99,7 +100,7 @@ def test_next_tokens_stand_with_both_probabilities_dense_first():
     for (token, cells), (expected, before, after) in zip(rows, controller.guesses(), strict=True):
         assert token == f"#{expected}"
         for cell, probability in zip(re.findall("<td>(.*?)</td>", cells), (before, after), strict=True):
-            assert text_of(cell).strip() == ("below those kept" if probability is None else f"{probability:.3f}")
+            assert text_of(cell).strip() == ("not in the top list" if probability is None else f"{probability:.3f}")
 
 
 def test_a_query_that_was_not_read_under_a_window_run_afresh_says_so():

@@ -69,3 +69,34 @@ def test_policies_that_scored_nothing_yet_and_maps_of_nothing_are_drawn_without_
         figure = figures.explored(record)
         figure.savefig(tmp_path / "view.svg")
     assert list(curves(figure)) == ["dense"]
+
+
+def test_the_first_keys_stand_beside_the_map_widened_with_the_records_numbers_and_are_named():
+    record = view()
+    axes = figures.explored(record).axes[0]
+    expected = np.maximum(record.attention_map.values[0, 0, 0], 1e-5)
+    edges = []
+    for key, strip in enumerate(axes.images[1:5]):
+        drawn = strip.get_array()
+        np.testing.assert_allclose(drawn.filled(np.nan)[:, 0], expected[:, key], rtol=1e-6)
+        left, right, bottom, top = strip.get_extent()
+        assert right - left > 1.3 and (bottom, top) == (39.5, -0.5)
+        edges.append((left, right))
+        assert dict(zip(axes.get_xticks(), (each.get_text() for each in axes.get_xticklabels()), strict=True))[
+            (left + right) / 2
+        ] == str(key)
+    assert len(axes.images) == 5 and edges[-1][1] < -0.5 and axes.get_xlim() == (edges[0][0], 39.5)
+    page = figures.plotly_figure(figures.explored.describe(record))
+    maps = [trace for trace in page["data"] if trace["type"] == "heatmap"]
+    assert [trace["showscale"] for trace in maps] == [True, False, False, False, False]
+    assert "key 2<br>" in maps[3]["hovertemplate"] and maps[3]["dx"] == pytest.approx(edges[0][1] - edges[0][0])
+
+
+def test_the_axis_lines_lie_below_the_cells():
+    axes = figures.explored(view()).axes[0]
+    assert all(spine.get_zorder() < image.get_zorder() for spine in axes.spines.values() for image in axes.images)
+
+
+def test_few_keys_need_no_strip():
+    record = view().isel(map_query=slice(20), map_key=slice(20))
+    assert len(figures.explored(record[["attention_map"]]).axes[0].images) == 1

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sinkscope import figures
-from sinkscope.figures.style import _glyphs, drawable, visible
+from sinkscope.figures.fonts import glyphs
+from sinkscope.figures.style import drawable, visible
 from tests.support.synthetic import synthetic_record
 
 NASTY = [
@@ -46,7 +47,7 @@ def test_what_has_no_ink_is_escaped(token, shown):
 @given(st.text(st.characters(codec=None), max_size=20))
 def test_visible_text_holds_no_control_character_and_drawable_text_only_glyphs_of_the_font(text):
     assert all(character.isprintable() for character in visible(text))
-    assert all(ord(character) in _glyphs() for character in drawable(text))
+    assert all(ord(character) in glyphs() for character in drawable(text))
 
 
 def test_long_tokens_are_cut_with_a_mark():

@@ -104,34 +104,43 @@ class OpenNotebook:
         """What a canvas of sinkscope shows now: its frame and the numbers it was drawn from.
 
         canvas: the canvas; request: wait until at least this request is on it. Of the Atlas: ``frame``, ``pixels``
-        (uint8 [unit, side, side]), ``order``, ``cell`` (css pixels), ``columns``. Of the HeadMap: ``frame``, ``pixels``
-        (uint8 [rows, cols]), ``view``, ``area`` (x, y, side in css pixels of the canvas). Of the TokenText: ``frame``,
-        ``values`` (float32 [key]), ``query``, ``evicted``.
+        (uint8 [unit, side, side]), ``order``, ``columns``, ``cells`` (x and y of the first, wide and high, in css
+        pixels). Of the HeadMap: ``frame``, ``pixels`` (uint8 [rows, cols]), ``sinks`` (uint8 [rows, any]), ``view``,
+        ``area`` (x, y, wide, high in css pixels of the canvas), ``strip`` (x, wide, keys). Of the TokenText: ``frame``,
+        ``values`` (float32 [key]), ``query``, ``evicted``. Of the Losses: ``frame``, ``values``, ``means`` (lists).
         """
         handle = canvas.element_handle()
         wanted = -1 if request is None else request
         self.page.wait_for_function("([c, wanted]) => Number(c.dataset.request ?? -2) >= wanted", arg=[handle, wanted])
         drawn = SimpleNamespace(**json.loads(canvas.evaluate(DRAWN)))
-        if hasattr(drawn, "values"):
+        if hasattr(drawn, "means"):
+            pass
+        elif hasattr(drawn, "values"):
             drawn.values = np.array(drawn.values, np.float32)
         elif "side" in drawn.frame:
             drawn.pixels = np.array(drawn.pixels, np.uint8).reshape(-1, drawn.frame["side"], drawn.frame["side"])
         else:
             drawn.pixels = np.array(drawn.pixels, np.uint8).reshape(drawn.frame["rows"], drawn.frame["cols"])
+            drawn.sinks = np.array(drawn.sinks, np.uint8).reshape(drawn.frame["rows"], -1)
         return drawn
 
     def click_head(self, canvas: Locator, unit: int) -> None:
         """Click the thumbnail of a unit of an Atlas."""
         drawn = self.drawn(canvas)
-        row, column = divmod(drawn.order.index(unit), drawn.columns)
-        canvas.click(position={"x": (column + 0.5) * drawn.cell, "y": (row + 0.5) * drawn.cell})
+        canvas.click(position=self.place_of_head(canvas, drawn.order.index(unit)))
+
+    def place_of_head(self, canvas: Locator, place: int, across: float = 0.5, down: float = 0.5) -> dict[str, float]:
+        """A point of the thumbnail at a place of an Atlas's grid, from 0 to 1, in css pixels of its canvas."""
+        drawn = self.drawn(canvas)
+        (row, column), cells = divmod(place, drawn.columns), drawn.cells
+        return {"x": cells["x"] + (column + across) * cells["wide"], "y": cells["y"] + (row + down) * cells["high"]}
 
     def place_of_cell(self, canvas: Locator, query: int, key: int) -> dict[str, float]:
         """The middle of a cell of a HeadMap, in css pixels of its canvas: a ``position`` for hover and click."""
         drawn = self.drawn(canvas)
         q0, q1, k0, k1 = drawn.view
-        x = drawn.area["x"] + (key + 0.5 - k0) / (k1 - k0) * drawn.area["side"]
-        y = drawn.area["y"] + (query + 0.5 - q0) / (q1 - q0) * drawn.area["side"]
+        x = drawn.area["x"] + (key + 0.5 - k0) / (k1 - k0) * drawn.area["wide"]
+        y = drawn.area["y"] + (query + 0.5 - q0) / (q1 - q0) * drawn.area["high"]
         return {"x": x, "y": y}
 
     def theme(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What the explorer draws in the browser: three widgets whose colours, limits and zoom live in JavaScript.
+"""What the explorer draws in the browser: widgets whose colours, limits and zoom live in JavaScript.
 
 anywidget takes one module per widget as a text, and such a module cannot import a file beside it. So the files that the
 widgets share are joined in front of the widget's own: all of them live in one scope, and no name is used twice. The
@@ -7,6 +7,12 @@ kinds of messages are declared here, and for JavaScript as the object `MESSAGES`
 The bytes of a canvas and its `frame` are set together, inside `with canvas.hold_sync():`; the `request` in a frame is a
 rising integer. `tokens` are the texts of all tokens, "" where unknown; `query` is the chosen one. `dimmed`: what is
 shown is stale, a new run is under way.
+
+A module knows nothing of a kernel. All it asks for is the `model` that its `render({model, el})` is given: `get(name)`,
+`set(name, value)` and `save_changes()`, `on(event, listener)` and `off`, for "change:name" and "msg:custom", and
+`send(message)`, which is answered by a "msg:custom". The names are those of the traits below, and bytes are a DataView
+or an ArrayBuffer. Any object with these six draws the same canvases in a page of its own, as
+tests/browser/canvases/test_without_kernel.py does.
 """
 
 from __future__ import annotations
@@ -20,7 +26,7 @@ from typing import Any
 import anywidget
 import traitlets
 
-__all__ = ["Atlas", "HeadMap", "Message", "TokenText"]
+__all__ = ["Atlas", "Explained", "HeadMap", "Losses", "Message", "TokenText"]
 
 SHARED = ["colours.js", "stage.js", "texts.js"]
 STYLE = (resources.files(__package__) / "canvases.css").read_text(encoding="utf-8")
@@ -53,7 +59,8 @@ class Atlas(anywidget.AnyWidget):
     # uint8 [unit, side, side] as bytes; a unit is a head's place in the labels; rows are queries, the first on top;
     # 1 to 255 run along the colour scale, 0 is not seen
     pixels = traitlets.Bytes(b"").tag(sync=True)
-    # `side`, `labels` (one per unit), `columns` (heads per row), `request`, `caption`
+    # `side`, `labels` (one per unit), `places` ([layer, head] of each unit, for the numbers at the edges), `columns`
+    # (heads per row), `request`, `caption`
     frame = traitlets.Dict().tag(sync=True)
     order = traitlets.List(traitlets.CInt()).tag(sync=True)  # the units in the order shown, row by row
     # one number per unit, called `score_name`, shown on hover and read out with the label; – if not finite
@@ -68,17 +75,23 @@ class Atlas(anywidget.AnyWidget):
 
 
 class HeadMap(anywidget.AnyWidget):
-    """Queries downwards, keys to the right. The browser holds one tile; another one is asked for through `view`."""
+    """Queries downwards, keys to the right, the first keys also in a strip of their own that no zoom takes away.
+
+    The browser holds one tile; another one is asked for through `view`.
+    """
 
     _esm = module("map_view.js", "map_drawing.js", "head_map.js")
     _css = STYLE
 
     # uint8 [rows, cols] as bytes, the tile: 1 to 255 from `low` to `high`, 0 where the key is not seen
     pixels = traitlets.Bytes(b"").tag(sync=True)
-    # `rows`, `cols`; `query` [q0, q1] and `key` [k0, k1], the half-open token ranges the tile covers; `length` of the
-    # text in tokens; `low` and `high`, the values of 1 and 255 on the shown scale, in `unit`; `scale` ("log", "linear"
-    # or "logit"), `unit` ("probability", "logit" or "log10 probability"); `diverging` (colours centred on zero);
-    # `request`, `caption`; `preview`, shown over the map if not ""
+    # uint8 [rows, any] as bytes, on the same scale: the first keys for the tile's queries; empty for no strip
+    sinks = traitlets.Bytes(b"").tag(sync=True)
+    # `rows`, `cols`; `query` [q0, q1] and `key` [k0, k1], the half-open token ranges the tile covers; `sinks` [k0, k1],
+    # that of the keys in the strip, if there is one; `length` of the text in tokens; `low` and `high`, the values of 1
+    # and 255 on the shown scale, in `unit`; `scale` ("log", "linear" or "logit"), `unit` ("probability", "logit" or
+    # "log10 probability"); `diverging` (colours centred on zero); `request`, `caption`; `preview`, shown above the map
+    # if not ""
     frame = traitlets.Dict().tag(sync=True)
     tokens = traitlets.List(traitlets.Unicode()).tag(sync=True)
     # [q0, q1, k0, k1], the part shown; empty is everything. The browser sets it after zoom and pan and shows the old
@@ -119,3 +132,27 @@ class TokenText(anywidget.AnyWidget):
     can_evict = traitlets.Bool(True).tag(sync=True)  # if not, `why_not` says why
     why_not = traitlets.Unicode("").tag(sync=True)
     dimmed = traitlets.Bool(False).tag(sync=True)
+
+
+class Losses(anywidget.AnyWidget):
+    """The loss of each token under up to four settings, with running means; click and arrow keys choose the query."""
+
+    _esm = module("losses.js")
+    _css = STYLE
+
+    # float32 [curve, token], little-endian, as bytes: nats, NaN where a token was not scored
+    values = traitlets.Bytes(b"").tag(sync=True)
+    # `names` (one per curve), `length` in tokens, `smooth` (tokens in a running mean), `request`, `caption`
+    frame = traitlets.Dict().tag(sync=True)
+    tokens = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    query = traitlets.Int(0).tag(sync=True)
+    dimmed = traitlets.Bool(False).tag(sync=True)
+
+
+class Explained(anywidget.AnyWidget):
+    """Draws nothing: gives the controls of the application around it a name and an explanation of one line."""
+
+    _esm = module("explained.js")
+    _css = STYLE
+
+    words = traitlets.Dict().tag(sync=True)  # the explanation of a control, by the name that stands beside it

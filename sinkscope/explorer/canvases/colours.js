@@ -39,6 +39,11 @@ function colourOf(value, { low, high, diverging }) {
   return between(BLUE_RED, 0.5 + value / (2 * reach));
 }
 
+// The colour scale as a css background, from low at the left to high at the right.
+function gradientOf(stops) {
+  return `linear-gradient(to right, ${stops.join(", ")})`;
+}
+
 // Entries 1 to 255 run from low to high; entry 0, a hidden cell, lets the background through.
 function frameTable(frame) {
   const step = (frame.high - frame.low) / 254;

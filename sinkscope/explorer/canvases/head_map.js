@@ -10,7 +10,7 @@ let mapsMade = 0; // for ids that are unique in the page
 export default {
   render({ model, el }) {
     const life = lifetime();
-    const wishes = { view: model.get("view"), asked: null, waiting: null, hovered: null };
+    const wishes = { view: model.get("view"), asked: null, waiting: null, hovered: null, inSinks: false };
     const map = { model, life, root: el, ...wishes, ...buildMap(el) };
     map.redraw = onNextFrame(life, map.stage, () => drawMap(map));
     life.follow(model, ["change:frame"], () => takeFrame(map));
@@ -48,12 +48,11 @@ function buildMap(root) {
   const zoomIn = button("+", "zoom in");
   const zoomOut = button("−", "zoom out");
   const zoomAll = button("reset zoom", "show the whole map");
-  const stage = element("div", "sinkscope-stage", root);
-  const canvas = element("canvas", "sinkscope-canvas", stage);
-  const ribbon = element("div", "sinkscope-ribbon", stage);
+  const ribbon = element("div", "sinkscope-ribbon", root);
   ribbon.setAttribute("role", "note");
-  const tip = element("div", "sinkscope-tip", stage);
-  tip.setAttribute("role", "tooltip");
+  const stage = stageIn(root, "reading the text …");
+  const canvas = element("canvas", "sinkscope-canvas", stage);
+  const tip = tipIn(stage);
   const live = element("div", "sinkscope-unseen", root);
   live.setAttribute("aria-live", "polite");
   const help = element("div", "sinkscope-unseen", root, MAP_HELP);
@@ -63,7 +62,7 @@ function buildMap(root) {
   canvas.setAttribute("role", "application");
   canvas.setAttribute("aria-roledescription", "attention map");
   canvas.setAttribute("aria-describedby", help.id);
-  tip.hidden = ribbon.hidden = true;
+  ribbon.hidden = true;
   return { caption, zoomIn, zoomOut, zoomAll, stage, canvas, ribbon, tip, live };
 }
 
@@ -81,24 +80,30 @@ function describeMap({ model, canvas }, frame, view) {
   const query = model.get("query");
   const chosen = `token ${query} "${visible(model.get("tokens")[query] ?? "")}"`;
   const shown = `queries ${view[0]} to ${view[1] - 1}, keys ${view[2]} to ${view[3] - 1} of ${frame.length} tokens`;
-  const label = `Attention map, ${frame.caption ?? ""}: ${shown}, ${frame.unit}. Chosen query: ${chosen}.`;
+  const sinks = frame.sinks ? ` Beside it, widened, keys ${frame.sinks[0]} to ${frame.sinks[1] - 1}.` : "";
+  const label = `Attention map, ${frame.caption ?? ""}: ${shown}, ${frame.unit}.${sinks} Chosen query: ${chosen}.`;
   canvas.setAttribute("aria-label", frame.preview ? `${label} ${frame.preview}` : label);
 }
 
+// The cell under the pointer, and whether that is in the strip of the first keys.
 function cellAt(map, event) {
-  const { x, y, side } = placed(map);
+  const { x, y, wide, high, sinks } = placed(map);
   const [across, down] = pointIn(map.canvas, event);
   const view = viewOf(map);
-  const query = view[0] + Math.floor(((down - y) / side) * (view[1] - view[0]));
-  const key = view[2] + Math.floor(((across - x) / side) * (view[3] - view[2]));
-  const inside = query >= view[0] && query < view[1] && key >= view[2] && key < view[3];
-  return inside ? [query, key] : null;
+  const query = view[0] + Math.floor(((down - y) / high) * (view[1] - view[0]));
+  if (query < view[0] || query >= view[1]) return null;
+  const inSinks = sinks !== null && across < sinks.x + sinks.wide;
+  const [from, size, [low, stop]] = inSinks ? [sinks.x, sinks.wide, sinks.keys] : [x, wide, view.slice(2)];
+  const key = low + Math.floor(((across - from) / size) * (stop - low));
+  return key >= low && key < stop ? Object.assign([query, key], { inSinks }) : null;
 }
 
 // The tooltip names the cell at once; its numbers come from Python, and only those asked for this very cell are shown.
 function hover(map, cell, byKey = false) {
-  if (map.hovered && cell && sameView(cell, map.hovered)) return;
+  const inSinks = cell?.inSinks ?? false;
+  if (map.hovered && cell && sameView(cell, map.hovered) && inSinks === map.inSinks) return;
   map.hovered = cell;
+  map.inSinks = inSinks;
   map.byKey = byKey;
   if (cell) askNumbers(map);
   else map.tip.hidden = true;
@@ -135,17 +140,19 @@ function takeNumbers(map, message) {
 function linesOf(map) {
   const [query, key] = map.hovered;
   const tokens = map.model.get("tokens");
-  const exact = (name) => `${name} ${map.numbers ? number(map.numbers[name]) : "…"}`;
-  const numbers = map.numbers?.hidden ? "not seen by this query" : `${exact("probability")} · ${exact("logit")}`;
+  const exact = (name, write) => `${name} ${map.numbers ? write(map.numbers[name]) : "…"}`;
+  const both = `${exact("probability", share)} · ${exact("logit", number)}`;
+  const numbers = map.numbers?.hidden ? "not seen by this query" : both;
   return [`query ${query} ${visible(tokens[query] ?? "")}`, `key ${key} ${visible(tokens[key] ?? "")}`, numbers];
 }
 
 function showCell(map) {
-  const { x, y, side } = placed(map);
+  const { x, y, wide, high, sinks } = placed(map);
   const view = viewOf(map);
   const [query, key] = map.hovered;
-  const across = x + ((key + 0.5 - view[2]) / (view[3] - view[2])) * side;
-  const down = y + ((query + 0.5 - view[0]) / (view[1] - view[0])) * side;
+  const [from, size, [low, stop]] = map.inSinks ? [sinks.x, sinks.wide, sinks.keys] : [x, wide, view.slice(2)];
+  const across = from + ((key + 0.5 - low) / (stop - low)) * size;
+  const down = y + ((query + 0.5 - view[0]) / (view[1] - view[0])) * high;
   showTip(map.stage, map.tip, across, down, linesOf(map));
 }
 
@@ -175,12 +182,18 @@ function pan(map, [queries, keys]) {
   ask(map, panned(view, map.model.get("frame").length ?? 0, queries * down, keys * across));
 }
 
-// A cell for the keyboard, as the pointer has one. It starts on the diagonal of the chosen query.
+// A cell for the keyboard, as the pointer has one. It starts on the diagonal of the chosen query, and goes from the
+// first key of the map on into the strip.
 function moveCell(map, [queries, keys]) {
   const view = viewOf(map);
   const query = map.model.get("query");
   const [q, k] = map.hovered ?? [query, query];
-  hover(map, [clamp(q + queries, view[0], view[1] - 1), clamp(k + keys, view[2], view[3] - 1)], true);
+  const [first, stop] = placed(map).sinks?.keys ?? [view[2], view[2]];
+  let [key, inSinks] = [k + keys, map.hovered !== null && map.inSinks];
+  if (inSinks && key >= stop) [key, inSinks] = [view[2], false];
+  else if (!inSinks && key < view[2] && stop > first) [key, inSinks] = [stop - 1, true];
+  key = inSinks ? clamp(key, first, stop - 1) : clamp(key, view[2], view[3] - 1);
+  hover(map, Object.assign([clamp(q + queries, view[0], view[1] - 1), key], { inSinks }), true);
 }
 
 function listenToMap(map) {
@@ -246,7 +259,7 @@ function drag(map, event) {
   map.redraw();
   if (map.drag.isBox) return;
   const [q0, q1, k0, k1] = map.drag.view;
-  const { side } = placed(map);
-  const [queries, keys] = [Math.round((-dy / side) * (q1 - q0)), Math.round((-dx / side) * (k1 - k0))];
+  const { wide, high } = placed(map);
+  const [queries, keys] = [Math.round((-dy / high) * (q1 - q0)), Math.round((-dx / wide) * (k1 - k0))];
   ask(map, panned(map.drag.view, map.model.get("frame").length ?? 0, queries, keys));
 }

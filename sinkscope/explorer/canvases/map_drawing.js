@@ -1,96 +1,145 @@
-// Draws the map: the tile, its axes, its colour bar and the marks on it.
+// Draws the map: the first keys as a strip of their own, the tile beside them, axes, the colour scale and the marks.
 
-const MARGIN = { right: 74, top: 6 };
-const PLAIN = 52; // css pixels at the left and below for positions,
+const MARGIN = { right: 12, top: 30 }; // css pixels; the colour scale is above the map
+const PLAIN = 48; // css pixels at the left and below for positions,
 const TEXTS = 124; // and for the texts of tokens too; the canvas as a whole keeps its size
 const TOKEN_CELL = 12; // css pixels from which a row or column has room for its token's text
+const SINK_CELL = 14; // css pixels that each key in the strip is wide, where there is room,
+const NARROW = 420; // that is from this width on,
+const SINK_GAP = 8; // and between the strip and the map
 
 function placed(map) {
   const view = viewOf(map);
-  const width = Math.max(260, map.stage.clientWidth);
-  const room = width - TEXTS - MARGIN.right;
-  const hasTexts = Math.min(view[1] - view[0], view[3] - view[2]) * TOKEN_CELL <= room;
+  const width = Math.max(200, map.stage.clientWidth);
+  const keys = map.model.get("frame").sinks ?? null;
+  const cell = width < NARROW ? SINK_CELL / 2 : SINK_CELL;
+  const strip = keys === null ? 0 : sinkColumns(map) * cell + SINK_GAP;
+  const whole = width - strip - MARGIN.right; // with the margin for what is written
+  const tall = Math.min(Math.max(whole, 280), tallest() - MARGIN.top);
+  const fits = (low, stop, room) => (stop - low) * TOKEN_CELL <= room - TEXTS;
+  const hasTexts = fits(view[0], view[1], tall) || fits(view[2], view[3], whole);
   const edge = hasTexts ? TEXTS : PLAIN;
-  const side = width - edge - MARGIN.right;
-  return { x: edge, y: MARGIN.top, side, edge, hasTexts, width, height: MARGIN.top + side + edge };
+  const [wide, high] = [whole - edge, tall - edge];
+  const sinks = keys === null ? null : { x: edge, wide: strip - SINK_GAP, keys };
+  const [x, y] = [edge + strip, MARGIN.top];
+  return { x, y, wide, high, edge, hasTexts, width, sinks, height: y + high + edge };
+}
+
+function sinkColumns(map) {
+  return bytesOf(map.model.get("sinks")).length / (map.model.get("frame").rows || 1);
 }
 
 function drawMap(map) {
   const frame = map.model.get("frame");
   const pixels = bytesOf(map.model.get("pixels"));
+  const sinks = bytesOf(map.model.get("sinks"));
   if (!frame.rows || pixels.length !== frame.rows * frame.cols) return blank(map.canvas);
   const area = placed(map);
   const context = fitted(map.canvas, area.width, area.height);
   const theme = themeOf(map.root);
   const view = viewOf(map);
-  const [dx, dy] = [area.side / (view[3] - view[2]), area.side / (view[1] - view[0])];
-  const scene = { map, frame, context, theme, area, view, dx, dy };
+  const [dx, dy] = [area.wide / (view[3] - view[2]), area.high / (view[1] - view[0])];
+  const scene = { map, frame, pixels, context, theme, area, view, dx, dy };
   context.font = `11px ${getComputedStyle(map.canvas).fontFamily}`;
-  drawTile(scene, tileOf(map, frame, pixels, Math.round(area.side * (window.devicePixelRatio || 1))));
+  const ratio = window.devicePixelRatio || 1;
+  drawTiles(scene, tilesOf(map, frame, pixels, sinks, Math.round(area.wide * ratio), Math.round(area.high * ratio)));
   drawQuery(scene);
   drawCell(scene);
   drawBox(scene);
   drawAxis(scene, "query");
   drawAxis(scene, "key");
-  drawColourBar(scene);
-  map.ribbon.style.right = `${MARGIN.right}px`;
-  map.ribbon.style.maxWidth = `${area.side}px`;
+  if (area.sinks) drawSinkKeys(scene);
+  drawColourScale(scene);
   describeMap(map, frame, view);
-  signed(map.canvas, { frame, pixels, view, area: { x: area.x, y: area.y, side: area.side } });
+  const { x, y, wide, high } = area;
+  signed(map.canvas, { frame, pixels, sinks, view, area: { x, y, wide, high }, strip: area.sinks });
 }
 
-// The tile as a canvas of its own, at most as fine as the screen; kept until another frame or size comes.
-function tileOf(map, frame, pixels, most) {
-  const kept = map.tile;
-  if (kept && kept.frame === frame && kept.most === most) return kept.canvas;
-  const [rows, cols] = [Math.min(frame.rows, most), Math.min(frame.cols, most)];
-  const canvas = kept?.canvas ?? document.createElement("canvas");
-  [canvas.height, canvas.width] = [rows, cols];
-  const image = painted(pooled(pixels, frame.rows, frame.cols, rows, cols), rows, cols, frameTable(frame));
-  canvas.getContext("2d").putImageData(image, 0, 0);
-  map.tile = { frame, most, canvas };
-  return canvas;
+// Tile and strip as canvases of their own, at most as fine as the screen; kept until another frame or size comes.
+function tilesOf(map, frame, pixels, sinks, across, down) {
+  const kept = map.tiles;
+  if (kept && kept.frame === frame && kept.across === across && kept.down === down) return kept;
+  const table = frameTable(frame);
+  const paint = (bytes, columns, canvas) => {
+    const [rows, cols] = [Math.min(frame.rows, down), Math.min(columns, across)];
+    [canvas.height, canvas.width] = [rows, cols];
+    if (!cols) return canvas;
+    const image = painted(pooled(bytes, frame.rows, columns, rows, cols), rows, cols, table);
+    canvas.getContext("2d").putImageData(image, 0, 0);
+    return canvas;
+  };
+  const made = (name) => kept?.[name] ?? document.createElement("canvas");
+  const columns = sinks.length / frame.rows;
+  const [tile, strip] = [paint(pixels, frame.cols, made("tile")), paint(sinks, columns, made("strip"))];
+  map.tiles = { frame, across, down, tile, strip };
+  return map.tiles;
 }
 
-function drawTile({ frame, context, theme, area, view, dx, dy }, tile) {
-  context.save();
-  context.beginPath();
-  context.rect(area.x, area.y, area.side, area.side);
-  context.clip();
-  context.imageSmoothingEnabled = false;
-  const [x, y] = [area.x + (frame.key[0] - view[2]) * dx, area.y + (frame.query[0] - view[0]) * dy];
-  context.drawImage(tile, x, y, (frame.key[1] - frame.key[0]) * dx, (frame.query[1] - frame.query[0]) * dy);
-  context.restore();
-  context.strokeStyle = theme.line;
-  context.lineWidth = 1;
-  context.strokeRect(area.x - 0.5, area.y - 0.5, area.side + 1, area.side + 1);
+function drawTiles({ frame, context, theme, area, view, dx, dy }, { tile, strip }) {
+  const [y, high] = [area.y + (frame.query[0] - view[0]) * dy, (frame.query[1] - frame.query[0]) * dy];
+  const part = (canvas, left, wide, x, across) => {
+    context.save();
+    context.beginPath();
+    context.rect(left, area.y, wide, area.high);
+    context.clip();
+    context.imageSmoothingEnabled = false;
+    if (canvas.width) context.drawImage(canvas, x, y, across, high);
+    context.restore();
+    context.strokeStyle = theme.line; // outside of the cells, whatever their colours
+    context.lineWidth = 1;
+    context.strokeRect(left - 0.5, area.y - 0.5, wide + 1, area.high + 1);
+  };
+  const x = area.x + (frame.key[0] - view[2]) * dx;
+  part(tile, area.x, area.wide, x, (frame.key[1] - frame.key[0]) * dx);
+  if (area.sinks) part(strip, area.sinks.x, area.sinks.wide, area.sinks.x, area.sinks.wide);
 }
 
-// The chosen query: a wedge in the margin and thin lines above and below its row; a low row has only the one below.
-function drawQuery({ map, context, theme, area, view, dy }) {
+// The chosen query: a wedge in the margin, and lines that hide no cell of other rows. A high row has one above and one
+// below; a low row is underlined only where it sees nothing.
+function drawQuery({ map, frame, pixels, context, theme, area, view, dy }) {
   const query = map.model.get("query");
   if (query < view[0] || query >= view[1]) return;
-  const top = area.y + (query - view[0]) * dy;
-  const lines = dy >= 9 ? [top, top + dy] : [top + dy + 1];
+  const [top, right] = [area.y + (query - view[0]) * dy, area.x + area.wide];
   casedLine(context, theme, 1, (path) => {
-    for (const y of lines) {
-      path.moveTo(area.x, y);
-      path.lineTo(area.x + area.side, y);
+    const line = (from, to, y) => {
+      path.moveTo(from, y);
+      path.lineTo(Math.max(from, to), y);
+    };
+    if (dy < 9) return line(Math.max(area.x, lastSeen(frame, pixels, area, view, query) + 4), right, top + dy / 2);
+    for (const y of [top, top + dy]) {
+      line(area.x, right, y);
+      if (area.sinks) line(area.sinks.x, area.sinks.x + area.sinks.wide, y);
     }
   });
   context.fillStyle = theme.accent;
   context.beginPath();
-  context.moveTo(area.x + area.side + 1, top + dy / 2);
-  context.lineTo(area.x + area.side + 8, top + dy / 2 - 5);
-  context.lineTo(area.x + area.side + 8, top + dy / 2 + 5);
+  context.moveTo(right + 1, top + dy / 2);
+  context.lineTo(right + 9, top + dy / 2 - 5);
+  context.lineTo(right + 9, top + dy / 2 + 5);
   context.fill();
 }
 
+// Where the cells end that a query sees, in css pixels.
+function lastSeen(frame, pixels, area, view, query) {
+  const [q0, q1] = frame.query;
+  const row = clamp(Math.floor(((query - q0) / (q1 - q0)) * frame.rows), 0, frame.rows - 1);
+  let column = frame.cols;
+  while (column > 0 && !pixels[row * frame.cols + column - 1]) column--;
+  const key = frame.key[0] + (column / frame.cols) * (frame.key[1] - frame.key[0]);
+  return area.x + ((key - view[2]) / (view[3] - view[2])) * area.wide;
+}
+
+// The cell that is pointed at, in the map and in the strip.
 function drawCell({ map, context, theme, area, view, dx, dy }) {
-  if (!map.hovered || Math.min(dx, dy) < 3) return;
+  if (!map.hovered) return;
   const [query, key] = map.hovered;
-  const corner = [area.x + (key - view[2]) * dx, area.y + (query - view[0]) * dy];
-  casedLine(context, theme, 1, (path) => path.rect(...corner, dx, dy));
+  const y = area.y + (query - view[0]) * dy;
+  if (Math.min(dx, dy) >= 3 && key >= view[2] && key < view[3])
+    casedLine(context, theme, 1, (path) => path.rect(area.x + (key - view[2]) * dx, y, dx, dy));
+  const [low, stop] = area.sinks?.keys ?? [0, 0];
+  if (dy < 3 || key < low || key >= stop) return;
+  const wide = area.sinks.wide / (stop - low);
+  casedLine(context, theme, 1, (path) => path.rect(area.sinks.x + (key - low) * wide, y, wide, dy));
 }
 
 // The part that a drag with shift would zoom into.
@@ -102,30 +151,36 @@ function drawBox({ map, context, theme, area, view, dx, dy }) {
 }
 
 // Positions and, where there is room, the texts of the tokens. Along the keys everything is turned by a quarter.
-function drawAxis(scene, name) {
-  const { map, context, theme, area, view, dx, dy } = scene;
-  const [low, high, cell] = name === "query" ? [view[0], view[1], dy] : [view[2], view[3], dx];
+function drawAxis({ map, context, theme, area, view, dx, dy }, name) {
+  const [low, high, cell, long] = name === "query" ? [view[0], view[1], dy, area.high] : [view[2], view[3], dx, area.wide];
   const withTexts = area.hasTexts && cell >= TOKEN_CELL;
   const all = Array.from({ length: high - low }, (_, i) => low + i);
-  const marks = withTexts ? all : ticks(low, high - 1, area.side / 60, 1);
+  const marks = withTexts ? all : ticks(low, high - 1, long / 60, 1);
   const tokens = map.model.get("tokens");
-  context.textBaseline = "middle";
-  context.textAlign = "right";
   for (const position of marks) {
     const along = (position - low + 0.5) * cell;
-    context.save();
-    if (name === "query") context.translate(area.x, area.y + along);
-    else {
-      context.translate(area.x + along, area.y + area.side);
-      context.rotate(-Math.PI / 2);
-    }
-    drawMark(context, theme, position, withTexts ? (tokens[position] ?? "") : "");
-    context.restore();
+    const text = withTexts ? (tokens[position] ?? "") : "";
+    if (name === "query") drawMark(context, theme, area.edge, area.y + along, 0, position, text);
+    else drawMark(context, theme, area.x + along, area.y + area.high, -Math.PI / 2, position, text);
   }
-  drawAxisLabel(scene, name);
+  context.save();
+  context.fillStyle = theme.ink;
+  context.textAlign = "center";
+  if (name === "query") {
+    context.translate(8, area.y + area.high / 2);
+    context.rotate(-Math.PI / 2);
+    context.fillText("query (reading token)", 0, 0, area.high);
+  } else context.fillText("key (seen token)", area.x + area.wide / 2, area.height - 8, area.wide);
+  context.restore();
 }
 
-function drawMark(context, theme, position, token) {
+// A position at (x, y), with the text of its token if that is not empty.
+function drawMark(context, theme, x, y, turn, position, token) {
+  context.save();
+  context.translate(x, y);
+  context.rotate(turn);
+  context.textBaseline = "middle";
+  context.textAlign = "right";
   context.strokeStyle = theme.faint;
   context.beginPath();
   context.moveTo(-4, 0);
@@ -134,43 +189,49 @@ function drawMark(context, theme, position, token) {
   const text = String(position);
   context.fillStyle = theme.faint;
   context.fillText(text, -6, 0);
-  if (!token) return;
   context.fillStyle = theme.ink;
-  context.fillText(visible(token), -10 - context.measureText(text).width, 0, TEXTS - 50);
-}
-
-function drawAxisLabel({ context, theme, area }, name) {
-  context.save();
-  context.fillStyle = theme.ink;
-  context.textAlign = "center";
-  const middleOf = area.side / 2;
-  if (name === "query") {
-    context.translate(8, area.y + middleOf);
-    context.rotate(-Math.PI / 2);
-    context.fillText("query (reading token)", 0, 0);
-  } else context.fillText("key (seen token)", area.x + middleOf, area.height - 8);
+  if (token) context.fillText(visible(token), -10 - context.measureText(text).width, 0, TEXTS - 50);
   context.restore();
 }
 
-function drawColourBar({ frame, context, theme, area }) {
-  const [x, width, height] = [area.x + area.side + 14, 12, Math.min(area.side, 260)];
-  for (let i = 0; i < height; i++) {
-    const value = frame.high - ((i + 0.5) / height) * (frame.high - frame.low);
-    context.fillStyle = `rgb(${colourOf(value, frame).join(" ")})`;
-    context.fillRect(x, area.y + i, width, 1.5);
-  }
-  context.strokeStyle = theme.line;
-  context.strokeRect(x - 0.5, area.y - 0.5, width + 1, height + 1);
-  context.textAlign = "left";
-  context.fillStyle = theme.ink;
-  for (const value of ticks(frame.low, frame.high, 5)) {
-    const y = area.y + ((frame.high - value) / (frame.high - frame.low || 1)) * height;
-    context.fillText(number(value), x + width + 4, clamp(y, area.y + 6, area.y + height - 5));
+// Which keys stand in the strip, widened and always there.
+function drawSinkKeys({ map, context, theme, area }) {
+  const { x, wide, keys } = area.sinks;
+  const step = wide / (keys[1] - keys[0]);
+  const tokens = map.model.get("tokens");
+  const every = Math.ceil(10 / step);
+  for (let key = keys[0]; key < keys[1]; key += every) {
+    const across = x + (key - keys[0] + 0.5) * step;
+    drawMark(context, theme, across, area.y + area.high, -Math.PI / 2, key, area.hasTexts ? (tokens[key] ?? "") : "");
   }
   context.save();
-  context.translate(area.width - 7, area.y + height / 2);
-  context.rotate(-Math.PI / 2);
+  context.fillStyle = theme.ink;
   context.textAlign = "center";
-  context.fillText(frame.unit ?? "", 0, 0);
+  context.fillText(`first ${keys[1] - keys[0]}`, x + wide / 2, area.height - 8, wide + SINK_GAP);
+  context.restore();
+}
+
+function drawColourScale({ frame, context, theme, area }) {
+  const unit = frame.unit ?? "";
+  const left = area.sinks?.x ?? area.x;
+  const room = area.x + area.wide - left - context.measureText(unit).width - 10;
+  const [y, wide, high] = [13, clamp(room, 60, 240), 8];
+  for (let i = 0; i < wide; i++) {
+    const value = frame.low + ((i + 0.5) / wide) * (frame.high - frame.low);
+    context.fillStyle = `rgb(${colourOf(value, frame).join(" ")})`;
+    context.fillRect(left + i, y, 1.5, high);
+  }
+  context.strokeStyle = theme.line;
+  context.strokeRect(left - 0.5, y - 0.5, wide + 1, high + 1);
+  context.save();
+  context.textBaseline = "middle";
+  context.textAlign = "center";
+  context.fillStyle = theme.ink;
+  for (const value of ticks(frame.low, frame.high, wide / 40)) {
+    const x = left + ((value - frame.low) / (frame.high - frame.low || 1)) * wide;
+    context.fillText(number(value), clamp(x, left + 6, left + wide - 4), 6);
+  }
+  context.textAlign = "left";
+  context.fillText(unit, left + wide + 8, y + high / 2);
   context.restore();
 }

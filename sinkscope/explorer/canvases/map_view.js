@@ -15,8 +15,8 @@ function stretched(low, high, length, factor, token) {
   const span = high - low;
   const wanted = factor < 1 ? Math.floor(span * factor) : Math.ceil(span * factor);
   const next = clamp(wanted, Math.min(SMALLEST_SPAN, span, length), length);
-  const share = (token + 0.5 - low) / span;
-  const start = clamp(Math.round(token + 0.5 - share * next), 0, length - next);
+  const before = (token + 0.5 - low) / span;
+  const start = clamp(Math.round(token + 0.5 - before * next), 0, length - next);
   return [start, start + next];
 }
 

@@ -1,4 +1,4 @@
-// What the three canvases share: a lifetime that ends cleanly, a canvas that knows its box and theme, a tooltip.
+// What the canvases share: a lifetime that ends cleanly, a canvas that knows its box and theme, a tooltip.
 
 // Everything that a view starts is given to its lifetime, so that closing the view takes all of it away.
 function lifetime() {
@@ -41,7 +41,7 @@ function onNextFrame(life, box, draw) {
   };
 }
 
-// Calls `redraw` when the box changes its width or the page its theme.
+// Calls `redraw` when the box changes its width, the window its height or the page its theme.
 function followPage(life, box, redraw) {
   const sizes = new ResizeObserver(redraw);
   sizes.observe(box);
@@ -52,13 +52,19 @@ function followPage(life, box, redraw) {
   themes.observe(document.documentElement, { attributeFilter: ["theme"] }); // Colab
   life.ends(() => themes.disconnect());
   life.on(matchMedia("(prefers-color-scheme: dark)"), "change", redraw);
+  life.on(window, "resize", redraw);
+}
+
+// The height in css pixels that one picture may take, so that the controls above it stay on the same screen.
+function tallest() {
+  return Math.max(300, window.innerHeight - 372);
 }
 
 // The colours of the page as the style sheet resolves them for this element.
 function themeOf(root) {
   const style = getComputedStyle(root);
   const read = (name) => style.getPropertyValue(`--sinkscope-${name}`).trim();
-  const names = ["ink", "faint", "paper", "line", "accent", "shade", "bar"];
+  const names = ["ink", "faint", "paper", "line", "accent", "shade", "bar", "first", "second", "third", "fourth"];
   return Object.fromEntries(names.map((name) => [name, read(name)]));
 }
 
@@ -76,7 +82,7 @@ function fitted(canvas, width, height) {
   return context;
 }
 
-// Nothing is there to be shown, and what was shown is no longer true.
+// Nothing is there to be shown, and what was shown is no longer true. The stage then says what it waits for.
 function blank(canvas) {
   canvas.width = canvas.height = 0;
   canvas.style.width = canvas.style.height = "0";
@@ -94,6 +100,20 @@ function casedLine(context, theme, width, path) {
     path(context);
     context.stroke();
   }
+}
+
+// Where a canvas stands; until something is drawn on it, the words of `waiting` stand there.
+function stageIn(root, waiting) {
+  const stage = element("div", "sinkscope-stage", root);
+  stage.dataset.waiting = waiting;
+  return stage;
+}
+
+function tipIn(stage) {
+  const tip = element("div", "sinkscope-tip", stage);
+  tip.setAttribute("role", "tooltip");
+  tip.hidden = true;
+  return tip;
 }
 
 function element(tag, className, parent, text = "") {

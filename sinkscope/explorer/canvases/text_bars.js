@@ -7,6 +7,26 @@ function quantityOf(frame) {
   return (frame.unit ?? "value").replace("log10 ", "");
 }
 
+// How strongly each token is shaded, in [0, 1], NaN where it is not seen. The scale of the bars squeezes most of a row
+// into a few shades; this one begins at the even share and ends at the row's largest, so that they differ.
+function shadeOf(frame, values) {
+  const seen = values.filter((value) => !Number.isNaN(value));
+  const most = seen.reduce((best, value) => Math.max(best, value), -Infinity);
+  const isLogit = frame.unit === "logit";
+  const least = isLogit ? seen.reduce((best, value) => Math.min(best, value), Infinity) : evenShare(seen, frame);
+  const along = frame.scale === "log" ? (value) => Math.log(Math.max(value, 1e-45) / least) : (value) => value - least;
+  const whole = Math.max(along(most), 1e-9); // an even row has no shades
+  return { least, most, levels: values.map((value) => (Number.isNaN(value) ? NaN : clamp(along(value) / whole, 0, 1))) };
+}
+
+function evenShare(seen, { scale }) {
+  return scale === "log" ? seen.reduce((sum, value) => sum + value, 0) / Math.max(seen.length, 1) : 0;
+}
+
+function writerOf(frame) {
+  return frame.unit === "probability" ? share : number;
+}
+
 // The place between low and high, or NaN where the key is not seen.
 function placeOf(value, { scale, low, high }) {
   if (Number.isNaN(value)) return NaN;
@@ -56,16 +76,16 @@ function drawUnseen({ values, context, theme, step, depth }) {
 // More keys than pixels: the largest of each pixel is drawn, as in the map.
 function drawColumns({ frame, values, context, theme, step, depth }) {
   const base = baseOf(frame);
-  const tallest = new Map();
+  const highest = new Map();
   values.forEach((value, key) => {
     const place = placeOf(value, frame);
     const x = step >= 1 ? key * step : Math.floor(key * step);
-    const before = tallest.get(x) ?? base;
-    if (Math.abs(place - base) >= Math.abs(before - base)) tallest.set(x, place);
+    const before = highest.get(x) ?? base;
+    if (Math.abs(place - base) >= Math.abs(before - base)) highest.set(x, place);
   });
   context.fillStyle = theme.bar;
   const wide = breadth(step, 1);
-  for (const [x, place] of tallest) {
+  for (const [x, place] of highest) {
     const high = Math.abs(place - base) * depth;
     if (high) context.fillRect(BARS.left + x, BARS.top + (1 - Math.max(base, place)) * depth, wide, Math.max(high, 1));
   }
@@ -115,7 +135,7 @@ function describeBars(text, frame, values) {
   values.forEach((value, key) => {
     if (!Number.isNaN(value) && (largest < 0 || value > values[largest])) largest = key;
   });
-  const peak = largest < 0 ? "no key is seen" : `largest ${number(values[largest])} at ${named(largest)}`;
+  const peak = largest < 0 ? "no key is seen" : `largest ${writerOf(frame)(values[largest])} at ${named(largest)}`;
   const keys = `${quantityOf(frame)} of ${values.length} keys for query ${named(frame.query)}`;
   return `${frame.caption ?? ""}: ${keys}, ${peak}`;
 }

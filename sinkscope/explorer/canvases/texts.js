@@ -30,6 +30,12 @@ function number(value) {
   return text.replace("-", "−");
 }
 
+// A share of a whole. One that three digits would round to 1 is told by what it lacks: 1 − 2e-6.
+function share(value) {
+  if (!(value >= 0.9995 && value < 1)) return number(value);
+  return `1 − ${(1 - value).toExponential(1).replace(".0", "").replace("-", "−")}`;
+}
+
 // Round steps of 1, 2 or 5 between low and high, about `many` of them.
 function ticks(low, high, many, smallest = 0) {
   const rough = (high - low) / Math.max(many, 1);

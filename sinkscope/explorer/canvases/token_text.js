@@ -43,18 +43,17 @@ function buildText(root) {
   element("span", "sinkscope-faint", choices, "click:");
   const group = `sinkscope-mode-${Date.now()}-${textsMade++}`;
   const modes = { query: radio(choices, group, "choose query"), evict: radio(choices, group, "evict / restore") };
-  const stage = element("div", "sinkscope-stage", root);
+  const stage = stageIn(root, "reading the text …");
   const canvas = element("canvas", "sinkscope-canvas", stage);
   canvas.setAttribute("role", "img");
-  const tip = element("div", "sinkscope-tip", stage);
-  tip.setAttribute("role", "tooltip");
-  tip.hidden = true;
+  const tip = tipIn(stage);
   const box = element("div", "sinkscope-tokens", root);
   box.setAttribute("role", "listbox");
   box.setAttribute("aria-label", TEXT_HELP);
+  const shades = element("div", "sinkscope-hint", root);
   const note = element("div", "sinkscope-hint", root);
   note.setAttribute("aria-live", "polite");
-  return { caption, modes, stage, canvas, tip, box, note };
+  return { caption, modes, stage, canvas, tip, box, shades, note };
 }
 
 function radio(parent, group, label) {
@@ -72,7 +71,7 @@ function showMode({ model, modes, note }) {
   modes.evict.checked = model.get("mode") === "evict";
   modes.evict.disabled = !can;
   modes.evict.parentElement.title = can ? "a click evicts a token or gives it back" : model.get("why_not");
-  note.textContent = can ? "Alt+click does the other one · keys: arrows, q, e" : model.get("why_not");
+  note.textContent = can ? "Alt+click does the opposite (choose or evict) · keys: arrows, q, e" : model.get("why_not");
 }
 
 // Text from Python goes into textContent only: whatever it spells, it stays text.
@@ -102,15 +101,20 @@ function drawText(text) {
   const values = floatsOf(model.get("values"));
   text.values = values;
   text.caption.textContent = frame.caption ?? "";
-  if (!values.length || values.length !== spans.length) return blank(text.canvas);
+  const isThere = frame.request !== undefined && values.length === spans.length;
+  if (!isThere || !values.length) return blank(text.canvas);
   const { paper, shade } = themeOf(root);
   const query = model.get("query");
   const evicted = new Set(model.get("evicted"));
   const colours = shadesOf(paper, shade);
+  const { least, most, levels } = shadeOf(frame, values);
+  const write = writerOf(frame);
+  const floor = frame.scale === "log" ? `the even share ${write(least)} or less` : write(least);
+  text.shades.textContent = most > -Infinity ? `shade: from ${floor} to the row's largest, ${write(most)}` : "";
   spans.forEach((span, place) => {
-    const level = placeOf(values[place], frame);
+    const level = levels[place];
     const unseen = Number.isNaN(level);
-    const [background, ink] = unseen ? ["", ""] : colours[Math.round(level * 20)];
+    const [background, ink] = unseen || level < 0.025 ? ["", ""] : colours[Math.round(level * 20)];
     Object.assign(span.lastChild.style, { background, color: ink });
     span.classList.toggle("sinkscope-not-seen", unseen);
     span.classList.toggle("sinkscope-evicted", evicted.has(place));
@@ -130,9 +134,17 @@ function shadesOf(paper, shade) {
   const [from, to] = [opaque(paper), opaque(shade)];
   return Array.from({ length: 21 }, (_, i) => {
     const mixed = from.map((part, at) => Math.round(part + ((to[at] - part) * i) / 20));
-    const light = 0.299 * mixed[0] + 0.587 * mixed[1] + 0.114 * mixed[2];
-    return [`rgb(${mixed.join(" ")})`, light > 140 ? "#000" : "#fff"];
+    return [`rgb(${mixed.join(" ")})`, luminance(mixed) > 0.179 ? "#000" : "#fff"]; // where both stand out alike
   });
+}
+
+// Of a colour, as the contrast of text is reckoned: 0 is black, 1 white.
+function luminance(colour) {
+  const [red, green, blue] = colour.map((part) => {
+    const value = part / 255;
+    return value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+  });
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
 }
 
 // Any css colour as three numbers: the canvas knows all the ways to write one.
@@ -146,8 +158,9 @@ function opaque(colour) {
 
 function labelOfToken(text, place, evicted = new Set(text.model.get("evicted"))) {
   const value = text.values[place];
+  const frame = text.model.get("frame");
   const token = visible(text.model.get("tokens")[place] ?? "", 40);
-  const exact = `${quantityOf(text.model.get("frame"))} ${number(value)}`;
+  const exact = `${quantityOf(frame)} ${writerOf(frame)(value)}`;
   const said = Number.isNaN(value) ? "not seen by this query" : exact;
   return `token ${place} "${token}": ${said}${evicted.has(place) ? ", evicted" : ""}`;
 }

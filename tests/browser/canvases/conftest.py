@@ -1,4 +1,4 @@
-"""The three canvases over synthetic attention: one page for each file of tests."""
+"""The canvases over synthetic attention: one page for each file of tests."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def notebook(shown_canvases):
         "answers_held = tiles_held = False; holder.children = []\n"
         "atlas.order = list(range(LAYERS * HEADS)); atlas.selected = 0\n"
         "token_text.tokens = tokens; token_text.evicted = []; token_text.mode = 'query'; token_text.can_evict = True\n"
-        "atlas.dimmed = head_map.dimmed = token_text.dimmed = False\n"
+        "atlas.dimmed = head_map.dimmed = token_text.dimmed = losses.dimmed = False\n"
         "head_map.view = []; query_changed(type('Change', (), {'new': 40})); head_map.tokens = tokens\n"
-        "fill_atlas(); send_tile(); send_row(); asked.clear(); hovers.clear()"
+        "fill_atlas(); send_tile(); send_row(); send_losses(); asked.clear(); hovers.clear()"
     )
     settle(shown_canvases)
     yield shown_canvases

@@ -3,9 +3,9 @@
 DATA = '''
 import numpy as np
 from IPython.display import display
-from sinkscope.explorer.canvases import Atlas, HeadMap, TokenText
+from sinkscope.explorer.canvases import Atlas, HeadMap, Losses, TokenText
 
-LENGTH, LAYERS, HEADS, SIDE = 64, 4, 5, 32
+LENGTH, LAYERS, HEADS, SIDE, SINKS = 64, 4, 5, 32, 4
 HOSTILE = "<img src=x onerror=\\"globalThis.wasRun = true\\">"
 words = "the quick brown fox jumps over a lazy dog and runs away".split()
 tokens = ["<s>", HOSTILE, "\\n", "\\t"] + [" " + words[i % len(words)] for i in range(LENGTH - 4)]
@@ -38,7 +38,10 @@ def fill_atlas(caption="dense"):
     labels = [f"layer {layer}, head {head}" for layer in range(LAYERS) for head in range(HEADS)]
     with atlas.hold_sync():
         atlas.pixels = on_scale(small).tobytes()
-        atlas.frame = {"side": SIDE, "labels": labels, "columns": HEADS, "request": next(requests), "caption": caption}
+        atlas.frame = {
+            "side": SIDE, "labels": labels, "places": [[unit // HEADS, unit % HEADS] for unit in range(LAYERS * HEADS)],
+            "columns": HEADS, "request": next(requests), "caption": caption,
+        }
         atlas.order = list(range(LAYERS * HEADS))
         atlas.scores, atlas.score_name = scores, "sink mass"
 
@@ -52,11 +55,12 @@ asked, hovers, answers_held, tiles_held = [], [], False, False
 def send_tile(caption="dense", preview="", unit=None):
     q0, q1, k0, k1 = head_map.view or [0, LENGTH, 0, LENGTH]
     p, _ = attention[atlas.selected if unit is None else unit]
-    tile = np.where(np.tri(LENGTH, dtype=bool), on_scale(p), 0)[q0:q1, k0:k1]
+    whole = np.where(np.tri(LENGTH, dtype=bool), on_scale(p), 0).astype(np.uint8)
     with head_map.hold_sync():
-        head_map.pixels = tile.astype(np.uint8).tobytes()
+        head_map.pixels, head_map.sinks = whole[q0:q1, k0:k1].tobytes(), whole[q0:q1, :SINKS].tobytes()
         head_map.frame = {
-            "rows": q1 - q0, "cols": k1 - k0, "query": [q0, q1], "key": [k0, k1], "length": LENGTH,
+            "rows": q1 - q0, "cols": k1 - k0, "query": [q0, q1], "key": [k0, k1], "sinks": [0, SINKS],
+            "length": LENGTH,
             "low": -5, "high": 0, "scale": "log", "unit": "log10 probability", "diverging": False,
             "request": next(requests), "caption": f"{caption}, head {atlas.selected}", "preview": preview,
         }
@@ -97,24 +101,40 @@ def send_row(caption="dense"):
 
 send_row()
 
+losses = Losses(tokens=tokens, query=40)
+
+def send_losses(curves=2, caption="window 12"):
+    rng = np.random.default_rng(0)
+    shown = rng.gamma(2, 2, (curves, LENGTH)).astype("<f4")
+    shown[:, 0] = shown[-1, 5::7] = np.nan
+    with losses.hold_sync():
+        losses.values = shown.tobytes()
+        losses.frame = {
+            "names": ["dense", caption, "third", "fourth"][:curves], "length": LENGTH, "smooth": 16,
+            "request": next(requests), "caption": caption,
+        }
+
+send_losses()
+
 def head_changed(_):
     send_tile()
     send_row()
 
 def query_changed(change):
-    head_map.query = token_text.query = change.new
+    head_map.query = token_text.query = losses.query = change.new
     send_row()
 
 atlas.observe(head_changed, "selected")
 head_map.observe(query_changed, "query")
 token_text.observe(query_changed, "query")
+losses.observe(query_changed, "query")
 """
 
 SHOW = """
 from ipywidgets import HBox, Layout, VBox
 head_map.layout.flex = "0 0 480px"
 holder = VBox()
-display(HBox([head_map, VBox([atlas, token_text], layout=Layout(flex="1 1 0", min_width="0"))]), holder)
+display(HBox([head_map, VBox([atlas, token_text, losses], layout=Layout(flex="1 1 0", min_width="0"))]), holder)
 """
 
 CELLS = [DATA + ATLAS + MAP + TEXT, SHOW]

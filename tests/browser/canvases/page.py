@@ -5,7 +5,7 @@ from __future__ import annotations
 
 def settle(notebook):
     """Wait until the canvases show the last frames that Python sent."""
-    for widget, name in (("atlas", "atlas"), ("head_map", "map"), ("token_text", "text")):
+    for widget, name in (("atlas", "atlas"), ("head_map", "map"), ("token_text", "text"), ("losses", "losses")):
         notebook.drawn(canvas(notebook, name), request=notebook.python(f"{widget}.frame['request']"))
 
 
@@ -39,3 +39,9 @@ def map_view(notebook, request=None):
 
 def written(notebook, name):
     return [text for text, _ in canvas(notebook, name).evaluate("c => c.written")]
+
+
+def place_of_token(notebook, place):
+    """A point of the chart of the losses over a token."""
+    box = canvas(notebook, "losses").bounding_box()
+    return {"x": 40 + (box["width"] - 48) * (place + 0.5) / 64, "y": 40}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.browser.canvases.page import canvas, tip, wait_for_text
+from tests.browser.canvases.page import canvas, tip, wait_for_text, written
 
 
 def test_the_atlas_holds_every_heads_thumbnail_as_python_made_it(notebook):
@@ -16,8 +16,9 @@ def test_the_atlas_holds_every_heads_thumbnail_as_python_made_it(notebook):
 
 def test_the_brightest_pixel_of_a_thumbnail_is_yellow_and_the_unseen_corner_dark_purple(notebook):
     """The ends of the colour table, read from the canvas: the sink of query 0 has probability 1."""
-    pick = "c => [[3, 3], [34, 5]].map(([x, y]) => [...c.getContext('2d').getImageData(x, y, 1, 1).data])"
-    sink, future = canvas(notebook, "atlas").evaluate(pick.replace("[3, 3]", "[41, 1]").replace("[34, 5]", "[74, 5]"))
+    pick = "(c, points) => points.map(({x, y}) => [...c.getContext('2d').getImageData(x, y, 1, 1).data])"
+    points = [notebook.place_of_head(canvas(notebook, "atlas"), 1, *part) for part in ((0.05, 0.05), (0.85, 0.12))]
+    sink, future = canvas(notebook, "atlas").evaluate(pick, points)
     np.testing.assert_allclose(sink, [0xFD, 0xE7, 0x25, 255], atol=2)
     np.testing.assert_allclose(future, [0x44, 0x01, 0x54, 255], atol=2)
 
@@ -46,10 +47,11 @@ def test_arrow_keys_home_and_end_move_the_selection_over_the_grid(notebook):
 
 
 def thumbnail(notebook, place):
-    """The pixels at a place of the grid of five columns, 40 css pixels wide each."""
-    corner = [40 * (place % 5) + 1, 40 * (place // 5) + 1]
-    read = "(c, [x, y]) => [...c.getContext('2d').getImageData(x, y, 38, 38).data]"
-    return canvas(notebook, "atlas").evaluate(read, corner)
+    """The pixels at a place of the grid."""
+    cells = notebook.drawn(canvas(notebook, "atlas")).cells
+    corner = notebook.place_of_head(canvas(notebook, "atlas"), place, 0, 0)
+    read = "(c, [x, y, wide, high]) => [...c.getContext('2d').getImageData(x + 1, y + 1, wide - 2, high - 2).data]"
+    return canvas(notebook, "atlas").evaluate(read, [corner["x"], corner["y"], cells["wide"], cells["high"]])
 
 
 def test_a_new_order_moves_the_thumbnails_and_what_keys_and_clicks_select(notebook):
@@ -58,14 +60,14 @@ def test_a_new_order_moves_the_thumbnails_and_what_keys_and_clicks_select(notebo
     notebook.page.wait_for_function("c => c.sinkscope.order[0] === 19", arg=canvas(notebook, "atlas").element_handle())
     assert before[1] != before[18]
     assert thumbnail(notebook, 18) == before[1] and thumbnail(notebook, 1) == before[18]
-    canvas(notebook, "atlas").click(position={"x": 10, "y": 10})
+    canvas(notebook, "atlas").click(position=notebook.place_of_head(canvas(notebook, "atlas"), 0))
     notebook.wait_for("atlas.selected == 19")
     notebook.page.keyboard.press("ArrowRight")
     notebook.wait_for("atlas.selected == 18")
 
 
 def test_hovering_a_thumbnail_names_its_head_and_score(notebook):
-    canvas(notebook, "atlas").hover(position={"x": 130, "y": 90})
+    canvas(notebook, "atlas").hover(position=notebook.place_of_head(canvas(notebook, "atlas"), 13))
     score = notebook.python("atlas.scores[13]")
     wait_for_text(tip(notebook, "atlas"), f"layer 2, head 3: sink mass {float(f'{score:.3g}')}")
 
@@ -76,7 +78,19 @@ def test_keys_that_are_not_seen_let_the_page_through(notebook):
         "    atlas.pixels = bytes(len(atlas.pixels))\n"
         "    atlas.frame = {**atlas.frame, 'request': next(requests)}\n"
     )
-    drawn = notebook.drawn(canvas(notebook, "atlas"), request=notebook.python("atlas.frame['request']"))
-    middle = [round(1.5 * drawn.cell), round(0.5 * drawn.cell)]  # of a thumbnail that has no outline
-    pixel = "(canvas, [x, y]) => [...canvas.getContext('2d').getImageData(x, y, 1, 1).data]"
+    notebook.drawn(canvas(notebook, "atlas"), request=notebook.python("atlas.frame['request']"))
+    middle = notebook.place_of_head(canvas(notebook, "atlas"), 1)  # of a thumbnail that has no outline
+    pixel = "(canvas, {x, y}) => [...canvas.getContext('2d').getImageData(x, y, 1, 1).data]"
     assert canvas(notebook, "atlas").evaluate(pixel, middle) == [0, 0, 0, 0]
+
+
+def test_layers_and_heads_are_numbered_and_in_another_order_the_ranks_of_the_rows(notebook):
+    rows, columns = {"0", "1", "2", "3"}, {"4"}
+    assert rows | columns <= set(written(notebook, "atlas"))
+    legend = notebook.page.locator(".sinkscope-atlas .sinkscope-hint")
+    wait_for_text(legend, "layers down, heads across")
+    assert "1e−5" in legend.inner_text() and "log scale" in legend.inner_text()
+    canvas(notebook, "atlas").evaluate("c => { c.written = []; }")
+    notebook.execute("atlas.order = [7, *range(7), *range(8, LAYERS * HEADS)]")
+    wait_for_text(legend, "numbered by rank")
+    assert set(written(notebook, "atlas")) == {"1", "6", "11", "16"}

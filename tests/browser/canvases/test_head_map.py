@@ -15,19 +15,19 @@ def test_the_map_holds_the_tile_as_python_made_it(notebook):
 
 
 def test_a_bright_column_narrower_than_a_pixel_stays_bright(notebook):
-    """1000 columns on some 350 pixels: pooling takes the largest, so each of three single columns is still yellow."""
+    """1000 columns on a few hundred pixels: the largest is taken, so each of three single columns is still yellow."""
     notebook.execute(
         "tile = np.ones((1000, 1000), np.uint8); tile[:, [3, 501, 998]] = 255\n"
         "with head_map.hold_sync():\n"
-        "    head_map.pixels = tile.tobytes()\n"
+        "    head_map.pixels, head_map.sinks = tile.tobytes(), tile[:, :4].tobytes()\n"
         "    head_map.frame = {**head_map.frame, 'rows': 1000, 'cols': 1000, 'request': next(requests)}"
     )
     drawn = notebook.drawn(canvas(notebook, "map"), request=notebook.python("head_map.frame['request']"))
-    line = "(c, [x, y, side]) => [...c.getContext('2d').getImageData(x, y, side, 1).data]"
-    place = [drawn.area["x"], drawn.area["y"] + 20, drawn.area["side"]]
+    line = "(c, [x, y, wide]) => [...c.getContext('2d').getImageData(x, y, wide, 1).data]"
+    place = [drawn.area["x"], drawn.area["y"] + 20, drawn.area["wide"]]
     red = np.array(canvas(notebook, "map").evaluate(line, place)).reshape(-1, 4)[:, 0]
     (bright,) = np.nonzero(red > 200)
-    expected = np.array([3.5, 501.5, 998.5]) / 1000 * drawn.area["side"] - 0.5
+    expected = np.array([3.5, 501.5, 998.5]) / 1000 * drawn.area["wide"] - 0.5
     assert [np.abs(bright - column).min() < 1 for column in expected] == [True] * 3
     assert 3 <= len(bright) <= 6
 
@@ -116,7 +116,7 @@ def test_the_view_of_another_text_is_forgotten(notebook):
     notebook.wait_for("asked == [[16, 48, 16, 48]]")
     notebook.execute(
         "tiles_held = True\nwith head_map.hold_sync():\n"
-        "    head_map.pixels = bytes([255] * 100)\n"
+        "    head_map.pixels, head_map.sinks = bytes([255] * 100), bytes([255] * 40)\n"
         "    head_map.frame = {**head_map.frame, 'rows': 10, 'cols': 10, 'query': [0, 10], 'key': [0, 10],\n"
         "                      'length': 10, 'request': next(requests)}\n"
     )
@@ -193,6 +193,75 @@ def test_token_texts_stand_along_the_axes_once_there_is_room(notebook):
     texts = written(notebook, "map")
     assert {"<s>", "↵", "⇥", "␣quick", "13"} <= set(texts)
     assert {"query (reading token)", "key (seen token)", "log10 probability", "−3"} <= set(texts)
+
+
+def strip_point(notebook, query, key):
+    """The middle of a cell of the strip, in css pixels of the canvas."""
+    drawn = notebook.drawn(canvas(notebook, "map"))
+    (q0, q1), (low, stop) = drawn.view[:2], drawn.strip["keys"]
+    x = drawn.strip["x"] + (key - low + 0.5) / (stop - low) * drawn.strip["wide"]
+    return {"x": x, "y": drawn.area["y"] + (query + 0.5 - q0) / (q1 - q0) * drawn.area["high"]}
+
+
+def test_the_strip_holds_the_first_keys_each_several_pixels_wide_in_the_colours_of_the_map(notebook):
+    drawn = notebook.drawn(canvas(notebook, "map"))
+    np.testing.assert_array_equal(drawn.sinks, drawn.pixels[:, :4])
+    assert drawn.strip["wide"] >= 4 * 10 and drawn.strip["x"] + drawn.strip["wide"] < drawn.area["x"]
+    pick = "(c, points) => points.map(({x, y}) => [...c.getContext('2d').getImageData(x, y, 1, 1).data])"
+    cells = [(6, 0), (6, 2), (1, 3)]
+    in_strip = canvas(notebook, "map").evaluate(pick, [strip_point(notebook, *cell) for cell in cells])
+    in_map = [notebook.place_of_cell(canvas(notebook, "map"), *cell) for cell in cells]
+    assert in_strip == canvas(notebook, "map").evaluate(pick, in_map)
+    assert in_strip[0][1] > in_strip[1][1] and in_strip[2] == [0, 0, 0, 0]  # what is not seen lets the page through
+
+
+def test_numbers_read_back_from_the_strip_are_the_records_to_the_last_digit_shown_also_after_zooming(notebook):
+    for view in ([], [40, 60, 30, 50]):
+        notebook.execute(f"head_map.view = {view}")
+        settle(notebook)
+        for query, key in ((44, 0), (58, 3)):
+            canvas(notebook, "map").hover(position=strip_point(notebook, query, key))
+            exact = probability_of(notebook, query, key)
+            mantissa, exponent = f"{exact:.1e}".split("e")
+            said = f"{float(f'{exact:.3g}')}" if exact >= 1e-3 else f"{mantissa.removesuffix('.0')}e−{-int(exponent)}"
+            wait_for_text(tip(notebook, "map"), f"probability {said} ·")
+            assert tip(notebook, "map").locator("div").all_inner_texts()[1].startswith(f"key {key} ")
+        assert notebook.drawn(canvas(notebook, "map")).sinks.shape[1] == 4
+
+
+def test_a_mass_near_one_is_told_by_what_it_lacks(notebook):
+    notebook.execute("answers_held = True")
+    hover(notebook, 40, 39)
+    notebook.wait_for("len(hovers) == 1")
+    for probability, said in ((1 - 2e-6, "1 − 2e−6"), (0.99951, "1 − 4.9e−4"), (0.9994, "0.999"), (1.0, "1")):
+        notebook.execute(f"head_map.answer(hovers[0], {probability!r}, 3.0)")
+        wait_for_text(tip(notebook, "map"), f"probability {said} · logit 3")
+
+
+def test_the_keyboard_goes_from_the_map_into_the_strip_and_back(notebook):
+    notebook.execute("head_map.view = [40, 60, 30, 50]")
+    settle(notebook)
+    canvas(notebook, "map").focus()
+    spoken = notebook.page.locator(".sinkscope-map [aria-live]")
+    for key in ["Shift+ArrowLeft"] * 11:
+        notebook.page.keyboard.press(key)
+    wait_for_text(spoken, "key 3 ")
+    notebook.page.keyboard.press("Shift+ArrowRight")
+    wait_for_text(spoken, "key 30 ")
+
+
+def test_no_line_on_the_map_hides_a_cell(notebook):
+    """Only what lies at the edge of a cell, or where nothing is seen, may have another colour than its value says."""
+    notebook.execute("query_changed(type('Change', (), {'new': 30}))")
+    settle(notebook)
+    drawn = notebook.drawn(canvas(notebook, "map"))
+    middle = [notebook.place_of_cell(canvas(notebook, "map"), q, k) for q in (29, 30, 31, 63) for k in (0, 15, 29)]
+    pick = "(c, points) => points.map(({x, y}) => [...c.getContext('2d').getImageData(x, y, 1, 1).data])"
+    found = canvas(notebook, "map").evaluate(pick, middle)
+    bytes_of = [int(drawn.pixels[q, k]) for q in (29, 30, 31, 63) for k in (0, 15, 29)]
+    same = {}
+    for colour, byte in zip(found, bytes_of, strict=True):
+        assert same.setdefault(byte, colour) == colour and colour[3] == 255
 
 
 def test_a_preview_says_so_over_the_map(notebook):

@@ -1,11 +1,11 @@
-"""What all three canvases share: hostile tokens, the keyboard, names, themes, and an end without remains."""
+"""What the canvases share: hostile tokens, the keyboard, names, themes, and an end without remains."""
 
 from __future__ import annotations
 
 import json
 import re
 
-from tests.browser.canvases.page import canvas, hover, settle, tip, token, wait_for_text, written
+from tests.browser.canvases.page import canvas, hover, place_of_token, settle, tip, token, wait_for_text, written
 
 HOSTILE = '<img src=x onerror="globalThis.wasRun = true">'
 
@@ -23,10 +23,14 @@ def test_hostile_tokens_stay_text_everywhere(notebook):
         "atlas.frame = {**atlas.frame, 'labels': [tokens[1]] * 20, 'caption': tokens[1], 'request': next(requests)}"
     )
     settle(notebook)
-    canvas(notebook, "atlas").hover(position={"x": 60, "y": 60})
+    canvas(notebook, "atlas").hover(position=notebook.place_of_head(canvas(notebook, "atlas"), 6))
     wait_for_text(tip(notebook, "atlas"), HOSTILE)
     notebook.execute("send_tile(preview=tokens[1])")
     wait_for_text(notebook.page.locator(".sinkscope-ribbon"), HOSTILE)
+    notebook.execute("send_losses(caption=tokens[1])")
+    wait_for_text(notebook.page.locator(".sinkscope-losses .sinkscope-line"), HOSTILE)
+    canvas(notebook, "losses").hover(position=place_of_token(notebook, 1))
+    wait_for_text(tip(notebook, "losses"), 'token 1 "<img␣src=x␣onerror=')
     assert notebook.page.locator(".sinkscope img").count() == 0
     assert notebook.page.evaluate("() => globalThis.wasRun") is None
 
@@ -53,7 +57,8 @@ def test_everything_has_a_name_for_screen_readers(notebook):
         r"20 attention heads, dense. Selected: layer 0, head 0: sink mass 0\.\d+\. Arrow keys", labels["atlas"]
     )
     assert labels["map"].startswith(
-        "Attention map, dense, head 0: queries 0 to 63, keys 0 to 63 of 64 tokens, log10 probability."
+        "Attention map, dense, head 0: queries 0 to 63, keys 0 to 63 of 64 tokens, log10 probability. "
+        "Beside it, widened, keys 0 to 3."
     )
     assert labels["map"].endswith('Chosen query: token 40 "␣the".')
     assert re.fullmatch(
@@ -69,19 +74,22 @@ def test_everything_has_a_name_for_screen_readers(notebook):
 
 
 def test_a_stale_canvas_is_dimmed_and_busy(notebook):
-    notebook.execute("atlas.dimmed = head_map.dimmed = token_text.dimmed = True")
-    for name in ("atlas", "map", "text"):
+    notebook.execute("atlas.dimmed = head_map.dimmed = token_text.dimmed = losses.dimmed = True")
+    for name in ("atlas", "map", "text", "losses"):
         notebook.page.locator(f".sinkscope-{name}[aria-busy='true'] canvas[aria-busy='true']").wait_for()
         assert canvas(notebook, name).evaluate("c => getComputedStyle(c).opacity") == "0.5"
-    notebook.execute("atlas.dimmed = head_map.dimmed = token_text.dimmed = False")
+    notebook.execute("atlas.dimmed = head_map.dimmed = token_text.dimmed = losses.dimmed = False")
     notebook.page.wait_for_function("() => !document.querySelector('.sinkscope[aria-busy=\"true\"]')")
 
 
-def test_a_canvas_without_a_frame_shows_nothing(notebook):
-    notebook.execute("for w in (atlas, head_map, token_text): w.frame = {}\ntoken_text.values = b''")
+def test_a_canvas_without_a_frame_says_what_it_waits_for(notebook):
+    notebook.execute("for w in (atlas, head_map, token_text, losses): w.frame = {}\ntoken_text.values = b''")
     notebook.page.wait_for_function(
         "() => [...document.querySelectorAll('.sinkscope canvas')].every(c => !c.sinkscope && !c.width)"
     )
+    said = "stage => getComputedStyle(stage, '::before').content"
+    waiting = [each.evaluate(said) for each in notebook.page.locator(".sinkscope-stage").all()]
+    assert len(waiting) == 4 and all(words.endswith('…"') for words in waiting)
 
 
 def test_both_themes_are_drawn_in_their_own_ink_over_the_whole_width(notebook):
@@ -126,9 +134,9 @@ def test_a_canvas_has_the_pixels_of_a_fine_screen(notebook):
     session = notebook.page.context.new_cdp_session(notebook.page)
     session.send("Emulation.setDeviceMetricsOverride", {**size, "deviceScaleFactor": 2})
     try:
-        notebook.execute("fill_atlas(); send_tile(); send_row()")
+        notebook.execute("fill_atlas(); send_tile(); send_row(); send_losses()")
         settle(notebook)
-        for name in ("atlas", "map", "text"):
+        for name in ("atlas", "map", "text", "losses"):
             assert canvas(notebook, name).evaluate("c => c.width / c.clientWidth") == 2
     finally:
         session.send("Emulation.clearDeviceMetricsOverride")
@@ -151,11 +159,12 @@ def test_closing_a_view_leaves_no_listener_and_no_drawing(notebook):
     listening = "() => globalThis.listening()"
     before = notebook.page.evaluate(listening)
     assert {"ResizeObserver", "MutationObserver", "canvas wheel", "canvas keydown"} <= set(before)
-    notebook.execute("holder.children = [atlas, head_map, token_text]")
-    last = notebook.page.locator(".sinkscope-text canvas").nth(1)
+    notebook.execute("holder.children = [atlas, head_map, token_text, losses]")
+    last = notebook.page.locator(".sinkscope-losses canvas").nth(1)
     notebook.drawn(last)
     closed = [
-        notebook.page.locator(f".sinkscope-{name} canvas").nth(1).element_handle() for name in ("atlas", "map", "text")
+        notebook.page.locator(f".sinkscope-{name} canvas").nth(1).element_handle()
+        for name in ("atlas", "map", "text", "losses")
     ]
     assert len(notebook.page.evaluate(listening)) == 2 * len(before)
     notebook.execute("holder.children = []")
@@ -169,7 +178,7 @@ def test_closing_a_view_leaves_no_listener_and_no_drawing(notebook):
 
 def test_closing_a_widget_leaves_no_listener(notebook):
     before = notebook.page.evaluate("() => globalThis.listening()")
-    notebook.execute("more = [Atlas(), HeadMap(), TokenText()]; holder.children = more")
+    notebook.execute("more = [Atlas(), HeadMap(), TokenText(), Losses()]; holder.children = more")
     notebook.page.wait_for_function("n => globalThis.listening().length === 2 * n", arg=len(before))
     notebook.execute("holder.children = []\nfor widget in more: widget.close()")
     notebook.page.wait_for_function(

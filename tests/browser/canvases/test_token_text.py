@@ -19,13 +19,17 @@ def test_the_text_holds_the_row_and_says_each_tokens_value(notebook):
     assert token(notebook, 50).get_attribute("title") == 'token 50 "␣runs": not seen by this query'
 
 
-def test_more_attention_is_a_stronger_shade(notebook):
-    colours = [
-        token(notebook, place).locator("span").evaluate("s => getComputedStyle(s).backgroundColor")
-        for place in (30, 36, 39)
-    ]
-    blue = [int(re.findall(r"\d+", colour)[2]) for colour in colours]  # white loses its blue towards amber
-    assert blue[0] > blue[1] > blue[2]
+def test_more_attention_than_the_even_share_is_a_stronger_shade_and_less_is_none(notebook):
+    read = "all => all.slice(0, 41).map(s => getComputedStyle(s.lastChild).backgroundColor)"
+    colours = notebook.page.locator(".sinkscope-text .sinkscope-token").evaluate_all(read)
+    row = np.array(notebook.python("attention[0][0][40, :41].tolist()"))
+    shaded = [place for place in range(41) if colours[place] != "rgba(0, 0, 0, 0)"]
+    place = np.log(row * 41) / np.log(row.max() * 41)  # from the even share to the largest
+    assert set(np.flatnonzero(place > 0.03)) == set(shaded) and 3 < len(shaded) < 15
+    blue = {at: int(re.findall(r"\d+", colours[at])[2]) for at in shaded}  # white loses its blue towards amber
+    strongest_first = sorted(shaded, key=lambda at: -row[at])
+    assert [blue[at] for at in strongest_first] == sorted(blue.values())
+    assert f"{float(f'{1 / 41:.3g}')} or less" in notebook.page.locator(".sinkscope-text").inner_text()
 
 
 def test_clicking_a_token_chooses_the_query(notebook):
