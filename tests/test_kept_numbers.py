@@ -146,3 +146,35 @@ def test_the_headlines_with_and_without_bos_are_those_of_the_importance_of_each_
     rates = (alpha > 0.3).mean(["layer", "head"]).values
     assert alpha.sizes["short"] == 34 and "34 shorter ones" in README
     assert f"| 64, {words} BOS | {shown(masses(alpha, 64), 64)} | {told(*with_t(rates), 100)} |" in README
+
+
+ARMS = {
+    "softmax": "softmax",
+    "softmax1": "softmax1",
+    "learned sink": "learned sink logit",
+    "sink token": "learned sink token in front",
+    "clipped softmax": "clipped softmax",
+    "sigmoid": "sigmoid",
+    "relu": "ReLU",
+}
+
+
+def test_sinks_of_the_laboratory_are_those_of_its_runs():
+    found = record("emergence")
+    table = sinkscope.lab.emergence_table(found)
+    assert found.sizes["seed"] == 8 and table.attrs["step"] == 1000
+    assert f"the best possible loss is {table.attrs['best_loss']:.2f}; " in README
+    table = table.set_index(["quantity", "arm"])
+    for arm, name in ARMS.items():
+        mass, total, loss = (
+            table.loc[(quantity, arm)] for quantity in ("BOS mass of non-triggers", "row sum of non-triggers", "loss")
+        )
+        shown = [
+            f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]".replace("-", "−") for row in (mass, total, loss)
+        ]
+        shown[0] = shown[0].replace("−0.00", "0.00")
+        p = "" if arm == "softmax" else "< 0.001 " if mass["p_holm"] < 0.001 else f"{mass['p_holm']:.3f} "
+        assert f"| {name} | {shown[0]} | {p}| {shown[1]} | {shown[2]} |" in README
+    one = found.bos_mass.sel(tokens="non-trigger").isel(step=-1, layer=0, head=0)
+    between = one.sel(arm=["softmax1", "learned sink", "sink token", "clipped softmax"])
+    assert f"of {float(between.min()):.2f} to {float(between.max()):.2f} by seed" in README
