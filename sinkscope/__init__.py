@@ -29,9 +29,10 @@ _HOMES = {
         "ScoredPolicy", "SinkWindow", "StaticPolicy", "TOVA", "Window",
     ],
     "sinkscope.probes": [
-        "ALL", "FREE", "DistanceProfile", "Entropy", "EvictionEffect", "FirstCosine", "HiddenExtremes", "HiddenProbe",
-        "LayerProbe", "LogSumExp", "Maps", "Measured", "MeanLogits", "Norms", "OutputNorm", "Received",
-        "Seen", "SeenMaps", "SinkDimensions", "SinkMass", "TileProbe", "Variable",
+        "ALL", "FREE", "Compression", "DistanceProfile", "Entropy", "EvictionEffect", "FirstCosine", "Gates",
+        "HiddenExtremes", "HiddenProbe", "LayerProbe", "LogSumExp", "Maps", "Measured", "MeanLogits", "Norms",
+        "OutputNorm", "Reach", "Received", "Seen", "SeenMaps", "SinkDimensions", "SinkMass", "SinkPurpose",
+        "TileProbe", "Variable",
     ],
     "sinkscope.analysis.ablation": ["ablate", "ablation_table"],
     "sinkscope.analysis.compare": ["compare"],

@@ -79,6 +79,9 @@ class Layer(ABC):
         virtual_logit: logit of a learned sink, [head], or [sequence, head, query] where tokens have their own; or None.
         output: [sequence, head, query, dim] what each head hands on, or None where the model does not show it.
         others: keys that are no tokens (compressed ones); they take attention as a learned sink does.
+        projection: [head, width, dim] the columns of W_O that each head's output meets; None where no probe asks.
+        gate: [sequence, head, query, dim] what the output is multiplied by before W_O, NaN where the output is 0; None
+            where there is no gate, or no probe asks.
     """
 
     lse: Tensor
@@ -89,8 +92,10 @@ class Layer(ABC):
     virtual_logit: Tensor | None = None
     output: Tensor | None = None
     others: int = 0
+    projection: Tensor | None = None
+    gate: Tensor | None = None
 
-    _by_query: ClassVar[tuple[str, ...]] = ("lse", "output")  # what has one entry for each query
+    _by_query: ClassVar[tuple[str, ...]] = ("lse", "output", "gate")  # what has one entry for each query
 
     @property
     def rows(self) -> int:
@@ -199,7 +204,7 @@ class FusedLayer(Layer):
     shift: Tensor | None = None  # of the logits of their anchors, as in `Attended`
     weighing: Weighing = PLAIN  # the normaliser on it
 
-    _by_query: ClassVar[tuple[str, ...]] = ("lse", "output", "query", "shift")
+    _by_query: ClassVar[tuple[str, ...]] = ("lse", "output", "gate", "query", "shift")
 
     @property
     def reach(self) -> int:
@@ -296,7 +301,7 @@ class ScoredLayer(Layer):
 
     scores: Tensor
 
-    _by_query: ClassVar[tuple[str, ...]] = ("lse", "output", "scores")
+    _by_query: ClassVar[tuple[str, ...]] = ("lse", "output", "gate", "scores")
 
     @property
     def reach(self) -> int:

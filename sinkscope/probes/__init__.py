@@ -1,11 +1,14 @@
 """Probes: what is measured on the way."""
 
 from sinkscope.probes.base import HiddenProbe, LayerProbe, Measured, Measurements, Probe, TileProbe, Variable
+from sinkscope.probes.depth import Compression
 from sinkscope.probes.eviction_effect import EvictionEffect
 from sinkscope.probes.first_cosine import FirstCosine
 from sinkscope.probes.maps import Maps, MeanLogits
+from sinkscope.probes.reach import Reach
 from sinkscope.probes.seen import Seen, SeenMaps
 from sinkscope.probes.sink_dimensions import SinkDimensions
+from sinkscope.probes.sink_purpose import Gates, SinkPurpose
 from sinkscope.probes.summaries import (
     DistanceProfile,
     Entropy,
@@ -35,10 +38,12 @@ def probe_classes() -> list[type[Probe]]:
 __all__ = [
     "ALL",
     "FREE",
+    "Compression",
     "DistanceProfile",
     "Entropy",
     "EvictionEffect",
     "FirstCosine",
+    "Gates",
     "HiddenExtremes",
     "HiddenProbe",
     "LayerProbe",
@@ -50,11 +55,13 @@ __all__ = [
     "Norms",
     "OutputNorm",
     "Probe",
+    "Reach",
     "Received",
     "Seen",
     "SeenMaps",
     "SinkDimensions",
     "SinkMass",
+    "SinkPurpose",
     "TileProbe",
     "Variable",
     "probe_classes",

@@ -17,7 +17,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from torch import Tensor
@@ -70,6 +70,9 @@ class Probe(ABC):  # noqa: B024 - what there is to implement depends on the kind
 
     one_pass: ClassVar[bool] = False
     """Whether it sets tokens beside the first of their text, which a forward pass that goes on with one has not."""
+
+    needs: ClassVar[Literal["", "projection", "gate"]] = ""
+    """What it asks of a layer beside its attention: W_O, or the gate before it. Either is found by trial."""
 
     def wants(self, layer: int) -> bool:
         """Whether the probe looks at this layer."""
