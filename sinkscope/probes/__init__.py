@@ -18,6 +18,7 @@ from sinkscope.probes.summaries import (
     OutputNorm,
     Received,
     SinkMass,
+    ZeroWeights,
 )
 
 FREE: tuple[Probe, ...] = (SinkMass(), LogSumExp(), MeanLogits(), Norms(), HiddenExtremes())
@@ -64,5 +65,6 @@ __all__ = [
     "SinkPurpose",
     "TileProbe",
     "Variable",
+    "ZeroWeights",
     "probe_classes",
 ]

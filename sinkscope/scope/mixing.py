@@ -145,7 +145,7 @@ def find_mixing(anatomy: Anatomy, asking: Sequence[Probe]) -> dict[nn.Module, Mi
 
 
 def _mixing(read: tuple[nn.Module, Tensor] | None, handed: Tensor, has_sigmoid: bool) -> Mixing | None:
-    """What a module is that read some numbers [query, head and dim] where the heads handed on others; None for no W_O."""
+    """What a module is that read some numbers [query, head and dim] where heads handed on others; None for no W_O."""
     if read is None:
         return None
     module, states = read
