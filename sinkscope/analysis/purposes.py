@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ def purposes(
     record = whole(record)
     numbers = {name: variable(record, name).transpose("sequence", "layer", "head") for name in MEASURED}
     means = {name: each.mean("sequence") for name, each in numbers.items()}
-    kinds, each_text = (_kinds(*(each[name].values for name in MEASURED), **given) for each in (means, numbers))
+    kinds, each_text = (_kinds([each[name].values for name in MEASURED], given) for each in (means, numbers))
     keys = variable(record, "sink_key").transpose("sequence", "layer", "head").values
     rows = []
     for layer, head in np.argwhere(np.isfinite(means["sink_share"].values)):
@@ -63,7 +63,7 @@ def purposes(
     table = pd.DataFrame(rows)
     table.attrs = {
         **record.attrs,
-        **given,
+        **dict[Hashable, Any](given.items()),
         "null_share": float((2 / sequence_lengths(record)).mean()),
         "null_ratio": 1.0,
         "computed": f"sinks: {event:.0%} of the queries hold on; no-op: ratio <= {no_op:g}; broadcast: ratio >= "
@@ -87,11 +87,11 @@ def checked_thresholds(event: Any, no_op: Any, broadcast: Any, rank: Any) -> dic
     return found
 
 
-def _kinds(
-    share: np.ndarray, ratio: np.ndarray, stable: np.ndarray, event: float, no_op: float, broadcast: float, rank: float
-) -> np.ndarray:
-    spread = (ratio >= broadcast) & (stable <= rank)
-    return np.select([~(share >= event), ratio <= no_op, spread], ["no sink", "no-op", "broadcast"], "neither")
+def _kinds(numbers: list[np.ndarray], given: dict[str, float]) -> np.ndarray:
+    share, ratio, stable = numbers
+    spread = (ratio >= given["broadcast"]) & (stable <= given["rank"])
+    conditions = [~(share >= given["event"]), ratio <= given["no_op"], spread]
+    return np.select(conditions, ["no sink", "no-op", "broadcast"], "neither")
 
 
 @reads
@@ -114,7 +114,7 @@ def purpose_sensitivity(record: xr.Dataset, factors: Sequence[float] = FACTORS) 
             given = usual | {name: moved}
             if not 0 < given["event"] < 1 or given["no_op"] >= given["broadcast"]:
                 continue
-            kinds = _kinds(*numbers, **given)
+            kinds = _kinds(numbers, given)
             rows += [(name, factor, moved, kind, float((kinds == kind).mean())) for kind in KINDS]
     table = pd.DataFrame(rows, columns=["threshold", "factor", "value", "kind", "heads"])
     table.attrs = {**base.attrs, "computed": "shares of heads by kind, one threshold at a time moved"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -139,11 +139,11 @@ def save_head_gates(gates: xr.DataArray, path: str | os.PathLike[str]) -> Path:
     return place
 
 
-def _chosen(record: xr.Dataset, sinks: int | None, window: int | None) -> tuple[xr.Dataset, dict[str, Any]]:
+def _chosen(record: xr.Dataset, sinks: int | None, window: int | None) -> tuple[xr.Dataset, dict[Hashable, Any]]:
     """A record at one number of sinks and one window, and these."""
     record = whole(record)
     variable(record, "stream_error")
-    chosen = {}
+    chosen: dict[Hashable, Any] = {}
     for name, dim, given in (("sinks", "reach_sinks", sinks), ("window", "reach_window", window)):
         known = np.atleast_1d(record[dim].values).tolist()
         value = max(known) if given is None else given

@@ -37,7 +37,7 @@ def head_split(
     Args:
         model, ids, options: as of `sinkscope.perplexity`.
         gates: [layer, kv_head], as `sinkscope.head_gates` makes of a record, better of other texts.
-        shares: of the heads, from 0 to 1.
+        shares: of the heads, from 0 to 1, rounded to whole heads.
         sinks, window: what a head that streams sees.
 
     Returns:
@@ -52,20 +52,20 @@ def head_split(
     asked = sorted({finite_number(each, "shares", 0.0, inclusive=True) for each in several(shares, "shares")})
     if not asked or asked[-1] > 1:
         raise SinkscopeError(f"shares={shares!r} are not shares of the heads; give numbers from 0 to 1.")
-    every = [(share, False) for share in asked] + [(share, True) for share in asked if 0 < share < 1]
-    policies = [_policy(gates, share, streams, worst) for share, worst in every]
+    counts = sorted({round(share * gates.size) for share in asked})
+    every = [(count, False) for count in counts] + [(count, True) for count in counts if 0 < count < gates.size]
+    policies = [_policy(gates, count, streams, worst) for count, worst in every]
     record = perplexity(model, ids, policies, **options)
     return record.assign_coords(
-        share=("policy", np.asarray([share for share, _ in every])),
+        share=("policy", np.asarray([count for count, _ in every]) / gates.size),
         worst_first=("policy", np.asarray([worst for _, worst in every])),
     ).assign_attrs(kind="head split")
 
 
-def _policy(gates: xr.DataArray, share: float, streams: SinkWindow, worst: bool) -> PerHead:
-    """A share of all key-value heads streams, those with the lowest gates first, or those with the highest."""
+def _policy(gates: xr.DataArray, count: int, streams: SinkWindow, worst: bool) -> PerHead:
+    """So many of all key-value heads stream, those with the lowest gates first, or those with the highest."""
     values = gates.transpose("layer", "kv_head").values
     order = np.argsort(-values if worst else values, axis=None, kind="stable")
-    count = round(share * values.size)
     needs = np.ones(values.size)
     needs[order[:count]] = 0
     layers = gates["layer"].values.tolist()

@@ -95,6 +95,7 @@ def sink_values(
     for kind in chosen:
         if kind not in KINDS:
             raise SinkscopeError(f"kinds={kind!r} is unknown; give any of {', '.join(KINDS)}.")
+    find_anatomy(model)  # or what is no model says so
     texts, start = texts_of(ids), whole_number(seed, "seed", 0)
     if min(map(len, texts)) < 3:
         raise SinkscopeError("a text has fewer than three tokens, so no key can be drawn beside its sink; give more.")

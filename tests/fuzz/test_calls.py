@@ -20,6 +20,7 @@ ALWAYS_REFUSED = {
     "probes.Probe": "of no kind",
     "SinkCache.crop": "a cache that drops tokens cannot go back",
     "ScoredCache.crop": "a cache that drops tokens cannot go back",
+    "Gates": "the model has none",
     "audit": "builds models for seconds, and is given a type that there is not",
 }
 """What refuses its ordinary arguments too, and why."""
