@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis.discovery import massive_activations
-from sinkscope.analysis.importance import EPSILON, importance
+from sinkscope.analysis.importance import EPSILON, FEW_TEXTS, importance
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.reading import reads
 from sinkscope.analysis.variables import sequence_lengths, variable, whole
@@ -154,7 +154,8 @@ def depth_table(record: xr.Dataset, epsilon: float = EPSILON, resamples: int = 1
 
     matrix_entropy, anisotropy, kurtosis, first_norm, sink_rate   means over texts, each with `_low` and `_high` of a
     95% t interval over them. first_norm is that of the first token's state; sink_rate the share of the layer's heads
-    whose mean attention to the first token is above `epsilon`, NaN where that was not measured.
+    whose mean attention to the first token is above `epsilon`, NaN where that was not measured, and without bounds over
+    fewer than 16 texts, as every rate here.
 
     attrs: null_entropy, 1, and null_anisotropy, of states in all directions alike; null_kurtosis, 3, of normal ones.
 
@@ -180,7 +181,8 @@ def depth_table(record: xr.Dataset, epsilon: float = EPSILON, resamples: int = 1
         )
         bounds = bounds.reindex(layer=table["layer"].values)
         for column, source in (("", "mean"), ("_low", "lower"), ("_high", "upper")):
-            table[name + column] = bounds[source].values
+            is_known = name != "sink_rate" or not column or bounds.attrs["n"] >= FEW_TEXTS
+            table[name + column] = bounds[source].values if is_known else np.nan
     for name in ("sink_rate", "sink_rate_low", "sink_rate_high"):
         table[name] = table.get(name, np.nan)
     table.attrs = {**record.attrs, "epsilon": epsilon, "null_entropy": 1.0, "null_kurtosis": 3.0}

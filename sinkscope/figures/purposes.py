@@ -65,7 +65,7 @@ def purposes(
     panel = m.Panel(
         marks,
         m.Axis("norm handed on by the strongest key\n(over the mean of other keys)", limits=(0, None)),
-        m.Axis("lost value / (lost value + denominator)", limits=(0, 1)),
+        m.Axis("lost value (fraction of\nlost value + denominator)", limits=(0, 1)),
     )
     return m.Drawing([panel], record.attrs, m.COLUMN, 3.0, legend=m.Legend("heads, means over texts"))
 

@@ -42,8 +42,8 @@ class Reach(LayerProbe):
         windows: numbers w of last keys; a cache for them is ``SinkWindow(k, w - 1)``.
     """
 
-    sinks: Sequence[int] = (0, 1, 4, 16)
-    windows: Sequence[int] = (16, 64, 256)
+    sinks: Sequence[int] = (0, 4)
+    windows: Sequence[int] = (64, 256)
 
     one_text: ClassVar = True
     makes: ClassVar = {

@@ -133,8 +133,11 @@ def _strongest(layer: Layer) -> tuple[Tensor, Tensor]:
         (~(best > left + 1e-4) if shares else torch.ones_like(left, dtype=torch.bool)).nonzero().tolist()
     ):
         one = layer.one_head(sequence, head, torch.arange(layer.rows, device=keys.device))
-        total = sum(one.probabilities(rows, slice(0, one.reach)).double().sum((0, 1, 2)) for rows in _chunks(one))
-        key = int(total.argmax())  # type: ignore[union-attr]
+        total = torch.zeros(layer.reach, dtype=torch.float64, device=keys.device)
+        for rows in _chunks(one):
+            seen = one.mask.columns(rows, one.reach) if isinstance(one, FusedLayer) else slice(0, one.reach)
+            total[seen] += one.probabilities(rows, seen)[0, 0].sum(0)
+        key = int(total.argmax())
         if key != int(keys[sequence, head]):
             keys[sequence, head] = key
             held[sequence, head] = _columns(one, slice(key, key + 1))[0, 0, :, 0]
