@@ -162,5 +162,5 @@ def head_split(record: xr.Dataset) -> m.Drawing:
         x = [shares[each] for each in chosen]
         low, high = rows["ratio_low"], rows["ratio_high"]
         marks.append(m.Line(x, rows["ratio"], look, name, f"split-{row}", low, high, whiskers=True))
-    panel = m.Panel(marks, m.Axis("key-value heads that stream (fraction)"), m.Axis("perplexity over dense", "log"))
+    panel = m.Panel(marks, m.Axis("key-value heads that stream (fraction)"), m.Axis("perplexity over dense"))
     return m.Drawing([panel], record.attrs, m.COLUMN, 2.7, legend=m.Legend("whiskers: paired 95%"))
