@@ -43,7 +43,8 @@ class Eviction(ABC):
     since: int  # the first query that notices; everything before it is dense
     heads: Tensor | None = None  # booleans [head], where it acts; in all heads when None
     bias: float = 0.0  # added to the logits of the anchors
-    values: str = "kept"  # what an anchor's value is, as in `SinkWindow`
+    values: str = "kept"  # what an anchor's value is, as in `SinkWindow`; "given" for that below
+    given: Tensor | None = None  # [kv_head, dim]
 
     @property
     def turns(self) -> bool:
@@ -302,7 +303,9 @@ def _replaced(eviction: Eviction, block: Block, weighed: Tensor, weight: Tensor)
         return torch.zeros_like(weighed)
     if eviction.values == "added":
         return weighed
-    if eviction.values == "mean":
+    if eviction.given is not None:
+        other = eviction.given.to(block.value)[None, :, None]
+    elif eviction.values == "mean":
         other = eviction.mean_seen(block, block.value)
     elif eviction.values == "long":
         other = eviction.mean_seen(block, _length(block.value))

@@ -80,6 +80,9 @@ class Layer(ABC):
         output: [sequence, head, query, dim] what each head hands on, or None where the model does not show it.
         others: keys that are no tokens (compressed ones); they take attention as a learned sink does.
         sequences: [sequence] their numbers in the record; empty where nobody counted them.
+        projection: [head, width, dim] the columns of W_O that each head's output meets; None where no probe asks.
+        gate: [sequence, head, query, dim] what the output is multiplied by before W_O, NaN where the output is 0; None
+            where there is no gate, or no probe asks.
     """
 
     lse: Tensor
@@ -91,8 +94,10 @@ class Layer(ABC):
     output: Tensor | None = None
     others: int = 0
     sequences: tuple[int, ...] = ()
+    projection: Tensor | None = None
+    gate: Tensor | None = None
 
-    _by_query: ClassVar[tuple[str, ...]] = ("lse", "output")  # what has one entry for each query
+    _by_query: ClassVar[tuple[str, ...]] = ("lse", "output", "gate")  # what has one entry for each query
 
     @property
     def rows(self) -> int:
@@ -201,7 +206,7 @@ class FusedLayer(Layer):
     shift: Tensor | None = None  # of the logits of their anchors, as in `Attended`
     weighing: Weighing = PLAIN  # the normaliser on it
 
-    _by_query: ClassVar[tuple[str, ...]] = ("lse", "output", "query", "shift")
+    _by_query: ClassVar[tuple[str, ...]] = ("lse", "output", "gate", "query", "shift")
 
     @property
     def reach(self) -> int:
@@ -298,7 +303,7 @@ class ScoredLayer(Layer):
 
     scores: Tensor
 
-    _by_query: ClassVar[tuple[str, ...]] = ("lse", "output", "scores")
+    _by_query: ClassVar[tuple[str, ...]] = ("lse", "output", "gate", "scores")
 
     @property
     def reach(self) -> int:

@@ -14,6 +14,7 @@ from sinkscope.figures.images import image_grid
 from sinkscope.figures.interventions import dose_response, effects, predictability
 from sinkscope.figures.matplotlib_renderer import figure, matplotlib_figure
 from sinkscope.figures.plotly_renderer import plotly_figure
+from sinkscope.figures.purposes import depth, head_split, purposes, reach
 from sinkscope.figures.sinks import (
     first_cosine,
     mass_by_layer,
@@ -30,10 +31,10 @@ from sinkscope.figures.training import emergence, language_emergence
 del _fonts
 
 __all__ = [
-    "ablation", "collapse", "comparison", "decode_cost", "distance_profile", "dose_response", "effects", "emergence",
-    "entropy_by_layer", "explored", "figure", "first_cosine", "forced_mass", "image_grid", "language_emergence",
-    "log_perplexity", "marks", "mass_by_layer", "mass_by_length", "massive_activations", "matplotlib_figure",
-    "mean_maps", "norms",
-    "plotly_figure", "predictability", "recall", "received_by_position", "sink_mass_heatmap", "sink_rate_curve",
+    "ablation", "collapse", "comparison", "decode_cost", "depth", "distance_profile", "dose_response", "effects",
+    "emergence", "entropy_by_layer", "explored", "figure", "first_cosine", "forced_mass", "head_split",
+    "image_grid", "language_emergence", "log_perplexity", "marks", "mass_by_layer", "mass_by_length",
+    "massive_activations", "matplotlib_figure", "mean_maps", "norms", "plotly_figure", "predictability", "purposes",
+    "reach", "recall", "received_by_position", "sink_mass_heatmap", "sink_rate_curve",
     "span_mass",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ from torch.nn import functional
 from sinkscope.arguments import checks_types, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.runner import Advance
-from sinkscope.lab.decoder import NAMES, Arm, Decoder, Sizes
+from sinkscope.lab.decoder import USUAL, Arm, Decoder, Sizes
 from sinkscope.lab.runs import Comparison, Text, TrainingRun, TrainingSchedule, UnderWay
 from sinkscope.streaming.readers import next_token_losses
 
@@ -42,7 +42,7 @@ DIMS = {
 
 @checks_types
 def bigram_backcopy(
-    arms: str | Arm | Iterable[str | Arm] = NAMES,
+    arms: str | Arm | Iterable[str | Arm] = USUAL,
     seeds: int | Iterable[int] = range(8),
     steps: int = 1000,
     layers: int = 1,
@@ -76,7 +76,8 @@ def bigram_backcopy(
 
     Args:
         arms: any of "softmax", "softmax1", "learned sink" (a logit for each head, trained with the rest), "clipped
-            softmax", "sigmoid", "relu", "sink token" (softmax, with a learned token in front of BOS); or `Arm` objects.
+            softmax", "sigmoid", "relu", "sink token" (softmax, with a learned token in front of BOS) and "softpick", or
+            `Arm` objects; all but the last when none are named.
         seeds: one run each; intervals take three or more. Eight take 56 runs of half a minute on one quiet core.
         steps, batch: updates, and sequences in each.
         layers, heads, width: of the model; 1 to 3 layers.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sinkscope.arguments import several, whole_number
 from sinkscope.errors import SinkscopeError, shown
-from sinkscope.normalisers import ClippedSoftmax, LearnedSink, Normaliser, ReLU, Sigmoid, Softmax, Softmax1
+from sinkscope.normalisers import ClippedSoftmax, LearnedSink, Normaliser, ReLU, Sigmoid, Softmax, Softmax1, Softpick
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,11 @@ ARMS = (
     Arm("sigmoid", Sigmoid()),
     Arm("relu", ReLU()),
     Arm("sink token", has_sink_token=True),
+    Arm("softpick", Softpick()),
 )
 NAMES = tuple(arm.name for arm in ARMS)
+USUAL = NAMES[:7]
+"""Those of a comparison when none are named."""
 
 
 def arms_of(given: str | Arm | Iterable[str | Arm]) -> list[Arm]:

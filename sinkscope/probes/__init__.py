@@ -1,11 +1,14 @@
 """Probes: what is measured on the way."""
 
 from sinkscope.probes.base import HiddenProbe, LayerProbe, Measured, Measurements, Probe, TileProbe, Variable
+from sinkscope.probes.depth import Compression
 from sinkscope.probes.eviction_effect import EvictionEffect
 from sinkscope.probes.first_cosine import FirstCosine
 from sinkscope.probes.maps import Maps, MeanLogits
+from sinkscope.probes.reach import Reach
 from sinkscope.probes.seen import Seen, SeenMaps
 from sinkscope.probes.sink_dimensions import SinkDimensions
+from sinkscope.probes.sink_purpose import Gates, SinkPurpose
 from sinkscope.probes.span_mass import SpanMass
 from sinkscope.probes.summaries import (
     DistanceProfile,
@@ -16,6 +19,7 @@ from sinkscope.probes.summaries import (
     OutputNorm,
     Received,
     SinkMass,
+    ZeroWeights,
 )
 
 FREE: tuple[Probe, ...] = (SinkMass(), LogSumExp(), MeanLogits(), Norms(), HiddenExtremes())
@@ -36,10 +40,12 @@ def probe_classes() -> list[type[Probe]]:
 __all__ = [
     "ALL",
     "FREE",
+    "Compression",
     "DistanceProfile",
     "Entropy",
     "EvictionEffect",
     "FirstCosine",
+    "Gates",
     "HiddenExtremes",
     "HiddenProbe",
     "LayerProbe",
@@ -51,13 +57,16 @@ __all__ = [
     "Norms",
     "OutputNorm",
     "Probe",
+    "Reach",
     "Received",
     "Seen",
     "SeenMaps",
     "SinkDimensions",
     "SinkMass",
     "SpanMass",
+    "SinkPurpose",
     "TileProbe",
     "Variable",
+    "ZeroWeights",
     "probe_classes",
 ]

@@ -17,7 +17,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from torch import Tensor
@@ -73,6 +73,9 @@ class Probe(ABC):  # noqa: B024 - what there is to implement depends on the kind
 
     by_sequence: bool = False
     """Whether what it measures of a text depends on the place of that in the record."""
+
+    needs: ClassVar[Literal["", "projection", "gate"]] = ""
+    """What it asks of a layer beside its attention: W_O, or the gate before it. Either is found by trial."""
 
     def wants(self, layer: int) -> bool:
         """Whether the probe looks at this layer."""

@@ -130,6 +130,25 @@ class DistanceProfile(_Total):
 
 
 @dataclass(frozen=True)
+class ZeroWeights(_Total):
+    """Share of the keys that each query sees with a weight of exactly 0, as Softpick, sparsemax and ReLU give.
+
+    Makes ``zero_share`` [sequence, layer, head, query]. A weight below the smallest normal float32 counts as 0.
+    """
+
+    makes: ClassVar = {"zero_share": Variable(PER_QUERY, "1", "share of the keys seen that get a weight of 0")}
+
+    def start(self, layer: Layer) -> Tensor:
+        return torch.zeros_like(layer.lse)
+
+    def add(self, total: Tensor, layer: Layer, tile: Tile) -> None:
+        total[:, tile.heads, tile.rows] += (tile.probabilities != 0).sum(-1)
+
+    def finish(self, total: Tensor, layer: Layer) -> Measurements:
+        return {"zero_share": 1 - total / layer.keys_seen().clamp(min=1).to(total)}
+
+
+@dataclass(frozen=True)
 class Norms(LayerProbe):
     """Euclidean norms of each token's key and value, per key-value head, as attention sees them.
 

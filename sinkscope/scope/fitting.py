@@ -16,6 +16,7 @@ from sinkscope.models.facts import Anatomy
 from sinkscope.normalisers import Normaliser, VirtualKey
 from sinkscope.normalisers.base import quicker_form
 from sinkscope.probes import HiddenProbe, Probe
+from sinkscope.scope.streams import reads_tokens
 
 
 def fitting(probes: Iterable[Probe], anatomy: Anatomy) -> list[Probe]:
@@ -34,6 +35,12 @@ def check_fits(probe: Probe, anatomy: Anatomy) -> None:
     if anatomy.crosses and (probe.one_text or isinstance(probe, HiddenProbe)):
         raise SinkscopeError(
             f"{probe!r} looks at tokens of one text, and in cross-attention queries and keys are of two; leave it out."
+        )
+    if probe.needs and not (anatomy.interface and not anatomy.crosses and reads_tokens(anatomy.base)):
+        what = "its gate" if probe.needs == "gate" else "W_O"
+        raise SinkscopeError(
+            f"{probe!r} asks for {what} behind the heads of {type(anatomy.base).__name__}, which is found for models "
+            "that read tokens through transformers' attention interface only; leave it out."
         )
 
 

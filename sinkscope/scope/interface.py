@@ -6,6 +6,7 @@ returns its maps, the `FusedLayer` that probes look at; a forward hook of the sc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -42,10 +43,15 @@ CROSSING: WeakSet[nn.Module] = WeakSet()
 SEEN: WeakKeyDictionary[nn.Module, list[FusedLayer]] = WeakKeyDictionary()
 """What attention modules did that may not hand it on, call by call; a scope takes it from here."""
 
+TRIED: WeakKeyDictionary[nn.Module, Callable[[AttentionCall], Tensor]] = WeakKeyDictionary()
+"""Attention modules that are handed other outputs, to see what they make of them."""
 
-def scoped_attention(call: AttentionCall) -> tuple[Tensor, FusedLayer]:
+
+def scoped_attention(call: AttentionCall) -> tuple[Tensor, FusedLayer | None]:
     """Attention of one layer: the output [batch, head, query, dim], and the layer for the probes."""
     module, value = call.module, call.value
+    if module in TRIED:
+        return TRIED[module](call), None
     if call.foreign:
         raise SinkscopeError(
             f"{type(module).__name__} changes its attention by `{call.foreign[0]}`, which sinkscope cannot follow; "

@@ -29,6 +29,7 @@ from sinkscope.scope.collect import Collector, Text, checked_probes, measure_hid
 from sinkscope.scope.fitting import check_fits, check_normaliser
 from sinkscope.scope.forward import Caches, Forward, read_forward
 from sinkscope.scope.interface import CROSSING, EVICTIONS, NORMALISERS, SEEN
+from sinkscope.scope.mixing import Mixing, find_mixing
 from sinkscope.scope.streams import Told, TowerPass, arguments_of, check_given, read_tower, reads_tokens
 from sinkscope.scope.watch import Lookout, keys_and_values
 from sinkscope.undo import Hook, Undo, holding
@@ -66,6 +67,8 @@ class Observer:
         self._caches: Caches = WeakKeyDictionary()
         self._forward: Forward | TowerPass | None = None
         self._told, self._lookout = Told(), Lookout()
+        self._mixing: dict[nn.Module, Mixing] = {}  # of attention modules, where a probe asks
+        self._mixed: dict[nn.Module, Tensor] = {}  # what their W_O reads in the call under way
         self._numbers: dict[int, int] = {}  # of the layer that each part was in its last run of a forward pass
         self._causal: bool | None = None
         self._other_keys = 0
@@ -99,6 +102,8 @@ class Observer:
         for index, part in enumerate(parts):
             if self.policy.remembers and self.evictions[index]:
                 undo.hang(part.attention, Hook(self._check_runs_once, index, part), before=True)
+            if (mixing := self._mixing.get(part.attention)) is not None and mixing.is_gated:
+                undo.hang(mixing.module, Hook(self._before_mixing, part.attention), before=True)
             if interface:
                 undo.hang(part.attention, Hook(self._after_interface, index, part))
             else:
@@ -112,6 +117,15 @@ class Observer:
                     inside.setdefault(part.layer, []).append(index)
             for layer, indices in inside.items():
                 undo.hang(layer, Hook(self._after_layer, indices))
+
+    def _find_mixing(self) -> None:
+        """Try what each layer does with its heads' outputs, where a probe asks, with the scope's attention in place."""
+        if asking := [probe for probe in self.probes if probe.needs]:
+            self._mixing = find_mixing(self.anatomy, asking)
+
+    def _before_mixing(self, attention: nn.Module, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self._is_mine():
+            self._mixed[attention] = args[0].detach()
 
     def _take_turn(self, module: nn.Module, args: Any) -> None:
         self._turn.take()
@@ -156,6 +170,7 @@ class Observer:
 
     def _end_forward(self) -> None:
         self._collector.discard()
+        self._mixed.clear()
         self._forward = None
 
     @contextmanager
@@ -187,7 +202,9 @@ class Observer:
                 return
             for layer in output if isinstance(output, tuple) else ():
                 if isinstance(layer, Layer):
-                    self._observe(index, part, layer)
+                    mixing = self._mixing.get(module)
+                    mixed = self._mixed.pop(module, None)
+                    self._observe(index, part, layer if mixing is None else mixing.beside(layer, mixed))
 
     def _after_watching(
         self, index: int, part: Part, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any

@@ -202,6 +202,8 @@ class Scope(Observer):
         for base in bases:
             leave_maps_out(base, undo)
         use_implementation(bases, NAME, undo)
+        for scope in scopes:
+            scope._find_mixing()
         if self._alone:
             self.move_here()
         for module in self._turn.modules:

@@ -1,4 +1,4 @@
-"""A record or table with known contents for every figure: no model needed."""
+"""A record or table with known contents for every figure."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
 
+import sinkscope
 from sinkscope import figures
 from sinkscope.figures.matplotlib_renderer import PaperFigure
 from tests.support import experiments
 from tests.support.loss_records import collapsing
 from tests.support.synthetic import synthetic_maps, synthetic_record
 from tests.support.training_records import emergence_record, language_record
+from tests.support.zoo import build
 
 ATTRIBUTES = {"model": "some/model", "text": "a text", "date": "2020-02-02", "sinkscope": "0.1.0"}
 
@@ -150,6 +153,21 @@ def read_twice() -> xr.Dataset:
     )
 
 
+def of_purposes() -> xr.Dataset:
+    """What heads and layers of a tiny model are for."""
+    probes = [sinkscope.SinkPurpose(), sinkscope.Reach((0, 2), (4, 16)), sinkscope.Compression(),
+              sinkscope.EvictionEffect((0,)), sinkscope.SinkMass(1)]  # fmt: skip
+    ids = torch.randint(3, 120, (4, 40), generator=torch.Generator().manual_seed(5))
+    return sinkscope.measure(build("llama"), ids, probes, progress=False)
+
+
+def split() -> xr.Dataset:
+    """Losses of heads that stream."""
+    ids = torch.randint(3, 120, (1, 80), generator=torch.Generator().manual_seed(5))
+    gates = sinkscope.head_gates(of_purposes())
+    return sinkscope.head_split(build("llama"), ids, gates, (0, 0.5, 1), sinks=2, window=8, progress=False)
+
+
 STREAMED: dict[str, Callable[[], Any]] = {
     "ablation": ablation_table,
     "decode_cost": decode_table,
@@ -160,6 +178,7 @@ TRAINED: dict[str, Callable[[], Any]] = {"emergence": emergence_record, "languag
 RECORDS: dict[str, Callable[[], Any]] = {
     **dict.fromkeys(CAPTURED, captured), **EXPERIMENTS, **STREAMED, **TRAINED, "explored": view,
     "first_cosine": likenesses, "image_grid": pictured, "span_mass": spanned,
+    **dict.fromkeys(("purposes", "depth", "reach"), of_purposes), "head_split": split,
 }  # fmt: skip
 
 

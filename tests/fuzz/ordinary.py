@@ -168,6 +168,13 @@ BY_SUBJECT: dict[str, dict[str, Make]] = {
     "Dose": {"bias": lambda _: -1.0},
     "Evict": {"keys": lambda _: (0,)},
     "EvictRecent": {"recent": lambda _: 4},
+    "head_split": {"gates": lambda _: world.gates(), "ids": lambda _: world.ids(1, 60)},
+    "save_head_gates": {"gates": lambda _: world.gates(), "path": lambda folder: folder / "gates.tsv"},
+    "sink_values": {"kinds": lambda _: ("zero", "other text")},
+    "reach": {"sinks": lambda _: 1, "windows": lambda _: 8},
+    "reach_table": {"sinks": lambda _: 1, "window": lambda _: 16},
+    "head_gates": {"sinks": lambda _: 1, "window": lambda _: 16},
+    "Reach": {"sinks": lambda _: (1, 2), "windows": lambda _: 8},
     "LearnedSink": {"logit": lambda _: 0.0},
     "HeavyHitters": {"budget": lambda _: 8, "recent": lambda _: 4},
     "TOVA": {"budget": lambda _: 8},
@@ -246,6 +253,10 @@ READS: dict[str, str] = {
     "figures.log_perplexity": "collapsing", "figures.predictability": "predictability", "figures.recall": "recall",
     "familiarity_table": "losses", "recited": "losses", "span_mass": "spanned", "span_table": "spanned",
     "figures.span_mass": "spanned",
+    "purposes": "purposes", "purpose_sensitivity": "purposes", "depth_table": "purposes", "spike_life": "purposes",
+    "spike_overlap": "purposes", "reach": "purposes", "reach_table": "purposes", "head_gates": "purposes",
+    "gates_table": "gated", "figures.purposes": "purposes", "figures.depth": "purposes", "figures.reach": "purposes",
+    "figures.head_split": "head split",
 }  # fmt: skip
 """What record or table a reader reads, where it is not what `measure` makes."""
 RECORDS = ("record", "curve", "table")

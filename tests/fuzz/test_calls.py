@@ -21,6 +21,7 @@ ALWAYS_REFUSED = {
     "SinkCache.crop": "a cache that drops tokens cannot go back",
     "ScoredCache.crop": "a cache that drops tokens cannot go back",
     "Spans.images": "the tiny model reads no images",
+    "Gates": "the model has none",
     "audit": "builds models for seconds, and is given a type that there is not",
 }
 """What refuses its ordinary arguments too, and why."""

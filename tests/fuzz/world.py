@@ -98,10 +98,15 @@ def _records() -> dict[str, Any]:
         model(), ids(), (*sinkscope.ALL, sinkscope.EvictionEffect(), sinkscope.FirstCosine(), SinkDimensions()),
         tokenizer=tokenizer(), progress=False,
     )  # fmt: skip
+    purposes = sinkscope.measure(model(), ids(), _of_purposes(), progress=False)
+    gates = sinkscope.head_gates(purposes)
     run = sinkscope.run_ablation(model(), ids(), (0, 1), 8, progress=False)
     timed = sinkscope.run_timing(model(), ids(1, 64), 8, ("dense", "window"), repeats=1, progress=False)
     return {
         "measured": measured,
+        "purposes": purposes,
+        "gated": _gated(measured),
+        "head split": sinkscope.head_split(model(), ids(1, 60), gates, (0, 0.5, 1), sinks=1, window=8, progress=False),
         "losses": sinkscope.perplexity(model(), ids(), [sinkscope.Dense()], progress=False),
         "collapsing": loss_records.collapsing(tokens=200),
         "ablation": run,
@@ -122,6 +127,20 @@ def _records() -> dict[str, Any]:
         "comparison table": drawn.comparison_table(),
         "emergence table": sinkscope.lab.emergence_table(training_records.emergence_record()),
     }
+
+
+def _of_purposes() -> list[Any]:
+    first = sinkscope.EvictionEffect((0,))
+    return [*sinkscope.ALL, sinkscope.SinkPurpose(), sinkscope.Reach(1, (4, 16)), sinkscope.Compression(), first]
+
+
+def _gated(measured: Any) -> Any:
+    half = measured["log_sum_exp"] * 0 + 0.5
+    return measured.assign(gate=half, gate_low=half)
+
+
+def gates() -> Any:
+    return sinkscope.head_gates(record("purposes"))
 
 
 def _with_images(record: Any) -> Any:

@@ -45,6 +45,8 @@ def weights_by_hand(arm: str, scores: np.ndarray, logit: float) -> np.ndarray:
         return np.clip(1.03 * exponentials / exponentials.sum() - 0.03, 0, 1)
     if arm == "sigmoid":
         return 1 / (1 + np.exp(-(scores - math.log(len(scores)))))
+    if arm == "softpick":
+        return np.maximum(exponentials - 1, 0) / (np.abs(exponentials - 1).sum() + 1e-6)
     assert arm == "relu"
     return np.maximum(scores, 0) / len(scores)
 
