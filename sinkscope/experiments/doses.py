@@ -57,7 +57,9 @@ def dose_response(
     given, chosen = checked_doses(doses), _checked_arms(arms)
     every = [EvictKeys(arm, whole_number(count, "count", 1), dose, layers, heads) for arm in chosen for dose in given]
     conditions = Conditions(start, sinks, seed, draws=1)
-    record = run_under(model, ids, every, conditions, count, progress).sel(policy=[each.name for each in every])
+    record = run_under(model, ids, every, conditions, count, progress, beside=False).sel(
+        policy=[each.name for each in every]
+    )
     both = (
         record.drop_vars(["policy", "control", "same_tokens", "draws", "draw_nll", "removed_mass"], errors="ignore")
         .coarsen(policy=len(given))

@@ -89,8 +89,10 @@ def run_under(
     conditions: Conditions,
     first: int,
     progress: bool | None,
+    beside: bool = True,
 ) -> xr.Dataset:
-    """`run_interventions` under these conditions, whatever they are."""
+    """`run_interventions` under these conditions, whatever they are; `beside` their controls and the attention
+    that they take away, or by themselves."""
     tokenizer = conditions.tokenizer
     texts = _texts(model, ids, conditions)
     if interventions is None:
@@ -104,14 +106,14 @@ def run_under(
         for intervention in chosen:
             found.after(partial(_check, intervention, model, texts, conditions), intervention)
             found.check_weights(intervention)
-    every, prepared = _beside_controls(chosen), dict[str, Intervention]()
+    every, prepared = _beside_controls(chosen, beside), dict[str, Intervention]()
     for name, each in every.items():
         made = found.after(partial(each.prepare, model, _copies(texts), conditions), each)
         if not isinstance(made, Intervention):
             raise SinkscopeError(f"`{name}` is prepared as {made!r}; let `prepare` return an intervention, as self.")
         found.check_weights(each)
         prepared[name] = made
-    record = _record(found, texts, prepared, conditions, first, progress)
+    record = _record(found, texts, prepared, conditions, first, progress, beside)
     controls = [control.name if (control := each.control()) is not None else "" for each in every.values()]
     controls = [name if name in record["policy"].values else "" for name in controls]  # none for what is one itself
     return record.assign_coords(control=("policy", controls))
@@ -158,11 +160,11 @@ def _copies(texts: Sequence[Tensor]) -> list[Tensor]:
     return [text.clone() for text in texts]
 
 
-def _beside_controls(chosen: Sequence[Intervention]) -> dict[str, Intervention]:
-    """The baseline, the interventions and their controls by name; a control that several share only once."""
+def _beside_controls(chosen: Sequence[Intervention], beside: bool) -> dict[str, Intervention]:
+    """The baseline, the interventions and, where asked, their controls by name; one that several share only once."""
     every: dict[str, Intervention] = {Nothing.name: Nothing()} | {each.name: each for each in chosen}
     for each in chosen:
-        control = each.control()
+        control = each.control() if beside else None
         if control is not None and not _is_same(every.setdefault(control.name, control), control):
             raise SinkscopeError(
                 f"the control of `{each.name}` is called `{control.name}`, as is another intervention or control that "
@@ -218,8 +220,9 @@ def _record(
     conditions: Conditions,
     first: int,
     shown: bool | None,
+    weighed: bool,
 ) -> xr.Dataset:
-    """Every text run under each intervention, the baseline first."""
+    """Every text run under each intervention, the baseline first; `weighed` by the attention that is taken away."""
     model, longest, shape = found.model, max(map(len, texts)), (len(interventions), len(texts))
     plain = [PlainText(model, text, conditions.start, first) for text in texts]
     conditions = replace(conditions, attention=lambda number: plain[number].attention)
@@ -248,7 +251,8 @@ def _record(
                 lost[at] = one.nll[scored].numpy()
                 losses[row, number] += lost / draws[row]
                 every[row, draw, number] = np.nanmean(lost)
-                removed[row, number] += plain[number].removed_mass(trial) / draws[row]
+                if weighed:
+                    removed[row, number] += plain[number].removed_mass(trial) / draws[row]
                 same[row, number] &= torch.equal(trial.tokens[1:][scored], text[at])
                 late = one.record.isel(sequence=0, query=slice(int((places < conditions.start).sum()), None))
                 late = late.assign(sink_mass=late["sink_mass"].sum("sink"))

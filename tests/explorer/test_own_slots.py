@@ -163,7 +163,7 @@ def test_the_saved_code_imports_the_classes_and_measures_what_was_shown(monkeypa
     assert "from tests.explorer.own_slots import TwoSinks\nfrom tests.explorer.own_slots import Squares\n" in code
     exec(code, fresh)
     whole = slice(0, TOKENS)
-    shown = controller.maps.probabilities(0, whole, whole)
+    shown = controller.maps.probabilities(controller.unit, whole, whole)
     np.testing.assert_allclose(fresh["attention_map"], np.nan_to_num(shown), atol=2e-5)
     measured = [float(sinkscope.ppl(fresh[name])[0]) for name in ("dense", "changed")]
     np.testing.assert_allclose(measured, [controller.loss.dense, controller.loss.changed], rtol=1e-4)

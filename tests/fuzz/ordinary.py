@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 import sinkscope
+from sinkscope.experiments.intervention import Conditions
 from sinkscope.figures import marks
 from tests.fuzz import world
 from tests.fuzz.subjects import Subject, public
@@ -181,6 +182,10 @@ BY_SUBJECT: dict[str, dict[str, Make]] = {
     "PerHead.from_table": {"table": lambda _: np.array([[0.1], [0.8]])},
     "PerHead": {"policies": lambda _: {(0, 1): sinkscope.Window(8)}},
     "Variable": {"dims": lambda _: ("query",)},
+    **{
+        f"{name}.draws": {"conditions": lambda _: Conditions()}
+        for name in ("EvictKeys", "SetMassive", "Repeat", "ReplaceTokens", "Intervention")
+    },
     "Trial": {"tokens": lambda _: world.ids(1)[0], "policy": lambda _: None},
     "recall": {"ids": lambda _: world.ids(1, 120)},
     "run_timing": {"policies": lambda _: "dense", "ids": lambda _: world.ids(1, 64)},
