@@ -9,11 +9,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import BuiltinFunctionType
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.models import setting
@@ -125,10 +128,15 @@ def has_interface(model: Any) -> bool:
     return bool(can_set and can_set())
 
 
-def makes_its_own_softmax(attention: type) -> bool:
-    """Whether modules of a class make their attention by hand, where others of a model use the interface (git)."""
-    code = getattr(inspect.unwrap(attention.forward), "__code__", None)  # type: ignore[attr-defined]
-    return code is not None and "softmax" in code.co_names and "ALL_ATTENTION_FUNCTIONS" not in code.co_names
+def makes_its_own_softmax(attention: nn.Module) -> bool:
+    """Whether a module makes its attention by hand, where others of a model use the interface.
+
+    Some do by what transformers wrote for them (git), and some by a forward that somebody put in its place.
+    """
+    forward: Any = inspect.unwrap(vars(attention).get("forward", type(attention).forward))
+    names = getattr(getattr(forward, "__code__", None), "co_names", ())
+    by_hand = {"softmax"} if is_of_transformers(forward) else {"softmax", "scaled_dot_product_attention"}
+    return not by_hand.isdisjoint(names) and "ALL_ATTENTION_FUNCTIONS" not in names
 
 
 def implementation(model: Any) -> str:
@@ -155,11 +163,13 @@ def use_implementation(models: Sequence[Any], name: str, undo: Undo) -> None:
             raise SinkscopeError(
                 "this model shares its configuration with another one that carries a scope; leave that one first."
             )
-        if not is_softmax(used):
+        if own_function(used, model) is not None:
+            other = "eager" if used == "sdpa" else "sdpa"
             raise SinkscopeError(
                 f"{type(model).__name__} attends by {used!r}, a function that is none of transformers' own, and a "
-                'scope would put softmax attention in its place; call model.set_attn_implementation("sdpa") before, if '
-                "that is what it computes, else measure its maps elsewhere and use sinkscope.from_maps."
+                "scope would put softmax attention in its place; call "
+                f'model.set_attn_implementation("{other}") before, if that is what it computes, else measure its maps '
+                "elsewhere and use sinkscope.from_maps."
             )
 
     def restore() -> None:
@@ -171,12 +181,32 @@ def use_implementation(models: Sequence[Any], name: str, undo: Undo) -> None:
         model.set_attn_implementation(name)
 
 
-def is_softmax(implementation: str | None) -> bool:
-    """Whether an implementation is plain softmax attention: one of transformers' own, none of a user's."""
-    function: Any = dict(AttentionInterface()).get(implementation or "eager")
-    while isinstance(function, partial):
-        function = function.func
-    return function is None or str(getattr(function, "__module__", "")).startswith("transformers.")
+def own_function(implementation: str | None, model: nn.Module) -> Callable[..., Any] | None:
+    """The function of its user's own by which a model attends; None where it is transformers' plain softmax attention.
+
+    Whose a function is follows from its code, since a decorator may give it the name and the module of another.
+    """
+    name = (implementation or "eager").removeprefix("paged|")
+    function: Any = ALL_ATTENTION_FUNCTIONS.get(name)
+    if name == "sdpa" and not isinstance(F.scaled_dot_product_attention, BuiltinFunctionType):
+        return F.scaled_dot_product_attention  # in the place of torch's
+    if function is None:  # "eager": a function beside the code of each family
+        return next(filter(None, map(_other_eager, {type(module) for module in model.modules()})), None)
+    is_chosen = isinstance(function, partial) and not function.args and set(function.keywords) <= {"implementation"}
+    return None if is_of_transformers(function.func if is_chosen else function) else function
+
+
+def is_of_transformers(function: Any) -> bool:
+    """Whether the code of a function is transformers' own, whatever name it goes by."""
+    return str(getattr(function, "__globals__", {}).get("__name__")).startswith("transformers.")
+
+
+def _other_eager(kind: type) -> Callable[..., Any] | None:
+    """The eager attention that modules of a class call, where that is neither their own nor transformers'."""
+    around = getattr(inspect.unwrap(kind.forward), "__globals__", {})  # type: ignore[attr-defined]
+    eager = around.get("eager_attention_forward")
+    is_its_own = eager is None or getattr(eager, "__globals__", None) is around or is_of_transformers(eager)
+    return None if is_its_own else eager
 
 
 def leave_maps_out(model: Any, undo: Undo) -> None:

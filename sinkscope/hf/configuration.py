@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
-from transformers import AttentionInterface
 
-from sinkscope.hf.attention import configurations, is_softmax
+from sinkscope.hf.attention import configurations, own_function
 from sinkscope.hf.models import core, has_config
 
 NEUTRAL = {  # fields of a configuration by which no number of a forward pass in eval mode changes
@@ -74,11 +73,11 @@ def _fields(given: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 def attention_functions(model: nn.Module) -> dict[str, tuple[str, Callable[..., Any] | None]]:
     """By part, the implementations of attention and of experts in use, and the function of one of the user's own."""
-    registered, found = dict(AttentionInterface()), {}
+    found: dict[str, tuple[str, Callable[..., Any] | None]] = {}
     for number, config in enumerate(configurations(core(model))):
         part = str(getattr(config, "model_type", "")) if number else ""
         used = str(config._attn_implementation)
-        found[f"attention {part}".strip()] = used, None if is_softmax(used) else registered.get(used)
+        found[f"attention {part}".strip()] = used, own_function(used, core(model))
         if experts := getattr(config, "_experts_implementation", None):
             found[f"experts {part}".strip()] = str(experts), None
     return found

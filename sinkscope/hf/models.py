@@ -97,6 +97,15 @@ def kind_of_input(model: Any, whole: Any = None) -> str:
     return "vision" if told & {"image", "video"} else "audio" if "audio" in told else "text"
 
 
+def looks_for_tokens(model: nn.Module) -> bool:
+    """Whether an adapter acts from certain tokens on, for which it looks in what is read at once (activated LoRA)."""
+    return any(
+        getattr(getattr(module, "active_peft_config", None), "alora_invocation_tokens", None) is not None
+        and not getattr(module, "_adapters_disabled", False)
+        for module in model.modules()
+    )
+
+
 def attends_in_chunks(model: Any) -> bool:
     """Whether some layers attend within chunks of the text (llama4)."""
     return "chunked_attention" in (getattr(text_config(model), "layer_types", None) or [])

@@ -28,7 +28,7 @@ from sinkscope.hf.caches import (
     returned_cache,
     with_cache,
 )
-from sinkscope.hf.models import has_config, vocabulary_size
+from sinkscope.hf.models import has_config, looks_for_tokens, vocabulary_size
 from sinkscope.hf.placement import reading_device
 from sinkscope.models.compiled import uncompiled
 from sinkscope.models.facts import Anatomy, find_anatomy
@@ -108,7 +108,8 @@ class Layout:
         reads: for each attention layer the places in the cache of the keys it reads: one; several where it runs several
             times; none where it has no keys (linear attention) or does not run (cross-attention without an encoder).
         foreign: why it cannot be told what the cache holds, or "".
-        is_followed: whether attention is what its scores and the mask say, with no bias or choice of the layer's own.
+        is_followed: whether attention is what its scores and the mask say, with no bias, choice or function of the
+            layer's own.
     """
 
     natives: dict[int, int | None]
@@ -203,7 +204,8 @@ def _layout(anatomy: Anatomy, cache: Any, trace: _Trace, look: Look) -> Layout:
     reads = [[place for index, place, _ in trace.handed if index == number] for number in range(len(anatomy.parts))]
     windows = {place: growing_window(cache.layers[place]) for _, place, _ in trace.handed}
     natives = {index: windows[places[0]] for index, places in enumerate(reads) if places}
-    is_followed = True
+    called = {index_of.get(call.module) for call in look.calls}
+    is_followed = not anatomy.interface or all(index in called for index, places in enumerate(reads) if places)
     for call in look.calls:
         index = index_of.get(call.module, -1)
         if index >= 0 and not reads[index]:  # those that another layer made
@@ -242,6 +244,8 @@ def find_reading(model: nn.Module) -> str:
     "blocks" of any size, "tokens" one at a time (also where int8 layers scale together what they are given at once), or
     "whole" only; "acausal" where tokens change what stands before them.
     """
+    if looks_for_tokens(model):
+        return WHOLE
     base = find_anatomy(model).base
     state = (sum(1 for _ in base.modules()), next(base.parameters()).dtype)
     if base not in _READINGS or _READINGS[base][0] != state:

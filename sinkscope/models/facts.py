@@ -72,7 +72,6 @@ class Stream(NamedTuple):
     base: str  # path of the model that runs them
     kinds: dict[str, type]  # the classes of the modules, by their paths
     crosses: bool  # whether their queries look at what another model made
-    by_hand: bool  # whether some go round transformers' attention interface
 
 
 _FOUND: WeakKeyDictionary[nn.Module, tuple[int, list[Stream]]] = WeakKeyDictionary()
@@ -107,7 +106,8 @@ def find_streams(model: nn.Module) -> dict[str, Anatomy]:
         stream.name: Anatomy(
             modules[stream.base],
             _parts(modules, list(stream.kinds)),
-            interface=has_interface(modules[stream.base]) and not stream.by_hand,
+            interface=has_interface(modules[stream.base])
+            and not any(makes_its_own_softmax(modules[path]) for path in stream.kinds),
             crosses=stream.crosses,
             told=setting(modules[stream.base], "num_hidden_layers") or 0,
         )
@@ -146,9 +146,7 @@ def _search(model: nn.Module, modules: dict[str, nn.Module]) -> list[Stream]:
             paths = [path for path in around[base] if (path in across[base]) is crosses]
             if paths:
                 unique = f"{name} ({base})" if name in taken else name
-                own = {path: kinds[path] for path in paths}
-                by_hand = any([makes_its_own_softmax(kind) for kind in own.values()])
-                streams.append(Stream(unique, base, own, crosses, by_hand))
+                streams.append(Stream(unique, base, {path: kinds[path] for path in paths}, crosses))
     return streams
 
 

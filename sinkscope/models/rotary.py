@@ -266,6 +266,8 @@ def _grow(base: Any) -> bool:
     with Undo() as undo:
         look = look_at(base, undo)
         base(torch.zeros_like(given), position_ids=given, **with_cache(base, growing_cache(base)))
+    if not look.calls:  # attention by a function of the layers' own
+        return False
     lengths = torch.stack([call.query.double().flatten(1).norm(dim=1).cpu() for call in look.calls])
     change = (lengths - lengths[:, :1]).abs() / lengths[:, :1]
     return bool(change.max() > max(1e-3, 4 * torch.finfo(look.calls[0].query.dtype).eps))

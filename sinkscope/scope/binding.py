@@ -185,7 +185,7 @@ def goes_by_token(model: nn.Module) -> bool:
 def _out_of_reach(anatomy: Anatomy) -> str:
     if not anatomy.interface:
         return "does not use transformers' attention interface"
-    return "changes its attention by a bias or a mask of its own"
+    return "changes its attention by a bias, a mask or a function of its own"
 
 
 def block_within_limits(model: nn.Module, policy: Policy, block: int) -> int:

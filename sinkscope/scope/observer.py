@@ -18,7 +18,8 @@ from sinkscope.attention.masks import TensorMask
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.images import Grid
 from sinkscope.hf.models import placeholder_ids, reading_all
-from sinkscope.models.facts import Anatomy, Part
+from sinkscope.models.cached import find_layout
+from sinkscope.models.facts import Anatomy, Part, find_streams
 from sinkscope.models.requirements import not_finite
 from sinkscope.models.threads import Turn
 from sinkscope.normalisers import Normaliser
@@ -61,6 +62,8 @@ class Observer:
         self._counts_keys = not anatomy.crosses and bool(placeholder_ids(model))
         if normaliser is not None:
             check_normaliser(normaliser, model, anatomy, self.evictions)
+        is_changed = normaliser is not None or any(self.evictions)
+        self._reads = find_layout(model).reads if is_changed and stream == next(iter(find_streams(model))) else ()
         self._turns = any(eviction.turns for each in self.evictions for eviction in each)
         self._collector = Collector(len(anatomy.parts), self.probes)
         self._grids: list[Grid] = []  # of the images that were read, in their order
@@ -200,11 +203,16 @@ class Observer:
                 layers, SEEN[module] = SEEN[module], []
                 self._observe(index, part, *layers)
                 return
-            for layer in output if isinstance(output, tuple) else ():
-                if isinstance(layer, Layer):
-                    mixing = self._mixing.get(module)
-                    mixed = self._mixed.pop(module, None)
-                    self._observe(index, part, layer if mixing is None else mixing.beside(layer, mixed))
+            shown = [each for each in (output if isinstance(output, tuple) else ()) if isinstance(each, Layer)]
+            is_filled = bool(self.evictions[index]) or module in NORMALISERS
+            if not shown and is_filled and any(self._reads[index : index + 1]):
+                raise SinkscopeError(
+                    f"{part.name} ran, and attended by a function of its own, in which no policy and no normaliser of "
+                    "sinkscope acts; leave them out, or give its forward pass back the attention of transformers."
+                )
+            for layer in shown:
+                mixing, mixed = self._mixing.get(module), self._mixed.pop(module, None)
+                self._observe(index, part, layer if mixing is None else mixing.beside(layer, mixed))
 
     def _after_watching(
         self, index: int, part: Part, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any

@@ -217,7 +217,7 @@ def test_losses_of_a_model_that_chooses_keys_by_what_is_read_with_them_are_those
 
 
 def test_a_policy_beside_a_mask_of_a_layers_own_is_refused():
-    with pytest.raises(SinkscopeError, match="by a bias or a mask of its own"):
+    with pytest.raises(SinkscopeError, match="by a bias, a mask or a function of its own"):
         attached(tiny_model("doge"), policy=SinkWindow(2, 8))
 
 

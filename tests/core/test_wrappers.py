@@ -229,3 +229,15 @@ def test_a_cache_goes_on_under_another_wrapper_of_the_same_weights_and_not_with_
         assert again.seen == 24
     with pytest.raises(SinkscopeError, match="saved with a LlamaForCausalLM, and this"):
         S.SinkCache.load(tmp_path / "cache.safetensors", adapted("lora"))
+
+
+@torch.no_grad()
+def test_an_adapter_that_acts_from_certain_tokens_on_reads_a_text_whole():
+    model = adapted("lora", alora_invocation_tokens=[int(IDS[0, 15])])
+    expected = nn.functional.cross_entropy(model(IDS).logits[0, :-1], IDS[0, 1:], reduction="none")
+    losses = S.perplexity(model, IDS, [S.Dense()], block=5, progress=False).nll.values[0, 0, 1:]
+    np.testing.assert_allclose(losses, expected, atol=5e-5)
+    with pytest.raises(SinkscopeError, match="other numbers for a text that it reads in parts"):
+        S.SinkCache(model, 2, 5)
+    with model.disable_adapter(), S.SinkCache(model, 2, 5):
+        pass
