@@ -16,7 +16,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sinkscope.arguments import is_whole
+from sinkscope.arguments import in_characters, is_whole
 from sinkscope.errors import SinkscopeError, first_line, shown
 from sinkscope.hf.gguf import package_directory
 from sinkscope.tokens import encode, surrounding
@@ -63,7 +63,7 @@ def text_name(source: Any) -> str:
         return "King James Bible (demo text)"
     if isinstance(source, str) and source == FERRY:
         return "The Ferry at Askerholm (demo text)"
-    name = os.fspath(source)
+    name = in_characters(os.fspath(source))
     return name if name.startswith("hf:") else Path(name).name
 
 
