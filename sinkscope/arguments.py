@@ -88,6 +88,11 @@ def is_a_name(path: str) -> bool:
         return False
 
 
+def in_characters(name: str) -> str:
+    """A name as tables and files can hold it: with "?" for a byte of a file's name that is no character."""
+    return name.encode("utf-8", "replace").decode("utf-8")
+
+
 def is_a(value: Any, module: str, name: str) -> bool:
     """Whether a value is of a class of a library that may not be imported, which nothing is of then."""
     return isinstance(value, getattr(sys.modules.get(module), name, ()))

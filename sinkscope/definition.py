@@ -163,7 +163,7 @@ class _Telling:
         for cell in function.__closure__ or ():
             with suppress(ValueError):  # one that is empty yet
                 parts.append(cell.cell_contents)
-        before, self.names = self.names, self.names | frozenset(_mentioned(function.__code__))
+        before, self.names = self.names, self.names | frozenset(mentioned(function.__code__))
         if not library:
             parts += self._read(function)
         told = f"function {function.__qualname__} {library or self._code(function.__code__)} {self.tell(parts)}"
@@ -245,21 +245,21 @@ def _numbers(value: Any) -> str:
     return f"{value.dtype} {value.shape} {hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}"
 
 
-def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+def codes(code: types.CodeType) -> Iterator[types.CodeType]:
     """A code and those of the functions within it."""
     yield code
     for each in code.co_consts:
         if isinstance(each, types.CodeType):
-            yield from _codes(each)
+            yield from codes(each)
 
 
-def _mentioned(code: types.CodeType) -> Iterator[str]:
-    for each in _codes(code):
+def mentioned(code: types.CodeType) -> Iterator[str]:
+    for each in codes(code):
         yield from each.co_names
 
 
 def _global_names(code: types.CodeType) -> Iterator[tuple[str, str]]:
-    for each in _codes(code):
+    for each in codes(code):
         for step in dis.get_instructions(each):
             if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
                 yield "global", step.argval

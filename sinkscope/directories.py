@@ -73,6 +73,8 @@ class Manifest:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
+            if not (folder / MANIFEST).is_file():  # a pipe waits for somebody to write
+                raise FileNotFoundError(MANIFEST)
             with (folder / MANIFEST).open("rb") as file:
                 said = json.loads(file.read(_MOST))
         except (OSError, ValueError, RecursionError) as problem:

@@ -140,16 +140,29 @@ def _trying(what: str, path: Path) -> Iterator[None]:
         raise SinkscopeError(f"cannot {what} {str(path)!r}: {reason}.") from problem
 
 
+_TAKEN = {"_FillValue", "missing_value", "scale_factor", "add_offset", "_Unsigned", "coordinates"}  # by NetCDF's rules
+
+
 def _storable(record: xr.Dataset) -> xr.Dataset:
     """The record as HDF5 can hold it: plain attributes, and strings without the null bytes that would end them."""
     record = record.assign_attrs({name: _plain(value) for name, value in record.attrs.items()})
-    for variable in record.variables.values():
-        variable.attrs = {name: _plain(value) for name, value in variable.attrs.items()}
-    if "token_text" not in record.coords:
-        return record
-    texts = record.token_text
-    shown = np.array([_plain(str(text)) for text in texts.values.flat], dtype=object)
-    return record.assign_coords(token_text=(texts.dims, shown.reshape(texts.shape)))
+    for name, variable in record.variables.items():
+        variable.attrs = {each: _plain(value) for each, value in variable.attrs.items()}
+        if taken := _TAKEN & variable.attrs.keys():
+            raise SinkscopeError(
+                f"{name!r} has the attribute {min(taken)!r}, by which its values would be read as others"
+            )
+        if variable.dtype.kind == "c":
+            raise SinkscopeError(f"{name!r} holds complex numbers, which NetCDF has not")
+    if "coordinates" in record.attrs or any("\0" in str(name) for name in record.attrs):
+        raise SinkscopeError("it has an attribute called 'coordinates', or with a NUL in its name, which would be lost")
+    texts = {}
+    for name, variable in record.coords.items():
+        held = variable.values
+        if held.dtype.kind == "U" or (held.dtype.kind == "O" and all(isinstance(each, str) for each in held.flat)):
+            shown = np.array([_plain(str(text)) for text in held.flat], dtype=object)
+            texts[name] = variable.dims, shown.reshape(held.shape), variable.attrs
+    return record.assign_coords(texts)
 
 
 def _plain(value: Any) -> Any:

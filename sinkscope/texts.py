@@ -16,7 +16,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sinkscope.arguments import is_whole
+from sinkscope.arguments import in_characters, is_whole
 from sinkscope.errors import SinkscopeError, first_line, shown
 from sinkscope.hf.gguf import package_directory
 from sinkscope.tokens import encode, surrounding
@@ -30,6 +30,8 @@ FERRY = "demo:ferry"
 VERSE = re.compile(r"(\d+):\d+\s+")
 CONTROLS = re.compile(r"[\x00-\x07\x0e-\x1a\x1c-\x1f\x7f-\x9f]")
 """Control characters but for white space and the escapes of terminals: the high bytes of many scripts in UTF-16."""
+LOW = re.compile(r"[\x00-\x1f]")
+"""All below the blank: the high bytes of more, Devanagari among them, whose every second byte is a tab."""
 BETWEEN = "\n\n"
 TEXT_COLUMNS = ("text", "content", "document", "article", "story", "sentence")
 SPLITS = ("test", "validation", "train")
@@ -61,7 +63,7 @@ def text_name(source: Any) -> str:
         return "King James Bible (demo text)"
     if isinstance(source, str) and source == FERRY:
         return "The Ferry at Askerholm (demo text)"
-    name = os.fspath(source)
+    name = in_characters(os.fspath(source))
     return name if name.startswith("hf:") else Path(name).name
 
 
@@ -209,9 +211,10 @@ def _file(source: str | os.PathLike[str]) -> Iterator[str]:
     try:
         with path.open(encoding="utf-8-sig") as text:
             while piece := text.read(1 << 16):
-                if 10 * len(CONTROLS.findall(piece)) > len(piece):  # a few belong to the text
+                controls = len(CONTROLS.findall(piece))  # a few belong to the text
+                if 10 * controls > len(piece) or (controls and 5 * len(LOW.findall(piece)) > 2 * len(piece)):
                     raise SinkscopeError(
-                        f"{said} has a NUL or another control character at more than every tenth place, as UTF-16 and "
+                        f"{said} has a NUL or other control characters at more places than a text, as UTF-16 and "
                         "UTF-32 do read as UTF-8: convert it, for example with `iconv -f UTF-16LE -t UTF-8`."
                     )
                 yield piece

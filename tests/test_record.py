@@ -39,6 +39,27 @@ def test_a_record_comes_back_as_it_was(record, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["record.nc"]
 
 
+@pytest.mark.parametrize("name", ["_FillValue", "missing_value", "scale_factor", "add_offset"])
+def test_an_attribute_by_which_numbers_would_be_read_as_others_is_refused(record, tmp_path, name):
+    value = float(record.sink_mass.values.flat[0])
+    marked = record.assign(sink_mass=record.sink_mass.assign_attrs({name: value}))
+    with pytest.raises(SinkscopeError, match=f"'sink_mass' has the attribute '{name}'"):
+        save_record(marked, tmp_path / "record.nc")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_would_be_lost_or_could_not_be_read_again_is_refused(record, tmp_path):
+    lost = [record.assign_attrs(coordinates="sink_mass"), record.assign_attrs({"a\0b": 1})]
+    for each in (*lost, record.assign(sink_mass=record.sink_mass * 1j)):
+        with pytest.raises(SinkscopeError, match=r"would be lost|holds complex numbers"):
+            save_record(each, tmp_path / "record.nc")
+
+
+def test_names_without_a_character_are_kept_as_they_can_be(record, tmp_path):
+    named = record.assign_coords(called=("sequence", ["a\0b", "c\ud800"]))
+    assert open_record(save_record(named, tmp_path / "record.nc")).called.values.tolist() == ["a\u2400b", "c?"]
+
+
 def test_other_readers_of_netcdf_open_it_as_any_file(record, tmp_path):
     path = save_record(record, tmp_path / "record.nc")
     for given in (path, io.BytesIO(path.read_bytes())):

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sinkscope.arguments import check_names, instance, one_of, one_or_several, several, whole_number
+from sinkscope.arguments import check_names, in_characters, instance, one_of, one_or_several, several, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.sampling import STARTS, read_segments, sequences
 from sinkscope.settings_file import read_settings
@@ -325,6 +325,7 @@ def _numbers(given: Any, name: str, least: int) -> list[int]:
 
 
 def _add(found: dict[str, Any], name: str, value: Any, what: str) -> None:
+    name = in_characters(name)
     if name in found:
         raise SinkscopeError(
             f"the {what} {name!r} is given twice; give each once, or names of their own as {{name: ...}}."

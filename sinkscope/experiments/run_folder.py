@@ -100,6 +100,10 @@ def read_card(place: Path) -> Card | None:
     if not place.is_dir():
         return None
     try:
+        if other := next(
+            (name for name in (CARD, RECORD) if (place / name).exists() and not (place / name).is_file()), ""
+        ):
+            raise ValueError(f"its {other} is no file")  # a pipe or a device, which nobody comes to the end of
         held = json.loads((place / CARD).read_text(encoding="utf-8"))
         said = held.pop("card_sha256")
         card = Card(**held)

@@ -17,7 +17,7 @@ import json
 import re
 import sys
 import types
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from importlib.metadata import version
@@ -25,12 +25,13 @@ from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 import sinkscope
-from sinkscope.definition import Unknown, definition, is_found, library_of
+from sinkscope.definition import Unknown, codes, definition, is_found, library_of, mentioned
 from sinkscope.hf.configuration import PLACES, SILENT, attention_functions, configuration
 from sinkscope.hf.models import core, is_foreign
 from sinkscope.hf.placement import reading_device
@@ -47,6 +48,28 @@ HASHES = {"weights": "it has other weights or buffers", "text": "the text is ano
 HASHED = re.compile(r"[0-9a-f]{16}(, [0-9a-f]{16})*")
 SHOWN = 3  # differences in a message
 LONGEST = 60  # letters of a value in it
+LOOKING = {  # what a hook may call that only looks; in the place of a module these would be plain functions of torch
+    *(
+        "print",
+        "len",
+        "range",
+        "enumerate",
+        "zip",
+        "isinstance",
+        "hasattr",
+        "int",
+        "str",
+        "bool",
+        "tuple",
+        "list",
+        "type",
+    ),
+    *("append", "extend", "add", "get", "items", "keys", "values", "time", "perf_counter", "monotonic", "no_grad"),
+    *("detach", "clone", "cpu", "cuda", "to", "float", "double", "half", "bfloat16", "numpy", "item", "tolist"),
+    *("mean", "sum", "norm", "abs", "max", "min", "amax", "amin", "std", "var", "argmax", "argmin", "topk", "isnan"),
+    *("shape", "size", "dtype", "device", "ndim", "dim", "numel", "Tensor", "is_tensor", "is_complex", "round"),
+    *("isfinite", "all", "any", "reshape", "flatten", "squeeze", "unsqueeze", "last_hidden_state", "logits"),
+}
 
 
 def identity(model: nn.Module) -> dict[str, str]:
@@ -268,30 +291,49 @@ def _code_of(hook: Any) -> types.CodeType | None:
 def _only_looks(hook: Any) -> bool:
     """Whether the code of a hook gives nothing back and changes nothing but what is its own: it counts or collects.
 
-    What such a hook has seen so far is no part of who a model is. Where the code does not show it, it is held to act.
+    What such a hook has seen so far is no part of who a model is. Where the code does not show it, it is held to act:
+    when it mentions anything but `LOOKING` and plain data of its own, or writes anywhere but there.
     """
     code, owner = _code_of(hook), hook.__self__ if isinstance(hook, types.MethodType) else hook
-    if code is None or code.co_flags & (CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR):
+    inner = _innermost(hook)
+    if isinstance(hook, functools.partial) or isinstance(owner, nn.Module) or code is None:
         return False
-    names = set(code.co_names)
-    if any(name.endswith("_") and not name.endswith("__") for name in names) or names & {"setattr", "exec", "eval"}:
+    if code.co_flags & (CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR):
         return False
-    read = getattr(_innermost(hook), "__globals__", None) or vars(sys.modules.get(type(owner).__module__, types))
-    if any(isinstance(found := read.get(name), types.FunctionType) and not _library(found) for name in names):
-        return False  # which may change what it is given
-    steps = list(dis.get_instructions(code))
-    for before, step in pairwise([steps[0], *steps]):
-        if step.opname == "RETURN_VALUE" and (before.opname != "LOAD_CONST" or before.argval is not None):
+    function = inner if isinstance(inner, types.FunctionType) else type(inner).__call__
+    held = [*(cell.cell_contents for cell in function.__closure__ or ()), *(function.__defaults__ or ())]
+    mine, read = getattr(owner, "__dict__", {}), function.__globals__
+    held += [mine.get(name, read.get(name, print)) for name in mentioned(code) if name not in LOOKING]
+    if function.__kwdefaults__ or not all(map(_is_data, held)):
+        return False  # what it calls, or what is not known here, may change what it is given
+    me = code.co_varnames[0] if owner is not function else None
+    for each in codes(code):
+        if any(isinstance(const, tuple) and "out" in const for const in each.co_consts):  # an argument that is written
             return False
-        if step.opname == "RETURN_CONST" and step.argval is not None:
-            return False
-        if step.opname == "STORE_ATTR" and (isinstance(owner, nn.Module) or not hasattr(owner, step.argval)):
-            return False
-        if step.opname.startswith(("STORE_SUBSCR", "STORE_SLICE", "DELETE_", "STORE_GLOBAL")):
-            return False
-        if before.argrepr.endswith("=") and before.opname == "BINARY_OP" and step.opname.startswith("STORE_FAST"):
-            return False  # a tensor would be changed in place
+        steps = list(dis.get_instructions(each))
+        for before, step in pairwise([steps[0], *steps]):
+            if each is code and step.opname in ("RETURN_VALUE", "RETURN_CONST"):
+                given = step if step.opname == "RETURN_CONST" else before
+                if step.is_jump_target or not given.opname.endswith("_CONST") or given.argval is not None:
+                    return False
+            is_read = before.opname.startswith("LOAD_")
+            if step.opname in ("COPY", "STORE_ATTR") and is_read and before.argval != me:
+                return False
+            if step.opname.startswith(("STORE_SUBSCR", "STORE_SLICE", "DELETE_", "STORE_GLOBAL")):
+                return False
+            if before.argrepr.endswith("=") and before.opname == "BINARY_OP" and step.opname.startswith("STORE_FAST"):
+                return False  # a tensor would be changed in place
     return True
+
+
+def _is_data(value: Any) -> bool:
+    """Whether a value, or all in it, is plain: there is nothing in it that can be called."""
+    if isinstance(value, Mapping):
+        value = [*value.values()]
+    if type(value) in (list, tuple, set, frozenset, deque):
+        return all(map(_is_data, value))
+    plain = (*PLAIN, type(None), Tensor, np.ndarray, np.generic, torch.device, types.ModuleType)
+    return isinstance(value, plain) and not isinstance(value, nn.Parameter)
 
 
 def _top(thing: Any) -> str:

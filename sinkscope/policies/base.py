@@ -19,6 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sinkscope.arguments import in_characters
 from sinkscope.attention.eviction import Eviction, WindowEviction
 from sinkscope.attention.placement import Placed, kind_of, owner
 from sinkscope.attention.scored import ScoredEviction
@@ -179,7 +180,7 @@ class Policy(Placed):
         """A short name, as figures and records show it."""
         if self.label is None:
             return ", ".join(filter(None, [self.description, self.place]))
-        return self.label if isinstance(self.label, str) else shown(self.label)
+        return in_characters(self.label) if isinstance(self.label, str) else shown(self.label)
 
     @property
     def description(self) -> str:

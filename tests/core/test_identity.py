@@ -8,6 +8,7 @@ import subprocess
 import sys
 from types import MethodType
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -195,6 +196,136 @@ def test_a_hook_is_the_same_in_another_process_and_another_one_is_not():
     assert there.strip() == str(sorted(identity(hooked(zero)).items()))
     hooks = [lambda *_: _[-1] * 0.5, lambda *_: _[-1] * 0.25, functools.partial(lambda by, *_: _[-1] * by, 0.5)]
     assert len({identity(hooked(hook))["forward hook on model.layers.*.mlp"] for hook in hooks}) == 3
+
+
+class Editor:
+    """Its hooks change what passes, by as much as it holds, and give nothing back."""
+
+    def __init__(self, by: float) -> None:
+        self.by, self.data = by, torch.full((), by)
+
+    def edit(self, output):
+        output.mul_(self.by)
+
+    def by_a_method(self, module, args, output):
+        self.edit(output)
+
+    def __call__(self, module, args, output):
+        self.edit(output)
+
+    def by_an_attribute(self, module, args, output):
+        output.data *= self.data
+
+
+def by_a_closure(by):
+    def edit(output):
+        output.mul_(by)
+
+    def hook(module, args, output):
+        edit(output)
+
+    return hook
+
+
+def by_an_argument(by):
+    def hook(module, args, output):
+        torch.mul(output, by, out=output)
+
+    return hook
+
+
+def by_a_sum(by):
+    def hook(module, args, output):
+        torch.add(output, by, out=output)
+
+    return hook
+
+
+def by_an_operator(by):
+    def hook(module, args, output):
+        output.__imul__(by)
+
+    return hook
+
+
+def by_a_dictionary(by):
+    ways = {"edit": lambda output: output.mul_(by)}
+
+    def hook(module, args, output):
+        ways["edit"](output)
+
+    return hook
+
+
+def by_numpy(by):
+    def hook(module, args, output):
+        np.multiply(output.numpy(), by, out=output.numpy())
+
+    return hook
+
+
+def now_and_then(by):
+    def hook(module, args, output):
+        return output * by if by < 5 else None
+
+    return hook
+
+
+def by_a_function_within(by):
+    def hook(module, args, output):
+        any(each.mul_(by) is None for each in [output])
+
+    return hook
+
+
+ACTING = {
+    "a method": lambda by: Editor(by).by_a_method,
+    "an object": Editor,
+    "an attribute": lambda by: Editor(by).by_an_attribute,
+    "a closure": by_a_closure,
+    "an argument": by_an_argument,
+    "a sum": by_a_sum,
+    "an operator": by_an_operator,
+    "a dictionary": by_a_dictionary,
+    "numpy": by_numpy,
+    "now and then": now_and_then,
+    "a function within": by_a_function_within,
+}
+
+
+@pytest.mark.parametrize("kind", ACTING)
+def test_a_hook_that_changes_what_passes_is_told_with_what_it_holds(kind):
+    models = [hooked(ACTING[kind](by)) for by in (0.5, 3.0)]
+    with torch.no_grad():
+        one, two = (model(IDS).logits for model in models)
+    assert not torch.equal(one, two)
+    assert "forward hook on model.layers.1.mlp" in difference(*map(identity, models))
+
+
+class Collector:
+    def __init__(self) -> None:
+        self.count, self.seen, self.last = 0, [], None
+
+    def __call__(self, module, args, output):
+        self.count += 1
+        self.seen.append(output.detach().float().norm(dim=-1).cpu())
+        self.last = output
+
+
+def collecting(seen: list):
+    def hook(module, args, output):
+        if isinstance(output, torch.Tensor):
+            seen.append(output[0].mean().item())
+
+    return hook
+
+
+@pytest.mark.parametrize("make", [Collector, lambda: collecting([])])
+def test_a_hook_that_collects_leaves_the_identity_as_it_runs(make):
+    model = hooked(make())
+    before = identity(model)
+    model(IDS)
+    assert identity(model) == before
 
 
 def test_what_cannot_be_told_is_refused_for_what_is_kept():

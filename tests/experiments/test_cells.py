@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pandas as pd
 import pytest
 import torch
 
-from sinkscope import Grid, ablate, compare, compare_cells, list_cells, sweep_table
+from sinkscope import Grid, SinkWindow, ablate, compare, compare_cells, list_cells, sweep, sweep_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.cells import RecordCell
 from sinkscope.streaming import checkpoint
+from sinkscope.texts import text_name
 from tests.experiments.ablating import EXACT, Interrupted
 from tests.support.tokenizers import byte_level
 
@@ -64,6 +66,24 @@ def test_a_damaged_cell_is_refused_by_name_before_anything_runs(model, ids, forw
     shutil.rmtree(torn)
     ablate(model, ids, **SIX, folder=tmp_path, resamples=20)
     assert forwards.count == 7
+
+
+@pytest.mark.parametrize("name", ["record.nc", "cell.json"])
+@pytest.mark.parametrize("put", [os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
+def test_a_pipe_or_a_device_in_a_cell_is_refused_and_nobody_waits_for_its_end(model, ids, tmp_path, name, put):
+    ablate(model, ids, sinks=(0, 1), cache_size=16, folder=tmp_path, resamples=20)
+    place = sorted(tmp_path.iterdir())[0] / name
+    place.unlink()
+    put(place)
+    assert f"its {name} is no file" in list_cells(tmp_path).problem[0]
+
+
+def test_names_that_are_not_of_characters_have_a_table(model, ids, tmp_path):
+    name = os.fsdecode(b"te\xffxt")
+    grid = {"models": {"mine": model}, "texts": {name: ids}, "policies": SinkWindow(2, 8, label=name)}
+    for table in (sweep(grid, tmp_path), sweep_table(tmp_path), list_cells(tmp_path)):
+        assert table.text[0] == table.policy[0] == "te?xt"
+    assert text_name(tmp_path / name) == "te?xt"
 
 
 def test_cells_of_a_worker_with_another_disk_are_kept_here(model, ids, forwards, tmp_path, monkeypatch):
