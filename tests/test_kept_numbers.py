@@ -178,3 +178,14 @@ def test_sinks_of_the_laboratory_are_those_of_its_runs():
     one = found.bos_mass.sel(tokens="non-trigger").isel(step=-1, layer=0, head=0)
     between = one.sel(arm=["softmax1", "learned sink", "sink token", "clipped softmax"])
     assert f"of {float(between.min()):.2f} to {float(between.max()):.2f} by seed" in README
+
+
+def test_sinks_by_length_of_text_are_those_of_the_runs():
+    found = record("lengths")
+    mass = found.bos_mass.sel(tokens="non-trigger").isel(step=-1, layer=0, head=0)
+    for length in found["length"].values:
+        one = mass.sel(length=length).values.astype(float)
+        half = stats.t.ppf(0.975, 7) * one.std(ddof=1) / 8**0.5
+        assert len(one) == 8
+        at = f"at {length} tokens" if length == 32 else f"at {length}"
+        assert f"{one.mean():.2f} [{one.mean() - half:.2f}, {one.mean() + half:.2f}] {at}" in README
