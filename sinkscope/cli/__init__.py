@@ -14,7 +14,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from sinkscope.cli.auditing import audit
-from sinkscope.cli.experiments import ablate, cost, intervene, lab, perplexity, report
+from sinkscope.cli.experiments import ablate, cost, intervene, lab, perplexity
+from sinkscope.cli.reports import atlas, report
 from sinkscope.cli.sessions import chat, explore
 from sinkscope.cli.sweeping import runs, sweep
 from sinkscope.errors import SinkscopeError
@@ -63,7 +64,7 @@ def _telling(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-for command in (report, perplexity, ablate, cost, intervene, sweep, runs, chat, lab, explore, audit):
+for command in (report, atlas, perplexity, ablate, cost, intervene, sweep, runs, chat, lab, explore, audit):
     app.command()(_telling(command))
 
 

@@ -1,4 +1,4 @@
-"""The commands that measure: `perplexity`, `ablate`, `cost`, `lab`, `report` and `intervene`.
+"""The commands that measure: `perplexity`, `ablate`, `cost`, `lab` and `intervene`.
 
 Each writes its record, tables and figures to a folder.
 """
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 FOUR_WAYS, SINKS, CACHES, POSITIONS, KINDS = list(WAYS[:4]), [0, 1, 2, 4, 8], [512], ["cache"], ["first"]  # defaults
 
-QUESTION = "What does this show?"  # behind pictures, where no text is given
 TASKS = ("bigram", "language")
 ALL: list[Any] = []  # as many as the task has by itself
 
@@ -209,63 +208,6 @@ def _language(out: Path, options: dict[str, Any]) -> list[str]:
     write_figure(language_emergence(record), out / "language_emergence")
     write_sealed(out / "verdict.txt", "\n".join(verdict).encode(), "the verdict")
     return [printed(table), *verdict]
-
-
-@given.loads_model
-def report(
-    model: given.Model = None,
-    text: given.Text = None,
-    out: Annotated[Path, typer.Option(help="Where to write: new, empty, or an earlier report.")] = Path("report"),
-    sequences: Annotated[int, typer.Option(min=1, help="How many sequences of the text.")] = 8,
-    length: Annotated[int, typer.Option(min=1, help="Tokens in each sequence.")] = 1024,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens in all, in place of --sequences.")] = None,
-    streaming: Annotated[bool, typer.Option(help="Also stream the text: perplexity, sinks, costs.")] = True,
-    softmax: Annotated[bool, typer.Option(help="Also what sum-to-one forces: interventions and controls.")] = True,
-    image: Annotated[
-        Words, typer.Option(help="Pictures that stand before the text, for a model that reads images.")
-    ] = None,
-    audio: Annotated[str | None, typer.Option(help="A .wav file, for a model that reads sound.")] = None,
-    *,
-    loading: given.Loading,
-    quiet: given.Quiet = False,
-) -> None:
-    """Measure where a model's attention goes and write it up: a page, figures, tables and the record."""
-    from sinkscope.directories import check_directory
-
-    target = check_directory(out)
-    from sinkscope.reporting import gather  # after the check, which needs no torch
-
-    if tokens is not None:
-        length = min(length, tokens)
-        sequences = max(1, tokens // length)
-    progress = False if quiet else None
-    tokenizer = None
-    if image or audio is not None:
-        model, tokenizer, text = _processed(model, image or [], audio, text, loading)
-        loading = {}
-    made = gather.report(
-        model, tokenizer, text, sequences=sequences, length=length, streaming=streaming, softmax=softmax,
-        progress=progress, **loading,
-    )  # fmt: skip
-    made.save(target, progress=progress)
-    say(quiet, made.headline, *made.notes, f"Open {target / 'report.html'}")
-
-
-def _processed(
-    model: str | None, images: list[str], audio: str | None, text: str | None, loading: dict[str, Any]
-) -> tuple[Any, Any, Any]:
-    """A model, its processor, and what this makes of pictures with the words behind them, or of a recording."""
-    from sinkscope.hf.processors import inputs_with_images, inputs_with_sound, load_processor
-
-    if audio is not None and (images or text is not None):
-        raise SinkscopeError("--audio is read alone; leave --image and --text out.")
-    loaded, _ = sinkscope.load(model, **loading)
-    chosen = {name: loading[name] for name in ("revision", "trust_remote_code") if name in loading}
-    processor = load_processor(loaded, **chosen)
-    if audio is not None:
-        return loaded, processor, inputs_with_sound(processor, audio)
-    words = QUESTION if text is None else sinkscope.read_text(text)
-    return loaded, processor, inputs_with_images(processor, images, words)
 
 
 @given.loads_model

@@ -52,17 +52,18 @@ class Run:
     """What the losses depend on besides model, text and policy; the arguments of `perplexity`.
 
     Args:
-        ends: tokens at each end of a text that re-computation scores, and no others; as `samples` says when None.
+        asked: places of the tokens that re-computation predicts from, from the end where negative, and no others; as
+            `samples` says when None.
     """
 
     block: int = 1
     samples: int | None = None
     seed: int = 0
     normaliser: Normaliser | None = None
-    ends: int | None = None
+    asked: tuple[int, ...] | None = None
 
     def attributes(self) -> dict[str, Any]:
-        own = {name: value for name, value in vars(self).items() if name != "ends"}
+        own = {name: value for name, value in vars(self).items() if name != "asked"}
         return own | {"normaliser": "the model's own" if self.normaliser is None else repr(self.normaliser)}
 
 
@@ -254,8 +255,8 @@ def _queries(ids: Tensor, policy: Policy, run: Run) -> Tensor:
     every = torch.arange(ids.shape[1] - 1)
     if not policy.recomputed or policy.kept is None:
         return every
-    if run.ends is not None:
-        return every[(every < run.ends) | (every >= len(every) - run.ends)]
+    if run.asked is not None:
+        return torch.tensor(sorted({place % ids.shape[1] for place in run.asked}))
     if run.samples is None:
         return every
     early, late = every[: policy.kept.last], every[policy.kept.last :]
@@ -336,7 +337,7 @@ def settings_of(who: Mapping[str, str], texts: list[Tensor], policy: Policy, run
     tokens = hashlib.sha256(b"|".join(text.numpy().tobytes() for text in texts)).hexdigest()
     given = {"text": tokens, "block": int(run.block), "samples": run.samples and int(run.samples), "seed": run.seed}
     changed: dict[str, Any] = {} if run.normaliser is None else {"normaliser": run.normaliser}
-    changed |= {} if run.ends is None else {"ends": int(run.ends)}
+    changed |= {} if run.asked is None else {"asked": run.asked}
     for name, slot in (("policy", policy), ("normaliser", run.normaliser)):
         if slot is not None and slot.definition:
             changed[f"{name}_definition"] = slot.definition

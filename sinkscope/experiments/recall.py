@@ -87,7 +87,8 @@ def recall(
         SinkscopeError: a distance shorter than the passage, a text too short, or as `perplexity`.
     """
     given, ways = passages_of(ids, distances, passage, passages, control), named_ways(policies)
-    length, run = given.length, Run(block, normaliser=normaliser, ends=given.length)
+    length = given.length
+    run = Run(block, normaliser=normaliser, asked=(*range(length - 1), *range(-length - 1, -1)))
     check_run(model, given.texts, run)
     record = losses_of(
         model, given.texts, ways, run, checkpoint=checkpoint, max_memory=max_memory, progress=progress
@@ -117,7 +118,7 @@ def passages_of(
     ids: Tensor, distances: int | Sequence[int], passage: int, passages: int, control: bool = True
 ) -> Passages:
     """The texts of all distances; raises as `recall`."""
-    away = sorted(set(one_or_several(distances, "distances", lambda each: whole_number(each, "distances", 1))))
+    away = sorted(one_or_several(distances, "distances", lambda each: whole_number(each, "distances", 1)))
     length, count = whole_number(passage, "passage", 2), whole_number(passages, "passages", 1)
     texts = texts_of(ids)
     if away[0] < length:

@@ -1,0 +1,117 @@
+"""The commands of reports: `report` of one model, and `atlas` of many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import sinkscope
+from sinkscope.cli import options as given
+from sinkscope.cli.options import printed, say
+from sinkscope.errors import SinkscopeError
+
+QUESTION = "What does this show?"  # behind pictures, where no text is given
+SHOWN = (
+    "model", "sink_mass", "sink_rate", "published_rate", "collapse", "collapse_low", "collapse_high", "sinks_needed",
+    "largest_activation", "massive_tokens", "differs",
+)  # fmt: skip
+
+
+@given.loads_model
+def report(
+    model: given.Model = None,
+    other: Annotated[
+        str | None, typer.Argument(help="A saved report, if the first one is too: says what differs between them.")
+    ] = None,
+    text: given.Text = None,
+    out: Annotated[Path, typer.Option(help="Where to write: new, empty, or an earlier report.")] = Path("report"),
+    sequences: Annotated[int, typer.Option(min=1, help="How many sequences of the text.")] = 8,
+    length: Annotated[int, typer.Option(min=1, help="Tokens in each sequence.")] = 1024,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens in all, in place of --sequences.")] = None,
+    streaming: Annotated[bool, typer.Option(help="Also stream the text: perplexity, sinks, costs.")] = True,
+    softmax: Annotated[bool, typer.Option(help="Also what sum-to-one forces: interventions and controls.")] = True,
+    image: Annotated[
+        list[str] | None, typer.Option(help="Pictures that stand before the text, for a model that reads images.")
+    ] = None,
+    audio: Annotated[str | None, typer.Option(help="A .wav file, for a model that reads sound.")] = None,
+    *,
+    loading: given.Loading,
+    quiet: given.Quiet = False,
+) -> None:
+    """Measure where a model's attention goes and write it up: a page, figures, tables and the record. Of two saved
+    reports, say what differs."""
+    if other is not None:
+        _say_differences(model or "", other)
+        return
+    from sinkscope.directories import check_directory
+
+    target = check_directory(out)
+    from sinkscope.reporting import gather  # after the check, which needs no torch
+
+    if tokens is not None:
+        length = min(length, tokens)
+        sequences = max(1, tokens // length)
+    progress = False if quiet else None
+    tokenizer = None
+    if image or audio is not None:
+        model, tokenizer, text = _processed(model, image or [], audio, text, loading)
+        loading = {}
+    made = gather.report(
+        model, tokenizer, text, sequences=sequences, length=length, streaming=streaming, softmax=softmax,
+        progress=progress, **loading,
+    )  # fmt: skip
+    made.save(target, progress=progress)
+    say(quiet, made.headline, *made.notes, f"Open {target / 'report.html'}")
+
+
+def _processed(
+    model: str | None, images: list[str], audio: str | None, text: str | None, loading: dict[str, Any]
+) -> tuple[Any, Any, Any]:
+    """A model, its processor, and what this makes of pictures with the words behind them, or of a recording."""
+    from sinkscope.hf.processors import inputs_with_images, inputs_with_sound, load_processor
+
+    if audio is not None and (images or text is not None):
+        raise SinkscopeError("--audio is read alone; leave --image and --text out.")
+    loaded, _ = sinkscope.load(model, **loading)
+    chosen = {name: loading[name] for name in ("revision", "trust_remote_code") if name in loading}
+    processor = load_processor(loaded, **chosen)
+    if audio is not None:
+        return loaded, processor, inputs_with_sound(processor, audio)
+    words = QUESTION if text is None else sinkscope.read_text(text)
+    return loaded, processor, inputs_with_images(processor, images, words)
+
+
+def _say_differences(one: str, other: str) -> None:
+    table = sinkscope.compare_reports(one, other)
+    say(False, f"{one} and {other}; brackets: 95%, paired by text.", printed(table))
+
+
+@given.loads_model
+def atlas(
+    models: Annotated[list[str], typer.Argument(help="Folders of saved reports, or what `report` takes as a model.")],
+    text: given.Text = None,
+    out: Annotated[Path, typer.Option(help="Where to write: new, empty, or an earlier atlas.")] = Path("atlas"),
+    reports: Annotated[
+        Path | None, typer.Option(help="A folder where reports that are made are saved, and found again.")
+    ] = None,
+    sequences: Annotated[int, typer.Option(min=1, help="How many sequences of the text.")] = 8,
+    length: Annotated[int, typer.Option(min=1, help="Tokens in each sequence.")] = 1024,
+    streaming: Annotated[bool, typer.Option(help="Also stream the text: collapse and sinks needed.")] = True,
+    *,
+    loading: given.Loading,
+    quiet: given.Quiet = False,
+) -> None:
+    """The headline numbers of many models, in one table and on one page; saved reports are not made again."""
+    from sinkscope.directories import check_directory
+
+    target, progress = check_directory(out), False if quiet else None
+    made = sinkscope.atlas(
+        models, text, sequences=sequences, length=length, streaming=streaming, folder=reports, progress=progress,
+        **loading,
+    )  # fmt: skip
+    made.save(target, progress=progress)
+    table = made.tables["atlas"]
+    shown = table[[name for name in SHOWN if name in table]]
+    say(quiet, made.headline, printed(shown), made.finding("atlas"), f"Open {target / 'report.html'}")
