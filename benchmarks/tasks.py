@@ -30,7 +30,7 @@ def main(out: Path, has_needles: bool) -> None:
     if has_needles:
         begun = time.perf_counter()
         record = sinkscope.needle_recall(
-            model, tokenizer, ids, ways, lengths=(192, 384), depths=(0, 0.5, 1), trials=6, chat=True
+            model, tokenizer, ids, ways, lengths=192, depths=(0, 0.5, 1), trials=6, chat=True
         )
         print(f"needles, six policies: {time.perf_counter() - begun:.0f} s")
         sinkscope.save_record(record, out / "needles.nc")
@@ -43,7 +43,7 @@ def main(out: Path, has_needles: bool) -> None:
     plain = (time.perf_counter() - begun) * 4
     begun = time.perf_counter()
     four = [ways[0], ways[1], ways[3], ways[5]]
-    record = sinkscope.recall(model, ids, four, distances=(64, 128, 256, 512, 1024), passages=4)
+    record = sinkscope.recall(model, ids, four, distances=(64, 256, 512), passages=4)
     spent = time.perf_counter() - begun
     print(f"recall, four policies: {spent:.0f} s, {spent / plain:.1f} times a forward pass over 8,192 tokens")
     sinkscope.save_record(record, out / "recall.nc")

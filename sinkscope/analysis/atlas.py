@@ -69,6 +69,8 @@ def atlas_table(records: Mapping[str, Mapping[str, xr.Dataset]]) -> pd.DataFrame
     for model, record in main.items():
         if "sink_mass" not in record:
             raise SinkscopeError(f"the report of {model} has no sink mass; make it again.")
+        if not is_causal(record):
+            raise SinkscopeError(f"{model} is an encoder, whose sink rate is not that of a decoder: leave it out.")
     length = min(int(sequence_lengths(record).min()) for record in main.values())
     curves = [own["perplexity"] for own in records.values() if "perplexity" in own]
     read = min((int(curve.sizes["token"]) for curve in curves), default=0)
@@ -89,7 +91,7 @@ def atlas_table(records: Mapping[str, Mapping[str, xr.Dataset]]) -> pd.DataFrame
             row |= _massive(main[model])
         except SinkscopeError as reason:
             reasons.append(first_line(reason))
-        rows.append(row | {"missing": " ".join(reasons)})
+        rows.append(row | {"missing": "; ".join(reasons)})
     table = pd.DataFrame(rows)
     for name in ("published_rate", "collapse", "sinks_needed", "largest_activation", "massive_tokens"):
         if name not in table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -66,7 +65,7 @@ def answers(
         check_limits(model, policy, max(len(texts[0]) for texts in groups))
     total = len(policies) * sum(group.texts.size for group in asked)
     with progress_bar(total, "token", progress) as bar:
-        found = []
+        found: list[list[Answers]] = []
         for policy in policies:
             bar.set_description(policy.name, refresh=False)
             found.append([])
@@ -99,8 +98,7 @@ def _read(
 
     reader = reader_of(model, batch, policy, run)
     reader.look = look
-    with closing(reader.steps()) as steps:
-        for step in steps:
-            which, column = (wanted[:, None] + 1 == step.tokens).nonzero(as_tuple=True)
-            nll[:, which.tolist()] = step.losses[:, column]
+    for step in reader.steps():
+        which, column = (wanted[:, None] + 1 == step.tokens).nonzero(as_tuple=True)
+        nll[:, which.tolist()] = step.losses[:, column]
     return picked, likeliest, nll

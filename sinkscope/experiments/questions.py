@@ -81,6 +81,8 @@ class Wording:
     def __post_init__(self) -> None:
         if not is_tokenizer(self.tokenizer):
             raise no_tokenizer(self.tokenizer)
+        if self.values is not None:
+            object.__setattr__(self, "values", tuple(several(self.values, "values")))
         if not isinstance(self.fact, str) or self.fact.count(VALUE) != 1:
             raise SinkscopeError(f"the fact {shown(self.fact)} has to have {VALUE} in it, once: put it there.")
         if not isinstance(self.question, str) or not self.question.strip():
@@ -114,7 +116,7 @@ class Wording:
                     "give values= that it knows."
                 )
             return found
-        given = several(self.values, "values")
+        given = list(self.values)
         if not all(isinstance(word, str) and word for word in given) or len(set(given)) < len(given) or len(given) < 2:
             raise SinkscopeError(f"values={shown(given)} have to be words, two at least, each once.")
         found = self._single(key, given)

@@ -10,7 +10,6 @@ import numpy as np
 import xarray as xr
 from torch import Tensor, cat, nn
 
-from sinkscope.analysis.intervals import TEXT
 from sinkscope.arguments import checks_types, one_or_several, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.perplexity import Run, check_run, losses_of, named_ways
@@ -108,7 +107,7 @@ def recall(
             **kept,
             "distance": given.distances,
             "start": ("passage", given.starts),
-            TEXT: ("passage", np.cumsum(apart)),
+            "same_text": ("passage", np.cumsum(apart)),  # one to an interval
         },
         attrs=record.attrs | {"kind": "recall", "passage_tokens": length},
     )

@@ -22,6 +22,7 @@ from sinkscope.scope.measure import texts_of
 
 SIX_WAYS = (Dense(), Window(256), Recompute(256), SinkWindow(4, 252), HeavyHitters(128, 128), TOVA(256))
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+MOST_TRIALS = 100_000  # texts of one kind
 
 
 @checks_types
@@ -198,7 +199,7 @@ def _checked(
 ) -> tuple[Run, list[Policy], int]:
     check_eval(model, "answers")
     check_reader(model, False)
-    count = whole_number(trials, "trials", 1)
+    count = whole_number(trials, "trials", 1, MOST_TRIALS)
     run = Run(whole_number(block, "block", 1), seed=whole_number(seed, "seed", 0), normaliser=normaliser)
     return run, named_ways(policies), count
 

@@ -41,9 +41,10 @@ def _panel(table: pd.DataFrame, name: str, axis: m.Axis) -> m.Panel:
     marks: list[m.Mark] = []
     for row, (policy, own) in enumerate(table.groupby("policy", sort=False)):
         look = m.Look.of(row, marker=m.marker_of(row), size=4)
-        bounds = (own["low"], own["high"]) if own["low"].notna().any() else (None, None)
-        line = m.Line(own[name], own["accuracy"], look, str(policy), f"{name}-{policy}", *bounds, whiskers=True)
-        marks.append(line)
+        known = own["low"].notna().any()
+        low, high = (own["low"], own["high"]) if known else (None, None)
+        line = f"{name}-{policy}"
+        marks.append(m.Line(own[name], own["accuracy"], look, str(policy), line, low, high, whiskers=True))
     chance = float(table["chance"].iloc[0])
     marks.append(m.Reference(y=chance, look=m.Look("quiet", "dot"), name="chance", id="chance"))
     return m.Panel(marks, axis, m.Axis("right answers (share of questions)", limits=(-0.02, 1.02)))

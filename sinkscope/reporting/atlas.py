@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -105,9 +106,8 @@ def compare_reports(one: Any, other: Any) -> pd.DataFrame:
     for each in (one, other):
         if not isinstance(each, Report) and not _is_saved(each):
             raise SinkscopeError(f"{shown(each)} is no report: give two folders that `sinkscope report` wrote.")
-    return differences(
-        *(each.records if isinstance(each, Report) else Report.open(each).records for each in (one, other))
-    )
+    found = [each.records if isinstance(each, Report) else Report.open(each).records for each in (one, other)]
+    return differences(found[0], found[1])
 
 
 def _is_saved(given: Any) -> bool:
@@ -124,11 +124,11 @@ def _report(given: Any, text: Any, folder: Any, progress: bool | None, options: 
         return Report.open(given)
     own = None
     if folder is not None and (given is None or isinstance(given, (str, os.PathLike))):
-        own = Path(os.path.expanduser(folder)) / (
-            re.sub("[^A-Za-z0-9._-]+", "-", str(given or "demo")).strip("-.") or "model"
-        )
+        said = os.fspath(given) if given is not None else "demo"
+        name = re.sub("[^A-Za-z0-9._-]+", "-", said).strip("-.")[-40:]
+        own = Path(os.path.expanduser(folder)) / f"{name}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
         if _is_saved(own):
-            return Report.open(own)
+            return _same_setting(Report.open(own), own, text, options)
     from sinkscope.reporting.gather import report
 
     model, tokenizer = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
@@ -136,6 +136,22 @@ def _report(given: Any, text: Any, folder: Any, progress: bool | None, options: 
     if own is not None:
         made.save(own, progress=progress)
     return made
+
+
+def _same_setting(found: Report, folder: Path, text: Any, options: Mapping[str, Any]) -> Report:
+    """A report that an earlier call saved; SinkscopeError where it is of another text, or of another part of it."""
+    from sinkscope.texts import text_name
+
+    record = found.records[MAIN]
+    sizes = (record.sizes["sequence"], int(record["length"].max()))
+    asked = (options["sequences"], options["length"])
+    is_other = record.attrs.get("text") != text_name(text)
+    if is_other or (sizes != asked and not record.attrs.get("notes")):  # notes say why it had to be shorter
+        raise SinkscopeError(
+            f"the report in {folder} is of {sizes[0]} x {sizes[1]:,} tokens of {record.attrs.get('text')!r}, and "
+            f"{asked[0]} x {asked[1]:,} of {text_name(text)!r} are asked for; give another folder, or delete it."
+        )
+    return found
 
 
 def _called(report: Report) -> str:
@@ -164,7 +180,9 @@ def _table(record: xr.Dataset) -> pd.DataFrame:
 def say_atlas(record: xr.Dataset, table: pd.DataFrame) -> str:
     """What differs, whether strength predicts collapse, and what cannot be compared."""
     said = []
-    if other := [f"{row.model} ({row.differs.replace('_', ' ')})" for row in table.itertuples() if row.differs]:
+    if other := [
+        f"{row['model']} ({row['differs'].replace('_', ' ')})" for row in table.to_dict("records") if row["differs"]
+    ]:
         said.append(f"These differ from the first in more than the model: {'; '.join(other)}.")
     try:
         found = strength_and_collapse(table)

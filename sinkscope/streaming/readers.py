@@ -59,11 +59,6 @@ class Reader(ABC):
             self.look(logits, queries)
         return scored(self.model, logits, self.ids, queries, done)
 
-    def _scored(self, logits: Tensor, queries: Tensor, done: int) -> Step:
-        if self.look is not None:
-            self.look(logits, queries)
-        return scored(self.model, logits, self.ids, queries, done)
-
     def state(self) -> dict[str, Tensor]:
         """What has to be kept to read on later."""
         return {}

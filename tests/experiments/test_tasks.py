@@ -35,7 +35,7 @@ SHORT = {"fact": "\n{key} {value}", "question": "\nwhat of {key}?", "trials": 3,
 
 @pytest.fixture(scope="module")
 def found():
-    policies = [Dense(), Window(12), SinkWindow(2, 10), Recompute(12)]
+    policies = [Dense(), Window(12), SinkWindow(2, 12), Recompute(12)]
     return needle_recall(
         copier(), words(), HAY, policies, lengths=[40, 80], depths=[0, 0.5, 1], trials=60, progress=False
     )
@@ -44,7 +44,7 @@ def found():
 def test_a_model_that_copies_what_it_sees_is_right_and_a_policy_that_cannot_see_it_is_at_chance(found):
     table = accuracy_table(found).set_index(["policy", "length", "depth"])
     assert (table.loc["dense", "accuracy"] == 1).all() and (table.loc["dense", "said"] == 1).all()
-    for policy in ("window 12", "sinks 2+10", "recompute 12"):
+    for policy in ("window 12", "sinks 2+12", "recompute 12"):
         assert table.loc[(policy, 80, 1.0), "distance"] == 12
         assert table.loc[(policy, 80, 1.0), "accuracy"] == 1  # within the window
         blind = accuracy_table(found.sel(policy=[policy], depth=[0, 0.5]))

@@ -131,3 +131,23 @@ def test_what_is_no_report_is_refused(tmp_path):
         compare_reports(tmp_path, tmp_path)
     with pytest.raises(SinkscopeError, match="has no sink mass"):
         atlas_table({"one": {"text": captured().drop_vars("sink_mass")}})
+
+
+@pytest.mark.slow
+def test_models_are_measured_once_and_found_again_and_another_text_is_refused(tmp_path, monkeypatch):
+    from sinkscope.reporting import gather
+    from tests.fuzz import world
+
+    words, other = tmp_path / "words.txt", tmp_path / "other.txt"
+    words.write_text(world.PROSE, encoding="utf-8")
+    other.write_text(world.PROSE, encoding="utf-8")
+    model = str(world.saved_model())
+    given = {"sequences": 2, "length": 24, "streaming": False, "folder": tmp_path / "kept", "progress": False}
+    first = atlas([model], words, **given).tables["atlas"]
+    monkeypatch.setattr(gather, "report", lambda *_, **__: pytest.fail("measured again"))
+    again = atlas([model], words, **given).tables["atlas"]
+    assert first["sink_mass"].tolist() == again["sink_mass"].tolist() and first["collapse"].isna().all()
+    with pytest.raises(SinkscopeError, match=r"is of 2 x 24 tokens of .* are asked for; give another folder"):
+        atlas([model], other, **given)
+    with pytest.raises(SinkscopeError, match="and 3 x 24 of"):
+        atlas([model], words, **given | {"sequences": 3})

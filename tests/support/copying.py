@@ -17,7 +17,7 @@ def words(template: str | None = None) -> PreTrainedTokenizerFast:
     made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="hay"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>")
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", unk_token="hay")
     wrapped.chat_template = template
     return wrapped
 
