@@ -22,6 +22,7 @@ from scipy.signal import lfilter
 from sinkscope.analysis.batches import Estimate, Units
 from sinkscope.analysis.intervals import block_length, interval, resampled_means
 from sinkscope.analysis.predictability import predictability_table
+from sinkscope.analysis.tasks import share_interval
 
 RECORDS = Path(__file__).with_suffix(".npz")
 TRIALS = 4000
@@ -204,6 +205,21 @@ def correlations() -> Iterator[Row]:
                 yield f"rho {true:g}, AR {correlation:g}", f"{texts} x {queries} queries", *covered, None
 
 
+def accuracies() -> Iterator[Row]:
+    """`accuracy_table`: shares of right answers, over texts that differ in how well they are answered."""
+    for texts, questions in ((16, 1), (48, 1), (8, 10), (24, 10)):
+        for truth in (0.04, 0.5, 0.9):
+            for apart in (0.0, 0.2) if questions > 1 else (0.0,):  # correlation of the answers in a text
+                random, trials = np.random.default_rng(texts), 2000
+                size = (trials, texts)
+                odds = (1 - apart) / apart if apart else 0.0
+                chance = random.beta(truth * odds, (1 - truth) * odds, size) if apart else np.full(size, truth)
+                right = random.random((*size, questions)) < chance[..., None]
+                bounds = np.array([share_interval(each)[1:] for each in right.astype(float)])
+                what = f"share {truth:g}" + (f", correlation in a text {apart:g}" if questions > 1 else "")
+                yield what, f"{texts} texts, {questions} each", *held(*bounds.T, truth), None
+
+
 def _record(mass: np.ndarray, measure: np.ndarray) -> xr.Dataset:
     """A record of predictability with masses [text, query, head] and a measure [text, query]."""
     sink_mass = mass.transpose(0, 2, 1)[:, None, :, :, None]
@@ -246,6 +262,7 @@ PARTS = {
     "Over one text: Student's t over eight batches": over_one_text,
     "Shares of the collapse: Fieller's interval over eight batches": shares,
     "Rank correlations: a jackknife over batches": correlations,
+    "Shares of right answers: Clopper-Pearson, Korn-Graubard over texts with several questions": accuracies,
     "What cannot be covered: one text that keeps to a topic": topics_as_long_as_the_text,
 }
 

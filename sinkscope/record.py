@@ -28,7 +28,7 @@ KIND = ".nc"
 MOST = 4 * 2**30
 """Bytes that a record may take, as a file and in memory, unless `open_record` is told otherwise."""
 
-STREAMED = ("perplexity", "ablation", "decode", "recall")
+STREAMED = ("perplexity", "ablation", "decode", "recall", "task", "atlas")
 """Kinds of streaming records, as their attrs["kind"] says."""
 
 

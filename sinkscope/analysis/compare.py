@@ -130,14 +130,23 @@ def _row(
         raise SinkscopeError(f"{_name(record)} is an encoder, which has no window to collapse: leave it out.")
     if _name(record) != _name(curve):
         raise SinkscopeError(f"{where} has sinks of {_name(record)} and losses of {_name(curve)}: give one model's.")
-    record = prefix(record, length)
+    return {
+        "model": _name(record),
+        **strength(record, length, resamples, seed),
+        **collapsed(curve, read),
+        "text": str(curve.attrs.get("text", "unknown")),
+    }
+
+
+def strength(record: xr.Dataset, length: int, resamples: int = 10_000, seed: int = 0) -> dict[str, Any]:
+    """How strong the sinks are over the first `length` tokens, as `compare` has it."""
+    record = prefix(whole(record), length)
     rate = sink_rate(record, EPSILON)
     rates = sink_rate_curve(record, [EPSILON], [length]).squeeze()
     mass = sink_mass(record, first=1)
     each = record["sink_mass"].isel(sink=0, query=slice(1, None)).mean(["layer", "head", "query"], dtype=np.float64)
     spread = interval(each, resamples=resamples, seed=seed, at_least=0, at_most=1)
     return {
-        "model": _name(record),
         "sink_rate": float(rate),
         "rate_low": float(rates["lower"]),
         "rate_high": float(rates["upper"]),
@@ -149,13 +158,12 @@ def _row(
         "T": length,
         "sequences": int(record.sizes["sequence"]),
         "bos": str(record.attrs.get("bos", "unknown")),
-        **_collapse(curve, read),
-        "text": str(curve.attrs.get("text", "unknown")),
     }
 
 
-def _collapse(curve: xr.Dataset, read: int) -> dict[str, Any]:
-    """The window against sinks + window, over the tokens up to `read` after the first eviction."""
+def collapsed(curve: xr.Dataset, read: int) -> dict[str, Any]:
+    """The collapse as `compare` has it: window against sinks + window, over the tokens up to `read` after the first
+    eviction."""
     name, nll = _name(curve), losses(curve)
     parts, sizes = policy_parts(nll), nll["cache_size"].values.tolist()
     windows, full = ([at for at, part in enumerate(parts) if part == each] for each in ("window", "full sinks"))

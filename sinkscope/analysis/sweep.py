@@ -68,8 +68,8 @@ def sweep_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
     seed                            of what is drawn at random; missing where nothing is
     at                              the part of the cell: a distance, an intervention; else empty
     quantity                        "ppl"; "sink_mass", "sink_rate" and the means of all else that was measured;
-                                    "again", "first" and "gain" of recall; "ppl", "ratio", "over_control" and
-                                    "sink_mass" of interventions
+                                    "again", "first", "gain", "recalled" and "context" of recall; "ppl", "ratio",
+                                    "over_control" and "sink_mass" of interventions
     value, low, high                its value and 95% interval, NaN where there is none
     null                            what uniform attention would give, where that is known
     tokens                          that were read, or scored for a loss
@@ -131,13 +131,16 @@ def _losses(record: xr.Dataset) -> list[dict[str, Any]]:
 
 def _recall(record: xr.Dataset) -> list[dict[str, Any]]:
     rows, tokens = [], int(record["nll"].notnull().isel(policy=0, distance=0).sum())
-    for row in recall_table(record, RESAMPLES).itertuples():
-        shared = {"at": f"distance {row.distance}", "tokens": tokens}
+    for row in recall_table(record, RESAMPLES).to_dict("records"):
+        shared = {"at": f"distance {row['distance']}", "tokens": tokens}
         rows += [
-            shared | {"quantity": "again", "value": row.again, "low": row.low, "high": row.high},
-            shared | {"quantity": "first", "value": row.first},
-            shared | {"quantity": "gain", "value": row.gain, "low": row.gain_low, "high": row.gain_high},
+            shared | {"quantity": "again", "value": row["again"], "low": row["low"], "high": row["high"]},
+            shared | {"quantity": "first", "value": row["first"]},
         ]
+        for name in ("gain", "recalled", "context"):
+            if name in row:
+                ends = {"low": row[f"{name}_low"], "high": row[f"{name}_high"]}
+                rows.append(shared | {"quantity": name, "value": row[name]} | ends)
     return rows
 
 

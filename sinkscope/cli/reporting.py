@@ -1,4 +1,4 @@
-"""The command `report`: everything at once, by a plan or not."""
+"""The commands of reports: `report` of one model, by a plan or not, and `atlas` of many."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ import typer
 
 import sinkscope
 from sinkscope.cli import options as given
-from sinkscope.cli.options import say
+from sinkscope.cli.options import printed, say
 from sinkscope.errors import SinkscopeError
 
 QUESTION = "What does this show?"  # behind pictures, where no text is given
+SHOWN = (
+    "model", "sink_mass", "sink_rate", "published_rate", "collapse", "collapse_low", "collapse_high", "sinks_needed",
+    "largest_activation", "massive_tokens", "differs",
+)  # fmt: skip
 
 
 @given.loads_model
 def report(
     model: given.Model = None,
+    other: Annotated[
+        str | None, typer.Argument(help="A saved report, if the first one is too: says what differs between them.")
+    ] = None,
     text: given.Texts = None,
     out: Annotated[Path, typer.Option(help="Where to write: new, empty, or an earlier report.")] = Path("report"),
     segments: Annotated[
@@ -48,7 +55,11 @@ def report(
     loading: given.Loading,
     quiet: given.Quiet = False,
 ) -> None:
-    """Measure where a model's attention goes and write it up: a page, figures, tables and the record."""
+    """Measure where a model's attention goes and write it up: a page, figures, tables and the record. Of two saved
+    reports, say what differs."""
+    if other is not None:
+        _say_differences(model or "", other)
+        return
     from sinkscope.directories import check_directory
 
     target = check_directory(out) if write_plan is None else out
@@ -99,3 +110,37 @@ def _processed(
         return loaded, processor, inputs_with_sound(processor, audio)
     words = QUESTION if text is None else sinkscope.read_text(text)
     return loaded, processor, inputs_with_images(processor, images, words)
+
+
+def _say_differences(one: str, other: str) -> None:
+    table = sinkscope.compare_reports(one, other)
+    say(False, f"{one} and {other}; brackets: 95%, paired by text.", printed(table))
+
+
+@given.loads_model
+def atlas(
+    models: Annotated[list[str], typer.Argument(help="Folders of saved reports, or what `report` takes as a model.")],
+    text: given.Text = None,
+    out: Annotated[Path, typer.Option(help="Where to write: new, empty, or an earlier atlas.")] = Path("atlas"),
+    reports: Annotated[
+        Path | None, typer.Option(help="A folder where reports that are made are saved, and found again.")
+    ] = None,
+    sequences: Annotated[int, typer.Option(min=1, help="How many sequences of the text.")] = 8,
+    length: Annotated[int, typer.Option(min=1, help="Tokens in each sequence.")] = 1024,
+    streaming: Annotated[bool, typer.Option(help="Also stream the text: collapse and sinks needed.")] = True,
+    *,
+    loading: given.Loading,
+    quiet: given.Quiet = False,
+) -> None:
+    """The headline numbers of many models, in one table and on one page; saved reports are not made again."""
+    from sinkscope.directories import check_directory
+
+    target, progress = check_directory(out), False if quiet else None
+    made = sinkscope.atlas(
+        models, text, sequences=sequences, length=length, streaming=streaming, folder=reports, progress=progress,
+        **loading,
+    )  # fmt: skip
+    made.save(target, progress=progress)
+    table = made.tables["atlas"]
+    shown = table[[name for name in SHOWN if name in table]]
+    say(quiet, made.headline, printed(shown), made.finding("atlas"), f"Open {target / 'report.html'}")

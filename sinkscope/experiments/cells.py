@@ -215,9 +215,9 @@ class Recall(Experiment):
             whole_number(getattr(self, name), name, least)
 
     def check(self, model: nn.Module, tokenizer: Any, texts: list[Tensor], setting: Setting) -> list[str]:
-        pieces, _, length, _ = passages_of(self._one(texts), self.distances, self.passage, self.passages)
-        check_run(model, pieces, Run(self.block))
-        return limit_notes(model, setting.policy, max(map(len, pieces)) + length)
+        read = passages_of(self._one(texts), self.distances, self.passage, self.passages).texts
+        check_run(model, read, Run(self.block))
+        return limit_notes(model, setting.policy, max(map(len, read)))
 
     def run(self, model: nn.Module, tokenizer: Any, texts: list[Tensor], setting: Setting, stay: Checkpoint) -> Any:
         options: dict[str, Any] = {option.name: getattr(self, option.name) for option in fields(self)[1:]}

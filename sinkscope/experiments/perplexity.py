@@ -49,15 +49,22 @@ BATCH_TOKENS = 4096  # texts of one length, or windows to recompute, that run to
 
 @dataclass(frozen=True)
 class Run:
-    """What the losses depend on besides model, text and policy; the arguments of `perplexity`."""
+    """What the losses depend on besides model, text and policy; the arguments of `perplexity`.
+
+    Args:
+        asked: places of the tokens that re-computation predicts from, from the end where negative, and no others; as
+            `samples` says when None.
+    """
 
     block: int = 1
     samples: int | None = None
     seed: int = 0
     normaliser: Normaliser | None = None
+    asked: tuple[int, ...] | None = None
 
     def attributes(self) -> dict[str, Any]:
-        return vars(self) | {"normaliser": "the model's own" if self.normaliser is None else repr(self.normaliser)}
+        own = {name: value for name, value in vars(self).items() if name != "asked"}
+        return own | {"normaliser": "the model's own" if self.normaliser is None else repr(self.normaliser)}
 
 
 @checks_types
@@ -115,23 +122,36 @@ def perplexity(
     texts = texts_of(texts_of_inputs(model, ids) if isinstance(ids, Mapping) else ids)
     inputs = ids if isinstance(ids, Mapping) and not stands_alone(ids) else None
     usual = FOUR_WAYS if inputs is None else (Dense(),)
-    ways, run = checked_policies(usual if policies is None else policies), Run(block, samples, seed, normaliser)
-    if not ways:
-        raise SinkscopeError("no policy was given; give at least one, such as sinkscope.SinkWindow(4, 508).")
-    names = [policy.name for policy in ways]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise SinkscopeError(f"two of the policies are named {twice[0]!r}; give each once, or a label of its own.")
+    ways, run = named_ways(usual if policies is None else policies), Run(block, samples, seed, normaliser)
     check_run(model, texts, run, looks_ahead=inputs is not None)
     texts_read = token_texts(tokenizer, texts)
-    for policy in ways:
-        check_limits(model, policy, max(map(len, texts)))
-    if inputs is not None:
+    if inputs is None:
+        record = losses_of(model, texts, ways, run, checkpoint=checkpoint, max_memory=max_memory, progress=progress)
+    else:
         if kept := [name for name, each in {"checkpoint": checkpoint, "max_memory": max_memory}.items() if each]:
             raise SinkscopeError(f"{kept[0]}= is for batches of texts, not for the inputs of one pass; leave it out.")
+        for policy in ways:
+            check_limits(model, policy, max(map(len, texts)))
         run = replace(run, block=max(map(len, texts)), samples=None)
         record = record_of(model, texts, ways, read_inputs(model, inputs, ways, normaliser))
-        record = with_images(record, model).assign_attrs(run.attributes() | attributes)
-        return record if texts_read is None else with_token_texts(record, texts_read)
+        record = with_images(record, model).assign_attrs(run.attributes())
+    record = record.assign_attrs(attributes)
+    return record if texts_read is None else with_token_texts(record, texts_read)
+
+
+def losses_of(
+    model: nn.Module,
+    texts: list[Tensor],
+    ways: list[Policy],
+    run: Run,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    max_memory: int | None = None,
+    progress: bool | None = None,
+) -> xr.Dataset:
+    """The record of `perplexity`, of texts that can be read; its arguments, and what it raises of them."""
+    for policy in ways:
+        check_limits(model, policy, max(map(len, texts)))
     most = None if max_memory is None else whole_number(max_memory, "max_memory", 1)
     run = replace(run, block=fitting_block(model, texts, ways, run, most))
     who = {} if checkpoint is None else identity(model)
@@ -142,8 +162,18 @@ def perplexity(
         read_texts(model, texts, policy, run, stay, start, progress)
         for policy, stay, start in zip(ways, stays, starts, strict=True)
     ]
-    record = record_of(model, texts, ways, finished).assign_attrs(run.attributes() | attributes)
-    return record if texts_read is None else with_token_texts(record, texts_read)
+    return record_of(model, texts, ways, finished).assign_attrs(run.attributes())
+
+
+def named_ways(given: Iterable[Policy]) -> list[Policy]:
+    """Policies, at least one, each of a name of its own; SinkscopeError for others."""
+    ways = checked_policies(given)
+    if not ways:
+        raise SinkscopeError("no policy was given; give at least one, such as sinkscope.SinkWindow(4, 508).")
+    names = [policy.name for policy in ways]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise SinkscopeError(f"two of the policies are named {twice[0]!r}; give each once, or a label of its own.")
+    return ways
 
 
 def read_texts(
@@ -223,7 +253,11 @@ def fitting_block(model: nn.Module, texts: list[Tensor], policies: Sequence[Poli
 def _queries(ids: Tensor, policy: Policy, run: Run) -> Tensor:
     """Places of the tokens that predict: all but the last, or a sample of them for re-computation."""
     every = torch.arange(ids.shape[1] - 1)
-    if not policy.recomputed or policy.kept is None or run.samples is None:
+    if not policy.recomputed or policy.kept is None:
+        return every
+    if run.asked is not None:
+        return torch.tensor(sorted({place % ids.shape[1] for place in run.asked}))
+    if run.samples is None:
         return every
     early, late = every[: policy.kept.last], every[policy.kept.last :]
     if len(late) <= run.samples:
@@ -303,6 +337,7 @@ def settings_of(who: Mapping[str, str], texts: list[Tensor], policy: Policy, run
     tokens = hashlib.sha256(b"|".join(text.numpy().tobytes() for text in texts)).hexdigest()
     given = {"text": tokens, "block": int(run.block), "samples": run.samples and int(run.samples), "seed": run.seed}
     changed: dict[str, Any] = {} if run.normaliser is None else {"normaliser": run.normaliser}
+    changed |= {} if run.asked is None else {"asked": run.asked}
     for name, slot in (("policy", policy), ("normaliser", run.normaliser)):
         if slot is not None and slot.definition:
             changed[f"{name}_definition"] = slot.definition

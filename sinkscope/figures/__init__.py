@@ -26,13 +26,14 @@ from sinkscope.figures.sinks import (
 )
 from sinkscope.figures.spans import span_mass
 from sinkscope.figures.streaming import ablation, decode_cost, explored, log_perplexity, recall
+from sinkscope.figures.tasks import accuracy
 from sinkscope.figures.training import emergence, language_emergence
 
 del _fonts
 
 __all__ = [
-    "ablation", "collapse", "comparison", "decode_cost", "depth", "distance_profile", "dose_response", "effects",
-    "emergence", "entropy_by_layer", "explored", "figure", "first_cosine", "forced_mass", "head_split",
+    "ablation", "accuracy", "collapse", "comparison", "decode_cost", "depth", "distance_profile", "dose_response",
+    "effects", "emergence", "entropy_by_layer", "explored", "figure", "first_cosine", "forced_mass", "head_split",
     "image_grid", "language_emergence", "log_perplexity", "marks", "mass_by_layer", "mass_by_length",
     "massive_activations", "matplotlib_figure", "mean_maps", "norms", "plotly_figure", "predictability", "purposes",
     "reach", "recall", "received_by_position", "sink_mass_heatmap", "sink_rate_curve",

@@ -337,17 +337,31 @@ def _losses(losses: xr.DataArray) -> m.Panel:
 def recall(record: xr.Dataset) -> m.Drawing:
     """Loss of a passage the second time it comes against its distance, under each policy; band: 95% over passages.
 
-    Dotted: the mean loss of the first reading. Where a curve reaches it, nothing of the passage is left.
+    Dotted: the mean loss of the first reading, which has no text before it. Beside it, if the control was read: how
+    much more the passage costs at the same place where another one stood in the first place. At zero nothing of the
+    first reading is left.
     """
     table = recall_table(record)
+    panels = [_by_distance(table, "again", ("low", "high"), "loss of the passage,\nsecond time (nats)", (0, None))]
+    level = m.Reference(y=float(table["first"].mean()), look=m.Look("quiet", "dot"), name="first time", id="first")
+    panels = [replace(panels[0], marks=[*panels[0].marks, level])]
+    if "recalled" not in table:
+        return m.Drawing(panels, record.attrs, m.COLUMN, 2.8)
+    words = "left of the first reading\n(nats, against another passage)"
+    right = _by_distance(table, "recalled", ("recalled_low", "recalled_high"), words, (None, None))
+    panels.append(replace(right, marks=[*right.marks, m.Reference(y=0.0, id="nothing")]))
+    return m.Drawing(panels, record.attrs, m.PAGE, 2.9, 2)
+
+
+def _by_distance(
+    table: pd.DataFrame, name: str, ends: tuple[str, str], label: str, limits: tuple[float | None, float | None]
+) -> m.Panel:
+    """One curve for each policy."""
     marks: list[m.Mark] = []
-    for row, (name, own) in enumerate(table.groupby("policy", sort=False)):
+    for row, (policy, own) in enumerate(table.groupby("policy", sort=False)):
         look = m.Look.of(row, marker=m.marker_of(row), size=4)
-        bounds = (own["low"], own["high"]) if own["low"].notna().any() else (None, None)
-        marks.append(m.Line(own["distance"], own["again"], look, str(name), f"again-{name}", *bounds))
-    level = float(table["first"].mean())
-    marks.append(m.Reference(y=level, look=m.Look("quiet", "dot"), name="first time", id="first"))
+        bounds = [own[end] for end in ends] if own[ends[0]].notna().any() else [None, None]
+        marks.append(m.Line(own["distance"], own[name], look, str(policy), f"{name}-{policy}", *bounds))
     away = table["distance"].unique().tolist()
     x = m.Axis("tokens since the passage came first (log scale)", "log", ticks=away, plain=True)
-    panel = m.Panel(marks, x, m.Axis("loss of the passage,\nsecond time (nats)", limits=(0, None)))
-    return m.Drawing([panel], record.attrs, m.COLUMN, 2.8)
+    return m.Panel(marks, x, m.Axis(label, limits=limits))

@@ -13,6 +13,7 @@ from sinkscope.arguments import checks_types
 from sinkscope.directories import Manifest, restore
 from sinkscope.errors import warn
 from sinkscope.figures.style import source_line
+from sinkscope.reporting.atlas import ATLAS, KIND
 from sinkscope.reporting.attention import ATTENTION
 from sinkscope.reporting.content import MAIN, Content, Item, Records, Section, arranged, record_names
 from sinkscope.reporting.made import Figures, Tables
@@ -110,10 +111,13 @@ class Report:
         Raises:
             SinkscopeError: there is none, or its manifest or a record is not as it was saved.
         """
-        parts = arranged(sections, items)
         path = Path(os.path.abspath(os.path.expanduser(directory)))
         restore(path)
         saved = Manifest(path)
+        main = f"records/{MAIN}.nc"
+        if sections is SECTIONS and main in saved.files and saved.record(main).attrs.get("kind") == KIND:
+            sections = (ATLAS,)
+        parts = arranged(sections, items)
         names = {name: f"records/{name}.nc" for name in record_names(parts)}
         records = {name: saved.record(file) for name, file in names.items() if file in saved.files}
         if changed := saved.changed:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -38,7 +38,13 @@ class Step(NamedTuple):
 
 
 class Reader(ABC):
-    """A batch of texts [sequence, token] being read under a policy."""
+    """A batch of texts [sequence, token] being read under a policy.
+
+    Attributes:
+        look: is shown the logits [sequence, query, vocabulary] of each step, with the places [query] they are from.
+    """
+
+    look: Callable[[Tensor, Tensor], None] | None = None
 
     def __init__(self, model: nn.Module, ids: Tensor, policy: Policy) -> None:
         self.model, self.ids, self.policy = model, ids.to(reading_device(model)), policy
@@ -47,6 +53,11 @@ class Reader(ABC):
     @abstractmethod
     def steps(self) -> Iterator[Step]:
         """Read on from where it stands."""
+
+    def _scored(self, logits: Tensor, queries: Tensor, done: int) -> Step:
+        if self.look is not None:
+            self.look(logits, queries)
+        return scored(self.model, logits, self.ids, queries, done)
 
     def state(self) -> dict[str, Tensor]:
         """What has to be kept to read on later."""
@@ -88,7 +99,7 @@ class BlockReader(Reader):
                         "measured with sinkscope.capture, but not streamed."
                     )
                 self.done = stop
-                yield scored(self.model, logits, self.ids, torch.arange(start, stop), stop)
+                yield self._scored(logits, torch.arange(start, stop), stop)
 
     def _logits(self, start: int, stop: int) -> Tensor:
         """Logits [sequence, token, vocabulary] of the next tokens."""
@@ -135,13 +146,13 @@ class WindowReader(Reader):
             if self.done == 0 and len(early):
                 logits = self.model(self.ids[:, : int(early[-1]) + 1], use_cache=False).logits[:, early]
                 self.done = len(early)
-                yield scored(self.model, logits, self.ids, early, self.done)
+                yield self._scored(logits, early, self.done)
             while self.done < len(self.queries):
                 if scope is not None:
                     scope.move_here()
                 queries = self.queries[self.done : self.done + self.rows]
                 self.done += len(queries)
-                yield scored(self.model, self._last_logits(queries), self.ids, queries, self.done)
+                yield self._scored(self._last_logits(queries), queries, self.done)
 
     def _last_logits(self, queries: Tensor) -> Tensor:
         """Logits [sequence, query, vocabulary] of the last token of each window."""
@@ -165,7 +176,7 @@ class TokenReader(Reader):
             for at in range(self.ids.shape[1] - 1):
                 token = self.ids[:, at : at + 1]
                 logits = self.model(token, **with_cache(self.model, self.cache)).logits
-                yield scored(self.model, logits, self.ids, torch.tensor([at]), at + 1)
+                yield self._scored(logits, torch.tensor([at]), at + 1)
 
     def resume(self, done: int, state: dict[str, Tensor]) -> None:
         pass

@@ -66,6 +66,7 @@ def test_each_number_is_that_of_the_experiment_alone(model, ids):
     for row in sinkscope.recall_table(again).itertuples():
         at = row.policy, f"distance {row.distance}"
         np.testing.assert_allclose(table["recall", *at, "gain"], row.gain, atol=1e-5)
+        np.testing.assert_allclose(table["recall", *at, "recalled"], row.recalled, atol=1e-5)
     chosen = [sinkscope.EvictKeys("sinks"), sinkscope.Shift()]
     for row in sinkscope.intervene(model, ids, chosen, start=32, sinks=2).itertuples():
         assert table["interventions", "dense", row.intervention, "ppl"] == row.ppl

@@ -168,11 +168,27 @@ def split() -> xr.Dataset:
     return sinkscope.head_split(build("llama"), ids, gates, (0, 0.5, 1), sinks=2, window=8, progress=False)
 
 
+def answered() -> xr.Dataset:
+    """A record of needles: accuracy falls with the distance under one of two policies."""
+    dims, chance = ("policy", "length", "depth", "trial", "question"), np.random.default_rng(0).random((2, 2, 3, 12, 1))
+    share = np.array([[[0.9, 0.9, 0.9]] * 2, [[0.1, 0.2, 0.9]] * 2])[..., None, None]
+    correct = (chance < share).astype(np.float32)
+    return xr.Dataset(
+        {"correct": (dims, correct), "said": (dims, correct), "nll": (dims, 1 - correct)},
+        {
+            "policy": ["dense", "window 8"], "length": [64, 128], "depth": [0.0, 0.5, 1.0],
+            "distance": (("length", "depth"), np.array([[60, 35, 10], [120, 65, 12]])),
+        },
+        ATTRIBUTES | {"kind": "task", "task": "needle", "chance": 0.125},
+    )  # fmt: skip
+
+
 STREAMED: dict[str, Callable[[], Any]] = {
     "ablation": ablation_table,
     "decode_cost": decode_table,
     "log_perplexity": lambda: collapsing(sampled=200),
     "recall": read_twice,
+    "accuracy": answered,
 }
 TRAINED: dict[str, Callable[[], Any]] = {"emergence": emergence_record, "language_emergence": language}
 RECORDS: dict[str, Callable[[], Any]] = {

@@ -59,6 +59,7 @@ def ordinary(folder: Path) -> dict[str, Words]:
         "chat": [model, "--sinks", "2", "--window", "8", "--max-new-tokens", "2", "--quiet"],
         "lab": ["--text", str(text), "--steps", "2", "--seeds", "0", "--arms", "softmax", "--quiet"],
         "report": [*read, "--sequences", "2", "--length", "24", "--no-streaming", "--no-softmax", "--quiet"],
+        "atlas": [model, "--text", str(text), "--sequences", "2", "--length", "24", "--no-streaming", "--quiet"],
         "explore": [*read, "--no-browser"],
         "audit": ["no-such-type"],
         "sweep": [str(world.grid_file()), "--quiet"],

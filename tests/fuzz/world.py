@@ -117,6 +117,7 @@ def _records() -> dict[str, Any]:
         "forced": experiments.forced(),
         "predictability": experiments.predictability(),
         "recall": drawn.read_twice(),
+        "answers": drawn.answered(),
         "spanned": drawn.spanned(),
         "emergence": training_records.emergence_record(),
         "language": drawn.language(),
@@ -125,6 +126,7 @@ def _records() -> dict[str, Any]:
         "ablation table": drawn.ablation_table(),
         "timing table": drawn.decode_table(),
         "comparison table": drawn.comparison_table(),
+        "many models": drawn.comparison_table(12).assign(differs=""),
         "emergence table": sinkscope.lab.emergence_table(training_records.emergence_record()),
     }
 

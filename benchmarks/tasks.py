@@ -1,0 +1,55 @@
+"""Recall by distance and needles on the demo model: python benchmarks/tasks.py OUT [--needles].
+
+Recall under four policies on 8,192 tokens of the demo text, with its control, timed beside a plain forward pass over as
+many tokens; and needles under six ways to attend. Records, tables and figures land in OUT.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import sinkscope
+
+CACHE = 128
+
+
+def main(out: Path, has_needles: bool) -> None:
+    """Print seconds and tables."""
+    out.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = sinkscope.load()
+    ids = sinkscope.read_tokens(tokenizer, limit=8192, start=100_000)
+    sinks, scored = (
+        sinkscope.SinkWindow(4, CACHE - 4),
+        [sinkscope.HeavyHitters(CACHE, CACHE // 2), sinkscope.TOVA(CACHE)],
+    )
+    ways = [sinkscope.Dense(), sinkscope.Window(CACHE), sinkscope.Recompute(CACHE), sinks, *scored]
+    if has_needles:
+        begun = time.perf_counter()
+        record = sinkscope.needle_recall(
+            model, tokenizer, ids, ways, lengths=192, depths=(0, 0.5, 1), trials=6, chat=True
+        )
+        print(f"needles, six policies: {time.perf_counter() - begun:.0f} s")
+        sinkscope.save_record(record, out / "needles.nc")
+        print(sinkscope.accuracy_table(record).to_string())
+        sinkscope.figures.accuracy(record).savefig(out / "needles.png", dpi=150)
+        return
+    begun = time.perf_counter()
+    with torch.no_grad():
+        model(ids[:, :2048])
+    plain = (time.perf_counter() - begun) * 4
+    begun = time.perf_counter()
+    four = [ways[0], ways[1], ways[3], ways[5]]
+    record = sinkscope.recall(model, ids, four, distances=(64, 256, 512), passages=4)
+    spent = time.perf_counter() - begun
+    print(f"recall, four policies: {spent:.0f} s, {spent / plain:.1f} times a forward pass over 8,192 tokens")
+    sinkscope.save_record(record, out / "recall.nc")
+    print(sinkscope.recall_table(record).to_string())
+    sinkscope.figures.recall(record).savefig(out / "recall.png", dpi=150)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), "--needles" in sys.argv)

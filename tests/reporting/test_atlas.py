@@ -1,0 +1,153 @@
+"""Many models in one table and on one page, and what differs between two reports."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from scipy import stats
+
+import sinkscope
+from sinkscope import Report, SinkscopeError, atlas, compare, compare_reports, strength_and_collapse
+from sinkscope.analysis.atlas import FEWEST_MODELS, atlas_table, differences, same_tokens, vocabularies
+from tests.analysis.test_compare import captured, streamed
+from tests.support.loss_records import collapsing
+from tests.support.synthetic import synthetic_maps
+
+
+def spoken(record: xr.Dataset, shift: int = 0) -> xr.Dataset:
+    """With token ids, the same for all records of one shift."""
+    dims = ("sequence", "token")
+    ids = np.arange(record.sizes["sequence"] * record.sizes["token"]).reshape([record.sizes[dim] for dim in dims])
+    return record.assign_coords(token_id=(dims, ids + shift), length=("sequence", [ids.shape[1]] * len(ids)))
+
+
+def records(model: str, seed: int = 0, shift: int = 0) -> dict[str, xr.Dataset]:
+    main = spoken(captured(model, seed=seed), shift).assign_attrs(text="a text")
+    return {"text": main, "perplexity": spoken(streamed(model, seed=seed), shift)}
+
+
+@pytest.fixture(scope="module")
+def three():
+    return {"one": records("a/one"), "two": records("a/two", 1), "other": records("b/other", 2, shift=7)}
+
+
+def test_the_atlas_has_what_compare_has_and_says_what_is_missing(three):
+    table = atlas_table(three)
+    beside = compare([tuple(own.values()) for own in three.values()])
+    for name in ("sink_mass", "mass_low", "sink_rate", "collapse", "collapse_high", "T", "cache_size"):
+        np.testing.assert_allclose(table[name], beside[name], rtol=1e-6)
+    assert table["published_rate"].isna().all() and table["missing"].str.contains("no record `short`").all()
+    assert table["tokens_as"].tolist() == ["one", "one", "other"]
+
+
+def test_models_of_other_tokens_are_told_in_one_sentence_and_those_of_the_same_are_not(three):
+    said = vocabularies(atlas_table(three))
+    assert said.count(".") == 1 and "one, two / other" in said and "cannot be compared" in said
+    assert vocabularies(atlas_table({name: three[name] for name in ("one", "two")})) == ""
+    assert not same_tokens(three["one"]["text"].drop_vars("token_id"), three["two"]["text"])  # nothing is known
+
+
+def test_a_short_record_gives_the_published_rate(three):
+    short = spoken(sinkscope.from_maps(synthetic_maps(20, 3, 2, 32, seed=5)))
+    (row,) = atlas_table({"one": three["one"] | {"short": short}}).to_dict("records")
+    expected = (synthetic_maps(20, 3, 2, 32, seed=5)[..., 0].mean(-1) > 0.3).mean()
+    assert row["published_rate"] == pytest.approx(expected) and row["published_T"] == 32
+    assert row["published_low"] <= expected <= row["published_high"]
+
+
+def test_the_page_is_saved_and_opens_by_itself(three, tmp_path):
+    reports = [Report(own) for own in three.values()]
+    made = atlas(reports, progress=False)
+    assert made.tables["atlas"]["model"].tolist() == ["a/one", "a/two", "b/other"]
+    assert set(made.tables["headline"]["model"]) == {"a/one", "a/two", "b/other"}
+    assert f"fewer than {FEWEST_MODELS}" in made.finding("atlas") and "same tokens" in made.finding("atlas")
+    assert "3 models: the first token takes" in made.headline and "times that with them" in made.headline
+    folder = made.save(tmp_path / "atlas", progress=False)
+    again = Report.open(folder)
+    pd.testing.assert_frame_equal(again.tables["atlas"], made.tables["atlas"], check_dtype=False)
+    page = (folder / "report.html").read_text()
+    assert "Not all of these models read the same tokens" in page and "Table 2" in page and "mass_by_layer" not in page
+    made.save(folder, progress=False)  # replaces what is its own
+
+
+def test_saved_reports_are_opened_and_two_of_one_name_are_told_apart(three, tmp_path):
+    saved = Report(three["one"]).save(tmp_path / "one", progress=False)
+    found = atlas([saved, str(saved)], progress=False).tables["atlas"]
+    assert found["model"].tolist() == ["a/one", "a/one (2)"]
+    named = atlas({"mine": saved}, progress=False).tables["atlas"]
+    assert named["model"].tolist() == ["mine"]
+
+
+def models(count: int, slope: float = 1.0) -> pd.DataFrame:
+    noise = np.random.default_rng(0).normal(0, 0.05, count)
+    mass = np.linspace(0.1, 0.6, count)
+    return pd.DataFrame({"differs": "", "sink_mass": mass, "collapse": np.exp(slope * mass + noise)})
+
+
+def test_a_rank_correlation_has_an_interval_and_few_models_none():
+    found, table = strength_and_collapse(models(20)), models(20)
+    assert found["rho"] == pytest.approx(stats.spearmanr(table["sink_mass"], table["collapse"]).statistic)
+    assert found["low"] < found["rho"] < found["high"] < 1 and found["n"] == 20
+    assert strength_and_collapse(models(20, -1))["high"] < 0
+    with pytest.raises(SinkscopeError, match=r"9 models of one setting .* fewer than 10; give more models"):
+        strength_and_collapse(models(9))
+    with pytest.raises(SinkscopeError, match="2 models of one setting"):
+        strength_and_collapse(models(12).assign(differs=["bos"] * 10 + [""] * 2))
+
+
+def test_two_reports_of_the_same_text_are_compared_pair_by_pair(three):
+    table = compare_reports(Report(three["one"]), Report(three["two"])).set_index("quantity")
+    row = table.loc["mass on the first token, T = 48"]
+    each = [synthetic_maps(3, 3, 2, 48, seed=seed)[..., 1:, 0].mean((1, 2, 3)) for seed in (0, 1)]
+    difference = each[1] - each[0]
+    assert row["difference"] == pytest.approx(difference.mean(), abs=1e-6) and row["paired"]
+    bounds = stats.t.interval(0.95, 2, difference.mean(), stats.sem(difference))
+    np.testing.assert_allclose([row["low"], row["high"]], bounds, atol=1e-6)
+    losses = [collapsing(seed=seed)["nll"].values.astype(float) for seed in (0, 1)]
+    dense = table.loc["perplexity, dense"]
+    assert dense["difference"] == pytest.approx(np.exp(np.nanmean(losses[1][0]) - np.nanmean(losses[0][0])), rel=1e-5)
+
+
+def test_reports_of_other_tokens_stand_beside_each_other_without_an_interval(three):
+    table = differences(three["one"], three["other"])
+    assert not table["paired"].any() and table["low"].isna().all()
+    losses = table[table["quantity"].str.startswith("perplexity")]
+    assert losses["difference"].isna().all() and losses["note"].str.contains("cannot be compared").all()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [([], "nothing to put into an atlas"), ("a-model", "put it in brackets"), (3, "takes a list of models, not 3")],
+)
+def test_what_is_no_list_of_models_is_refused(given, said):
+    with pytest.raises(SinkscopeError, match=said):
+        atlas(given)
+
+
+def test_what_is_no_report_is_refused(tmp_path):
+    with pytest.raises(SinkscopeError, match="is no report: give two folders"):
+        compare_reports(tmp_path, tmp_path)
+    with pytest.raises(SinkscopeError, match="has no sink mass"):
+        atlas_table({"one": {"text": captured().drop_vars("sink_mass")}})
+
+
+@pytest.mark.slow
+def test_models_are_measured_once_and_found_again_and_another_text_is_refused(tmp_path, monkeypatch):
+    from sinkscope.reporting import gather
+    from tests.fuzz import world
+
+    words, other = tmp_path / "words.txt", tmp_path / "other.txt"
+    words.write_text(world.PROSE, encoding="utf-8")
+    other.write_text(world.PROSE, encoding="utf-8")
+    model = str(world.saved_model())
+    given = {"sequences": 2, "length": 24, "streaming": False, "folder": tmp_path / "kept", "progress": False}
+    first = atlas([model], words, **given).tables["atlas"]
+    monkeypatch.setattr(gather, "report", lambda *_, **__: pytest.fail("measured again"))
+    again = atlas([model], words, **given).tables["atlas"]
+    assert first["sink_mass"].tolist() == again["sink_mass"].tolist() and first["collapse"].isna().all()
+    with pytest.raises(SinkscopeError, match=r"is of 2 x 24 tokens of .* are asked for; give another folder"):
+        atlas([model], other, **given)
+    with pytest.raises(SinkscopeError, match="and 3 x 24 of"):
+        atlas([model], words, **given | {"sequences": 3})
