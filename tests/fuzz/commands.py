@@ -60,6 +60,7 @@ def ordinary(folder: Path) -> dict[str, Words]:
         "lab": ["--text", str(text), "--steps", "2", "--seeds", "0", "--arms", "softmax", "--quiet"],
         "report": [*read, "--sequences", "2", "--length", "24", "--no-streaming", "--no-softmax", "--quiet"],
         "explore": [*read, "--no-browser"],
+        "page": [*read, "--length", "24", "--windows", "8", "--sinks", "0", "--out", str(folder / "page.html")],
         "audit": ["no-such-type"],
         "sweep": [str(world.grid_file()), "--quiet"],
         "runs": [str(world.run_folder())],

@@ -6,6 +6,7 @@ page.js     answers the canvases, as the controller does beside a kernel; page.h
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,12 +49,12 @@ def page_settings(
 ) -> list[dict[str, Any]]:
     """What a page of so many tokens shows beside the model as it is: each window alone and beside each number of sinks.
 
-    When None, windows of 1/2, 1/4, 1/8 and 1/16 of the text, with `SINKS`, and one of them with 1 and 2 sinks.
+    When None, windows of 1/2, 1/4, 1/8 and 1/16 of the text, with `SINKS`, and one of them with a single sink.
     """
     sizes = windows or [size for size in (length // 2, length // 4, length // 8, length // 16) if size > max(SINKS)]
     asked = [(size, count) for size in sizes for count in (SINKS if sinks is None else sinks)]
     if windows is None and sinks is None and len(sizes) > 1:
-        asked += [(sizes[1], 1), (sizes[1], 2)]
+        asked.append((sizes[1], 1))
     return [
         {"policy": "sinks", "sinks": count, "window": size} if count else {"policy": "window", "window": size}
         for size, count in sorted(asked, key=lambda each: (-each[0], each[1]))
@@ -115,7 +116,7 @@ def save_page(
         raise SinkscopeError(
             f"the page is one HTML file, and {shown(str(path))} is none; give a name that ends in .html."
         )
-    if not megabytes > 0:
+    if not 0 < megabytes < math.inf:
         raise SinkscopeError(f"megabytes={megabytes!r} leaves no room for a page; give 12, for example.")
     asked = page_settings(len(tokens)) if settings is None else list(settings)
     configurations = [_configuration(each, len(tokens)) for each in asked]
@@ -137,7 +138,7 @@ def _configuration(asked: Any, length: int) -> Configuration:
         unknown = asked.keys() - vars(baseline).keys()
         if unknown:
             known = ", ".join(vars(baseline))
-            raise SinkscopeError(f"{min(unknown)!r} is no field of a setting; give some of {known}.")
+            raise SinkscopeError(f"{min(map(str, unknown))!r} is no field of a setting; give some of {known}.")
         asked = replace(baseline, **asked)
     if not isinstance(asked, Configuration):
         raise SinkscopeError(
@@ -172,7 +173,7 @@ def _read(controller: Controller, configurations: list[Configuration]) -> Iterat
                 controller.change(**vars(each))
             controller.wait()
             if controller.problem:
-                raise SinkscopeError(f"no page was written: under `{each.name}` {controller.problem}")
+                raise SinkscopeError(f"no page was written: under `{each.name}`: {controller.problem}")
             bar.update()
             if controller.name not in names:
                 names.add(controller.name)
@@ -195,7 +196,7 @@ def _page(controller: Controller, settings: list[Setting], most: int) -> str:
     if taken > room:
         raise SinkscopeError(
             f"no page was written: with maps of {side} × {side} cells, the coarsest, it has "
-            f"{(most - room + taken) / MEGABYTE:.1f} MB, and {most / MEGABYTE:g} are allowed; give fewer than "
+            f"{(most - room + taken) / MEGABYTE:.3g} MB, and {most / MEGABYTE:g} are allowed; give fewer than "
             f"{len(settings) - 1} settings, a text shorter than {len(controller.tokens):,} tokens, or more megabytes."
         )
     fine = _fine(settings, _ranked(controller, settings), length, room - taken) if side < length else []

@@ -369,7 +369,7 @@ async function open() {
   document.documentElement.dataset.shown = "yes";
   for (let setting = 1; setting < ABOUT.settings.length; setting++) { // before anybody asks
     await new Promise((next) => setTimeout(next, 30));
-    await reading(setting);
+    thumbnailsOf(await reading(setting));
   }
   document.documentElement.dataset.ready = "yes";
 }
