@@ -45,6 +45,7 @@ class Setting:
         reading, continuation = controller.now.reading, controller.now.continuation
         assert reading is not None
         squares, strips, highs, is_causal, before = [], [], [], True, controller.unit
+        shape = (0, 0)
         for unit in range(len(controller.units)):
             controller.choose(unit)
             tile = controller.tile()
@@ -52,6 +53,7 @@ class Setting:
             squares.append(zlib.compress(tile.pixels.tobytes(), 1))
             strips.append(tile.sinks)
             highs.append(tile.limits.high)
+            shape = (tile.pixels.shape[0], tile.pixels.shape[1])
             is_causal = is_causal and not np.triu(tile.pixels, 1).any()
         controller.choose(before)
         scores = {name: controller.scores(name) for name in RANKINGS if name != "layer"}
@@ -68,7 +70,7 @@ class Setting:
             },
             orders={name: controller.ranked(name) for name in ("layer", *known)},
             highs=highs,
-            shape=(tile.pixels.shape[0], tile.pixels.shape[1]),
+            shape=shape,
             is_causal=is_causal,
             strips=np.stack(strips),
             _squares=squares,
