@@ -123,6 +123,29 @@ def test_a_second_setting_stands_beside_the_first_with_head_query_and_zoom_in_co
     page.locator("#map-1").wait_for(state="hidden")
 
 
+def test_a_pooled_map_says_so_and_its_cells_are_the_largest_of_the_records(browser, file, tmp_path):
+    small = save_page(reader(), WORDS, tmp_path / "small.html", ASKED, file.stat().st_size / 1e6 - 0.012)
+    page, heard = opened(browser, small)
+    choose_head(page, 5)
+    settled(page, "#map-0", "largest of 2 × 2 tokens")
+    pixels = drawn(page, "#map-0", "pixels").reshape(TOKENS, 30)
+    weights = record_of()[5]
+    largest = in_bytes(np.fmax.reduce([weights[i::2, j::2] for i in (0, 1) for j in (0, 1)]))
+    expected = np.where(np.tri(30, dtype=bool), largest, 0).repeat(2, 0)
+    assert np.abs(pixels - expected).max() <= 1 and (pixels != expected).mean() < 2e-3
+    strip = drawn(page, "#map-0", "sinks").reshape(TOKENS, 4)
+    assert np.abs(strip - np.where(np.tri(TOKENS, 4, dtype=bool), in_bytes(weights[:, :4]), 0)).max() <= 1
+    place = page.locator("#map-0 canvas").evaluate(
+        "c => { const {x, y, wide, high} = c.sinkscope.area; return {x: x + wide * 21 / 60, y: y + high * 41 / 60}; }"
+    )
+    page.locator("#map-0 canvas").hover(position=place)
+    value = 10 ** (-5 + (pixels[40, 10] - 1) * 5 / 254)
+    said = f"largest of 2 × 2 tokens, probability {float(f'{value:.3g}'):g} ± 2.29%"
+    page.locator("#map-0 .sinkscope-tip", has_text=said).wait_for()
+    assert heard == [small.as_uri()]
+    page.context.close()
+
+
 def test_hostile_tokens_and_names_are_text(page):
     assert page.title().startswith("Attention of ") and "onerror" in page.locator("h1").inner_text()
     assert page.locator("#text-0 .sinkscope-token").first.inner_text().startswith("</script><script>")

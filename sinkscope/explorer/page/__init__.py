@@ -286,13 +286,13 @@ def _rendered(
 
 
 def page_script() -> str:
-    """One module: each canvas in a block of its own, where its names are its own, and what answers them."""
-    canvases = {"atlas": Atlas, "map": HeadMap, "text": TokenText, "losses": Losses}
+    """One module: what the canvases share, each in a block with names of its own, and what answers them."""
+    canvases, shared = {"atlas": Atlas, "map": HeadMap, "text": TokenText, "losses": Losses}, module()
     blocks = [
-        f"{{\n{str(each._esm).replace('export default {', f'CANVASES.{name} = {{', 1)}\n}}"
+        f"{{{str(each._esm).removeprefix(shared).replace('export default {', f'CANVASES.{name} = {{', 1)}\n}}"
         for name, each in canvases.items()
     ]
-    return "\n".join([module(), "const CANVASES = {};", *blocks, _resource("page.js")])
+    return "\n".join([shared, "const CANVASES = {};", *blocks, _resource("page.js")])
 
 
 def _resource(name: str) -> str:

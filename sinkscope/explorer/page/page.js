@@ -44,11 +44,11 @@ function restored(told, dense) {
 }
 
 function reading(setting) {
-  if (!READINGS.has(setting)) READINGS.set(setting, read(setting));
+  if (!READINGS.has(setting)) READINGS.set(setting, readSetting(setting));
   return READINGS.get(setting);
 }
 
-async function read(setting) {
+async function readSetting(setting) {
   const dense = setting ? await reading(0) : null;
   const names = ["maps", "fine", "numbers"].filter((name) => document.getElementById(`${name}-${setting}`));
   const parts = await Promise.all(names.map((name) => unpacked(`${name}-${setting}`)));
@@ -146,7 +146,7 @@ const at = (id) => document.getElementById(id);
 
 function pooling(side) {
   const tokens = tokensIn(side);
-  return tokens > 1 ? ` · each cell the largest of ${tokens} × ${tokens} tokens` : "";
+  return tokens > 1 ? ` · the largest of ${tokens} × ${tokens} tokens, but for the first ${ABOUT.sinks} keys` : "";
 }
 
 function numbersAt(held, { query, key }) {
@@ -351,10 +351,10 @@ function tellPrecision() {
   const tokens = tokensIn(ABOUT.side);
   const fine = ABOUT.fine.length;
   const some = fine ? `; ${fine} of the ${UNITS} heads, those with the most attention on the first tokens, are kept token by token` : "";
-  const size = tokens > 1 ? `In a map each cell is the largest of ${tokens} × ${tokens} tokens, the first ${ABOUT.sinks} keys apart${some}. ` : "";
+  const size = tokens > 1 ? `In a map each cell is the largest of ${tokens} × ${tokens} tokens, but for the first ${ABOUT.sinks} keys${some}. ` : "";
   at("precision").textContent =
-    `${size}Probabilities in maps and rows have 8 bits on a logarithmic scale from ${number(10 ** ABOUT.low)}: each is right ` +
-    `${within(0).replace("±", "to")}. Losses, next tokens, masses and perplexities are as the model gave them.`;
+    `${size}Probabilities in maps and rows have 8 bits on a logarithmic scale from ${number(10 ** ABOUT.low)}: each is right to ` +
+    `within ${within(0).replace("± ", "")}. Losses, next tokens, masses and perplexities are as the model gave them.`;
 }
 
 async function open() {
