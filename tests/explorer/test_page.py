@@ -155,6 +155,13 @@ def test_the_settings_of_a_page_are_dense_and_nine_others_at_least():
     assert page_settings(256, [8], [0]) == [{"policy": "window", "window": 8}]
 
 
+def test_a_setting_asked_for_twice_is_there_once(tmp_path):
+    asked = [{"policy": "dense"}, sinkscope.Window(16), {"policy": "window", "window": 16, "sinks": 2}]
+    other = sinkscope.Window(16, layers=[1])
+    page = save_page(reader(), WORDS, tmp_path / "page.html", [*asked, other]).read_text(encoding="utf-8")
+    assert [each["name"] for each in told(page)["settings"]] == ["dense", "window 16", other.name]
+
+
 def test_an_open_explorer_gives_its_head_its_query_and_what_it_shows_and_goes_on(tmp_path):
     controller = Controller(reader(), WORDS)
     controller.begin()

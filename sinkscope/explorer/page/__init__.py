@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from sinkscope.attention.placement import is_same
 from sinkscope.errors import SinkscopeError, shown
 from sinkscope.explorer.canvases import STYLE, Atlas, HeadMap, Losses, TokenText, module
 from sinkscope.explorer.configuration import Configuration
@@ -164,9 +165,12 @@ def _reading(model: TextModel, tokens: list[str]) -> Iterator[Controller]:
 
 def _read(controller: Controller, configurations: list[Configuration]) -> Iterator[Setting]:
     """Each setting once, first the model as it is."""
-    names = set()
-    with progress_bar(1 + len(configurations), "setting") as bar:
-        for each in (controller.baseline, *configurations):
+    asked: list[Configuration] = [controller.baseline]
+    for each in configurations:
+        if not any(_run_alike(each, other) for other in asked):
+            asked.append(each)
+    with progress_bar(len(asked), "setting") as bar:
+        for each in asked:
             if each is controller.baseline:
                 controller.begin()
             else:
@@ -175,9 +179,11 @@ def _read(controller: Controller, configurations: list[Configuration]) -> Iterat
             if controller.problem:
                 raise SinkscopeError(f"no page was written: under `{each.name}`: {controller.problem}")
             bar.update()
-            if controller.name not in names:
-                names.add(controller.name)
-                yield Setting.of(controller)
+            yield Setting.of(controller)
+
+
+def _run_alike(one: Configuration, other: Configuration) -> bool:
+    return is_same(one.policy_slot, other.policy_slot) and is_same(one.normaliser_slot, other.normaliser_slot)
 
 
 def _page(controller: Controller, settings: list[Setting], most: int) -> str:
