@@ -107,7 +107,7 @@ def test_the_losses_in_the_page_are_those_of_the_model(page):
 def test_a_second_setting_stands_beside_the_first_with_head_query_and_zoom_in_common(page):
     page.keyboard.press("s")
     settled(page, "#map-0", "window 16")
-    page.keyboard.press("c")
+    page.keyboard.press("b")
     settled(page, "#map-1", "layer 1, head 1 · dense")
     page.locator("#map-0 canvas").focus()
     page.keyboard.press("+")
@@ -119,7 +119,7 @@ def test_a_second_setting_stands_beside_the_first_with_head_query_and_zoom_in_co
     page.locator("#text-1 .sinkscope-token").nth(9).click()
     settled(page, "#text-0", "query 9")
     assert page.locator("#next th").all_inner_texts() == ["token", "dense", "window 16"]
-    page.keyboard.press("c")
+    page.keyboard.press("b")
     page.locator("#map-1").wait_for(state="hidden")
 
 
@@ -154,7 +154,7 @@ def test_hostile_tokens_and_names_are_text(page):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_in_both_themes(browser, file, scheme):
     page, heard = opened(browser, file, viewport={"width": 390, "height": 844}, color_scheme=scheme)
-    page.keyboard.press("c")
+    page.keyboard.press("b")
     settled(page, "#map-1", "sinks 2+16")
     assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth") and heard == [file.as_uri()]
     page.context.close()

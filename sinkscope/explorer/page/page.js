@@ -137,7 +137,7 @@ const state = { setting: 0, partner: -1, ranking: "layer", ...ABOUT.opening, vie
 const shared = { tokens: ABOUT.tokens, query: state.query, dimmed: false };
 const sides = [0, 1].map((at) => ({
   held: null,
-  map: modelOf({ ...shared, frame: {}, view: [] }, (asked) => numbersAt(sides[at].held, asked)),
+  map: modelOf({ ...shared, frame: {}, view: [] }, (asked) => (asked.kind === MESSAGES.HOVER ? numbersAt(sides[at].held, asked) : null)),
   text: modelOf({ ...shared, frame: {}, evicted: [], mode: "query", can_evict: false, why_not: "" }),
 }));
 const atlas = modelOf({ frame: {}, order: [], scores: [], score_name: "", selected: state.unit, dimmed: false });
@@ -330,7 +330,7 @@ function pressPageKey(event) {
   const many = ABOUT.settings.length;
   if (event.key === "s") choose("setting")((state.setting + 1) % many);
   else if (event.key === "S") choose("setting")((state.setting + many - 1) % many);
-  else if (event.key === "c") choose("partner")(state.partner < 0 ? partnerFor(state.setting) : -1);
+  else if (event.key === "b") choose("partner")(state.partner < 0 ? partnerFor(state.setting) : -1);
   else return;
   event.preventDefault();
 }
