@@ -11,7 +11,7 @@ from pathlib import Path
 
 import anywidget
 
-import sinkscope.explorer  # noqa: F401  (declares the widgets)
+from sinkscope.explorer.page import page_script
 
 RULES = ["-D", "no-undef", "-D", "no-redeclare"]
 
@@ -19,7 +19,7 @@ RULES = ["-D", "no-undef", "-D", "no-redeclare"]
 def main(oxlint: str) -> int:
     """The number of findings, each printed with the line that it is about."""
     widgets = [each for each in anywidget.AnyWidget.__subclasses__() if each.__module__.startswith("sinkscope.")]
-    modules = {f"{each.__name__}.js": str(each._esm) for each in widgets}
+    modules = {f"{each.__name__}.js": str(each._esm) for each in widgets} | {"page.js": page_script()}
     with tempfile.TemporaryDirectory() as folder:
         for name, text in modules.items():
             Path(folder, name).write_text(text, encoding="utf-8")

@@ -17,6 +17,7 @@ _FORMS = {
     ".png": (b"", b""),  # behind its last chunk
     ".pdf": (b"% ", b""),
     ".svg": (b"<!-- ", b" -->"),
+    ".html": (b"<!-- ", b" -->"),
     ".tex": (b"% ", b""),
     ".md": (b"<!-- ", b" -->"),
     ".py": (b"# ", b""),

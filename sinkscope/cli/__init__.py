@@ -17,7 +17,7 @@ from sinkscope.cli.auditing import audit
 from sinkscope.cli.experiments import ablate, cost, lab, perplexity
 from sinkscope.cli.intervening import intervene
 from sinkscope.cli.reporting import atlas, report
-from sinkscope.cli.sessions import chat, explore
+from sinkscope.cli.sessions import chat, explore, page
 from sinkscope.cli.sweeping import runs, sweep
 from sinkscope.errors import SinkscopeError
 from sinkscope.interrupts import Terminated
@@ -65,7 +65,7 @@ def _telling(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-for command in (report, atlas, perplexity, ablate, cost, intervene, sweep, runs, chat, lab, explore, audit):
+for command in (report, atlas, perplexity, ablate, cost, intervene, sweep, runs, chat, lab, explore, page, audit):
     app.command()(_telling(command))
 
 

@@ -1,4 +1,4 @@
-"""The commands that stay open: `chat` in the terminal, or with lines from a file; `explore` in JupyterLab."""
+"""`chat` in the terminal, or with lines from a file; `explore` in JupyterLab, and `page`, the same as a file."""
 
 from __future__ import annotations
 
@@ -154,6 +154,33 @@ def explore(
     write_notebook(notebook, code(model, text, length, loading), model or "the demo model")
     command = [sys.executable, "-m", "jupyterlab", str(notebook), f"--ServerApp.port={port}"]
     raise typer.Exit(subprocess.call(command if browser else [*command, "--no-browser"]))
+
+
+@given.loads_model
+def page(
+    model: given.Model = None,
+    text: given.Text = None,
+    length: Annotated[int, typer.Option(min=2, max=2048, help="Tokens of the text that are shown.")] = 256,
+    windows: Annotated[
+        list[int] | None, typer.Option(min=1, help="Last tokens kept; 1/2 to 1/16 of the length if left out.")
+    ] = None,
+    sinks: Annotated[list[int] | None, typer.Option(min=0, help="First tokens kept beside each window; 0 4.")] = None,
+    megabytes: Annotated[float, typer.Option(help="What the file may have; maps are pooled until it fits.")] = 12.0,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("sinks.html"),
+    *,
+    loading: given.Loading,
+) -> None:
+    """Write one HTML file with the explorer in it, dense and under windows and sinks, for readers without a kernel."""
+    from sinkscope.explorer.launch import named
+    from sinkscope.explorer.page import page_settings, save_page
+    from sinkscope.explorer.text_model import TextModel
+    from sinkscope.hf.loading import tokenizer_of
+
+    loaded, found = sinkscope.load(model, **loading)
+    tokenizer = tokenizer_of(found)
+    ids = sinkscope.read_tokens(tokenizer, text, limit=length)[0]
+    settings = page_settings(len(ids), windows, sinks)
+    typer.echo(save_page(TextModel(loaded, ids, tokenizer), named(tokenizer, ids), out, settings, megabytes))
 
 
 def code(model: str | None, text: str | None, length: int | None, loading: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ controller      what is asked for, shown and compared, without widgets; it works
 configuration   what can be asked for, one entry for each control and each policy
 text_model      reads the text under a configuration; `background` does it off the main thread
 results         what comes of that, maps of single heads among it; `pixels` makes tiles and thumbnails of them
+page            one HTML file that shows all of it without a kernel, for several configurations
 saving          what is kept: figure, record, code, and a picture in the notebook
 """
 

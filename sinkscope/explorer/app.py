@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,14 +18,16 @@ from sinkscope.arguments import checks_types
 from sinkscope.attention.placement import is_same
 from sinkscope.explorer.background import Interrupts, Mailbox
 from sinkscope.explorer.canvases import Explained, Message
-from sinkscope.explorer.configuration import CONTROLS, Choice, Control, LayerRange, Number
+from sinkscope.explorer.configuration import CONTROLS, Choice, Configuration, Control, LayerRange, Number
 from sinkscope.explorer.controller import NEEDS_MODEL, Controller, sentence
 from sinkscope.explorer.display import Pictures, alert, continuations, headline, next_tokens, prices
+from sinkscope.explorer.page import MEGABYTES, page_of
 from sinkscope.explorer.pixels import MAP_CONTROLS, RANKINGS, saved_overview
 from sinkscope.explorer.results import Change, HeadMaps
 from sinkscope.explorer.saving import ENDED, NEEDS_KERNEL, SaveBar, save_view, static_picture, view_record
 from sinkscope.explorer.streaming import StreamingTab
 from sinkscope.explorer.text_model import TextModel
+from sinkscope.policies import Policy
 
 QUIET = 1.5  # seconds without a change after which the still picture follows, so that it is never in a user's way
 RANKING = Choice("sort heads by", "the order of the heads in the overview", {
@@ -99,6 +101,17 @@ class Explorer(w.VBox):
             SinkscopeError: nothing was read yet, or the folder cannot be written.
         """
         return save_view(self.controller, folder, self._code_text)
+
+    @checks_types
+    def save_page(
+        self,
+        path: str | os.PathLike[str],
+        settings: Sequence[Mapping[str, Any] | Configuration | Policy] | None = None,
+        *,
+        megabytes: float = MEGABYTES,
+    ) -> Path:
+        """Write one HTML file that shows this text without a kernel, as `page_of` says."""
+        return page_of(self.controller, path, settings, megabytes)
 
     def close(self) -> None:
         """Stop, and leave nothing behind: no thread, no hook, no model; where it was shown a sentence says so."""

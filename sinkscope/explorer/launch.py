@@ -101,7 +101,7 @@ def _of_model(model: Any, tokenizer: Any, text: Any, length: int | None, load_op
     note = f"The text is longer than is shown: these are its first {shown:,} tokens (length= changes that)."
     short = ids[:shown]
     reader = TextModel(loaded, short, tokenizer)  # which refuses ids that its tokenizer may not know
-    tokens = _named(tokenizer, short)
+    tokens = named(tokenizer, short)
     if text is None:
         demo = f"sinkscope.read_tokens(tokenizer, limit={len(short)})"
         return Explorer(reader, tokens, long_ids=ids, code_text=demo)
@@ -128,14 +128,14 @@ def _of_inputs(model: nn.Module, tokenizer: Any, inputs: dict[str, Any]) -> Expl
         raise SinkscopeError(f"there are {ids.shape[1]:,} tokens, and a map may have {MOST:,}; give a smaller image.")
     reader = TextModel(model, ids[0], tokenizer, inputs)
     if not inputs:
-        return Explorer(reader, _named(tokenizer, ids[0]), long_ids=ids[0])
+        return Explorer(reader, named(tokenizer, ids[0]), long_ids=ids[0])
     note = (
         f"The tab for streaming is left out: it reads token ids alone, and here they stand beside {', '.join(inputs)}."
     )
-    return Explorer(reader, _named(tokenizer, ids[0]), note=note)
+    return Explorer(reader, named(tokenizer, ids[0]), note=note)
 
 
-def _named(tokenizer: Any, ids: Tensor) -> list[str]:
+def named(tokenizer: Any, ids: Tensor) -> list[str]:
     """The text of each token."""
     return [f"#{token}" for token in ids.tolist()] if tokenizer is None else TokenTexts(tokenizer)(ids.tolist())
 

@@ -59,8 +59,8 @@ def page(content: Content, files: list[str]) -> str:
     shown = {name for name, item in content.items.items() if name in content.figures or item.sentence is not None}
     parts = [(section.title, [item for item in section.items if item.name in shown]) for section in content.sections]
     plotly, script = get_plotlyjs(), _resource("page.js")
-    return _template("template.html").render(
-        allowed=" ".join(map(_script_hash, (plotly, script))),
+    return template(_resource("template.html")).render(
+        policy=content_policy(plotly, script),
         content=content,
         headline=content.headline,
         said=said,
@@ -78,7 +78,7 @@ def page(content: Content, files: list[str]) -> str:
             if key != "notes"
         },
         descriptions=descriptions,
-        data=_script_json(descriptions),
+        data=script_json(descriptions),
         plotly=plotly,
         style=_resource("page.css"),
         script=script,
@@ -89,7 +89,7 @@ def fragment(content: Content, names: list[str]) -> str:
     """A piece of HTML for a notebook, without a script: headline, notes, summary and the figures of these names."""
     summary = content.tables[SUMMARY][["quantity", "value", "lower", "upper", "null", "unit", "measured_on"]]
     names = [name for name in names if content.tried(content.figures, name) is not None]
-    return _template("fragment.html").render(
+    return template(_resource("fragment.html")).render(
         content=content, names=names, columns=summary.columns, rows=formatted(summary)
     )
 
@@ -98,17 +98,23 @@ def _resource(name: str) -> str:
     return (resources.files(__package__) / name).read_text(encoding="utf-8")
 
 
-def _script_hash(script: str) -> str:
-    """By which the page's content policy knows a script, so that the browser runs it and no other."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+def content_policy(*scripts: str) -> str:
+    """What a page lets a browser do: run these scripts and no other, known by their hashes, and ask for nothing."""
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{each}'" for each in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; "
+        "form-action 'none'"
+    )
 
 
-def _template(name: str) -> jinja2.Template:
+def template(source: str) -> jinja2.Template:
+    """A template in which all text is escaped, and what cannot be seen in it is shown."""
     environment = jinja2.Environment(
         autoescape=True, finalize=_shown, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.globals |= {"inline_png": inline_png, "source_line": source_line, "MAIN": MAIN}
-    return environment.from_string(_resource(name))
+    return environment.from_string(source)
 
 
 def _shown(value: Any) -> Any:
@@ -150,7 +156,7 @@ def _cell(value: Any) -> str:
     return f"{value:d}" if isinstance(value, int) else number(float(value))
 
 
-def _script_json(value: Mapping[str, Any]) -> str:
+def script_json(value: Mapping[str, Any]) -> str:
     """JSON that nothing in it can end the <script> around it or open a comment in it."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

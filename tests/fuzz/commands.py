@@ -61,6 +61,7 @@ def ordinary(folder: Path) -> dict[str, Words]:
         "report": [*read, "--sequences", "2", "--length", "24", "--no-streaming", "--no-softmax", "--quiet"],
         "atlas": [model, "--text", str(text), "--sequences", "2", "--length", "24", "--no-streaming", "--quiet"],
         "explore": [*read, "--no-browser"],
+        "page": [*read, "--length", "24", "--windows", "8", "--sinks", "0", "--out", str(folder / "page.html")],
         "audit": ["no-such-type"],
         "sweep": [str(world.grid_file()), "--quiet"],
         "runs": [str(world.run_folder())],

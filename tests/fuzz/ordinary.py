@@ -234,6 +234,7 @@ BY_SUBJECT: dict[str, dict[str, Make]] = {
     },
     "ppl_table": {},
     "Explorer.save_to": {"folder": lambda folder: folder / "view"},
+    "Explorer.save_page": {"path": lambda folder: folder / "page.html", "settings": lambda _: []},
     "figures.figure": {"describe": lambda _: lambda record: _drawing()},
     "figures.marks.ColourBar": {"label": lambda _: "label", "map": lambda _: "probability"},
     "figures.marks.Image": {

@@ -10,9 +10,9 @@ shown is stale, a new run is under way.
 
 A module knows nothing of a kernel. All it asks for is the `model` that its `render({model, el})` is given: `get(name)`,
 `set(name, value)` and `save_changes()`, `on(event, listener)` and `off`, for "change:name" and "msg:custom", and
-`send(message)`, which is answered by a "msg:custom". The names are those of the traits below, and bytes are a DataView
-or an ArrayBuffer. Any object with these six draws the same canvases in a page of its own, as
-tests/browser/canvases/test_without_kernel.py does.
+`send(message)`, which is answered by a "msg:custom" (with numbers, or with `words` to be shown for them). The names are
+those of the traits below, and bytes are a DataView or an ArrayBuffer. Any object with these six draws the same canvases
+in a page of its own, as `sinkscope.explorer.page` does.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ class TokenText(anywidget.AnyWidget):
     # probability stays one when the scale is "log"; NaN where the key is not seen
     values = traitlets.Bytes(b"").tag(sync=True)
     # `query`; `scale` ("log" or "linear"); `unit` ("probability" or "logit"; "log10 " in front is ignored); `low` and
-    # `high` on the shown scale, so log10 of the value when it is "log"; `request`, `caption`
+    # `high` on the shown scale, so log10 of the value when it is "log"; `request`, `caption`; `within`, written behind
+    # each probability if they are not exact
     frame = traitlets.Dict().tag(sync=True)
     query = traitlets.Int(0).tag(sync=True)
     evicted = traitlets.List(traitlets.Int()).tag(sync=True)  # rising

@@ -142,7 +142,7 @@ function linesOf(map) {
   const tokens = map.model.get("tokens");
   const exact = (name, write) => `${name} ${map.numbers ? write(map.numbers[name]) : "…"}`;
   const both = `${exact("probability", share)} · ${exact("logit", number)}`;
-  const numbers = map.numbers?.hidden ? "not seen by this query" : both;
+  const numbers = map.numbers?.hidden ? "not seen by this query" : (map.numbers?.words ?? both);
   return [`query ${query} ${visible(tokens[query] ?? "")}`, `key ${key} ${visible(tokens[key] ?? "")}`, numbers];
 }
 

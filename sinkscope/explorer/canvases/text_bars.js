@@ -24,7 +24,10 @@ function evenShare(seen, { scale }) {
 }
 
 function writerOf(frame) {
-  return frame.unit === "probability" ? share : number;
+  const write = frame.unit === "probability" ? share : number;
+  if (!frame.within) return write;
+  const least = 10 ** frame.low * 1.001; // of single precision; whatever is less stands there too
+  return (value) => (value <= least ? `at most ${write(value)}` : `${write(value)} ${frame.within}`);
 }
 
 // The place between low and high, or NaN where the key is not seen.
