@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
+from datetime import date
 from difflib import get_close_matches
 from itertools import islice
 from typing import Any, ParamSpec, TypeVar
@@ -46,6 +47,8 @@ def check_types(signature: inspect.Signature, arguments: Mapping[str, Any]) -> N
     for name, value in arguments.items():
         parameter = signature.parameters[name]
         named = str(parameter.annotation).split(" | ")
+        if parameter.kind is parameter.VAR_KEYWORD and name == "attributes":
+            _check_notes(value, signature)
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or not set(named) <= _TYPES.keys():
             continue
         if not any(_TYPES[each][1](value) for each in named):
@@ -53,6 +56,30 @@ def check_types(signature: inspect.Signature, arguments: Mapping[str, Any]) -> N
             raise SinkscopeError(f"{name}={shown(value)} is not {' or '.join(words)}: give one.")
         if "os.PathLike[str]" in named and value is not None and not is_a_name(os.fspath(value)):
             raise SinkscopeError(f"{name}={shown(value)} names no file: it holds a NUL, or what is no character.")
+
+
+def _check_notes(notes: Mapping[str, Any], signature: inspect.Signature) -> None:
+    """Raise SinkscopeError for a note of a record that was meant for an argument: one that acts would not act there."""
+    for name, value in notes.items():
+        if meant := get_close_matches(name, signature.parameters, 1, 0.85):
+            raise SinkscopeError(
+                f"{name}={shown(value)} would be a note of the record alone: did you mean {meant[0]}=?"
+            )
+        if not _is_note(value):
+            raise SinkscopeError(
+                f"{name}={shown(value)} is none of the arguments, and no note of the record either, which is of words "
+                "and numbers; leave it out."
+            )
+
+
+def _is_note(value: Any) -> bool:
+    """Whether a value is made of words and numbers."""
+    if isinstance(value, Mapping):
+        return all(map(_is_note, [*value, *value.values()]))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return len(value) <= MOST and all(map(_is_note, value))
+    plain = (str, bytes, bool, int, float, complex, type(None), np.generic, np.ndarray, os.PathLike, date)
+    return isinstance(value, plain)
 
 
 def check_fields(given: Any) -> None:

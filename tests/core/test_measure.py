@@ -136,3 +136,18 @@ def test_one_token_is_enough_for_one_key():
     record = measure(build("llama"), torch.tensor([[5]]), [SinkMass(first=1), Maps()])
     np.testing.assert_allclose(record.sink_mass, 1, rtol=1e-6)
     np.testing.assert_allclose(record.attention_map, 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("notes", "words"),
+    [
+        ({"normaliser": sinkscope.ReLU()}, "normaliser=.* is none of the arguments, and no note of the record either"),
+        ({"probe": "all"}, r"probe='all' would be a note of the record alone: did you mean probes=\?"),
+        ({"what": [sinkscope.Window(8)]}, "what=.* is none of the arguments"),
+    ],
+)
+def test_what_would_act_is_never_taken_for_a_note(notes, words):
+    with pytest.raises(SinkscopeError, match=words):
+        sinkscope.measure(build("llama"), inputs("llama")["input_ids"], **notes)
+    record = sinkscope.measure(build("llama"), inputs("llama")["input_ids"], note={"of": [1, "two"]}, day="Monday")
+    assert record.attrs["day"] == "Monday"
