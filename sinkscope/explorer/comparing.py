@@ -135,12 +135,13 @@ class Comparison:
     @property
     def caption(self) -> str:
         """What the map shown is of."""
-        if self._is_difference:
+        if self.is_difference:
             return f"{self.shown.caption} minus {self.partner.caption}"
         return self._controller.caption
 
     @property
-    def _is_difference(self) -> bool:
+    def is_difference(self) -> bool:
+        """Whether the map shown is that of the difference."""
         return self._controller.map_options.compare == "difference" and not self.problem
 
     @property
@@ -153,9 +154,9 @@ class Comparison:
         shown, other, options = self.shown, self.partner, self._controller.map_options
         if shown.maps is None:
             return None, None
-        if other.maps is not None and (self._is_difference or self.is_beside):
+        if other.maps is not None and (self.is_difference or self.is_beside):
             both = shown.maps, shown.unit, other.maps, other.unit, options
-            return (difference_of(*both), None) if self._is_difference else pair_of(*both)
+            return (difference_of(*both), None) if self.is_difference else pair_of(*both)
         return tile_of(shown.maps, shown.unit, options), None
 
     def numbers(self, query: int, key: int) -> tuple[float | None, float | None]:

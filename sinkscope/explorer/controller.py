@@ -278,11 +278,15 @@ class Controller:
         Raises:
             SinkscopeError: it is of another text or model, or no state; what is shown stays.
         """
-        self.check_open()
-        adopt(self, read_state(text, self.signature, len(self.tokens)))
+        self.adopt(text)
         for change in (Change.CONFIGURATION, Change.UNIT, Change.QUERY, Change.MAP_OPTIONS, Change.PARTNER):
             self.listen(change)
         self._read()
+
+    def adopt(self, text: str) -> None:
+        """The same before `begin`: nothing is told, and nothing is read."""
+        self.check_open()
+        adopt(self, read_state(text, self.signature, len(self.tokens)))
 
     def find_awaited(self) -> None:
         """Choose the heads that a state tells of once all heads are known."""

@@ -291,7 +291,8 @@ def test_a_record_and_its_file_are_looked_at_without_a_model(opened, tmp_path):
         assert app.controller.tokens == [f"#{each}" for each in record.token_id.values[0]]
         assert "opened without its model" in app.problem.value and "saved record" in app.headline.value
         shown = np.nan_to_num(app.controller.row()[0])
-        np.testing.assert_allclose(shown, record.attention_map.values[0, 0, 0, -1], atol=1e-6)
+        unit = app.controller.units[app.controller.unit]
+        np.testing.assert_allclose(shown, record.attention_map.values[0, unit.layer, unit.head, -1], atol=1e-6)
 
 
 @pytest.mark.parametrize(

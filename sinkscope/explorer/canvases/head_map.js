@@ -10,7 +10,7 @@ let mapsMade = 0; // for ids that are unique in the page
 export default {
   render({ model, el }) {
     const life = lifetime();
-    const wishes = { view: model.get("view"), asked: null, waiting: null, hovered: null, inSinks: false };
+    const wishes = { view: model.get("view"), asked: null, waiting: null, hovered: null, linked: null, inSinks: false };
     const map = { model, life, root: el, ...wishes, ...buildMap(el) };
     map.redraw = onNextFrame(life, map.stage, () => drawMap(map));
     life.follow(model, ["change:frame"], () => takeFrame(map));
@@ -18,6 +18,7 @@ export default {
     life.follow(model, ["change:view"], () => followView(map));
     life.follow(model, ["change:dimmed"], () => showStale(el, map.canvas, model.get("dimmed")));
     life.follow(model, ["msg:custom"], (message) => takeNumbers(map, message));
+    life.on(document, "sinkscope-pointed", ({ detail }) => followPointer(map, detail));
     followPage(life, map.stage, map.redraw);
     keepKeys(life, map.canvas, (event) => pressKey(map, event));
     listenToMap(map);
@@ -108,6 +109,15 @@ function hover(map, cell, byKey = false) {
   if (cell) askNumbers(map);
   else map.tip.hidden = true;
   map.redraw();
+  const { link } = map.model.get("frame");
+  if (link) document.dispatchEvent(new CustomEvent("sinkscope-pointed", { detail: { link, cell, from: map.root } }));
+}
+
+// The same cell is outlined in the map that stands beside the one that is pointed at.
+function followPointer(map, { link, cell, from }) {
+  if (from === map.root || link !== map.model.get("frame").link) return;
+  map.linked = cell;
+  map.redraw();
 }
 
 function forgetHover(map) {
@@ -142,8 +152,20 @@ function linesOf(map) {
   const tokens = map.model.get("tokens");
   const exact = (name, write) => `${name} ${map.numbers ? write(map.numbers[name]) : "…"}`;
   const both = `${exact("probability", share)} · ${exact("logit", number)}`;
-  const numbers = map.numbers?.hidden ? "not seen by this query" : both;
-  return [`query ${query} ${visible(tokens[query] ?? "")}`, `key ${key} ${visible(tokens[key] ?? "")}`, numbers];
+  const numbers = map.numbers?.partner ? pairOf(map) : [map.numbers?.hidden ? "not seen by this query" : both];
+  return [`query ${query} ${visible(tokens[query] ?? "")}`, `key ${key} ${visible(tokens[key] ?? "")}`, ...numbers];
+}
+
+// The numbers of what is shown and of what it is compared with, and their difference.
+function pairOf({ model, numbers }) {
+  const [shown, partner] = model.get("frame").sides ?? ["shown", "compared with"];
+  const told = (of, write) => `probability ${write(of.probability)} · logit ${number(of.logit)}`;
+  const difference = { probability: numbers.difference, logit: numbers.difference_logit };
+  return [
+    `${shown}: ${told(numbers, share)}`,
+    `${partner}: ${told(numbers.partner, share)}`,
+    `difference: ${told(difference, number)}`,
+  ];
 }
 
 function showCell(map) {
