@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from sinkscope.explorer.configuration import Configuration
-from sinkscope.explorer.pixels import Tile, difference_of, numbers_at, pair_of, tile_of
+from sinkscope.explorer.pixels import Tile, difference_of, difference_values, numbers_at, pair_of, tile_of, values_of
 from sinkscope.explorer.results import Change, HeadMaps, Loss, Results, loss_of
 
 if TYPE_CHECKING:
@@ -158,6 +160,24 @@ class Comparison:
             both = shown.maps, shown.unit, other.maps, other.unit, options
             return (difference_of(*both), None) if self.is_difference else pair_of(*both)
         return tile_of(shown.maps, shown.unit, options), None
+
+    def values(self) -> list[tuple[str, str, np.ndarray, slice, slice]]:
+        """What the maps on the screen are of, cell by cell: caption, scale or "difference", values, queries and keys.
+
+        Values are probabilities or logits, [row, column]; those of a difference are on its scale.
+        """
+        shown, other, options = self.shown, self.partner, self._controller.map_options
+        if shown.maps is None:
+            return []
+        if self.is_difference and other.maps is not None:
+            found = difference_values(shown.maps, shown.unit, other.maps, other.unit, options)
+            return [] if found is None else [(self.caption, "difference", *found)]
+        sides = [shown, other] if self.is_beside else [shown]
+        return [
+            (side.caption, options.scale, *values_of(side.maps, side.unit, options))
+            for side in sides
+            if side.maps is not None
+        ]
 
     def numbers(self, query: int, key: int) -> tuple[float | None, float | None]:
         """Exact probability and logit of a cell of the partner."""

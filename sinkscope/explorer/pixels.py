@@ -136,6 +136,11 @@ class MapOptions:
         return {"scale", "hiding", "compare"} | (set() if self.hiding == "nothing" else {"hidden"})
 
     @property
+    def is_plain(self) -> bool:
+        """Whether all of a map is shown as it is, alone and on the usual scale."""
+        return all(getattr(self, name) == value for name, value in vars(MapOptions()).items() if name != "hidden")
+
+    @property
     def preview(self) -> str:
         """What has to be said of a map whose first keys are hidden; empty where none are."""
         if self.hiding == "nothing":
@@ -363,3 +368,27 @@ def free_scores(record: xr.Dataset) -> dict[str, np.ndarray]:
         ratio = norms[..., 0] / norms[..., 1:].mean(-1)
         scores["value"] = np.repeat(ratio, mass.size // ratio.size, axis=-1).reshape(-1)
     return scores
+
+
+def values_of(maps: HeadMaps, unit: int, options: MapOptions) -> tuple[np.ndarray, slice, slice]:
+    """Probabilities or logits of the part shown, [row, column], and its rows and columns in tokens."""
+    region = _fitting(options, maps).region or (maps.tokens.start, maps.tokens.stop) * 2
+    rows, columns = _cells(maps, *region[:2]), _cells(maps, *region[2:])
+    return _shown(maps, unit, rows, columns, options)[0], _places(maps, rows), _places(maps, columns)
+
+
+def difference_values(
+    maps: HeadMaps, unit: int, other: HeadMaps, other_unit: int, options: MapOptions
+) -> tuple[np.ndarray, slice, slice] | None:
+    """The same of a difference, on its scale; None where the two have no token in common."""
+    tile = difference_of(maps, unit, other, other_unit, options)
+    if tile is None:
+        return None
+    values = _difference((maps, unit), (other, other_unit), tile.query, tile.key, options)
+    return values, _places(maps, _cells(maps, *tile.query)), _places(maps, _cells(maps, *tile.key))
+
+
+def _places(maps: HeadMaps, cells: slice) -> slice:
+    """The first token, the one behind the last, and the tokens in a cell, as even as they are."""
+    first, stop = _tokens(maps, cells)
+    return slice(first, stop, -(-(stop - first) // (cells.stop - cells.start)))

@@ -61,11 +61,27 @@ def view_record(controller: Controller) -> xr.Dataset:
         record["nll"] = (("policy", "sequence", "token"), losses, {"units": "nats"})
         per_policy = policy_coordinates([each.configuration.policy_slot for _, each in readings])
         record = record.assign_coords(per_policy | {"policy": [name for name, _ in readings]})
+    if not controller.map_options.is_plain:
+        record = record.assign(_as_shown(controller))
     record.attrs = {"kind": "explored", "setting": controller.name}
     if model is not None:
         hashed = record.assign_coords(token_id=(("sequence", "token"), model.ids.cpu().numpy()[None]))
         record.attrs |= model_attributes(model.model) | token_attributes(hashed, model.model)
     return record
+
+
+def _as_shown(controller: Controller) -> dict[str, xr.DataArray]:
+    """The maps as they stand on the screen: their scale, their part, without the keys that a preview hides."""
+    options, found = controller.map_options, {}
+    for number, (caption, scale, values, queries, keys) in enumerate(controller.comparison.values()):
+        dims = (f"shown_query_{number}", f"shown_key_{number}")
+        places = (
+            each.start + each.step * np.arange(size) for each, size in zip((queries, keys), values.shape, strict=True)
+        )
+        said = {"setting": caption, "scale": scale, "of": options.scale, "preview": options.preview}
+        coords = dict(zip(dims, places, strict=True))
+        found[f"shown_map_{number}"] = xr.DataArray(values.astype(np.float32), coords, dims, attrs=said)
+    return found
 
 
 def code_of(controller: Controller, text: str | None = None) -> str:

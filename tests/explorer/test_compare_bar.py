@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sinkscope import SinkscopeError, explore
+from sinkscope import SinkscopeError, explore, figures
 from sinkscope.explorer import launch
 from sinkscope.explorer.saving import code_of
 from tests.explorer.hostile import Tokenizer
@@ -106,3 +106,28 @@ def test_a_table_is_saved_by_its_button_and_refused_in_a_sentence(app, tmp_path)
     saving.csv.click()
     assert "is another" in saving.status.value and (tmp_path / "row.csv").read_text() == "mine"
     assert app.save_csv(tmp_path / "heads.csv", "heads").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compare", ["nothing", "difference", "side by side"])
+def test_the_saved_view_keeps_scale_part_preview_and_partner(app, compare):
+    controller = app.controller
+    controller.show(scale="linear", region=(10, 40, 0, 30), hiding="hidden", hidden=2, compare=compare)
+    record = app.record
+    dense, maps, unit = controller.dense.reading.maps, controller.maps, controller.unit
+    part = slice(10, 40), slice(0, 30)
+    one, two = (each.probabilities(unit, *part) for each in (maps, dense))
+    one[:, :2] = two[:, :2] = np.nan
+    unseen = np.isnan(one) & np.isnan(two)
+    expected = {
+        "nothing": [one],
+        "side by side": [one, two],
+        "difference": [np.where(unseen, np.nan, np.nan_to_num(one) - np.nan_to_num(two))],
+    }[compare]
+    drawn = [axes.images[0].get_array() for axes in figures.explored(record).axes if axes.images]
+    for number, values in enumerate(expected):
+        np.testing.assert_allclose(record[f"shown_map_{number}"].values, values, atol=1e-7)
+        np.testing.assert_allclose(np.ma.filled(drawn[number].astype(float), np.nan), values, atol=1e-7)
+    assert f"shown_map_{len(expected)}" not in record and record["shown_map_0"].shown_query_0[0] == 10
+    controller.show(scale="log", region=None, hiding="nothing", compare="nothing")
+    assert "shown_map_0" not in app.record
