@@ -15,6 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 from sinkscope.arguments import checks_types
+from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.background import Interrupts, Mailbox
 from sinkscope.explorer.canvases import Explained, HeadMap, Message
 from sinkscope.explorer.configuration import CONTROLS
@@ -25,7 +26,7 @@ from sinkscope.explorer.pixels import MAP_CONTROLS, saved_overview
 from sinkscope.explorer.results import Change, HeadMaps
 from sinkscope.explorer.saving import ENDED, NEEDS_KERNEL, SaveBar, save_view, static_picture, view_record
 from sinkscope.explorer.streaming import StreamingTab
-from sinkscope.explorer.tables import save_table
+from sinkscope.explorer.tables import copied, save_table
 from sinkscope.explorer.text_model import TextModel
 
 QUIET = 1.5  # seconds without a change after which the still picture follows, so that it is never in a user's way
@@ -188,6 +189,9 @@ class Explorer(w.VBox):
         pictures.map.observe(lambda change: controller.choose_query(change["new"]), "query")
         pictures.map.observe(lambda change: controller.show(region=tuple(change["new"]) or None), "view")
         pictures.map.on_msg(self._hovered)
+        tables = {pictures.atlas: "heads", pictures.map: "map", pictures.partner: "map", pictures.text: "row"}
+        for canvas in tables:
+            canvas.on_msg(lambda canvas, content, _: self._copied(canvas, content, tables[canvas]))
         pictures.partner.observe(lambda change: controller.choose_query(change["new"]), "query")
         pictures.partner.observe(lambda change: controller.show(region=tuple(change["new"]) or None), "view")
         pictures.partner.on_msg(self._hovered)
@@ -218,6 +222,14 @@ class Explorer(w.VBox):
             if controller.comparison.is_difference or controller.comparison.is_beside:
                 beside = controller.comparison.numbers(*cell)
             (canvas or self.pictures.map).answer(content, *numbers, beside)
+
+    def _copied(self, canvas: w.Widget, content: dict[str, Any], what: str) -> None:
+        if content.get("kind") == Message.COPY:
+            try:
+                told = copied(self.controller, what)
+            except SinkscopeError as problem:
+                told = {"problem": str(problem)}
+            canvas.send({"kind": Message.COPY, **told})
 
     # --- what the controller says -------------------------------------------------------------------------------------
 

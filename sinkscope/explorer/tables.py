@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from sinkscope.files import write_bytes
 from sinkscope.reporting.tables import plain_csv
 from sinkscope.seals import held_by
 
+MOST_COPIED = 200_000  # rows
 TABLES = {"row of the query": "row", "part of the map": "map", "all heads": "heads"}
 
 
@@ -84,6 +86,20 @@ def _heads(controller: Controller) -> pd.DataFrame:
 def table_csv(controller: Controller, what: str) -> str:
     """The same as CSV; text that a spreadsheet would run is made plain text."""
     return plain_csv(table_of(controller, what))
+
+
+def copied(controller: Controller, what: str) -> dict[str, Any]:
+    """What a browser copies: the CSV and how many rows it has.
+
+    Raises:
+        SinkscopeError: as `table_of`; there are more rows than anybody pastes.
+    """
+    table = table_of(controller, what)
+    if len(table) > MOST_COPIED:
+        raise SinkscopeError(
+            f"{len(table):,} rows are more than the {MOST_COPIED:,} that can be copied; zoom in, or save the table."
+        )
+    return {"text": plain_csv(table), "rows": len(table)}
 
 
 def save_table(controller: Controller, path: str | os.PathLike[str], what: str) -> Path:

@@ -314,3 +314,17 @@ def test_two_maps_side_by_side_share_the_pointer_and_the_zoom(notebook):
     notebook.page.wait_for_function("([c, old]) => c.toDataURL() !== old", arg=[both.nth(1).element_handle(), before])
     choose(notebook, "compare", "nothing")
     both.nth(1).wait_for(state="detached")
+
+
+def test_the_key_c_copies_the_row_of_the_query_and_the_part_of_the_map(notebook):
+    notebook.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    notebook.execute("app.controller.choose_query(10); app.controller.show(region=(8, 12, 0, 4))")
+    for name, what in (("map", "map"), ("text", "row"), ("atlas", "heads")):
+        place = ".sinkscope-text .sinkscope-token >> nth=0" if name == "text" else f".sinkscope-{name} canvas"
+        notebook.page.locator(place).first.focus()
+        notebook.page.keyboard.press("c")
+        notebook.page.locator(f".sinkscope-{name} .sinkscope-copied", has_text="copied as CSV").wait_for()
+        expected = notebook.python(
+            f"__import__('sinkscope.explorer.tables', fromlist=['_']).table_csv(app.controller, '{what}')"
+        )
+        assert notebook.page.evaluate("() => navigator.clipboard.readText()") == expected

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from sinkscope import SinkscopeError, explore, figures
-from sinkscope.explorer import launch
+from sinkscope.explorer import launch, tables
 from sinkscope.explorer.saving import code_of
+from sinkscope.explorer.tables import copied
 from tests.explorer.hostile import Tokenizer
 from tests.explorer.references import text
 from tests.support.zoo import build
@@ -131,3 +132,14 @@ def test_the_saved_view_keeps_scale_part_preview_and_partner(app, compare):
     assert f"shown_map_{len(expected)}" not in record and record["shown_map_0"].shown_query_0[0] == 10
     controller.show(scale="log", region=None, hiding="nothing", compare="nothing")
     assert "shown_map_0" not in app.record
+
+
+def test_a_canvas_is_answered_with_its_table_or_with_the_reason(app, monkeypatch):
+    pictures, sent = app.pictures, []
+    for canvas, what in ((pictures.atlas, "heads"), (pictures.map, "map"), (pictures.text, "row")):
+        monkeypatch.setattr(canvas, "send", sent.append)
+        canvas._handle_custom_msg({"kind": "copy"}, [])
+        assert sent[-1] == {"kind": "copy", **copied(app.controller, what)} and sent[-1]["rows"] > 5
+    monkeypatch.setattr(tables, "MOST_COPIED", 5)
+    pictures.map._handle_custom_msg({"kind": "copy"}, [])
+    assert "zoom in, or save the table" in sent[-1]["problem"]

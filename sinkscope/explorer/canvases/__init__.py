@@ -36,6 +36,7 @@ class Message(StrEnum):
     """The kinds of message between a canvas and Python, each a dictionary whose ``kind`` it is."""
 
     HOVER = "hover"  # query, key, request: the browser asks for the numbers of a cell, and is answered
+    COPY = "copy"  # the browser asks for the table of a canvas, and is answered with its CSV as `text`, or a `problem`
 
 
 def module(*names: str) -> str:

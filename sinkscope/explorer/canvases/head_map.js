@@ -3,8 +3,9 @@
 const HOVER_PAUSE = 40; // ms between two questions about the cell under the pointer
 const MAP_HELP =
   "Arrow keys move the part that is shown, plus and minus zoom, 0 or Escape shows everything. " +
-  "Shift with an arrow key moves from cell to cell and reads the numbers; Enter chooses the cell's query.";
-const MAP_HINT = "wheel zooms · drag moves · shift+drag zooms into a box · click chooses a query";
+  "Shift with an arrow key moves from cell to cell and reads the numbers; Enter chooses the cell's query. " +
+  "C copies the part that is shown as a table.";
+const MAP_HINT = "wheel zooms · drag moves · shift+drag zooms into a box · click chooses a query · C copies";
 let mapsMade = 0; // for ids that are unique in the page
 
 export default {
@@ -21,6 +22,7 @@ export default {
     life.on(document, "sinkscope-pointed", ({ detail }) => followPointer(map, detail));
     followPage(life, map.stage, map.redraw);
     keepKeys(life, map.canvas, (event) => pressKey(map, event));
+    listenToCopies(life, model, el, map.canvas);
     listenToMap(map);
     listenToDrags(map);
     life.ends(() => clearTimeout(map.patience));
