@@ -148,7 +148,7 @@ function keepKeys(life, node, onKey) {
 
 // C copies the table of a canvas, as CSV: Python is asked for it, as it has the exact numbers.
 function listenToCopies(life, model, root, node) {
-  const said = element("div", "sinkscope-copied sinkscope-hint", root);
+  const said = element("div", "sinkscope-copied", root);
   said.setAttribute("role", "status");
   said.hidden = true;
   const say = (words) => {
