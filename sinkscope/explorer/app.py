@@ -15,24 +15,23 @@ import xarray as xr
 from torch import Tensor
 
 from sinkscope.arguments import checks_types
-from sinkscope.attention.placement import is_same
+from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.background import Interrupts, Mailbox
-from sinkscope.explorer.canvases import Explained, Message
-from sinkscope.explorer.configuration import CONTROLS, Choice, Configuration, Control, LayerRange, Number
+from sinkscope.explorer.canvases import Explained, HeadMap, Message
+from sinkscope.explorer.configuration import CONTROLS, Configuration
 from sinkscope.explorer.controller import NEEDS_MODEL, Controller, sentence
+from sinkscope.explorer.controls import HISTORY, RANKING, CompareBar, Controls, MapControls
 from sinkscope.explorer.display import Pictures, alert, continuations, headline, next_tokens, prices
 from sinkscope.explorer.page import MEGABYTES, page_of
-from sinkscope.explorer.pixels import MAP_CONTROLS, RANKINGS, saved_overview
+from sinkscope.explorer.pixels import MAP_CONTROLS, saved_overview
 from sinkscope.explorer.results import Change, HeadMaps
 from sinkscope.explorer.saving import ENDED, NEEDS_KERNEL, SaveBar, save_view, static_picture, view_record
 from sinkscope.explorer.streaming import StreamingTab
+from sinkscope.explorer.tables import copied, save_table
 from sinkscope.explorer.text_model import TextModel
 from sinkscope.policies import Policy
 
 QUIET = 1.5  # seconds without a change after which the still picture follows, so that it is never in a user's way
-RANKING = Choice("sort heads by", "the order of the heads in the overview", {
-    label: name for name, label in RANKINGS.items()
-})  # fmt: skip
 
 
 class Explorer(w.VBox):
@@ -43,6 +42,7 @@ class Explorer(w.VBox):
         long_ids: [token] of the text that the streaming tab plays; given with a model.
         code_text: an expression for the token ids in saved code.
         note: what has to be said about the text.
+        state: what to look at first, as `state` of another explorer on the same text and model had it.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Explorer(w.VBox):
         long_ids: Tensor | None = None,
         code_text: str | None = None,
         note: str = "",
+        state: str | None = None,
     ) -> None:
         self.streaming: StreamingTab | None = None
         self._mailbox = Mailbox()
@@ -60,14 +61,18 @@ class Explorer(w.VBox):
         self._drawing: asyncio.TimerHandle | None = None  # of the still picture, when the changes have stopped
         self._shown_in: int | None = None  # number of the cell that displayed it last
         self._interrupts = Interrupts(self._interrupted)
-        self.controller = Controller(model, tokens, saved, self._mailbox.deliver, self._changed)
+        self.controller = Controller(model, tokens, saved, self._mailbox.deliver)
+        if state is not None:
+            self.controller.adopt(state)  # which refuses what is of another text or model before there is any widget
+        self.controller.listen = self._changed
         self.controls, self.map_controls = Controls(self.controller), MapControls(self.controller)
+        self.compare = CompareBar(self.controller)
         self.pictures = Pictures(self.controller)
         self.headline, self.busy = w.HTML(), w.HTML()
         self._note = f"<i>{escape(note)}</i>" if note else ""
         self.problem = w.HTML(self._note)
         self.next_tokens, self.continuation, self.price = w.HTML(), w.HTML(), w.HTML()
-        self.saving = SaveBar(self.save_to)
+        self.saving = SaveBar(self.save_to, self.save_csv)
         if model is not None and long_ids is not None:
             self.streaming = StreamingTab(model, long_ids, self._mailbox.deliver, self.controller.cancel)
         super().__init__(self._laid_out())
@@ -113,6 +118,25 @@ class Explorer(w.VBox):
         """Write one HTML file that shows this text without a kernel, as `page_of` says."""
         return page_of(self.controller, path, settings, megabytes)
 
+    def save_csv(self, path: str | os.PathLike[str], what: str = "row") -> Path:
+        """Write what is shown as a table: the chosen query's "row", the part of the "map", or all "heads".
+
+        Text that a spreadsheet would run is made plain text.
+
+        Raises:
+            SinkscopeError: nothing is shown that the table could hold, or the file cannot be written, or is another.
+        """
+        return save_table(self.controller, path, what)
+
+    @property
+    def state(self) -> str:
+        """What is looked at, as a short text; `explore(..., state=text)` opens on it, and so does setting it."""
+        return self.controller.state
+
+    @state.setter
+    def state(self, text: str) -> None:
+        self.controller.restore(text)
+
     def close(self) -> None:
         """Stop, and leave nothing behind: no thread, no hook, no model; where it was shown a sentence says so."""
         self._interrupts.stop()
@@ -123,7 +147,8 @@ class Explorer(w.VBox):
         self.controller.close()
         if self.streaming is not None:
             self.streaming.close()
-        for widget in descendants(self):
+        partner = self.pictures.partner  # stands nowhere while nothing is compared
+        for widget in [*descendants(self), *descendants(partner), partner]:
             widget.close()
         super().close()
 
@@ -155,7 +180,7 @@ class Explorer(w.VBox):
         for words in (self.next_tokens, self.continuation):
             words.layout = {"flex": "1 1 300px", "min_width": "0"}
         predictions = w.Box([self.next_tokens, self.continuation], layout=wrap)
-        heads = w.VBox([self.map_controls, self.pictures, predictions, self.price, self.saving])
+        heads = w.VBox([self.map_controls, self.compare, self.pictures, predictions, self.price, self.saving])
         tabs = w.Tab([heads], titles=["heads"])
         if streaming := self.streaming:
             tabs.children, tabs.titles = [heads, streaming], ["heads", "streaming"]
@@ -163,7 +188,9 @@ class Explorer(w.VBox):
         buttons = [self.busy, self.controls.reset, self.controls.stop]
         beside = {"justify_content": "space-between", "align_items": "center", "flex_flow": "row wrap"}
         top = w.HBox([self.headline, w.HBox(buttons, layout={"align_items": "center"})], layout=beside)
-        explained = {each.label: each.tooltip for each in (*CONTROLS.values(), *MAP_CONTROLS.values(), RANKING)}
+        explained = {
+            each.label: each.tooltip for each in (*CONTROLS.values(), *MAP_CONTROLS.values(), RANKING, HISTORY)
+        }
         if self.streaming is not None:
             explained |= self.streaming.explained
         return [Explained(words=explained), top, self.problem, self.controls, tabs]
@@ -174,6 +201,12 @@ class Explorer(w.VBox):
         pictures.map.observe(lambda change: controller.choose_query(change["new"]), "query")
         pictures.map.observe(lambda change: controller.show(region=tuple(change["new"]) or None), "view")
         pictures.map.on_msg(self._hovered)
+        tables = {pictures.atlas: "heads", pictures.map: "map", pictures.partner: "map", pictures.text: "row"}
+        for canvas in tables:
+            canvas.on_msg(lambda canvas, content, _: self._copied(canvas, content, tables[canvas]))
+        pictures.partner.observe(lambda change: controller.choose_query(change["new"]), "query")
+        pictures.partner.observe(lambda change: controller.show(region=tuple(change["new"]) or None), "view")
+        pictures.partner.on_msg(self._hovered)
         pictures.text.observe(lambda change: controller.choose_query(change["new"]), "query")
         pictures.losses.observe(lambda change: controller.choose_query(change["new"]), "query")
         pictures.text.observe(self._tokens_evicted, "evicted")
@@ -194,9 +227,21 @@ class Explorer(w.VBox):
         self.pictures.ranking = change["new"]
         self.pictures.draw_order()
 
-    def _hovered(self, _: Any, content: dict[str, Any], __: Any) -> None:
+    def _hovered(self, canvas: HeadMap | None, content: dict[str, Any], _: Any) -> None:
         if content.get("kind") == Message.HOVER:
-            self.pictures.map.answer(content, *self.controller.numbers(int(content["query"]), int(content["key"])))
+            cell, controller = (int(content["query"]), int(content["key"])), self.controller
+            numbers, beside = controller.numbers(*cell), None
+            if controller.comparison.is_difference or controller.comparison.is_beside:
+                beside = controller.comparison.numbers(*cell)
+            (canvas or self.pictures.map).answer(content, *numbers, beside)
+
+    def _copied(self, canvas: w.Widget, content: dict[str, Any], what: str) -> None:
+        if content.get("kind") == Message.COPY:
+            try:
+                told = copied(self.controller, what)
+            except SinkscopeError as problem:
+                told = {"problem": str(problem)}
+            canvas.send({"kind": Message.COPY, **told})
 
     # --- what the controller says -------------------------------------------------------------------------------------
 
@@ -222,6 +267,7 @@ class Explorer(w.VBox):
 
     def _draw_configuration(self) -> None:
         self.controls.show()
+        self.compare.show()
         self.pictures.text.evicted = list(self.controller.configuration.chosen_tokens)
 
     def _draw_reading(self) -> None:
@@ -231,6 +277,7 @@ class Explorer(w.VBox):
         self.saving.button.disabled = False
         self._draw_overview()
         self.pictures.draw_losses()
+        self.compare.show()
         self._draw_picture_later()
 
     def _draw_overview(self) -> None:
@@ -248,7 +295,14 @@ class Explorer(w.VBox):
 
     def _draw_map_options(self) -> None:
         self.map_controls.show()
+        self.compare.show()
         self.pictures.draw_head()
+
+    def _draw_partner(self) -> None:
+        self.compare.show()
+        self.pictures.draw_partner()
+        self.pictures.draw_losses()
+        self._draw_words()
 
     def _draw_problem(self) -> None:
         self._say(self.controller.problem)
@@ -292,7 +346,7 @@ class Explorer(w.VBox):
         Change.BUSY: _draw_busy, Change.CONFIGURATION: _draw_configuration, Change.READING: _draw_reading,
         Change.OVERVIEW: _draw_overview, Change.PRICE: _draw_price, Change.CONTINUATION: _draw_continuation,
         Change.MAP_OPTIONS: _draw_map_options, Change.UNIT: _draw_unit,
-        Change.QUERY: _draw_query, Change.PROBLEM: _draw_problem,
+        Change.QUERY: _draw_query, Change.PROBLEM: _draw_problem, Change.PARTNER: _draw_partner,
     }  # fmt: skip
 
 
@@ -305,97 +359,3 @@ def descendants(widget: w.Widget) -> list[w.Widget]:
             if isinstance(part, w.Widget):
                 found += [part, *descendants(part)]
     return found
-
-
-# --- the widgets that ask ---------------------------------------------------------------------------------------------
-
-
-class Controls(w.Box):
-    """Shows the controller's configuration, a widget for each field, and asks; what does not matter is greyed.
-
-    `reset` and `stop` are its buttons, which stand elsewhere.
-    """
-
-    def __init__(self, controller: Controller) -> None:
-        self._controller, self._is_silent = controller, False
-        look = {"style": {"description_width": "initial"}}
-        self.fields = {name: widget_of(control, controller, **look) for name, control in CONTROLS.items()}
-        self.reset = w.Button(description="reset", tooltip="back to the model as it is", layout={"width": "60px"})
-        self.stop = w.Button(description="stop", tooltip="stop what is under way", layout={"width": "60px"})
-        for name, widget in self.fields.items():
-            widget.observe(lambda _, name=name: self._ask(name), "value")
-        self.reset.on_click(lambda _: controller.reset())
-        self.stop.on_click(lambda _: controller.cancel())
-        super().__init__(list(self.fields.values()), layout={"flex_flow": "row wrap", "align_items": "center"})
-        self.add_class("sinkscope-controls")
-        self.show()
-
-    def show(self) -> None:
-        controller, configuration = self._controller, self._controller.configuration
-        self._is_silent = True
-        try:
-            for name, widget in self.fields.items():
-                show_value(widget, CONTROLS[name], getattr(configuration, name))
-                widget.disabled = controller.model is None or name not in configuration.uses
-        finally:
-            self._is_silent = False
-        self.stop.disabled = controller.model is None or not controller.busy
-        self.reset.disabled = controller.model is None
-
-    def _ask(self, name: str) -> None:
-        widget = self.fields[name]
-        if not self._is_silent:
-            is_all = isinstance(CONTROLS[name], LayerRange) and widget.value == (widget.min, widget.max)
-            self._controller.change(**{name: None if is_all else widget.value})
-
-
-class MapControls(w.Box):
-    """Shows the controller's map options and the `ranking` of the overview, and asks. None runs the model."""
-
-    def __init__(self, controller: Controller) -> None:
-        self._controller = controller
-        look = {"style": {"description_width": "initial"}}
-        self.ranking = widget_of(RANKING, controller, **look)
-        self.fields = {name: widget_of(control, controller, **look) for name, control in MAP_CONTROLS.items()}
-        if controller.model is None:
-            scale = self.fields["scale"]
-            scale.options = [(label, value) for label, value in scale.options if value != "logit"]
-        for name, widget in self.fields.items():
-            widget.observe(lambda change, name=name: controller.show(**{name: change["new"]}), "value")
-        super().__init__([self.ranking, *self.fields.values()], layout={"flex_flow": "row wrap"})
-        self.add_class("sinkscope-choosers")
-        self.show()
-
-    def show(self) -> None:
-        options = self._controller.map_options
-        for name, widget in self.fields.items():
-            show_value(widget, MAP_CONTROLS[name], getattr(options, name))
-            widget.disabled = name not in options.uses
-
-
-def widget_of(control: Control, controller: Controller, **look: Any) -> w.ValueWidget:
-    """The widget of a control, for the controller's text and model; `look` is its style and layout."""
-    look |= {"description": control.label, "tooltip": control.tooltip}
-    if isinstance(control, Choice):
-        kind = w.SelectionSlider if control.is_ordered else w.Dropdown
-        return kind(options=list(control.values.items()), equals=is_same, **look)
-    if isinstance(control, Number):
-        low, high = control.limits(len(controller.tokens))
-        high = max(low, high)
-        if control.is_typed:
-            return w.BoundedIntText(low, low, high, **look | {"layout": {"width": "130px"}})
-        return w.IntSlider(low, low, high, **look)
-    layers = [0] if controller.model is None else controller.model.anatomy.numbers
-    low, high = min(layers), max(layers)
-    return w.IntRangeSlider(value=(low, high), min=low, max=high, **look)
-
-
-def show_value(widget: w.ValueWidget, control: Control, value: Any) -> None:
-    """Set a widget to the value of a field, also to one that only code can ask for."""
-    if isinstance(control, Choice) and not any(is_same(value, each) for _, each in widget.options):
-        widget.options = [*control.values.items(), (control.label_of(value), value)]
-    elif isinstance(control, Number):
-        value = min(max(value, widget.min), widget.max)
-    elif isinstance(control, LayerRange) and value is None:
-        value = (widget.min, widget.max)
-    widget.value = value

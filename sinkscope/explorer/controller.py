@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -12,12 +13,14 @@ import numpy as np
 from sinkscope.attention.placement import is_same
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.background import Deliver, Job, Worker
+from sinkscope.explorer.comparing import NEEDS_MODEL, Comparison
 from sinkscope.explorer.configuration import Configuration
-from sinkscope.explorer.pixels import RANKINGS, MapOptions, Tile, free_scores, numbers_at, row_of, tile_of
+from sinkscope.explorer.history import History
+from sinkscope.explorer.pixels import RANKINGS, MapOptions, Tile, free_scores, numbers_at, row_of
 from sinkscope.explorer.results import Change, HeadMaps, Loss, Reading, Result, Results, Unit, guesses_at, loss_of
+from sinkscope.explorer.state import adopt, read_state, signature, state_of, state_text
 from sinkscope.explorer.text_model import TextModel
 
-NEEDS_MODEL = "this needs the model; a saved record was opened without one"
 CLOSED = "the explorer is closed; open it again with sinkscope.explore"
 SHARPEST_FIRST = ("entropy", "value")  # rankings in which small comes first
 
@@ -37,6 +40,9 @@ class Controller:
         now: what is there under the configuration shown, which may be an earlier one while a new one is read; `dense`
             is the same of the model as it is.
         unit, query, map_options: what is looked at, and how.
+        comparison: what stands beside it.
+        history: the settings that were shown.
+        awaited: the heads shown and pinned that a state tells of, until all heads are known.
         busy: what is under way, or empty.
         is_closed: whether it has let go of the model and of everything that was read.
         problem: one sentence on what went wrong last, or empty.
@@ -55,6 +61,9 @@ class Controller:
         self.now, self.dense = Results(), Results()
         self.unit, self.query, self.map_options = 0, len(tokens) - 1, MapOptions()
         self._is_unit_chosen = False
+        self.comparison = Comparison(self)
+        self.awaited: tuple[Unit | None, Unit | None] = (None, None)
+        self.history = History()
         self.busy = self.problem = ""
         self.is_closed = False
         self._worker = Worker(deliver)
@@ -75,9 +84,9 @@ class Controller:
             SinkscopeError: a field, or a name, that there is not; an object that is no policy or no normaliser; the
                 explorer is closed, as whatever else is asked of it then.
         """
-        self._check_open()
+        self.check_open()
         if self.model is None:
-            self._tell(NEEDS_MODEL)
+            self.tell(NEEDS_MODEL)
             return
         if "kind" in fields:
             fields.setdefault("policy", fields.pop("kind"))
@@ -95,6 +104,26 @@ class Controller:
         """Evict a token, or give it back."""
         self.change(policy="chosen", evicted=tuple(sorted({*self.configuration.chosen_tokens} ^ {token})))
 
+    def undo(self) -> None:
+        """Back to the setting that was shown before."""
+        self.check_open()
+        if self.can_undo:
+            self.change(**vars(self.history.back(self.configuration)))
+        else:
+            self.tell("there is nothing to undo: no other setting was shown before this one")
+
+    def redo(self) -> None:
+        """Forth to the setting that was undone last."""
+        self.check_open()
+        if self.history.can_go_forth:
+            self.change(**vars(self.history.forth()))
+        else:
+            self.tell("there is nothing to redo: nothing was undone since another setting was chosen")
+
+    @property
+    def can_undo(self) -> bool:
+        return self.history.can_go_back(self.configuration)
+
     def reset(self) -> None:
         """Back to the model as it is."""
         self.change(**vars(self.baseline))
@@ -111,6 +140,7 @@ class Controller:
         self.cancel()
         self._worker.join(timeout=10)
         self.is_closed, self.model, self.now, self.dense = True, None, Results(), Results()
+        self.comparison.pinned = None
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until nothing is under way, where results are delivered at once; False after `timeout` seconds."""
@@ -119,7 +149,7 @@ class Controller:
     # --- looking ------------------------------------------------------------------------------------------------------
 
     def choose(self, unit: int) -> None:
-        self._check_open()
+        self.check_open()
         if 0 <= unit < len(self.units):
             self._is_unit_chosen = True
             if unit != self.unit:
@@ -133,7 +163,7 @@ class Controller:
 
     def choose_query(self, query: int) -> None:
         """Look at another query's row; under re-computation its window is mapped."""
-        self._check_open()
+        self.check_open()
         query = min(max(query, 0), len(self.tokens) - 1)
         if query == self.query:
             return
@@ -144,9 +174,9 @@ class Controller:
 
     def show(self, **fields: Any) -> None:
         """Show maps in another way (fields of `MapOptions`)."""
-        self._check_open()
+        self.check_open()
         if self.model is None and fields.get("scale") == "logit":
-            self._tell("logits need the model; a saved map holds probabilities only")
+            self.tell("logits need the model; a saved map holds probabilities only")
             return
         options = replace(self.map_options, **fields)
         if options != self.map_options:
@@ -174,7 +204,8 @@ class Controller:
         return f"{self.units[self.unit]} · {self.name}" if self.units else ""
 
     def tile(self) -> Tile | None:
-        return None if self.maps is None else tile_of(self.maps, self.unit, self.map_options)
+        """The part of the map that is looked at; of the difference where that is compared."""
+        return self.comparison.tiles()[0]
 
     def row(self) -> Any:
         """The chosen query's row [token], and the ends of its scale; None where there is none."""
@@ -203,7 +234,9 @@ class Controller:
     def side_by_side(self) -> list[tuple[str, Results]]:
         """What stands side by side, with its name: the model as it is, and the configuration where that is another."""
         both = [("dense", self.dense), (self.name, self.now)]
-        return both[:1] if self.now is self.dense else both
+        both = both[:1] if self.now is self.dense else both
+        other = self.comparison.other
+        return both if other is None else [*both, (f"pinned: {other.configuration.name}", other.results)]
 
     @property
     def loss(self) -> Loss | None:
@@ -211,10 +244,58 @@ class Controller:
         dense, now = self.dense.reading, self.now.reading
         return None if dense is None or now is None else loss_of(dense, now)
 
-    def guesses(self, count: int = 6) -> list[tuple[int, float | None, float | None]]:
-        """The likeliest next tokens at the chosen query, as `guesses_at`; empty before anything was read."""
+    def guesses(self, count: int = 6) -> list[tuple[int, *tuple[float | None, ...]]]:
+        """The likeliest next tokens at the chosen query, as `guesses_at`; empty before anything was read.
+
+        Where a setting is pinned, its probability comes last.
+        """
         dense, now = self.dense.reading, self.now.reading
-        return [] if dense is None or now is None else guesses_at(self.query, dense, now, count)
+        if dense is None or now is None:
+            return []
+        other = None if self.comparison.other is None else self.comparison.other.results.reading
+        return guesses_at(self.query, dense, now, count, *([] if other is None else [other]))
+
+    # --- the state as a text ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def signature(self) -> dict[str, str]:
+        """What names the text and the model in a state."""
+        return signature(self.model, self.tokens)
+
+    @property
+    def state(self) -> str:
+        """What is looked at as a short text; `restore` takes it.
+
+        Raises:
+            SinkscopeError: the policy or the normaliser is an object of one's own; the explorer is closed.
+        """
+        self.check_open()
+        return state_text(state_of(self), self.signature, len(self.tokens))
+
+    def restore(self, text: str) -> None:
+        """Look at what a `state` tells of.
+
+        Raises:
+            SinkscopeError: it is of another text or model, or no state; what is shown stays.
+        """
+        self.adopt(text)
+        for change in (Change.CONFIGURATION, Change.UNIT, Change.QUERY, Change.MAP_OPTIONS, Change.PARTNER):
+            self.listen(change)
+        self._read()
+
+    def adopt(self, text: str) -> None:
+        """The same before `begin`: nothing is told, and nothing is read."""
+        self.check_open()
+        adopt(self, read_state(text, self.signature, len(self.tokens)))
+
+    def find_awaited(self) -> None:
+        """Choose the heads that a state tells of once all heads are known."""
+        units, (unit, other) = self.units, self.awaited
+        if units and (unit, other) != (None, None):
+            if unit in units:
+                self.unit, self._is_unit_chosen = units.index(unit), True
+            self.comparison.pinned_unit = units.index(other) if other in units else None
+            self.awaited = (None, None)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -227,7 +308,7 @@ class Controller:
         is_same_policy = is_same(shown.policy_slot, asked.policy_slot)
         return is_same_policy and is_same(shown.normaliser_slot, asked.normaliser_slot)
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
         if self.is_closed:
             self.problem = CLOSED
             raise SinkscopeError(f"{CLOSED}.")
@@ -239,14 +320,14 @@ class Controller:
             self.configuration.check(len(self.tokens))
         except SinkscopeError as error:
             self.cancel()
-            self._tell(str(error))
+            self.tell(str(error))
             return
         self.problem = ""
         self._worker.submit(self._job(self.model, self.configuration, self.query), self._take, self._end)
         self._set_busy(self.configuration.name)
 
     def _job(self, model: TextModel, configuration: Configuration, query: int) -> Job:
-        dense, baseline = self.dense, self.baseline
+        dense, baseline, pinned = self.dense, self.baseline, self.comparison.unread(configuration)
         known = replace(dense)  # what is there for the job itself: the listener may take what it yields much later
 
         def as_it_is(is_overtaken: Callable[[], bool]) -> Iterator[tuple[Results, Result]]:
@@ -264,19 +345,29 @@ class Controller:
                 fresh = Results()
                 for result in model.read(configuration, query, is_overtaken):
                     yield fresh, result
-            if known.continuation is None or not known.continuation.done:
+            if not known.is_whole:
                 yield from as_it_is(is_overtaken)
+            if pinned is not None:
+                for result in model.read(pinned.configuration, query, is_overtaken):
+                    yield pinned.results, result
 
         return read
 
     def _take(self, message: tuple[Results, Result]) -> None:
         results, result = message
         results.take(result)
+        if self.comparison.is_apart(results):
+            self.listen(Change.PARTNER)
+            return
         is_wanted = (results is self.dense) == self.configuration.is_baseline
         if isinstance(result, Reading) and (is_wanted or self.now.reading is None):
             self.now = results
             self.unit = min(self.unit, len(result.maps.units) - 1)
+            self.find_awaited()
             self.open_on(free_scores(result.record).get("mass"))
+            if is_wanted:
+                self.history.note(result.configuration, self.loss)
+                self.comparison.take(result.configuration, results)
             tokens, region = result.maps.tokens, self.map_options.region
             if region and (region[0] < tokens.start or max(region[1], region[3]) > tokens.stop):
                 self.map_options = replace(self.map_options, region=None)
@@ -285,13 +376,13 @@ class Controller:
     def _end(self, problem: BaseException | None) -> None:
         self._set_busy("")
         if problem is not None:
-            self._tell(sentence(problem))
+            self.tell(sentence(problem))
 
     def _set_busy(self, what: str) -> None:
         self.busy = what
         self.listen(Change.BUSY)
 
-    def _tell(self, problem: str) -> None:
+    def tell(self, problem: str) -> None:
         self.problem = problem
         self.listen(Change.PROBLEM)
 

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 
 from sinkscope.explorer.canvases import Atlas, HeadMap, Losses, TokenText
 from sinkscope.explorer.controller import Controller
-from sinkscope.explorer.pixels import RANKINGS, Limits
+from sinkscope.explorer.pixels import RANKINGS, Limits, Tile
 from sinkscope.explorer.results import Price
 from sinkscope.figures.style import BLUE, VERMILION, share
 from sinkscope.tokens import TokenTexts
@@ -31,6 +31,7 @@ class Pictures(w.Box):
     """The canvases: overview, map, text of one head and losses, side by side where there is room.
 
     Attributes:
+        partner: the map of what is compared with; it is there while both maps stand side by side.
         ranking: by what heads are ordered.
     """
 
@@ -39,9 +40,11 @@ class Pictures(w.Box):
         self.ranking = "layer"
         read: dict[str, Any] = {"tokens": controller.tokens, "query": controller.query}
         self.atlas, self.map, self.text, self.losses = Atlas(), HeadMap(**read), TokenText(**read), Losses(**read)
+        self.partner = HeadMap(**read)
         reading = [self.text, self.losses] if controller.model is not None else [self.text]
-        children = [self.atlas, self.map, w.VBox(reading).add_class("sinkscope-reading")]
-        super().__init__(children)
+        self._usual = [self.atlas, self.map, w.VBox(reading).add_class("sinkscope-reading")]
+        self._is_beside = False  # whether the partner's map stands there too
+        super().__init__(self._usual)
         self.add_class("sinkscope-pictures")
 
     def draw_head(self) -> None:
@@ -51,7 +54,7 @@ class Pictures(w.Box):
 
     def draw_query(self) -> None:
         query = self._controller.query
-        self.map.query = self.text.query = self.losses.query = query
+        self.map.query = self.partner.query = self.text.query = self.losses.query = query
         self.draw_row()
 
     def draw_row(self) -> None:
@@ -103,7 +106,7 @@ class Pictures(w.Box):
         if dense is None or now is None:
             return
         names = [name for name, _ in controller.side_by_side]
-        losses = np.stack([dense.losses] if now is dense else [dense.losses, now.losses])
+        losses = np.stack([each.reading.losses for _, each in controller.side_by_side if each.reading is not None])
         request = {"request": next(self._requests), "caption": controller.name}
         with self.losses.hold_sync():
             self.losses.values = losses.astype("<f4").tobytes()
@@ -115,15 +118,33 @@ class Pictures(w.Box):
         reading, overview = controller.now.reading, controller.now.overview
         asked, is_busy = controller.configuration, bool(controller.busy)
         is_stale = is_busy and (reading is None or reading.configuration != asked)
-        self.map.dimmed = self.text.dimmed = self.losses.dimmed = is_stale
+        self.map.dimmed = self.partner.dimmed = self.text.dimmed = self.losses.dimmed = is_stale
         self.atlas.dimmed = is_busy and (overview is None or overview.configuration != asked)
 
+    def draw_partner(self) -> None:
+        """What is compared with has changed."""
+        if self._controller.map_options.compare != "nothing":
+            self._draw_map()
+
     def _draw_map(self) -> None:
-        tile, options = self._controller.tile(), self._controller.map_options
+        beside = self._controller.comparison
+        tile, other = beside.tiles()
         if tile is None:
             return
+        self._draw_tile(self.map, tile, beside.caption)
+        if other is not None:
+            self._draw_tile(self.partner, other, beside.partner.caption)
+        if self._is_beside != (other is not None):
+            self._is_beside = not self._is_beside
+            self.children = [*self._usual, self.partner] if self._is_beside else self._usual
+            (self.add_class if self._is_beside else self.remove_class)("sinkscope-compared")
+
+    def _draw_tile(self, canvas: HeadMap, tile: Tile, caption: str) -> None:
+        options, beside = self._controller.map_options, self._controller.comparison
         got = f"the keys still shown were given {share_in_percent(tile.left)} of the attention"
-        preview = f"{options.preview} · {got}" if options.preview else ""
+        preview = f"{options.preview} · {got}" if options.preview and not tile.is_difference else options.preview
+        if options.compare != "nothing" and beside.problem:
+            preview = " · ".join(filter(None, [preview, beside.problem]))
         frame: dict[str, Any] = {
             "rows": tile.pixels.shape[0],
             "cols": tile.pixels.shape[1],
@@ -134,13 +155,16 @@ class Pictures(w.Box):
             "scale": options.scale,
             **vars(tile.limits),
             "request": next(self._requests),
-            "caption": self._controller.caption,
+            "caption": caption,
             "preview": preview,
+            "farthest": tile.is_difference,
+            "link": self.model_id if options.compare != "nothing" else "",
+            "sides": [beside.shown.caption, beside.partner.caption],
         }
-        if options.region is None:
-            self.map.view = []
-        with self.map.hold_sync():
-            self.map.pixels, self.map.sinks, self.map.frame = tile.pixels.tobytes(), tile.sinks.tobytes(), frame
+        if options.region is None or canvas is self.partner:
+            canvas.view = list(options.region or [])
+        with canvas.hold_sync():
+            canvas.pixels, canvas.sinks, canvas.frame = tile.pixels.tobytes(), tile.sinks.tobytes(), frame
 
 
 def share_in_percent(value: float) -> str:
@@ -187,6 +211,12 @@ def headline(controller: Controller) -> str:
     if reading is None:
         return f"<b>{name}</b>" if controller.saved is not None else "<b>reading the text …</b>"
     note = f"<br><i>{escape(reading.note)}.</i>" if reading.note else ""
+    beside, pinned = controller.comparison.loss, controller.comparison.other
+    if beside is not None and pinned is not None:
+        note = (
+            f"<br>Pinned: <b>{escape(pinned.configuration.name)}</b>: perplexity {beside.dense:.2f}, and "
+            f"{beside.changed:.2f} as shown, on the {beside.tokens:,} tokens from position {beside.first:,} on{note}"
+        )
     if loss is None or controller.now is controller.dense:
         only = "" if loss is None else f": perplexity {loss.dense:.2f} over {loss.tokens:,} tokens"
         return f"Shown: <b>{name}</b>{only}{note}"
@@ -206,7 +236,9 @@ def next_tokens(controller: Controller) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in ("token", *columns))
     body = ""
     for token, *probabilities in rows:
-        bars = [_bar(each, at) for each, at, _ in zip(probabilities, ("first", "second"), columns, strict=False)]
+        if controller.now is controller.dense:
+            del probabilities[1]  # which is the first once more
+        bars = [_bar(each, at) for each, at in zip(probabilities, ("first", "second", "third"), strict=False)]
         cells = [f"<code>{escape(token_text(controller, token))}</code>", *bars]
         body += f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
     return f"<table class='sinkscope-next'><caption>{at}</caption><tr>{head}</tr>{body}</table>"

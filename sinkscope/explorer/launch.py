@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.app import Explorer
+from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.results import SavedMaps
 from sinkscope.explorer.text_model import TextModel
 from sinkscope.hf.loading import load, tokenizer_of
@@ -41,6 +42,7 @@ def explore(
     text: str | os.PathLike[str] | Tensor | Mapping[str, Any] | None = None,
     *,
     length: int | None = None,
+    state: str | None = None,
     **load_options: Any,
 ) -> Explorer:
     """Take hold of a model's attention in a notebook: pick heads, evict tokens, turn the policy, and see what happens.
@@ -55,6 +57,7 @@ def explore(
             that a model gets in one call, as its processor makes it, with images too. Of an encoder-decoder the maps of
             its decoder are shown, and policies are at rest.
         length: tokens shown of the text, at most 2,048; 512 of the demo text and up to 2,048 of another when None.
+        state: what to look at first: the `state` that an explorer of the same text and model had.
         load_options: passed to `sinkscope.load`, for example dtype or device.
 
     Returns:
@@ -62,29 +65,38 @@ def explore(
 
     Raises:
         SinkscopeError: a model that predicts no next token or cannot be read, an empty text or one of a single token,
-            a text without a tokenizer, a length below 2 or above 2,048, a record without maps.
+            a text without a tokenizer, a length below 2 or above 2,048, a record without maps, a state of another text
+            or model.
     """
     if isinstance(model, (str, os.PathLike)) and os.fspath(model).endswith(".nc"):
         model = open_record(model)
     is_record = isinstance(model, xr.Dataset)
-    app = _of_record(model) if is_record else _of_model(model, tokenizer, text, length, load_options)
+    app = _of_record(model, state) if is_record else _of_model(model, tokenizer, text, length, state, load_options)
     replace_earlier(app)
     if _in_notebook():
         app.show()
     return app
 
 
-def _of_record(record: xr.Dataset, note: str = "") -> Explorer:
+def _of_record(record: xr.Dataset, state: str | None, note: str = "") -> Explorer:
     maps = SavedMaps(record)
     texts = [""] * maps.stop
     for name, form in (("token_id", "#{}"), ("token_text", "{}")):
         if name in record.coords:
             first = record[name].isel(sequence=0, missing_dims="ignore")
             texts = [form.format(each) for each in first.values[: maps.stop]]
-    return Explorer(None, texts, saved=maps, note=note)
+    return _opened(None, texts, saved=maps, note=note, state=state)
 
 
-def _of_model(model: Any, tokenizer: Any, text: Any, length: int | None, load_options: dict[str, Any]) -> Explorer:
+def _opened(model: TextModel | None, tokens: list[str], state: str | None, **more: Any) -> Explorer:
+    if state is not None:
+        Controller(model, tokens, more.get("saved")).adopt(state)  # refuses what is elsewhere before there is a widget
+    return Explorer(model, tokens, state=state, **more)
+
+
+def _of_model(
+    model: Any, tokenizer: Any, text: Any, length: int | None, state: str | None, load_options: dict[str, Any]
+) -> Explorer:
     if length is not None and not (isinstance(length, Integral) and 2 <= length <= MOST):
         raise SinkscopeError(f"length is {length!r}; give 2 to {MOST:,} tokens, which is what a map may have.")
     if isinstance(tokenizer, Mapping) and text is None:  # as `measure` takes it
@@ -94,7 +106,7 @@ def _of_model(model: Any, tokenizer: Any, text: Any, length: int | None, load_op
     if not isinstance(loaded, nn.Module):
         raise SinkscopeError(f"a {type(loaded).__name__} is no loaded model; sinkscope.load() makes one.")
     if isinstance(text, Mapping):
-        return _of_inputs(loaded, tokenizer, dict(text))
+        return _of_inputs(loaded, tokenizer, dict(text), state)
     check_decoder(loaded, predicts=True)  # before anything is asked of a tokenizer, which an encoder may lack
     ids = _long_ids(tokenizer, text)
     shown = length or (LENGTH if text is None else MOST)
@@ -104,11 +116,11 @@ def _of_model(model: Any, tokenizer: Any, text: Any, length: int | None, load_op
     tokens = named(tokenizer, short)
     if text is None:
         demo = f"sinkscope.read_tokens(tokenizer, limit={len(short)})"
-        return Explorer(reader, tokens, long_ids=ids, code_text=demo)
-    return Explorer(reader, tokens, long_ids=ids, note=note if len(ids) > shown else "")
+        return _opened(reader, tokens, long_ids=ids, code_text=demo, state=state)
+    return _opened(reader, tokens, long_ids=ids, note=note if len(ids) > shown else "", state=state)
 
 
-def _of_inputs(model: nn.Module, tokenizer: Any, inputs: dict[str, Any]) -> Explorer:
+def _of_inputs(model: nn.Module, tokenizer: Any, inputs: dict[str, Any], state: str | None) -> Explorer:
     """Of what a processor made for one text: live where the model reads tokens one by one, else as saved maps."""
     if "encoder" in find_streams(model):
         inputs, _ = with_decoder_inputs(model, inputs)
@@ -116,7 +128,7 @@ def _of_inputs(model: nn.Module, tokenizer: Any, inputs: dict[str, Any]) -> Expl
         try:
             check_decoder(model)
         except SinkscopeError as reason:
-            return _of_record(record, f"These are maps of its decoder, and policies are at rest: {reason}")
+            return _of_record(record, state, f"These are maps of its decoder, and policies are at rest: {reason}")
     check_inputs(model, inputs)
     ids, mask = inputs.pop("input_ids", None), inputs.get("attention_mask")
     if not isinstance(ids, Tensor) or ids.dim() != 2 or len(ids) != 1:
@@ -128,11 +140,11 @@ def _of_inputs(model: nn.Module, tokenizer: Any, inputs: dict[str, Any]) -> Expl
         raise SinkscopeError(f"there are {ids.shape[1]:,} tokens, and a map may have {MOST:,}; give a smaller image.")
     reader = TextModel(model, ids[0], tokenizer, inputs)
     if not inputs:
-        return Explorer(reader, named(tokenizer, ids[0]), long_ids=ids[0])
+        return _opened(reader, named(tokenizer, ids[0]), long_ids=ids[0], state=state)
     note = (
         f"The tab for streaming is left out: it reads token ids alone, and here they stand beside {', '.join(inputs)}."
     )
-    return Explorer(reader, named(tokenizer, ids[0]), note=note)
+    return _opened(reader, named(tokenizer, ids[0]), note=note, state=state)
 
 
 def named(tokenizer: Any, ids: Tensor) -> list[str]:

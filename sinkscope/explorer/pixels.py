@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Annotated
 
@@ -31,6 +31,7 @@ HIDING_NAMES = {
     "first keys hidden, the rest renormalised": "renormalised",
 }
 FIRST = 4  # keys whose mass ranks the heads, and that stand widened beside the map
+COMPARING_NAMES = {"nothing": "nothing", "difference map": "difference", "side by side": "side by side"}
 RANKINGS = {
     "layer": "layer",
     "mass": f"attention on the first {FIRST} tokens",
@@ -113,16 +114,31 @@ class MapOptions:
     ] = 1
     # half-open token ranges (first query, last query, first key, last key); everything when None
     region: tuple[int, int, int, int] | None = None
+    compare: Annotated[
+        str,
+        Choice(
+            "compare",
+            "a second setting or head beside this one: dense, or what is pinned; as their difference, or both maps",
+            COMPARING_NAMES,
+        ),
+    ] = "nothing"
 
     def __post_init__(self) -> None:
-        for value, known in ((self.scale, SCALE_NAMES.values()), (self.hiding, HIDING_NAMES.values())):
+        known_names = {"scale": SCALE_NAMES, "hiding": HIDING_NAMES, "compare": COMPARING_NAMES}
+        for name, names in known_names.items():
+            value, known = getattr(self, name), names.values()
             if value not in known:
                 raise SinkscopeError(f"{value!r} is no way to show a map; give one of {', '.join(known)}.")
 
     @property
     def uses(self) -> set[str]:
         """The fields that matter; the controls of all others are at rest."""
-        return {"scale", "hiding"} | (set() if self.hiding == "nothing" else {"hidden"})
+        return {"scale", "hiding", "compare"} | (set() if self.hiding == "nothing" else {"hidden"})
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all of a map is shown as it is, alone and on the usual scale."""
+        return all(getattr(self, name) == value for name, value in vars(MapOptions()).items() if name != "hidden")
 
     @property
     def preview(self) -> str:
@@ -149,9 +165,45 @@ class Tile:
     left: float  # mean share of the attention of a row that is on keys which are not hidden; 1 when none are
     sinks: np.ndarray  # [row, column] bytes of the map's first keys for the same queries, on the same scale
     sink_key: tuple[int, int]  # which keys those are: a half-open range of tokens
+    is_difference: bool = False  # of two maps, so that what is far from zero is what counts
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of a map on its scale, [row, column], before it is put into bytes."""
+
+    small: np.ndarray
+    sinks: np.ndarray
+    ends: Limits
+    ranges: tuple[tuple[int, int], ...]  # of its queries, its keys and the first keys, in tokens
+    left: float
+
+    def tile(self, ends: Limits | None = None) -> Tile:
+        ends, (query, key, sink_key) = ends or self.ends, self.ranges
+        return Tile(encoded(self.small, ends), query, key, ends, self.left, encoded(self.sinks, ends), sink_key)
 
 
 def tile_of(maps: HeadMaps, unit: int, options: MapOptions) -> Tile:
+    return _part_of(maps, unit, options).tile()
+
+
+def pair_of(maps: HeadMaps, unit: int, other: HeadMaps, other_unit: int, options: MapOptions) -> tuple[Tile, Tile]:
+    """The tiles of two maps, whose colours mean the same."""
+    both = [_part_of(*each, _fitting(options, each[0])) for each in ((maps, unit), (other, other_unit))]
+    one, two = (part.ends for part in both)
+    ends = replace(one, low=min(one.low, two.low), high=max(one.high, two.high))
+    return both[0].tile(ends), both[1].tile(ends)
+
+
+def _fitting(options: MapOptions, maps: HeadMaps) -> MapOptions:
+    """The same, or all of the map where it does not hold the region."""
+    region, tokens = options.region, maps.tokens
+    if region and (min(region[0], region[2]) < tokens.start or max(region[1], region[3]) > tokens.stop):
+        return replace(options, region=None)
+    return options
+
+
+def _part_of(maps: HeadMaps, unit: int, options: MapOptions) -> _Part:
     region = options.region or (maps.tokens.start, maps.tokens.stop) * 2
     rows, columns = _cells(maps, *region[:2]), _cells(maps, *region[2:])
     values, left = _shown(maps, unit, rows, columns, options)
@@ -164,9 +216,53 @@ def tile_of(maps: HeadMaps, unit: int, options: MapOptions) -> Tile:
         shown = np.concatenate([small.ravel(), scaled(sinks, options.scale).ravel()])
     sinks = pooled(scaled(sinks, options.scale), SIDE)
     ends = limits(shown, options.scale, stretched=options.hiding != "nothing")
-    bytes_of = encoded(small, ends), encoded(sinks, ends)
-    ranges = _tokens(maps, rows), _tokens(maps, columns), _tokens(maps, first)
-    return Tile(bytes_of[0], ranges[0], ranges[1], ends, left, bytes_of[1], ranges[2])
+    return _Part(small, sinks, ends, (_tokens(maps, rows), _tokens(maps, columns), _tokens(maps, first)), left)
+
+
+def difference_of(maps: HeadMaps, unit: int, other: HeadMaps, other_unit: int, options: MapOptions) -> Tile | None:
+    """One map minus another, around zero, over the tokens that both have; None where those are none.
+
+    A key that one of the two does not see has no weight there; its logit is unknown, and so is that difference. Cells
+    that neither sees are 0. Pooling keeps what is farthest from zero.
+    """
+    first, stop = max(maps.first, other.first), min(maps.tokens.stop, other.tokens.stop)
+    if first >= stop:
+        return None
+    asked = options.region or (first, stop) * 2
+    region = [min(max(place, first), stop) for place in asked]
+    if region[0] >= region[1] or region[2] >= region[3]:
+        region = [first, stop] * 2
+    keys = tuple(region[2:]), (first, min(first + FIRST, stop))
+    tile, sinks = (
+        _difference((maps, unit), (other, other_unit), (region[0], region[1]), each, options) for each in keys
+    )
+    largest = float(np.nanmax(np.abs(np.concatenate([tile.ravel(), sinks.ravel()])), initial=0.0)) or 1.0
+    ends = Limits(-largest, largest, f"difference of {SCALES[options.scale]}", diverging=True)
+    rows, columns, strip = (_tokens(maps, _cells(maps, *each)) for each in (region[:2], *keys))
+    bytes_of = (encoded(farthest(each), ends) for each in (tile, sinks))
+    return Tile(next(bytes_of), rows, columns, ends, 1.0, next(bytes_of), strip, is_difference=True)
+
+
+def _difference(
+    one: tuple[HeadMaps, int],
+    two: tuple[HeadMaps, int],
+    query: tuple[int, int],
+    key: tuple[int, ...],
+    options: MapOptions,
+) -> np.ndarray:
+    """[row, column] of two heads on the scale of the options, NaN where there is no difference to tell."""
+    both = [_shown(*each, _cells(each[0], *query), _cells(each[0], *key), options)[0] for each in (one, two)]
+    if options.scale == "logit":
+        return both[0] - both[1]
+    is_unseen = np.isnan(both[0]) & np.isnan(both[1])
+    before, after = (scaled(np.nan_to_num(each), options.scale) for each in both)
+    return np.where(is_unseen, np.nan, before - after)
+
+
+def farthest(values: np.ndarray, side: int = SIDE) -> np.ndarray:
+    """The value farthest from zero in each cell of a tile, with its sign; NaN for none."""
+    high, low = pooled(values, side), -pooled(-values, side)
+    return np.where(-low > high, low, high)
 
 
 def row_of(maps: HeadMaps, unit: int, query: int, options: MapOptions, length: int) -> tuple[np.ndarray, Limits] | None:
@@ -272,3 +368,27 @@ def free_scores(record: xr.Dataset) -> dict[str, np.ndarray]:
         ratio = norms[..., 0] / norms[..., 1:].mean(-1)
         scores["value"] = np.repeat(ratio, mass.size // ratio.size, axis=-1).reshape(-1)
     return scores
+
+
+def values_of(maps: HeadMaps, unit: int, options: MapOptions) -> tuple[np.ndarray, slice, slice]:
+    """Probabilities or logits of the part shown, [row, column], and its rows and columns in tokens."""
+    region = _fitting(options, maps).region or (maps.tokens.start, maps.tokens.stop) * 2
+    rows, columns = _cells(maps, *region[:2]), _cells(maps, *region[2:])
+    return _shown(maps, unit, rows, columns, options)[0], _places(maps, rows), _places(maps, columns)
+
+
+def difference_values(
+    maps: HeadMaps, unit: int, other: HeadMaps, other_unit: int, options: MapOptions
+) -> tuple[np.ndarray, slice, slice] | None:
+    """The same of a difference, on its scale; None where the two have no token in common."""
+    tile = difference_of(maps, unit, other, other_unit, options)
+    if tile is None:
+        return None
+    values = _difference((maps, unit), (other, other_unit), tile.query, tile.key, options)
+    return values, _places(maps, _cells(maps, *tile.query)), _places(maps, _cells(maps, *tile.key))
+
+
+def _places(maps: HeadMaps, cells: slice) -> slice:
+    """The first token, the one behind the last, and the tokens in a cell, as even as they are."""
+    first, stop = _tokens(maps, cells)
+    return slice(first, stop, -(-(stop - first) // (cells.stop - cells.start)))

@@ -138,6 +138,7 @@ class Change(StrEnum):
     UNIT = "unit"
     QUERY = "query"
     MAP_OPTIONS = "map options"
+    PARTNER = "partner"
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,10 @@ class Results:
     price: Price | None = None
     continuation: Continuation | None = None
 
+    @property
+    def is_whole(self) -> bool:
+        return self.reading is not None and self.continuation is not None and self.continuation.done
+
     def take(self, result: Result) -> None:
         """Keep a result in the place of an earlier one of its kind."""
         setattr(self, result.kind.value, result)
@@ -230,25 +235,25 @@ def loss_of(dense: Reading, changed: Reading) -> Loss | None:
 
 
 def compared(dense: Reading, changed: Reading) -> np.ndarray:
-    """The tokens that the configuration acts on and both readings scored: [token], rising."""
+    """The tokens that one of the configurations acts on and both readings scored: [token], rising."""
     both = np.isfinite(dense.losses) & np.isfinite(changed.losses)
-    both[: changed.configuration.first_affected(len(both)) + 1] = False
+    acting = [each.configuration for each in (dense, changed) if not each.configuration.is_baseline]
+    both[: min((each.first_affected(len(both)) for each in acting), default=0) + 1] = False
     return np.flatnonzero(both)
 
 
 def guesses_at(
-    query: int, dense: Reading, changed: Reading, count: int
-) -> list[tuple[int, float | None, float | None]]:
+    query: int, dense: Reading, changed: Reading, count: int, *more: Reading
+) -> list[tuple[int, *tuple[float | None, ...]]]:
     """The `count` likeliest next tokens at a query: id, and probability in the dense and in the changed reading.
 
-    None stands for a probability below those that were kept. Empty where one of the readings has none at this query.
+    So they are in `more` readings. None stands for a probability below those that were kept. Empty where one of the
+    readings has none at this query.
     """
-    both = [each.guesses for each in (dense, changed)]
-    if any(guesses.ids[query, 0] < 0 for guesses in both):
+    every = [each.guesses for each in (dense, changed, *more)]
+    if any(guesses.ids[query, 0] < 0 for guesses in every):
         return []
-    before, after = (
-        dict(zip(each.ids[query].tolist(), each.probabilities[query].tolist(), strict=True)) for each in both
-    )
-    best = {*list(before)[:count], *list(after)[:count]}
-    order = sorted(best, key=lambda token: -max(before.get(token, 0.0), after.get(token, 0.0)))
-    return [(token, before.get(token), after.get(token)) for token in order[:count]]
+    likely = [dict(zip(each.ids[query].tolist(), each.probabilities[query].tolist(), strict=True)) for each in every]
+    best = {token for each in likely for token in list(each)[:count]}
+    order = sorted(best, key=lambda token: -max(each.get(token, 0.0) for each in likely))
+    return [(token, *(each.get(token) for each in likely)) for token in order[:count]]

@@ -21,6 +21,7 @@ from sinkscope.experiments.perplexity import policy_coordinates
 from sinkscope.explorer.controller import CLOSED, Controller
 from sinkscope.explorer.display import alert
 from sinkscope.explorer.results import Reading, compared
+from sinkscope.explorer.tables import TABLES
 from sinkscope.figures.style import visible
 from sinkscope.files import write_figure, write_sealed
 from sinkscope.models.facts import model_attributes, token_attributes
@@ -60,11 +61,27 @@ def view_record(controller: Controller) -> xr.Dataset:
         record["nll"] = (("policy", "sequence", "token"), losses, {"units": "nats"})
         per_policy = policy_coordinates([each.configuration.policy_slot for _, each in readings])
         record = record.assign_coords(per_policy | {"policy": [name for name, _ in readings]})
+    if not controller.map_options.is_plain:
+        record = record.assign(_as_shown(controller))
     record.attrs = {"kind": "explored", "setting": controller.name}
     if model is not None:
         hashed = record.assign_coords(token_id=(("sequence", "token"), model.ids.cpu().numpy()[None]))
         record.attrs |= model_attributes(model.model) | token_attributes(hashed, model.model)
     return record
+
+
+def _as_shown(controller: Controller) -> dict[str, xr.DataArray]:
+    """The maps as they stand on the screen: their scale, their part, without the keys that a preview hides."""
+    options, found = controller.map_options, {}
+    for number, (caption, scale, values, queries, keys) in enumerate(controller.comparison.values()):
+        dims = (f"shown_query_{number}", f"shown_key_{number}")
+        places = (
+            each.start + each.step * np.arange(size) for each, size in zip((queries, keys), values.shape, strict=True)
+        )
+        said = {"setting": caption, "scale": scale, "of": options.scale, "preview": options.preview}
+        coords = dict(zip(dims, places, strict=True))
+        found[f"shown_map_{number}"] = xr.DataArray(values.astype(np.float32), coords, dims, attrs=said)
+    return found
 
 
 def code_of(controller: Controller, text: str | None = None) -> str:
@@ -82,6 +99,7 @@ def code_of(controller: Controller, text: str | None = None) -> str:
     slots = {"policy": configuration.policy_slot, "normaliser": configuration.normaliser_slot}
     lines = [
         f"# {_one_line(f'{unit} of {name}, under {configuration.name}')}",
+        *_state_line(controller),
         "import torch",
         "import sinkscope",
         *_imports(slots.values()),
@@ -107,6 +125,14 @@ def code_of(controller: Controller, text: str | None = None) -> str:
         *([] if model.beside else _perplexities(dense, reading)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _state_line(controller: Controller) -> list[str]:
+    """A comment with which the explorer opens on the same view; none where its setting is in no short text."""
+    try:
+        return [f"# in the explorer: sinkscope.explore(..., state={controller.state!r})"]
+    except SinkscopeError:
+        return []
 
 
 def _nothing_read(controller: Controller) -> SinkscopeError:
@@ -190,21 +216,36 @@ def static_picture(controller: Controller) -> str:
 
 
 class SaveBar(w.HBox):
-    """Where to save, the button, and what came of it; `save` writes the view into a folder and gives the files."""
+    """Where to save, the buttons, and what came of it.
 
-    def __init__(self, save: Callable[[str | os.PathLike[str]], list[Path]]) -> None:
-        self._save = save
+    `save` writes the view into a folder and gives the files, `save_csv` one of `TABLES` to a path.
+    """
+
+    def __init__(
+        self, save: Callable[[str | os.PathLike[str]], list[Path]], save_csv: Callable[[Path, str], Path]
+    ) -> None:
+        self._save, self._save_csv = save, save_csv
         self.folder = w.Text(value="explored", description="folder", layout={"width": "220px"})
         self.button = w.Button(
             description="save view", tooltip="write figure, record and code into the folder", layout={"width": "100px"}
         )
         self.status = w.HTML()
-        self.button.on_click(self._clicked)
-        super().__init__([self.folder, self.button, self.status])
+        self.table = w.Dropdown(options=list(TABLES.items()), description="table", layout={"width": "210px"})
+        self.csv = w.Button(
+            description="save CSV", tooltip="write the table into the folder", layout={"width": "100px"}
+        )
+        self.button.on_click(lambda _: self._do(lambda folder: self._save(folder)))
+        self.csv.on_click(lambda _: self._do(lambda folder: [self._save_csv(folder / self._name, self.table.value)]))
+        parts = [self.folder, self.button, self.table, self.csv, self.status]
+        super().__init__(parts, layout={"flex_flow": "row wrap"})
 
-    def _clicked(self, _: w.Button) -> None:
+    @property
+    def _name(self) -> str:
+        return f"{self.table.value}.csv"
+
+    def _do(self, save: Callable[[Path], list[Path]]) -> None:
         try:
-            files = self._save(self.folder.value or ".")
+            files = save(Path(os.path.expanduser(self.folder.value or ".")))
         except SinkscopeError as error:
             self.status.value = alert(str(error))
             return

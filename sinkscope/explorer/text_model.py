@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from itertools import chain, islice
 from typing import Any
 
@@ -22,6 +23,7 @@ from sinkscope.hf.caches import with_cache
 from sinkscope.hf.placement import reading_device
 from sinkscope.models.facts import find_anatomy, find_streams
 from sinkscope.models.requirements import check_decoder, check_unscoped, not_finite
+from sinkscope.models.weights import weights_hash
 from sinkscope.policies import Dense
 from sinkscope.probes import Norms, SinkMass
 from sinkscope.probes.base import LayerProbe, Measurements
@@ -84,6 +86,11 @@ class TextModel:
         self._losses_afresh: tuple[Configuration | None, np.ndarray] = (None, np.empty(0))
         for part in self.anatomy.parts:
             (part.layer or part.attention).register_forward_pre_hook(self._check)
+
+    @cached_property
+    def identity(self) -> str:
+        """What tells the model from others, its weights among it."""
+        return f"{type(self.original).__name__} {weights_hash(self.model)}"
 
     @torch.no_grad()
     def read(self, configuration: Configuration, query: int, is_overtaken: Callable[[], bool]) -> Iterator[Result]:

@@ -198,7 +198,7 @@ class ColourBar(Checked):
     """
 
     label: str
-    map: Literal["probability", "logit", "factor", "depth"] = "probability"
+    map: Literal["probability", "logit", "difference", "factor", "depth"] = "probability"
     low: float | None = None
     high: float | None = None
     log: bool = False

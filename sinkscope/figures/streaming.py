@@ -267,6 +267,9 @@ def explored(record: xr.Dataset) -> m.Drawing:
     also stand at the left, widened, where a map of many keys would show them as a hairline. Losses are running means
     over the last 16 tokens that were scored.
 
+    Where the explorer showed the map in another way (another scale, a part, keys hidden, beside a partner or as a
+    difference), so does the figure.
+
     Args:
         record: `attention_map`, and `nll` [policy, sequence, token]; as the explorer saves it.
 
@@ -274,10 +277,11 @@ def explored(record: xr.Dataset) -> m.Drawing:
         SinkscopeError: `record` holds no map.
     """
     record = need(record, "explored", "attention_map")
-    panels = [_map(record["attention_map"].isel(sequence=0, layer=0, head=0))]
+    shown = [record[name] for name in ("shown_map_0", "shown_map_1") if name in record]
+    panels = _as_shown(shown) if shown else [_map(record["attention_map"].isel(sequence=0, layer=0, head=0))]
     if "nll" in record:
         panels.append(_losses(record["nll"].isel(sequence=0)))
-    width, ratios = (m.PAGE, (1.15, 1)) if len(panels) > 1 else (0.52 * m.PAGE, ())
+    width, ratios = (m.PAGE, (*[1.15] * (len(panels) - 1), 1)) if len(panels) > 1 else (0.52 * m.PAGE, ())
     return m.Drawing(panels, record.attrs, width, 3.5, columns=len(panels), ratios=ratios, page_height=480)
 
 
@@ -314,6 +318,33 @@ def _map(cells: xr.DataArray) -> m.Panel:
         y=m.Axis("query (token reading)"),
         title=f"layer {int(cells['layer'])}, head {int(cells['head'])}: {cells.attrs.get('setting', 'attention')}",
     )
+
+
+def _as_shown(maps: list[xr.DataArray]) -> list[m.Panel]:
+    """Maps on one scale, as the explorer showed them."""
+    scale, unit = str(maps[0].attrs["scale"]), str(maps[0].attrs["of"]).replace("linear", "probability")
+    values = np.concatenate([cells.values.ravel() for cells in maps])
+    values = values[np.isfinite(values)]
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+    reach = max(abs(low), abs(high)) or 1.0
+    bars = {
+        "log": m.ColourBar("probability", "probability", FAINTEST, 1, log=True, open_end="low", place="below"),
+        "linear": m.ColourBar("probability", "probability", 0, max(high, FAINTEST), place="below"),
+        "logit": m.ColourBar("logit", "logit", low, high if high > low else low + 1, place="below"),
+        "difference": m.ColourBar(
+            f"difference of {unit.replace('log', 'log10 probability')}", "difference", -reach, reach, place="below"
+        ),
+    }
+    panels = []
+    for cells in maps:
+        queries, keys = (cells[dim].values for dim in cells.dims)
+        step = float(max(keys[1] - keys[0] if len(keys) > 1 else 1, 1))
+        corner = float(keys[0]) + (step - 1) / 2, float(queries[0]) + (step - 1) / 2
+        hover = f"query {{y}}, key {{x}}\n{unit} {{z:.3~g}}"
+        image = m.Image(cells.values.astype(float), bars[scale], corner, step, square=True, hover=hover)
+        title = "\n".join(filter(None, [str(cells.attrs["setting"]), str(cells.attrs["preview"])]))
+        panels.append(m.Panel([image], m.Axis("key (token seen)"), m.Axis("query (token reading)"), title))
+    return panels
 
 
 def _losses(losses: xr.DataArray) -> m.Panel:

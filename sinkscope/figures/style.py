@@ -23,6 +23,7 @@ OVER_PICTURE = 0.6  # opacity of cells that lie over a picture
 MAPS = {
     "probability": "magma_r",  # light is little, dark is much: reads the same in grey
     "logit": "viridis",  # another map for another unit: logits must not look like probabilities
+    "difference": "RdBu_r",  # around zero: blue is less, red is more
     "factor": "YlGnBu",  # a factor is neither: how many times as much, light is once
 }
 

@@ -261,3 +261,70 @@ def test_a_saved_notebook_has_a_picture_for_readers_without_a_kernel(notebook):
     assert "Run this cell to open it" in html and "<script" not in html and "https://" not in html
     notebook.page.locator("summary", has_text="A still picture of the explorer").wait_for()
     notebook.page.locator(".sinkscope-app").wait_for(timeout=60_000)  # its widgets come back from the kernel
+
+
+def read_back(notebook, line):
+    """The number that a line of the map's tooltip tells, and half of its last digit."""
+    row = notebook.page.locator(".sinkscope-map .sinkscope-tip div", has_text=line).first
+    row.filter(has_not_text="…").wait_for()
+    said = row.inner_text().split("probability ")[1].split(" ·")[0].replace("−", "-")
+    digits = said.split("e")
+    decimals = len(digits[0].partition(".")[2]) - (int(digits[1]) if len(digits) > 1 else 0)
+    return float(said), 0.5 * 10.0**-decimals
+
+
+def test_numbers_read_back_from_the_difference_map_are_those_of_two_records_to_the_last_digit_shown(notebook):
+    notebook.execute(f"app.controller.choose(6); app.controller.change(policy='window', window={WINDOW})")
+    notebook.wait_for(READY)
+    choose(notebook, "compare", "difference map")
+    notebook.wait_for("'minus' in app.pictures.map.frame['caption']")
+    window = np.array(notebook.python(f"expected(sinkscope.Window({WINDOW}))")[1])
+    dense = np.array(notebook.python("expected(sinkscope.Dense())")[1])
+    drawn = notebook.drawn(canvas(notebook, "map"), request=notebook.python("app.pictures.map.frame['request']"))
+    reach = drawn.frame["high"]
+    assert drawn.frame["low"] == -reach and drawn.frame["diverging"]
+    for query, key in ((60, 0), (60, 58), (90, 85)):
+        canvas(notebook, "map").hover(position=notebook.place_of_cell(canvas(notebook, "map"), query, key))
+        notebook.page.locator(".sinkscope-map .sinkscope-tip", has_text=f"query {query} ").wait_for()
+        exact = window[query, key] - dense[query, key]
+        shown, digit = read_back(notebook, "difference:")
+        assert abs(shown - exact) <= digit + 1e-6
+        before = np.log10(np.maximum([window[query, key], dense[query, key]], 1e-5))
+        expected = 128 + 127 * (before[0] - before[1]) / reach
+        assert abs(int(drawn.pixels[query, key]) - expected) <= 1
+    choose(notebook, "compare", "nothing")
+    notebook.wait_for("'minus' not in app.pictures.map.frame['caption']")
+
+
+def test_two_maps_side_by_side_share_the_pointer_and_the_zoom(notebook):
+    notebook.execute(f"app.controller.choose(6); app.controller.change(policy='window', window={WINDOW})")
+    notebook.wait_for(READY)
+    choose(notebook, "compare", "side by side")
+    both = notebook.page.locator(".sinkscope-map canvas")
+    both.nth(1).wait_for()
+    notebook.drawn(both.nth(1), request=notebook.python("app.pictures.partner.frame['request']"))
+    first = notebook.drawn(both.nth(0)).frame["caption"], notebook.drawn(both.nth(1)).frame["caption"]
+    assert first == (f"layer 1, head 2 · window {WINDOW}", "layer 1, head 2 · dense")
+    notebook.page.get_by_role("button", name="zoom in").nth(0).click()
+    notebook.wait_for("app.pictures.partner.view and app.pictures.partner.view == app.pictures.map.view")
+    notebook.drawn(both.nth(1), request=notebook.python("app.pictures.partner.frame['request']"))
+    pixels = "c => c.toDataURL()"
+    before = both.nth(1).evaluate(pixels)
+    both.nth(0).hover(position=notebook.place_of_cell(both.nth(0), 50, 45))
+    notebook.page.wait_for_function("([c, old]) => c.toDataURL() !== old", arg=[both.nth(1).element_handle(), before])
+    choose(notebook, "compare", "nothing")
+    both.nth(1).wait_for(state="detached")
+
+
+def test_the_key_c_copies_the_row_of_the_query_and_the_part_of_the_map(notebook):
+    notebook.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    notebook.execute("app.controller.choose_query(10); app.controller.show(region=(8, 12, 0, 4))")
+    for name, what in (("map", "map"), ("text", "row"), ("atlas", "heads")):
+        place = ".sinkscope-text .sinkscope-token >> nth=0" if name == "text" else f".sinkscope-{name} canvas"
+        notebook.page.locator(place).first.focus()
+        notebook.page.keyboard.press("c")
+        notebook.page.locator(f".sinkscope-{name} .sinkscope-copied", has_text="copied as CSV").wait_for()
+        expected = notebook.python(
+            f"__import__('sinkscope.explorer.tables', fromlist=['_']).table_csv(app.controller, '{what}')"
+        )
+        assert notebook.page.evaluate("() => navigator.clipboard.readText()") == expected

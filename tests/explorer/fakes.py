@@ -57,7 +57,7 @@ class FakeTextModel:
         asked: what was read so far: name of the configuration, and query.
     """
 
-    tokenizer = None
+    tokenizer, identity = None, "a model of tests"
 
     def __init__(self, length: int = LENGTH) -> None:
         self.ids = torch.arange(length) + 3

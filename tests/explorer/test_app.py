@@ -351,8 +351,13 @@ def test_once_closed_a_sentence_stands_where_it_was_and_whatever_is_asked_is_ref
 def test_every_control_is_explained_in_a_line(app, said):
     words = app.children[0].words
     assert 10 < len(words[said]) < 100
-    named = [*app.controls.fields.values(), *app.map_controls.children, *app.streaming.children[0].children]
-    labels = {each.description for each in named if not isinstance(each, w.Button)}
+    named = [
+        *app.controls.fields.values(),
+        *app.map_controls.children,
+        *app.compare.children,
+        *app.streaming.children[0].children,
+    ]
+    labels = {each.description for each in named if not isinstance(each, (w.Button, w.Label))}
     assert labels == set(words)
 
 

@@ -36,6 +36,7 @@ class Message(StrEnum):
     """The kinds of message between a canvas and Python, each a dictionary whose ``kind`` it is."""
 
     HOVER = "hover"  # query, key, request: the browser asks for the numbers of a cell, and is answered
+    COPY = "copy"  # the browser asks for the table of a canvas, and is answered with its CSV as `text`, or a `problem`
 
 
 def module(*names: str) -> str:
@@ -91,7 +92,8 @@ class HeadMap(anywidget.AnyWidget):
     # that of the keys in the strip, if there is one; `length` of the text in tokens; `low` and `high`, the values of 1
     # and 255 on the shown scale, in `unit`; `scale` ("log", "linear" or "logit"), `unit` ("probability", "logit" or
     # "log10 probability"); `diverging` (colours centred on zero); `request`, `caption`; `preview`, shown above the map
-    # if not ""
+    # if not "". Of a comparison: `farthest`, whether it is a difference, of which what is farthest from zero is kept;
+    # `link`, if not "", with which maps show each other's pointer; `sides`, the captions of the two
     frame = traitlets.Dict().tag(sync=True)
     tokens = traitlets.List(traitlets.Unicode()).tag(sync=True)
     # [q0, q1, k0, k1], the part shown; empty is everything. The browser sets it after zoom and pan and shows the old
@@ -105,12 +107,29 @@ class HeadMap(anywidget.AnyWidget):
         if change.old and change.old.get("length") != change.new.get("length"):
             self.view = []
 
-    def answer(self, question: dict[str, Any], probability: float | None, logit: float | None) -> None:
-        """Answer a hover question, as it came, with its cell's exact numbers; None twice says the key is not seen."""
-        if probability is None and logit is None:
-            self.send({**question, "hidden": True})
-        else:
-            self.send({**question, "probability": finite(probability), "logit": finite(logit)})
+    def answer(
+        self,
+        question: dict[str, Any],
+        probability: float | None,
+        logit: float | None,
+        partner: tuple[float | None, float | None] | None = None,
+    ) -> None:
+        """Answer a hover question, as it came, with its cell's exact numbers; None twice says the key is not seen.
+
+        Those of a `partner` stand beside them where there is one, and the differences: a key that only one of the two
+        sees has no probability in the other.
+        """
+        told: dict[str, Any] = {"probability": finite(probability), "logit": finite(logit)}
+        if partner is not None:
+            other, other_logit = map(finite, partner)
+            told |= {"partner": {"probability": other, "logit": other_logit}}
+            if other is not None or probability is not None:
+                told["difference"] = (probability or 0.0) - (other or 0.0)
+            if finite(logit) is not None and other_logit is not None:
+                told["difference_logit"] = logit - other_logit  # type: ignore[operator]
+        elif probability is None and logit is None:
+            told = {"hidden": True}
+        self.send({**question, **told})
 
 
 class TokenText(anywidget.AnyWidget):

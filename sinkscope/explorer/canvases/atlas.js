@@ -18,6 +18,7 @@ export default {
     life.follow(model, ["change:dimmed"], () => showStale(el, atlas.canvas, model.get("dimmed")));
     followPage(life, atlas.box, redraw);
     keepKeys(life, atlas.canvas, (event) => moveSelection(atlas, event));
+    listenToCopies(life, model, el, atlas.canvas);
     listenToPointer(atlas);
     showStale(el, atlas.canvas, model.get("dimmed"));
     redraw();

@@ -51,8 +51,8 @@ function frameTable(frame) {
 }
 
 // [rows, cols] bytes to [outRows, outCols]. Smaller takes the largest of each block, so that a sink one column wide
-// survives; larger repeats.
-function pooled(bytes, rows, cols, outRows, outCols) {
+// survives, or of differences the `farthest` from their middle; larger repeats.
+function pooled(bytes, rows, cols, outRows, outCols, farthest = false) {
   if (rows === outRows && cols === outCols) return bytes;
   const out = new Uint8Array(outRows * outCols);
   for (let y = 0; y < outRows; y++) {
@@ -61,11 +61,17 @@ function pooled(bytes, rows, cols, outRows, outCols) {
       const [left, right] = block(x, cols, outCols);
       let largest = 0;
       for (let row = top; row < bottom; row++)
-        for (let at = row * cols + left; at < row * cols + right; at++) if (bytes[at] > largest) largest = bytes[at];
+        for (let at = row * cols + left; at < row * cols + right; at++)
+          if (farthest ? isFarther(bytes[at], largest) : bytes[at] > largest) largest = bytes[at];
       out[y * outCols + x] = largest;
     }
   }
   return out;
+}
+
+// Byte 128 is no difference, byte 0 no cell.
+function isFarther(byte, than) {
+  return byte !== 0 && (than === 0 || Math.abs(byte - 128) > Math.abs(than - 128));
 }
 
 function block(place, size, outSize) {

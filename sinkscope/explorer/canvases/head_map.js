@@ -3,14 +3,15 @@
 const HOVER_PAUSE = 40; // ms between two questions about the cell under the pointer
 const MAP_HELP =
   "Arrow keys move the part that is shown, plus and minus zoom, 0 or Escape shows everything. " +
-  "Shift with an arrow key moves from cell to cell and reads the numbers; Enter chooses the cell's query.";
-const MAP_HINT = "wheel zooms · drag moves · shift+drag zooms into a box · click chooses a query";
+  "Shift with an arrow key moves from cell to cell and reads the numbers; Enter chooses the cell's query. " +
+  "C copies the part that is shown as a table.";
+const MAP_HINT = "wheel zooms · drag moves · shift+drag zooms into a box · click chooses a query · C copies";
 let mapsMade = 0; // for ids that are unique in the page
 
 export default {
   render({ model, el }) {
     const life = lifetime();
-    const wishes = { view: model.get("view"), asked: null, waiting: null, hovered: null, inSinks: false };
+    const wishes = { view: model.get("view"), asked: null, waiting: null, hovered: null, linked: null, inSinks: false };
     const map = { model, life, root: el, ...wishes, ...buildMap(el) };
     map.redraw = onNextFrame(life, map.stage, () => drawMap(map));
     life.follow(model, ["change:frame"], () => takeFrame(map));
@@ -18,8 +19,10 @@ export default {
     life.follow(model, ["change:view"], () => followView(map));
     life.follow(model, ["change:dimmed"], () => showStale(el, map.canvas, model.get("dimmed")));
     life.follow(model, ["msg:custom"], (message) => takeNumbers(map, message));
+    life.on(document, "sinkscope-pointed", ({ detail }) => followPointer(map, detail));
     followPage(life, map.stage, map.redraw);
     keepKeys(life, map.canvas, (event) => pressKey(map, event));
+    listenToCopies(life, model, el, map.canvas);
     listenToMap(map);
     listenToDrags(map);
     life.ends(() => clearTimeout(map.patience));
@@ -108,6 +111,15 @@ function hover(map, cell, byKey = false) {
   if (cell) askNumbers(map);
   else map.tip.hidden = true;
   map.redraw();
+  const { link } = map.model.get("frame");
+  if (link) document.dispatchEvent(new CustomEvent("sinkscope-pointed", { detail: { link, cell, from: map.root } }));
+}
+
+// The same cell is outlined in the map that stands beside the one that is pointed at.
+function followPointer(map, { link, cell, from }) {
+  if (from === map.root || link !== map.model.get("frame").link) return;
+  map.linked = cell;
+  map.redraw();
 }
 
 function forgetHover(map) {
@@ -142,8 +154,21 @@ function linesOf(map) {
   const tokens = map.model.get("tokens");
   const exact = (name, write) => `${name} ${map.numbers ? write(map.numbers[name]) : "…"}`;
   const both = `${exact("probability", share)} · ${exact("logit", number)}`;
-  const numbers = map.numbers?.hidden ? "not seen by this query" : (map.numbers?.words ?? both);
-  return [`query ${query} ${visible(tokens[query] ?? "")}`, `key ${key} ${visible(tokens[key] ?? "")}`, numbers];
+  const alone = map.numbers?.hidden ? "not seen by this query" : (map.numbers?.words ?? both);
+  const numbers = map.numbers?.partner ? pairOf(map) : [alone];
+  return [`query ${query} ${visible(tokens[query] ?? "")}`, `key ${key} ${visible(tokens[key] ?? "")}`, ...numbers];
+}
+
+// The numbers of what is shown and of what it is compared with, and their difference.
+function pairOf({ model, numbers }) {
+  const [shown, partner] = model.get("frame").sides ?? ["shown", "compared with"];
+  const told = (of, write) => `probability ${write(of.probability)} · logit ${number(of.logit)}`;
+  const difference = { probability: numbers.difference, logit: numbers.difference_logit };
+  return [
+    `${shown}: ${told(numbers, share)}`,
+    `${partner}: ${told(numbers.partner, share)}`,
+    `difference: ${told(difference, number)}`,
+  ];
 }
 
 function showCell(map) {

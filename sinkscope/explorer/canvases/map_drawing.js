@@ -64,7 +64,7 @@ function tilesOf(map, frame, pixels, sinks, across, down) {
     const [rows, cols] = [Math.min(frame.rows, down), Math.min(columns, across)];
     [canvas.height, canvas.width] = [rows, cols];
     if (!cols) return canvas;
-    const image = painted(pooled(bytes, frame.rows, columns, rows, cols), rows, cols, table);
+    const image = painted(pooled(bytes, frame.rows, columns, rows, cols, frame.farthest), rows, cols, table);
     canvas.getContext("2d").putImageData(image, 0, 0);
     return canvas;
   };
@@ -131,8 +131,9 @@ function lastSeen(frame, pixels, area, view, query) {
 
 // The cell that is pointed at, in the map and in the strip.
 function drawCell({ map, context, theme, area, view, dx, dy }) {
-  if (!map.hovered) return;
-  const [query, key] = map.hovered;
+  const cell = map.hovered ?? map.linked;
+  if (!cell || cell[0] < view[0] || cell[0] >= view[1]) return;
+  const [query, key] = cell;
   const y = area.y + (query - view[0]) * dy;
   if (Math.min(dx, dy) >= 3 && key >= view[2] && key < view[3])
     casedLine(context, theme, 1, (path) => path.rect(area.x + (key - view[2]) * dx, y, dx, dy));

@@ -146,6 +146,27 @@ function keepKeys(life, node, onKey) {
   });
 }
 
+// C copies the table of a canvas, as CSV: Python is asked for it, as it has the exact numbers.
+function listenToCopies(life, model, root, node) {
+  const said = element("div", "sinkscope-copied", root);
+  said.setAttribute("role", "status");
+  said.hidden = true;
+  const say = (words) => {
+    said.textContent = words;
+    said.hidden = false;
+  };
+  life.on(node, "keydown", (event) => {
+    if (event.key.toLowerCase() === "c" && !event.ctrlKey && !event.metaKey && !event.altKey) model.send({ kind: MESSAGES.COPY });
+  });
+  life.follow(model, ["msg:custom"], (message) => {
+    if (message?.kind !== MESSAGES.COPY) return;
+    if (typeof message.text !== "string") return say(message.problem ?? "there is no table to copy here");
+    const refused = () => say("this page may not copy; save the table instead");
+    if (!navigator.clipboard) return refused();
+    navigator.clipboard.writeText(message.text).then(() => say(`copied as CSV: ${message.rows} rows`), refused);
+  });
+}
+
 function showStale(root, canvas, dimmed) {
   root.classList.toggle("sinkscope-dimmed", dimmed);
   root.setAttribute("aria-busy", String(dimmed));

@@ -198,6 +198,7 @@ function listenToTokens(text) {
     act(text, place, event.altKey);
   });
   keepKeys(life, box, (event) => pressTokenKey(text, event));
+  listenToCopies(life, text.model, text.root, box);
   for (const [mode, input] of Object.entries(modes)) {
     keepKeys(life, input, () => false);
     life.on(input, "change", () => {

@@ -25,7 +25,7 @@ def test_the_kinds_of_messages_are_declared_in_python_and_javascript_names_no_ot
     sources = "".join(path.read_text(encoding="utf-8") for path in FILES)
     assert set(re.findall(r"MESSAGES\.(\w+)", sources)) == {each.name for each in Message}
     assert not re.search(r"""kind\W+["']""", sources)
-    assert 'const MESSAGES = Object.freeze({"HOVER": "hover"});\n' in str(HeadMap._esm)
+    assert 'const MESSAGES = Object.freeze({"HOVER": "hover", "COPY": "copy"});\n' in str(HeadMap._esm)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

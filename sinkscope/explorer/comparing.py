@@ -1,0 +1,199 @@
+"""A second setting, or a second head, beside the one that is shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sinkscope.explorer.configuration import Configuration
+from sinkscope.explorer.pixels import Tile, difference_of, difference_values, numbers_at, pair_of, tile_of, values_of
+from sinkscope.explorer.results import Change, HeadMaps, Loss, Results, loss_of
+
+if TYPE_CHECKING:
+    from sinkscope.explorer.controller import Controller
+
+NEEDS_MODEL = "this needs the model; a saved record was opened without one"
+NEEDS_PIN = "a saved record has no dense model to compare with; pin a head, then choose another"
+
+
+@dataclass
+class Pinned:
+    """A setting that stays in view while others are tried."""
+
+    configuration: Configuration
+    results: Results = field(default_factory=Results)
+
+
+@dataclass(frozen=True)
+class Side:
+    """A head under a setting, one of two; `maps` is None while it is not read."""
+
+    setting: str
+    maps: HeadMaps | None
+    unit: int
+
+    @property
+    def caption(self) -> str:
+        return self.setting if self.maps is None else f"{self.maps.units[self.unit]} · {self.setting}"
+
+
+class Comparison:
+    """What a controller shows, and what that is compared with.
+
+    Attributes:
+        pinned: the setting that was pinned; None for the model as it is.
+        pinned_unit: the head that was pinned; None for the one that is shown.
+    """
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self.pinned: Pinned | None = None
+        self.pinned_unit: int | None = None
+
+    # --- pinning ------------------------------------------------------------------------------------------------------
+
+    def pin_setting(self) -> None:
+        """Compare with the setting that is shown now, whatever is shown later."""
+        controller = self._controller
+        controller.check_open()
+        reading = controller.now.reading
+        if controller.model is None:
+            controller.tell(NEEDS_MODEL)
+        elif reading is None:
+            controller.tell("nothing was read yet; wait for the first map, then pin its setting")
+        elif reading.configuration.is_recomputed:
+            controller.tell("re-computation has maps of its own for every query, so it cannot be pinned")
+        else:
+            self.pinned = Pinned(reading.configuration, controller.now)
+            controller.listen(Change.PARTNER)
+
+    def pin_head(self) -> None:
+        """Compare with the head that is shown now, whichever is shown later."""
+        self._controller.check_open()
+        if self._controller.units:
+            self.pinned_unit = self._controller.unit
+            self._controller.listen(Change.PARTNER)
+        else:
+            self._controller.tell("nothing was read yet; wait for the first map, then pin its head")
+
+    def unpin(self) -> None:
+        """Compare with the model as it is, and the same head."""
+        self._controller.check_open()
+        self.pinned = self.pinned_unit = None
+        self._controller.listen(Change.PARTNER)
+
+    def take(self, configuration: Configuration, results: Results) -> None:
+        """What is shown now is what was pinned, where it is the same setting: it is not read twice."""
+        if self.pinned is not None and self.pinned.configuration == configuration:
+            self.pinned.results = results
+
+    def is_apart(self, results: Results) -> bool:
+        """Whether they are those of the pinned setting, while another one is shown."""
+        is_pinned = self.pinned is not None and results is self.pinned.results
+        return is_pinned and results is not self._controller.now and results is not self._controller.dense
+
+    def unread(self, configuration: Configuration) -> Pinned | None:
+        """The pinned setting, where it is still to be read beside a configuration and the model as it is."""
+        pinned = self.pinned
+        if pinned is None or pinned.results.is_whole or pinned.results is self._controller.dense:
+            return None
+        return None if pinned.configuration == configuration else pinned
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    @property
+    def shown(self) -> Side:
+        return Side(self._controller.name, self._controller.maps, self._controller.unit)
+
+    @property
+    def partner(self) -> Side:
+        """What was pinned; where nothing was, the same head of the model as it is. A head alone is as now."""
+        controller = self._controller
+        unit = controller.unit if self.pinned_unit is None else self.pinned_unit
+        if controller.model is None:
+            return Side(controller.name, None if self.pinned_unit is None else controller.saved, unit)
+        if self.pinned is not None:
+            name, results = self.pinned.configuration.name, self.pinned.results
+        elif self.pinned_unit is not None:
+            name, results = controller.name, controller.now
+        else:
+            name, results = "dense", controller.dense
+        return Side(name, None if results.reading is None else results.reading.maps, unit)
+
+    @property
+    def problem(self) -> str:
+        """Why there is nothing to compare with, in words; empty where there is."""
+        shown, partner = self.shown, self.partner
+        if partner.maps is None:
+            return NEEDS_PIN if self._controller.model is None else f"{partner.setting} is not read yet"
+        if shown.maps is None or (partner.maps is shown.maps and partner.unit == shown.unit):
+            return "both are the same head and setting: choose another setting or head, or pin one"
+        if shown.maps.first >= partner.maps.tokens.stop or partner.maps.first >= shown.maps.tokens.stop:
+            return "the two maps have no token in common"
+        return ""
+
+    @property
+    def caption(self) -> str:
+        """What the map shown is of."""
+        if self.is_difference:
+            return f"{self.shown.caption} minus {self.partner.caption}"
+        return self._controller.caption
+
+    @property
+    def is_difference(self) -> bool:
+        """Whether the map shown is that of the difference."""
+        return self._controller.map_options.compare == "difference" and not self.problem
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether the partner has a map of its own."""
+        return self._controller.map_options.compare == "side by side" and not self.problem
+
+    def tiles(self) -> tuple[Tile | None, Tile | None]:
+        """The tile of what is shown, or of the difference, and that of the partner where both stand side by side."""
+        shown, other, options = self.shown, self.partner, self._controller.map_options
+        if shown.maps is None:
+            return None, None
+        if other.maps is not None and (self.is_difference or self.is_beside):
+            both = shown.maps, shown.unit, other.maps, other.unit, options
+            return (difference_of(*both), None) if self.is_difference else pair_of(*both)
+        return tile_of(shown.maps, shown.unit, options), None
+
+    def values(self) -> list[tuple[str, str, np.ndarray, slice, slice]]:
+        """What the maps on the screen are of, cell by cell: caption, scale or "difference", values, queries and keys.
+
+        Values are probabilities or logits, [row, column]; those of a difference are on its scale.
+        """
+        shown, other, options = self.shown, self.partner, self._controller.map_options
+        if shown.maps is None:
+            return []
+        if self.is_difference and other.maps is not None:
+            found = difference_values(shown.maps, shown.unit, other.maps, other.unit, options)
+            return [] if found is None else [(self.caption, "difference", *found)]
+        sides = [shown, other] if self.is_beside else [shown]
+        return [
+            (side.caption, options.scale, *values_of(side.maps, side.unit, options))
+            for side in sides
+            if side.maps is not None
+        ]
+
+    def numbers(self, query: int, key: int) -> tuple[float | None, float | None]:
+        """Exact probability and logit of a cell of the partner."""
+        maps, unit = self.partner.maps, self.partner.unit
+        return (None, None) if maps is None else numbers_at(maps, unit, query, key)
+
+    @property
+    def other(self) -> Pinned | None:
+        """The pinned setting, where it was read and is neither the model as it is nor what is shown."""
+        pinned, now = self.pinned, self._controller.now.reading
+        if pinned is None or pinned.results.reading is None or pinned.configuration.is_baseline:
+            return None
+        return None if now is not None and now.configuration == pinned.configuration else pinned
+
+    @property
+    def loss(self) -> Loss | None:
+        """The perplexities of the pinned setting (`dense`) and of what is shown; None where those are not two."""
+        now, other = self._controller.now.reading, None if self.other is None else self.other.results.reading
+        return None if now is None or other is None else loss_of(other, now)
