@@ -11,6 +11,7 @@ be told the entry is `Unknown`, and `check_resumable` refuses to keep anything o
 
 from __future__ import annotations
 
+import builtins
 import dis
 import functools
 import json
@@ -303,7 +304,9 @@ def _only_looks(hook: Any) -> bool:
     function = inner if isinstance(inner, types.FunctionType) else type(inner).__call__
     held = [*(cell.cell_contents for cell in function.__closure__ or ()), *(function.__defaults__ or ())]
     mine, read = getattr(owner, "__dict__", {}), function.__globals__
-    held += [mine.get(name, read.get(name, print)) for name in mentioned(code) if name not in LOOKING]
+    known = {**vars(builtins), **read, **mine}
+    held += [known.get(name, print) for name in mentioned(code) if name not in LOOKING]
+    held = [each for each in held if not (isinstance(each, type) and issubclass(each, BaseException))]  # that it raises
     if function.__kwdefaults__ or not all(map(_is_data, held)):
         return False  # what it calls, or what is not known here, may change what it is given
     me = code.co_varnames[0] if owner is not function else None

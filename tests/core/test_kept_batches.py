@@ -13,6 +13,7 @@ import xarray as xr
 import sinkscope as S
 from sinkscope.errors import SinkscopeError
 from sinkscope.probes.base import PER_QUERY, Variable
+from sinkscope.scope.observer import Observer
 from tests.core.test_identity import OTHERS
 from tests.support.zoo import build, inputs
 
@@ -67,16 +68,23 @@ def test_averages_over_batches_are_those_of_one_run(tmp_path):
     check_same(whole, resumed)
 
 
-def test_ctrl_c_finishes_the_batch_keeps_it_and_says_how_to_go_on(tmp_path):
+def test_ctrl_c_finishes_the_batch_keeps_it_and_says_how_to_go_on(tmp_path, monkeypatch):
     model, seen = build("llama"), []
     whole = S.measure(model, TEXTS, PROBES, batch_tokens=BATCH)
 
-    def interrupt(module, args, kwargs):
-        seen.append(1)
-        if len(seen) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+    observe, sent = Observer._observe, []
 
-    hook = model.model.register_forward_pre_hook(interrupt, with_kwargs=True)
+    def interrupt(*given):
+        if len(seen) == 3 and not sent:
+            sent.append(os.kill(os.getpid(), signal.SIGINT))
+        return observe(*given)
+
+    monkeypatch.setattr(Observer, "_observe", interrupt)
+
+    def count(*_):
+        seen.append(1)
+
+    hook = model.model.register_forward_pre_hook(count)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match=f"what was done is kept in {tmp_path}, and running the same again"):
         S.measure(model, TEXTS, PROBES, batch_tokens=BATCH, checkpoint=tmp_path)
