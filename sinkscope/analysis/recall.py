@@ -33,6 +33,8 @@ def recall_table(record: xr.Dataset, resamples: int = 10_000, seed: int = 0) -> 
     """
     if "first_nll" not in record:
         raise SinkscopeError("this record holds no passages read twice; give one of sinkscope.recall.")
+    if record["distance"].dtype.kind not in "iuf":
+        raise SinkscopeError("the distances in this record are no numbers of tokens; give one of sinkscope.recall.")
     means = record[[name for name in ("nll", "first_nll", "control_nll") if name in record]].mean("place")
     again, first = means["nll"], means["first_nll"]
     spread = interval(again, "passage", resamples=resamples, seed=seed, at_least=0)

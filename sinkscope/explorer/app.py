@@ -178,7 +178,7 @@ class Explorer(w.VBox):
     def _laid_out(self) -> list[w.Widget]:
         wrap = {"flex_flow": "row wrap", "align_items": "flex-start"}
         for words in (self.next_tokens, self.continuation):
-            words.layout = {"flex": "1 1 300px", "min_width": "0"}
+            words.layout.flex, words.layout.min_width = "1 1 300px", "0"
         predictions = w.Box([self.next_tokens, self.continuation], layout=wrap)
         heads = w.VBox([self.map_controls, self.compare, self.pictures, predictions, self.price, self.saving])
         tabs = w.Tab([heads], titles=["heads"])

@@ -166,7 +166,7 @@ BY_SUBJECT: dict[str, dict[str, Make]] = {
     "ScoredCache": {"policy": lambda _: sinkscope.TOVA(8)},
     "attend_split": {"chunk": lambda _: 4},
     "attention_maps": {"ids": lambda _: world.ids(1)},
-    "Dose": {"bias": lambda _: -1.0},
+    "Dose": {"bias": lambda _: -1.0, "values": lambda _: "zeroed"},
     "Evict": {"keys": lambda _: (0,)},
     "EvictRecent": {"recent": lambda _: 4},
     "head_split": {"gates": lambda _: world.gates(), "ids": lambda _: world.ids(1, 60)},
@@ -181,6 +181,7 @@ BY_SUBJECT: dict[str, dict[str, Make]] = {
     "TOVA": {"budget": lambda _: 8},
     "PerHead.from_table": {"table": lambda _: np.array([[0.1], [0.8]])},
     "PerHead": {"policies": lambda _: {(0, 1): sinkscope.Window(8)}},
+    "SinkWindow": {"values": lambda _: "zeroed"},
     "Variable": {"dims": lambda _: ("query",)},
     **{
         f"{name}.draws": {"conditions": lambda _: Conditions()}
