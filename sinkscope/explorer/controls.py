@@ -50,13 +50,13 @@ class CompareBar(w.HBox):
         shown = None if controller.now.reading is None else controller.now.reading.configuration
         places = [place for place, visit in enumerate(visits) if visit.configuration == shown]
         options = [(f"{place + 1}. {visit}", place) for place, visit in enumerate(visits)]
-        self._is_silent = True
+        was_silent, self._is_silent = self._is_silent, True  # a change while this runs may come here again
         try:
             if list(self.history.options) != options:
                 self.history.options = options
             self.history.value = places[0] if places else None
         finally:
-            self._is_silent = False
+            self._is_silent = was_silent
         self.history.disabled = controller.model is None
         self.buttons["undo"].disabled = not controller.can_undo
         self.buttons["redo"].disabled = not controller.history.can_go_forth
@@ -92,13 +92,13 @@ class Controls(w.Box):
 
     def show(self) -> None:
         controller, configuration = self._controller, self._controller.configuration
-        self._is_silent = True
+        was_silent, self._is_silent = self._is_silent, True  # a change while this runs may come here again
         try:
             for name, widget in self.fields.items():
                 show_value(widget, CONTROLS[name], getattr(configuration, name))
                 widget.disabled = controller.model is None or name not in configuration.uses
         finally:
-            self._is_silent = False
+            self._is_silent = was_silent
         self.stop.disabled = controller.model is None or not controller.busy
         self.reset.disabled = controller.model is None
 
