@@ -31,7 +31,7 @@ from sinkscope import (
 )  # fmt: skip
 from sinkscope.hf.caches import with_cache
 from tests.support.model_state import state_of
-from tests.support.several import IMAGE, IMAGE_TEXT, PACKED, build_several, inputs_of, own_maps
+from tests.support.several import IMAGE, IMAGE_TEXT, PACKED, build_several, inputs_of, maps_by_image, own_maps
 from tests.support.zoo import build
 
 PROBES = (Maps(resolution=None), SinkMass(), Received())
@@ -56,21 +56,6 @@ def test_each_stream_of_a_whole_model_has_its_own_eager_maps(name):
             for sequence, expected in enumerate(maps_by_image(calls)):
                 atol = 2e-5 if name == "gemma4" else 2e-6  # gemma4 does not scale its scores: they are larger
                 np.testing.assert_allclose(ours[sequence], expected, atol=atol)
-
-
-def maps_by_image(calls):
-    """Maps [head, query, key] of each of two images: of one call, of one for each or each window, of a row."""
-    if len(calls) == 1 and len(calls[0]) == 1:
-        half = calls[0].shape[-1] // 2
-        assert not calls[0][..., :half, half:].any() and not calls[0][..., half:, :half].any()
-        return [calls[0][0, :, :half, :half], calls[0][0, :, half:, half:]]
-    if len(calls) <= 2:
-        return torch.cat(calls)
-    half = len(calls) // 2
-    return [
-        torch.stack([torch.block_diag(*(call[0, head] for call in part)) for head in range(part[0].shape[1])])
-        for part in (calls[:half], calls[half:])
-    ]
 
 
 @pytest.mark.parametrize("name", IMAGE_TEXT)

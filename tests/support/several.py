@@ -207,6 +207,21 @@ def own_maps(name: str, given: dict[str, Tensor]) -> dict[str, dict[int, list[Te
     return maps
 
 
+def maps_by_image(calls: list[Tensor]) -> Any:
+    """Maps [head, query, key] of each of two images: of one call, of one for each or each window, of a row."""
+    if len(calls) == 1 and len(calls[0]) == 1:
+        half = calls[0].shape[-1] // 2
+        assert not calls[0][..., :half, half:].any() and not calls[0][..., half:, :half].any()
+        return [calls[0][0, :, :half, :half], calls[0][0, :, half:, half:]]
+    if len(calls) <= 2:
+        return torch.cat(calls)
+    half = len(calls) // 2
+    return [
+        torch.stack([torch.block_diag(*(call[0, head] for call in part)) for head in range(part[0].shape[1])])
+        for part in (calls[:half], calls[half:])
+    ]
+
+
 def _watched(attention: nn.Module, calls: list[Tensor]) -> list[Any]:
     watch = _Softmax(calls)
     return [
