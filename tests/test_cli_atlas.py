@@ -36,3 +36,5 @@ def test_two_reports_are_told_apart_and_anything_else_is_refused_in_a_line(monke
     assert code == 0 and "mass on the first token" in said and "perplexity, dense" in said
     code, said, err = call(monkeypatch, capsys, "report", saved[0], tmp_path / "nowhere")
     assert (code, said) == (2, "") and "is no report: give two folders" in err and err.count("\n") == 1
+    code, said, err = call(monkeypatch, capsys, "report", *saved, "--length", "64")
+    assert (code, said) == (2, "") and "Nothing is measured between the two saved reports" in err

@@ -58,6 +58,25 @@ def report(
     """Measure where a model's attention goes and write it up: a page, figures, tables and the record. Of two saved
     reports, say what differs."""
     if other is not None:
+        asked = [
+            text,
+            segments,
+            starts,
+            seed,
+            sequences,
+            length,
+            tokens,
+            streaming,
+            softmax,
+            plan,
+            write_plan,
+            image,
+            audio,
+        ]
+        if loading or any(each not in (None, []) for each in asked):
+            raise SinkscopeError(
+                f"Nothing is measured between the two saved reports {model} and {other}: leave options out."
+            )
         _say_differences(model or "", other)
         return
     from sinkscope.directories import check_directory
@@ -125,7 +144,7 @@ def atlas(
     reports: Annotated[
         Path | None, typer.Option(help="A folder where reports that are made are saved, and found again.")
     ] = None,
-    sequences: Annotated[int, typer.Option(min=1, help="How many sequences of the text.")] = 8,
+    segments: Annotated[int, typer.Option(min=1, help="So many parts from all over the text.")] = 8,
     length: Annotated[int, typer.Option(min=1, help="Tokens in each sequence.")] = 1024,
     streaming: Annotated[bool, typer.Option(help="Also stream the text: collapse and sinks needed.")] = True,
     *,
@@ -137,7 +156,7 @@ def atlas(
 
     target, progress = check_directory(out), False if quiet else None
     made = sinkscope.atlas(
-        models, text, sequences=sequences, length=length, streaming=streaming, folder=reports, progress=progress,
+        models, text, segments=segments, length=length, streaming=streaming, folder=reports, progress=progress,
         **loading,
     )  # fmt: skip
     made.save(target, progress=progress)

@@ -27,6 +27,7 @@ from sinkscope.directories import MANIFEST
 from sinkscope.errors import SinkscopeError, shown
 from sinkscope.figures.style import model_name
 from sinkscope.reporting.content import MAIN, SUMMARY, Item, Records, Section
+from sinkscope.sampling import COUNT
 
 if TYPE_CHECKING:
     from sinkscope.reporting.document import Report
@@ -40,7 +41,7 @@ def atlas(
     models: Any,
     text: str | os.PathLike[str] | None = None,
     *,
-    sequences: int = 8,
+    segments: int = COUNT,
     length: int = 1024,
     streaming: bool = True,
     folder: str | os.PathLike[str] | None = None,
@@ -55,7 +56,7 @@ def atlas(
     Args:
         models: a list of folders of saved reports, `Report`s, names on the Hub, directories, .gguf files, or None for
             the demo model; or a dict from names to these, or to pairs (model, tokenizer).
-        text, sequences, length, streaming, load_options: as of `sinkscope.report`, of those that are measured.
+        text, segments, length, streaming, load_options: as of `sinkscope.report`, of those that are measured.
         folder: where the reports that are made are saved, each under its name, and found by the next call; nowhere when
             None.
         progress: False for no progress bars.
@@ -74,7 +75,7 @@ def atlas(
     given = list(named.values()) if named is not None else list(models)
     if not given:
         raise SinkscopeError("there is nothing to put into an atlas: give models, or folders of saved reports.")
-    options = {"sequences": sequences, "length": length, "streaming": streaming, "softmax": False, **load_options}
+    options = {"segments": segments, "length": length, "streaming": streaming, "softmax": False, **load_options}
     reports = [_report(each, text, folder, progress, options) for each in given]
     names = [str(each) for each in named] if named is not None else [_called(report) for report in reports]
     by_name = named_reports([report.records for report in reports], names)
@@ -144,7 +145,7 @@ def _same_setting(found: Report, folder: Path, text: Any, options: Mapping[str, 
 
     record = found.records[MAIN]
     sizes = (record.sizes["sequence"], int(record["length"].max()))
-    asked = (options["sequences"], options["length"])
+    asked = (options["segments"], options["length"])
     is_other = record.attrs.get("text") != text_name(text)
     if is_other or (sizes != asked and not record.attrs.get("notes")):  # notes say why it had to be shorter
         raise SinkscopeError(

@@ -142,7 +142,7 @@ def test_models_are_measured_once_and_found_again_and_another_text_is_refused(tm
     words.write_text(world.PROSE, encoding="utf-8")
     other.write_text(world.PROSE, encoding="utf-8")
     model = str(world.saved_model())
-    given = {"sequences": 2, "length": 24, "streaming": False, "folder": tmp_path / "kept", "progress": False}
+    given = {"segments": 2, "length": 24, "streaming": False, "folder": tmp_path / "kept", "progress": False}
     first = atlas([model], words, **given).tables["atlas"]
     monkeypatch.setattr(gather, "report", lambda *_, **__: pytest.fail("measured again"))
     again = atlas([model], words, **given).tables["atlas"]
@@ -150,4 +150,4 @@ def test_models_are_measured_once_and_found_again_and_another_text_is_refused(tm
     with pytest.raises(SinkscopeError, match=r"is of 2 x 24 tokens of .* are asked for; give another folder"):
         atlas([model], other, **given)
     with pytest.raises(SinkscopeError, match="and 3 x 24 of"):
-        atlas([model], words, **given | {"sequences": 3})
+        atlas([model], words, **given | {"segments": 3})
