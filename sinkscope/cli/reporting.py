@@ -58,7 +58,7 @@ def report(
     """Measure where a model's attention goes and write it up: a page, figures, tables and the record. Of two saved
     reports, say what differs."""
     if other is not None:
-        asked = [
+        unused: list[Any] = [
             text,
             segments,
             starts,
@@ -73,7 +73,7 @@ def report(
             image,
             audio,
         ]
-        if loading or any(each not in (None, []) for each in asked):
+        if loading or any(each not in (None, []) for each in unused):
             raise SinkscopeError(
                 f"Nothing is measured between the two saved reports {model} and {other}: leave options out."
             )
