@@ -59,7 +59,7 @@ def ordinary(folder: Path) -> dict[str, Words]:
         "chat": [model, "--sinks", "2", "--window", "8", "--max-new-tokens", "2", "--quiet"],
         "lab": ["--text", str(text), "--steps", "2", "--seeds", "0", "--arms", "softmax", "--quiet"],
         "report": [*read, "--sequences", "2", "--length", "24", "--no-streaming", "--no-softmax", "--quiet"],
-        "atlas": [model, "--text", str(text), "--sequences", "2", "--length", "24", "--no-streaming", "--quiet"],
+        "atlas": [model, "--text", str(text), "--segments", "2", "--length", "24", "--no-streaming", "--quiet"],
         "explore": [*read, "--no-browser"],
         "page": [*read, "--length", "24", "--windows", "8", "--sinks", "0", "--out", str(folder / "page.html")],
         "audit": ["no-such-type"],
