@@ -22,8 +22,9 @@ from sinkscope.explorer.configuration import CONTROLS, Configuration
 from sinkscope.explorer.controller import NEEDS_MODEL, Controller, sentence
 from sinkscope.explorer.controls import HISTORY, RANKING, CompareBar, Controls, MapControls
 from sinkscope.explorer.display import Pictures, alert, continuations, headline, next_tokens, prices
+from sinkscope.explorer.overview import saved_overview
 from sinkscope.explorer.page import MEGABYTES, page_of
-from sinkscope.explorer.pixels import MAP_CONTROLS, saved_overview
+from sinkscope.explorer.pixels import MAP_CONTROLS
 from sinkscope.explorer.results import Change, HeadMaps
 from sinkscope.explorer.saving import ENDED, NEEDS_KERNEL, SaveBar, save_view, static_picture, view_record
 from sinkscope.explorer.streaming import StreamingTab
@@ -306,6 +307,7 @@ class Explorer(w.VBox):
 
     def _draw_problem(self) -> None:
         self._say(self.controller.problem)
+        self.map_controls.show()  # what cannot be is not left standing there
         self.pictures.dim()
 
     def _draw_continuation(self) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sinkscope.explorer.configuration import Configuration
+from sinkscope.explorer.derived import derived
 from sinkscope.explorer.pixels import Tile, difference_of, difference_values, numbers_at, pair_of, tile_of, values_of
 from sinkscope.explorer.results import Change, HeadMaps, Loss, Results, loss_of
 
@@ -36,7 +37,7 @@ class Side:
 
     @property
     def caption(self) -> str:
-        return self.setting if self.maps is None else f"{self.maps.units[self.unit]} · {self.setting}"
+        return self.setting if self.maps is None else f"{self.maps.name(self.unit)} · {self.setting}"
 
 
 class Comparison:
@@ -113,14 +114,15 @@ class Comparison:
         controller = self._controller
         unit = controller.unit if self.pinned_unit is None else self.pinned_unit
         if controller.model is None:
-            return Side(controller.name, None if self.pinned_unit is None else controller.saved, unit)
+            return Side(controller.name, None if self.pinned_unit is None else controller.maps, unit)
         if self.pinned is not None:
             name, results = self.pinned.configuration.name, self.pinned.results
         elif self.pinned_unit is not None:
             name, results = controller.name, controller.now
         else:
             name, results = "dense", controller.dense
-        return Side(name, None if results.reading is None else results.reading.maps, unit)
+        reading = results.reading
+        return Side(name, None if reading is None else derived(reading.maps, controller.map_options), unit)
 
     @property
     def problem(self) -> str:
@@ -128,7 +130,8 @@ class Comparison:
         shown, partner = self.shown, self.partner
         if partner.maps is None:
             return NEEDS_PIN if self._controller.model is None else f"{partner.setting} is not read yet"
-        if shown.maps is None or (partner.maps is shown.maps and partner.unit == shown.unit):
+        same = partner.maps is shown.maps
+        if shown.maps is None or (same and shown.maps.members(partner.unit) == shown.maps.members(shown.unit)):
             return "both are the same head and setting: choose another setting or head, or pin one"
         if shown.maps.first >= partner.maps.tokens.stop or partner.maps.first >= shown.maps.tokens.stop:
             return "the two maps have no token in common"
@@ -140,6 +143,12 @@ class Comparison:
         if self.is_difference:
             return f"{self.shown.caption} minus {self.partner.caption}"
         return self._controller.caption
+
+    @property
+    def said(self) -> str:
+        """A sentence on how the cells of the map shown come about; empty for those of one head."""
+        shown = self.shown
+        return "" if shown.maps is None else shown.maps.said(shown.unit)
 
     @property
     def is_difference(self) -> bool:

@@ -15,8 +15,10 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.background import Deliver, Job, Worker
 from sinkscope.explorer.comparing import NEEDS_MODEL, Comparison
 from sinkscope.explorer.configuration import Configuration
+from sinkscope.explorer.derived import derived, why_not
 from sinkscope.explorer.history import History
-from sinkscope.explorer.pixels import RANKINGS, MapOptions, Tile, free_scores, numbers_at, row_of
+from sinkscope.explorer.overview import free_scores
+from sinkscope.explorer.pixels import RANKINGS, MapOptions, Tile, numbers_at, row_of
 from sinkscope.explorer.results import Change, HeadMaps, Loss, Reading, Result, Results, Unit, guesses_at, loss_of
 from sinkscope.explorer.state import adopt, read_state, signature, state_of, state_text
 from sinkscope.explorer.text_model import TextModel
@@ -179,13 +181,22 @@ class Controller:
             self.tell("logits need the model; a saved map holds probabilities only")
             return
         options = replace(self.map_options, **fields)
+        if problem := why_not(self.now_maps, self.unit, options):
+            self.tell(problem)
+            return
         if options != self.map_options:
             self.map_options = options
             self.listen(Change.MAP_OPTIONS)
 
     @property
-    def maps(self) -> HeadMaps | None:
+    def now_maps(self) -> HeadMaps | None:
+        """The maps of single heads."""
         return self.saved if self.now.reading is None else self.now.reading.maps
+
+    @property
+    def maps(self) -> HeadMaps | None:
+        """The maps that are shown: of single heads, or over several."""
+        return None if self.now_maps is None else derived(self.now_maps, self.map_options)
 
     @property
     def units(self) -> list[Unit]:
@@ -201,7 +212,7 @@ class Controller:
 
     @property
     def caption(self) -> str:
-        return f"{self.units[self.unit]} · {self.name}" if self.units else ""
+        return "" if self.maps is None else f"{self.maps.name(self.unit)} · {self.name}"
 
     def tile(self) -> Tile | None:
         """The part of the map that is looked at; of the difference where that is compared."""
@@ -368,6 +379,9 @@ class Controller:
             if is_wanted:
                 self.history.note(result.configuration, self.loss)
                 self.comparison.take(result.configuration, results)
+            if problem := why_not(self.now_maps, self.unit, self.map_options):  # of a state that nothing was known of
+                self.map_options = replace(self.map_options, over="head")
+                self.tell(problem)
             tokens, region = result.maps.tokens, self.map_options.region
             if region and (region[0] < tokens.start or max(region[1], region[3]) > tokens.stop):
                 self.map_options = replace(self.map_options, region=None)

@@ -142,7 +142,9 @@ class Pictures(w.Box):
     def _draw_tile(self, canvas: HeadMap, tile: Tile, caption: str) -> None:
         options, beside = self._controller.map_options, self._controller.comparison
         got = f"the keys still shown were given {share_in_percent(tile.left)} of the attention"
-        preview = f"{options.preview} · {got}" if options.preview and not tile.is_difference else options.preview
+        maps = beside.shown.maps
+        tells_share = options.preview and not tile.is_difference and maps is not None and maps.sums_to_one
+        preview = f"{options.preview} · {got}" if tells_share else options.preview
         if options.compare != "nothing" and beside.problem:
             preview = " · ".join(filter(None, [preview, beside.problem]))
         frame: dict[str, Any] = {
@@ -157,6 +159,7 @@ class Pictures(w.Box):
             "request": next(self._requests),
             "caption": caption,
             "preview": preview,
+            "said": beside.said,
             "farthest": tile.is_difference,
             "link": self.model_id if options.compare != "nothing" else "",
             "sides": [beside.shown.caption, beside.partner.caption],

@@ -1,26 +1,20 @@
-"""Attention maps as a browser gets them, in bytes: a tile or a row of one head, and thumbnails of all heads."""
+"""Attention maps as a browser gets them, in bytes: a tile, a row or a cell of one head."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Annotated
 
 import numpy as np
-import torch
-import xarray as xr
 
-from sinkscope.attention.layer import Layer
 from sinkscope.errors import SinkscopeError
-from sinkscope.explorer.configuration import Choice, Configuration, Number, controls_of
-from sinkscope.explorer.results import HeadMaps, Overview
-from sinkscope.probes import Entropy, Maps, Received
-from sinkscope.scope.collect import measure_layer
+from sinkscope.explorer.configuration import Choice, Number, controls_of
+from sinkscope.explorer.derived import OVER_NAMES
+from sinkscope.explorer.results import HeadMaps
 
 SIDE = 512  # cells of a tile along each side at most
-THUMBNAIL = 64  # cells of a thumbnail along each side
 FAINTEST = -5.0  # log10 of the smallest probability that is told from none
 ROUNDING = 1e-4  # what a probability may be above 1 for no reason
 SCALES = {"log": "log10 probability", "linear": "probability", "logit": "logit"}  # with the units on them
@@ -122,9 +116,18 @@ class MapOptions:
             COMPARING_NAMES,
         ),
     ] = "nothing"
+    over: Annotated[
+        str,
+        Choice(
+            "map of",
+            "one head, or the mean or the largest over the heads of its layer, of its KV group (the heads that share "
+            "keys and values with it), or of all layers",
+            OVER_NAMES,
+        ),
+    ] = "head"
 
     def __post_init__(self) -> None:
-        known_names = {"scale": SCALE_NAMES, "hiding": HIDING_NAMES, "compare": COMPARING_NAMES}
+        known_names = {"scale": SCALE_NAMES, "hiding": HIDING_NAMES, "compare": COMPARING_NAMES, "over": OVER_NAMES}
         for name, names in known_names.items():
             value, known = getattr(self, name), names.values()
             if value not in known:
@@ -133,12 +136,13 @@ class MapOptions:
     @property
     def uses(self) -> set[str]:
         """The fields that matter; the controls of all others are at rest."""
-        return {"scale", "hiding", "compare"} | (set() if self.hiding == "nothing" else {"hidden"})
+        return vars(self).keys() - {"region"} - ({"hidden"} if self.hiding == "nothing" else set())
 
     @property
     def is_plain(self) -> bool:
         """Whether all of a map is shown as it is, alone and on the usual scale."""
-        return all(getattr(self, name) == value for name, value in vars(MapOptions()).items() if name != "hidden")
+        usual = vars(MapOptions(hidden=self.hidden, over=self.over))
+        return all(getattr(self, name) == value for name, value in usual.items())
 
     @property
     def preview(self) -> str:
@@ -320,54 +324,6 @@ def _cells(maps: HeadMaps, first: int, stop: int) -> slice:
 def _tokens(maps: HeadMaps, cells: slice) -> tuple[int, int]:
     stop = maps.starts[cells.stop] if cells.stop < maps.cells else maps.length
     return int(maps.first + maps.starts[cells.start]), int(maps.first + stop)
-
-
-def thumbnails(layers: Iterable[Layer], check: Callable[[], None]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Bytes [unit, side, side] of all heads, and their mean entropy and largest importance, both [unit].
-
-    `check` is called before each layer, and may raise.
-    """
-    maps, entropies, peaks = [], [], []
-    for layer in layers:
-        check()
-        found = measure_layer((Maps(resolution=THUMBNAIL, pool="max"), Entropy(), Received()), 0, layer)
-        maps.append(found["attention_map"].values[0].cpu())  # layers may be on several devices
-        entropies.append(found["entropy"].values[0].mean(-1).cpu())
-        readers = layer.rows - torch.arange(layer.rows, device=layer.lse.device)
-        peaks.append((found["received"].values[0, :, : layer.rows] / readers).amax(-1).cpu())
-    scores = {"entropy": torch.cat(entropies).numpy(), "peak": torch.cat(peaks).numpy()}
-    return in_bytes(torch.cat(maps).numpy()), scores
-
-
-def saved_overview(maps: HeadMaps) -> Overview:
-    """The overview of saved maps; they can be ranked by the mass on the first tokens where those have cells."""
-    whole = slice(0, maps.cells)
-    each = [maps.probabilities(unit, whole, whole) for unit in range(len(maps.units))]
-    units = in_bytes(np.nan_to_num(np.stack([pooled(one, THUMBNAIL) for one in each])))
-    scores = {}
-    if maps.first == 0 and 1 < maps.cells == maps.length:
-        scores["mass"] = np.array([np.nansum(one[1:, :FIRST], axis=-1).mean() for one in each])
-    return Overview(Configuration(), units, scores)
-
-
-def in_bytes(probabilities: np.ndarray) -> np.ndarray:
-    """Bytes of max-pooled probabilities [unit, row, column]; 0 where there is none at all."""
-    values = np.where(probabilities > 0, scaled(probabilities, "log"), np.nan)
-    return encoded(values, WHOLE_LOG)
-
-
-def free_scores(record: xr.Dataset) -> dict[str, np.ndarray]:
-    """What the free probes say of each head: [unit]; nothing where the record has none of them."""
-    if "sink_mass" not in record:
-        return {}
-    one = record.isel(sequence=0)
-    mass = one["sink_mass"].isel(query=slice(1, None)).sum("sink").mean("query").values
-    scores = {"mass": mass.reshape(-1)}
-    if "value_norm" in one and one.sizes["token"] > 1:
-        norms = one["value_norm"].values
-        ratio = norms[..., 0] / norms[..., 1:].mean(-1)
-        scores["value"] = np.repeat(ratio, mass.size // ratio.size, axis=-1).reshape(-1)
-    return scores
 
 
 def values_of(maps: HeadMaps, unit: int, options: MapOptions) -> tuple[np.ndarray, slice, slice]:

@@ -40,6 +40,8 @@ class HeadMaps(ABC):
     first: int = 0  # place in the text of the first row and column
     starts: np.ndarray  # [cell] place, counted from `first`, of the first token of each row and column
     length: int  # tokens covered
+    has_logits: bool = True
+    sums_to_one: bool = True  # whether the weights of a row are shares of one whole
 
     @property
     def cells(self) -> int:
@@ -49,6 +51,22 @@ class HeadMaps(ABC):
     @property
     def tokens(self) -> range:
         return range(self.first, self.first + self.length)
+
+    def members(self, unit: int) -> list[int]:
+        """The heads that the map of one is made of."""
+        return [unit]
+
+    def name(self, unit: int) -> str:
+        """What a map is of."""
+        return str(self.units[unit])
+
+    def said(self, unit: int) -> str:
+        """A sentence on how the cells of a map come about; empty for those of one head."""
+        return ""
+
+    def group_size(self, unit: int) -> int | None:
+        """How many heads of a layer share keys and values with one, itself among them; None where nobody knows."""
+        return None
 
     @abstractmethod
     def logits(self, unit: int, rows: slice, columns: slice) -> np.ndarray:
@@ -68,6 +86,10 @@ class LiveMaps(HeadMaps):
         self._layer_of = [layer for layer in layers for _ in range(layer.heads)]
         self.first, self.length = first, layers[0].length
         self.starts = np.arange(self.length)
+
+    def group_size(self, unit: int) -> int | None:
+        layer = self._layer_of[unit]
+        return None if layer.key is None else layer.heads // layer.key.shape[1]
 
     def logits(self, unit: int, rows: slice, columns: slice) -> np.ndarray:
         return self._values(unit, rows, columns, are_weights=False)
@@ -91,6 +113,8 @@ class LiveMaps(HeadMaps):
 class SavedMaps(HeadMaps):
     """Maps from a record that holds them (probe `Maps`, `from_maps`): of its first sequence, which ends at `stop`."""
 
+    has_logits = False
+
     def __init__(self, record: xr.Dataset) -> None:
         if "attention_map" not in record:
             raise SinkscopeError(
@@ -108,10 +132,15 @@ class SavedMaps(HeadMaps):
         measured = np.flatnonzero(np.isfinite(values).any((1, 2)))
         self._maps, self.units = values[measured], [every[place] for place in measured]
         self._causal = is_causal(record)
+        self._names = str(maps.attrs.get("map_of", ""))  # of one map over several heads
+        self.sums_to_one = not self._names.startswith("maximum")
         self.first = int(places[0])
         self.starts = places - self.first
         is_pooled = bool((np.diff(places) > 1).any())
         self.length = self.stop - self.first if is_pooled else len(places)
+
+    def name(self, unit: int) -> str:
+        return self._names or super().name(unit)
 
     def logits(self, unit: int, rows: slice, columns: slice) -> np.ndarray:
         raise SinkscopeError("a saved map holds probabilities only; logits need the model.")

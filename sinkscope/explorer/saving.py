@@ -19,8 +19,9 @@ from sinkscope.definition import is_found
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.perplexity import policy_coordinates
 from sinkscope.explorer.controller import CLOSED, Controller
+from sinkscope.explorer.derived import ManyHeads
 from sinkscope.explorer.display import alert
-from sinkscope.explorer.results import Reading, compared
+from sinkscope.explorer.results import HeadMaps, Reading, compared
 from sinkscope.explorer.tables import TABLES
 from sinkscope.figures.style import visible
 from sinkscope.files import write_figure, write_sealed
@@ -46,7 +47,7 @@ def view_record(controller: Controller) -> xr.Dataset:
             "attention_map": (
                 ("sequence", "layer", "head", "map_query", "map_key"),
                 maps.probabilities(controller.unit, whole, whole)[None, None, None],
-                {"setting": controller.name},
+                {"setting": controller.name, "map_of": maps.name(controller.unit)},
             )
         },
         coords={
@@ -94,11 +95,13 @@ def code_of(controller: Controller, text: str | None = None) -> str:
         raise SinkscopeError("a saved record was opened without its model, so there is no code that measures it again.")
     if model is None or reading is None or dense is None:
         raise _nothing_read(controller)
-    configuration, unit = reading.configuration, controller.units[controller.unit]
-    name = model_attributes(model.model)["model"]
+    configuration, maps = reading.configuration, controller.maps
+    assert maps is not None
+    name, heads = model_attributes(model.model)["model"], maps.name(controller.unit)
+    chosen, made = _chosen(maps, controller.unit)
     slots = {"policy": configuration.policy_slot, "normaliser": configuration.normaliser_slot}
     lines = [
-        f"# {_one_line(f'{unit} of {name}, under {configuration.name}')}",
+        f"# {_one_line(f'{heads} of {name}, under {configuration.name}')}",
         *_state_line(controller),
         "import torch",
         "import sinkscope",
@@ -117,14 +120,26 @@ def code_of(controller: Controller, text: str | None = None) -> str:
         arguments, seen = "normaliser=normaliser", f"ids[:, {window.start}:{window.stop}]"
         lines.append(f"# re-computation runs the window of token {window[-1]} as a text of its own")
     lines += [
-        f"probe = sinkscope.Maps(layers=[{unit.layer}], heads=[{unit.head}], resolution=None)",
+        f"probe = sinkscope.Maps({chosen}resolution=None)",
         f"with torch.no_grad(), sinkscope.attached(model, {arguments}, probes=[probe]) as scope:",
         f"    model({seen})",
-        'attention_map = scope.array("attention_map")[0, 0, 0]  # [query, key]',
+        f'attention_map = scope.array("attention_map")[0]{made}  # [query, key]',
         "",
         *([] if model.beside else _perplexities(dense, reading)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _chosen(maps: HeadMaps, unit: int) -> tuple[str, str]:
+    """Code for the heads that the map of one is made of, and for making it of theirs [layer, head, query, key]."""
+    units = [maps.units[at] for at in maps.members(unit)]
+    layers, heads = (sorted({getattr(each, name) for each in units}) for name in ("layer", "head"))
+    if not isinstance(maps, ManyHeads):
+        return f"layers={layers}, heads={heads}, ", "[0, 0]"
+    made = f'.{maps.kind.removesuffix("imum")}(("layer", "head"))'
+    if maps.which == "all":
+        return "", made
+    return f"layers={layers}, " + f"heads={heads}, " * (maps.which == "group"), made
 
 
 def _state_line(controller: Controller) -> list[str]:

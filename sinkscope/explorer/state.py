@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, quote
 from sinkscope.errors import SinkscopeError, shown
 from sinkscope.explorer.comparing import NEEDS_MODEL, Pinned
 from sinkscope.explorer.configuration import CONTROLS, Choice, Configuration, Number
+from sinkscope.explorer.derived import why_not
 from sinkscope.explorer.pixels import MAP_CONTROLS, MapOptions
 from sinkscope.explorer.results import Results, Unit
 
@@ -82,6 +83,8 @@ def adopt(controller: Controller, state: State) -> None:
             raise SinkscopeError("logits need the model; a saved map holds probabilities only.")
         if state.pinned is not None or not state.configuration.is_baseline:
             raise SinkscopeError(f"the state asks for a policy, and {NEEDS_MODEL}.")
+    if problem := why_not(controller.now_maps, controller.unit, state.map_options):
+        raise SinkscopeError(f"the state cannot be shown: {problem}.")
     for configuration in (state.configuration, state.pinned):
         if configuration is not None:
             configuration.check(len(controller.tokens))

@@ -56,21 +56,19 @@ def _cells(controller: Controller, region: tuple[int, int, int, int]) -> pd.Data
     parts = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
     query, key = (grid.ravel() for grid in np.meshgrid(places[parts[0]], places[parts[1]], indexing="ij"))
     found = {"query": query, "key": key, "token": [tokens[place] for place in key]}
-    found |= _values(maps, controller.unit, parts, "", controller.model is not None)
+    found |= _values(maps, controller.unit, parts, "")
     seen, table = ~np.isnan(found["probability"]), pd.DataFrame(found)
     partner, is_compared = beside.partner, controller.map_options.compare != "nothing" and not beside.problem
     if is_compared and partner.maps is not None and partner.maps.tokens == maps.tokens:
-        other = _values(partner.maps, partner.unit, parts, "partner ", controller.model is not None)
+        other = _values(partner.maps, partner.unit, parts, "partner ")
         seen |= ~np.isnan(other["partner probability"])
         table = table.assign(**other, partner=partner.caption)
     return table.assign(shown=controller.caption)[seen].reset_index(drop=True)
 
 
-def _values(
-    maps: HeadMaps, unit: int, parts: tuple[slice, slice], name: str, has_logits: bool
-) -> dict[str, np.ndarray]:
+def _values(maps: HeadMaps, unit: int, parts: tuple[slice, slice], name: str) -> dict[str, np.ndarray]:
     found = {f"{name}probability": maps.probabilities(unit, *parts).ravel()}
-    if has_logits:
+    if maps.has_logits:
         found[f"{name}logit"] = maps.logits(unit, *parts).ravel()
     return found
 

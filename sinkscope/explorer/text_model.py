@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from sinkscope.attention.layer import Layer
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.configuration import Configuration
-from sinkscope.explorer.pixels import FIRST, free_scores, thumbnails
+from sinkscope.explorer.overview import free_scores, thumbnails
+from sinkscope.explorer.pixels import FIRST
 from sinkscope.explorer.results import Continuation, Guesses, LiveMaps, Overview, Price, Reading, Result
 from sinkscope.hf.caches import with_cache
 from sinkscope.hf.placement import reading_device

@@ -312,11 +312,12 @@ def _map(cells: xr.DataArray) -> m.Panel:
             ticks.append(at)
             names.append(str(key))
         label += f"; left, widened: the first {int(places[sinks]) - first}"
+    head = f"layer {int(cells['layer'])}, head {int(cells['head'])}"
     return m.Panel(
         marks,
         x=m.Axis(label, limits=(left, stop - 0.5), ticks=ticks, names=names),
         y=m.Axis("query (token reading)"),
-        title=f"layer {int(cells['layer'])}, head {int(cells['head'])}: {cells.attrs.get('setting', 'attention')}",
+        title=f"{cells.attrs.get('map_of', head)}: {cells.attrs.get('setting', 'attention')}",
     )
 
 

@@ -50,6 +50,7 @@ def page(shown):
     shown.mouse.move(2, 2)
     shown.locator("#setting").select_option("0")
     shown.locator("#partner").select_option("-1")
+    shown.locator("#over").select_option("head")
     choose_head(shown, 5)
     shown.locator("#text-0 .sinkscope-token").nth(50).click()
     settled(shown, "#text-0", "query 50")
@@ -93,6 +94,24 @@ def test_a_row_and_a_cell_say_the_records_number_within_the_step_that_they_name(
     assert all(np.isnan(row[51:]))
     label = page.locator("#text-0 .sinkscope-token").nth(3).get_attribute("title")
     assert f"probability {float(f'{row[3]:.3g}'):g} ± 2.29%" in label
+
+
+@pytest.mark.parametrize(
+    ("over", "heads"), [("layer-mean", range(4, 8)), ("group-maximum", (4, 5)), ("all-mean", range(8))]
+)
+def test_a_map_over_heads_is_theirs_within_the_step_that_it_names(page, over, heads):
+    weights, kind = record_of()[list(heads)], over.split("-")[1]
+    expected = weights.mean(0) if kind == "mean" else weights.max(0)
+    page.locator("#over").select_option(over)
+    settled(page, "#map-0", f"{kind} of ")
+    assert page.locator("#map-0 .sinkscope-said").inner_text().startswith("Over ")
+    row, step, least = drawn(page, "#text-0", "values").astype(float), 10 ** (2.5 / 254), 1e-5
+    for value, exact in zip(row[:51], expected[50, :51], strict=True):
+        assert exact / step - 1e-7 <= value <= exact * step + (least if kind == "mean" else 0) + 1e-7 or exact < least
+    pixels = drawn(page, "#map-0", "pixels").reshape(TOKENS, TOKENS)
+    seen = np.tri(TOKENS, dtype=bool) & (expected > 1e-3)
+    assert np.abs(pixels - in_bytes(np.where(seen, expected, np.nan)))[seen].max() <= 2
+    np.testing.assert_array_equal(drawn(page, "#map-0", "sinks").reshape(TOKENS, 4), pixels[:, :4])
 
 
 def test_the_losses_in_the_page_are_those_of_the_model(page):

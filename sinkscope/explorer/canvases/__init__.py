@@ -92,8 +92,8 @@ class HeadMap(anywidget.AnyWidget):
     # that of the keys in the strip, if there is one; `length` of the text in tokens; `low` and `high`, the values of 1
     # and 255 on the shown scale, in `unit`; `scale` ("log", "linear" or "logit"), `unit` ("probability", "logit" or
     # "log10 probability"); `diverging` (colours centred on zero); `request`, `caption`; `preview`, shown above the map
-    # if not "". Of a comparison: `farthest`, whether it is a difference, of which what is farthest from zero is kept;
-    # `link`, if not "", with which maps show each other's pointer; `sides`, the captions of the two
+    # if not "", and `said`, below it. Of a comparison: `farthest`, whether it is a difference, whose farthest value
+    # from zero is kept; `link`, if not "", with which maps show each other's pointer; `sides`, the captions of the two
     frame = traitlets.Dict().tag(sync=True)
     tokens = traitlets.List(traitlets.Unicode()).tag(sync=True)
     # [q0, q1, k0, k1], the part shown; empty is everything. The browser sets it after zoom and pan and shows the old

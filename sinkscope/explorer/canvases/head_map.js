@@ -56,6 +56,8 @@ function buildMap(root) {
   const stage = stageIn(root, "reading the text …");
   const canvas = element("canvas", "sinkscope-canvas", stage);
   const tip = tipIn(stage);
+  const said = element("div", "sinkscope-said", root);
+  said.hidden = true;
   const live = element("div", "sinkscope-unseen", root);
   live.setAttribute("aria-live", "polite");
   const help = element("div", "sinkscope-unseen", root, MAP_HELP);
@@ -66,7 +68,7 @@ function buildMap(root) {
   canvas.setAttribute("aria-roledescription", "attention map");
   canvas.setAttribute("aria-describedby", help.id);
   ribbon.hidden = true;
-  return { caption, zoomIn, zoomOut, zoomAll, stage, canvas, ribbon, tip, live };
+  return { caption, zoomIn, zoomOut, zoomAll, stage, canvas, ribbon, tip, said, live };
 }
 
 function takeFrame(map) {
@@ -75,6 +77,8 @@ function takeFrame(map) {
   map.caption.textContent = frame.caption ?? "";
   map.ribbon.textContent = frame.preview ?? "";
   map.ribbon.hidden = !frame.preview;
+  map.said.textContent = frame.said ?? "";
+  map.said.hidden = !frame.said;
   askNumbers(map); // those shown belong to another head or policy
   map.redraw();
 }
@@ -85,7 +89,7 @@ function describeMap({ model, canvas }, frame, view) {
   const shown = `queries ${view[0]} to ${view[1] - 1}, keys ${view[2]} to ${view[3] - 1} of ${frame.length} tokens`;
   const sinks = frame.sinks ? ` Beside it, widened, keys ${frame.sinks[0]} to ${frame.sinks[1] - 1}.` : "";
   const label = `Attention map, ${frame.caption ?? ""}: ${shown}, ${frame.unit}.${sinks} Chosen query: ${chosen}.`;
-  canvas.setAttribute("aria-label", frame.preview ? `${label} ${frame.preview}` : label);
+  canvas.setAttribute("aria-label", [label, frame.said, frame.preview].filter(Boolean).join(" "));
 }
 
 // The cell under the pointer, and whether that is in the strip of the first keys.

@@ -20,6 +20,7 @@ from sinkscope.errors import SinkscopeError, shown
 from sinkscope.explorer.canvases import STYLE, Atlas, HeadMap, Losses, TokenText, module
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.controller import CLOSED, NEEDS_MODEL, Controller
+from sinkscope.explorer.derived import OVER_NAMES, ManyHeads, why_not
 from sinkscope.explorer.display import SMOOTH, WIDEST_ROW, token_text
 from sinkscope.explorer.page.packing import (
     COARSEST,
@@ -31,7 +32,7 @@ from sinkscope.explorer.page.packing import (
     numbers,
     sizes,
 )  # fmt: skip
-from sinkscope.explorer.pixels import FAINTEST, RANKINGS
+from sinkscope.explorer.pixels import FAINTEST, RANKINGS, MapOptions
 from sinkscope.explorer.text_model import TextModel
 from sinkscope.figures.style import model_name, source_line, visible
 from sinkscope.files import write_sealed
@@ -245,6 +246,7 @@ def _about(controller: Controller, settings: list[Setting]) -> dict[str, Any]:
         "ranks": settings[0].guesses.ids.shape[1],
         "vocabulary": {token: token_text(controller, token) for token in vocabulary},
         "rankings": {name: RANKINGS[name] for name in known},
+        "over": _over(controller),
         "opening": {"unit": controller.unit, "query": controller.query},
         "settings": [
             {
@@ -258,6 +260,29 @@ def _about(controller: Controller, settings: list[Setting]) -> dict[str, Any]:
             for each in settings
         ],
     }
+
+
+def _over(controller: Controller) -> dict[str, Any]:
+    """The ways to show several heads as one map: their label, the sets of heads, and by unit the number of its set."""
+    maps = controller.now_maps
+    found: dict[str, Any] = {}
+    assert maps is not None
+    every = range(len(maps.units))
+    for label, over in OVER_NAMES.items():
+        if over == "head" or any(why_not(maps, unit, MapOptions(over=over)) for unit in every):
+            continue
+        many = ManyHeads(maps, over)
+        sets: dict[tuple[int, ...], dict[str, Any]] = {}
+        for unit in every:
+            told = {"name": many.name(unit), "said": many.said(unit), "mean": many.kind == "mean"}
+            sets.setdefault(tuple(many.members(unit)), told)
+        numbers = {members: number for number, members in enumerate(sets)}
+        found[over] = {
+            "label": label,
+            "sets": [{"members": list(members), **told} for members, told in sets.items()],
+            "of": [numbers[tuple(many.members(unit))] for unit in every],
+        }
+    return found
 
 
 def _said(setting: Setting, is_dense: bool) -> str:

@@ -68,8 +68,8 @@ async function readSetting(setting) {
 }
 
 // The map of a head as a whole square, and how many cells each side of it has.
-function mapOf({ maps, fine }, unit) {
-  const at = ABOUT.fine.indexOf(unit);
+function mapOf({ maps, fine }, unit, coarse = false) {
+  const at = coarse ? -1 : ABOUT.fine.indexOf(unit);
   const side = at < 0 ? ABOUT.side : ABOUT.fine_side;
   const [bytes, place] = at < 0 ? [maps, unit] : [fine, at];
   const area = ABOUT.causal ? (side * (side + 1)) / 2 : side * side;
@@ -108,15 +108,55 @@ function within(high) {
   return `± ${number(100 * (10 ** ((high - ABOUT.low) / 508) - 1))}%`;
 }
 
+// What the map shows of a setting: one head, or several as one. `cell` and `first` give the probability of a cell of the
+// map and of the strip by its place, NaN where the key is not seen.
+function pictureOf(held) {
+  const { unit, over } = state;
+  const set = ABOUT.over[over]?.sets[ABOUT.over[over].of[unit]];
+  if (set) return manyOf(held, `${over} ${ABOUT.over[over].of[unit]}`, set);
+  const [{ side, bytes }, strip, high] = [mapOf(held, unit), stripOf(held, unit), highOf(held, unit)];
+  const [cell, first] = [bytes, strip].map((from) => (place) => valueOf(from[place], high));
+  return { side, bytes, strip, high, cell, first, name: ABOUT.labels[unit], said: "", within: within(high) };
+}
+
+// The mean or the largest over the heads of a set; the last one that was made is kept.
+function manyOf(held, key, { name, said, members, mean }) {
+  if (held.many?.key === key) return held.many;
+  const area = (heads, bytesOfHead) => {
+    const [total, seen] = [new Float32Array(bytesOfHead(heads[0]).length), new Uint8Array(bytesOfHead(heads[0]).length)];
+    for (const head of heads) {
+      const table = Float32Array.from({ length: 256 }, (_, byte) => (byte ? valueOf(byte, highOf(held, head)) : 0));
+      bytesOfHead(head).forEach((byte, place) => {
+        const value = table[byte];
+        total[place] = mean ? total[place] + value / heads.length : Math.max(total[place], value);
+        if (byte) seen[place] = 1;
+      });
+    }
+    return total.map((value, place) => (seen[place] ? value : NaN));
+  };
+  const isFine = members.every((head) => ABOUT.fine.includes(head));
+  const side = mapOf(held, members[0], !isFine).side;
+  const values = area(members, (head) => mapOf(held, head, !isFine).bytes);
+  const strips = area(members, (head) => stripOf(held, head));
+  const high = Math.log10(Math.max(1, values.reduce((most, value) => (value > most ? value : most), 0)));
+  const [bytes, strip] = [values, strips].map((all) => Uint8Array.from(all, (value) => byteOf(value, high)));
+  const off = mean ? `${within(0)} or ${number(10 ** ABOUT.low)}` : within(0); // what is less counts as that much
+  held.many = { key, side, bytes, strip, high, cell: (place) => values[place], first: (place) => strips[place], name, said, within: off };
+  return held.many;
+}
+
+function byteOf(value, high) {
+  if (Number.isNaN(value)) return 0;
+  const place = (Math.log10(Math.max(value, 10 ** ABOUT.low)) - ABOUT.low) / (high - ABOUT.low);
+  return Math.round(254 * clamp(place, 0, 1)) + 1;
+}
+
 // One query's row [token]: the first keys one by one, the others as fine as the map is.
-function rowOf(held, unit, query) {
-  const { side, bytes } = mapOf(held, unit);
-  const [strip, high] = [stripOf(held, unit), highOf(held, unit)];
-  const row = cellOf(query, side) * side;
-  const first = cellOf(query, ABOUT.rows) * ABOUT.sinks;
+function rowOf({ side, cell, first }, query) {
+  const [row, strip] = [cellOf(query, side) * side, cellOf(query, ABOUT.rows) * ABOUT.sinks];
   return Float32Array.from({ length: LENGTH }, (_, key) => {
-    if (key < ABOUT.sinks) return valueOf(strip[first + key], high);
-    return ABOUT.causal && key > query ? NaN : valueOf(bytes[row + cellOf(key, side)], high);
+    if (key < ABOUT.sinks) return first(strip + key);
+    return ABOUT.causal && key > query ? NaN : cell(row + cellOf(key, side));
   });
 }
 
@@ -133,7 +173,7 @@ function thumbnailsOf(held) {
 
 // --- what is shown ---------------------------------------------------------------------------------------------------
 
-const state = { setting: 0, partner: -1, ranking: "layer", ...ABOUT.opening, view: [] };
+const state = { setting: 0, partner: -1, ranking: "layer", over: "head", ...ABOUT.opening, view: [] };
 const shared = { tokens: ABOUT.tokens, query: state.query, dimmed: false };
 const sides = [0, 1].map((at) => ({
   held: null,
@@ -143,6 +183,7 @@ const sides = [0, 1].map((at) => ({
 const atlas = modelOf({ frame: {}, order: [], scores: [], score_name: "", selected: state.unit, dimmed: false });
 const losses = modelOf({ ...shared, frame: {} });
 const at = (id) => document.getElementById(id);
+const CHOICES = ["setting", "partner", "ranking", "over"];
 
 function pooling(side) {
   const tokens = tokensIn(side);
@@ -150,16 +191,14 @@ function pooling(side) {
 }
 
 function numbersAt(held, { query, key }) {
-  const { side, bytes } = mapOf(held, state.unit);
+  const { side, cell, first, within: off } = pictureOf(held);
   const isFirst = key < ABOUT.sinks;
-  const byte = isFirst
-    ? stripOf(held, state.unit)[cellOf(query, ABOUT.rows) * ABOUT.sinks + key]
-    : bytes[cellOf(query, side) * side + cellOf(key, side)];
-  if (!byte) return { hidden: true };
-  const high = highOf(held, state.unit);
-  const value = byte === 1 ? `at most ${number(10 ** ABOUT.low)}` : `${share(valueOf(byte, high))} ${within(high)}`;
+  const value = isFirst ? first(cellOf(query, ABOUT.rows) * ABOUT.sinks + key) : cell(cellOf(query, side) * side + cellOf(key, side));
+  if (Number.isNaN(value)) return { hidden: true };
+  const least = 10 ** ABOUT.low;
+  const told = value <= least * 1.001 ? `at most ${number(least)}` : `${share(value)} ${off}`;
   const most = isFirst || side === LENGTH ? "" : `largest of ${tokensIn(side)} × ${tokensIn(side)} tokens, `;
-  return { words: `${most}probability ${value}` };
+  return { words: `${most}probability ${told}` };
 }
 
 // A map with as many rows as the strip beside it has.
@@ -174,23 +213,23 @@ function withRows({ side, bytes }, rows) {
 
 function drawSide(side) {
   const { held } = side;
-  const { side: cells, bytes } = withRows(mapOf(held, state.unit), ABOUT.rows);
+  const picture = pictureOf(held);
+  const { side: cells, bytes } = withRows(picture, ABOUT.rows);
   const whole = [0, LENGTH];
-  const high = highOf(held, state.unit);
-  const caption = `${ABOUT.labels[state.unit]} · ${held.name}`;
+  const { high, said } = picture;
+  const caption = `${picture.name} · ${held.name}`;
   const scale = { low: ABOUT.low, high, scale: "log", diverging: false, request: ++requests };
-  const sinks = stripOf(held, state.unit).slice();
   side.map.put({
-    pixels: bytes.buffer, sinks: sinks.buffer, query: state.query,
+    pixels: bytes.buffer, sinks: picture.strip.slice().buffer, query: state.query,
     frame: {
       ...scale, rows: ABOUT.rows, cols: cells, query: whole, key: whole, sinks: [0, ABOUT.sinks], length: LENGTH,
-      unit: "log10 probability", caption: caption + pooling(cells), preview: "",
+      unit: "log10 probability", caption: caption + pooling(cells), preview: "", said,
     },
   });
   side.text.put({
-    values: rowOf(held, state.unit, state.query).buffer, query: state.query,
+    values: rowOf(picture, state.query).buffer, query: state.query,
     frame: {
-      ...scale, query: state.query, unit: "probability", within: within(high),
+      ...scale, query: state.query, unit: "probability", within: picture.within,
       caption: `${caption} · query ${state.query}${pooling(cells)}`,
     },
   });
@@ -275,7 +314,7 @@ async function show(changes = {}) {
   const isPair = sides[1].held !== null;
   at("board").classList.toggle("sinkscope-pair", isPair);
   for (const id of ["map-1", "text-1"]) at(id).hidden = !isPair;
-  [at("setting").value, at("partner").value, at("ranking").value] = [state.setting, state.partner, state.ranking];
+  for (const id of CHOICES) at(id).value = state[id];
   for (const side of sides) if (side.held) drawSide(side);
   drawOverview(sides[0]);
   drawLosses(all);
@@ -305,8 +344,9 @@ function wire() {
   options("setting", names);
   options("partner", [[-1, "nothing"], ...names]);
   options("ranking", Object.entries(ABOUT.rankings));
-  for (const id of ["setting", "partner"]) at(id).addEventListener("change", () => choose(id)(Number(at(id).value)));
-  at("ranking").addEventListener("change", () => choose("ranking")(at("ranking").value));
+  options("over", [["head", "one head"], ...Object.entries(ABOUT.over).map(([over, { label }]) => [over, label])]);
+  for (const id of CHOICES)
+    at(id).addEventListener("change", () => choose(id)(typeof state[id] === "number" ? Number(at(id).value) : at(id).value));
   document.addEventListener("keydown", pressPageKey, true);
 }
 

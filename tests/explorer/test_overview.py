@@ -8,7 +8,8 @@ import torch
 
 from sinkscope import Maps, capture
 from sinkscope.explorer.configuration import Configuration
-from sinkscope.explorer.pixels import FAINTEST, RANKINGS, THUMBNAIL, saved_overview, thumbnails
+from sinkscope.explorer.overview import THUMBNAIL, saved_overview, thumbnails
+from sinkscope.explorer.pixels import FAINTEST, RANKINGS
 from sinkscope.explorer.results import SavedMaps
 from tests.explorer.references import CONFIGURATIONS, FAMILIES, defined, everything, first, reader, text
 from tests.support.eager import eager_maps, entropy
