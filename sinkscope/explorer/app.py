@@ -15,11 +15,10 @@ import xarray as xr
 from torch import Tensor
 
 from sinkscope.arguments import checks_types
-from sinkscope.errors import SinkscopeError
-from sinkscope.explorer.background import Interrupts, Mailbox
-from sinkscope.explorer.canvases import Explained, HeadMap, Message
+from sinkscope.explorer.background import Interrupts, Mailbox, sentence
+from sinkscope.explorer.canvases import Explained, Finder
 from sinkscope.explorer.configuration import CONTROLS, Configuration
-from sinkscope.explorer.controller import NEEDS_MODEL, Controller, sentence
+from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.controls import HISTORY, RANKING, CompareBar, Controls, MapControls
 from sinkscope.explorer.display import Pictures, alert, continuations, headline, next_tokens, prices
 from sinkscope.explorer.overview import saved_overview
@@ -28,9 +27,11 @@ from sinkscope.explorer.pixels import MAP_CONTROLS
 from sinkscope.explorer.results import Change, HeadMaps
 from sinkscope.explorer.saving import ENDED, NEEDS_KERNEL, SaveBar, save_view, static_picture, view_record
 from sinkscope.explorer.streaming import StreamingTab
-from sinkscope.explorer.tables import copied, save_table
+from sinkscope.explorer.tables import save_table
 from sinkscope.explorer.text_model import TextModel
+from sinkscope.explorer.wiring import descendants, wire
 from sinkscope.policies import Policy
+from sinkscope.spans import Spans
 
 QUIET = 1.5  # seconds without a change after which the still picture follows, so that it is never in a user's way
 
@@ -44,6 +45,8 @@ class Explorer(w.VBox):
         code_text: an expression for the token ids in saved code.
         note: what has to be said about the text.
         state: what to look at first, as `state` of another explorer on the same text and model had it.
+        spans: of the text, as `Parts` is given them.
+        offered: policies and normalisers of one's own, as a `Controller` has them.
     """
 
     def __init__(
@@ -55,6 +58,8 @@ class Explorer(w.VBox):
         code_text: str | None = None,
         note: str = "",
         state: str | None = None,
+        spans: Mapping[str, Spans] | None = None,
+        offered: Mapping[str, dict[str, Any]] | None = None,
     ) -> None:
         self.streaming: StreamingTab | None = None
         self._mailbox = Mailbox()
@@ -63,22 +68,26 @@ class Explorer(w.VBox):
         self._shown_in: int | None = None  # number of the cell that displayed it last
         self._interrupts = Interrupts(self._interrupted)
         self.controller = Controller(model, tokens, saved, self._mailbox.deliver)
+        self.controller.parts.given, self.controller.offered = dict(spans or {}), dict(offered or {})
         if state is not None:
             self.controller.adopt(state)  # which refuses what is of another text or model before there is any widget
         self.controller.listen = self._changed
         self.controls, self.map_controls = Controls(self.controller), MapControls(self.controller)
         self.compare = CompareBar(self.controller)
         self.pictures = Pictures(self.controller)
+        self.finder = Finder(tokens=tokens, query=self.controller.query)
         self.headline, self.busy = w.HTML(), w.HTML()
         self._note = f"<i>{escape(note)}</i>" if note else ""
         self.problem = w.HTML(self._note)
         self.next_tokens, self.continuation, self.price = w.HTML(), w.HTML(), w.HTML()
+        self.spans = w.HTML(layout={"overflow": "auto"})
         self.saving = SaveBar(self.save_to, self.save_csv)
         if model is not None and long_ids is not None:
             self.streaming = StreamingTab(model, long_ids, self._mailbox.deliver, self.controller.cancel)
         super().__init__(self._laid_out())
         self.add_class("sinkscope-app")
-        self._wire()
+        wire(self)
+        self.saving.button.on_click(lambda _: self._draw_picture())
         if saved is not None:
             self.controller.now.overview = saved_overview(saved)
             self.controller.open_on(self.controller.now.overview.scores.get("mass"))
@@ -181,7 +190,8 @@ class Explorer(w.VBox):
         for words in (self.next_tokens, self.continuation):
             words.layout.flex, words.layout.min_width = "1 1 300px", "0"
         predictions = w.Box([self.next_tokens, self.continuation], layout=wrap)
-        heads = w.VBox([self.map_controls, self.compare, self.pictures, predictions, self.price, self.saving])
+        looks = [self.map_controls, self.compare, self.finder, self.pictures, self.spans]
+        heads = w.VBox([*looks, predictions, self.price, self.saving])
         tabs = w.Tab([heads], titles=["heads"])
         if streaming := self.streaming:
             tabs.children, tabs.titles = [heads, streaming], ["heads", "streaming"]
@@ -195,54 +205,6 @@ class Explorer(w.VBox):
         if self.streaming is not None:
             explained |= self.streaming.explained
         return [Explained(words=explained), top, self.problem, self.controls, tabs]
-
-    def _wire(self) -> None:
-        controller, pictures = self.controller, self.pictures
-        pictures.atlas.observe(lambda change: controller.choose(change["new"]), "selected")
-        pictures.map.observe(lambda change: controller.choose_query(change["new"]), "query")
-        pictures.map.observe(lambda change: controller.show(region=tuple(change["new"]) or None), "view")
-        pictures.map.on_msg(self._hovered)
-        tables = {pictures.atlas: "heads", pictures.map: "map", pictures.partner: "map", pictures.text: "row"}
-        for canvas in tables:
-            canvas.on_msg(lambda canvas, content, _: self._copied(canvas, content, tables[canvas]))
-        pictures.partner.observe(lambda change: controller.choose_query(change["new"]), "query")
-        pictures.partner.observe(lambda change: controller.show(region=tuple(change["new"]) or None), "view")
-        pictures.partner.on_msg(self._hovered)
-        pictures.text.observe(lambda change: controller.choose_query(change["new"]), "query")
-        pictures.losses.observe(lambda change: controller.choose_query(change["new"]), "query")
-        pictures.text.observe(self._tokens_evicted, "evicted")
-        self.map_controls.ranking.observe(self._ranked, "value")
-        self.saving.button.on_click(lambda _: self._draw_picture())
-        if controller.model is None:
-            pictures.text.can_evict, pictures.text.why_not = False, NEEDS_MODEL
-        self.saving.button.disabled = controller.maps is None
-
-    # --- what the widgets ask ---------------------------------------------------------------------------------------
-
-    def _tokens_evicted(self, change: dict[str, Any]) -> None:
-        evicted = tuple(sorted(change["new"]))
-        if evicted != self.controller.configuration.chosen_tokens:
-            self.controller.change(policy="chosen", evicted=evicted)
-
-    def _ranked(self, change: dict[str, Any]) -> None:
-        self.pictures.ranking = change["new"]
-        self.pictures.draw_order()
-
-    def _hovered(self, canvas: HeadMap | None, content: dict[str, Any], _: Any) -> None:
-        if content.get("kind") == Message.HOVER:
-            cell, controller = (int(content["query"]), int(content["key"])), self.controller
-            numbers, beside = controller.numbers(*cell), None
-            if controller.comparison.is_difference or controller.comparison.is_beside:
-                beside = controller.comparison.numbers(*cell)
-            (canvas or self.pictures.map).answer(content, *numbers, beside)
-
-    def _copied(self, canvas: w.Widget, content: dict[str, Any], what: str) -> None:
-        if content.get("kind") == Message.COPY:
-            try:
-                told = copied(self.controller, what)
-            except SinkscopeError as problem:
-                told = {"problem": str(problem)}
-            canvas.send({"kind": Message.COPY, **told})
 
     # --- what the controller says -------------------------------------------------------------------------------------
 
@@ -272,7 +234,10 @@ class Explorer(w.VBox):
         self.pictures.text.evicted = list(self.controller.configuration.chosen_tokens)
 
     def _draw_reading(self) -> None:
+        self.finder.places = [[unit.layer, unit.head] for unit in self.controller.units]
+        self.finder.selected = self.controller.unit
         self.pictures.draw_head()
+        self.spans.value = self.controller.parts.html()
         self._draw_words()
         self.pictures.dim()
         self.saving.button.disabled = False
@@ -287,14 +252,18 @@ class Explorer(w.VBox):
             self.pictures.dim()
 
     def _draw_unit(self) -> None:
+        self.spans.value = self.controller.parts.html()
+        self.finder.selected = self.controller.unit
         self.pictures.draw_head()
         self._draw_picture_later()
 
     def _draw_query(self) -> None:
+        self.finder.query = self.controller.query
         self.pictures.draw_query()
         self._draw_words()
 
     def _draw_map_options(self) -> None:
+        self.spans.value = self.controller.parts.html()
         self.map_controls.show()
         self.compare.show()
         self.pictures.draw_head()
@@ -350,14 +319,3 @@ class Explorer(w.VBox):
         Change.MAP_OPTIONS: _draw_map_options, Change.UNIT: _draw_unit,
         Change.QUERY: _draw_query, Change.PROBLEM: _draw_problem, Change.PARTNER: _draw_partner,
     }  # fmt: skip
-
-
-def descendants(widget: w.Widget) -> list[w.Widget]:
-    """All widgets that a widget is made of: those inside it, and the layouts and styles of all of them."""
-    found = []
-    for name in widget.keys:
-        value = getattr(widget, name)
-        for part in value if isinstance(value, tuple) else (value,):
-            if isinstance(part, w.Widget):
-                found += [part, *descendants(part)]
-    return found

@@ -14,6 +14,8 @@ from types import FrameType
 from typing import Any
 from weakref import WeakMethod, WeakSet
 
+from sinkscope.errors import SinkscopeError
+
 Job = Callable[[Callable[[], bool]], Iterator[Any]]  # given a function that says whether to stop, yields results
 Receiver = Callable[[Any], None]
 Request = tuple[int, Job, Receiver, Receiver]
@@ -87,6 +89,14 @@ class Worker:
         except Exception as error:
             problem = error
         give(end, problem)
+
+
+def sentence(problem: BaseException) -> str:
+    """What a job ended with, in one line."""
+    if isinstance(problem, SinkscopeError):
+        return str(problem)
+    lines = str(problem).strip().splitlines() or [""]
+    return f"{type(problem).__name__}: {lines[0]}"
 
 
 @atexit.register

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sinkscope.explorer.configuration import Configuration
-from sinkscope.explorer.derived import derived
 from sinkscope.explorer.pixels import Tile, difference_of, difference_values, numbers_at, pair_of, tile_of, values_of
-from sinkscope.explorer.results import Change, HeadMaps, Loss, Results, loss_of
+from sinkscope.explorer.results import Change, HeadMaps, Loss, Result, Results, loss_of
 
 if TYPE_CHECKING:
+    from sinkscope.explorer.background import Job
     from sinkscope.explorer.controller import Controller
+    from sinkscope.explorer.text_model import TextModel
 
 NEEDS_MODEL = "this needs the model; a saved record was opened without one"
 NEEDS_PIN = "a saved record has no dense model to compare with; pin a head, then choose another"
@@ -122,7 +125,7 @@ class Comparison:
         else:
             name, results = "dense", controller.dense
         reading = results.reading
-        return Side(name, None if reading is None else derived(reading.maps, controller.map_options), unit)
+        return Side(name, None if reading is None else controller.derived(reading.maps), unit)
 
     @property
     def problem(self) -> str:
@@ -206,3 +209,38 @@ class Comparison:
         """The perplexities of the pinned setting (`dense`) and of what is shown; None where those are not two."""
         now, other = self._controller.now.reading, None if self.other is None else self.other.results.reading
         return None if now is None or other is None else loss_of(other, now)
+
+
+def job_of(
+    model: TextModel,
+    configuration: Configuration,
+    baseline: Configuration,
+    query: int,
+    dense: Results,
+    pinned: Pinned | None,
+) -> Job:
+    """What is to be read for a configuration: the model as it is too, where it was not, and the pinned setting."""
+    known = replace(dense)  # what is there for the job itself: the listener may take what it yields much later
+
+    def as_it_is(is_overtaken: Callable[[], bool]) -> Iterator[tuple[Results, Result]]:
+        for result in model.read(baseline, query, is_overtaken):
+            known.take(result)
+            yield dense, result
+
+    def read(is_overtaken: Callable[[], bool]) -> Iterator[tuple[Results, Result]]:
+        if known.reading is None:
+            # of another configuration the reading, which comes first, is enough to compare with
+            yield from islice(as_it_is(is_overtaken), None if configuration.is_baseline else 1)
+        elif configuration.is_baseline:
+            yield dense, known.reading
+        if not configuration.is_baseline:
+            fresh = Results()
+            for result in model.read(configuration, query, is_overtaken):
+                yield fresh, result
+        if not known.is_whole:
+            yield from as_it_is(is_overtaken)
+        if pinned is not None:
+            for result in model.read(pinned.configuration, query, is_overtaken):
+                yield pinned.results, result
+
+    return read

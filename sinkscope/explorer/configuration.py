@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, get_origin, get_type_hints
 
@@ -335,11 +335,38 @@ class Configuration:
 CONTROLS = controls_of(Configuration)
 
 
+def offered(name: str, own: Any) -> dict[str, Any]:
+    """Policies or normalisers of one's own for the list of a field, by their labels.
+
+    Args:
+        name: "policy" or "normaliser".
+        own: a list of objects, which their own names stand for, or a dict with names; None for none.
+
+    Raises:
+        SinkscopeError: an object that is no such thing, two with one label, or a label that is taken.
+    """
+    kind: type = {"policy": Policy, "normaliser": Normaliser}[name]
+    known = CONTROLS[name].values  # type: ignore[attr-defined]
+    label_of = CONTROLS[name].label_of  # type: ignore[attr-defined]
+    if isinstance(own, (kind, str, bytes)) or not isinstance(own, (Mapping, Iterable, type(None))):
+        raise SinkscopeError(f"{own!r} is no list; give the {name} in one: [{name}], or a dict with names.")
+    pairs = list(own.items()) if isinstance(own, Mapping) else [(None, each) for each in own or ()]
+    found: dict[str, Any] = {}
+    for label, each in pairs:
+        _check_slot(name, each, kind, {})
+        text = label_of(each) if label is None else label
+        if not isinstance(text, str) or not text.strip() or text in found or text in known:
+            raise SinkscopeError(f"{text!r} is no name of its own for a {name} in the list; give a dict with names.")
+        found[text] = each
+    return found
+
+
 def _check_slot(name: str, value: object, kind: type, known: Mapping[str, Any]) -> None:
     if isinstance(value, kind) or (isinstance(value, str) and value in known):
         return
     asked = f"{name}={value!r}"
-    if isinstance(value, str):
+    if isinstance(value, str) and known:
         raise SinkscopeError(f"{asked} is unknown; give one of {', '.join(known)}, or an object.")
-    instance = f"an instance, such as {value.__name__}()" if isinstance(value, type) else f"one of {', '.join(known)}"
-    raise SinkscopeError(f"{asked} is no {name}; give {instance}, or an object of a class of {kind.__name__}.")
+    listed = f"one of {', '.join(known)}, or " if known else ""
+    instance = f"an instance, such as {value.__name__}(), or " if isinstance(value, type) else listed
+    raise SinkscopeError(f"{asked} is no {name}; give {instance}an object of a class of {kind.__name__}.")

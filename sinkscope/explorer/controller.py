@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from sinkscope.attention.placement import is_same
 from sinkscope.errors import SinkscopeError
-from sinkscope.explorer.background import Deliver, Job, Worker
-from sinkscope.explorer.comparing import NEEDS_MODEL, Comparison
+from sinkscope.explorer.background import Deliver, Worker, sentence
+from sinkscope.explorer.comparing import NEEDS_MODEL, Comparison, job_of
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.derived import derived, why_not
 from sinkscope.explorer.history import History
-from sinkscope.explorer.overview import free_scores
+from sinkscope.explorer.overview import free_scores, order_of
+from sinkscope.explorer.parts import Parts
 from sinkscope.explorer.pixels import RANKINGS, MapOptions, Tile, numbers_at, row_of
 from sinkscope.explorer.results import Change, HeadMaps, Loss, Reading, Result, Results, Unit, guesses_at, loss_of
 from sinkscope.explorer.state import adopt, read_state, signature, state_of, state_text
 from sinkscope.explorer.text_model import TextModel
 
 CLOSED = "the explorer is closed; open it again with sinkscope.explore"
-SHARPEST_FIRST = ("entropy", "value")  # rankings in which small comes first
 
 
 class Controller:
@@ -42,8 +41,9 @@ class Controller:
         now: what is there under the configuration shown, which may be an earlier one while a new one is read; `dense`
             is the same of the model as it is.
         unit, query, map_options: what is looked at, and how.
-        comparison: what stands beside it.
+        comparison, parts: what stands beside it, and the spans of the text.
         history: the settings that were shown.
+        offered: policies and normalisers of one's own for the lists, by field and label.
         awaited: the heads shown and pinned that a state tells of, until all heads are known.
         busy: what is under way, or empty.
         is_closed: whether it has let go of the model and of everything that was read.
@@ -63,9 +63,10 @@ class Controller:
         self.now, self.dense = Results(), Results()
         self.unit, self.query, self.map_options = 0, len(tokens) - 1, MapOptions()
         self._is_unit_chosen = False
-        self.comparison = Comparison(self)
+        self.comparison, self.parts = Comparison(self), Parts(self)
         self.awaited: tuple[Unit | None, Unit | None] = (None, None)
         self.history = History()
+        self.offered: dict[str, dict[str, Any]] = {}
         self.busy = self.problem = ""
         self.is_closed = False
         self._worker = Worker(deliver)
@@ -181,7 +182,7 @@ class Controller:
             self.tell("logits need the model; a saved map holds probabilities only")
             return
         options = replace(self.map_options, **fields)
-        if problem := why_not(self.now_maps, self.unit, options):
+        if problem := why_not(self.now_maps, self.unit, options) or self.parts.why_not(options):
             self.tell(problem)
             return
         if options != self.map_options:
@@ -195,7 +196,16 @@ class Controller:
 
     @property
     def maps(self) -> HeadMaps | None:
-        """The maps that are shown: of single heads, or over several."""
+        """The maps that are shown: of single heads, or over several; with a cell for each token or word."""
+        return None if self.now_maps is None else self.derived(self.now_maps)
+
+    def derived(self, maps: HeadMaps) -> HeadMaps:
+        """Maps of single heads as they are shown."""
+        return derived(maps, self.map_options, self.parts.words, self.tokens)
+
+    @property
+    def head_maps(self) -> HeadMaps | None:
+        """The same with a cell for each token."""
         return None if self.now_maps is None else derived(self.now_maps, self.map_options)
 
     @property
@@ -230,10 +240,7 @@ class Controller:
 
     def ranked(self, ranking: str) -> list[int]:
         """All heads in the order of one of `RANKINGS`; by layer where that is not known."""
-        scores = self.scores(ranking)
-        if scores is None:
-            return list(range(len(self.units)))
-        return np.argsort(scores if ranking in SHARPEST_FIRST else -scores, kind="stable").tolist()
+        return order_of(self.scores(ranking), ranking, len(self.units))
 
     def scores(self, ranking: str) -> np.ndarray | None:
         """What heads are ranked by, [unit]; None where it is not known."""
@@ -334,35 +341,10 @@ class Controller:
             self.tell(str(error))
             return
         self.problem = ""
-        self._worker.submit(self._job(self.model, self.configuration, self.query), self._take, self._end)
+        pinned = self.comparison.unread(self.configuration)
+        job = job_of(self.model, self.configuration, self.baseline, self.query, self.dense, pinned)
+        self._worker.submit(job, self._take, self._end)
         self._set_busy(self.configuration.name)
-
-    def _job(self, model: TextModel, configuration: Configuration, query: int) -> Job:
-        dense, baseline, pinned = self.dense, self.baseline, self.comparison.unread(configuration)
-        known = replace(dense)  # what is there for the job itself: the listener may take what it yields much later
-
-        def as_it_is(is_overtaken: Callable[[], bool]) -> Iterator[tuple[Results, Result]]:
-            for result in model.read(baseline, query, is_overtaken):
-                known.take(result)
-                yield dense, result
-
-        def read(is_overtaken: Callable[[], bool]) -> Iterator[tuple[Results, Result]]:
-            if known.reading is None:
-                # of another configuration the reading, which comes first, is enough to compare with
-                yield from islice(as_it_is(is_overtaken), None if configuration.is_baseline else 1)
-            elif configuration.is_baseline:
-                yield dense, known.reading
-            if not configuration.is_baseline:
-                fresh = Results()
-                for result in model.read(configuration, query, is_overtaken):
-                    yield fresh, result
-            if not known.is_whole:
-                yield from as_it_is(is_overtaken)
-            if pinned is not None:
-                for result in model.read(pinned.configuration, query, is_overtaken):
-                    yield pinned.results, result
-
-        return read
 
     def _take(self, message: tuple[Results, Result]) -> None:
         results, result = message
@@ -380,7 +362,7 @@ class Controller:
                 self.history.note(result.configuration, self.loss)
                 self.comparison.take(result.configuration, results)
             if problem := why_not(self.now_maps, self.unit, self.map_options):  # of a state that nothing was known of
-                self.map_options = replace(self.map_options, over="head")
+                self.map_options = replace(self.map_options, over="head", cells="tokens")
                 self.tell(problem)
             tokens, region = result.maps.tokens, self.map_options.region
             if region and (region[0] < tokens.start or max(region[1], region[3]) > tokens.stop):
@@ -399,10 +381,3 @@ class Controller:
     def tell(self, problem: str) -> None:
         self.problem = problem
         self.listen(Change.PROBLEM)
-
-
-def sentence(problem: BaseException) -> str:
-    if isinstance(problem, SinkscopeError):
-        return str(problem)
-    lines = str(problem).strip().splitlines() or [""]
-    return f"{type(problem).__name__}: {lines[0]}"

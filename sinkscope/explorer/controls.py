@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import ipywidgets as w
@@ -79,7 +81,8 @@ class Controls(w.Box):
     def __init__(self, controller: Controller) -> None:
         self._controller, self._is_silent = controller, False
         look = {"style": {"description_width": "initial"}}
-        self.fields = {name: widget_of(control, controller, **look) for name, control in CONTROLS.items()}
+        self._controls = {name: _with_own(control, controller.offered.get(name)) for name, control in CONTROLS.items()}
+        self.fields = {name: widget_of(control, controller, **look) for name, control in self._controls.items()}
         self.reset = w.Button(description="reset", tooltip="back to the model as it is", layout={"width": "60px"})
         self.stop = w.Button(description="stop", tooltip="stop what is under way", layout={"width": "60px"})
         for name, widget in self.fields.items():
@@ -95,7 +98,7 @@ class Controls(w.Box):
         was_silent, self._is_silent = self._is_silent, True  # a change while this runs may come here again
         try:
             for name, widget in self.fields.items():
-                show_value(widget, CONTROLS[name], getattr(configuration, name))
+                show_value(widget, self._controls[name], getattr(configuration, name))
                 widget.disabled = controller.model is None or name not in configuration.uses
         finally:
             self._is_silent = was_silent
@@ -131,6 +134,11 @@ class MapControls(w.Box):
         for name, widget in self.fields.items():
             show_value(widget, MAP_CONTROLS[name], getattr(options, name))
             widget.disabled = name not in options.uses
+
+
+def _with_own(control: Control, own: Mapping[str, Any] | None) -> Control:
+    """A control whose list ends with the user's own."""
+    return replace(control, values={**control.values, **own}) if own and isinstance(control, Choice) else control
 
 
 def widget_of(control: Control, controller: Controller, **look: Any) -> w.ValueWidget:

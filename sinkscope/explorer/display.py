@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from sinkscope.explorer.canvases import Atlas, HeadMap, Losses, TokenText
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.pixels import RANKINGS, Limits, Tile
-from sinkscope.explorer.results import Price
+from sinkscope.explorer.results import HeadMaps, Price
 from sinkscope.figures.style import BLUE, VERMILION, share
 from sinkscope.tokens import TokenTexts
 
@@ -160,14 +160,27 @@ class Pictures(w.Box):
             "caption": caption,
             "preview": preview,
             "said": beside.said,
+            "spans": self._controller.parts.bands,
             "farthest": tile.is_difference,
             "link": self.model_id if options.compare != "nothing" else "",
             "sides": [beside.shown.caption, beside.partner.caption],
         }
+        maps = beside.shown.maps
+        if maps is not None and canvas.tokens != (texts := token_texts(self._controller, maps)):
+            canvas.tokens = texts
         if options.region is None or canvas is self.partner:
             canvas.view = list(options.region or [])
         with canvas.hold_sync():
             canvas.pixels, canvas.sinks, canvas.frame = tile.pixels.tobytes(), tile.sinks.tobytes(), frame
+
+
+def token_texts(controller: Controller, maps: HeadMaps) -> list[str]:
+    """The text of every token, or of the word it is in, where maps have cells for those."""
+    if not maps.is_spread:
+        return controller.tokens
+    sizes = np.diff(maps.starts, append=maps.length)
+    own = [text for text, size in zip(maps.texts(controller.tokens), sizes, strict=True) for _ in range(size)]
+    return [*controller.tokens[: maps.first], *own, *controller.tokens[maps.first + maps.length :]]
 
 
 def share_in_percent(value: float) -> str:

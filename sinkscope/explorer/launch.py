@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
 from weakref import WeakValueDictionary
 
 import IPython
+import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from sinkscope.errors import SinkscopeError
+from sinkscope.chats import rendered_chat
+from sinkscope.errors import SinkscopeError, shown
 from sinkscope.explorer.app import Explorer
+from sinkscope.explorer.configuration import offered
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.results import SavedMaps
 from sinkscope.explorer.text_model import TextModel
 from sinkscope.hf.loading import load, tokenizer_of
 from sinkscope.models.facts import find_streams
 from sinkscope.models.requirements import check_decoder
+from sinkscope.normalisers import Normaliser
+from sinkscope.policies import Policy
 from sinkscope.probes import Maps
 from sinkscope.record import open_record
 from sinkscope.reporting.inputs import with_decoder_inputs
 from sinkscope.scope.measure import measure
 from sinkscope.scope.streams import check_inputs
+from sinkscope.spans import Spans
+from sinkscope.streaming.turns import encoded
 from sinkscope.texts import read_tokens
 from sinkscope.tokens import TokenTexts
 
@@ -43,6 +51,9 @@ def explore(
     *,
     length: int | None = None,
     state: str | None = None,
+    spans: Spans | None = None,
+    policies: Sequence[Policy] | Mapping[str, Policy] | None = None,
+    normalisers: Sequence[Normaliser] | Mapping[str, Normaliser] | None = None,
     **load_options: Any,
 ) -> Explorer:
     """Take hold of a model's attention in a notebook: pick heads, evict tokens, turn the policy, and see what happens.
@@ -55,9 +66,12 @@ def explore(
         tokenizer: or a processor; found beside the model where it is not given.
         text: the text itself; a `Path` or "hf:name" to read it from; token ids [token]; None for the demo text. Or all
             that a model gets in one call, as its processor makes it, with images too. Of an encoder-decoder the maps of
-            its decoder are shown, and policies are at rest.
+            its decoder are shown, and policies are at rest. Or a chat: messages, dicts with "role" and "content", which
+            the chat template puts together.
         length: tokens shown of the text, at most 2,048; 512 of the demo text and up to 2,048 of another when None.
         state: what to look at first: the `state` that an explorer of the same text and model had.
+        spans: parts of the text of your own, which the list of spans then has.
+        policies, normalisers: of your own, for the lists of the explorer: objects, or a dict with names for them.
         load_options: passed to `sinkscope.load`, for example dtype or device.
 
     Returns:
@@ -71,31 +85,55 @@ def explore(
     if isinstance(model, (str, os.PathLike)) and os.fspath(model).endswith(".nc"):
         model = open_record(model)
     is_record = isinstance(model, xr.Dataset)
-    app = _of_record(model, state) if is_record else _of_model(model, tokenizer, text, length, state, load_options)
+    if is_record:
+        app = _of_record(model, Given(state, spans))
+    else:
+        own = {"policy": offered("policy", policies), "normaliser": offered("normaliser", normalisers)}
+        app = _of_model(model, tokenizer, text, length, Given(state, spans, own), load_options)
     replace_earlier(app)
     if _in_notebook():
         app.show()
     return app
 
 
-def _of_record(record: xr.Dataset, state: str | None, note: str = "") -> Explorer:
+@dataclass
+class Given:
+    """What an explorer is given beside its text: a state, spans, policies and normalisers of one's own."""
+
+    state: str | None = None
+    spans: Spans | None = None
+    own: dict[str, dict[str, Any]] = field(default_factory=dict)
+    chat: Spans | None = None
+
+
+def _of_record(record: xr.Dataset, given: Given, note: str = "") -> Explorer:
     maps = SavedMaps(record)
     texts = [""] * maps.stop
     for name, form in (("token_id", "#{}"), ("token_text", "{}")):
         if name in record.coords:
             first = record[name].isel(sequence=0, missing_dims="ignore")
             texts = [form.format(each) for each in first.values[: maps.stop]]
-    return _opened(None, texts, saved=maps, note=note, state=state)
+    if "span" in record.coords and any(labels := record["span"].isel(sequence=0, missing_dims="ignore").values):
+        given.chat = Spans.of_labels(labels[: maps.stop])
+    return _opened(None, texts, given, saved=maps, note=note)
 
 
-def _opened(model: TextModel | None, tokens: list[str], state: str | None, **more: Any) -> Explorer:
-    if state is not None:
-        Controller(model, tokens, more.get("saved")).adopt(state)  # refuses what is elsewhere before there is a widget
-    return Explorer(model, tokens, state=state, **more)
+def _opened(model: TextModel | None, tokens: list[str], given: Given, **more: Any) -> Explorer:
+    """The application, once it is sure that the state and the spans are of this text."""
+    spans = {name: each for name, each in (("own", given.spans), ("chat", given.chat)) if each is not None}
+    for each in spans.values():
+        if not isinstance(each, Spans):
+            raise SinkscopeError(f"spans={shown(each)} are none; give sinkscope.Spans of this text.")
+        each.check(len(tokens))
+    if given.state is not None:
+        trial = Controller(model, tokens, more.get("saved"))
+        trial.parts.given = spans
+        trial.adopt(given.state)
+    return Explorer(model, tokens, state=given.state, spans=spans, offered=given.own, **more)
 
 
 def _of_model(
-    model: Any, tokenizer: Any, text: Any, length: int | None, state: str | None, load_options: dict[str, Any]
+    model: Any, tokenizer: Any, text: Any, length: int | None, given: Given, load_options: dict[str, Any]
 ) -> Explorer:
     if length is not None and not (isinstance(length, Integral) and 2 <= length <= MOST):
         raise SinkscopeError(f"length is {length!r}; give 2 to {MOST:,} tokens, which is what a map may have.")
@@ -106,21 +144,38 @@ def _of_model(
     if not isinstance(loaded, nn.Module):
         raise SinkscopeError(f"a {type(loaded).__name__} is no loaded model; sinkscope.load() makes one.")
     if isinstance(text, Mapping):
-        return _of_inputs(loaded, tokenizer, dict(text), state)
+        return _of_inputs(loaded, tokenizer, dict(text), given)
     check_decoder(loaded, predicts=True)  # before anything is asked of a tokenizer, which an encoder may lack
+    if isinstance(text, (list, tuple)) and all(isinstance(each, Mapping) for each in text):
+        text, given.chat = chat_ids(tokenizer, text)
     ids = _long_ids(tokenizer, text)
-    shown = length or (LENGTH if text is None else MOST)
-    note = f"The text is longer than is shown: these are its first {shown:,} tokens (length= changes that)."
-    short = ids[:shown]
+    seen = length or (LENGTH if text is None else MOST)
+    note = f"The text is longer than is shown: these are its first {seen:,} tokens (length= changes that)."
+    short = ids[:seen]
     reader = TextModel(loaded, short, tokenizer)  # which refuses ids that its tokenizer may not know
     tokens = named(tokenizer, short)
     if text is None:
         demo = f"sinkscope.read_tokens(tokenizer, limit={len(short)})"
-        return _opened(reader, tokens, long_ids=ids, code_text=demo, state=state)
-    return _opened(reader, tokens, long_ids=ids, note=note if len(ids) > shown else "", state=state)
+        return _opened(reader, tokens, given, long_ids=ids, code_text=demo)
+    if given.chat is not None:
+        given.chat = cut(given.chat, len(short))
+    return _opened(reader, tokens, given, long_ids=ids, note=note if len(ids) > seen else "")
 
 
-def _of_inputs(model: nn.Module, tokenizer: Any, inputs: dict[str, Any], state: str | None) -> Explorer:
+def chat_ids(tokenizer: Any, messages: Any) -> tuple[Tensor, Spans]:
+    """The ids [token] of a chat in the tokenizer's template, and the spans of its turns."""
+    chat = rendered_chat(tokenizer, messages)[0]
+    ids = torch.tensor(encoded(tokenizer, chat.text))
+    return ids, Spans.chat(tokenizer, ids, messages)
+
+
+def cut(spans: Spans, tokens: int) -> Spans | None:
+    """The spans of the first tokens of a text; None where those are in none."""
+    labels = spans.labels(spans.tokens)[:tokens]
+    return Spans.of_labels(labels, spans.names) if any(labels) else None
+
+
+def _of_inputs(model: nn.Module, tokenizer: Any, inputs: dict[str, Any], given: Given) -> Explorer:
     """Of what a processor made for one text: live where the model reads tokens one by one, else as saved maps."""
     if "encoder" in find_streams(model):
         inputs, _ = with_decoder_inputs(model, inputs)
@@ -128,7 +183,7 @@ def _of_inputs(model: nn.Module, tokenizer: Any, inputs: dict[str, Any], state: 
         try:
             check_decoder(model)
         except SinkscopeError as reason:
-            return _of_record(record, state, f"These are maps of its decoder, and policies are at rest: {reason}")
+            return _of_record(record, given, f"These are maps of its decoder, and policies are at rest: {reason}")
     check_inputs(model, inputs)
     ids, mask = inputs.pop("input_ids", None), inputs.get("attention_mask")
     if not isinstance(ids, Tensor) or ids.dim() != 2 or len(ids) != 1:
@@ -140,11 +195,11 @@ def _of_inputs(model: nn.Module, tokenizer: Any, inputs: dict[str, Any], state: 
         raise SinkscopeError(f"there are {ids.shape[1]:,} tokens, and a map may have {MOST:,}; give a smaller image.")
     reader = TextModel(model, ids[0], tokenizer, inputs)
     if not inputs:
-        return _opened(reader, named(tokenizer, ids[0]), long_ids=ids[0], state=state)
+        return _opened(reader, named(tokenizer, ids[0]), given, long_ids=ids[0])
     note = (
         f"The tab for streaming is left out: it reads token ids alone, and here they stand beside {', '.join(inputs)}."
     )
-    return _opened(reader, named(tokenizer, ids[0]), note=note, state=state)
+    return _opened(reader, named(tokenizer, ids[0]), given, note=note)
 
 
 def named(tokenizer: Any, ids: Tensor) -> list[str]:

@@ -15,6 +15,7 @@ from sinkscope.explorer.results import HeadMaps, Overview
 from sinkscope.probes import Entropy, Maps, Received
 from sinkscope.scope.collect import measure_layer
 
+SHARPEST_FIRST = ("entropy", "value")  # rankings in which small comes first
 THUMBNAIL = 64  # cells of a thumbnail along each side
 
 
@@ -64,3 +65,10 @@ def free_scores(record: xr.Dataset) -> dict[str, np.ndarray]:
         ratio = norms[..., 0] / norms[..., 1:].mean(-1)
         scores["value"] = np.repeat(ratio, mass.size // ratio.size, axis=-1).reshape(-1)
     return scores
+
+
+def order_of(scores: np.ndarray | None, ranking: str, units: int) -> list[int]:
+    """All heads in the order of a ranking; by layer where its scores [unit] are not known."""
+    if scores is None:
+        return list(range(units))
+    return np.argsort(scores if ranking in SHARPEST_FIRST else -scores, kind="stable").tolist()

@@ -12,6 +12,7 @@ import numpy as np
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.configuration import Choice, Number, controls_of
 from sinkscope.explorer.derived import OVER_NAMES
+from sinkscope.explorer.parts import SPAN_NAMES
 from sinkscope.explorer.results import HeadMaps
 
 SIDE = 512  # cells of a tile along each side at most
@@ -25,6 +26,7 @@ HIDING_NAMES = {
     "first keys hidden, the rest renormalised": "renormalised",
 }
 FIRST = 4  # keys whose mass ranks the heads, and that stand widened beside the map
+CELL_NAMES = {"tokens": "tokens", "words": "words"}
 COMPARING_NAMES = {"nothing": "nothing", "difference map": "difference", "side by side": "side by side"}
 RANKINGS = {
     "layer": "layer",
@@ -125,9 +127,18 @@ class MapOptions:
             OVER_NAMES,
         ),
     ] = "head"
+    cells: Annotated[
+        str, Choice("cells", "a row and a column for each token, or for each word: its subwords summed", CELL_NAMES)
+    ] = "tokens"
+    spans: Annotated[
+        str, Choice("spans", "parts of the text as bands beside the map, and the attention between them", SPAN_NAMES)
+    ] = "none"
 
     def __post_init__(self) -> None:
-        known_names = {"scale": SCALE_NAMES, "hiding": HIDING_NAMES, "compare": COMPARING_NAMES, "over": OVER_NAMES}
+        known_names = {"scale": SCALE_NAMES, "hiding": HIDING_NAMES, "compare": COMPARING_NAMES, "over": OVER_NAMES} | {
+            "cells": CELL_NAMES,
+            "spans": SPAN_NAMES,
+        }
         for name, names in known_names.items():
             value, known = getattr(self, name), names.values()
             if value not in known:
@@ -141,7 +152,7 @@ class MapOptions:
     @property
     def is_plain(self) -> bool:
         """Whether all of a map is shown as it is, alone and on the usual scale."""
-        usual = vars(MapOptions(hidden=self.hidden, over=self.over))
+        usual = vars(MapOptions(hidden=self.hidden, over=self.over, spans=self.spans))
         return all(getattr(self, name) == value for name, value in usual.items())
 
     @property
@@ -211,14 +222,14 @@ def _part_of(maps: HeadMaps, unit: int, options: MapOptions) -> _Part:
     region = options.region or (maps.tokens.start, maps.tokens.stop) * 2
     rows, columns = _cells(maps, *region[:2]), _cells(maps, *region[2:])
     values, left = _shown(maps, unit, rows, columns, options)
-    small = pooled(scaled(values, options.scale), SIDE)
+    small = pooled(_spread(maps, scaled(values, options.scale), rows, columns), SIDE)
     first = _cells(maps, maps.first, maps.first + FIRST)
     if columns.start == 0 and columns.stop >= first.stop:
         sinks, shown = values[:, first], small
     else:
         sinks = _shown(maps, unit, rows, first, options)[0]
         shown = np.concatenate([small.ravel(), scaled(sinks, options.scale).ravel()])
-    sinks = pooled(scaled(sinks, options.scale), SIDE)
+    sinks = pooled(_spread(maps, scaled(sinks, options.scale), rows, first), SIDE)
     ends = limits(shown, options.scale, stretched=options.hiding != "nothing")
     return _Part(small, sinks, ends, (_tokens(maps, rows), _tokens(maps, columns), _tokens(maps, first)), left)
 
@@ -255,7 +266,10 @@ def _difference(
     options: MapOptions,
 ) -> np.ndarray:
     """[row, column] of two heads on the scale of the options, NaN where there is no difference to tell."""
-    both = [_shown(*each, _cells(each[0], *query), _cells(each[0], *key), options)[0] for each in (one, two)]
+    both = []
+    for maps, unit in (one, two):
+        cells = _cells(maps, *query), _cells(maps, *key)
+        both.append(_spread(maps, _shown(maps, unit, *cells, options)[0], *cells))
     if options.scale == "logit":
         return both[0] - both[1]
     is_unseen = np.isnan(both[0]) & np.isnan(both[1])
@@ -278,7 +292,10 @@ def row_of(maps: HeadMaps, unit: int, query: int, options: MapOptions, length: i
         return None
     values, _ = _shown(maps, unit, _cells(maps, query, query + 1), slice(0, maps.cells), options)
     row = np.full(length, np.nan, dtype=np.float32)
-    row[maps.first + maps.starts] = values[0]
+    if maps.is_spread:
+        row[maps.first : maps.first + maps.length] = np.repeat(values[0], _sizes(maps))
+    else:
+        row[maps.first + maps.starts] = values[0]
     return row, WHOLE_LOG if options.scale == "log" else limits(values, options.scale, stretched=True)
 
 
@@ -315,6 +332,19 @@ def _shown(maps: HeadMaps, unit: int, rows: slice, columns: slice, options: MapO
     return weights[:, columns], left
 
 
+def _spread(maps: HeadMaps, values: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+    """Values [row, column] of cells; where these have several tokens, repeated for each."""
+    if not maps.is_spread:
+        return values
+    sizes = _sizes(maps)
+    return values.repeat(sizes[rows], axis=0).repeat(sizes[columns], axis=1)
+
+
+def _sizes(maps: HeadMaps) -> np.ndarray:
+    """[cell] how many tokens each has."""
+    return np.diff(maps.starts, append=maps.length)
+
+
 def _cells(maps: HeadMaps, first: int, stop: int) -> slice:
     low = int(np.searchsorted(maps.starts, max(0, first - maps.first), side="right")) - 1
     high = int(np.searchsorted(maps.starts, max(0, stop - maps.first)))
@@ -330,7 +360,8 @@ def values_of(maps: HeadMaps, unit: int, options: MapOptions) -> tuple[np.ndarra
     """Probabilities or logits of the part shown, [row, column], and its rows and columns in tokens."""
     region = _fitting(options, maps).region or (maps.tokens.start, maps.tokens.stop) * 2
     rows, columns = _cells(maps, *region[:2]), _cells(maps, *region[2:])
-    return _shown(maps, unit, rows, columns, options)[0], _places(maps, rows), _places(maps, columns)
+    values = _spread(maps, _shown(maps, unit, rows, columns, options)[0], rows, columns)
+    return values, _places(maps, rows), _places(maps, columns)
 
 
 def difference_values(
@@ -347,4 +378,6 @@ def difference_values(
 def _places(maps: HeadMaps, cells: slice) -> slice:
     """The first token, the one behind the last, and the tokens in a cell, as even as they are."""
     first, stop = _tokens(maps, cells)
+    if maps.is_spread:
+        return slice(first, stop, 1)
     return slice(first, stop, -(-(stop - first) // (cells.stop - cells.start)))

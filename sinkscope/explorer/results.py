@@ -42,6 +42,7 @@ class HeadMaps(ABC):
     length: int  # tokens covered
     has_logits: bool = True
     sums_to_one: bool = True  # whether the weights of a row are shares of one whole
+    is_spread: bool = False  # whether cells have several tokens, each of which the numbers of the cell are those of
 
     @property
     def cells(self) -> int:
@@ -63,6 +64,10 @@ class HeadMaps(ABC):
     def said(self, unit: int) -> str:
         """A sentence on how the cells of a map come about; empty for those of one head."""
         return ""
+
+    def texts(self, tokens: list[str]) -> list[str]:
+        """The text of each cell, of the texts of all tokens."""
+        return [tokens[place] for place in self.first + self.starts]
 
     def group_size(self, unit: int) -> int | None:
         """How many heads of a layer share keys and values with one, itself among them; None where nobody knows."""

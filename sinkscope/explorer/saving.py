@@ -37,7 +37,7 @@ ENDED = "The explorer was closed. Run this cell to open it again."
 
 def view_record(controller: Controller) -> xr.Dataset:
     """The map of the head shown, one cell a token, with the losses of the configuration and of the model as it is."""
-    maps, model = controller.maps, controller.model
+    maps, model = controller.head_maps, controller.model
     if maps is None:
         raise _nothing_read(controller)
     unit, whole = maps.units[controller.unit], slice(0, maps.cells)
@@ -95,7 +95,7 @@ def code_of(controller: Controller, text: str | None = None) -> str:
         raise SinkscopeError("a saved record was opened without its model, so there is no code that measures it again.")
     if model is None or reading is None or dense is None:
         raise _nothing_read(controller)
-    configuration, maps = reading.configuration, controller.maps
+    configuration, maps = reading.configuration, controller.head_maps
     assert maps is not None
     name, heads = model_attributes(model.model)["model"], maps.name(controller.unit)
     chosen, made = _chosen(maps, controller.unit)
@@ -125,6 +125,7 @@ def code_of(controller: Controller, text: str | None = None) -> str:
         f"    model({seen})",
         f'attention_map = scope.array("attention_map")[0]{made}  # [query, key]',
         "",
+        *_sums(controller),
         *([] if model.beside else _perplexities(dense, reading)),
     ]
     return "\n".join(lines) + "\n"
@@ -140,6 +141,22 @@ def _chosen(maps: HeadMaps, unit: int) -> tuple[str, str]:
     if maps.which == "all":
         return "", made
     return f"layers={layers}, " + f"heads={heads}, " * (maps.which == "group"), made
+
+
+def _sums(controller: Controller) -> list[str]:
+    """Lines that make of the map what stands beside it, or a comment on it."""
+    found = []
+    if controller.map_options.cells == "words":
+        found.append("# it was shown summed to words; sinkscope.by_span with sinkscope.Spans.words does that\n")
+    if spans := controller.parts.shown:
+        rows = [list(row) for row in spans.rows]
+        found += [
+            f"spans = sinkscope.Spans({list(spans.names)!a}, {rows})",
+            "is_in = spans.numbers(len(attention_map))[:, None] == range(len(spans))",
+            "mass = is_in.T @ (attention_map.values @ is_in) / is_in.sum(0)[:, None]  # [query_span, key_span]",
+            "",
+        ]
+    return found
 
 
 def _state_line(controller: Controller) -> list[str]:

@@ -83,7 +83,8 @@ def adopt(controller: Controller, state: State) -> None:
             raise SinkscopeError("logits need the model; a saved map holds probabilities only.")
         if state.pinned is not None or not state.configuration.is_baseline:
             raise SinkscopeError(f"the state asks for a policy, and {NEEDS_MODEL}.")
-    if problem := why_not(controller.now_maps, controller.unit, state.map_options):
+    options = state.map_options
+    if problem := why_not(controller.now_maps, controller.unit, options) or controller.parts.why_not(options):
         raise SinkscopeError(f"the state cannot be shown: {problem}.")
     for configuration in (state.configuration, state.pinned):
         if configuration is not None:

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.perplexity import Run, check_run, reader_of
-from sinkscope.explorer.background import Deliver, Worker
+from sinkscope.explorer.background import Deliver, Worker, sentence
 from sinkscope.explorer.configuration import MOST_SINKS, POLICIES, Configuration
-from sinkscope.explorer.controller import sentence
 from sinkscope.explorer.display import CHANGED, DENSE, alert, lay_out, vertical_line
 from sinkscope.explorer.text_model import TextModel, copy_sharing_weights
 from sinkscope.policies import Policy

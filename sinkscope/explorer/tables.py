@@ -17,7 +17,7 @@ from sinkscope.reporting.tables import plain_csv
 from sinkscope.seals import held_by
 
 MOST_COPIED = 200_000  # rows
-TABLES = {"row of the query": "row", "part of the map": "map", "all heads": "heads"}
+TABLES = {"row of the query": "row", "part of the map": "map", "all heads": "heads", "spans": "spans"}
 
 
 def table_of(controller: Controller, what: str) -> pd.DataFrame:
@@ -34,6 +34,8 @@ def table_of(controller: Controller, what: str) -> pd.DataFrame:
         raise SinkscopeError(f"{CLOSED if controller.is_closed else waiting}.")
     if what == "heads":
         return _heads(controller)
+    if what == "spans":
+        return controller.parts.table()
     region = controller.map_options.region or (maps.tokens.start, maps.tokens.stop) * 2
     if what == "row":
         if controller.query not in maps.tokens:
@@ -47,7 +49,7 @@ def table_of(controller: Controller, what: str) -> pd.DataFrame:
 
 def _cells(controller: Controller, region: tuple[int, int, int, int]) -> pd.DataFrame:
     """A row for each cell of the region that a query sees."""
-    maps, beside, tokens = controller.maps, controller.comparison, controller.tokens
+    maps, beside = controller.maps, controller.comparison
     assert maps is not None
     places = maps.first + maps.starts
     rows, columns = (np.flatnonzero((places >= low) & (places < stop)) for low, stop in (region[:2], region[2:]))
@@ -55,7 +57,8 @@ def _cells(controller: Controller, region: tuple[int, int, int, int]) -> pd.Data
         raise SinkscopeError("the part of the map that is shown holds no cell of its own; zoom out.")
     parts = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
     query, key = (grid.ravel() for grid in np.meshgrid(places[parts[0]], places[parts[1]], indexing="ij"))
-    found = {"query": query, "key": key, "token": [tokens[place] for place in key]}
+    texts = maps.texts(controller.tokens)[parts[1]] * (parts[0].stop - parts[0].start)
+    found = {"query": query, "key": key, "token": texts}
     found |= _values(maps, controller.unit, parts, "")
     seen, table = ~np.isnan(found["probability"]), pd.DataFrame(found)
     partner, is_compared = beside.partner, controller.map_options.compare != "nothing" and not beside.problem

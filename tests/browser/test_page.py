@@ -142,6 +142,20 @@ def test_a_second_setting_stands_beside_the_first_with_head_query_and_zoom_in_co
     page.locator("#map-1").wait_for(state="hidden")
 
 
+def test_heads_and_tokens_are_gone_to_by_number_and_text(page):
+    page.get_by_label("go to head").fill("0.2")
+    page.keyboard.press("Enter")
+    settled(page, "#map-0", "layer 0, head 2")
+    page.get_by_label("find token").fill("17")
+    page.keyboard.press("Enter")
+    settled(page, "#text-0", "query 17")
+    page.locator("#text-0 .sinkscope-token").nth(9).hover()
+    page.mouse.move(2, 2)
+    page.get_by_label("find token").fill("nowhere in this text")
+    page.keyboard.press("Enter")
+    page.locator("#finder [role=status]", has_text="not found").wait_for()
+
+
 def test_a_pooled_map_says_so_and_its_cells_are_the_largest_of_the_records(browser, file, tmp_path):
     small = save_page(reader(), WORDS, tmp_path / "small.html", ASKED, file.stat().st_size / 1e6 - 0.012)
     page, heard = opened(browser, small)

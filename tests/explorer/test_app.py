@@ -18,6 +18,7 @@ from sinkscope.explorer.controller import NEEDS_MODEL
 from sinkscope.explorer.pixels import RANKINGS, MapOptions
 from sinkscope.explorer.results import Change
 from sinkscope.explorer.saving import view_record
+from sinkscope.explorer.wiring import answer
 from tests.explorer.hostile import ESCAPED, HOSTILE, QUOTED, Tokenizer, is_harmless, pages
 from tests.explorer.references import text
 from tests.support.zoo import build
@@ -197,7 +198,7 @@ def test_hovering_is_answered_with_the_exact_numbers_of_the_cell(app, monkeypatc
     sent = []
     monkeypatch.setattr(app.pictures.map, "send", sent.append)
     for query, key in ((30, 4), (4, 30)):
-        app._hovered(None, {"kind": "hover", "query": query, "key": key, "request": 1}, [])
+        answer(app.controller, app.pictures.map, {"kind": "hover", "query": query, "key": key, "request": 1})
     probability, logit = app.controller.numbers(30, 4)
     assert (sent[0]["probability"], sent[0]["logit"]) == (probability, logit) and sent[1]["hidden"]
 

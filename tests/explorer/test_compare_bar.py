@@ -9,6 +9,7 @@ from sinkscope import SinkscopeError, explore, figures
 from sinkscope.explorer import launch, tables
 from sinkscope.explorer.saving import code_of
 from sinkscope.explorer.tables import copied
+from sinkscope.explorer.wiring import answer
 from tests.explorer.hostile import Tokenizer
 from tests.explorer.references import text
 from tests.support.zoo import build
@@ -34,7 +35,7 @@ def test_the_difference_is_drawn_and_hovering_tells_both_numbers(app, monkeypatc
     assert frame["caption"].endswith("· dense") and " minus " in frame["caption"]
     assert app.pictures.map.pixels == app.controller.tile().pixels.tobytes()
     for query, key in ((40, 4), (40, 39), (4, 40)):
-        app._hovered(app.pictures.map, {"kind": "hover", "query": query, "key": key, "request": 1}, [])
+        answer(app.controller, app.pictures.map, {"kind": "hover", "query": query, "key": key, "request": 1})
     dense, maps, unit = app.controller.dense.reading.maps, app.controller.maps, app.controller.unit
     for told, key in zip(sent[:2], (4, 39), strict=True):
         cell = slice(40, 41), slice(key, key + 1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sinkscope import SinkscopeError
-from sinkscope.explorer.background import Mailbox
-from sinkscope.explorer.controller import Controller, sentence
+from sinkscope.explorer.background import Mailbox, sentence
+from sinkscope.explorer.controller import Controller
 from tests.explorer.fakes import LENGTH, TEXTS, WAIT, Gate, ask, is_whole
 
 INVALID = [

@@ -26,7 +26,7 @@ from typing import Any
 import anywidget
 import traitlets
 
-__all__ = ["Atlas", "Explained", "HeadMap", "Losses", "Message", "TokenText"]
+__all__ = ["Atlas", "Explained", "Finder", "HeadMap", "Losses", "Message", "TokenText"]
 
 SHARED = ["colours.js", "stage.js", "texts.js"]
 STYLE = (resources.files(__package__) / "canvases.css").read_text(encoding="utf-8")
@@ -92,8 +92,9 @@ class HeadMap(anywidget.AnyWidget):
     # that of the keys in the strip, if there is one; `length` of the text in tokens; `low` and `high`, the values of 1
     # and 255 on the shown scale, in `unit`; `scale` ("log", "linear" or "logit"), `unit` ("probability", "logit" or
     # "log10 probability"); `diverging` (colours centred on zero); `request`, `caption`; `preview`, shown above the map
-    # if not "", and `said`, below it. Of a comparison: `farthest`, whether it is a difference, whose farthest value
-    # from zero is kept; `link`, if not "", with which maps show each other's pointer; `sides`, the captions of the two
+    # if not "", and `said`, below it; `spans`, named parts of the text: `names`, and `ranges` [number, start, stop]. Of
+    # a comparison: `farthest`, whether it is a difference, whose farthest value from zero is kept; `link`, if not "",
+    # with which maps show each other's pointer; `sides`, the captions of the two
     frame = traitlets.Dict().tag(sync=True)
     tokens = traitlets.List(traitlets.Unicode()).tag(sync=True)
     # [q0, q1, k0, k1], the part shown; empty is everything. The browser sets it after zoom and pan and shows the old
@@ -167,6 +168,18 @@ class Losses(anywidget.AnyWidget):
     tokens = traitlets.List(traitlets.Unicode()).tag(sync=True)
     query = traitlets.Int(0).tag(sync=True)
     dimmed = traitlets.Bool(False).tag(sync=True)
+
+
+class Finder(anywidget.AnyWidget):
+    """Goes to a head by the numbers of its layer and its own, and to a token by its place or a part of the text."""
+
+    _esm = module("finder.js")
+    _css = STYLE
+
+    places: traitlets.List[list[int]] = traitlets.List().tag(sync=True)  # [layer, head] of each unit
+    tokens = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    selected = traitlets.Int(0).tag(sync=True)  # the unit that is shown
+    query = traitlets.Int(0).tag(sync=True)
 
 
 class Explained(anywidget.AnyWidget):

@@ -14,8 +14,13 @@ export default {
     const wishes = { view: model.get("view"), asked: null, waiting: null, hovered: null, linked: null, inSinks: false };
     const map = { model, life, root: el, ...wishes, ...buildMap(el) };
     map.redraw = onNextFrame(life, map.stage, () => drawMap(map));
+    map.point = pointing(life, el, (tokens) => {
+      map.pointed = tokens;
+      map.redraw();
+    });
     life.follow(model, ["change:frame"], () => takeFrame(map));
-    life.follow(model, ["change:tokens", "change:query"], map.redraw);
+    life.follow(model, ["change:tokens"], map.redraw);
+    life.follow(model, ["change:query"], () => revealQuery(map));
     life.follow(model, ["change:view"], () => followView(map));
     life.follow(model, ["change:dimmed"], () => showStale(el, map.canvas, model.get("dimmed")));
     life.follow(model, ["msg:custom"], (message) => takeNumbers(map, message));
@@ -58,6 +63,8 @@ function buildMap(root) {
   const tip = tipIn(stage);
   const said = element("div", "sinkscope-said", root);
   said.hidden = true;
+  const spans = element("div", "sinkscope-curves sinkscope-bands", root);
+  spans.hidden = true;
   const live = element("div", "sinkscope-unseen", root);
   live.setAttribute("aria-live", "polite");
   const help = element("div", "sinkscope-unseen", root, MAP_HELP);
@@ -68,7 +75,7 @@ function buildMap(root) {
   canvas.setAttribute("aria-roledescription", "attention map");
   canvas.setAttribute("aria-describedby", help.id);
   ribbon.hidden = true;
-  return { caption, zoomIn, zoomOut, zoomAll, stage, canvas, ribbon, tip, said, live };
+  return { caption, zoomIn, zoomOut, zoomAll, stage, canvas, ribbon, tip, said, spans, live };
 }
 
 function takeFrame(map) {
@@ -115,6 +122,7 @@ function hover(map, cell, byKey = false) {
   if (cell) askNumbers(map);
   else map.tip.hidden = true;
   map.redraw();
+  map.point(cell && { query: cell[0], key: cell[1] });
   const { link } = map.model.get("frame");
   if (link) document.dispatchEvent(new CustomEvent("sinkscope-pointed", { detail: { link, cell, from: map.root } }));
 }
@@ -123,6 +131,14 @@ function hover(map, cell, byKey = false) {
 function followPointer(map, { link, cell, from }) {
   if (from === map.root || link !== map.model.get("frame").link) return;
   map.linked = cell;
+  map.redraw();
+}
+
+// A query that was chosen elsewhere is brought into the part that is shown.
+function revealQuery(map) {
+  const [view, query] = [viewOf(map), map.model.get("query")];
+  const [away] = middle(view);
+  if (query < view[0] || query >= view[1]) ask(map, panned(view, map.model.get("frame").length ?? 0, query - away, 0));
   map.redraw();
 }
 
@@ -160,7 +176,11 @@ function linesOf(map) {
   const both = `${exact("probability", share)} · ${exact("logit", number)}`;
   const alone = map.numbers?.hidden ? "not seen by this query" : (map.numbers?.words ?? both);
   const numbers = map.numbers?.partner ? pairOf(map) : [alone];
-  return [`query ${query} ${visible(tokens[query] ?? "")}`, `key ${key} ${visible(tokens[key] ?? "")}`, ...numbers];
+  const named = (token) => {
+    const span = spanOf(map.model.get("frame"), token);
+    return `${visible(tokens[token] ?? "")}${span ? ` [${visible(span, 24)}]` : ""}`;
+  };
+  return [`query ${query} ${named(query)}`, `key ${key} ${named(key)}`, ...numbers];
 }
 
 // The numbers of what is shown and of what it is compared with, and their difference.

@@ -11,8 +11,12 @@ const CURVES = [
 export default {
   render({ model, el }) {
     const life = lifetime();
-    const chart = { model, life, root: el, hovered: -1, ...buildChart(el) };
+    const chart = { model, life, root: el, hovered: -1, linked: -1, ...buildChart(el) };
     chart.redraw = onNextFrame(life, chart.stage, () => drawChart(chart));
+    chart.tell = pointing(life, el, (tokens) => {
+      chart.linked = tokens?.query ?? tokens?.key ?? -1;
+      chart.redraw();
+    });
     life.follow(model, ["change:frame", "change:query"], chart.redraw);
     life.follow(model, ["change:dimmed"], () => showStale(el, chart.canvas, model.get("dimmed")));
     followPage(life, chart.stage, chart.redraw);
@@ -147,7 +151,7 @@ function drawMean(scene, { colour, dash }, mean) {
 // The chosen query, and the token that is pointed at.
 function drawPlaces(scene) {
   const { chart, frame, context, theme, area } = scene;
-  for (const [token, width] of [[chart.model.get("query"), 1.5], [chart.hovered, 1]]) {
+  for (const [token, width] of [[chart.model.get("query"), 1.5], [chart.hovered, 1], [chart.linked, 1]]) {
     if (token < 0 || token >= frame.length) continue;
     const [x] = pointOf(scene, token, 0);
     casedLine(context, theme, width, (path) => {
@@ -190,6 +194,7 @@ function listenToChart(chart) {
   const point = (token) => {
     if (token !== chart.hovered) chart.redraw();
     chart.hovered = token;
+    chart.tell(token < 0 ? null : { query: token });
     tip.hidden = token < 0;
   };
   life.on(canvas, "pointermove", (event) => {

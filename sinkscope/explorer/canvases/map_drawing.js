@@ -6,6 +6,8 @@ const TEXTS = 124; // and for the texts of tokens too; the canvas as a whole kee
 const TOKEN_CELL = 12; // css pixels from which a row or column has room for its token's text
 const SINK_CELL = 14; // css pixels that each key in the strip is wide, where there is room,
 const NARROW = 420; // that is from this width on,
+const BAND = 9; // css pixels for the spans along keys and queries, where there are some
+const BAND_COLOURS = ["first", "second", "third", "fourth", "bar", "faint"];
 const SINK_GAP = 8; // and between the strip and the map
 
 function placed(map) {
@@ -14,15 +16,16 @@ function placed(map) {
   const keys = map.model.get("frame").sinks ?? null;
   const cell = width < NARROW ? SINK_CELL / 2 : SINK_CELL;
   const strip = keys === null ? 0 : sinkColumns(map) * cell + SINK_GAP;
-  const whole = width - strip - MARGIN.right; // with the margin for what is written
-  const tall = Math.min(Math.max(whole, 280), tallest() - MARGIN.top);
+  const band = (map.model.get("frame").spans?.ranges ?? []).length ? BAND : 0;
+  const whole = width - strip - MARGIN.right - band; // with the margin for what is written
+  const tall = Math.min(Math.max(whole, 280), tallest() - MARGIN.top) - band;
   const fits = (low, stop, room) => (stop - low) * TOKEN_CELL <= room - TEXTS;
   const hasTexts = fits(view[0], view[1], tall) || fits(view[2], view[3], whole);
   const edge = hasTexts ? TEXTS : PLAIN;
   const [wide, high] = [whole - edge, tall - edge];
   const sinks = keys === null ? null : { x: edge, wide: strip - SINK_GAP, keys };
-  const [x, y] = [edge + strip, MARGIN.top];
-  return { x, y, wide, high, edge, hasTexts, width, sinks, height: y + high + edge };
+  const [x, y] = [edge + strip, MARGIN.top + band];
+  return { x, y, wide, high, edge, hasTexts, width, sinks, band, height: y + high + edge };
 }
 
 function sinkColumns(map) {
@@ -45,12 +48,15 @@ function drawMap(map) {
   drawTiles(scene, tilesOf(map, frame, pixels, sinks, Math.round(area.wide * ratio), Math.round(area.high * ratio)));
   drawQuery(scene);
   drawCell(scene);
+  drawPointed(scene);
   drawBox(scene);
   drawAxis(scene, "query");
   drawAxis(scene, "key");
   if (area.sinks) drawSinkKeys(scene);
+  if (area.band) drawBands(scene);
   drawColourScale(scene);
   describeMap(map, frame, view);
+  writeSpans(map, frame);
   const { x, y, wide, high } = area;
   signed(map.canvas, { frame, pixels, sinks, view, area: { x, y, wide, high }, strip: area.sinks });
 }
@@ -143,6 +149,25 @@ function drawCell({ map, context, theme, area, view, dx, dy }) {
   casedLine(context, theme, 1, (path) => path.rect(area.sinks.x + (key - low) * wide, y, wide, dy));
 }
 
+// The row and the column of tokens that are pointed at in another picture.
+function drawPointed({ map, context, theme, area, view, dx, dy }) {
+  if (!map.pointed || map.linked) return;
+  const { query, key } = map.pointed;
+  const inside = (token, low, stop) => token !== undefined && token >= low && token < stop;
+  casedLine(context, theme, 1, (path) => {
+    if (inside(query, view[0], view[1])) {
+      const y = area.y + (query - view[0] + 0.5) * dy;
+      path.moveTo(area.sinks?.x ?? area.x, y);
+      path.lineTo(area.x + area.wide, y);
+    }
+    if (inside(key, view[2], view[3])) {
+      const x = area.x + (key - view[2] + 0.5) * dx;
+      path.moveTo(x, area.y);
+      path.lineTo(x, area.y + area.high);
+    }
+  });
+}
+
 // The part that a drag with shift would zoom into.
 function drawBox({ map, context, theme, area, view, dx, dy }) {
   if (!map.drag?.isBox || !map.drag.now) return;
@@ -210,6 +235,46 @@ function drawSinkKeys({ map, context, theme, area }) {
   context.textAlign = "center";
   context.fillText(`first ${keys[1] - keys[0]}`, x + wide / 2, area.height - 8, wide + SINK_GAP);
   context.restore();
+}
+
+// The spans as bands: of the keys above the map, of the queries at its right.
+function drawBands({ frame, context, theme, area, view, dx, dy }) {
+  const ends = (start, stop, low, high, from, cell) => {
+    const [first, last] = [Math.max(start, low), Math.min(stop, high)];
+    return last > first ? [from + (first - low) * cell, (last - first) * cell] : null;
+  };
+  const thick = BAND - 4;
+  const across = (part, y) => part && context.fillRect(part[0], y, Math.max(part[1] - (part[1] > 4 ? 1 : 0), 0.5), thick);
+  for (const [number, start, stop] of frame.spans.ranges) {
+    context.fillStyle = theme[BAND_COLOURS[number % BAND_COLOURS.length]];
+    const [q0, q1, k0, k1] = view;
+    across(ends(start, stop, k0, k1, area.x, dx), area.y - thick - 2);
+    const { sinks } = area;
+    if (sinks) across(ends(start, stop, ...sinks.keys, sinks.x, sinks.wide / (sinks.keys[1] - sinks.keys[0])), area.y - thick - 2);
+    const rows = ends(start, stop, q0, q1, area.y, dy);
+    if (rows) context.fillRect(area.x + area.wide + 12, rows[0], thick, Math.max(rows[1] - (rows[1] > 4 ? 1 : 0), 0.5));
+  }
+}
+
+// The name of the span that a token is in; empty for none.
+function spanOf({ spans }, token) {
+  const found = (spans?.ranges ?? []).find(([, start, stop]) => start <= token && token < stop);
+  return found ? spans.names[found[0]] : "";
+}
+
+// Which colour stands for which span, where these are few.
+function writeSpans(map, frame) {
+  const names = frame.spans?.names ?? [];
+  const theme = themeOf(map.root);
+  const many = names.length > 12;
+  map.spans.hidden = !names.length;
+  map.spans.replaceChildren();
+  if (many) return void map.spans.append(`${names.length} spans, in turns of ${BAND_COLOURS.length} colours`);
+  names.forEach((name, number) => {
+    const entry = element("span", "sinkscope-span", map.spans);
+    element("span", "sinkscope-swatch", entry).style.background = theme[BAND_COLOURS[number % BAND_COLOURS.length]];
+    entry.append(visible(name, 40));
+  });
 }
 
 function drawColourScale({ frame, context, theme, area }) {

@@ -167,6 +167,21 @@ function listenToCopies(life, model, root, node) {
   });
 }
 
+// Tells the other canvases of the same explorer which tokens are pointed at, by `query` and `key`, and hears of theirs;
+// null where there is none any more.
+function pointing(life, root, heard) {
+  const home = () => root.closest(".sinkscope-app");
+  life.on(document, "sinkscope-tokens", ({ detail }) => {
+    if (detail.from !== root && home() && home() === detail.from.closest(".sinkscope-app")) heard(detail.tokens);
+  });
+  let last = null;
+  return (tokens) => {
+    if (tokens?.query === last?.query && tokens?.key === last?.key) return;
+    last = tokens;
+    document.dispatchEvent(new CustomEvent("sinkscope-tokens", { detail: { from: root, tokens } }));
+  };
+}
+
 function showStale(root, canvas, dimmed) {
   root.classList.toggle("sinkscope-dimmed", dimmed);
   root.setAttribute("aria-busy", String(dimmed));

@@ -149,8 +149,13 @@ function listenToBars(text) {
     const { inner } = barsArea(text);
     const values = text.values;
     const key = Math.floor(((pointIn(canvas, event)[0] - BARS.left) / inner) * values.length);
-    if (!(key >= 0 && key < values.length)) return void (tip.hidden = true);
+    const isKey = key >= 0 && key < values.length;
+    text.point(isKey ? { key } : null);
+    if (!isKey) return void (tip.hidden = true);
     showTip(stage, tip, ...pointIn(stage, event), [labelOfToken(text, key)]);
   });
-  life.on(canvas, "pointerleave", () => (tip.hidden = true));
+  life.on(canvas, "pointerleave", () => {
+    text.point(null);
+    tip.hidden = true;
+  });
 }

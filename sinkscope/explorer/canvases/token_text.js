@@ -20,6 +20,7 @@ export default {
     });
     life.follow(model, ["change:mode", "change:can_evict", "change:why_not"], () => showMode(text));
     life.follow(model, ["change:dimmed"], () => showStale(el, text.canvas, model.get("dimmed")));
+    text.point = pointing(life, el, (tokens) => markPointed(text, tokens));
     followPage(life, text.stage, redraw);
     listenToTokens(text);
     listenToBars(text);
@@ -197,6 +198,8 @@ function listenToTokens(text) {
     focusToken(text, place);
     act(text, place, event.altKey);
   });
+  life.on(box, "pointerover", (event) => text.point(placeUnder(event) === null ? null : { key: placeUnder(event) }));
+  life.on(box, "pointerleave", () => text.point(null));
   keepKeys(life, box, (event) => pressTokenKey(text, event));
   listenToCopies(life, text.model, text.root, box);
   for (const [mode, input] of Object.entries(modes)) {
@@ -205,6 +208,15 @@ function listenToTokens(text) {
       model.set("mode", mode);
       model.save_changes();
     });
+  }
+}
+
+// Tokens that are pointed at in another picture.
+function markPointed(text, tokens) {
+  for (const [name, place] of [["query", tokens?.query], ["key", tokens?.key]]) {
+    const className = `sinkscope-pointed-${name}`;
+    text.box.querySelector(`.${className}`)?.classList.remove(className);
+    text.spans[place]?.classList.add(className);
   }
 }
 

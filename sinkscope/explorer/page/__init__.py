@@ -1,6 +1,7 @@
 """The explorer as one HTML file that needs no kernel and no network: the same canvases, over numbers read beforehand.
 
 packing     what is shown of each setting, as few bytes
+held.js     unpacks it again
 page.js     answers the canvases, as the controller does beside a kernel; page.html, page.css
 """
 
@@ -17,7 +18,7 @@ from typing import Any
 
 from sinkscope.attention.placement import is_same
 from sinkscope.errors import SinkscopeError, shown
-from sinkscope.explorer.canvases import STYLE, Atlas, HeadMap, Losses, TokenText, module
+from sinkscope.explorer.canvases import STYLE, Atlas, Finder, HeadMap, Losses, TokenText, module
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.controller import CLOSED, NEEDS_MODEL, Controller
 from sinkscope.explorer.derived import OVER_NAMES, ManyHeads, why_not
@@ -318,12 +319,13 @@ def _rendered(
 
 def page_script() -> str:
     """One module: what the canvases share, each in a block with names of its own, and what answers them."""
-    canvases, shared = {"atlas": Atlas, "map": HeadMap, "text": TokenText, "losses": Losses}, module()
+    canvases = {"atlas": Atlas, "map": HeadMap, "text": TokenText, "losses": Losses, "finder": Finder}
+    shared = module()
     blocks = [
         f"{{{str(each._esm).removeprefix(shared).replace('export default {', f'CANVASES.{name} = {{', 1)}\n}}"
         for name, each in canvases.items()
     ]
-    return "\n".join([shared, "const CANVASES = {};", *blocks, _resource("page.js")])
+    return "\n".join([shared, "const CANVASES = {};", *blocks, _resource("held.js"), _resource("page.js")])
 
 
 def _resource(name: str) -> str:
