@@ -14,7 +14,7 @@ import ipywidgets as w
 import xarray as xr
 from torch import Tensor
 
-from sinkscope.arguments import checks_types
+from sinkscope.arguments import checks_types, whole_number
 from sinkscope.explorer.background import Interrupts, Mailbox, sentence
 from sinkscope.explorer.canvases import Explained, Finder
 from sinkscope.explorer.configuration import CONTROLS, Configuration
@@ -25,11 +25,13 @@ from sinkscope.explorer.overview import saved_overview
 from sinkscope.explorer.page import MEGABYTES, page_of
 from sinkscope.explorer.pixels import MAP_CONTROLS
 from sinkscope.explorer.results import Change, HeadMaps
+from sinkscope.explorer.rewriting import Rewriting
 from sinkscope.explorer.saving import ENDED, NEEDS_KERNEL, SaveBar, save_view, static_picture, view_record
 from sinkscope.explorer.streaming import StreamingTab
 from sinkscope.explorer.tables import save_table
 from sinkscope.explorer.text_model import TextModel
 from sinkscope.explorer.wiring import descendants, wire
+from sinkscope.explorer.writing import WritingBar
 from sinkscope.policies import Policy
 from sinkscope.spans import Spans
 
@@ -61,47 +63,104 @@ class Explorer(w.VBox):
         spans: Mapping[str, Spans] | None = None,
         offered: Mapping[str, dict[str, Any]] | None = None,
     ) -> None:
-        self.streaming: StreamingTab | None = None
-        self._mailbox = Mailbox()
-        self._code_text, self._picture, self._page = code_text, None, ""
+        super().__init__()
+        self.add_class("sinkscope-app")
+        self._picture, self._page = None, ""
         self._drawing: asyncio.TimerHandle | None = None  # of the still picture, when the changes have stopped
         self._shown_in: int | None = None  # number of the cell that displayed it last
         self._interrupts = Interrupts(self._interrupted)
-        self.controller = Controller(model, tokens, saved, self._mailbox.deliver)
-        self.controller.parts.given, self.controller.offered = dict(spans or {}), dict(offered or {})
+        self._mailbox = Mailbox()
+        self.rewriting = Rewriting(self, self._mailbox.deliver)
+        controller = Controller(model, tokens, saved, self._mailbox.deliver)
+        controller.parts.given, controller.offered = dict(spans or {}), dict(offered or {})
         if state is not None:
-            self.controller.adopt(state)  # which refuses what is of another text or model before there is any widget
-        self.controller.listen = self._changed
-        self.controls, self.map_controls = Controls(self.controller), MapControls(self.controller)
-        self.compare = CompareBar(self.controller)
-        self.pictures = Pictures(self.controller)
-        self.finder = Finder(tokens=tokens, query=self.controller.query)
+            controller.adopt(state)  # which refuses what is of another text or model before there is any widget
+        self._open(controller, long_ids, code_text, note)
+
+    def _open(self, controller: Controller, long_ids: Tensor | None, code_text: str | None, note: str) -> None:
+        """Make the widgets of a controller, and have it begin."""
+        model, saved = controller.model, controller.saved
+        self._code_text, self.controller = code_text, controller
+        controller.listen = self._changed
+        self.controls, self.map_controls = Controls(controller), MapControls(controller)
+        self.compare, self.pictures = CompareBar(controller), Pictures(controller)
+        self.finder = Finder(tokens=controller.tokens, query=controller.query)
         self.headline, self.busy = w.HTML(), w.HTML()
         self._note = f"<i>{escape(note)}</i>" if note else ""
         self.problem = w.HTML(self._note)
         self.next_tokens, self.continuation, self.price = w.HTML(), w.HTML(), w.HTML()
         self.spans = w.HTML(layout={"overflow": "auto"})
-        self.saving = SaveBar(self.save_to, self.save_csv)
+        self.saving, self.writing = SaveBar(self.save_to, self.save_csv), WritingBar(model)
+        self.streaming: StreamingTab | None = None
         if model is not None and long_ids is not None:
-            self.streaming = StreamingTab(model, long_ids, self._mailbox.deliver, self.controller.cancel)
-        super().__init__(self._laid_out())
-        self.add_class("sinkscope-app")
+            self.streaming = StreamingTab(model, long_ids, self._mailbox.deliver, controller.cancel)
+        self.children = self._laid_out()
         wire(self)
         self.saving.button.on_click(lambda _: self._draw_picture())
         if saved is not None:
-            self.controller.now.overview = saved_overview(saved)
-            self.controller.open_on(self.controller.now.overview.scores.get("mass"))
+            controller.now.overview = saved_overview(saved)
+            controller.open_on(controller.now.overview.scores.get("mass"))
             self._draw_reading()
             self._note = self._note or "<i>A saved record was opened without its model, so policies are at rest.</i>"
             self._say("")
-        self.controller.begin()
+        controller.begin()
 
     # --- life -----------------------------------------------------------------------------------------------------
 
     @checks_types
     def wait(self, timeout: float | None = 60) -> bool:
         """Wait until nothing is under way, and show what came; False after `timeout` seconds."""
-        return self._mailbox.pump(lambda: not self.controller.busy, timeout)
+        return self._mailbox.pump(lambda: not self.controller.busy and not self.rewriting.is_busy, timeout)
+
+    @checks_types
+    def read(self, text: str, length: int | None = None, *, chat: bool = False) -> None:
+        """Show another text under the same setting.
+
+        Args:
+            text: the text itself; or a chat, in which "user:" or another role at the start of a line begins a message.
+            length: tokens of it that are shown at most; up to 2,048 when None.
+            chat: whether it is a chat.
+
+        Raises:
+            SinkscopeError: no tokenizer, an empty text or chat, one of a single token, a length that no map has, a chat
+                template that lacks the roles; what is shown stays.
+        """
+        self.rewriting.read(text, length, chat)
+
+    @checks_types
+    def generate(self, prompt: Any, max_new_tokens: int = 32) -> None:
+        """Have the model write behind a prompt under the setting asked for, and show both; `wait` waits for it.
+
+        Args:
+            prompt: a text, or messages.
+            max_new_tokens: how many tokens at most.
+
+        Raises:
+            SinkscopeError: there is no model, or another count. What else goes wrong is a sentence beside the buttons.
+        """
+        self.rewriting.generate(prompt, whole_number(max_new_tokens, "max_new_tokens", 1))
+
+    def _reopen(self, controller: Controller, long_ids: Tensor) -> None:
+        """Show what another controller looks at, in the place of what is shown."""
+        words, chat, old = self.writing.words.value, self.writing.kind.value, self._parts()
+        self._let_go()
+        self._open(controller, long_ids, None, "")
+        self.writing.words.value, self.writing.kind.value = words, chat
+        for widget in old:
+            widget.close()
+
+    def _parts(self) -> list[w.Widget]:
+        """All widgets inside the application; the partner's map stands nowhere while nothing is compared."""
+        inside = [*self.children, self.pictures.partner]
+        return [*inside, *(each for widget in inside for each in descendants(widget))]
+
+    def _let_go(self) -> None:
+        """Stop all that is under way, and let go of the model and of what was read."""
+        if self._drawing is not None:
+            self._drawing.cancel()
+        self.controller.close()
+        if self.streaming is not None:
+            self.streaming.close()
 
     @property
     def record(self) -> xr.Dataset:
@@ -150,15 +209,11 @@ class Explorer(w.VBox):
     def close(self) -> None:
         """Stop, and leave nothing behind: no thread, no hook, no model; where it was shown a sentence says so."""
         self._interrupts.stop()
-        if self._drawing is not None:
-            self._drawing.cancel()
+        self.rewriting.close()
         if self._picture is not None and not self.controller.is_closed:
             self._picture.update(IPython.display.HTML(f"<p>{escape(ENDED)}</p>{self._page}"))
-        self.controller.close()
-        if self.streaming is not None:
-            self.streaming.close()
-        partner = self.pictures.partner  # stands nowhere while nothing is compared
-        for widget in [*descendants(self), *descendants(partner), partner]:
+        self._let_go()
+        for widget in [*self._parts(), *descendants(self)]:
             widget.close()
         super().close()
 
@@ -181,6 +236,7 @@ class Explorer(w.VBox):
 
     def _interrupted(self) -> None:
         self.controller.cancel()
+        self.rewriting.stop()
         self._say("interrupted: what is shown is as it was")
 
     # --- building -------------------------------------------------------------------------------------------------
@@ -191,7 +247,7 @@ class Explorer(w.VBox):
             words.layout.flex, words.layout.min_width = "1 1 300px", "0"
         predictions = w.Box([self.next_tokens, self.continuation], layout=wrap)
         looks = [self.map_controls, self.compare, self.finder, self.pictures, self.spans]
-        heads = w.VBox([*looks, predictions, self.price, self.saving])
+        heads = w.VBox([*looks, predictions, self.price, self.writing, self.saving])
         tabs = w.Tab([heads], titles=["heads"])
         if streaming := self.streaming:
             tabs.children, tabs.titles = [heads, streaming], ["heads", "streaming"]
@@ -204,6 +260,7 @@ class Explorer(w.VBox):
         }
         if self.streaming is not None:
             explained |= self.streaming.explained
+        explained |= self.writing.explained
         return [Explained(words=explained), top, self.problem, self.controls, tabs]
 
     # --- what the controller says -------------------------------------------------------------------------------------

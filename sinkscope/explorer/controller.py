@@ -306,6 +306,13 @@ class Controller:
         self.check_open()
         adopt(self, read_state(text, self.signature, len(self.tokens)))
 
+    def look_as(self, other: Controller, configuration: Configuration) -> None:
+        """Look at another text as another controller does at its own, under a configuration; before `begin`."""
+        self.configuration, self.offered = configuration, other.offered
+        self.awaited = (other.units[other.unit] if other.units else None, None)
+        options = replace(other.map_options, region=None, compare="nothing")
+        self.map_options = replace(options, spans="none", cells="tokens") if self.parts.why_not(options) else options
+
     def find_awaited(self) -> None:
         """Choose the heads that a state tells of once all heads are known."""
         units, (unit, other) = self.units, self.awaited

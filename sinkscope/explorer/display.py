@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 
 from sinkscope.explorer.canvases import Atlas, HeadMap, Losses, TokenText
 from sinkscope.explorer.controller import Controller
-from sinkscope.explorer.pixels import RANKINGS, Limits, Tile
+from sinkscope.explorer.pixels import RANKINGS, Limits, MapOptions, Tile, tile_of
 from sinkscope.explorer.results import HeadMaps, Price
 from sinkscope.figures.style import BLUE, VERMILION, share
 from sinkscope.tokens import TokenTexts
@@ -139,7 +139,15 @@ class Pictures(w.Box):
             self.children = [*self._usual, self.partner] if self._is_beside else self._usual
             (self.add_class if self._is_beside else self.remove_class)("sinkscope-compared")
 
-    def _draw_tile(self, canvas: HeadMap, tile: Tile, caption: str) -> None:
+    def grow(self, maps: HeadMaps, tokens: list[str], said: str) -> None:
+        """Show the map of a text that is being written, in the place of that which was."""
+        unit = min(self._controller.unit, len(maps.units) - 1)
+        told = {"length": len(tokens), "said": said, "spans": {}, "preview": "", "link": ""}
+        self.map.tokens = tokens
+        tile = tile_of(maps, unit, MapOptions())
+        self._draw_tile(self.map, tile, f"{maps.name(unit)} · {said}", told | {"scale": "log"})
+
+    def _draw_tile(self, canvas: HeadMap, tile: Tile, caption: str, growing: dict[str, Any] | None = None) -> None:
         options, beside = self._controller.map_options, self._controller.comparison
         got = f"the keys still shown were given {share_in_percent(tile.left)} of the attention"
         maps = beside.shown.maps
@@ -164,9 +172,10 @@ class Pictures(w.Box):
             "farthest": tile.is_difference,
             "link": self.model_id if options.compare != "nothing" else "",
             "sides": [beside.shown.caption, beside.partner.caption],
+            **(growing or {}),
         }
         maps = beside.shown.maps
-        if maps is not None and canvas.tokens != (texts := token_texts(self._controller, maps)):
+        if growing is None and maps is not None and canvas.tokens != (texts := token_texts(self._controller, maps)):
             canvas.tokens = texts
         if options.region is None or canvas is self.partner:
             canvas.view = list(options.region or [])

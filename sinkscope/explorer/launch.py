@@ -11,17 +11,16 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import IPython
-import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from sinkscope.chats import rendered_chat
 from sinkscope.errors import SinkscopeError, shown
 from sinkscope.explorer.app import Explorer
 from sinkscope.explorer.configuration import offered
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.results import SavedMaps
 from sinkscope.explorer.text_model import TextModel
+from sinkscope.explorer.writing import LONG, MOST, chat_ids, cut
 from sinkscope.hf.loading import load, tokenizer_of
 from sinkscope.models.facts import find_streams
 from sinkscope.models.requirements import check_decoder
@@ -33,13 +32,10 @@ from sinkscope.reporting.inputs import with_decoder_inputs
 from sinkscope.scope.measure import measure
 from sinkscope.scope.streams import check_inputs
 from sinkscope.spans import Spans
-from sinkscope.streaming.turns import encoded
 from sinkscope.texts import read_tokens
 from sinkscope.tokens import TokenTexts
 
 LENGTH = 512  # tokens shown of the demo text
-MOST = 2048  # tokens a map may have
-LONG = 16384  # tokens the streaming tab plays
 
 _OPEN: WeakValueDictionary[Any, Any] = WeakValueDictionary()  # explorers by cell, number of its execution, and identity
 
@@ -160,19 +156,6 @@ def _of_model(
     if given.chat is not None:
         given.chat = cut(given.chat, len(short))
     return _opened(reader, tokens, given, long_ids=ids, note=note if len(ids) > seen else "")
-
-
-def chat_ids(tokenizer: Any, messages: Any) -> tuple[Tensor, Spans]:
-    """The ids [token] of a chat in the tokenizer's template, and the spans of its turns."""
-    chat = rendered_chat(tokenizer, messages)[0]
-    ids = torch.tensor(encoded(tokenizer, chat.text))
-    return ids, Spans.chat(tokenizer, ids, messages)
-
-
-def cut(spans: Spans, tokens: int) -> Spans | None:
-    """The spans of the first tokens of a text; None where those are in none."""
-    labels = spans.labels(spans.tokens)[:tokens]
-    return Spans.of_labels(labels, spans.names) if any(labels) else None
 
 
 def _of_inputs(model: nn.Module, tokenizer: Any, inputs: dict[str, Any], given: Given) -> Explorer:

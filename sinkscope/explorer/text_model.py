@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain, islice
@@ -21,6 +21,7 @@ from sinkscope.explorer.overview import free_scores, thumbnails
 from sinkscope.explorer.pixels import FIRST
 from sinkscope.explorer.results import Continuation, Guesses, LiveMaps, Overview, Price, Reading, Result
 from sinkscope.hf.caches import with_cache
+from sinkscope.hf.generation import end_ids
 from sinkscope.hf.placement import reading_device
 from sinkscope.models.facts import find_anatomy, find_streams
 from sinkscope.models.requirements import check_decoder, check_unscoped, not_finite
@@ -116,6 +117,30 @@ class TextModel:
                 yield from self._recomputed(configuration, query)
             else:
                 yield from self._whole(configuration)
+
+    @torch.no_grad()
+    def write(self, configuration: Configuration, count: int, is_overtaken: Callable[[], bool]) -> Iterator[int]:
+        """The likeliest tokens behind the text, one by one, under a configuration: `count`, or up to one that ends it.
+
+        Raises:
+            SinkscopeError: a text beside an image, or a configuration that cannot be read.
+        """
+        self._is_overtaken = is_overtaken
+        if self.beside:
+            raise SinkscopeError(f"here the text stands beside {', '.join(self.beside)}; use the model's generate().")
+        ends, policy = end_ids(self.model), configuration.policy_slot
+        with suppress(Overtaken):
+            if configuration.is_recomputed:
+                steps = self._steps_afresh(configuration)
+            else:
+                cache = reading_cache(self.model, policy)
+                logits, _, _ = self._measured(configuration, self.ids, cache)
+                steps = self._cached_steps(configuration, cache, logits[-1].clone())
+            with closing(steps):  # type: ignore[type-var]
+                for token in islice(steps, count):
+                    yield token
+                    if token in ends:
+                        return
 
     def _check(self, *_: Any) -> None:
         if self._is_overtaken():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
@@ -9,6 +10,7 @@ import ipywidgets as w
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.canvases import HeadMap, Message
 from sinkscope.explorer.controller import NEEDS_MODEL, Controller
+from sinkscope.explorer.display import alert
 from sinkscope.explorer.tables import copied
 
 if TYPE_CHECKING:
@@ -40,6 +42,17 @@ def wire(app: Explorer) -> None:
         canvas.on_msg(lambda canvas, content, _: copy(controller, canvas, content, tables[canvas]))
     pictures.text.observe(evict, "evicted")
     app.map_controls.ranking.observe(rank, "value")
+
+    def act(do: Callable[[], None]) -> None:
+        try:
+            do()
+        except SinkscopeError as problem:
+            app.writing.status.value = alert(str(problem))
+
+    typed = app.writing
+    typed.read.on_click(lambda _: act(lambda: app.read(typed.words.value, typed.length.value, chat=typed.kind.value)))
+    typed.generate.on_click(lambda _: act(lambda: app.generate(typed.prompt, typed.count.value)))
+    typed.stop.on_click(lambda _: app.rewriting.stop())
     if controller.model is None:
         pictures.text.can_evict, pictures.text.why_not = False, NEEDS_MODEL
     app.saving.button.disabled = controller.maps is None

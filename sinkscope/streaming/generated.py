@@ -94,7 +94,7 @@ def generate_record(
     limit = whole_number(max_new_tokens, "max_new_tokens", 1)
     sampler = Sampler(temperature, top_k, top_p, seed, reading_device(model))
     think = checked_tags(think)
-    texts = [_read(tokenizer, each, think) for each in _prompts(prompt)]
+    texts = [read_prompt(tokenizer, each, think) for each in _prompts(prompt)]
     chosen = None if probes is None else tuple(probes) if isinstance(probes, Iterable) else (probes,)
     scope = Scope(model, chosen or (), policy=policy)  # what cannot be measured says so before anything is written
     for text in texts:
@@ -105,7 +105,7 @@ def generate_record(
     else:
         for text in texts:
             text.answer = _written_under(policy, model, text.ids, limit, sampler)
-    spans = [_spans(model, tokenizer, text, think, number) for number, text in enumerate(texts)]
+    spans = [answer_spans(model, tokenizer, text, think, number) for number, text in enumerate(texts)]
     wholes = [torch.tensor(text.ids + text.answer) for text in texts]
     if chosen is None:
         first = SinkMass(min(4, *map(len, wholes)))
@@ -126,7 +126,7 @@ def generate_record(
 
 
 @dataclass
-class _Text:
+class Prompt:
     """A prompt: its ids, the name of the span of each, whether thinking is open at its end, and its answer."""
 
     ids: list[int]
@@ -150,21 +150,21 @@ def _prompts(prompt: Any) -> list[Any]:
     return [list(prompt)] if is_one_chat else list(prompt)
 
 
-def _read(tokenizer: Any, prompt: Any, think: tuple[str, str]) -> _Text:
-    """The ids of a prompt, and what each is."""
+def read_prompt(tokenizer: Any, prompt: Any, think: tuple[str, str] = THINK) -> Prompt:
+    """The ids of a text or of messages, and what each is; SinkscopeError for a chat as `rendered_chat` has them."""
     if isinstance(prompt, str):
         ids = encoded(tokenizer, prompt, special=True)
         is_special = specials(tokenizer, ids, texts_of(tokenizer, ids))
-        return _Text(ids, [SPECIAL if each else PROMPT for each in is_special], False, SPECIAL, [])
+        return Prompt(ids, [SPECIAL if each else PROMPT for each in is_special], False, SPECIAL, [])
     chat = rendered_chat(tokenizer, prompt, think)[-1]
     ids = encoded(tokenizer, chat.text)
     labels = Spans.chat(tokenizer, ids, prompt, think=think).labels(len(ids))
     end = max((stop for _, _, stop in chat.parts), default=0)
     begins, ends = (chat.text.rfind(tag, end) for tag in think)
-    return _Text(ids, labels, begins > ends, NO_TURN, [])
+    return Prompt(ids, labels, begins > ends, NO_TURN, [])
 
 
-def _write(model: nn.Module, texts: list[_Text], limit: int, sampling: Mapping[str, Any] | None, seed: int) -> None:
+def _write(model: nn.Module, texts: list[Prompt], limit: int, sampling: Mapping[str, Any] | None, seed: int) -> None:
     """Write the answers by the model's own `generate()`, those to prompts of one length together."""
     for _, alike in groupby(sorted(texts, key=lambda text: len(text.ids)), key=lambda text: len(text.ids)):
         group = list(alike)
@@ -186,8 +186,8 @@ def _written_under(policy: Policy, model: nn.Module, ids: list[int], limit: int,
     return written
 
 
-def _spans(model: Any, tokenizer: Any, text: _Text, think: tuple[str, str], number: int) -> Spans:
-    """The spans of a prompt and its answer."""
+def answer_spans(model: Any, tokenizer: Any, text: Prompt, think: tuple[str, str] = THINK, number: int = 0) -> Spans:
+    """The spans of a prompt and its answer; SinkscopeError where that is empty."""
     ends = end_ids(model)
     spoken = text.answer[:-1] if text.answer[-1] in ends else text.answer
     if not spoken:

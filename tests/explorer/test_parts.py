@@ -12,11 +12,12 @@ import torch
 import sinkscope
 from sinkscope import SinkscopeError, SpanMass, Spans
 from sinkscope.explorer.controller import Controller
-from sinkscope.explorer.launch import chat_ids, cut, explore
+from sinkscope.explorer.launch import explore
 from sinkscope.explorer.results import SavedMaps
 from sinkscope.explorer.saving import code_of, view_record
 from sinkscope.explorer.tables import table_csv
 from sinkscope.explorer.text_model import TextModel
+from sinkscope.explorer.writing import chat_ids, cut
 from sinkscope.figures.style import share
 from sinkscope.tokens import TokenTexts
 from tests.explorer.fakes import LENGTH, TEXTS, WAIT, random_maps

@@ -235,6 +235,8 @@ BY_SUBJECT: dict[str, dict[str, Make]] = {
     },
     "ppl_table": {},
     "Explorer.save_to": {"folder": lambda folder: folder / "view"},
+    "Explorer.read": {"text": lambda _: "the cat sat", "length": lambda _: 3},
+    "Explorer.generate": {"prompt": lambda _: "the cat sat", "max_new_tokens": lambda _: 2},
     "Explorer.save_page": {"path": lambda folder: folder / "page.html", "settings": lambda _: []},
     "figures.figure": {"describe": lambda _: lambda record: _drawing()},
     "figures.marks.ColourBar": {"label": lambda _: "label", "map": lambda _: "probability"},

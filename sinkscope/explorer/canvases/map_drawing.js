@@ -245,8 +245,8 @@ function drawBands({ frame, context, theme, area, view, dx, dy }) {
   };
   const thick = BAND - 4;
   const across = (part, y) => part && context.fillRect(part[0], y, Math.max(part[1] - (part[1] > 4 ? 1 : 0), 0.5), thick);
-  for (const [number, start, stop] of frame.spans.ranges) {
-    context.fillStyle = theme[BAND_COLOURS[number % BAND_COLOURS.length]];
+  for (const [place, start, stop] of frame.spans.ranges) {
+    context.fillStyle = theme[BAND_COLOURS[place % BAND_COLOURS.length]];
     const [q0, q1, k0, k1] = view;
     across(ends(start, stop, k0, k1, area.x, dx), area.y - thick - 2);
     const { sinks } = area;
@@ -270,9 +270,9 @@ function writeSpans(map, frame) {
   map.spans.hidden = !names.length;
   map.spans.replaceChildren();
   if (many) return void map.spans.append(`${names.length} spans, in turns of ${BAND_COLOURS.length} colours`);
-  names.forEach((name, number) => {
+  names.forEach((name, place) => {
     const entry = element("span", "sinkscope-span", map.spans);
-    element("span", "sinkscope-swatch", entry).style.background = theme[BAND_COLOURS[number % BAND_COLOURS.length]];
+    element("span", "sinkscope-swatch", entry).style.background = theme[BAND_COLOURS[place % BAND_COLOURS.length]];
     entry.append(visible(name, 40));
   });
 }
