@@ -16,11 +16,12 @@ from torch import Tensor
 
 from sinkscope.arguments import checks_types, whole_number
 from sinkscope.explorer.background import Interrupts, Mailbox, sentence
-from sinkscope.explorer.canvases import Explained, Finder
+from sinkscope.explorer.canvases import Explained, Finder, Lines
 from sinkscope.explorer.configuration import CONTROLS, Configuration
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.controls import HISTORY, RANKING, CompareBar, Controls, MapControls
 from sinkscope.explorer.display import Pictures, alert, continuations, headline, next_tokens, prices
+from sinkscope.explorer.lines import draw_lines
 from sinkscope.explorer.overview import saved_overview
 from sinkscope.explorer.page import MEGABYTES, page_of
 from sinkscope.explorer.pixels import MAP_CONTROLS
@@ -90,6 +91,7 @@ class Explorer(w.VBox):
         self.problem = w.HTML(self._note)
         self.next_tokens, self.continuation, self.price = w.HTML(), w.HTML(), w.HTML()
         self.spans = w.HTML(layout={"overflow": "auto"})
+        self.lines = Lines()
         self.saving, self.writing = SaveBar(self.save_to, self.save_csv), WritingBar(model)
         self.streaming: StreamingTab | None = None
         if model is not None and long_ids is not None:
@@ -142,10 +144,12 @@ class Explorer(w.VBox):
 
     def _reopen(self, controller: Controller, long_ids: Tensor) -> None:
         """Show what another controller looks at, in the place of what is shown."""
-        words, chat, old = self.writing.words.value, self.writing.kind.value, self._parts()
+        typed, old = self.writing, self._parts()
         self._let_go()
-        self._open(controller, long_ids, None, "")
-        self.writing.words.value, self.writing.kind.value = words, chat
+        more = f"The text is longer than is shown: these are its first {len(controller.tokens):,} tokens."
+        self._open(controller, long_ids, None, more if len(long_ids) > len(controller.tokens) else "")
+        for new, known in zip(self.writing.fields, typed.fields, strict=True):
+            new.value = known.value
         for widget in old:
             widget.close()
 
@@ -248,10 +252,12 @@ class Explorer(w.VBox):
         predictions = w.Box([self.next_tokens, self.continuation], layout=wrap)
         looks = [self.map_controls, self.compare, self.finder, self.pictures, self.spans]
         heads = w.VBox([*looks, predictions, self.price, self.writing, self.saving])
-        tabs = w.Tab([heads], titles=["heads"])
+        shown: dict[str, w.Widget] = {"heads": heads}
         if streaming := self.streaming:
-            tabs.children, tabs.titles = [heads, streaming], ["heads", "streaming"]
-            tabs.observe(lambda at: streaming.make_chart() if at["new"] else streaming.pause(), "selected_index")
+            shown["streaming"] = streaming
+        shown["lines"] = self.lines
+        tabs = self.tabs = w.Tab(list(shown.values()), titles=list(shown))
+        tabs.observe(lambda at: self._turned_to(tabs.titles[at["new"]]), "selected_index")
         buttons = [self.busy, self.controls.reset, self.controls.stop]
         beside = {"justify_content": "space-between", "align_items": "center", "flex_flow": "row wrap"}
         top = w.HBox([self.headline, w.HBox(buttons, layout={"align_items": "center"})], layout=beside)
@@ -262,6 +268,16 @@ class Explorer(w.VBox):
             explained |= self.streaming.explained
         explained |= self.writing.explained
         return [Explained(words=explained), top, self.problem, self.controls, tabs]
+
+    def _turned_to(self, tab: str) -> None:
+        self._draw_lines()
+        if self.streaming is not None:
+            (self.streaming.make_chart if tab == "streaming" else self.streaming.pause)()
+
+    def _draw_lines(self) -> None:
+        """Draw the lines between tokens, where somebody looks at them."""
+        if self.tabs.titles[self.tabs.selected_index or 0] == "lines":
+            draw_lines(self.lines, self.controller)
 
     # --- what the controller says -------------------------------------------------------------------------------------
 
@@ -296,6 +312,7 @@ class Explorer(w.VBox):
         self.pictures.draw_head()
         self.spans.value = self.controller.parts.html()
         self._draw_words()
+        self._draw_lines()
         self.pictures.dim()
         self.saving.button.disabled = False
         self._draw_overview()
@@ -309,6 +326,7 @@ class Explorer(w.VBox):
             self.pictures.dim()
 
     def _draw_unit(self) -> None:
+        self._draw_lines()
         self.spans.value = self.controller.parts.html()
         self.finder.selected = self.controller.unit
         self.pictures.draw_head()
@@ -316,6 +334,7 @@ class Explorer(w.VBox):
 
     def _draw_query(self) -> None:
         self.finder.query = self.controller.query
+        self._draw_lines()
         self.pictures.draw_query()
         self._draw_words()
 

@@ -17,6 +17,7 @@ import torch
 
 from sinkscope.attention.placement import is_same
 from sinkscope.errors import SinkscopeError
+from sinkscope.figures.style import visible
 from sinkscope.normalisers import (
     ClippedSoftmax,
     LearnedSink,
@@ -355,6 +356,7 @@ def offered(name: str, own: Any) -> dict[str, Any]:
     for label, each in pairs:
         _check_slot(name, each, kind, {})
         text = label_of(each) if label is None else label
+        text = visible(text, spaces=False) if isinstance(text, str) else text
         if not isinstance(text, str) or not text.strip() or text in found or text in known:
             raise SinkscopeError(f"{text!r} is no name of its own for a {name} in the list; give a dict with names.")
         found[text] = each

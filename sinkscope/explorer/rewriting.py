@@ -11,9 +11,10 @@ import torch
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.background import Deliver, Worker, sentence
 from sinkscope.explorer.controller import NEEDS_MODEL, Controller
-from sinkscope.explorer.display import VISIBLE, alert
+from sinkscope.explorer.display import alert
 from sinkscope.explorer.text_model import TextModel
 from sinkscope.explorer.writing import Draft, Written, fitted, typed, written
+from sinkscope.figures.style import visible
 from sinkscope.tokens import TokenTexts
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Rewriting:
             self._show(Draft(ids, so_far.spans, ids))
             app.writing.status.value = f"{so_far.new} tokens were written"
             return
-        new = escape("".join(tokens[-so_far.new :]).translate(VISIBLE))
+        new = escape(visible("".join(tokens[-so_far.new :])))
         app.writing.status.value = f"{so_far.new} tokens written: <code>{new}</code>"
         if so_far.maps is not None:
             app.pictures.grow(so_far.maps, tokens, f"being written, {len(tokens)} tokens")

@@ -32,7 +32,7 @@ def wire(app: Explorer) -> None:
 
     for canvas in (pictures.atlas, app.finder):
         canvas.observe(lambda change: controller.choose(change["new"]), "selected")
-    for canvas in (pictures.map, pictures.partner, pictures.text, pictures.losses, app.finder):
+    for canvas in (pictures.map, pictures.partner, pictures.text, pictures.losses, app.finder, app.lines):
         canvas.observe(lambda change: controller.choose_query(change["new"]), "query")
     for canvas in (pictures.map, pictures.partner):
         canvas.observe(lambda change: controller.show(region=tuple(change["new"]) or None), "view")

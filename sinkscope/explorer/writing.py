@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sinkscope.chats import rendered_chat
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.configuration import Configuration
-from sinkscope.explorer.results import HeadMaps
+from sinkscope.explorer.results import HeadMaps, Reading
 from sinkscope.explorer.text_model import TextModel
 from sinkscope.spans import Spans
 from sinkscope.streaming.generated import answer_spans, read_prompt
@@ -124,7 +124,7 @@ def written(
         ids, maps = text.ids + text.answer, None
         if len(text.answer) % GROWTH == 0:
             read = TextModel(original, torch.tensor(ids), tokenizer).read(setting, len(ids) - 1, is_overtaken)
-            maps = next((result.maps for result in read), None)  # the reading comes first
+            maps = next((result.maps for result in read if isinstance(result, Reading)), None)  # it comes first
             read.close()  # type: ignore[attr-defined]
         yield Written(ids, len(text.answer), maps)
     if text.answer and not is_overtaken():
@@ -166,8 +166,7 @@ class WritingBar(w.VBox):
                                 layout={"width": "100%", "height": "90px"})  # fmt: skip
         self.kind = w.Dropdown(options=[("a text", False), ("a chat", True)], description="it is", style=style,
                                layout=narrow)  # fmt: skip
-        shown = MOST if model is None else len(model.ids)
-        self.length = w.BoundedIntText(shown, 2, MOST, description="length", style=style, layout=narrow)
+        self.length = w.BoundedIntText(MOST, 2, MOST, description="length", style=style, layout=narrow)
         self.read = w.Button(description="read it", tooltip="show this text in the place of the other")
         self.count = w.BoundedIntText(32, 1, MOST, description="new tokens", style=style, layout=narrow)
         self.generate = w.Button(description="generate", tooltip="have the model write behind it, under the policy")
@@ -178,6 +177,11 @@ class WritingBar(w.VBox):
         super().__init__([self.words, row, self.status])
         for button in (self.read, self.generate):
             button.disabled = model is None or model.tokenizer is None or bool(model.beside)
+
+    @property
+    def fields(self) -> list[w.ValueWidget]:
+        """What somebody typed or chose, and finds again beside the next text."""
+        return [self.words, self.kind, self.length, self.count]
 
     @property
     def prompt(self) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -215,3 +217,28 @@ def test_the_users_own_policy_is_in_the_list_under_its_name_as_text(notebook):
     losses = np.array(notebook.python("other.controller.now.reading.losses[1:].tolist()"))
     np.testing.assert_allclose(losses, notebook.python("expected(sinkscope.EveryNth(8, 16))")[0], atol=2e-5)
     notebook.execute("other.close()")
+
+
+def test_lines_of_several_heads_hold_the_weights_of_the_record_and_hide_with_their_box(notebook):
+    notebook.page.get_by_role("tab", name="lines").click()
+    lines = canvas(notebook, "lines")
+    places = [0, 1, 2, 3, *range(36, 96)]
+    drawn = notebook.page.locator(".sinkscope-lines canvas[data-caption='layer 1 · dense']")
+    drawn.wait_for()
+    maps = np.array(notebook.python("maps_of(range(4)).tolist()"))[:, places][:, :, places]
+    get = (
+        "c => JSON.stringify({heads: c.sinkscope.heads, values: c.sinkscope.values.map("
+        "v => Array.from(v, x => Number.isNaN(x) ? 0 : x))})"
+    )
+    notebook.page.locator(".sinkscope-lines label", has_text="head 0").locator("input").check()
+    two = "() => document.querySelector('.sinkscope-lines canvas').sinkscope.heads.length === 2"
+    notebook.page.wait_for_function(two)
+    shown = json.loads(lines.evaluate(get))
+    assert shown["heads"] == [4, 6]
+    np.testing.assert_allclose(np.array(shown["values"]).reshape(2, 64, 64), maps[[0, 2]], atol=2e-6)
+    lines.scroll_into_view_if_needed()
+    notebook.screenshot("lines")
+    lines.click(position={"x": 20, "y": 8 + 15 * 10.5})
+    notebook.wait_for("app.controller.query == 42")
+    assert notebook.page.locator(".sinkscope-app img").count() == 0
+    notebook.page.get_by_role("tab", name="heads").click()

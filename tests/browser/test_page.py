@@ -156,6 +156,20 @@ def test_heads_and_tokens_are_gone_to_by_number_and_text(page):
     page.locator("#finder [role=status]", has_text="not found").wait_for()
 
 
+def test_lines_between_tokens_are_the_maps_and_fold_away(page):
+    page.locator("#fold summary").click()
+    settled(page, "#lines", "layer 1 · dense")
+    values = np.array(page.locator("#lines canvas").evaluate("c => Array.from(c.sinkscope.values[0])"), dtype=float)
+    weights, step = record_of()[5], 10 ** (2.5 / 254)
+    values = values.reshape(TOKENS, TOKENS)
+    seen = np.tri(TOKENS, dtype=bool) & (weights > 1e-5)
+    assert (np.abs(np.log(values[seen] / weights[seen])) <= np.log(step) * 1.001).all()
+    page.locator("#lines label", has_text="head 3").locator("input").check()
+    page.wait_for_function("() => document.querySelector('#lines canvas').sinkscope.heads.length === 2")
+    page.locator("#fold summary").click()
+    assert not page.locator("#lines canvas").is_visible()
+
+
 def test_a_pooled_map_says_so_and_its_cells_are_the_largest_of_the_records(browser, file, tmp_path):
     small = save_page(reader(), WORDS, tmp_path / "small.html", ASKED, file.stat().st_size / 1e6 - 0.012)
     page, heard = opened(browser, small)

@@ -357,6 +357,7 @@ def test_every_control_is_explained_in_a_line(app, said):
         *app.map_controls.children,
         *app.compare.children,
         *app.streaming.children[0].children,
+        *app.writing.fields,
     ]
     labels = {each.description for each in named if not isinstance(each, (w.Button, w.Label))}
     assert labels == set(words)

@@ -70,6 +70,11 @@ def test_what_no_list_can_hold_is_refused_by_its_reason(name, own, reason):
     assert "\n" not in str(refused.value)
 
 
+def test_letters_that_would_turn_a_list_round_are_written_out():
+    (label,) = offered("policy", {"\u202eevil\n": Third()})
+    assert label.isprintable() and "\u202e" not in label
+
+
 def test_nothing_given_is_nothing_more():
     assert offered("policy", None) == offered("normaliser", []) == {}
     saved = Controller(None, TEXTS, saved=random_maps(LENGTH))

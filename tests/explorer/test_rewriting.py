@@ -37,22 +37,19 @@ def ids_of(app):
 
 
 def test_a_text_that_is_typed_takes_the_place_of_the_other_under_the_same_setting_and_head(app):
-    app.controller.change(policy="window", window=9)
+    app.controller.change(policy="window", window=6)
     app.controller.choose(5)
     app.controller.show(over="layer-mean", region=(0, 5, 0, 5))
     assert app.wait()
     before, old = app.controller, app.pictures.map
-    app.read("the dog ran away and the cat sat", 12)
+    app.read("the dog ran away and the cat sat", 8)
     assert app.wait()
-    expected = encode(tokenizer(), "the dog ran away and the cat sat", True)[:12]
-    assert (
-        ids_of(app) == expected
-        and app.pictures.map.tokens == app.controller.tokens
-        and len(app.controller.tokens) == 12
-    )
-    assert (app.controller.name, app.controller.unit, app.controller.map_options.over) == ("window 9", 5, "layer-mean")
-    assert app.controller.map_options.region is None and app.controls.fields["window"].max == len(expected)
-    losses = sinkscope.perplexity(talker(), torch.tensor([expected]), policies=[Window(9)], progress=False)
+    expected = encode(tokenizer(), "the dog ran away and the cat sat", True)
+    assert ids_of(app) == expected[:8] and app.pictures.map.tokens == app.controller.tokens
+    assert "these are its first 8 tokens" in app.problem.value
+    assert (app.controller.name, app.controller.unit, app.controller.map_options.over) == ("window 6", 5, "layer-mean")
+    assert app.controller.map_options.region is None and app.controls.fields["window"].max == 8
+    losses = sinkscope.perplexity(talker(), torch.tensor([expected[:8]]), policies=[Window(6)], progress=False)
     np.testing.assert_allclose(app.controller.now.reading.losses[1:], losses.nll.values[0, 0, 1:], atol=2e-5)
     assert before.is_closed and before.model is None and old.comm is None
     assert app.writing.words.value and app.pictures.map.comm is not None

@@ -26,7 +26,7 @@ from typing import Any
 import anywidget
 import traitlets
 
-__all__ = ["Atlas", "Explained", "Finder", "HeadMap", "Losses", "Message", "TokenText"]
+__all__ = ["Atlas", "Explained", "Finder", "HeadMap", "Lines", "Losses", "Message", "TokenText"]
 
 SHARED = ["colours.js", "stage.js", "texts.js"]
 STYLE = (resources.files(__package__) / "canvases.css").read_text(encoding="utf-8")
@@ -180,6 +180,22 @@ class Finder(anywidget.AnyWidget):
     tokens = traitlets.List(traitlets.Unicode()).tag(sync=True)
     selected = traitlets.Int(0).tag(sync=True)  # the unit that is shown
     query = traitlets.Int(0).tag(sync=True)
+
+
+class Lines(anywidget.AnyWidget):
+    """Lines between two columns of tokens, for several heads at once; click and arrow keys choose the query."""
+
+    _esm = module("lines.js")
+    _css = STYLE
+
+    # float32 [unit, query, key], little-endian, as bytes: the weights between the tokens, NaN where a key is not seen
+    values = traitlets.Bytes(b"").tag(sync=True)
+    # `units` and `labels` (one for each head of `values`), `tokens` (texts in a column) and `places` (of these in the
+    # text), `request`, `caption`
+    frame = traitlets.Dict().tag(sync=True)
+    heads: traitlets.List[int] = traitlets.List(traitlets.Int()).tag(sync=True)  # the units that are drawn
+    query = traitlets.Int(0).tag(sync=True)
+    dimmed = traitlets.Bool(False).tag(sync=True)
 
 
 class Explained(anywidget.AnyWidget):

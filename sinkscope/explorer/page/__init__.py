@@ -18,7 +18,7 @@ from typing import Any
 
 from sinkscope.attention.placement import is_same
 from sinkscope.errors import SinkscopeError, shown
-from sinkscope.explorer.canvases import STYLE, Atlas, Finder, HeadMap, Losses, TokenText, module
+from sinkscope.explorer.canvases import STYLE, Atlas, Finder, HeadMap, Lines, Losses, TokenText, module
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.controller import CLOSED, NEEDS_MODEL, Controller
 from sinkscope.explorer.derived import OVER_NAMES, ManyHeads, why_not
@@ -319,7 +319,7 @@ def _rendered(
 
 def page_script() -> str:
     """One module: what the canvases share, each in a block with names of its own, and what answers them."""
-    canvases = {"atlas": Atlas, "map": HeadMap, "text": TokenText, "losses": Losses, "finder": Finder}
+    canvases = {"atlas": Atlas, "map": HeadMap, "text": TokenText, "losses": Losses, "finder": Finder, "lines": Lines}
     shared = module()
     blocks = [
         f"{{{str(each._esm).removeprefix(shared).replace('export default {', f'CANVASES.{name} = {{', 1)}\n}}"

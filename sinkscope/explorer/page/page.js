@@ -32,8 +32,10 @@ const sides = [0, 1].map((at) => ({
 }));
 const atlas = modelOf({ frame: {}, order: [], scores: [], score_name: "", selected: state.unit, dimmed: false });
 const finder = modelOf({ places: ABOUT.places, tokens: ABOUT.tokens, selected: state.unit, query: state.query });
+const lines = modelOf({ frame: {}, values: new ArrayBuffer(0), heads: [], query: state.query, dimmed: false });
 const losses = modelOf({ ...shared, frame: {} });
 const at = (id) => document.getElementById(id);
+const LINES = 64; // tokens in a column of lines at most
 const CHOICES = ["setting", "partner", "ranking", "over"];
 
 function pooling(side) {
@@ -103,6 +105,31 @@ async function compared() {
   return Promise.all([...new Set(wanted)].map(reading));
 }
 
+// Lines of the layer of the head shown, between the first tokens and those up to the query; none of a pooled map.
+function drawBetween({ held }) {
+  const layer = ABOUT.places[state.unit][0];
+  const units = ABOUT.places.flatMap(([of], unit) => (of === layer ? [unit] : []));
+  const isFine = units.every((unit) => mapOf(held, unit).side === LENGTH);
+  at("fold").hidden = !isFine;
+  if (!isFine || !at("fold").open) return;
+  const last = Math.min(LENGTH, Math.max(state.query + 1, LINES));
+  const first = Array.from({ length: Math.min(ABOUT.sinks, LENGTH) }, (_, place) => place);
+  const from = Math.max(first.length, last - LINES + first.length);
+  const places = [...first, ...Array.from({ length: Math.max(0, last - from) }, (_, place) => from + place)];
+  const values = units.flatMap((unit) => {
+    const [{ bytes }, high] = [mapOf(held, unit), highOf(held, unit)];
+    return places.flatMap((query) => places.map((key) => (key > query && ABOUT.causal ? NaN : valueOf(bytes[query * LENGTH + key], high))));
+  });
+  const kept = lines.get("heads").filter((unit) => units.includes(unit));
+  lines.put({
+    values: Float32Array.from(values).buffer, query: state.query, heads: kept.includes(state.unit) ? kept : [state.unit],
+    frame: {
+      units, labels: units.map((unit) => `head ${ABOUT.places[unit][1]}`), places, tokens: places.map((place) => ABOUT.tokens[place]),
+      caption: `layer ${layer} · ${held.name}`, request: ++requests,
+    },
+  });
+}
+
 function drawLosses(all) {
   const values = new Float32Array(all.length * LENGTH);
   all.forEach((held, place) => values.set(held.losses, place * LENGTH));
@@ -141,16 +168,16 @@ function drawNext(all) {
 }
 
 function drawWords(all) {
-  const lines = (held, text, parent, tag) => {
+  const write = (held, text, parent, tag) => {
     const line = element("p", "", parent);
     element(tag, "", line, `${held.name}: `);
     line.append(text);
   };
   at("said").replaceChildren();
-  for (const side of sides) if (side.held) lines(side.held, side.held.said, at("said"), "b");
+  for (const side of sides) if (side.held) write(side.held, side.held.said, at("said"), "b");
   at("continuation").replaceChildren();
   element("b", "", at("continuation"), "greedy continuation");
-  for (const held of all) lines(held, held.continuation, at("continuation"), "i");
+  for (const held of all) write(held, held.continuation, at("continuation"), "i");
 }
 
 // --- what is asked for -----------------------------------------------------------------------------------------------
@@ -169,6 +196,7 @@ async function show(changes = {}) {
   for (const side of sides) if (side.held) drawSide(side);
   drawOverview(sides[0]);
   finder.put({ selected: state.unit, query: state.query });
+  drawBetween(sides[0]);
   drawLosses(all);
   drawNext(all);
   drawWords(all);
@@ -185,6 +213,8 @@ function wire() {
   atlas.on("change:selected", () => chosen.unit(atlas.get("selected")));
   finder.on("change:selected", () => chosen.unit(finder.get("selected")));
   finder.on("change:query", () => chosen.query(finder.get("query")));
+  lines.on("change:query", () => chosen.query(lines.get("query")));
+  at("fold").addEventListener("toggle", () => drawBetween(sides[0]));
   losses.on("change:query", () => chosen.query(losses.get("query")));
   for (const { map, text } of sides) {
     map.on("change:query", () => chosen.query(map.get("query")));
@@ -256,7 +286,7 @@ async function open() {
   wire();
   tellPrecision();
   await reading(0);
-  const canvases = { atlas: [atlas, "atlas"], losses: [losses, "losses"], finder: [finder, "finder"] };
+  const canvases = { atlas: [atlas, "atlas"], losses: [losses, "losses"], finder: [finder, "finder"], lines: [lines, "lines"] };
   sides.forEach(({ map, text }, side) => Object.assign(canvases, { [`map-${side}`]: [map, "map"], [`text-${side}`]: [text, "text"] }));
   for (const [id, [model, kind]] of Object.entries(canvases)) CANVASES[kind].render({ model, el: at(id) });
   await show();

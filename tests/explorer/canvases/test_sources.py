@@ -8,12 +8,12 @@ from importlib import resources
 
 import pytest
 
-from sinkscope.explorer.canvases import Atlas, Explained, Finder, HeadMap, Losses, Message, TokenText
+from sinkscope.explorer.canvases import Atlas, Explained, Finder, HeadMap, Lines, Losses, Message, TokenText
 
 FILES = [path for path in resources.files("sinkscope.explorer.canvases").iterdir() if path.name.endswith(".js")]
 
 
-@pytest.mark.parametrize("widget", [Atlas, Explained, Finder, HeadMap, Losses, TokenText])
+@pytest.mark.parametrize("widget", [Atlas, Explained, Finder, HeadMap, Lines, Losses, TokenText])
 def test_no_name_is_declared_twice_in_a_module_that_is_joined(widget):
     declared = re.findall(r"^(?:function|const|let) (\w+)", str(widget._esm), flags=re.MULTILINE)
     assert {"lifetime", "visible", "frameTable"} <= set(declared)
