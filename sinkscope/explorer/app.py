@@ -250,7 +250,7 @@ class Explorer(w.VBox):
         for words in (self.next_tokens, self.continuation):
             words.layout.flex, words.layout.min_width = "1 1 300px", "0"
         predictions = w.Box([self.next_tokens, self.continuation], layout=wrap)
-        looks = [self.map_controls, self.compare, self.finder, self.pictures, self.spans]
+        looks = [self.map_controls, self.compare, self.pictures, self.finder, self.spans]
         heads = w.VBox([*looks, predictions, self.price, self.writing, self.saving])
         shown: dict[str, w.Widget] = {"heads": heads}
         if streaming := self.streaming:

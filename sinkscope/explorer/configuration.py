@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from itertools import count
 from typing import Annotated, Any, get_origin, get_type_hints
 
 import torch
@@ -336,6 +337,12 @@ class Configuration:
 CONTROLS = controls_of(Configuration)
 
 
+def _untaken(name: str, taken: Iterable[str]) -> str:
+    """A name, with a number where it is taken."""
+    free = (f"{name} ({at})" for at in count(2))
+    return name if name not in taken else next(each for each in free if each not in taken)
+
+
 def offered(name: str, own: Any) -> dict[str, Any]:
     """Policies or normalisers of one's own for the list of a field, by their labels.
 
@@ -344,7 +351,7 @@ def offered(name: str, own: Any) -> dict[str, Any]:
         own: a list of objects, which their own names stand for, or a dict with names; None for none.
 
     Raises:
-        SinkscopeError: an object that is no such thing, two with one label, or a label that is taken.
+        SinkscopeError: an object that is no such thing, or a name that is taken.
     """
     kind: type = {"policy": Policy, "normaliser": Normaliser}[name]
     known = CONTROLS[name].values  # type: ignore[attr-defined]
@@ -355,11 +362,11 @@ def offered(name: str, own: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for label, each in pairs:
         _check_slot(name, each, kind, {})
-        text = label_of(each) if label is None else label
-        text = visible(text, spaces=False) if isinstance(text, str) else text
-        if not isinstance(text, str) or not text.strip() or text in found or text in known:
-            raise SinkscopeError(f"{text!r} is no name of its own for a {name} in the list; give a dict with names.")
-        found[text] = each
+        if label is None:
+            label = _untaken(label_of(each), {*known, *found})
+        if not isinstance(label, str) or not label.strip() or label in found or label in known:
+            raise SinkscopeError(f"{label!r} is no name of its own for a {name} in the list; give another.")
+        found[visible(label, spaces=False)] = each
     return found
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from sinkscope import SinkscopeError, Softmax1, StaticPolicy, Window
+from sinkscope import Dense, SinkscopeError, Softmax1, StaticPolicy, Window
 from sinkscope.explorer.configuration import POLICY_NAMES, offered
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.controls import Controls
@@ -56,7 +56,6 @@ def test_what_is_given_stands_at_the_end_of_its_list_and_runs_when_it_is_chosen(
         ("policy", Third(), "is no list; give the policy in one"),
         ("policy", "window", "is no list"),
         ("policy", 7, "is no list"),
-        ("policy", [Third(), Third()], "is no name of its own for a policy"),
         ("policy", {"dense": Third()}, "'dense' is no name of its own"),
         ("policy", {"": Third()}, "is no name of its own"),
         ("policy", {3: Third()}, "3 is no name of its own"),
@@ -68,6 +67,11 @@ def test_what_no_list_can_hold_is_refused_by_its_reason(name, own, reason):
     with pytest.raises(SinkscopeError, match=reason) as refused:
         offered(name, own)
     assert "\n" not in str(refused.value)
+
+
+def test_objects_whose_names_are_taken_have_a_number():
+    name = Third().name
+    assert list(offered("policy", [Dense(), Third(), Third()])) == ["dense (2)", name, f"{name} (2)"]
 
 
 def test_letters_that_would_turn_a_list_round_are_written_out():
