@@ -191,9 +191,9 @@ def scored(model: nn.Module, logits: Tensor, ids: Tensor, queries: Tensor, done:
     return Step(tokens, losses.cpu(), done)
 
 
-def only_last(model: nn.Module) -> dict[str, Any]:
-    """What makes a model compute the logits of the last token only, where it can."""
-    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+def only_last(model: nn.Module, tokens: int = 1) -> dict[str, Any]:
+    """What makes a model compute the logits of the last tokens only, where it can."""
+    return {"logits_to_keep": tokens} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
 ROWS = 256  # logits turned into float32 at once

@@ -22,6 +22,7 @@ from sinkscope import (
     intervention_table,
     run_interventions,
 )
+from sinkscope.experiments import interventions
 from sinkscope.experiments.intervention import Intervention, Trial
 from tests.experiments import brute
 from tests.experiments.brute import START
@@ -50,6 +51,30 @@ def test_the_baseline_is_the_model_as_it_is_and_comes_first():
             expected = brute.losses(brute.plain(model, text), text)[START:]
             found = record.nll.sel(policy="nothing").isel(sequence=number)[START + 1 : len(text)]
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_texts_of_one_length_run_together_and_give_what_each_gives_alone(monkeypatch):
+    model, seen = build("llama"), []
+    handle = model.register_forward_pre_hook(
+        lambda _, args, given: seen.append(len(given["input_ids"])), with_kwargs=True
+    )
+    texts = [text[: START + 12] for text in (*brute.texts(), brute.texts()[0].flip(0))]
+    chosen = [
+        EvictKeys("sinks"),
+        EvictKeys("recent"),
+        Shift(10),
+        ReplaceTokens("line breaks"),
+        EvictKeys("sinks", bias=2.0),
+    ]
+    together = run(model, chosen, texts)
+    assert max(seen) == len(texts)
+    monkeypatch.setattr(interventions, "TOGETHER", START)
+    seen.clear()
+    alone = run(model, chosen, texts)
+    handle.remove()
+    assert max(seen) == 1
+    for name in ("nll", "draw_nll", "sink_mass", "output_norm", "removed_mass"):
+        np.testing.assert_allclose(together[name], alone[name], rtol=1e-5, atol=1e-6)
 
 
 def test_without_names_the_usual_ones_run_each_with_its_control():
