@@ -79,7 +79,7 @@ def long() -> None:
 
 
 def emergence() -> None:
-    """Sinks that grow or not, in models trained from scratch: seven arms, eight seeds."""
+    """Sinks that grow or not, in models trained from scratch: nine arms, eight seeds."""
     grown = sinkscope.lab.bigram_backcopy()
     figures.emergence(grown).savefig(HERE / "emergence.png", dpi=130)
     keep(grown.isel(step=[-1]), "emergence")
