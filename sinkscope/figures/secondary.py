@@ -106,4 +106,5 @@ def rollout(record: xr.Dataset) -> m.Drawing:
         m.Line(rolled["layer"], null, m.Look("quiet", "dotted", 0.9), "rollout of uniform attention", "null"),
     ]
     y = m.Axis("on the first token\n(share)", limits=(0, 1.02))
-    return m.Drawing([m.Panel(marks, layer_axis(rolled["layer"]), y)], record.attrs, m.COLUMN, 2.7, legend=m.Legend())
+    panel, legend = m.Panel(marks, layer_axis(rolled["layer"]), y), m.Legend(columns=1)
+    return m.Drawing([panel], record.attrs, m.COLUMN, 2.8, legend=legend)
