@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import xarray as xr
 
@@ -38,8 +40,10 @@ def secondary_sinks(
             hover = f"{{text}}: {kind}\nfrom layer {{x}}, {{y}} layers"
             name = f"{kind} ({len(own)})"
             marks.append(m.Points(own["birth"], own["lifetime"], look, name, kind, hover=hover, texts=texts))
-    y = m.Axis("lifetime (layers)", limits=(0, None))
-    panel = m.Panel(marks, layer_axis(record["layer"]), y)
+    layers = record["layer"].values
+    ends = (float(layers[0]) - 0.5, float(layers[-1]) + 0.5)
+    x = replace(layer_axis(layers), label="layer of birth", limits=ends, margin=None)
+    panel = m.Panel(marks, x, m.Axis("lifetime (layers)", limits=(0, len(layers) + 0.5)))
     return m.Drawing([panel], record.attrs, m.COLUMN, 2.7, legend=m.Legend("tokens parallel to the first"))
 
 
