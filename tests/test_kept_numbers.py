@@ -199,6 +199,18 @@ def test_the_table_of_all_arms_in_the_docs_is_that_of_their_runs():
         assert f"| {' | '.join(cells)} |".replace("|  |", "| |") in said
 
 
+def test_the_sink_of_a_language_model_that_copies_is_that_of_its_run():
+    found, said = record("copying"), (ROOT / "docs" / "science.md").read_text(encoding="utf-8")
+    heads, table = sinkscope.lab.head_masses(found).set_index("arm"), sinkscope.lab.language_table(found)
+    for arm, bold in {"sink token": "**", "softmax": ""}.items():
+        top = heads.loc[arm].sort_values("mass").iloc[-1]
+        window = table[(table["arm"] == arm) & (table["sinks"] == 0) & (table["cache_size"] > 0)].iloc[0]
+        mass = f"{bold}{top['mass']:.2f} [{top['low']:.2f}, {top['high']:.2f}]{bold}"
+        ratio = f"{bold}× {window['ratio']:.2f} [{window['ratio_low']:.2f}, {window['ratio_high']:.2f}]{bold}"
+        assert f"| {mass} | {ratio} |" in said
+        assert bool(heads.loc[arm, "is_sink"].any()) is (arm == "sink token")
+
+
 def test_sinks_by_length_of_text_are_those_of_the_runs():
     found = record("lengths")
     mass = found.bos_mass.sel(tokens="non-trigger").isel(step=-1, layer=0, head=0)
