@@ -3,7 +3,8 @@
     python assets/make.py                        all of it, an hour on two cores
     python assets/make.py report collapse        parts of it, by the names of the functions below
 
-`make assets` makes the explorer's pictures too. `tests/test_kept_numbers.py` reads numbers of README from the records.
+`make assets` makes the explorer's pictures too. `tests/test_kept_numbers.py` reads what README and docs say from the
+records.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import torch
 import xarray as xr
 
 import sinkscope
 from sinkscope import figures
+from sinkscope.lab.bigram import Backcopy
+from sinkscope.lab.runs import Text
 
 HERE = Path(__file__).parent
 LENGTHS = (64, 256, 1024)  # tokens read, of the texts of the report
@@ -79,7 +83,7 @@ def long() -> None:
 
 
 def emergence() -> None:
-    """Sinks that grow or not, in models trained from scratch: seven arms, eight seeds."""
+    """Sinks that grow or not, in models trained from scratch: nine arms, eight seeds."""
     grown = sinkscope.lab.bigram_backcopy()
     figures.emergence(grown).savefig(HERE / "emergence.png", dpi=130)
     keep(grown.isel(step=[-1]), "emergence")
@@ -92,11 +96,21 @@ def lengths() -> None:
     keep(xr.concat(last, "length").assign_attrs(length="several"), "lengths")
 
 
+def copying() -> None:
+    """A sink in a language model, on a text that leaves its heads nothing to do but now and then to copy."""
+    task = Backcopy.of(Text.of(None, None))
+    ids = task.sample(400, 1000, torch.Generator().manual_seed(0))[:, 1:]
+    text = "".join(task.characters[token] for token in ids.flatten().tolist())
+    sizes = dict(layers=1, heads=2, width=64, length=64, cache_size=32, evaluated=64)
+    training = dict(steps=600, batch=64, learning_rate=3e-3, weight_decay=0.01)
+    keep(sinkscope.lab.language_model(["sink token", "softmax"], text=text, **sizes, **training), "copying")
+
+
 def keep(record: xr.Dataset, name: str) -> None:
     sinkscope.save_record(record, HERE / f"{name}.nc")
 
 
-PARTS = {part.__name__: part for part in (report, policies, collapse, layers, long, emergence, lengths)}
+PARTS = {part.__name__: part for part in (report, policies, collapse, layers, long, emergence, lengths, copying)}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or PARTS:

@@ -160,7 +160,7 @@ ARMS = {
 
 
 def test_sinks_of_the_laboratory_are_those_of_its_runs():
-    found = record("emergence")
+    found = record("emergence").sel(arm=list(ARMS))  # README's p values are corrected for these
     table = sinkscope.lab.emergence_table(found)
     assert found.sizes["seed"] == 8 and table.attrs["step"] == 1000
     assert f"the best possible loss is {table.attrs['best_loss']:.2f}; " in README
@@ -178,6 +178,37 @@ def test_sinks_of_the_laboratory_are_those_of_its_runs():
     one = found.bos_mass.sel(tokens="non-trigger").isel(step=-1, layer=0, head=0)
     between = one.sel(arm=["softmax1", "learned sink", "sink token", "clipped softmax"])
     assert f"of {float(between.min()):.2f} to {float(between.max()):.2f} by seed" in README
+
+
+MORE = {**ARMS, "softpick": "Softpick", "gated": "gated attention"}
+
+
+def test_the_table_of_all_arms_in_the_docs_is_that_of_their_runs():
+    found = record("emergence")
+    table = sinkscope.lab.emergence_table(found).set_index(["quantity", "arm"])
+    said = (ROOT / "docs" / "science.md").read_text(encoding="utf-8")
+    assert set(found["arm"].values) == set(MORE) and found.sizes["seed"] == 8
+    for arm, name in MORE.items():
+        cells = [name]
+        for quantity in ("BOS mass of non-triggers", "row sum of non-triggers", "loss"):
+            row = table.loc[(quantity, arm)]
+            cells.append(f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]".replace("-", "−"))
+            if quantity.startswith("BOS"):
+                cells[-1] = cells[-1].replace("−0.00", "0.00")
+                cells.append("" if arm == "softmax" else "< 0.001" if row["p_holm"] < 0.001 else f"{row['p_holm']:.3f}")
+        assert f"| {' | '.join(cells)} |".replace("|  |", "| |") in said
+
+
+def test_the_sink_of_a_language_model_that_copies_is_that_of_its_run():
+    found, said = record("copying"), (ROOT / "docs" / "science.md").read_text(encoding="utf-8")
+    heads, table = sinkscope.lab.head_masses(found).set_index("arm"), sinkscope.lab.language_table(found)
+    for arm, bold in {"sink token": "**", "softmax": ""}.items():
+        top = heads.loc[arm].sort_values("mass").iloc[-1]
+        window = table[(table["arm"] == arm) & (table["sinks"] == 0) & (table["cache_size"] > 0)].iloc[0]
+        mass = f"{bold}{top['mass']:.2f} [{top['low']:.2f}, {top['high']:.2f}]{bold}"
+        ratio = f"{bold}× {window['ratio']:.2f} [{window['ratio_low']:.2f}, {window['ratio_high']:.2f}]{bold}"
+        assert f"| {mass} | {ratio} |" in said
+        assert bool(heads.loc[arm, "is_sink"].any()) is (arm == "sink token")
 
 
 def test_sinks_by_length_of_text_are_those_of_the_runs():

@@ -222,6 +222,7 @@ def test_the_record_is_kept_in_a_file(tmp_path, record):
     ("options", "message"),
     [
         ({"arms": ["learned sink"]}, "trains logits that Llama does not have"),
+        ({"arms": ["gated"]}, "trains gates that Llama does not have"),
         ({"arms": ["nonsense"]}, "'nonsense' is no arm"),
         ({"steps": 0}, "steps=0"),
         ({"seeds": []}, "no seeds were given"),
