@@ -184,7 +184,7 @@ ITEMS = (
         causal_only=True,
     ),
     Item(
-        "reach",
+        "head_reach",
         "Which heads could stream",
         variables=("reach", "stream_error"),
         figure=draw.reach,

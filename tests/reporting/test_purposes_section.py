@@ -15,7 +15,7 @@ from sinkscope.reporting.purposes import accounts_table, say_accounts, say_depth
 from tests.reporting.byte_tokens import byte_tokenizer
 from tests.support import naive_record
 
-SHOWN = ("purposes", "two_accounts", "reach", "depth")
+SHOWN = ("purposes", "two_accounts", "head_reach", "depth")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_gates_are_shown_where_the_model_has_them(text):
 @pytest.mark.slow
 def test_a_model_without_w_o_leaves_out_kinds_alone_and_says_why(text):
     made = _report(text, _model("bitnet"))
-    assert {"purposes", "two_accounts"} & set(made.tables) == set() and {"reach", "depth"} <= set(made.tables)
+    assert {"purposes", "two_accounts"} & set(made.tables) == set() and {"head_reach", "depth"} <= set(made.tables)
     (note,) = (each for each in made.notes if "W_O" in each)
     assert note.startswith("What sinks are for was not measured") and "bitnet" in note.lower()
     assert "forced" in made.records
@@ -81,7 +81,7 @@ def test_a_model_without_w_o_leaves_out_kinds_alone_and_says_why(text):
 
 def test_the_page_is_made_of_records_alone(tmp_path):
     report = Report(naive_record.record())
-    assert not {"purposes", "reach"} & set(report.tables) and not [note for note in report.notes if "purposes" in note]
+    assert not {"purposes", "head_reach"} & set(report.tables) and not [note for note in report.notes if "purposes" in note]
 
 
 def _planted(ratios, shares, ranks=None, values=None) -> xr.Dataset:
