@@ -143,16 +143,18 @@ def mean_gate(record: xr.Dataset) -> Numbers:
 
 
 def say_depth(record: xr.Dataset, table: pd.DataFrame) -> str:
-    rows = table.set_index("layer")
-    lowest, longest = rows["matrix_entropy"].idxmin(), rows["first_norm"].idxmax()
-    said = (
-        f"Matrix entropy is lowest behind layer {lowest} ({number(float(rows['matrix_entropy'][lowest]))}; median over "
-        f"layers {number(float(rows['matrix_entropy'].median()))}), and the first token's state longest behind layer "
-        f"{longest} ({number(float(rows['first_norm'][longest] / rows['first_norm'].median()))} times the median)."
+    layers, entropy, norms, rates = (
+        table[name].to_numpy() for name in ("layer", "matrix_entropy", "first_norm", "sink_rate")
     )
-    if rows["sink_rate"].max() > 0:
-        most = rows["sink_rate"].idxmax()
-        said += f" Most heads hold on to the first token in layer {most} ({rows['sink_rate'][most]:.0%} of them)."
+    lowest, longest = int(np.nanargmin(entropy)), int(np.nanargmax(norms))
+    said = (
+        f"Matrix entropy is lowest behind layer {layers[lowest]} ({number(float(entropy[lowest]))}; median over layers "
+        f"{number(float(np.nanmedian(entropy)))}), and the first token's state longest behind layer {layers[longest]} "
+        f"({number(float(norms[longest] / np.nanmedian(norms)))} times the median)."
+    )
+    if (rates > 0).any():
+        most = int(np.nanargmax(rates))
+        said += f" Most heads hold on to the first token in layer {layers[most]} ({rates[most]:.0%} of them)."
     return said
 
 
