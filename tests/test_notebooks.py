@@ -122,6 +122,18 @@ CLAIMS = {
             "max(perplexities.ratio_high[name] for name in first) < perplexities.ratio_low[beside[1].name]"
         ),
     },
+    "07_what_a_sink_is_for": {
+        "the sink is the first token": "at_first == len(sinks) > 0",
+        "the two accounts agree": "rank > 0.3 and (sinks.lost_value < 0.5).all()",
+        "a sink's value is missed more than another key's": "change['zero'] > 2 * change['random zero']",
+        "an ordinary value in its place is worse than none": "change['ordinary'] > change['zero']",
+        "entropy is low where the first token's state is long": "inside < outside / 2",
+        "four sinks let more heads stream": "streaming['with'] > 3 * streaming['without']",
+        "a dense cache has the passage": "dense.recalled_low > 1",
+        "no other cache brings it back": (
+            "max(each.recalled_high for each in (window, sinks_window, tova)) < dense.recalled_low"
+        ),
+    },
 }
 
 pytestmark = pytest.mark.timeout(900)

@@ -16,7 +16,6 @@ from sinkscope.analysis.discovery import massive_activations as found_activation
 from sinkscope.analysis.importance import sink_rate_curve
 from sinkscope.analysis.mass import above_null, sink_mass, value_drain
 from sinkscope.analysis.mass import mass_by_layer as layer_masses
-from sinkscope.analysis.purposes import depth_table
 from sinkscope.analysis.sensitivity import EPSILONS, sensitivity_table
 from sinkscope.analysis.spans import span_table
 from sinkscope.analysis.variables import is_causal
@@ -35,6 +34,7 @@ from sinkscope.reporting.first_token import (
     over_sequences,
     rates,
 )
+from sinkscope.reporting.purposes import near, possible
 
 if TYPE_CHECKING:
     import torch
@@ -49,9 +49,24 @@ TOP = 20
 
 def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
     """The main record, and if the text is long enough many short pieces of it, and many sentences."""
-    from sinkscope.probes import ALL, Compression, FirstCosine, Maps, MeanLogits, Probe, SinkDimensions, SinkMass
+    from sinkscope.probes import (
+        ALL,
+        Compression,
+        FirstCosine,
+        Gates,
+        Maps,
+        MeanLogits,
+        Probe,
+        Reach,
+        SinkDimensions,
+        SinkMass,
+        SinkPurpose,
+    )
 
     probes: list[Probe] = [*(probe for probe in ALL if not isinstance(probe, Maps)), FirstCosine(), Compression()]
+    purposes, without = possible(passes, SinkPurpose(), Reach(windows=near(passes.rows.shape[1])), Gates())
+    probes += purposes
+    passes.notes += without
     if passes.inputs is not None:
         probes.append(SinkDimensions())
     text = passes.main(probes)
@@ -329,16 +344,6 @@ ITEMS = (
         numbers=largest_activation,
         meaning="The largest magnitude in the hidden state after each layer, and the median magnitude of the whole "
         "layer. A massive activation (Sun et al. 2024) is above 100 and at least about 1,000 times the median.",
-    ),
-    Item(
-        "depth",
-        "Hidden states and sinks over depth",
-        variables=("matrix_entropy", "state_norm"),
-        figure=draw.depth,
-        table=Table(depth_table, meaning="Means over texts with 95% t intervals, by layer."),
-        meaning="Normalised matrix entropy and anisotropy of the hidden states (Queipo-de-Llano et al. 2025; 1 and "
-        "1/min(T, width) where all directions are alike), the norm of the first token's state, kurtosis (3 for a "
-        "normal distribution) and the share of a layer's heads that hold on to the first token.",
     ),
     Item(
         "first_cosine",

@@ -22,6 +22,7 @@ from sinkscope.figures.requirements import other_tokens, tokens_named
 from sinkscope.figures.style import number, ratio_said, within
 from sinkscope.reporting.collapse import COLLAPSE
 from sinkscope.reporting.content import Item, Measure, Numbers, Section, Table
+from sinkscope.reporting.purposes import possible
 from sinkscope.reporting.streaming import parts_of
 
 if TYPE_CHECKING:
@@ -48,25 +49,26 @@ def run(passes: Passes) -> Mapping[str, Measure]:
     from sinkscope.experiments.decomposition import collapse_policies
     from sinkscope.experiments.doses import dose_response
     from sinkscope.experiments.predictability import predictability
-    from sinkscope.probes import EvictionEffect
+    from sinkscope.probes import EvictionEffect, SinkPurpose
 
     passes.check_one_text()
     plan = passes.plan
     count, length, start = sizes_of(passes.model, passes.fewest, len(passes.front))
     texts, effect = passes.segments(length, count), EvictionEffect(tuple(range(plan.sinks)))
+    purposes, _ = possible(passes, SinkPurpose())
     shown: dict[str, Any] = {"start": start, "progress": passes.progress}
     drawn: dict[str, Any] = {"sinks": plan.sinks, "seed": plan.seed}
 
     @cache
     def dense() -> xr.Dataset:  # one pass for two records
-        probes = [effect, *passes.probes.get("forced", ())]
+        probes = [effect, *purposes, *passes.probes.get("forced", ())]
         return predictability(passes.model, texts, probes=probes, **shown)
 
     def forced() -> xr.Dataset:
         try:
             record = dense().drop_vars([*PREDICTED, "sink"])
         except SinkscopeError:  # a model that predicts no token can still be measured
-            return passes.measure("forced", texts, [effect], token_texts=False)
+            return passes.measure("forced", texts, [effect, *purposes], token_texts=False)
         record.attrs = {name: each for name, each in record.attrs.items() if name not in ("kind", "first", "start")}
         return record
 

@@ -44,7 +44,7 @@ def records() -> dict:
 def test_every_record_is_what_its_experiment_gives_alone(records):
     model, texts, quiet = build("llama"), sinkscope.segments(tokens_of(), 128, 2), {"progress": False}
     expected = {
-        "forced": sinkscope.measure(model, texts, [sinkscope.EvictionEffect()], **quiet),
+        "forced": sinkscope.measure(model, texts, [sinkscope.EvictionEffect(), sinkscope.SinkPurpose()], **quiet),
         "collapse": sinkscope.decompose(model, tokens_of()[None], 64, 4, **quiet),
         "dose": sinkscope.dose_response(model, texts, plan.DOSES, start=32, arms=("sinks", "next"), **quiet),
         "predictability": sinkscope.predictability(model, texts, **quiet),
