@@ -101,7 +101,7 @@ class Player:
         if not policy.coordinates["recomputed"] or policy.cache_size is None:
             return None
         last = len(self.ids) - 2  # the last token that predicts another
-        queries = torch.cat([torch.arange(SAMPLED - 1, last, SAMPLED), torch.tensor([last])])
+        queries = torch.tensor([*range(SAMPLED - 1, last, SAMPLED), last])
         return WindowReader(model, self.ids[None], policy, queries, max(1, WINDOW_TOKENS // policy.cache_size))
 
     def _read_on(self, place: int) -> None:
