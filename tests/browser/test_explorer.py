@@ -201,9 +201,8 @@ def test_streaming_plays_pauses_and_shows_the_losses_of_both_policies(notebook):
         np.testing.assert_allclose(shown, losses, atol=2e-5)
     words = notebook.page.locator(".sinkscope-app").inner_text()
     assert "the text has ended" in words and "window 24" in words and "sinks 4+20" in words
-    drawn = notebook.page.evaluate(
-        "[...document.querySelectorAll('.js-plotly-plot')].at(-1).data.map(trace => trace.y.at(-1))"
-    )
+    request = notebook.python("app.streaming.chart.frame['request']")
+    drawn = [curve["y"][-1] for curve in notebook.drawn(canvas(notebook, "race"), request=request).frame["curves"]]
     losses = [notebook.python(f"float(np.exp(np.nanmean(app.streaming.player.losses[{place}])))") for place in (0, 1)]
     np.testing.assert_allclose(drawn, losses, rtol=1e-5)
     notebook.page.get_by_role("tab", name="heads").click()
