@@ -217,19 +217,18 @@ class StreamingTab(w.VBox):
             self.status.value = alert(sentence(problem))
 
     def _draw(self) -> None:
-        player, curves, lines, marks = self.player, [], [], set()
-        for place, policy in enumerate([] if player is None else player.policies):
-            ends, values = player.running(place)
-            known = np.isfinite(values)
-            curves.append({"name": policy.name, "x": ends[known].tolist(), "y": values[known].tolist()})
-            now = f", perplexity {values[-1]:.2f}" if len(values) else ""
-            rate = f"{player.rate(place):.0f} tokens/s"
-            lines.append(f"<b>{escape(policy.name)}</b>: {player.done[place]:,} tokens{now}, {rate}")
-            marks |= {policy.cache_size} - {None}
-        self.chart.frame = {
-            "curves": curves, "marks": sorted(marks), "length": len(self._ids), "recent": RECENT,
-            "request": next(self._requests),
-        }  # fmt: skip
-        if player is not None:
-            over = " · the text has ended" if player.is_over else ""
-            self.status.value = " · ".join(lines) + over
+        curves: list[dict[str, Any]] = []
+        marks: set[int] = set()
+        if (player := self.player) is not None:
+            lines = []
+            for place, policy in enumerate(player.policies):
+                ends, values = player.running(place)
+                known = np.isfinite(values)
+                curves.append({"name": policy.name, "x": ends[known].tolist(), "y": values[known].tolist()})
+                marks |= set() if policy.cache_size is None else {policy.cache_size}
+                now = f", perplexity {values[-1]:.2f}" if len(values) else ""
+                rate = f"{player.rate(place):.0f} tokens/s"
+                lines.append(f"<b>{escape(policy.name)}</b>: {player.done[place]:,} tokens{now}, {rate}")
+            self.status.value = " · ".join(lines) + (" · the text has ended" if player.is_over else "")
+        seen = {"length": len(self._ids), "recent": RECENT, "request": next(self._requests)}
+        self.chart.frame = {"curves": curves, "marks": sorted(marks), **seen}
