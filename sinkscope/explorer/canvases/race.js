@@ -90,7 +90,7 @@ function drawRaceAxes(scene) {
   const bottom = CHART.top + high;
   for (const tokens of ticks(0, ends.tokens, wide / 90, 1))
     context.fillText(tokens.toLocaleString("en"), clamp(place.x(tokens), CHART.left + 4, scene.width - 16), bottom + 9);
-  context.fillText("tokens read; dotted: the cache is full", CHART.left + wide / 2, RACE_HIGH - 6);
+  context.fillText("tokens read; dotted: the cache is full", CHART.left + wide / 2, RACE_HIGH - 6, wide);
   context.setLineDash([2, 3]);
   context.strokeStyle = theme.ink;
   for (const mark of frame.marks.filter((each) => each <= ends.tokens)) {
