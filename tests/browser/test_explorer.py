@@ -131,7 +131,7 @@ def test_dragging_the_sinks_to_none_shows_the_losses_and_the_map_that_the_record
 
 def test_a_token_clicked_away_is_evicted_and_given_back(notebook):
     notebook.click_head(canvas(notebook, "atlas"), 6)
-    notebook.page.get_by_text("evict / restore").click()
+    notebook.page.get_by_label("evict / restore").click()
     first = notebook.page.locator(".sinkscope-token").first
     first.click()
     notebook.wait_for("app.controller.configuration.evicted == (0,)")
