@@ -206,7 +206,7 @@ ITEMS = (
             "Of a text too short for four segments they are over eight batches of its first part, say nothing of "
             "other texts, and are left out where that drifts (drift below 1%: parts of it lie farther apart than "
             "their own pieces would have them). Window keeps keys and values as they were computed; recompute "
-            "computes them anew for every token. A cache size of -1: the cache keeps everything.",
+            "computes them anew for every token. A cache size of −1: the cache keeps everything.",
         ),
     ),
     Item(
