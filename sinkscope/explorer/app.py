@@ -18,12 +18,13 @@ from sinkscope.arguments import checks_types
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.background import Interrupts, Mailbox
 from sinkscope.explorer.canvases import Explained, HeadMap, Message
-from sinkscope.explorer.configuration import CONTROLS, Configuration
+from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.controller import NEEDS_MODEL, Controller, sentence
-from sinkscope.explorer.controls import HISTORY, RANKING, CompareBar, Controls, MapControls
+from sinkscope.explorer.controls import CompareBar, Controls, MapControls, descendants, explained
 from sinkscope.explorer.display import Pictures, alert, continuations, headline, next_tokens, prices
+from sinkscope.explorer.guide import Guide
 from sinkscope.explorer.page import MEGABYTES, page_of
-from sinkscope.explorer.pixels import MAP_CONTROLS, saved_overview
+from sinkscope.explorer.pixels import saved_overview
 from sinkscope.explorer.results import Change, HeadMaps
 from sinkscope.explorer.saving import ENDED, NEEDS_KERNEL, SaveBar, save_view, static_picture, view_record
 from sinkscope.explorer.streaming import StreamingTab
@@ -68,6 +69,7 @@ class Explorer(w.VBox):
         self.controls, self.map_controls = Controls(self.controller), MapControls(self.controller)
         self.compare = CompareBar(self.controller)
         self.pictures = Pictures(self.controller)
+        self.guide = Guide()
         self.headline, self.busy = w.HTML(), w.HTML()
         self._note = f"<i>{escape(note)}</i>" if note else ""
         self.problem = w.HTML(self._note)
@@ -180,20 +182,17 @@ class Explorer(w.VBox):
         for words in (self.next_tokens, self.continuation):
             words.layout.flex, words.layout.min_width = "1 1 300px", "0"
         predictions = w.Box([self.next_tokens, self.continuation], layout=wrap)
-        heads = w.VBox([self.map_controls, self.compare, self.pictures, predictions, self.price, self.saving])
-        tabs = w.Tab([heads], titles=["heads"])
-        if streaming := self.streaming:
-            tabs.children, tabs.titles = [heads, streaming], ["heads", "streaming"]
-            tabs.observe(lambda at: streaming.make_chart() if at["new"] else streaming.pause(), "selected_index")
         buttons = [self.busy, self.controls.reset, self.controls.stop]
         beside = {"justify_content": "space-between", "align_items": "center", "flex_flow": "row wrap"}
         top = w.HBox([self.headline, w.HBox(buttons, layout={"align_items": "center"})], layout=beside)
-        explained = {
-            each.label: each.tooltip for each in (*CONTROLS.values(), *MAP_CONTROLS.values(), RANKING, HISTORY)
-        }
-        if self.streaming is not None:
-            explained |= self.streaming.explained
-        return [Explained(words=explained), top, self.problem, self.controls, tabs]
+        asked = [top, self.controls, self.map_controls, self.compare]
+        heads = w.VBox([*asked, self.pictures, predictions, self.price, self.saving])
+        tabs = w.Tab([heads], titles=["heads"])
+        if streaming := self.streaming:
+            tabs.children, tabs.titles = [heads, streaming], ["heads", "streaming"]
+            tabs.observe(lambda at: None if at["new"] else streaming.pause(), "selected_index")
+        parts = [self.problem, self.guide.button, self.guide.panel, tabs]
+        return [Explained(words=explained(parts)), *parts]
 
     def _wire(self) -> None:
         controller, pictures = self.controller, self.pictures
@@ -348,14 +347,3 @@ class Explorer(w.VBox):
         Change.MAP_OPTIONS: _draw_map_options, Change.UNIT: _draw_unit,
         Change.QUERY: _draw_query, Change.PROBLEM: _draw_problem, Change.PARTNER: _draw_partner,
     }  # fmt: skip
-
-
-def descendants(widget: w.Widget) -> list[w.Widget]:
-    """All widgets that a widget is made of: those inside it, and the layouts and styles of all of them."""
-    found = []
-    for name in widget.keys:
-        value = getattr(widget, name)
-        for part in value if isinstance(value, tuple) else (value,):
-            if isinstance(part, w.Widget):
-                found += [part, *descendants(part)]
-    return found

@@ -2,6 +2,7 @@
 
 packing     what is shown of each setting, as few bytes
 page.js     answers the canvases, as the controller does beside a kernel; page.html, page.css
+copies.js   what a canvas shows as a table
 """
 
 from __future__ import annotations
@@ -298,7 +299,7 @@ def page_script() -> str:
         f"{{{str(each._esm).removeprefix(shared).replace('export default {', f'CANVASES.{name} = {{', 1)}\n}}"
         for name, each in canvases.items()
     ]
-    return "\n".join([shared, "const CANVASES = {};", *blocks, _resource("page.js")])
+    return "\n".join([shared, "const CANVASES = {};", *blocks, _resource("copies.js"), _resource("page.js")])
 
 
 def _resource(name: str) -> str:
