@@ -64,7 +64,8 @@ def ci_script(name: str) -> ModuleType:
 def dist(tmp_path_factory) -> Path:
     """The sdist of the tree, and the wheel of that sdist."""
     folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT, cwd=folder, path=os.pathsep.join(sys.path))
+    here = os.pathsep.join(sys.path)
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT, cwd=folder, path=here)
     return folder
 
 
