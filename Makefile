@@ -21,8 +21,10 @@ PIP_OPTIONS ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS)
 STAMP := .venv/.installed
-# Tiny models gain nothing from threads, so each core gets a process with one. Tests of one file stay together.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses=logical --maxprocesses=4 --dist=loadfile
+# Tiny models gain nothing from threads, so each core gets a process with one. Tests of one file stay together, and the
+# files that take longest go first (tests/conftest.py).
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses=logical --maxprocesses=4 --dist=loadfile \
+	--no-loadscope-reorder
 
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
 PINNED := $(shell sed -n 's/^transformers==//p' constraints.txt)
