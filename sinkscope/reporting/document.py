@@ -24,7 +24,7 @@ from sinkscope.reporting.softmax import SOFTMAX
 from sinkscope.reporting.streaming import STREAMING
 from sinkscope.reporting.streams import PARTS
 
-SECTIONS = (ATTENTION, PARTS, STREAMING, SOFTMAX, PURPOSES)
+SECTIONS: tuple[Section, ...] = (ATTENTION, PARTS, STREAMING, SOFTMAX, PURPOSES)
 """The parts of a report."""
 
 ITEMS: tuple[Item, ...] = tuple(item for section in SECTIONS for item in section.items)

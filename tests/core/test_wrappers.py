@@ -62,6 +62,7 @@ WRAPPERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WRAPPERS)
 @torch.no_grad()
 def test_what_is_handed_over_is_what_is_measured_and_streamed(kind):

@@ -77,6 +77,7 @@ def test_texts_of_one_length_run_together_and_give_what_each_gives_alone(monkeyp
         np.testing.assert_allclose(together[name], alone[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_without_names_the_usual_ones_run_each_with_its_control():
     record = run(build("llama"))
     assert dict(zip(record.policy.values.tolist(), record.control.values.tolist(), strict=True)) == {
@@ -108,6 +109,7 @@ def test_of_the_usual_ones_those_that_cannot_be_are_left_out_with_a_warning():
         run(build("bloom"), [Shift(10), EvictKeys("sinks")])
 
 
+@pytest.mark.slow
 def test_an_intervention_beside_its_own_control_runs_once_and_reads_as_such():
     table = intervene(build("llama"), brute.texts(), [EvictKeys("sinks"), EvictKeys("random")], start=START,
                       progress=False)  # fmt: skip
@@ -136,6 +138,7 @@ def test_a_record_is_written_and_read_again(tmp_path):
     assert intervention_table(again, resamples=20).equals(intervention_table(record, resamples=20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt_oss"])
 def test_the_model_is_the_same_to_the_bit_afterwards_and_free_of_hooks(name):
     model = build(name)

@@ -31,6 +31,7 @@ def play(one: Player, rounds: int | None = None) -> list[list[int]]:
     return given
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss", "deepseek_v3", "gpt_neox"])
 def test_losses_of_both_policies_are_those_of_perplexity(name):
     one = Player(build(name), text(TOKENS), POLICIES)
@@ -40,6 +41,7 @@ def test_losses_of_both_policies_are_those_of_perplexity(name):
     one.close()
 
 
+@pytest.mark.slow
 def test_a_family_read_token_by_token_is_played_in_the_same_blocks():
     one = Player(build("falcon_rotary"), text(150), POLICIES)
     assert play(one) == [[128, 128], [149, 149]]

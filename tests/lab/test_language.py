@@ -211,6 +211,7 @@ def test_trained_weights_are_kept_and_other_caches_need_no_training(folder, reco
     np.testing.assert_allclose(again["nll"].sel(policy="dense"), record["nll"].sel(policy="dense"), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_record_is_kept_in_a_file(tmp_path, record):
     save_record(record, tmp_path / "record.nc")
     opened = open_record(tmp_path / "record.nc")

@@ -187,6 +187,7 @@ def test_the_page_states_the_headline_the_definitions_and_the_files(report, html
         assert word in text
 
 
+@pytest.mark.slow
 def test_the_notebook_view_is_html_without_script_and_plain_text(report):
     bundle = report._repr_mimebundle_()
     assert report.headline in bundle["text/plain"]
