@@ -75,7 +75,7 @@ def is_row(line: str, column: int) -> bool:
 def start_of_second_column(lines: list[str], place: int) -> int | None:
     """Where the second column begins of a block of two that begins here: a row, and a row or its second line."""
     row = ROW.fullmatch(lines[place])
-    if not row or lines[place].rstrip().endswith("::"):
+    if not row or lines[place].rstrip().endswith("::") or lines[place].lstrip().startswith((">>>", "...")):
         return None
     column = row.start("text")
     following = lines[place + 1] if place + 1 < len(lines) else ""
