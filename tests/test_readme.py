@@ -85,7 +85,7 @@ def test_the_examples_of_a_page_run(path, shelf):
         model, tokenizer = small()
         names = {"sinkscope": sinkscope, "model": model, "tokenizer": tokenizer, "torch": torch}
         names |= {"ids": sinkscope.read_tokens(tokenizer, limit=2048), "dataclass": dataclass}
-        names |= {"StaticPolicy": StaticPolicy}
+        names |= {"StaticPolicy": StaticPolicy, "text": "In the beginning God created the heaven and the earth. " * 8}
     run(path, names)
 
 
@@ -150,8 +150,9 @@ def followed(path: Path) -> set[Path]:
     links = re.findall(r"\]\(([^)#]+\.md)", text) + re.findall(r"^:link: (\S+)$", text, re.MULTILINE)
     for tree in re.findall(r"^```\{toctree\}\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         links += [line for line in tree.splitlines() if line and not line.startswith(":")]
-    places = {(path.parent / (link if link.endswith(".md") else f"{link}.md")).resolve() for link in links}
-    return {place for place in places if place.is_file()}
+    names = [link if link.endswith(".md") else f"{link}.md" for link in links]
+    folders = [(path.parent / Path(name).parent, Path(name).name) for name in names]
+    return {place.resolve() for folder, name in folders if folder.is_dir() for place in folder.glob(name)}
 
 
 @pytest.mark.parametrize("start", [DOCS / "index.md", README], ids=["site", "readme"])
