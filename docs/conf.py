@@ -30,10 +30,7 @@ myst_heading_anchors = 4
 nb_execution_mode = "off"  # notebooks are pages as they were run; tests run them
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # which would come from a CDN
 nb_render_markdown_format = "myst"
-suppress_warnings = [
-    "misc.highlighting_failure",  # of notebook cells with magics
-    "toc.empty_glob",
-]
+suppress_warnings = ["misc.highlighting_failure"]  # of notebook cells with magics
 
 default_role = "py:obj"  # a name in single backticks
 autodoc_member_order = "bysource"

@@ -150,9 +150,8 @@ def followed(path: Path) -> set[Path]:
     links = re.findall(r"\]\(([^)#]+\.md)", text) + re.findall(r"^:link: (\S+)$", text, re.MULTILINE)
     for tree in re.findall(r"^```\{toctree\}\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         links += [line for line in tree.splitlines() if line and not line.startswith(":")]
-    names = [link if link.endswith(".md") else f"{link}.md" for link in links]
-    folders = [(path.parent / Path(name).parent, Path(name).name) for name in names]
-    return {place.resolve() for folder, name in folders if folder.is_dir() for place in folder.glob(name)}
+    places = {(path.parent / (link if link.endswith(".md") else f"{link}.md")).resolve() for link in links}
+    return {place for place in places if place.is_file()}
 
 
 @pytest.mark.parametrize("start", [DOCS / "index.md", README], ids=["site", "readme"])
