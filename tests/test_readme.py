@@ -52,11 +52,11 @@ def small() -> tuple[LlamaForCausalLM, object]:
 @pytest.fixture
 def shelf(tmp_path, monkeypatch) -> Path:
     """A folder with what pages name: a book, a grid, a model; and `load` gives a small model, whatever it is asked."""
+    model, tokenizer = small()  # before `load` is another
     monkeypatch.chdir(tmp_path)
-    loads: Callable = lambda source=None, **options: small()  # noqa: E731
+    loads: Callable = lambda source=None, **options: (model, tokenizer)  # noqa: E731
     monkeypatch.setattr(sinkscope, "load", loads)
     (tmp_path / "book.txt").write_text(sinkscope.read_text("demo:ferry"), encoding="utf-8")
-    model, tokenizer = small()
     model.save_pretrained(tmp_path / "small")
     tokenizer.save_pretrained(tmp_path / "small")
     (tmp_path / "grid.yaml").write_text(
