@@ -40,13 +40,16 @@ def run(path: Path, names: dict[str, object]) -> dict[str, object]:
 
 
 @cache
+def words() -> object:
+    return sinkscope.load()[1]
+
+
 def small() -> tuple[LlamaForCausalLM, object]:
     """A model with random weights and as many heads as the demo model, in layers enough, and the demo's tokenizer."""
-    _, tokenizer = sinkscope.load()
     shapes = dict(hidden_size=36, intermediate_size=48, num_hidden_layers=19, head_dim=4, num_attention_heads=9)
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=49152, num_key_value_heads=3, bos_token_id=1, eos_token_id=2, **shapes)
-    return LlamaForCausalLM(config).eval(), tokenizer
+    return LlamaForCausalLM(config).eval(), words()
 
 
 @pytest.fixture
@@ -56,7 +59,7 @@ def shelf(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     loads: Callable = lambda source=None, **options: (model, tokenizer)  # noqa: E731
     monkeypatch.setattr(sinkscope, "load", loads)
-    (tmp_path / "book.txt").write_text(sinkscope.read_text("demo:ferry"), encoding="utf-8")
+    (tmp_path / "book.txt").write_text(2 * sinkscope.read_text("demo:ferry"), encoding="utf-8")
     model.save_pretrained(tmp_path / "small")
     tokenizer.save_pretrained(tmp_path / "small")
     (tmp_path / "grid.yaml").write_text(
@@ -82,7 +85,7 @@ def test_the_examples_of_the_readme_run(tmp_path, monkeypatch):
 def test_the_examples_of_a_page_run(path, shelf):
     names: dict[str, object] = {}
     if path.parent in (DOCS, ROOT):  # pages of reference begin in the middle
-        model, tokenizer = small()
+        model, tokenizer = sinkscope.load()
         names = {"sinkscope": sinkscope, "model": model, "tokenizer": tokenizer, "torch": torch}
         names |= {"ids": sinkscope.read_tokens(tokenizer, limit=2048), "dataclass": dataclass}
         names |= {"StaticPolicy": StaticPolicy, "text": "In the beginning God created the heaven and the earth. " * 8}
