@@ -14,8 +14,10 @@ import os
 import runpy
 import shutil
 import sys
+from contextlib import chdir
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
@@ -124,15 +126,11 @@ def in_parts(script: Path) -> tuple[str, str, str]:
 
 
 def draw(script: Path, picture: Path, load: object) -> None:
-    """Run a script from the root of the project, with models loaded once for all, and save its `figure`."""
-    before = Path.cwd()
-    os.chdir(ROOT)
-    try:
-        with patch.object(sinkscope, "load", load):
-            figure = runpy.run_path(str(script))["figure"]
-    finally:
-        os.chdir(before)
-    figure.savefig(picture, dpi=160)
+    """Run a script beside the project's assets, with models loaded once for all, and save its `figure`."""
+    with TemporaryDirectory() as folder, chdir(folder), patch.object(sinkscope, "load", load):
+        Path("assets").symlink_to(ROOT / "assets")
+        figure = runpy.run_path(str(script))["figure"]
+        figure.savefig(picture, dpi=160)
 
 
 def explorer_page() -> None:
