@@ -32,6 +32,7 @@ nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # which would come from a CDN
 nb_render_markdown_format = "myst"
 suppress_warnings = ["misc.highlighting_failure"]  # of notebook cells with magics
 
+highlight_language = "none"  # a fence without a language is a drawing or plain text
 default_role = "py:obj"  # a name in single backticks
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # they stand in the signature of a source file; Args says the same in words
