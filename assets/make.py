@@ -1,4 +1,4 @@
-"""The pictures that README.md shows, and the records behind its numbers: the demo model reading the demo text.
+"""The pictures that README and the site show, and the records behind their numbers: the demo model, the demo text.
 
     python assets/make.py                        all of it, an hour on two cores
     python assets/make.py report collapse        parts of it, by the names of the functions below
