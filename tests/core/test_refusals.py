@@ -9,17 +9,24 @@ import torch
 
 from sinkscope import (
     FREE,
+    TOVA,
+    EveryNth,
     LearnedSink,
     LogSumExp,
     Maps,
+    Recompute,
+    ScoredCache,
     SinkMass,
     SinkscopeError,
+    SinkWindow,
     Softmax1,
     attached,
     attend,
     capture,
     measure,
+    perplexity,
 )
+from sinkscope.hf.tiny import tiny_model
 from tests.support.model_state import hooks_of
 from tests.support.zoo import build, inputs
 
@@ -124,3 +131,21 @@ def test_dropout_is_refused():
     with pytest.raises(SinkscopeError, match=r"model\.eval"), capture(model):
         model(**inputs("llama"))
     assert model.training
+
+
+@pytest.mark.parametrize("kind", ["openai-gpt", "big_bird", "doge", "cpmant", "mpt"])
+def test_what_a_refusal_names_instead_is_not_refused_in_turn(kind):
+    model, ids = tiny_model(kind), torch.randint(3, 120, (1, 16))
+    policies = [SinkWindow(2, 8), SinkWindow(2, 8, positions="original"), EveryNth(4, 6), TOVA(8), Recompute(8)]
+    for policy in policies:
+        try:
+            attached(model, policy=policy)
+        except SinkscopeError as refusal:
+            if "use sinkscope.perplexity" in str(refusal):
+                perplexity(model, ids, [policy], progress=False)
+
+
+def test_no_advice_is_given_to_measure_a_scored_policy_where_layers_make_their_own_mask():
+    model = tiny_model("deepseek_v32")
+    with pytest.raises(SinkscopeError, match=r"layers make no mask of their own, sinkscope\.perplexity"):
+        ScoredCache(model, TOVA(8))
