@@ -262,7 +262,7 @@ class Sigmoid(Pointwise):
     def __post_init__(self) -> None:
         if self.bias is not None and not abs(real_number(self.bias)) < LARGEST:
             raise SinkscopeError(
-                f"{shown(self)} has no bias below {LARGEST:.0e} either way; give one, or None for -log(keys seen)."
+                f"{shown(self)} has no finite bias below {LARGEST:.0e}; give one, or None for -log(keys seen)."
             )
 
     def weigh(self, scores: Tensor, lse: Tensor, seen: Tensor) -> Tensor:

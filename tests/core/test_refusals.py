@@ -14,6 +14,7 @@ from sinkscope import (
     LearnedSink,
     LogSumExp,
     Maps,
+    Reach,
     Recompute,
     ScoredCache,
     SinkMass,
@@ -25,6 +26,8 @@ from sinkscope import (
     capture,
     measure,
     perplexity,
+    recall,
+    sink_values,
 )
 from sinkscope.hf.tiny import tiny_model
 from tests.support.model_state import hooks_of
@@ -149,3 +152,22 @@ def test_no_advice_is_given_to_measure_a_scored_policy_where_layers_make_their_o
     model = tiny_model("deepseek_v32")
     with pytest.raises(SinkscopeError, match=r"layers make no mask of their own, sinkscope\.perplexity"):
         ScoredCache(model, TOVA(8))
+
+
+@pytest.mark.parametrize("heads", [range(3), [1.7, 2.0], [(0,)], [(0.5, 1)], "ab"], ids=repr)
+def test_heads_that_are_no_pairs(heads):
+    ids = torch.randint(3, 120, (1, 16))
+    with pytest.raises(SinkscopeError, match="are no pairs"):
+        sink_values(build("llama"), ids, ("zero",), heads=heads)
+
+
+def test_a_normaliser_that_is_none():
+    ids = torch.randint(3, 120, (1, 120))
+    with pytest.raises(SinkscopeError, match=r"\[40, 44\] is not a normaliser"):
+        recall(build("llama"), ids, distances=20, passage=8, passages=1, normaliser=[40, 44], progress=False)
+
+
+def test_more_sinks_than_tokens_are_all_tokens():
+    ids = torch.randint(3, 120, (1, 16))
+    found = measure(build("llama"), ids, [Reach(sinks=(16, 51246), windows=4)]).reach
+    torch.testing.assert_close(found.values[..., 0, :], found.values[..., 1, :])
