@@ -165,7 +165,9 @@ def _storable(record: xr.Dataset) -> xr.Dataset:
             raise SinkscopeError(
                 f"{name!r} has the attribute {min(taken)!r}, by which its values would be read as others"
             )
-        if str(name).startswith(_HDF5) or (name in record.coords and name not in record.dims and _BLANK.search(name)):
+        if str(name).startswith(_HDF5) or (
+            name in record.coords and name not in record.dims and _BLANK.search(str(name))
+        ):
             raise SinkscopeError(f"{name!r} is a name that NetCDF takes for something else")
         if variable.dtype.kind == "c":
             raise SinkscopeError(f"{name!r} holds complex numbers, which NetCDF has not")

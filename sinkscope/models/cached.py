@@ -229,8 +229,8 @@ def _layout(anatomy: Anatomy, cache: Any, trace: _Trace, look: Look) -> Layout:
         foreign = "keeps tokens of its own in its cache, before those that it is given"
     readers = {id(call.key): call.module for call in look.calls}
     strays = [readers.get(id(keys)) for index, _, keys in trace.handed if index < 0]
-    unknown = [type(module).__name__ for module in strays if module is not None and module not in index_of]
-    missed = next(iter(unknown), "a module" if None in strays and anatomy.interface else "")
+    named = [type(module).__name__ for module in strays if module is not None and module not in index_of]
+    missed = next(iter(named), "a module" if None in strays and anatomy.interface else "")
     everywhere, places = dict.fromkeys(range(len(anatomy.parts))), dict(sorted(windows.items()))
     return Layout(natives or everywhere, places, tuple(map(tuple, reads)), foreign, missed, is_followed)
 
