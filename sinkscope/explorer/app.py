@@ -120,6 +120,7 @@ class Explorer(w.VBox):
         """Write one HTML file that shows this text without a kernel, as `page_of` says."""
         return page_of(self.controller, path, settings, megabytes)
 
+    @checks_types
     def save_csv(self, path: str | os.PathLike[str], what: str = "row") -> Path:
         """Write what is shown as a table: the chosen query's "row", the part of the "map", or all "heads".
 

@@ -8,7 +8,6 @@ the query's log-sum-exp and of how many keys the query sees: one more pass over 
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from sinkscope.attention.masks import is_hidden
 from sinkscope.attention.placement import Placed
 from sinkscope.errors import SinkscopeError, safe_repr, shown
 
+LARGEST = 1e37  # of a bias or a logit, beside which float32 still tells hidden keys and finite scores apart
 ALIKE = 1e-4  # weights of the same row may differ by so much when they are made among others
 
 
@@ -260,8 +260,10 @@ class Sigmoid(Pointwise):
     bias: float | None = None
 
     def __post_init__(self) -> None:
-        if self.bias is not None and not math.isfinite(real_number(self.bias)):
-            raise SinkscopeError(f"{self!r} has no finite bias; give a number, or None for -log(keys seen).")
+        if self.bias is not None and not abs(real_number(self.bias)) < LARGEST:
+            raise SinkscopeError(
+                f"{shown(self)} has no finite bias below {LARGEST:.0e}; give one, or None for -log(keys seen)."
+            )
 
     def weigh(self, scores: Tensor, lse: Tensor, seen: Tensor) -> Tensor:
         bias = -seen.to(scores.dtype).log() if self.bias is None else self.bias

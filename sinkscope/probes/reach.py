@@ -92,7 +92,7 @@ class Reach(LayerProbe):
         """Of some queries, [sequence, head, query, sinks, window]: the attention on what they keep, and the squared
         norm of what their outputs lose; None where those are not there."""
         first = max(0, rows.start - self.windows[-1] + 1)
-        near, early = slice(first, rows.stop), slice(0, max(self.sinks))
+        near, early = slice(first, rows.stop), slice(0, min(max(self.sinks), layer.reach))
         scores = layer.logits(rows, near)
         sinks = layer.logits(rows, early) if early.stop else scores[..., :0]
         top = torch.maximum(

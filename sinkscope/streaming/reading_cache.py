@@ -346,8 +346,8 @@ class ScoredCache(KeptKeys):
         check_limits(model, policy, policy.budget + 1)
         if not reads_in_blocks(model):
             raise SinkscopeError(
-                f"{type(model).__name__} reads several tokens on a filled cache otherwise than one by one, so its "
-                f"prompts cannot be given to a ScoredCache; measure {policy!r} with sinkscope.perplexity."
+                f"{type(model).__name__} reads on otherwise than one by one, so no prompt fits a ScoredCache; where "
+                f"its layers make no mask of their own, sinkscope.perplexity reads whole texts under {policy!r}."
             )
         if _has_latent_keys(model):
             raise SinkscopeError(

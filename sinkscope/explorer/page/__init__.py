@@ -16,6 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from sinkscope.arguments import several
 from sinkscope.attention.placement import is_same
 from sinkscope.errors import SinkscopeError, shown
 from sinkscope.explorer.canvases import STYLE, Atlas, HeadMap, Losses, TokenText, module
@@ -120,7 +121,7 @@ def save_page(
         )
     if not 0 < megabytes < math.inf:
         raise SinkscopeError(f"megabytes={megabytes!r} leaves no room for a page; give 12, for example.")
-    asked = page_settings(len(tokens)) if settings is None else list(settings)
+    asked = page_settings(len(tokens)) if settings is None else several(settings, "settings")
     configurations = [_configuration(each, len(tokens)) for each in asked]
     with _reading(model, tokens) as controller:
         found = list(_read(controller, configurations))
