@@ -68,6 +68,10 @@ CLAIMS = {
         "line breaks in front do no harm": (
             "effects.set_index('intervention').ratio['first tokens to line breaks'] < 1.1"
         ),
+        "interventions are those of a report": (
+            "(lambda own: (*segments.shape, options['start'], options['draws']) == (own.TEXTS[0], own.CHANGED, "
+            "own.CHANGED // 4, own.DRAWS))(__import__('sinkscope.reporting.softmax', fromlist=['DRAWS']))"
+        ),
         "more heads park where the next token is easy": "below > 2 * above and below + above < len(entropy)",
         "a sink grows with softmax": (
             "float(last.bos_mass.sel(arm='softmax', tokens='non-trigger')) > 3 * float(grown.bos_null.max())"

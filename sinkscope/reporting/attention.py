@@ -34,11 +34,10 @@ from sinkscope.reporting.first_token import (
     over_sequences,
     rates,
 )
+from sinkscope.reporting.planned import other_front
 from sinkscope.reporting.purposes import near, possible
 
 if TYPE_CHECKING:
-    import torch
-
     from sinkscope.reporting.gather import Passes
 
 SHORT = (100, 64)  # sequences, tokens in each (Gu et al. 2024)
@@ -77,7 +76,7 @@ def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
     steps: dict[str, xr.Dataset | Measure] = {"text": text}
     if is_causal(text) and (short := passes.pieces(*SHORT)) is not None:
         steps["short"] = lambda: passes.measure("short", short, [SinkMass()])
-        if (other := _other_bos(passes, short[::OTHER_BOS])) is not None:
+        if (other := other_front(short[::OTHER_BOS], passes.front, passes.tokenizer)) is not None:
             steps["other_bos"] = lambda: _numbered(
                 passes.measure("other_bos", other, [SinkMass(first=1)], token_texts=False)
             )
@@ -85,20 +84,6 @@ def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
         corner = [SinkMass(first=1), MeanLogits(tokens=SENTENCES[1])]
         steps["sentences"] = lambda: passes.measure("sentences", sentences, corner)
     return steps
-
-
-def _other_bos(passes: Passes, short: torch.Tensor) -> torch.Tensor | None:
-    """Short sequences without the tokens in front, or with a BOS token where there are none; None for a tokenizer that
-    has none."""
-    import torch
-
-    if passes.front:
-        return short[:, len(passes.front) :]
-    bos = getattr(passes.tokenizer, "bos_token_id", None)
-    if bos is None:
-        return None
-    own = short[:, :-1]
-    return torch.cat([own.new_full((len(own), 1), bos), own], dim=1)
 
 
 def _numbered(other: xr.Dataset) -> xr.Dataset:
@@ -278,12 +263,15 @@ ITEMS = (
         "sensitivity",
         "What the headlines hang on",
         variables="sink_mass",
-        table=lambda record, short, other, losses: sensitivity_table(record, short, other, epsilon_of(record), losses),
-        beside=("short", "other_bos", "perplexity"),
+        table=lambda record, short, other, *losses: sensitivity_table(
+            record, short, other, epsilon_of(record), *losses
+        ),
+        beside=("short", "other_bos", "perplexity", "other_bos_losses"),
         meaning="The mass on the first token and the sink rate at other thresholds ε (of the importance α), lengths T "
         "and choices of BOS, all else as in the headline (its ε, T of the text); BOS is varied on every third of the "
         "short sequences. The collapse, perplexity in a window over that with sinks, up to other lengths T of its own "
-        "segments. Above null: (value − null)/(1 − null). 95% t intervals over sequences.",
+        "segments, and with the other choice of BOS. Above null: (value − null)/(1 − null). 95% t intervals over "
+        "sequences.",
         causal_only=True,
     ),
     Item("learned_sink", variables="virtual_sink_mass", numbers=learned_sink),

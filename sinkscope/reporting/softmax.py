@@ -35,12 +35,13 @@ TEXTS = (8, 256)  # sequences from all over each text, tokens in each
 CHANGED = 160  # the first tokens of each, for interventions and doses
 FEWEST = 64
 START = 64  # the first query that notices an intervention
-DRAWS = 2  # of each random control in each text, where `intervene` has 20: with eight texts 16 in all
+DRAWS = 3  # of each random control in each text, where `intervene` has 20: with eight texts 24 in all
 STRONG = 10.0  # times as much: nine tenths of a head's attention are parked
 RECORDS = {
     "forced": "Forced mass", "collapse": "The collapse decomposed", "dose": "Dose and response",
     "interventions": "Interventions", "predictability": "Sink mass against predictability",
 }  # fmt: skip
+OVER = "paired, over texts, or over batches where there are fewer than four"
 PREDICTED = ("sink_mass", "next_loss", "next_entropy")
 
 
@@ -271,13 +272,12 @@ ITEMS = (
         meaning="A bias on the logit of the first token in all layers and heads, from minus infinity (gone) over 0 (as "
         "the model is) upwards; as control the same on the token right behind the sinks, which of all that are none "
         "stands nearest to it. All is measured over the queries from the start on; before it nothing is changed. "
-        "Intervals of perplexity are paired, over texts, or batches of fewer than four; those of mass and output are "
-        "over texts.",
+        f"Intervals of perplexity are {OVER}; those of mass and output are over texts.",
         table=Table(
             dose_table,
             meaning="Dose: bias on the logits of the first keys (sinks) or of as many right behind the sinks "
-            "(next), natural logarithm; -inf: gone. Ratios of perplexity (paired, over texts, or batches of fewer than "
-            "four) and of the norm of a head's output (over texts) are to dose 0.",
+            "(next), natural logarithm; -inf: gone. Ratios of perplexity and of the norm of a head's output are to the "
+            "dose of 0, with 95% t intervals.",
         ),
     ),
     Item(
@@ -298,7 +298,7 @@ ITEMS = (
             "interventions",
             "Interventions and their controls",
             "Each intervention above its control. Perplexity over that with nothing done (ratio) and over that of the "
-            "control; paired 95% t intervals over texts, of losses over batches where there are fewer than four. "
+            f"control; 95% t intervals, of losses {OVER}. "
             f"Verdict: what the latter says, equal where all of it lies within {MARGIN:.0%}, or the plan's margin. "
             "Intervals over draws: t within texts. Removed mass: attention on the evicted keys in the text as it is; "
             "per mass: logarithm of the ratio for each unit of it (Fieller).",

@@ -27,7 +27,7 @@ from sinkscope.analysis.perplexity import ppl_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.reporting.content import Item, Measure, Numbers, Records, Section, Table
 from sinkscope.reporting.plan import CACHE, SINKS
-from sinkscope.reporting.planned import ways
+from sinkscope.reporting.planned import other_front, ways
 
 if TYPE_CHECKING:
     import torch
@@ -61,8 +61,12 @@ def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
         passes.notes.append(f"What each policy costs was not counted: {reason}")
     counts = sorted({*COUNTS, sinks})
     timed = passes.one_text[:LONGEST]
+    other = other_front(texts, passes.front, passes.tokenizer)
+    found = families(curve)
+    pair = [policy for policy in policies if policy.name in (found.window, found.sinks)]
     return {
         "perplexity": passes.named(curve),
+        **({} if other is None else {"other_bos_losses": lambda: passes.perplexity(other, pair)}),
         "ablation": lambda: run_ablation(
             passes.model, texts, counts, cache, known=passes.losses, progress=passes.progress
         ),
@@ -253,7 +257,12 @@ STREAMING = Section(
     "What it costs to forget",
     ITEMS,
     run,
-    records={"perplexity": "Streaming", "ablation": "The number of sinks", "decode": "Time per token"},
+    records={
+        "perplexity": "Streaming",
+        "other_bos_losses": "The collapse with the other choice of BOS",
+        "ablation": "The number of sinks",
+        "decode": "Time per token",
+    },
     subject="Streaming",
     probed=(),
     causal_only=True,

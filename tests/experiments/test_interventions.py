@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 
 import numpy as np
@@ -234,3 +235,28 @@ def test_one_intervention_needs_no_list_and_gives_no_warning():
         warnings.simplefilter("error")
         record = run(build("llama"), Shift(3))
     assert record.policy.values.tolist() == ["nothing", "start 3 later", "cut 3 behind the sinks"]
+
+
+def test_each_draw_reads_each_text_once_and_the_line_of_progress_says_which_it_is(model, forwards, monkeypatch):
+    """The usual ones: 91 readings of a text with 20 draws, 19 with two; the most attended keys take one of a prefix."""
+    said: list[str] = []
+
+    class Bar(contextlib.nullcontext):
+        def set_description(self, words, refresh):
+            said.append(words)
+
+        def update(self, count):
+            pass
+
+        def __enter__(self):
+            return self
+
+    monkeypatch.setattr("sinkscope.experiments.interventions.progress_bar", lambda *_, **__: Bar())
+    texts = brute.texts()[:1]
+    for draws, readings in ((None, 91), (2, 19)):
+        said.clear()
+        forwards.count = 0
+        record = run(model, texts=texts, draws=draws)
+        assert len(said) == int(record["draws"].sum()) == readings
+        assert forwards.count == readings + 1
+    assert said[0] == "nothing" and "evict random, draw 2 of 2" in said

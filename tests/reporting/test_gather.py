@@ -147,6 +147,7 @@ def test_streaming_is_measured_on_one_continuous_text_where_it_is_short(llama, t
     made = sinkscope.report(llama, byte_tokenizer(bos), text, sequences=1, length=20, softmax=False, progress=False)
     assert [name for name in made.records if name not in ("short", "sentences")][1:] == [
         "perplexity",
+        "other_bos_losses",
         "ablation",
         "decode",
     ]
