@@ -54,6 +54,10 @@ from sinkscope.analysis.recall import recall_table as recall_table
 from sinkscope.analysis.runs import compare_cells as compare_cells
 from sinkscope.analysis.runs import list_cells as list_cells
 from sinkscope.analysis.runs import sweep_losses as sweep_losses
+from sinkscope.analysis.secondary import rollout as rollout
+from sinkscope.analysis.secondary import secondary_sinks as secondary_sinks
+from sinkscope.analysis.secondary import spread_table as spread_table
+from sinkscope.analysis.secondary import tags_table as tags_table
 from sinkscope.analysis.sensitivity import mass_by_length as mass_by_length
 from sinkscope.analysis.sensitivity import sensitivity_table as sensitivity_table
 from sinkscope.analysis.spans import by_span as by_span
@@ -82,8 +86,10 @@ from sinkscope.experiments.intervention import Shift as Shift
 from sinkscope.experiments.intervention import Trial as Trial
 from sinkscope.experiments.interventions import run_interventions as run_interventions
 from sinkscope.experiments.perplexity import perplexity as perplexity
+from sinkscope.experiments.perturbation import perturbation_spread as perturbation_spread
 from sinkscope.experiments.predictability import predictability as predictability
 from sinkscope.experiments.recall import recall as recall
+from sinkscope.experiments.sink_tags import sink_tags as sink_tags
 from sinkscope.experiments.sink_values import sink_values as sink_values
 from sinkscope.experiments.tasks import key_value_recall as key_value_recall
 from sinkscope.experiments.tasks import needle_recall as needle_recall
@@ -299,6 +305,10 @@ __all__ = [
     "reach",
     "reach_table",
     "save_head_gates",
+    "rollout",
+    "secondary_sinks",
+    "spread_table",
+    "tags_table",
     "mass_by_length",
     "sensitivity_table",
     "by_span",
@@ -333,6 +343,8 @@ __all__ = [
     "recall",
     "head_split",
     "sink_values",
+    "sink_tags",
+    "perturbation_spread",
     "Grid",
     "sweep",
     "sweep_table",
