@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import xarray as xr
 
@@ -82,6 +83,27 @@ def long() -> None:
     keep(sinkscope.decompose(model, sinkscope.read_tokens(tokenizer, limit=12_288), 512), "long")
 
 
+def texts() -> None:
+    """Both demo texts: the first token and losses of each, with and without BOS, and what the model has by heart."""
+    model, tokenizer = sinkscope.load()
+    sources, names = (None, "demo:ferry"), ["King James Bible", "The Ferry at Askerholm"]
+    read, parts, known = (
+        sinkscope.read_segments(tokenizer, sources, length, count, within=1_000_000)
+        for length, count in ((1024, 6), (384, 8), (768, 8))
+    )
+    policies = [sinkscope.Dense(), sinkscope.Window(128), sinkscope.SinkWindow(4, 124)]
+    with_bos = parts.roll(1, 1).index_fill(1, parts.new_tensor([0]), tokenizer.bos_token_id)
+    alpha = sinkscope.measure(model, read, [sinkscope.SinkMass(first=1)]).sink_mass.isel(sink=0).mean("query")
+    for name, record in {
+        "texts": alpha.to_dataset(name="alpha"),
+        "texts_losses": sinkscope.perplexity(model, parts, policies),
+        "texts_bos": sinkscope.perplexity(model, with_bos, policies[1:]),
+        "familiar": sinkscope.perplexity(model, known, policies[:1]),
+    }.items():
+        text = np.repeat(names, record.sizes["sequence"] // len(names))
+        keep(record.assign_coords(source=("sequence", text.astype(object))), name)
+
+
 def emergence() -> None:
     """Sinks that grow or not, in models trained from scratch: nine arms, eight seeds."""
     grown = sinkscope.lab.bigram_backcopy()
@@ -110,7 +132,7 @@ def keep(record: xr.Dataset, name: str) -> None:
     sinkscope.save_record(record, HERE / f"{name}.nc")
 
 
-PARTS = {part.__name__: part for part in (report, policies, collapse, layers, long, emergence, lengths, copying)}
+PARTS = {part.__name__: part for part in (report, policies, collapse, layers, long, texts, emergence, lengths, copying)}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or PARTS:

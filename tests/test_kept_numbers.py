@@ -230,3 +230,55 @@ def test_sinks_by_length_of_text_are_those_of_the_runs():
         assert len(one) == 8
         at = f"at {length} tokens" if length == 32 else f"at {length}"
         assert f"{one.mean():.2f} [{one.mean() - half:.2f}, {one.mean() + half:.2f}] {at}" in LEARN
+
+
+DOC = re.sub(r"\s+", " ", (ROOT / "docs" / "texts.md").read_text(encoding="utf-8"))
+TEXTS = ("King James Bible", "The Ferry at Askerholm")
+
+
+def of_each_text(name: str) -> list[xr.Dataset]:
+    found = record(name)
+    return [found.isel(sequence=found["source"].values == text) for text in TEXTS]
+
+
+def late_ratios(losses: xr.Dataset) -> np.ndarray:
+    """[text] mean loss in a window less that with sinks, after the first eviction."""
+    late = losses["nll"].isel(token=slice(130, None)).astype(float).mean("token")
+    return (late.sel(policy="window 128") - late.sel(policy="sinks 4+124")).values
+
+
+def test_both_demo_texts_side_by_side_are_those_of_their_records():
+    null, rows = np.mean(1 / np.arange(2, 1025)), []
+    for text, first, losses in zip(TEXTS, of_each_text("texts"), of_each_text("texts_losses"), strict=True):
+        mass, rate = masses(first["alpha"], 1024), float((first["alpha"] > 0.3).mean())
+        dense = losses["nll"].sel(policy="dense").astype(float).mean("token").values
+        above, ratio = (mass.mean() - null) / (1 - null), late_ratios(losses)
+        bounds = [np.exp(with_t(each)) for each in (dense, ratio)]
+        low, high = with_t(mass)[1:]
+        assert (
+            f"| {text} | {100 * mass.mean():.1f}% [{100 * low:.1f}, {100 * high:.1f}] | {100 * above:.1f}% | "
+            f"{100 * rate:.0f}% | {told(*bounds[0])} | {told(*bounds[1])} |"
+        ) in DOC
+        rows.append([mass.mean(), above, rate, dense.mean(), ratio.mean()])
+    mass, above, rate, dense, ratio = np.mean(rows, 0)
+    shares = f"{100 * mass:.1f}% | {100 * above:.1f}% | {100 * rate:.0f}%"
+    assert f"| mean | {shares} | {np.exp(dense):.1f} | {np.exp(ratio):.2f} |" in DOC
+
+
+def test_the_collapse_with_a_bos_token_in_front_is_that_of_its_losses():
+    with_bos = [told(*np.exp(with_t(late_ratios(each)))) for each in of_each_text("texts_bos")]
+    without = [told(*np.exp(with_t(late_ratios(each)))) for each in of_each_text("texts_losses")]
+    for text, one, other in zip(TEXTS, without, with_bos, strict=True):
+        assert f"| {text} | {one} | {other} |" in DOC
+
+
+def test_what_the_model_has_by_heart_is_what_its_losses_say():
+    for text, losses in zip(TEXTS, of_each_text("familiar"), strict=True):
+        (row,) = sinkscope.familiarity_table(losses.assign_attrs(text=text)).to_dict("records")
+        own = 100 * sinkscope.recited(losses).values
+        assert f"| {text} | {row['loss']:.2f} | {100 * row['recited']:.1f}% | {own[0]:.1f}% |" in DOC
+        if text == TEXTS[0]:
+            loss = losses["nll"].squeeze("policy").astype(float).mean("token").values
+            others = f"{loss[1:].min():.2f} to {loss[1:].max():.2f}"
+            assert f"its loss is {loss[0]:.2f} nats" in DOC and others in DOC
+            assert not own[1:].any() and "nothing of the seven other segments" in DOC
