@@ -38,7 +38,8 @@ FAMILIES = {
         "mean_maps", "distance_profile", "entropy_by_layer", "span_mass", "image_grid",
     ]),
     "states": ("Norms, activations, depth", "What stands behind a sink in keys, values and hidden states.", [
-        "norms", "massive_activations", "first_cosine", "depth", "purposes",
+        "norms", "massive_activations", "first_cosine", "depth", "purposes", "secondary_sinks", "sink_tags",
+        "perturbation_spread", "rollout",
     ]),
     "streaming": ("Streaming", "Losses and costs under a policy.", [
         "log_perplexity", "ablation", "decode_cost", "recall", "accuracy", "explored", "reach", "head_split",
