@@ -185,6 +185,11 @@ class TokenReader(Reader):
 def scored(model: nn.Module, logits: Tensor, ids: Tensor, queries: Tensor, done: int) -> Step:
     """Losses of the tokens after the queries, from their logits [sequence, query, vocabulary]."""
     tokens = queries + 1
+    if not isinstance(logits, Tensor) or logits.shape[1] != len(tokens):
+        raise SinkscopeError(
+            f"{type(model).__name__} gave logits for other tokens than the {len(tokens)} that it read; hand over a "
+            "model that gives some for each, such as the one inside a wrapper."
+        )
     losses = next_token_losses(logits, ids[:, tokens.to(ids.device)])
     if not bool(losses.isfinite().all()):
         raise not_finite(f"the logits at tokens {int(queries[0])} to {int(queries[-1])}", model)
