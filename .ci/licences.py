@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from importlib.metadata import PackageNotFoundError, metadata
+from importlib.metadata import PackageNotFoundError, files, metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -30,7 +30,9 @@ def licence(name: str) -> str:
         each.rpartition(" :: ")[2] for each in about.get_all("Classifier") or [] if each.startswith("License ::")
     ]
     written = (about["License"] or "").strip().partition("\n")[0]
-    return ", ".join(classified) or written or "not stated"
+    texts = [each.read_text() for each in files(name) or [] if each.name.upper().startswith("LICEN")]
+    headings = [text.strip().partition("\n")[0] for text in texts]
+    return ", ".join(classified or filter(None, [written])) or ", ".join(headings) or "not stated"
 
 
 def closure(roots: list[Requirement]) -> set[str]:

@@ -1,9 +1,10 @@
-"""The pictures that README.md shows, and the records behind its numbers: the demo model reading the demo text.
+"""The pictures that README and the site show, and the records behind their numbers: the demo model, the demo text.
 
     python assets/make.py                        all of it, an hour on two cores
     python assets/make.py report collapse        parts of it, by the names of the functions below
 
-`make assets` makes the explorer's pictures too. `tests/test_kept_numbers.py` reads numbers of README from the records.
+`make assets` makes the explorer's pictures too. `tests/test_kept_numbers.py` reads what README and docs say from the
+records.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
+import torch
 import xarray as xr
 
 import sinkscope
 from sinkscope import figures
+from sinkscope.lab.bigram import Backcopy
+from sinkscope.lab.runs import Text
 
 HERE = Path(__file__).parent
 LENGTHS = (64, 256, 1024)  # tokens read, of the texts of the report
@@ -78,8 +83,29 @@ def long() -> None:
     keep(sinkscope.decompose(model, sinkscope.read_tokens(tokenizer, limit=12_288), 512), "long")
 
 
+def texts() -> None:
+    """Both demo texts: the first token and losses of each, with and without BOS, and what the model has by heart."""
+    model, tokenizer = sinkscope.load()
+    sources, names = (None, "demo:ferry"), ["King James Bible", "The Ferry at Askerholm"]
+    read, parts, known = (
+        sinkscope.read_segments(tokenizer, sources, length, count, within=1_000_000)
+        for length, count in ((1024, 6), (384, 8), (768, 8))
+    )
+    policies = [sinkscope.Dense(), sinkscope.Window(128), sinkscope.SinkWindow(4, 124)]
+    with_bos = parts.roll(1, 1).index_fill(1, parts.new_tensor([0]), tokenizer.bos_token_id)
+    alpha = sinkscope.measure(model, read, [sinkscope.SinkMass(first=1)]).sink_mass.isel(sink=0).mean("query")
+    for name, record in {
+        "texts": alpha.to_dataset(name="alpha"),
+        "texts_losses": sinkscope.perplexity(model, parts, policies),
+        "texts_bos": sinkscope.perplexity(model, with_bos, policies[1:]),
+        "familiar": sinkscope.perplexity(model, known, policies[:1]),
+    }.items():
+        text = np.repeat(names, record.sizes["sequence"] // len(names))
+        keep(record.assign_coords(source=("sequence", text.astype(object))), name)
+
+
 def emergence() -> None:
-    """Sinks that grow or not, in models trained from scratch: seven arms, eight seeds."""
+    """Sinks that grow or not, in models trained from scratch: nine arms, eight seeds."""
     grown = sinkscope.lab.bigram_backcopy()
     figures.emergence(grown).savefig(HERE / "emergence.png", dpi=130)
     keep(grown.isel(step=[-1]), "emergence")
@@ -92,11 +118,21 @@ def lengths() -> None:
     keep(xr.concat(last, "length").assign_attrs(length="several"), "lengths")
 
 
+def copying() -> None:
+    """A sink in a language model, on a text that leaves its heads nothing to do but now and then to copy."""
+    task = Backcopy.of(Text.of(None, None))
+    ids = task.sample(400, 1000, torch.Generator().manual_seed(0))[:, 1:]
+    text = "".join(task.characters[token] for token in ids.flatten().tolist())
+    sizes = dict(layers=1, heads=2, width=64, length=64, cache_size=32, evaluated=64)
+    training = dict(steps=600, batch=64, learning_rate=3e-3, weight_decay=0.01)
+    keep(sinkscope.lab.language_model(["sink token", "softmax"], text=text, **sizes, **training), "copying")
+
+
 def keep(record: xr.Dataset, name: str) -> None:
     sinkscope.save_record(record, HERE / f"{name}.nc")
 
 
-PARTS = {part.__name__: part for part in (report, policies, collapse, layers, long, emergence, lengths)}
+PARTS = {part.__name__: part for part in (report, policies, collapse, layers, long, texts, emergence, lengths, copying)}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or PARTS:

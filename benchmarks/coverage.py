@@ -12,14 +12,15 @@ them with replacement, so that their mean is the true one.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from scipy.signal import lfilter
+from made_up import Drawn, made_up_controls, series
+from scipy.special import stdtrit
 
-from sinkscope.analysis.batches import Estimate, Units
+from sinkscope.analysis.batches import Estimate, Units, chance_of_draws
 from sinkscope.analysis.intervals import block_length, interval, resampled_means
 from sinkscope.analysis.predictability import predictability_table
 from sinkscope.analysis.tasks import share_interval
@@ -31,13 +32,6 @@ EPSILON = 0.3
 
 Row = tuple[str, str, float, float, float | None]
 """What is covered, of how much, the share of intervals that hold it, of all that are printed, and by percentiles."""
-
-
-def series(random: np.random.Generator, tokens: int, trials: int, correlation: float) -> np.ndarray:
-    """[token, trial] autoregressive values of mean 0 and variance 1."""
-    noise = random.standard_normal((tokens, trials))
-    noise[1:] *= np.sqrt(1 - correlation**2)
-    return lfilter([1.0], [1.0, -correlation], noise, axis=0)
 
 
 def held(low: np.ndarray, high: np.ndarray, truth: float) -> tuple[float, float]:
@@ -220,6 +214,46 @@ def accuracies() -> Iterator[Row]:
                 yield what, f"{texts} texts, {questions} each", *held(*bounds.T, truth), None
 
 
+def controls() -> Iterator[Row]:
+    """`intervention_table`: sinks beside random keys, which are drawn several times in each text."""
+    for texts, tokens in ((1, 800), (3, 300), (4, 100), (8, 100), (16, 100)):
+        for draws in (2, 3, 20):
+            random = np.random.default_rng([texts, draws])
+            parts = [made_up_controls(random, texts, tokens, draws, COLUMNS) for _ in range(TRIALS // COLUMNS)]
+            size = f"{texts} text{'s' * (texts > 1)} of {tokens} tokens, {draws} draws"
+            yield from ((name, size, *covered, None) for name, *covered in compared(parts))
+
+
+def compared(parts: Sequence[Drawn]) -> Iterator[tuple[str, float, float]]:
+    """How often intervals of sinks beside random keys hold the truth, and how many there are."""
+    found: dict[str, list[np.ndarray]] = {}
+    for part in parts:
+        texts, tokens, trials = part.losses.shape[1:]
+        chance = chance_of_draws(0 * part.draws[:1], part.draws, np.full(texts, tokens))
+        columns = [*part.losses, *np.broadcast_to(part.taken[:, :, None], part.losses.shape)]
+        units = Units([list(np.concatenate(columns, axis=-1))], np.arange(texts))
+        added = chance if units.over == "batches" else None
+        own = [slice(start, start + trials) for start in range(0, 4 * trials, trials)]
+        ratio = units.of(lambda x, own=own: x[..., own[0]] - x[..., own[1]], added)
+        half = stdtrit(chance.freedom, 0.975) * np.sqrt(chance.square)
+        ends = {
+            "ratio to the control": (ratio.low - part.ratio, ratio.high - part.ratio),
+            "the same over draws": (ratio.mean - half - part.within, ratio.mean + half - part.within),
+        }
+        for row, (name, drawn) in enumerate({"sinks": None, "random keys": added}.items()):
+            top, below = own[row], own[2 + row]
+            if units.over == "texts":
+                share = units.of_share(lambda x, top=top: x[..., top], lambda x, below=below: x[..., below])
+            else:
+                mass, share = part.taken[row].mean(0), units.of(lambda x, top=top: x[..., top], drawn)
+                share = share._replace(low=share.low / mass, high=share.high / mass)
+            ends[f"{name}, for each unit of mass"] = share.low - part.per_mass[row], share.high - part.per_mass[row]
+        for name, each in ends.items():
+            found.setdefault(name, []).append(np.stack(each))
+    for name, each in found.items():
+        yield name, *held(*np.concatenate(each, axis=1), 0.0)
+
+
 def _record(mass: np.ndarray, measure: np.ndarray) -> xr.Dataset:
     """A record of predictability with masses [text, query, head] and a measure [text, query]."""
     sink_mass = mass.transpose(0, 2, 1)[:, None, :, :, None]
@@ -263,6 +297,7 @@ PARTS = {
     "Shares of the collapse: Fieller's interval over eight batches": shares,
     "Rank correlations: a jackknife over batches": correlations,
     "Shares of right answers: Clopper-Pearson, Korn-Graubard over texts with several questions": accuracies,
+    "Interventions beside controls drawn at random: t over texts, over batches or over draws, Fieller": controls,
     "What cannot be covered: one text that keeps to a topic": topics_as_long_as_the_text,
 }
 

@@ -63,6 +63,17 @@ FIRST_PAINT = """() => {
 }"""
 LOSSES = "() => Number(document.querySelector('.sinkscope-losses canvas')?.dataset.request) > 0"
 HEADS = "() => Number(document.querySelector('.sinkscope-atlas canvas')?.dataset.request) > 0"
+READY = "() => [...document.querySelectorAll('[role=status]')].some(each => each.textContent === 'ready')"
+FIRST, WHOLE = 4.3, 8.0  # seconds until map and text, and until everything is there
+PAGE, PAST = 250, 50  # MB: the browser's process with the page in it; what 20 settings leave in the kernel
+FORWARD = """
+import time, torch
+def forward():
+    begin = time.perf_counter()
+    with torch.no_grad():
+        model(app.controller.model.ids[None])
+    return 1000 * (time.perf_counter() - begin)
+"""
 
 
 def timed(notebook: OpenNotebook, act: str, done: str, **argument: object) -> float:
@@ -83,16 +94,20 @@ def first_paint(notebook: OpenNotebook) -> None:
     clock = notebook.page.evaluate("performance.now()")
     notebook.page.evaluate("() => void jupyterapp.commands.execute('notebook:run-cell')")
     said = []
-    for name, condition in (("map", FIRST_PAINT), ("losses", LOSSES), ("all heads", HEADS)):
+    for name, condition in (("map", FIRST_PAINT), ("losses", LOSSES), ("all heads", HEADS), ("everything", READY)):
         notebook.page.wait_for_function(condition, timeout=120_000)
         said.append((name, (notebook.page.evaluate("performance.now()") - clock) / 1000))
     shown = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in said)
-    print(f"  first paint: {shown}   of 10 s: {bar(said[-1][1] / 10, 1.0)}")
+    print(f"  first paint: {shown}")
+    print(f"    of {FIRST} s: {bar(said[0][1] / FIRST, 1.0)}   of {WHOLE} s: {bar(said[-1][1] / WHOLE, 1.0)}")
     settled(notebook)
 
 
-def looking(notebook: OpenNotebook, limit: float) -> None:
-    """Another head, and the sink column hidden and shown: nothing is run."""
+def looking(notebook: OpenNotebook, limits: tuple[float, float], compare: str = "nothing") -> None:
+    """Another head, and the sink column hidden and shown: nothing is run. With a partner's map beside, or without."""
+    if compare != "nothing":  # dense beside a window
+        notebook.execute(f"app.controller.change(policy='window', window=64); app.controller.show(compare={compare!r})")
+        settled(notebook)
     notebook.execute("app.controller.choose(0)")  # from there on there are heads below
     settled(notebook)
     heads = [
@@ -100,25 +115,44 @@ def looking(notebook: OpenNotebook, limit: float) -> None:
     ]
     sinks = [timed(notebook, SELECT, NEW_FRAME, label="preview", place=turn % 2 + 1) for turn in range(ROUNDS)]
     timed(notebook, SELECT, NEW_FRAME, label="preview", place=0)
-    for name, times in (("another head", heads), ("sink column", sinks)):
+    for name, times, limit in (("another head", heads, limits[0]), ("sink column", sinks, limits[1])):
         middle = statistics.median(times)
+        name = name if compare == "nothing" else f"{name}, {compare}"
         print(f"  {name}: {middle:.0f} ms   of {limit:.0f} ms: {bar(middle / limit, 1.0)}")
 
 
 def running(notebook: OpenNotebook, limit: float) -> None:
-    """Sinks, window and policy changed: the model runs again."""
-    notebook.execute("app.controller.change(kind='sinks', sinks=4, window=60)")
+    """Sinks, window and policy changed: the model runs again. Policy also beside one plain forward, taken in turn."""
+    notebook.execute("app.controller.show(compare='nothing'); app.controller.change(kind='sinks', sinks=4, window=60)")
+    notebook.execute(FORWARD)
     settled(notebook)
+    plain: list[float] = []
     times: dict[str, list[float]] = {"sinks": [], "window": [], "policy": [], "busy mark": []}
     for turn in range(ROUNDS // 3):
         key = "ArrowUp" if turn % 2 else "ArrowDown"
         for label in ("sinks", "window"):
             times[label].append(timed(notebook, SLIDE, NEW_CAPTION, label=label, key=key))
+        plain.append(notebook.python("forward()"))
         times["policy"].append(timed(notebook, SELECT, NEW_CAPTION, label="policy", place=WINDOW))
         times["busy mark"].append(timed(notebook, SELECT, BUSY, label="policy", place=SINKS))
     for name, found in times.items():
         middle, allowed = statistics.median(found), 100.0 if name == "busy mark" else limit
         print(f"  {name}: {middle:.0f} ms   of {allowed:.0f} ms: {bar(middle / allowed, 1.0)}")
+    ratio = statistics.median(times["policy"]) / statistics.median(plain)
+    print(f"  policy over one plain forward ({statistics.median(plain):.0f} ms): {bar(ratio, 0.9)}")
+
+
+def past(notebook: OpenNotebook) -> None:
+    """What twenty settings leave in the kernel: its memory after them, less that after the first two."""
+    resident = "__import__('gc').collect() and 0 or __import__('psutil').Process().memory_info().rss / 1e6"
+    held = []
+    for window in range(40, 62):
+        notebook.execute(f"app.controller.change(policy='window', window={window})")
+        settled(notebook)
+        held.append(notebook.python(resident))
+    print(
+        f"  20 settings in the history: {held[-1] - held[1]:.0f} MB of {PAST}: {bar((held[-1] - held[1]) / PAST, 1.0)}"
+    )
 
 
 def memory(notebook: OpenNotebook) -> None:
@@ -130,7 +164,7 @@ def memory(notebook: OpenNotebook) -> None:
     pages = [each for each in psutil.Process().children(recursive=True) if "--type=renderer" in each.cmdline()]
     resident = max(each.memory_info().rss for each in pages) / 1e6
     print(f"  JavaScript heap {metrics['JSHeapUsedSize'] / 1e6:.0f} MB; page in all {resident:.0f} MB: ", end="")
-    print(bar(resident / 400, 1.0))
+    print(bar(resident / PAGE, 1.0))
 
 
 def streaming(notebook: OpenNotebook, seconds: float = 20) -> None:
@@ -154,10 +188,13 @@ def measure(lab: Lab, browser: object, tokens: int) -> None:
         notebook.page.evaluate("() => { jupyterapp.shell.currentWidget.content.activeCellIndex = 0; }")
         notebook.page.evaluate("() => jupyterapp.commands.execute('notebook:run-cell')")
         first_paint(notebook)
-        looking(notebook, 100 if tokens <= 512 else 200)
+        limits = (61.0, 65.0) if tokens <= 512 else (162.0, 186.0)
+        looking(notebook, limits)
         memory(notebook)
         if tokens <= 512:
+            looking(notebook, limits, "side by side")
             running(notebook, 1500)
+            past(notebook)
             streaming(notebook)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "sinkscope.errors": ["SinkscopeError"],
@@ -57,6 +57,7 @@ _HOMES = {
         "depth_table", "gates_table", "purpose_sensitivity", "purposes", "spike_life", "spike_overlap",
     ],
     "sinkscope.analysis.reach": ["head_gates", "reach", "reach_table", "save_head_gates"],
+    "sinkscope.analysis.secondary": ["rollout", "secondary_sinks", "spread_table", "tags_table"],
     "sinkscope.analysis.sensitivity": ["mass_by_length", "sensitivity_table"],
     "sinkscope.analysis.spans": ["by_span", "span_mass", "span_table"],
     "sinkscope.experiments.perplexity": ["perplexity"],
@@ -78,6 +79,8 @@ _HOMES = {
     "sinkscope.experiments.recall": ["recall"],
     "sinkscope.experiments.head_split": ["head_split"],
     "sinkscope.experiments.sink_values": ["sink_values"],
+    "sinkscope.experiments.sink_tags": ["sink_tags"],
+    "sinkscope.experiments.perturbation": ["perturbation_spread"],
     "sinkscope.experiments.grid": ["Grid"],
     "sinkscope.analysis.sweep": ["sweep", "sweep_table"],
     "sinkscope.analysis.runs": ["compare_cells", "list_cells", "sweep_losses"],

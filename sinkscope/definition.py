@@ -75,9 +75,10 @@ def check_resumable(settings: Mapping[str, Any], what: str = "a run cannot be ke
     for name, told in settings.items():
         if isinstance(told, Unknown):
             slot = name.removesuffix("_definition")
+            off = "take it off the model (`remove()` of its handle), " if "hook" in name else ""
             raise SinkscopeError(
                 f"{what} with {repr(settings.get(slot)) if slot != name else f'the {name}'}: it uses {told}, which may "
-                "be another one the next time; keep nothing on disk (no checkpoint=, no folder=), or let it use "
+                f"be another one the next time; {off}keep nothing on disk (no checkpoint=, no folder=), or let it use "
                 "values, tensors and functions."
             )
 

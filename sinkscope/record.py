@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,16 @@ def _trying(what: str, path: Path) -> Iterator[None]:
         raise SinkscopeError(f"cannot {what} {str(path)!r}: {reason}.") from problem
 
 
-_TAKEN = {"_FillValue", "missing_value", "scale_factor", "add_offset", "_Unsigned", "coordinates"}  # by NetCDF's rules
+# by the rules of NetCDF, and of xarray's reader
+_TAKEN = {"_FillValue", "missing_value", "scale_factor", "add_offset", "_Unsigned", "_Encoding", "coordinates"}
+_HDF5, _BLANK = "_nc4_non_coord_", re.compile(r"\s")  # coordinates are listed by their names, between blanks
+
+
+def _is_taken(name: str, attributes: Mapping[str, Any]) -> bool:
+    """Whether values would be read as others by an attribute: as times, booleans or texts, scaled, or hidden."""
+    value = str(attributes[name])
+    is_time = (name == "units" and "since" in value) or (name == "dtype" and "64[" in value)
+    return name in _TAKEN or is_time or (name == "dtype" and value == "bool")
 
 
 def _storable(record: xr.Dataset) -> xr.Dataset:
@@ -148,10 +158,17 @@ def _storable(record: xr.Dataset) -> xr.Dataset:
     record = record.assign_attrs({name: _plain(value) for name, value in record.attrs.items()})
     for name, variable in record.variables.items():
         variable.attrs = {each: _plain(value) for each, value in variable.attrs.items()}
-        if taken := _TAKEN & variable.attrs.keys():
+        taken = {each for each in variable.attrs if _is_taken(each, variable.attrs)}
+        if variable.dtype.kind in "mM":
+            taken &= _TAKEN  # times have such units indeed, and xarray refuses others
+        if taken:
             raise SinkscopeError(
                 f"{name!r} has the attribute {min(taken)!r}, by which its values would be read as others"
             )
+        if str(name).startswith(_HDF5) or (
+            name in record.coords and name not in record.dims and _BLANK.search(str(name))
+        ):
+            raise SinkscopeError(f"{name!r} is a name that NetCDF takes for something else")
         if variable.dtype.kind == "c":
             raise SinkscopeError(f"{name!r} holds complex numbers, which NetCDF has not")
     if "coordinates" in record.attrs or any("\0" in str(name) for name in record.attrs):

@@ -1,6 +1,7 @@
 """Settings of the whole test run."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -24,6 +25,17 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(folder)
         if "demo_text" in getattr(item, "fixturenames", ()):
             item.add_marker("demo")
+    _longest_files_first(items)
+
+
+def _longest_files_first(items):
+    """Files in the order of their slow tests, those with the demo model before, so that no process ends alone."""
+    slow, demo = Counter(), set()
+    for item in items:
+        if item.get_closest_marker("slow"):
+            slow[item.path] += 1
+            demo |= {item.path} if item.get_closest_marker("demo") else set()
+    items.sort(key=lambda item: (item.path not in demo, -slow[item.path]))
 
 
 @pytest.fixture(autouse=True)

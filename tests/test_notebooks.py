@@ -68,6 +68,10 @@ CLAIMS = {
         "line breaks in front do no harm": (
             "effects.set_index('intervention').ratio['first tokens to line breaks'] < 1.1"
         ),
+        "interventions are those of a report": (
+            "(lambda own: (*segments.shape, options['start'], options['draws']) == (own.TEXTS[0], own.CHANGED, "
+            "own.CHANGED // 4, own.DRAWS))(__import__('sinkscope.reporting.softmax', fromlist=['DRAWS']))"
+        ),
         "more heads park where the next token is easy": "below > 2 * above and below + above < len(entropy)",
         "a sink grows with softmax": (
             "float(last.bos_mass.sel(arm='softmax', tokens='non-trigger')) > 3 * float(grown.bos_null.max())"
@@ -120,6 +124,18 @@ CLAIMS = {
         "and more sinks than by chance": "min(kept_sinks.values()) > 2 * budget / ids.shape[1]",
         "neither collapses as the window does": (
             "max(perplexities.ratio_high[name] for name in first) < perplexities.ratio_low[beside[1].name]"
+        ),
+    },
+    "07_what_a_sink_is_for": {
+        "the sink is the first token": "at_first == len(sinks) > 0",
+        "the two accounts agree": "rank > 0.3 and (sinks.lost_value < 0.5).all()",
+        "a sink's value is missed more than another key's": "change['zero'] > 2 * change['random zero']",
+        "an ordinary value in its place is worse than none": "change['ordinary'] > change['zero']",
+        "entropy is low where the first token's state is long": "inside < outside / 2",
+        "four sinks let more heads stream": "streaming['with'] > 3 * streaming['without']",
+        "a dense cache has the passage": "dense.recalled_low > 1",
+        "no other cache brings it back": (
+            "max(each.recalled_high for each in (window, sinks_window, tova)) < dense.recalled_low"
         ),
     },
 }

@@ -234,3 +234,34 @@ def test_a_file_larger_than_the_memory_given_is_not_read(record, tmp_path):
         file.truncate(10 * 2**30)
     with pytest.raises(SinkscopeError, match="not a record"):
         open_record(tmp_path / "sparse.nc")
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"units": "days since 2000-01-01"},
+        {"units": "hours", "dtype": "timedelta64[ns]"},
+        {"dtype": "bool"},
+        {"_Encoding": "utf-8"},
+        {"_FillValue": 0.5},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["sink_mass", "length"])
+def test_attributes_that_would_have_values_read_as_others_are_refused(record, tmp_path, attributes, name):
+    changed = record.copy()
+    changed[name] = changed[name].assign_attrs(attributes)
+    with pytest.raises(SinkscopeError, match=f"'{name}' has the attribute .*, by which its values would be read as"):
+        save_record(changed, tmp_path / "record.nc")
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("name", ["_nc4_non_coord_x", "two words", "two\nlines"])
+def test_names_of_coordinates_that_would_be_lost_are_refused(record, tmp_path, name):
+    with pytest.raises(SinkscopeError, match="is a name that NetCDF takes for something else"):
+        save_record(record.assign_coords({name: ("layer", record.layer.values * 0.5)}), tmp_path / "record.nc")
+
+
+def test_times_come_back_as_times(record, tmp_path):
+    timed = record.assign_coords(when=("layer", np.array(["2026-01-01", "2026-01-02"], "datetime64[ns]")))
+    assert (open_record(save_record(timed, tmp_path / "record.nc")).when == timed.when).all()

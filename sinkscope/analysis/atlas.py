@@ -14,11 +14,11 @@ from sinkscope.analysis.ablation import ablation_table
 from sinkscope.analysis.compare import DIFFER, collapsed, strength
 from sinkscope.analysis.discovery import massive_activations
 from sinkscope.analysis.importance import EPSILON, sink_rate, sink_rate_curve
-from sinkscope.analysis.intervals import interval
+from sinkscope.analysis.intervals import TEXT, interval
 from sinkscope.analysis.mass import mass_of_texts
 from sinkscope.analysis.perplexity import ppl_table
 from sinkscope.analysis.reading import reads
-from sinkscope.analysis.variables import is_causal, sequence_lengths
+from sinkscope.analysis.variables import is_causal, sequence_lengths, whole
 from sinkscope.arguments import one_of, whole_number
 from sinkscope.errors import SinkscopeError, first_line
 
@@ -192,13 +192,14 @@ def differences(
     cut = [record.isel(query=slice(0, length)) for record in records]
     is_paired = same_tokens(*records) and records[0].sizes["sequence"] == records[1].sizes["sequence"]
     apart = "" if is_paired else "their tokens or numbers of texts are not the same, so texts cannot be paired"
-    masses = [
-        mass_of_texts(record, 1).mean(["layer", "head"]).drop_vars("same_text", errors="ignore") for record in cut
-    ]
+    masses = [mass_of_texts(record, 1).mean(["layer", "head"]).drop_vars(TEXT, errors="ignore") for record in cut]
     values = [float(mass.mean()) for mass in masses]
     low = high = np.nan
     if is_paired:
-        spread = interval(masses[1] - masses[0], resamples=resamples, seed=seed)
+        differences, known = masses[1] - masses[0], whole(records[0])
+        if TEXT in known.coords:
+            differences = differences.assign_coords({TEXT: known[TEXT]})
+        spread = interval(differences, resamples=resamples, seed=seed)
         low, high = float(spread["lower"]), float(spread["upper"])
     told = {"scale": "difference", "paired": is_paired, "note": apart}
     rows.append(

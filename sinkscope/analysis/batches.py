@@ -11,7 +11,8 @@ that is estimated too. Where it does there are no bounds. `docs/intervals.md` ha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from itertools import compress
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import fdtrc, stdtrit
@@ -30,6 +31,9 @@ FEWEST_TEXTS = 4
 DRIFTS = 0.01
 """A text drifts, and has no interval, where batches so far apart had less than this probability."""
 
+ROUNDING = 1e-12
+"""Of a loss: means of the same losses differ by less."""
+
 Losses = Sequence[Sequence[np.ndarray]]
 """Losses [token, column] of each text in each stretch of positions, in reading order."""
 
@@ -47,11 +51,30 @@ class Stretch(NamedTuple):
 
 
 class Chance(NamedTuple):
-    """What an estimate hangs on beside the text, such as places drawn at random: squared standard error, and degrees of
-    freedom."""
+    """What an estimate hangs on beside the text, such as places drawn at random."""
 
-    square: float
-    freedom: float
+    square: np.ndarray  # of the standard error
+    freedom: np.ndarray
+
+
+def chance_of_draws(one: np.ndarray, two: np.ndarray, counts: np.ndarray) -> Chance:
+    """How uncertain draws make the mean difference in loss of two things, of which one or both are drawn at random.
+
+    Those of a text differ within it, and the errors of the texts add up (Satterthwaite). Where both are drawn as often,
+    they are paired draw by draw.
+
+    Args:
+        one, two: mean losses [draw, text, ..]; a single draw for what is not drawn.
+        counts: tokens of each text [text].
+    """
+    is_paired = len(one) == len(two) or min(len(one), len(two)) == 1
+    shares = ((counts / counts.sum()) ** 2).reshape(-1, *[1] * (one.ndim - 2))
+    total, spent = np.zeros(one.shape[2:]), np.zeros(one.shape[2:])
+    for drawn in [one - two] if is_paired else [one, two]:
+        squares = shares * drawn.var(0, ddof=1) / len(drawn)
+        total, spent = total + squares.sum(0), spent + (squares**2).sum(0) / (len(drawn) - 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return Chance(total, np.where(spent > 0, total**2 / spent, np.inf))
 
 
 class Estimate(NamedTuple):
@@ -67,7 +90,8 @@ class Units:
     """What intervals of mean losses are over.
 
     Args:
-        losses: as `Losses` are. Each text has one array in each stretch, empty where it has no token there.
+        losses: as `Losses` are. Each text has one array in each stretch, empty where it has no token there; one without
+            any token is none.
         text: numbers of the texts, the same for those that are one.
         over: "texts" or "batches"; when None texts, where there are four or more.
 
@@ -76,6 +100,8 @@ class Units:
     """
 
     def __init__(self, losses: Losses, text: np.ndarray, over: str | None = None) -> None:
+        scored = [any(len(parts[row]) for parts in losses) for row in range(len(text))]
+        losses, text = [list(compress(parts, scored)) for parts in losses], text[scored]
         texts = len(np.unique(text))
         if over is None:
             over = "texts" if texts >= FEWEST_TEXTS else "batches"
@@ -88,6 +114,7 @@ class Units:
         self.over, self.texts, self._given = over, texts, len(text)
         counts = [sum(map(len, parts)) for parts in losses]
         self._mean = sum(part.sum(0) for parts in losses for part in parts) / sum(counts)
+        self._nothing = (ROUNDING * np.abs(self._mean[np.isfinite(self._mean)]).max(initial=0)) ** 2
         self.stretches = [_texts(losses, text)] if over == "texts" else _batches(losses, text)
         self.count = sum(len(stretch.means) for stretch in self.stretches)
 
@@ -113,14 +140,13 @@ class Units:
             half = np.where(drift < DRIFTS, np.nan, half)
         return Estimate(mean, mean - half, mean + half, drift)
 
-    def of_share(self, above: Contrast, below: Contrast, chance: Chance | None = None) -> Estimate:
+    def of_share(self, above: Contrast, below: Contrast) -> Estimate:
         """Ratios of two quantities, with the bounds of Fieller (1954), which hold however uncertain the lower one is:
-        NaN where it could be zero. `chance` is of the upper one."""
+        NaN where it could be zero."""
         top, bottom = self.of(above), self.of(below)
-        error, _ = self._error(above)
+        error, freedom = self._error(above)
         under, _ = self._error(below)
         both = (self._error(lambda x: above(x) + below(x))[0] ** 2 - error**2 - under**2) / 2
-        error, freedom = self._error(above, chance)
         with np.errstate(divide="ignore", invalid="ignore"):
             square = stdtrit(freedom, 0.975) ** 2
             outer = bottom.mean**2 - square * under**2
@@ -135,7 +161,7 @@ class Units:
         """Standard errors and their degrees of freedom (Satterthwaite's, over stretches and chance), NaN for fewer than
         three."""
         squares: list[np.ndarray] = []
-        freedoms: list[float] = []
+        freedoms: list[Any] = []
         for share, means, weights, _ in self.stretches:
             squares.append(share**2 * weighted(contrast(means), weights)[1])
             freedoms.append(max(len(means) - 1, 1))
@@ -143,6 +169,7 @@ class Units:
             squares.append(np.full_like(squares[0], chance.square))
             freedoms.append(chance.freedom)
         total = np.sum(squares, axis=0)
+        total = np.where(total <= self._nothing, 0.0, total)
         if self.count < FEWEST:
             return np.full_like(total, np.nan), np.full_like(total, np.nan)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -150,7 +177,8 @@ class Units:
         return np.sqrt(total), np.where(total > 0, freedom, 1.0)
 
     def _drift(self, contrast: Contrast) -> np.ndarray:
-        """Probability of batches so far apart, going by their pieces; NaN over texts, and where batches are short."""
+        """Probability of batches so far apart, going by their pieces; NaN over texts, and where batches are short or
+        all the same."""
         between, within, apart, inside = 0.0, 0.0, 0, 0
         for _, means, _, pieces in self.stretches:
             if pieces is None:
@@ -162,7 +190,8 @@ class Units:
         if not apart:
             return np.full(np.shape(contrast(self._mean)), np.nan)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray(fdtrc(apart, inside, (between / apart) / (within / inside)))
+            drift = np.asarray(fdtrc(apart, inside, (between / apart) / (within / inside)))
+        return np.where(between > self._nothing, drift, np.nan)
 
 
 def scope_said(bounds: str, drift: float) -> str:
@@ -175,10 +204,8 @@ def scope_said(bounds: str, drift: float) -> str:
 def _texts(losses: Losses, text: np.ndarray) -> Stretch:
     """Each text one unit, over all stretches."""
     whole = [np.concatenate(parts) for parts in zip(*losses, strict=True)]
-    scored = np.array([len(part) > 0 for part in whole])
-    parts = [part for part in whole if len(part)]
-    means, _ = merged(np.array([part.mean(0) for part in parts]), text[scored])
-    lengths, _ = merged(np.array([[float(len(part))] for part in parts]), text[scored])
+    means, _ = merged(np.array([part.mean(0) for part in whole]), text)
+    lengths, _ = merged(np.array([[float(len(part))] for part in whole]), text)
     return Stretch(1.0, means, lengths[:, 0] / lengths.sum(), None)
 
 

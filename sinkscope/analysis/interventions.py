@@ -10,10 +10,11 @@ import pandas as pd
 import xarray as xr
 from scipy.special import stdtrit
 
-from sinkscope.analysis.batches import Chance
-from sinkscope.analysis.intervals import interval
+from sinkscope.analysis.batches import Chance, chance_of_draws
+from sinkscope.analysis.intervals import FEWEST, interval
 from sinkscope.analysis.perplexity import LOSSES, RATIO, losses, ppl_table, units_of
 from sinkscope.analysis.reading import reads
+from sinkscope.analysis.variables import whole
 from sinkscope.arguments import MOST_RESAMPLES, whole_number
 from sinkscope.errors import SinkscopeError
 
@@ -43,6 +44,9 @@ def intervene(
     **options: Any,
 ) -> pd.DataFrame:
     """Loss and sink mass under interventions and their controls, over the same tokens.
+
+    Each draw of what is drawn at random reads all texts once. So 20 draws, the default, of the usual interventions read
+    each text 91 times, and `draws=2` reads it 19 times.
 
     Args:
         model, ids, interventions: as in `run_interventions`.
@@ -76,16 +80,17 @@ def intervention_table(
     ratio_draws_low, .._high            of a row with draws: interval of the ratio over draws, in these texts
     over_draws_low, .._high             the same of the ratio to a control with draws
     removed_mass                        mean attention on the evicted keys, in the text as it is; NaN where none are
-    per_mass, .._low, .._high           logarithm of the ratio for each unit of it, nats, and its interval (Fieller)
+    per_mass, .._low, .._high           logarithm of the ratio for each unit of it, nats, and its interval: over texts
+                                        Fieller's; over batches that of the ratio, as their mass is known
     sink_mass, mass_low, mass_high      mean attention on the first keys, over layers, heads and queries from the start
                                         on, and its t interval over texts (NaN with fewer than three)
     tokens                              scored
 
     Intervals of losses are those of `ppl_table`, over the same texts or batches in all rows; with a `block`, of its
     bootstrap. Each text has draws of its own, so that intervals over texts hold what differs from draw to draw; over
-    batches, the error of the mean over draws is added. Intervals over draws are t intervals within texts: they say how
-    far other draws would move the mean, and nothing of other texts. An intervention that puts other tokens in the place
-    of those scored has a perplexity, but no ratio (NaN).
+    batches, the error of the mean over draws is added. Intervals over draws, of three or more, are t intervals within
+    texts: they say how far other draws would move the mean, and nothing of other texts. An intervention that puts other
+    tokens in the place of those scored has a perplexity, but no ratio (NaN).
     Raises SinkscopeError if the record is not one of interventions.
     """
     if "control" not in record.coords or BASELINE not in record["policy"].values:
@@ -99,7 +104,7 @@ def intervention_table(
     if others := [name for name in names if name not in comparable]:
         alone = ppl_table(record.sel(policy=others), None, block, resamples, seed).set_index("policy")
         rows = pd.concat([rows, alone.assign(**dict.fromkeys(RATIO, np.nan))])
-    mass = record.sink_mass.astype("float64").mean(["layer", "head"])
+    mass = whole(record)["sink_mass"].astype("float64").mean(["layer", "head"])
     found = interval(mass, resamples=resamples, seed=seed, at_least=0, at_most=1)
     rows = rows.join(found.to_dataframe()[["mean", "lower", "upper"]].set_axis(list(MASS), axis=1))
     rows["draws"] = record["draws"].to_series() if "draws" in record.coords else 1
@@ -135,7 +140,7 @@ def intervention_table(
 def draws_said(table: pd.DataFrame) -> str:
     """Over what intervals of draws are, in words; "" where nothing was drawn more than once."""
     draws, texts = int(table.attrs.get("draws", 1)), int(table.attrs.get("sequences", 1))
-    if draws < 2:
+    if draws < FEWEST:
         return ""
     return (
         f"{draws} draws of each random control in {'the text' if texts == 1 else f'each of {texts} texts'}; intervals "
@@ -157,8 +162,9 @@ def _compare(
     if chance is None:
         return
     (ratio, low, high), (draws_low, draws_high) = columns
-    half = stdtrit(chance.freedom, 0.975) * np.sqrt(chance.square)
-    rows.loc[name, [draws_low, draws_high]] = rows.loc[name, ratio] * np.exp([-half, half])
+    if rows.loc[[name, other], "draws"].max() >= FEWEST:
+        half = stdtrit(chance.freedom, 0.975) * np.sqrt(chance.square)
+        rows.loc[name, [draws_low, draws_high]] = rows.loc[name, ratio] * np.exp([-half, half])
     units = units_of(losses(record.sel(policy=[name, other])))
     if units.over == "batches" and block is None:
         bounds = units.of(lambda mean: mean[..., [0]] - mean[..., [1]], chance)
@@ -174,13 +180,7 @@ def _chance(record: xr.Dataset, name: str, other: str) -> Chance | None:
     one, two = (each[np.isfinite(each).all(1)] for each in (one, two))
     if max(len(one), len(two)) < 2:
         return None
-    is_paired = len(one) == len(two) or min(len(one), len(two)) == 1  # draw by draw where both are drawn
-    counts = record["nll"].sel(policy=name).notnull().sum("token").values
-    total, spent = 0.0, 0.0
-    for drawn in [one - two] if is_paired else [one, two]:
-        squares = (counts / counts.sum()) ** 2 * drawn.var(0, ddof=1) / len(drawn)
-        total, spent = total + float(squares.sum()), spent + float((squares**2).sum()) / (len(drawn) - 1)
-    return Chance(total, total**2 / spent if spent else np.inf)
+    return chance_of_draws(one, two, record["nll"].sel(policy=name).notnull().sum("token").values)
 
 
 def _weigh(rows: pd.DataFrame, record: xr.Dataset, name: str) -> None:
@@ -194,8 +194,11 @@ def _weigh(rows: pd.DataFrame, record: xr.Dataset, name: str) -> None:
         return
     third = (0 * pair.isel(policy=[0]) + removed.reset_coords(drop=True)).assign_coords(policy=["removed mass"])
     units = units_of(xr.concat([pair, third.transpose(*pair.dims)], "policy", coords="minimal", compat="override"))
-    chance = _chance(record, name, BASELINE) if units.over == "batches" else None
-    share = units.of_share(lambda x: x[..., [0]] - x[..., [1]], lambda x: x[..., [2]], chance)
+    if units.over == "batches":  # of texts whose mass is known, and no accident
+        found = units.of(lambda x: x[..., [0]] - x[..., [1]], _chance(record, name, BASELINE))
+        share = found._replace(mean=found.mean / mass, low=found.low / mass, high=found.high / mass)
+    else:
+        share = units.of_share(lambda x: x[..., [0]] - x[..., [1]], lambda x: x[..., [2]])
     rows.loc[name, list(PER_MASS)] = [float(each[0]) for each in (share.mean, share.low, share.high)]
 
 
@@ -237,9 +240,9 @@ def dose_table(
     curves = every.to_dataset(name="nll").assign_coords(policy=names)
     about = ppl_table(curves, names[zero], block, 1, seed).attrs
     block = about.get("block")
-    tables = []
+    tables, known = [], whole(record)
     for number, arm in enumerate(arms):
-        part, own = record.sel(arm=arm), names[number * len(doses) : (number + 1) * len(doses)]
+        part, own = known.sel(arm=arm), names[number * len(doses) : (number + 1) * len(doses)]
         kept = ppl_table(curves.sel(policy=own), own[zero], block, resamples, seed)[LOSSES]
         mass, norm = part.sink_mass.astype("float64"), part.output_norm.astype("float64")
         for columns, values in ((MASS, mass), (OUTPUT, norm / norm.isel(dose=zero))):

@@ -32,6 +32,8 @@ def emergence_quantities(record: xr.Dataset) -> dict[str, xr.DataArray]:
     trigger, other = heads.sel(tokens="trigger", drop=True), heads.sel(tokens="non-trigger", drop=True)
     # a mean of norms over heads would let the largest head speak for all: ratios first
     ratio = (record["bos_value_norm"] / record["value_norm"]).mean("head")
+    gates = {f"gate of {name}s": kind["gate"] for name, kind in (("non-trigger", other), ("trigger", trigger))
+             if "gate" in record}  # fmt: skip
     return {
         "loss": record["loss"].sel(tokens="all", drop=True),
         "loss after triggers": trigger["loss"],
@@ -43,6 +45,7 @@ def emergence_quantities(record: xr.Dataset) -> dict[str, xr.DataArray]:
         "row sum of triggers": trigger["row_sum"],
         "value norm of BOS / of others": ratio,
         "hidden norm of BOS / of others": record["bos_hidden_norm"] / record["hidden_norm"],
+        **gates,
     }
 
 
@@ -67,9 +70,7 @@ def emergence_table(record: xr.Dataset, step: int | None = None) -> pd.DataFrame
     step = measured[-1] if step is None else step
     if step not in measured:
         raise SinkscopeError(f"step={step!r} was not measured: give one of {', '.join(map(str, measured))}.")
-    arms = [str(arm) for arm in record["arm"].values]
-    plain = (record["normaliser_kind"] == "Softmax") & (record["has_sink_logit"] + record["has_sink_token"] == 0)
-    baseline = arms[int(plain.values.argmax())]  # the first where none is
+    arms, baseline = [str(arm) for arm in record["arm"].values], plain_arm(record)
     rows = []
     for name, quantity in quantities.items():
         for layer in quantity["layer"].values if "layer" in quantity.dims else [None]:
@@ -93,6 +94,13 @@ def emergence_table(record: xr.Dataset, step: int | None = None) -> pd.DataFrame
         "intervals": intervals_said(record.sizes["seed"]),
     }
     return table
+
+
+def plain_arm(record: xr.Dataset) -> str:
+    """The arm of softmax with nothing beside it, or else the first: what others are compared with."""
+    more = sum(record[name] for name in ("has_sink_logit", "has_sink_token", "has_gate") if name in record.coords)
+    plain = (record["normaliser_kind"] == "Softmax") & (more == 0)
+    return str(record["arm"].values[int(plain.values.argmax())])
 
 
 @reads

@@ -80,6 +80,7 @@ def sensitivity_table(
     other_bos: xr.Dataset | None = None,
     epsilon: float = EPSILON,
     losses: xr.Dataset | None = None,
+    other_losses: xr.Dataset | None = None,
 ) -> pd.DataFrame:
     """The headlines of the first token at other thresholds, lengths and choices of BOS, one row each.
 
@@ -94,13 +95,16 @@ def sensitivity_table(
         short, other_bos: records of short texts with the BOS of `record`, and of all or some of them with the other
             choice, under the same numbers; without them BOS is not varied.
         epsilon: the threshold of the headline.
-        losses: record of `perplexity` with a window and a sink window of one cache, for the collapse, whose only axis
-            is T: it knows no threshold, and other tokens in front are another measurement.
+        losses: record of `perplexity` with a window and a sink window of one cache, for the collapse, which knows no
+            threshold.
+        other_losses: the same of all or some of its texts with the other choice of BOS, under the same numbers.
 
     Raises:
-        SinkscopeError: no `sink_mass`, a threshold that is none, texts in `other_bos` that are not those of `short`.
+        SinkscopeError: no `sink_mass`, a threshold that is none, texts in `other_bos` that are not those of `short`, or
+            texts and policies in `other_losses` that are not those of `losses`; records of two models.
     """
     epsilon = open_unit(epsilon, "epsilon")
+    _check_model(record, short=short, other_bos=other_bos, losses=losses, other_losses=other_losses)
     longest = int(sequence_lengths(whole(record)).min())
     curve = mass_by_length(record)
     rows = [_mass_row("T", f"{int(each['length']):,}", each) for each in _apart(curve)]
@@ -113,52 +117,98 @@ def sensitivity_table(
     rows += [_rate_row("T", f"{int(each['length']):,}", each) for each in _apart(rates.sel(epsilon=epsilon))]
     if short is not None and other_bos is not None:
         short, other_bos = whole(short), whole(other_bos)
-        if missing := sorted({*other_bos["sequence"].values.tolist()} - {*short["sequence"].values.tolist()}):
-            raise SinkscopeError(f"other_bos has the sequence {missing[0]}, and short has not: give the same texts.")
-        own = short.sel(sequence=other_bos["sequence"].values)
-        if not _are_of_one_text(own, other_bos):
-            raise SinkscopeError(
-                "other_bos holds other tokens than short, as of another text or tokenizer: give the same texts, with "
-                "and without the tokens in front."
-            )
-        for each in (own, other_bos):
+        for word, each in _by_bos(short, other_bos, "short", "other_bos"):
             length = int(sequence_lengths(whole(each)).min())
-            level = f"{'with' if each.attrs.get('bos') == 'yes' else 'without'}, T = {length:,}"
+            level = f"{word}, T = {length:,}"
             rows.append(_mass_row("BOS", level, mass_by_length(each, 1, [length]).isel(length=0)))
             rows.append(_rate_row("BOS", level, sink_rate_curve(each, [epsilon], [length]).isel(length=0, epsilon=0)))
     rows += _collapses(losses) if losses is not None else []
+    rows += _collapses_by_bos(losses, other_losses) if other_losses is not None else []
     table = pd.DataFrame(rows, columns=COLUMNS).sort_values("headline", kind="stable", ignore_index=True)
     table.attrs = {**record.attrs, "bounds": curve.attrs["bounds"], "epsilon": epsilon, "T": longest}
     return table
 
 
-def _are_of_one_text(one: xr.Dataset, other: xr.Dataset) -> bool:
-    """Whether the tokens of the same sequences are the same but for some in front; those that are not known may be."""
+def _check_model(record: xr.Dataset, **others: xr.Dataset | None) -> None:
+    """Raise SinkscopeError for a record of another model than the first, where both say theirs."""
+    for name, other in others.items():
+        models = [each.attrs.get("model") for each in (record, other) if each is not None]
+        if None not in models and len(set(models)) > 1:
+            raise SinkscopeError(f"{name} is of {models[1]}, and record of {models[0]}: give records of one model.")
+
+
+def _by_bos(own: xr.Dataset, other: xr.Dataset, own_name: str, name: str) -> list[tuple[str, xr.Dataset]]:
+    """The texts of `own` that `other` has too, and those of `other`, each with what they have in front, in words.
+
+    Raises SinkscopeError for texts whose tokens are others, and not some more or fewer in front.
+    """
+    if missing := sorted({*other["sequence"].values.tolist()} - {*own["sequence"].values.tolist()}):
+        raise SinkscopeError(f"{name} has the sequence {missing[0]}, and {own_name} has not: give the same texts.")
+    own = own.sel(sequence=other["sequence"].values)
+    more = _more_in_front(own, other)
+    if more is None:
+        raise SinkscopeError(
+            f"{name} holds other tokens than {own_name}, as of another text or tokenizer: give the same texts, with "
+            "and without the tokens in front."
+        )
+    has = [each.attrs.get("bos") == "yes" for each in (own, other)] if more == 0 else [more < 0, more > 0]
+    return [("with" if each else "without", record) for each, record in zip(has, (own, other), strict=True)]
+
+
+def _more_in_front(one: xr.Dataset, other: xr.Dataset) -> int | None:
+    """How many tokens the same sequences of `other` have in front and those of `one` have not, negative for fewer; 0
+    where tokens are not known, None where they are other ones."""
     if "token_id" not in one.coords or "token_id" not in other.coords:
-        return True
+        return 0
     ids = [each["token_id"].transpose("sequence", "token").values for each in (one, other)]
-    for long, short in (ids, ids[::-1]):
-        for front in range(min(MOST_IN_FRONT, long.shape[1] - 1) + 1):
-            size = min(long.shape[1] - front, short.shape[1])
-            if np.array_equal(long[:, front : front + size], short[:, :size]):
-                return True
-    return False
+    for more in range(min(MOST_IN_FRONT, *(each.shape[1] - 1 for each in ids)) + 1):
+        for sign, (short, long) in ((1, ids), (-1, ids[::-1])):
+            size = min(long.shape[1] - more, short.shape[1])
+            if np.array_equal(long[:, more : more + size], short[:, :size]):
+                return sign * more
+    return None
 
 
 def _collapses(losses: xr.Dataset) -> list[tuple[Any, ...]]:
     """The collapse over texts read up to half a cache, a cache, two .. beyond the first eviction."""
-    found = families(losses)
-    if found.window is None or found.sinks is None:
+    if (pair := _window_and_sinks(losses)) is None:
         return []
-    pair, rows = losses.sel(policy=[found.window, found.sinks]), []
     first, longest = first_evicted(int(pair["cache_size"].max())), losses.sizes["token"]
     ends = [first + (first << power) // 2 for power in range(20) if first + (first << power) // 2 < longest]
-    for end in [*ends, *([longest] if longest > first else [])]:
-        late = losses_from(pair, first).isel(token=slice(0, end))
-        row = ppl_table(late, baseline=found.sinks).iloc[0]
-        numbers = (float(row[name]) for name in ("ratio", "ratio_low", "ratio_high"))
-        rows.append(("collapse", "T", f"{end:,}", *numbers, 1.0, np.nan))
+    return [_collapse_row("T", f"{end:,}", pair, end) for end in [*ends, *([longest] if longest > first else [])]]
+
+
+def _collapses_by_bos(losses: xr.Dataset | None, other: xr.Dataset) -> list[tuple[Any, ...]]:
+    """The collapse of the same texts, at one length, with and without tokens in front."""
+    if losses is None:
+        raise SinkscopeError("other_losses are set beside losses, and there are none: give both.")
+    pairs = [_window_and_sinks(each) for each in (losses, other)]
+    one, two = pairs
+    if one is None or two is None or one["policy"].values.tolist() != two["policy"].values.tolist():
+        names = ["none" if each is None else ", ".join(each["policy"].values) for each in pairs]
+        raise SinkscopeError(
+            f"window and sinks are {names[0]} in losses and {names[1]} in other_losses: give both the same policies."
+        )
+    first, rows = first_evicted(int(one["cache_size"].max())), list[tuple[Any, ...]]()
+    for word, each in _by_bos(one, two, "losses", "other_losses"):
+        if (length := each.sizes["token"]) > first:
+            rows.append(_collapse_row("BOS", f"{word}, T = {length:,}", each, length))
     return rows
+
+
+def _window_and_sinks(losses: xr.Dataset) -> xr.Dataset | None:
+    found = families(losses)
+    if found.window is None or found.sinks is None:
+        return None
+    return losses.sel(policy=[found.window, found.sinks])
+
+
+def _collapse_row(varied: str, level: str, pair: xr.Dataset, end: int) -> tuple[Any, ...]:
+    """Of the tokens from the first eviction up to an end."""
+    late = losses_from(pair, first_evicted(int(pair["cache_size"].max()))).isel(token=slice(0, end))
+    row = ppl_table(late, baseline=str(pair["policy"].values[1])).iloc[0]
+    numbers = (float(row[name]) for name in ("ratio", "ratio_low", "ratio_high"))
+    return "collapse", varied, level, *numbers, 1.0, np.nan
 
 
 def _apart(values: xr.Dataset, dim: str = "length") -> list[xr.Dataset]:

@@ -16,6 +16,7 @@ from sinkscope.analysis.interventions import intervention_table
 from sinkscope.analysis.mass import sink_mass
 from sinkscope.analysis.perplexity import ppl_table
 from sinkscope.analysis.recall import recall_table
+from sinkscope.analysis.variables import whole
 from sinkscope.arguments import checks_types
 from sinkscope.errors import SinkscopeError, warn
 from sinkscope.experiments.run_folder import Card, cells_in
@@ -160,7 +161,7 @@ def _interventions(record: xr.Dataset) -> list[dict[str, Any]]:
 
 
 def _measured(record: xr.Dataset) -> list[dict[str, Any]]:
-    rows, tokens = [], int(record["length"].sum())
+    rows, tokens, record = [], int(record["length"].sum()), whole(record)
     shortest, is_dense = int(record["length"].min()), record.attrs.get("policy") == "Dense()"
     for name, values in record.data_vars.items():
         if "layer" not in values.dims or values.dtype.kind not in "fi":

@@ -17,6 +17,9 @@ PER_QUERY = ("sink_mass", "log_sum_exp", "entropy")
 PER_SEQUENCE = ("length", "token_id", "token_text", "next_loss", "next_entropy")
 """Coordinates of the texts, and losses beside them."""
 
+SETTINGS = ("policy", "arm", "dose")
+"""Dimensions along which the same texts are read again."""
+
 RUN = 32  # tokens; unrelated texts hardly share as many in a row
 SHARED = 1 / 8  # of a text's runs, from which on it is taken to be a part of another
 
@@ -83,9 +86,9 @@ def prefix(record: xr.Dataset, length: int) -> xr.Dataset:
 def same_texts(record: xr.Dataset | xr.DataArray, overlapping: bool = False) -> np.ndarray:
     """[sequence] numbers by `token_id`, the same for texts that are one to an interval.
 
-    Those are texts of the same tokens, if what was measured of them is the same too, and with `overlapping` texts that
-    share an eighth or more of the runs of 32 tokens of the shorter one. A run of a few tokens said again and again is
-    of no text more than of another.
+    Those are texts of the same tokens, if what was measured of them is the same too (under one policy at least), and
+    with `overlapping` texts that share an eighth or more of the runs of 32 tokens of the shorter one. A run of a few
+    tokens said again and again is of no text more than of another.
     """
     ids = record["token_id"].transpose("sequence", "token").values
     alike = np.unique(ids, axis=0, return_inverse=True)[1].ravel()
@@ -125,13 +128,20 @@ def _says_again(ids: np.ndarray) -> np.ndarray:
 
 
 def _measured_alike(record: xr.Dataset | xr.DataArray, row: int, other: int) -> bool:
-    """Whether the first variable of two sequences is the same, but for what rounding makes of it in another batch."""
+    """Whether the first variable of two sequences is the same, but for what rounding makes of it in another batch.
+
+    Under one of the policies or doses: others may draw at random in each text.
+    """
     every = [record] if isinstance(record, xr.DataArray) else list(record.data_vars.values())
     own = next((each for each in every if "sequence" in each.dims and each.dtype.kind == "f"), None)
     if own is None:
         return True
-    one, two = (own.isel(sequence=each).values for each in (row, other))
-    return np.allclose(one, two, rtol=1e-2, atol=1e-3, equal_nan=True)
+    settings = [dim for dim in SETTINGS if dim in own.dims]
+    own = own.transpose("sequence", *settings, ...).isel(sequence=[row, other])
+    one, two = own.values.reshape(2, int(np.prod([own.sizes[dim] for dim in settings])), -1)
+    alike = np.isclose(one, two, rtol=1e-2, atol=1e-3, equal_nan=True).all(-1)
+    known = np.isfinite(one).any(-1)
+    return bool((alike & (known | ~known.any())).any())
 
 
 def is_causal(record: xr.Dataset) -> bool:

@@ -181,13 +181,14 @@ def attend(
         natural logarithm. A query that sees no key gets an lse near the lowest float and an output to ignore.
 
     Raises:
-        SinkscopeError: shapes, dtypes or devices that do not fit together, a scale or softcap that is not above 0.
+        SinkscopeError: shapes, dtypes or devices that do not fit together, a scale or softcap that is not above 0, or
+            that float32 does not hold.
     """
     _check_shapes(query, key, value)
     if not isinstance(mask, (Mask, NoneType)):
         raise SinkscopeError(f"mask={shown(mask)} is no mask; give one of sinkscope.attention.masks, or None.")
-    scale = query.shape[-1] ** -0.5 if scale is None else finite_number(scale, "scale", 0.0)
-    softcap = None if softcap is None else finite_number(softcap, "softcap", 0.0)
+    scale = query.shape[-1] ** -0.5 if scale is None else _factor(scale, "scale")
+    softcap = None if softcap is None else _factor(softcap, "softcap")
     if mask is None:
         if key.shape[2] < query.shape[2]:
             raise SinkscopeError(
@@ -218,6 +219,17 @@ def attend(
         mask.hide(bias, rows, seen)
         parts.append(kernel(query[:, :, rows], key[:, :, seen], value[:, :, seen], scale, False, bias))
     return _joined(parts)
+
+
+def _factor(value: float, name: str) -> float:
+    """A factor on scores, or a bound of theirs, which are float32: one that is neither zero nor infinite there."""
+    number, held = finite_number(value, name, 0.0), torch.finfo(torch.float32)
+    if not held.smallest_normal <= number <= held.max:
+        raise SinkscopeError(
+            f"{name}={shown(value)} is none that float32 holds, in which scores are; give one from "
+            f"{held.smallest_normal:.1e} to {held.max:.1e}."
+        )
+    return number
 
 
 def _all_seen(kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:

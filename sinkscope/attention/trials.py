@@ -68,7 +68,8 @@ def _tried(sees: Callable[[Tensor, Tensor], Tensor], told: str, since: int) -> T
     for count in PLACES:
         rows, columns = torch.arange(since, since + count), torch.arange(since + count)
         causal = columns <= rows[:, None]
-        parts = (slice(0, 1), slice(count // 2, count // 2 + 3), slice(count - 1, count))
+        firsts = [0, *(3**power for power in range(6) if 3**power < count - 3), count - 3]  # from where a part is read
+        parts = [slice(first, first + 3) for first in firsts]
         try:
             with _OnlyHere():
                 whole, again = (_booleans(sees(rows[:, None], columns), causal, told) for _ in range(2))

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from sinkscope.cli import examples
 from sinkscope.cli.auditing import audit
 from sinkscope.cli.experiments import ablate, cost, lab, perplexity
 from sinkscope.cli.intervening import intervene
@@ -24,7 +25,10 @@ from sinkscope.interrupts import Terminated
 
 INTERRUPTED, TERMINATED = 130, 143  # 128 + SIGINT, 128 + SIGTERM
 
-app = typer.Typer(name="sinkscope", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(
+    name="sinkscope", epilog=examples.shown(examples.FIRST), add_completion=False, pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)  # fmt: skip
 
 
 def _show_version(asked: bool) -> None:
@@ -66,7 +70,7 @@ def _telling(command: Callable[..., None]) -> Callable[..., None]:
 
 
 for command in (report, atlas, perplexity, ablate, cost, intervene, sweep, runs, chat, lab, explore, page, audit):
-    app.command()(_telling(command))
+    app.command(epilog=examples.shown(examples.EXAMPLES[command.__name__]))(_telling(command))
 
 
 def main() -> None:

@@ -31,8 +31,8 @@ ALL: list[Any] = []  # as many as the task has by itself
 Arms = Annotated[
     list[str],
     typer.Option(
-        help="Any of: softmax softmax1 'learned sink' 'clipped softmax' sigmoid relu 'sink token' softpick; all but "
-        "the last if left out (of the task language: softmax softmax1 'sink token').",
+        help="Any of: softmax softmax1 'learned sink' 'clipped softmax' sigmoid relu 'sink token' softpick gated; all "
+        "if left out (of the task language: softmax softmax1 'sink token').",
     ),
 ]
 Words = list[str] | None

@@ -52,7 +52,7 @@ def intervene(
     sinks: Annotated[int, typer.Option(min=1, help="How many first tokens count as sinks.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")] = 0,
     draws: Annotated[
-        int | None, typer.Option(min=2, help="Of each random control in each text; 20 if left out, where there are.")
+        int | None, typer.Option(min=2, help="Of each random control, each a reading of every text; 20 if left out.")
     ] = None,
     out: given.Out = Path("interventions"),
     *,

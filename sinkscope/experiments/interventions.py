@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,8 @@ from sinkscope.progress import progress_bar
 from sinkscope.scope.forward import check_vocabulary
 from sinkscope.streaming.readers import text_coordinates
 
+TOGETHER = 2048  # tokens of texts that are run at once
+
 
 @checks_types
 def run_interventions(
@@ -46,8 +47,8 @@ def run_interventions(
     """Losses and sink mass under interventions and their controls.
 
     Every text is read once, whole, under each intervention, and as often as there are draws under what is drawn at
-    random. Keys go, and losses are scored, from query `start` on, so that all keys to be evicted have been read by
-    then, as in a cache.
+    random: 20 draws of a control take the time of 20 interventions. Keys go, and losses are scored, from query `start`
+    on, so that all keys to be evicted have been read by then, as in a cache.
 
     Args:
         model, ids, progress, attributes: as in `perplexity`; several texts give the sink mass an interval.
@@ -59,7 +60,8 @@ def run_interventions(
         first: of how many first keys the sink mass is shown.
         seed: of all that is drawn at random.
         draws: of each random control (and of random tokens) in each text, two or more; 20, or as many as there are,
-            when None. A shuffled text is drawn once, as its losses are compared with nothing.
+            when None. Of four texts and more two of each do for intervals over texts, and those over draws are wider. A
+            shuffled text is drawn once, as its losses are compared with nothing.
 
     Returns:
         A record with the interventions along `policy`, the baseline "nothing" first: `nll` [policy, sequence, token],
@@ -173,8 +175,8 @@ def _beside_controls(chosen: Sequence[Intervention], beside: bool) -> dict[str, 
     return every
 
 
-def _is_same(one: Intervention, other: Intervention) -> bool:
-    """Whether two interventions of one name do one thing."""
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two interventions of one name, or two policies, do one thing."""
     try:
         return one is other or (type(one) is type(other) and (one == other or vars(one) == vars(other)))
     except (RuntimeError, TypeError, ValueError):  # fields such as tensors, which are not simply equal or not
@@ -232,36 +234,26 @@ def _record(
     means: dict[str, np.ndarray] = {}
     with progress_bar(sum(draws) * sum(map(len, texts)), "token", shown, desc="interventions") as bar:
         for row, (name, intervention) in enumerate(interventions.items()):
-            for draw, (number, text) in product(range(draws[row]), enumerate(texts)):
+            for draw in range(draws[row]):
+                bar.set_description(f"{name}, draw {draw + 1} of {draws[row]}" if draws[row] > 1 else name, False)
                 own = replace(conditions, draw=draw)
-                trial = found.after(partial(intervention.apply, text.clone(), number, own), intervention)
-                places = _checked_places(model, f"`{name}`", trial, text)
-                scored = places[1:] > conditions.start
-                if not bool(scored.any()):
-                    raise SinkscopeError(
-                        f"`{name}` leaves nothing of text {number} to score: none of its tokens stood behind query "
-                        f"{conditions.start}; keep some of them, or give an earlier start."
-                    )
-                is_plain = changes_nothing(trial, text)
-                ready: partial[Run] = partial(run, model, trial, first)
-                if is_plain:
-                    ready = partial(getattr, plain[number], "whole")
-                one = found.after(ready, intervention)
-                at, lost = places[1:][scored], np.full(longest, np.nan)
-                lost[at] = one.nll[scored].numpy()
-                losses[row, number] += lost / draws[row]
-                every[row, draw, number] = np.nanmean(lost)
-                if weighed:
-                    removed[row, number] += plain[number].removed_mass(trial) / draws[row]
-                same[row, number] &= torch.equal(trial.tokens[1:][scored], text[at])
-                late = one.record.isel(sequence=0, query=slice(int((places < conditions.start).sum()), None))
-                late = late.assign(sink_mass=late["sink_mass"].sum("sink"))
-                for each in ("sink_mass", "output_norm"):
-                    if each in late:  # no output outside the attention interface
-                        mean = late[each].mean("query").transpose("layer", "head").values
-                        kept = means.setdefault(each, np.zeros((*shape, *mean.shape)))
-                        kept[row, number] += mean / draws[row]
-                bar.update(len(text))
+                for number, trial, places, one in _runs(found, name, intervention, texts, plain, own, first):
+                    scored = places[1:] > conditions.start
+                    at, lost = places[1:][scored], np.full(longest, np.nan)
+                    lost[at] = one.nll[scored].numpy()
+                    losses[row, number] += lost / draws[row]
+                    every[row, draw, number] = np.nanmean(lost)
+                    if weighed:
+                        removed[row, number] += plain[number].removed_mass(trial) / draws[row]
+                    same[row, number] &= torch.equal(trial.tokens[1:][scored], texts[number][at])
+                    late = one.record.isel(sequence=0, query=slice(int((places < conditions.start).sum()), None))
+                    late = late.assign(sink_mass=late["sink_mass"].sum("sink"))
+                    for each in ("sink_mass", "output_norm"):
+                        if each in late:  # no output outside the attention interface
+                            mean = late[each].mean("query").transpose("layer", "head").values
+                            kept = means.setdefault(each, np.zeros((*shape, *mean.shape)))
+                            kept[row, number] += mean / draws[row]
+                    bar.update(len(texts[number]))
             found.check_weights(intervention)
     dims = ("policy", "sequence", "layer", "head")
     record = xr.Dataset(
@@ -282,6 +274,60 @@ def _record(
     )
     about = {"start": conditions.start, "sinks": conditions.sinks, "first": first, "seed": conditions.seed}
     return record.assign_attrs(**model_attributes(model), **token_attributes(record, model), **about)
+
+
+def _runs(
+    found: AsFound,
+    name: str,
+    intervention: Intervention,
+    texts: Sequence[Tensor],
+    plain: Sequence[PlainText],
+    conditions: Conditions,
+    first: int,
+) -> Iterator[tuple[int, Trial, Tensor, Run]]:
+    """Each text's number, its trial under an intervention, where its tokens stood, and what it gave.
+
+    Texts behind each other to which the same is done run together. One with hooks runs before the next is made.
+    """
+    waiting: list[tuple[int, Trial, Tensor]] = []
+
+    def run_waiting() -> Iterator[tuple[int, Trial, Tensor, Run]]:
+        trials = [trial for _, trial, _ in waiting]
+        since = min(int((places[1:] > conditions.start).nonzero()[0]) for *_, places in waiting) + 1
+        for given, one in zip(
+            waiting, found.after(partial(run, found.model, trials, first, since=since), intervention), strict=True
+        ):
+            yield *given, one
+        waiting.clear()
+
+    for number, text in enumerate(texts):
+        trial = found.after(partial(intervention.apply, text.clone(), number, conditions), intervention)
+        places = _checked_places(found.model, f"`{name}`", trial, text)
+        if not bool((places[1:] > conditions.start).any()):
+            raise SinkscopeError(
+                f"`{name}` leaves nothing of text {number} to score: none of its tokens stood behind query "
+                f"{conditions.start}; keep some of them, or give an earlier start."
+            )
+        if changes_nothing(trial, text):
+            whole: partial[Run] = partial(getattr, plain[number], "whole")
+            yield number, trial, places, found.after(whole, intervention)
+            continue
+        if waiting and not _goes_with([trial for _, trial, _ in waiting], trial):
+            yield from run_waiting()
+        waiting.append((number, trial, places))
+        if trial.hooks is not None:
+            yield from run_waiting()
+    if waiting:
+        yield from run_waiting()
+
+
+def _goes_with(trials: Sequence[Trial], trial: Trial) -> bool:
+    """Whether a trial can run in one batch with others, to all of which the same is done."""
+    one = trials[0]
+    if len(one.tokens) != len(trial.tokens) or (len(trials) + 1) * len(one.tokens) > TOGETHER:
+        return False
+    alike = type(one.policy) is type(trial.policy) and _is_same(one.policy, trial.policy)
+    return alike and one.normaliser is trial.normaliser and one.hooks is trial.hooks is None
 
 
 def _checked_places(model: nn.Module, name: str, trial: Any, text: Tensor) -> Tensor:

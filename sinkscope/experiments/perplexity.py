@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -326,6 +327,10 @@ def check_run(model: nn.Module, texts: list[Tensor], run: Run, looks_ahead: bool
     whole_number(run.block, "block", 1)
     if run.samples is not None:
         whole_number(run.samples, "samples", 1)
+    if not isinstance(run.normaliser, (Normaliser, NoneType)):
+        raise SinkscopeError(
+            f"{shown(run.normaliser)} is not a normaliser; give an instance such as sinkscope.Softmax1()."
+        )
     if min(map(len, texts)) < 2:
         raise SinkscopeError("a text of one token has nothing to predict; give two tokens at least.")
     for text in texts:

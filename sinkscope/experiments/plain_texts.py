@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sinkscope.experiments.intervention import Trial
 from sinkscope.hf.placement import reading_device
@@ -19,7 +21,7 @@ from sinkscope.policies import Dense, Dose, Evict, EvictRecent, Policy
 from sinkscope.probes import DistanceProfile, OutputNorm, Probe, Received, SinkMass
 from sinkscope.scope.binding import layer_evictions
 from sinkscope.scope.scope import Scope
-from sinkscope.streaming.readers import next_token_losses
+from sinkscope.streaming.readers import next_token_losses, only_last
 
 BY_KEY: tuple[Probe, ...] = (Received(), DistanceProfile())
 
@@ -41,7 +43,7 @@ class PlainText:
     def whole(self) -> Run:
         """The text with nothing done to it."""
         more = BY_KEY if find_anatomy(self.model).interface else ()
-        return run(self.model, Trial(self.text), self.first, more)
+        return run(self.model, [Trial(self.text)], self.first, more)[0]
 
     @cached_property
     def attention(self) -> xr.Dataset:
@@ -51,7 +53,7 @@ class PlainText:
         """
         names = ("received", "distance_mass")
         every = self.whole.record[list(names)].astype("float64")
-        early = run(self.model, Trial(self.text[: self.start]), self.first, BY_KEY).record[list(names)]
+        early = run(self.model, [Trial(self.text[: self.start])], self.first, BY_KEY)[0].record[list(names)]
         filled = early.astype("float64").reindex(key=every["key"].values, distance=every["distance"].values)
         return every.drop_attrs() - filled.fillna(0.0).assign_coords(every.coords)
 
@@ -90,17 +92,21 @@ def changes_nothing(trial: Trial, text: Tensor) -> bool:
     return idle and trial.normaliser is None and trial.hooks is None and torch.equal(trial.tokens, text)
 
 
-def run(model: nn.Module, trial: Trial, first: int, more: tuple[Probe, ...] = ()) -> Run:
-    """One text run under one intervention, with the mass on its `first` keys, the norms of outputs, and more probes."""
-    ids = trial.tokens[None].to(reading_device(model))
+def run(
+    model: nn.Module, trials: Sequence[Trial], first: int, more: tuple[Probe, ...] = (), since: int = 1
+) -> list[Run]:
+    """Texts of one length run together under one intervention, that of the first trial: the mass on their `first`
+    keys, the norms of outputs, and more probes. Losses are those of the tokens from place `since` on, NaN before."""
+    ids, (trial, *_) = torch.stack([each.tokens for each in trials]).to(reading_device(model)), trials
     policy, probes = trial.policy or Dense(), [SinkMass(first), OutputNorm(), *more]
     with ExitStack() as undo, torch.no_grad():
         if trial.hooks is not None:
             trial.hooks(model, undo)
         with Scope(model, probes, trial.normaliser, policy, alone=True) as scope:
-            logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+            logits = model(input_ids=ids, use_cache=False, **only_last(model, ids.shape[1] - since + 1)).logits[:, :-1]
             record = scope.record
-    nll = next_token_losses(logits, ids[0, 1:]).cpu()
-    if not bool(nll.isfinite().all()):
+    losses = next_token_losses(logits, ids[:, -logits.shape[1] :]).cpu()
+    if not bool(losses.isfinite().all()):
         raise not_finite("the logits", model)
-    return Run(nll, record)
+    nll = F.pad(losses, (ids.shape[1] - 1 - losses.shape[1], 0), value=torch.nan)
+    return [Run(each, record.isel(sequence=[row])) for row, each in enumerate(nll)]

@@ -11,10 +11,10 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from sinkscope.arguments import checks_types, several, whole_number
+from sinkscope.arguments import checks_types, is_listed, is_whole, several, whole_number
 from sinkscope.attention.eviction import Eviction, KeyEviction
 from sinkscope.attention.layer import Layer
-from sinkscope.errors import SinkscopeError
+from sinkscope.errors import SinkscopeError, shown
 from sinkscope.hf.placement import reading_device
 from sinkscope.models.facts import find_anatomy, model_attributes, token_attributes
 from sinkscope.models.requirements import check_eval
@@ -139,7 +139,10 @@ def _places(model: nn.Module, record: xr.Dataset, heads: Any) -> list[tuple[int,
     there = [(int(measured["layer"][row]), int(head)) for row, head in np.argwhere(measured.values >= 0)]
     if heads is None:
         return [place for place in there if place[0] in able]
-    asked = [tuple(int(each) for each in place) for place in np.asarray(list(heads)).reshape(-1, 2).tolist()]
+    given = several(heads, "heads")
+    if not all(is_listed(each) and len(each) == 2 and all(map(is_whole, each)) for each in given):
+        raise SinkscopeError(f"heads={shown(heads)} are no pairs (layer, head); give such as heads=[(5, 3), (0, 1)].")
+    asked = [(int(layer), int(head)) for layer, head in given]
     for place in asked:
         if place not in there:
             raise SinkscopeError(f"the model has no head {place[1]} in an attention layer {place[0]}; give others.")

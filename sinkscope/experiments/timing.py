@@ -118,7 +118,8 @@ def _rows(
         }
         for number in range(-1, repeats):  # the first round is not counted: it makes what later ones find made
             for name, decoder in decoders.items():
-                for step in range(1 if name == "recompute" else STEPS):
+                steps = int(number >= 0) if name == "recompute" else STEPS  # it makes all anew every time
+                for step in range(steps):
                     at = ((number + 1) * STEPS + step) % following.shape[1]
                     begun = time.perf_counter()
                     decoder.step(following[:, at : at + 1])[0].item()  # reading a logit waits until it is there

@@ -17,21 +17,21 @@ from torch import Tensor
 from sinkscope.arguments import checks_types, whole_number
 from sinkscope.explorer.background import Interrupts, Mailbox, sentence
 from sinkscope.explorer.canvases import Explained, Finder, Lines
-from sinkscope.explorer.configuration import CONTROLS, Configuration
+from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.controller import Controller
-from sinkscope.explorer.controls import HISTORY, RANKING, CompareBar, Controls, MapControls
+from sinkscope.explorer.controls import CompareBar, Controls, MapControls, descendants, explained
 from sinkscope.explorer.display import Pictures, alert, continuations, headline, next_tokens, prices
+from sinkscope.explorer.guide import Guide
 from sinkscope.explorer.lines import draw_lines
 from sinkscope.explorer.overview import saved_overview
 from sinkscope.explorer.page import MEGABYTES, page_of
-from sinkscope.explorer.pixels import MAP_CONTROLS
 from sinkscope.explorer.results import Change, HeadMaps
 from sinkscope.explorer.rewriting import Rewriting
 from sinkscope.explorer.saving import ENDED, NEEDS_KERNEL, SaveBar, save_view, static_picture, view_record
 from sinkscope.explorer.streaming import StreamingTab
 from sinkscope.explorer.tables import save_table
 from sinkscope.explorer.text_model import TextModel
-from sinkscope.explorer.wiring import descendants, wire
+from sinkscope.explorer.wiring import wire
 from sinkscope.explorer.writing import WritingBar
 from sinkscope.policies import Policy
 from sinkscope.spans import Spans
@@ -86,6 +86,7 @@ class Explorer(w.VBox):
         self.controls, self.map_controls = Controls(controller), MapControls(controller)
         self.compare, self.pictures = CompareBar(controller), Pictures(controller)
         self.finder = Finder(tokens=controller.tokens, query=controller.query)
+        self.guide = Guide()
         self.headline, self.busy = w.HTML(), w.HTML()
         self._note = f"<i>{escape(note)}</i>" if note else ""
         self.problem = w.HTML(self._note)
@@ -191,6 +192,7 @@ class Explorer(w.VBox):
         """Write one HTML file that shows this text without a kernel, as `page_of` says."""
         return page_of(self.controller, path, settings, megabytes)
 
+    @checks_types
     def save_csv(self, path: str | os.PathLike[str], what: str = "row") -> Path:
         """Write what is shown as a table: the chosen query's "row", the part of the "map", or all "heads".
 
@@ -250,29 +252,24 @@ class Explorer(w.VBox):
         for words in (self.next_tokens, self.continuation):
             words.layout.flex, words.layout.min_width = "1 1 300px", "0"
         predictions = w.Box([self.next_tokens, self.continuation], layout=wrap)
-        looks = [self.map_controls, self.compare, self.pictures, self.finder, self.spans]
-        heads = w.VBox([*looks, predictions, self.price, self.writing, self.saving])
-        shown: dict[str, w.Widget] = {"heads": heads}
-        if streaming := self.streaming:
-            shown["streaming"] = streaming
-        shown["lines"] = self.lines
-        tabs = self.tabs = w.Tab(list(shown.values()), titles=list(shown))
-        tabs.observe(lambda at: self._turned_to(tabs.titles[at["new"]]), "selected_index")
         buttons = [self.busy, self.controls.reset, self.controls.stop]
         beside = {"justify_content": "space-between", "align_items": "center", "flex_flow": "row wrap"}
         top = w.HBox([self.headline, w.HBox(buttons, layout={"align_items": "center"})], layout=beside)
-        explained = {
-            each.label: each.tooltip for each in (*CONTROLS.values(), *MAP_CONTROLS.values(), RANKING, HISTORY)
-        }
+        looks = [top, self.controls, self.map_controls, self.compare, self.pictures, self.finder, self.spans]
+        heads = w.VBox([*looks, predictions, self.price, self.writing, self.saving])
+        shown: dict[str, w.Widget] = {"heads": heads}
         if self.streaming is not None:
-            explained |= self.streaming.explained
-        explained |= self.writing.explained
-        return [Explained(words=explained), top, self.problem, self.controls, tabs]
+            shown["streaming"] = self.streaming
+        shown["lines"] = self.lines
+        tabs = self.tabs = w.Tab(list(shown.values()), titles=list(shown))
+        tabs.observe(lambda at: self._turned_to(tabs.titles[at["new"]]), "selected_index")
+        parts = [self.problem, self.guide.button, self.guide.panel, tabs]
+        return [Explained(words=explained(parts)), *parts]
 
     def _turned_to(self, tab: str) -> None:
         self._draw_lines()
-        if self.streaming is not None:
-            (self.streaming.make_chart if tab == "streaming" else self.streaming.pause)()
+        if self.streaming is not None and tab != "streaming":
+            self.streaming.pause()
 
     def _draw_lines(self) -> None:
         """Draw the lines between tokens, where somebody looks at them."""

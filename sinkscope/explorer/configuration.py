@@ -19,6 +19,7 @@ import torch
 from sinkscope.attention.placement import is_same
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures.style import visible
+from sinkscope.glossary import DEFINITIONS
 from sinkscope.normalisers import (
     ClippedSoftmax,
     LearnedSink,
@@ -168,7 +169,7 @@ class Configuration:
         str | Policy,
         Choice(
             "policy",
-            "which earlier tokens (keys) a token (query) may attend to",
+            DEFINITIONS["policy"],
             POLICY_NAMES,
             lambda policy: policy.name,
         ),
@@ -177,7 +178,7 @@ class Configuration:
         int,
         Number(
             "sinks",
-            "how many first tokens are kept beside the window, or dosed",
+            "how many first tokens are kept beside the window, or dosed; a sink is one that many heads attend to",
             lambda length: (0, min(MOST_SINKS, length)),
         ),
     ] = 4
@@ -203,7 +204,7 @@ class Configuration:
     since: Annotated[
         int,
         Number(
-            "evicted from",
+            "evicted for queries from",
             "the first query that does not see the tokens evicted in the text",
             lambda length: (1, length - 1),
         ),

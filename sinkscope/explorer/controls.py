@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,11 +19,27 @@ RANKING = Choice("sort heads by", "the order of the heads in the overview", {
 HISTORY = Control("settings shown", "the settings that were shown, with their perplexities; choose one to return to it")
 
 
+class Silence:
+    """While widgets are set to what is shown they ask for nothing; a change meanwhile may set them once more."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+
+    def __bool__(self) -> bool:
+        return self._depth > 0
+
+
 class CompareBar(w.HBox):
     """The settings that were shown, the way back and forth among them, and what the map is compared with."""
 
     def __init__(self, controller: Controller) -> None:
-        self._controller, self._is_silent = controller, False
+        self._controller, self._silence = controller, Silence()
         self.history = w.Dropdown(options=[], description=HISTORY.label, tooltip=HISTORY.tooltip,
                                   style={"description_width": "initial"})  # fmt: skip
         made = {
@@ -52,13 +68,10 @@ class CompareBar(w.HBox):
         shown = None if controller.now.reading is None else controller.now.reading.configuration
         places = [place for place, visit in enumerate(visits) if visit.configuration == shown]
         options = [(f"{place + 1}. {visit}", place) for place, visit in enumerate(visits)]
-        was_silent, self._is_silent = self._is_silent, True  # a change while this runs may come here again
-        try:
+        with self._silence:
             if list(self.history.options) != options:
                 self.history.options = options
             self.history.value = places[0] if places else None
-        finally:
-            self._is_silent = was_silent
         self.history.disabled = controller.model is None
         self.buttons["undo"].disabled = not controller.can_undo
         self.buttons["redo"].disabled = not controller.history.can_go_forth
@@ -68,7 +81,7 @@ class CompareBar(w.HBox):
         self.partner.value = "" if is_off else f"compared with {beside.partner.caption}"
 
     def _asked(self, change: dict[str, Any]) -> None:
-        if not self._is_silent and change["new"] is not None:
+        if not self._silence and change["new"] is not None:
             self._controller.change(**vars(self._controller.history.visits[change["new"]].configuration))
 
 
@@ -79,7 +92,7 @@ class Controls(w.Box):
     """
 
     def __init__(self, controller: Controller) -> None:
-        self._controller, self._is_silent = controller, False
+        self._controller, self._silence = controller, Silence()
         look = {"style": {"description_width": "initial"}}
         self._controls = {name: _with_own(control, controller.offered.get(name)) for name, control in CONTROLS.items()}
         self.fields = {name: widget_of(control, controller, **look) for name, control in self._controls.items()}
@@ -95,19 +108,16 @@ class Controls(w.Box):
 
     def show(self) -> None:
         controller, configuration = self._controller, self._controller.configuration
-        was_silent, self._is_silent = self._is_silent, True  # a change while this runs may come here again
-        try:
+        with self._silence:
             for name, widget in self.fields.items():
                 show_value(widget, self._controls[name], getattr(configuration, name))
                 widget.disabled = controller.model is None or name not in configuration.uses
-        finally:
-            self._is_silent = was_silent
         self.stop.disabled = controller.model is None or not controller.busy
         self.reset.disabled = controller.model is None
 
     def _ask(self, name: str) -> None:
         widget = self.fields[name]
-        if not self._is_silent:
+        if not self._silence:
             is_all = isinstance(CONTROLS[name], LayerRange) and widget.value == (widget.min, widget.max)
             self._controller.change(**{name: None if is_all else widget.value})
 
@@ -116,7 +126,7 @@ class MapControls(w.Box):
     """Shows the controller's map options and the `ranking` of the overview, and asks. None runs the model."""
 
     def __init__(self, controller: Controller) -> None:
-        self._controller = controller
+        self._controller, self._silence = controller, Silence()
         look = {"style": {"description_width": "initial"}}
         self.ranking = widget_of(RANKING, controller, **look)
         self.fields = {name: widget_of(control, controller, **look) for name, control in MAP_CONTROLS.items()}
@@ -124,16 +134,21 @@ class MapControls(w.Box):
             scale = self.fields["scale"]
             scale.options = [(label, value) for label, value in scale.options if value != "logit"]
         for name, widget in self.fields.items():
-            widget.observe(lambda change, name=name: controller.show(**{name: change["new"]}), "value")
+            widget.observe(lambda change, name=name: self._ask(name, change["new"]), "value")
         super().__init__([self.ranking, *self.fields.values()], layout={"flex_flow": "row wrap"})
         self.add_class("sinkscope-choosers")
         self.show()
 
     def show(self) -> None:
         options = self._controller.map_options
-        for name, widget in self.fields.items():
-            show_value(widget, MAP_CONTROLS[name], getattr(options, name))
-            widget.disabled = name not in options.uses
+        with self._silence:
+            for name, widget in self.fields.items():
+                show_value(widget, MAP_CONTROLS[name], getattr(options, name))
+                widget.disabled = name not in options.uses
+
+    def _ask(self, name: str, value: Any) -> None:
+        if not self._silence:
+            self._controller.show(**{name: value})
 
 
 def _with_own(control: Control, own: Mapping[str, Any] | None) -> Control:
@@ -167,3 +182,25 @@ def show_value(widget: w.ValueWidget, control: Control, value: Any) -> None:
     elif isinstance(control, LayerRange) and value is None:
         value = (widget.min, widget.max)
     widget.value = value
+
+
+def explained(widgets: Iterable[w.Widget]) -> dict[str, str]:
+    """What each control among these widgets, or inside them, is for: its tooltip, by the name that stands beside it."""
+    every = [part for widget in widgets for part in (widget, *descendants(widget))]
+    return {part.description: part.tooltip for part in every if is_asked(part) and part.tooltip}
+
+
+def is_asked(widget: w.Widget) -> bool:
+    """Whether it is a control with a name beside it; buttons carry theirs themselves."""
+    return isinstance(widget, w.ValueWidget) and not isinstance(widget, (w.HTML, w.Label, w.ToggleButton))
+
+
+def descendants(widget: w.Widget) -> list[w.Widget]:
+    """All widgets that a widget is made of: those inside it, and the layouts and styles of all of them."""
+    found = []
+    for name in widget.keys:
+        value = getattr(widget, name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, w.Widget):
+                found += [part, *descendants(part)]
+    return found

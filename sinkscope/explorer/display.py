@@ -11,20 +11,17 @@ from typing import Any
 
 import ipywidgets as w
 import numpy as np
-import plotly.graph_objects as go
 
 from sinkscope.explorer.canvases import Atlas, HeadMap, Losses, TokenText
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.pixels import RANKINGS, Limits, MapOptions, Tile, tile_of
 from sinkscope.explorer.results import HeadMaps, Price
-from sinkscope.figures.style import BLUE, VERMILION, share
+from sinkscope.figures.style import share
 from sinkscope.tokens import TokenTexts
 
 WIDEST_ROW = 12  # heads in a row of the overview, where rows are layers
 SMOOTH = 16  # tokens in a running mean
-DENSE, CHANGED = BLUE, VERMILION
-GREY = "#808080"  # legible on light and dark pages
-VISIBLE = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"})
+VISIBLE = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥", "\r": "\\r"})
 
 
 class Pictures(w.Box):
@@ -195,28 +192,6 @@ def token_texts(controller: Controller, maps: HeadMaps) -> list[str]:
 def share_in_percent(value: float) -> str:
     """A share as a percentage that is never rounded to nothing: 12.3%, 0.0021%."""
     return f"{value:.1%}" if value >= 0.001 or not value else f"{100 * value:.2g}%"
-
-
-def lay_out(figure: go.FigureWidget, width: int, height: int, margin: dict[str, int], **more: Any) -> None:
-    """Give a chart its size in pixels, the colours that suit light and dark pages, and what `more` its layout has."""
-    figure.update_layout(
-        width=width,
-        height=height,
-        margin=margin,
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"size": 11, "color": GREY},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        **more,
-    )
-    for update in (figure.update_xaxes, figure.update_yaxes):
-        update(gridcolor="rgba(128,128,128,0.25)", zeroline=False)
-
-
-def vertical_line(place: float, **line: Any) -> dict[str, Any]:
-    """A line across the whole height of a chart, as plotly has shapes."""
-    across = {"yref": "paper", "y0": 0, "y1": 1}
-    return {"type": "line", "x0": place, "x1": place, **across, "line": {"color": GREY, "width": 1, **line}}
 
 
 def alert(problem: str) -> str:

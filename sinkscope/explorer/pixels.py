@@ -122,8 +122,7 @@ class MapOptions:
         str,
         Choice(
             "map of",
-            "one head, or the mean or the largest over the heads of its layer, of its KV group (the heads that share "
-            "keys and values with it), or of all layers",
+            "one head; or the mean or maximum over its layer, its KV group (heads with the same keys), or all layers",
             OVER_NAMES,
         ),
     ] = "head"

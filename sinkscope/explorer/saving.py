@@ -258,11 +258,15 @@ class SaveBar(w.HBox):
     ) -> None:
         self._save, self._save_csv = save, save_csv
         self.folder = w.Text(value="explored", description="folder", layout={"width": "220px"})
+        self.folder.tooltip = "where the view and the tables are written"
         self.button = w.Button(
             description="save view", tooltip="write figure, record and code into the folder", layout={"width": "100px"}
         )
         self.status = w.HTML()
         self.table = w.Dropdown(options=list(TABLES.items()), description="table", layout={"width": "210px"})
+        self.table.tooltip = (
+            "what is saved as CSV: the row of the chosen query, the part of the map shown, or all heads"
+        )
         self.csv = w.Button(
             description="save CSV", tooltip="write the table into the folder", layout={"width": "100px"}
         )

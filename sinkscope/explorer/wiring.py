@@ -75,14 +75,3 @@ def copy(controller: Controller, canvas: w.Widget, content: dict[str, Any], what
         except SinkscopeError as problem:
             told = {"problem": str(problem)}
         canvas.send({"kind": Message.COPY, **told})
-
-
-def descendants(widget: w.Widget) -> list[w.Widget]:
-    """All widgets that a widget is made of: those inside it, and the layouts and styles of all of them."""
-    found = []
-    for name in widget.keys:
-        value = getattr(widget, name)
-        for part in value if isinstance(value, tuple) else (value,):
-            if isinstance(part, w.Widget):
-                found += [part, *descendants(part)]
-    return found

@@ -155,20 +155,19 @@ class WritingBar(w.VBox):
     """A text to type, how much of it to read, and how much the model is to write behind it."""
 
     def __init__(self, model: TextModel | None) -> None:
-        style, narrow = {"description_width": "initial"}, {"width": "150px"}
-        self.explained = {
-            "text or prompt": "what is read in the place of the text shown, or what the model goes on from",
-            "it is": "a text; or a chat, in which user:, assistant: or system: at the start of a line begins a message",
-            "length": "how many tokens of the text are shown at most",
-            "new tokens": "how many tokens the model writes at most, under the policy and the normaliser chosen above",
-        }
-        self.words = w.Textarea(value=plain_text(model), description="text or prompt", style=style,
-                                layout={"width": "100%", "height": "90px"})  # fmt: skip
-        self.kind = w.Dropdown(options=[("a text", False), ("a chat", True)], description="it is", style=style,
-                               layout=narrow)  # fmt: skip
-        self.length = w.BoundedIntText(MOST, 2, MOST, description="length", style=style, layout=narrow)
+        look: dict[str, Any] = {"style": {"description_width": "initial"}}
+        narrow = look | {"layout": {"width": "150px"}}
+        wide = look | {"layout": {"width": "100%", "height": "90px"}}
+        told = "what is read in the place of the text shown, or what the model goes on from"
+        self.words = w.Textarea(plain_text(model), description="text or prompt", tooltip=told, **wide)
+        told = "a text; or a chat, in which user:, assistant: or system: at the start of a line begins a message"
+        kinds = [("a text", False), ("a chat", True)]
+        self.kind = w.Dropdown(options=kinds, description="it is", tooltip=told, **narrow)
+        told = "how many tokens of the text are shown at most"
+        self.length = w.BoundedIntText(MOST, 2, MOST, description="length", tooltip=told, **narrow)
+        told = "how many tokens the model writes at most, under the policy and the normaliser asked for"
+        self.count = w.BoundedIntText(32, 1, MOST, description="new tokens", tooltip=told, **narrow)
         self.read = w.Button(description="read it", tooltip="show this text in the place of the other")
-        self.count = w.BoundedIntText(32, 1, MOST, description="new tokens", style=style, layout=narrow)
         self.generate = w.Button(description="generate", tooltip="have the model write behind it, under the policy")
         self.stop = w.Button(description="stop writing", tooltip="keep the text that is shown", disabled=True)
         self.status = w.HTML()

@@ -15,6 +15,7 @@ from sinkscope.figures.interventions import dose_response, effects, predictabili
 from sinkscope.figures.matplotlib_renderer import figure, matplotlib_figure
 from sinkscope.figures.plotly_renderer import plotly_figure
 from sinkscope.figures.purposes import depth, head_split, purposes, reach
+from sinkscope.figures.secondary import perturbation_spread, rollout, secondary_sinks, sink_tags
 from sinkscope.figures.sinks import (
     first_cosine,
     mass_by_layer,
@@ -35,7 +36,7 @@ __all__ = [
     "ablation", "accuracy", "collapse", "comparison", "decode_cost", "depth", "distance_profile", "dose_response",
     "effects", "emergence", "entropy_by_layer", "explored", "figure", "first_cosine", "forced_mass", "head_split",
     "image_grid", "language_emergence", "log_perplexity", "marks", "mass_by_layer", "mass_by_length",
-    "massive_activations", "matplotlib_figure", "mean_maps", "norms", "plotly_figure", "predictability", "purposes",
-    "reach", "recall", "received_by_position", "sink_mass_heatmap", "sink_rate_curve",
-    "span_mass",
+    "massive_activations", "matplotlib_figure", "mean_maps", "norms", "perturbation_spread", "plotly_figure",
+    "predictability", "purposes", "reach", "recall", "received_by_position", "rollout", "secondary_sinks",
+    "sink_mass_heatmap", "sink_rate_curve", "sink_tags", "span_mass",
 ]  # fmt: skip

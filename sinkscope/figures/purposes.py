@@ -11,6 +11,7 @@ from sinkscope.analysis.perplexity import ppl_table
 from sinkscope.analysis.purposes import BROADCAST, EVENT, KINDS, NO_OP, RANK, depth_table
 from sinkscope.analysis.purposes import purposes as kinds_of
 from sinkscope.analysis.reading import reads
+from sinkscope.analysis.variables import whole
 from sinkscope.arguments import several
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures import marks as m
@@ -40,8 +41,7 @@ def purposes(
     """
     record = need(record, "purposes", "sink_norm_ratio", "lost_value", "lost_denominator")
     table = kinds_of(record, event, no_op, broadcast, rank)
-    means = record[["lost_value", "lost_denominator"]].mean(["sequence", "query"])
-    share = (means["lost_value"] / (means["lost_value"] + means["lost_denominator"])).transpose("layer", "head")
+    share = lost_value_share(record)
     places = list(zip(table["layer"], table["head"], strict=True))
     table["share"] = [float(share.sel(layer=layer, head=head)) for layer, head in places]
     table["said"] = [f"layer {layer}, head {head}" for layer, head in places]
@@ -68,6 +68,12 @@ def purposes(
         m.Axis("lost value (fraction of\nlost value + denominator)", limits=(0, 1)),
     )
     return m.Drawing([panel], record.attrs, m.COLUMN, 3.0, legend=m.Legend("heads, means over texts"))
+
+
+def lost_value_share(record: xr.Dataset) -> xr.DataArray:
+    """The share [layer, head] of the lost value in what evicting the first keys would change, of mean norms."""
+    means = whole(record)[["lost_value", "lost_denominator"]].mean(["sequence", "query"])
+    return (means["lost_value"] / (means["lost_value"] + means["lost_denominator"])).transpose("layer", "head")
 
 
 @figure
@@ -101,7 +107,8 @@ def depth(record: xr.Dataset, others: Sequence[xr.Dataset] = ()) -> m.Drawing:
         null = {"matrix_entropy": 1.0, "kurtosis": 3.0}.get(quantity)
         if null is not None:
             marks.append(m.Reference(y=null, id=f"{quantity}-null"))
-        y = m.Axis(label.format(epsilon=tables[0].attrs["epsilon"]), *(("log",) if is_log else ("linear", (0, 1.02))))
+        name = label.format(epsilon=tables[0].attrs["epsilon"])
+        y = m.Axis(name, "log", ticks="round") if is_log else m.Axis(name, limits=(0, 1.02))
         panels.append(m.Panel(marks, layer_axis(record["layer"]) if is_one else m.Axis("layer / last layer"), y))
     rows = -(-len(panels) // 3)
     return m.Drawing(
@@ -127,7 +134,7 @@ def reach(record: xr.Dataset) -> m.Drawing:
         marks.append(m.Line(windows, null, m.Look(look.colour, "dotted", 0.8), id=f"null-{count}"))
     left = m.Panel(
         marks,
-        m.Axis("window (tokens)", "log", ticks="round"),
+        m.Axis("window (tokens)", "log", ticks=windows.tolist()),
         m.Axis("attention inside\n(probability)", limits=(0, 1.02)),
     )
     error = record["stream_error"].sel(reach_sinks=sinks.max(), reach_window=windows.max()).mean("sequence")

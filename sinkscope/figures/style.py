@@ -81,17 +81,23 @@ def plain_number(value: float, _: object = None) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A figure for a reader: three significant digits, thousands apart, never `1e+03`."""
+    """A figure for a reader: three significant digits, thousands apart, never `1e+03`, and a minus sign, no hyphen."""
     if value != value:
         return "n/a"
     if abs(value) == float("inf"):
         return "∞" if value > 0 else "−∞"
-    if value and (abs(value) >= 1e6 or abs(value) < 1e-4):
-        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        return f"{mantissa} × 10{str(int(exponent)).translate(_RAISED)}"
-    if abs(value) >= 10 ** (digits - 1):
-        return f"{value:,.0f}"
-    return f"{value:.{digits}g}" if abs(value) < 1 else f"{value:.{digits - len(str(int(abs(value))))}f}"
+    sign, size = "−" if value < 0 else "", abs(value)
+    if size and (size >= 1e6 or size < 1e-4):
+        mantissa, exponent = f"{size:.{digits - 1}e}".split("e")
+        return f"{sign}{mantissa} × 10{str(int(exponent)).translate(_RAISED)}"
+    if size >= 10 ** (digits - 1):
+        return f"{sign}{size:,.0f}"
+    return sign + (f"{size:.{digits}g}" if size < 1 else f"{size:.{digits - len(str(int(size)))}f}")
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A share as a percentage for a reader: −19.8%."""
+    return f"{100 * value:.{digits}f}%".replace("-", "−")
 
 
 def share(value: float, digits: int = 3) -> str:
@@ -104,7 +110,7 @@ def share(value: float, digits: int = 3) -> str:
 
 def within(value: float, low: float, high: float) -> str:
     """`1.93 [1.80, 2.06]`; without an interval where there is none."""
-    shown = [number(float(each)).replace("-", "−") for each in (value, low, high)]
+    shown = [number(float(each)) for each in (value, low, high)]
     return f"{shown[0]} [{shown[1]}, {shown[2]}]" if np.isfinite(low) and np.isfinite(high) else shown[0]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -11,97 +9,111 @@ import xarray as xr
 from sinkscope.analysis import lab
 from sinkscope.analysis.importance import EPSILON
 from sinkscope.analysis.reading import reads
+from sinkscope.arguments import one_of
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure
-from sinkscope.figures.style import even_ticks, headroom, number
+from sinkscope.figures.style import even_ticks, headroom
 
-MASS, ROW_SUM = "BOS mass of non-triggers", "row sum of non-triggers"
-VALUE_NORM, LOSS = "value norm of BOS / of others", "loss"
-WHISKERS = 0.03  # of the steps, from one to the next
+MASS, COLUMNS = "BOS mass of non-triggers", 3
+LABELS = {MASS: "attention on BOS\n(probability)", "loss": "loss\n(nats)"}
+AT_LAST = {
+    "row sum of non-triggers": "attention on all tokens\n(sum of weights)",
+    "value norm of BOS / of others": "norm of the value of BOS\n(times that of others)",
+    "loss": "loss above the best\n(nats, log scale)",
+}
 WIDEST_LINEAR = 3.0
 """Above this ratio of perplexities their axis is logarithmic."""
 
 
 @figure
 @reads
-def emergence(record: xr.Dataset, layer: int = 0) -> m.Drawing:
-    """What becomes of BOS over training, one line per arm: mean over seeds, with its 95% t interval as a faint band.
+def emergence(record: xr.Dataset, layer: int = 0, quantity: str = MASS) -> m.Drawing:
+    """What becomes of BOS over training, a panel for each arm: mean over seeds with its 95% t interval as a band, each
+    seed as a thin line, and the mean of softmax in grey; dotted: the uniform null, where it is attention on BOS.
 
-    Attention of non-trigger queries on BOS, with the uniform null dotted; their attention on all tokens together, which
-    softmax fixes at one; the norm of BOS's value over the others'; and how far the loss is above the best possible.
-    At the right stand the means and intervals of the last step side by side, with a ring for each seed.
-    With fewer than three seeds there are no intervals.
+    The last panels have the last step of all arms: the attention of non-trigger queries on all tokens together, which
+    softmax fixes at one; the norm of BOS's value over the others'; and how far the loss is above the best possible:
+    means and intervals, with a ring for each seed. With fewer than three seeds there are no intervals.
 
     Args:
         record: of `lab.bigram_backcopy`.
         layer: which; heads are averaged.
+        quantity: what is followed over training, as `lab.emergence_table` calls it.
 
     Raises:
-        SinkscopeError: a record of something else, or a layer it does not have.
+        SinkscopeError: a record of something else, or a layer or quantity it does not have.
     """
     quantities = lab.emergence_quantities(record)
+    one_of(quantity, "quantity", list(quantities))
     if layer not in record["layer"].values:
         raise SinkscopeError(f"layer {layer} is out of range: this record has layers 0 to {record.sizes['layer'] - 1}.")
     quantities = {name: each.sel(layer=layer) if "layer" in each.dims else each for name, each in quantities.items()}
-    quantities[LOSS] = quantities[LOSS] - float(record["best_loss"].sel(tokens="all"))
-    looks, last = arm_looks(record), int(record["step"].max())
-    labels = {
-        MASS: "attention on BOS\n(probability)",
-        ROW_SUM: "attention on all tokens\n(sum of weights)",
-        VALUE_NORM: "norm of the value of BOS\n(times that of others)",
-        LOSS: "loss above the best possible\n(nats)",
-    }
-    low = np.nanmin(quantities[LOSS].mean("seed").values)
-    is_log, panels = bool(low > 0), []
-    for name, label in labels.items():
-        marks = [mark for row, arm in enumerate(looks) for mark in _arm(quantities[name].sel(arm=arm), looks[arm], row)]
-        marks += _nulls(record) if name == MASS else [] if name == LOSS else [m.Reference(y=1.0, id="one")]
-        y = m.Axis(label, limits=(None if name == LOSS else 0, None))
-        if name == LOSS and is_log:
-            y = m.Axis(label.replace(")", ", log scale)"), "log", (low / 2, None), "round")
-        end = last * (1 + WHISKERS * (len(looks) + 1))
-        x = m.Axis("training step" if name in (VALUE_NORM, LOSS) else "", limits=(0, end), ticks=even_ticks(0, last),
-                   plain=True)  # fmt: skip
-        panels.append(m.Panel(marks, x, y, title=name if name != LOSS else "loss of all tokens"))
+    looks, followed = arm_looks(record), quantities[quantity].rename(quantity)
+    quantities["loss"] = quantities["loss"] - float(record["best_loss"].sel(tokens="all"))
+    baseline = lab.plain_arm(record)
+    nulls = record["bos_null"].sel(tokens="non-trigger") if quantity == MASS else None
+    panels = [
+        _course(followed, arm, look, baseline, None if nulls is None else float(nulls.sel(arm=arm)))
+        for arm, look in looks.items()
+    ]
+    panels += [_last_step(quantities[name].isel(step=-1), label, looks) for name, label in AT_LAST.items()]
     layers, heads, seeds = (record.sizes[dim] for dim in ("layer", "head", "seed"))
     place = f"layer {layer} of {layers}" if layers > 1 else "one layer"
     averaged = f"mean of {heads} heads" if heads > 1 else "one head"
-    bands = "bands, and whiskers for the last step: " if seeds >= lab.FEWEST_SEEDS else ""
-    title = f"{place}, {averaged}; mean over seeds; {bands}{lab.intervals_said(seeds)}"
-    legend = m.Legend(title, columns=4, size=7, handle=3.2)
-    return m.Drawing(panels, record.attrs, m.PAGE, 4.7, 2, shared="x", legend=legend, page_height=680)
+    bands = "bands and whiskers: " if seeds >= lab.FEWEST_SEEDS else ""
+    title = f"{place}, {averaged}; bold: mean over seeds, thin: each; {bands}{lab.intervals_said(seeds)}"
+    rows = -(-len(panels) // COLUMNS)
+    legend = m.Legend(title, columns=4, size=7)
+    return m.Drawing(
+        panels, record.attrs, m.PAGE, 0.6 + 1.55 * rows, COLUMNS, legend=legend, page_height=80 + 210 * rows
+    )
+
+
+def _course(quantity: xr.DataArray, arm: str, look: m.Look, baseline: str, null: float | None) -> m.Panel:
+    """[arm, seed, step] of one arm over training, on axes that all arms share."""
+    step = quantity["step"].values
+    mean, low, high = lab.t_interval(quantity.sel(arm=arm).transpose("seed", "step").values)
+    marks: list[m.Mark] = [] if null is None else [m.Reference(y=null, name="uniform null", id="null")]
+    if arm != baseline:
+        plain = quantity.sel(arm=baseline).mean("seed")
+        marks.append(m.Line(step, plain, m.Look("quiet", "dash", 0.9), f"mean of {baseline}", f"baseline-{arm}"))
+    thin = m.Look(look.colour, width=0.5, opacity=0.45)
+    for seed in quantity["seed"].values:
+        own = quantity.sel(arm=arm, seed=seed)
+        marks.append(m.Line(step, own, thin, id=f"seed-{seed}-{arm}", hover=f"seed {seed}, step {{x}}: {{y:.4~g}}"))
+    marks.append(m.Line(step, mean, m.Look(look.colour, width=1.4), id=f"mean-{arm}", low=low, high=high))
+    least, most = min(0.0, float(quantity.min())), float(quantity.max())
+    y = m.Axis(LABELS.get(str(quantity.name), str(quantity.name)), limits=(least, most + 0.04 * (most - least or 1.0)))
+    x = m.Axis("training step", limits=(0, int(step.max()) or 1), ticks=even_ticks(0, int(step.max()), 4), plain=True)
+    return m.Panel(marks, x, y, title=arm)
+
+
+def _last_step(quantity: xr.DataArray, label: str, looks: dict[str, m.Look]) -> m.Panel:
+    """[arm, seed]: a row for each arm, the mean with its interval, and a ring for each seed."""
+    marks: list[m.Mark] = [] if quantity.name == "loss" else [m.Reference(x=1.0, id="one")]
+    for row, (arm, look) in enumerate(looks.items()):
+        own = quantity.sel(arm=arm).values
+        mean, low, high = lab.t_interval(own)
+        ring = m.Look(look.colour, marker="circle", size=1.6, hollow=True, opacity=0.6)
+        hover = f"{arm}, one seed, last step: {{x:.4~g}}"
+        marks.append(m.Points(own, np.full(own.size, row), ring, id=f"seeds-{arm}", hover=hover))
+        hover, solid = f"{arm}, last step: {{x:.4~g}}", m.Look(look.colour, marker="diamond", size=3)
+        marks.append(m.Points(mean, row, solid, id=f"last-{arm}", left=low, right=high, hover=hover))
+    is_log = "log" in label and float(quantity.min()) > 0
+    x = m.Axis(label, "log", ticks="round") if is_log else m.Axis(label.replace(", log scale", ""))
+    rows = m.Axis(limits=(len(looks) - 0.4, -0.6), ticks=range(len(looks)), names=list(looks), has_tick_marks=False,
+                  has_line=False)  # fmt: skip
+    return m.Panel(marks, x, rows, title="last step")
 
 
 def arm_looks(record: xr.Dataset) -> dict[str, m.Look]:
-    """One for each arm."""
+    """One for each arm; behind the seventh their colours come again."""
     colours, arms = (*m.COLOURS, "ink"), map(str, record["arm"].values)
     return {
         arm: m.Look.of(row, colour=colours[row % len(colours)], width=1.1, marker=m.marker_of(row))
         for row, arm in enumerate(arms)
     }
-
-
-def _arm(quantity: xr.DataArray, look: m.Look, row: int) -> list[m.Mark]:
-    """Mean over seeds of [seed, step] with its interval; the last ones again to the right of all, each at its own x."""
-    step, arm = quantity["step"].values, str(quantity["arm"].item())
-    mean, low, high = lab.t_interval(quantity.transpose("seed", "step").values)
-    line = m.Look(look.colour, look.dash, look.width)
-    marks: list[m.Mark] = [m.Line(step, mean, line, arm, f"mean-{arm}", low, high, band=0.07)]
-    if np.isfinite(low).any():
-        place, hover = step[-1] * (1 + WHISKERS * (row + 1)), f"{arm}, last step: {{y:.4~g}}"
-        marks.append(m.Points(place, mean[-1], look, id=f"last-{arm}", low=low[-1], high=high[-1], hover=hover))
-        seeds = quantity.isel(step=-1)
-        ring, hover = replace(look, hollow=True, size=1.6, opacity=0.6), f"{arm}, one seed, last step: {{y:.4~g}}"
-        marks.append(m.Points(np.full(seeds.size, place), seeds.values, ring, id=f"seeds-{arm}", hover=hover))
-    return marks
-
-
-def _nulls(record: xr.Dataset) -> list[m.Mark]:
-    """The uniform nulls; a sink token is one more key and makes its arm's a little lower."""
-    nulls = record["bos_null"].sel(tokens="non-trigger").values
-    names = {nulls.max(): f"uniform null, {number(nulls.max())}"}
-    return [m.Reference(y=float(each), name=names.get(each, ""), id=f"null-{each:.4f}") for each in np.unique(nulls)]
 
 
 @figure

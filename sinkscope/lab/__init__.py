@@ -1,6 +1,6 @@
 """The laboratory: small models trained from scratch, to see what makes a sink grow.
 
-    record = lab.bigram_backcopy()          # every arm, three seeds
+    record = lab.bigram_backcopy()          # every arm but softpick, eight seeds
     lab.emergence_table(record)
 
 Reading a saved record needs no torch, so what trains is imported when it is asked for.

@@ -17,7 +17,7 @@ from torch.nn import functional
 from sinkscope.arguments import checks_types, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.runner import Advance
-from sinkscope.lab.decoder import USUAL, Arm, Decoder, Sizes
+from sinkscope.lab.decoder import NAMES, Arm, Decoder, Sizes
 from sinkscope.lab.runs import Comparison, Text, TrainingRun, TrainingSchedule, UnderWay
 from sinkscope.streaming.readers import next_token_losses
 
@@ -33,6 +33,7 @@ DIMS = {
     "bos_mass": ("layer", "head", "tokens"),
     "previous_mass": ("layer", "head", "tokens"),
     "row_sum": ("layer", "head", "tokens"),
+    "gate": ("layer", "head", "tokens"),
     "bos_value_norm": ("layer", "head"),
     "value_norm": ("layer", "head"),
     "bos_hidden_norm": ("layer",),
@@ -42,7 +43,7 @@ DIMS = {
 
 @checks_types
 def bigram_backcopy(
-    arms: str | Arm | Iterable[str | Arm] = USUAL,
+    arms: str | Arm | Iterable[str | Arm] = NAMES,
     seeds: int | Iterable[int] = range(8),
     steps: int = 1000,
     layers: int = 1,
@@ -76,9 +77,9 @@ def bigram_backcopy(
 
     Args:
         arms: any of "softmax", "softmax1", "learned sink" (a logit for each head, trained with the rest), "clipped
-            softmax", "sigmoid", "relu", "sink token" (softmax, with a learned token in front of BOS) and "softpick", or
-            `Arm` objects; all but the last when none are named.
-        seeds: one run each; intervals take three or more. Eight take 56 runs of half a minute on one quiet core.
+            softmax", "sigmoid", "relu", "sink token" (softmax, with a learned token in front of BOS), "softpick" and
+            "gated" (softmax, and a sigmoid gate on the output of each head), or `Arm` objects; all when none are named.
+        seeds: one run each; intervals take three or more. Eight take 72 runs of half a minute on one quiet core.
         steps, batch: updates, and sequences in each.
         layers, heads, width: of the model; 1 to 3 layers.
         length: tokens of a sequence, BOS included. The default was chosen for softmax's sink to have grown after 1,000
@@ -102,6 +103,7 @@ def bigram_backcopy(
         loss                          what follows the query, nats; `best_loss` is that of the true probabilities
         bos_mass, previous_mass       attention of the query on BOS, and on the token before it
         row_sum                       attention on BOS and all characters; the rest is on a virtual key or sink token
+        gate                          mean gate on the head's output at the query; 1 in arms without one
         bos_value_norm, value_norm    of the value of BOS, and of those of the characters
         bos_hidden_norm, hidden_norm  the same of the hidden states behind each layer
         bos_null                      `bos_mass` of a head that looks at every key alike
@@ -285,6 +287,7 @@ def observed(model: Decoder, task: Backcopy, ids: Tensor) -> dict[str, Tensor]:
         "previous_mass": functional.pad(weights.diagonal(-1, dim1=-2, dim2=-1), (1, 0)),
         "row_sum": weights.sum(-1),
     }
+    masses["gate"] = torch.stack([trace.gates for trace in traces])[..., own]
     values = torch.stack([trace.values for trace in traces])[..., own, :].norm(dim=-1).mean(1)  # [layer, head, token]
     hidden = torch.stack([trace.hidden for trace in traces])[..., own, :].norm(dim=-1).mean(1)  # [layer, token]
     return {

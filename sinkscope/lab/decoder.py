@@ -24,12 +24,15 @@ class Arm:
         normaliser: how scores become weights.
         has_sink_logit: whether one logit per head is trained with the rest, as the normaliser `LearnedSink`.
         has_sink_token: whether a learned token stands in front of everything.
+        has_gate: whether the output of each head is multiplied by a gate before W_O, ``sigmoid(X W)`` for each of its
+            dimensions, of the states X that attention reads (Qiu et al. 2025, "Gated attention", arXiv 2505.06708).
     """
 
     name: str
     normaliser: Normaliser = Softmax()  # noqa: RUF009 - frozen
     has_sink_logit: bool = False
     has_sink_token: bool = False
+    has_gate: bool = False
 
 
 ARMS = (
@@ -41,10 +44,9 @@ ARMS = (
     Arm("relu", ReLU()),
     Arm("sink token", has_sink_token=True),
     Arm("softpick", Softpick()),
+    Arm("gated", has_gate=True),
 )
 NAMES = tuple(arm.name for arm in ARMS)
-USUAL = NAMES[:7]
-"""Those of a comparison when none are named."""
 
 
 def arms_of(given: str | Arm | Iterable[str | Arm]) -> list[Arm]:
@@ -94,6 +96,7 @@ class Trace(NamedTuple):
     weights: Tensor  # [batch, head, query, key]
     values: Tensor  # [batch, head, key, dim]
     hidden: Tensor  # [batch, token, width], behind the layer
+    gates: Tensor  # [batch, head, query], means over the head's dimensions; 1 without a gate
 
 
 def causal_weights(query: Tensor, key: Tensor, scale: float, normaliser: Normaliser) -> Tensor:
@@ -113,15 +116,20 @@ class Attention(nn.Module):
         self.leave = nn.Linear(sizes.width, sizes.width, bias=False)
         if arm.has_sink_logit:
             self.sink_logit = nn.Parameter(torch.zeros(sizes.heads))  # begins as softmax1
+        self.gate: nn.Linear | None = None
 
-    def forward(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         query, key, value = rearrange(
             self.enter(states), "batch token (slot head dim) -> slot batch head token dim", slot=3, head=self.heads
         )
         normaliser = LearnedSink(self.sink_logit) if self.arm.has_sink_logit else self.arm.normaliser
         weights = causal_weights(query, key, query.shape[-1] ** -0.5, normaliser)
         output = rearrange(weights @ value, "batch head token dim -> batch token (head dim)")
-        return self.leave(output), weights, value
+        if self.gate is None:
+            return self.leave(output), weights, value, weights.new_ones(weights.shape[:3])
+        gate = self.gate(states).sigmoid()
+        means = gate.unflatten(-1, (self.heads, -1)).mean(-1).transpose(1, 2)
+        return self.leave(output * gate), weights, value, means
 
 
 class Layer(nn.Module):
@@ -136,9 +144,9 @@ class Layer(nn.Module):
         )
 
     def forward(self, hidden: Tensor) -> Trace:
-        output, weights, values = self.attention(self.before_attention(hidden))
+        output, weights, values, gates = self.attention(self.before_attention(hidden))
         hidden = hidden + output
-        return Trace(weights, values, hidden + self.perceptron(self.before_perceptron(hidden)))
+        return Trace(weights, values, hidden + self.perceptron(self.before_perceptron(hidden)), gates)
 
 
 class Decoder(nn.Module):
@@ -148,11 +156,14 @@ class Decoder(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(sizes.vocabulary, sizes.width)
         self.position = nn.Parameter(0.02 * torch.randn(sizes.length, sizes.width))
-        self.layers = nn.ModuleList(Layer(sizes, arm) for _ in range(sizes.layers))
+        layers = [Layer(sizes, arm) for _ in range(sizes.layers)]
+        self.layers = nn.ModuleList(layers)
         self.before_head = nn.RMSNorm(sizes.width)
         self.head = nn.Linear(sizes.width, sizes.vocabulary, bias=False)
         # last, so that arms begin alike
         self.sink_token = nn.Parameter(torch.randn(sizes.width)) if arm.has_sink_token else None
+        for layer in layers if arm.has_gate else ():
+            layer.attention.gate = nn.Linear(sizes.width, sizes.width, bias=False)
 
     def forward(self, ids: Tensor) -> tuple[Tensor, list[Trace]]:
         """Logits [batch, token, next] for ids [batch, token], and what went on in each layer."""

@@ -80,7 +80,7 @@ def language_model(
     `language_verdict` says in words what came out.
 
     Args:
-        arms, seeds: as in `bigram_backcopy`, "learned sink" apart.
+        arms, seeds: as in `bigram_backcopy`, "learned sink" and "gated" apart.
         steps, batch: updates, and passages in each.
         layers, heads, width: of the model.
         length: tokens of a passage, the sink token apart.
@@ -184,9 +184,10 @@ class LanguageRun(TrainingRun[np.ndarray]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.arm.has_sink_logit:
+        if self.arm.has_sink_logit or self.arm.has_gate:
+            trains = "logits" if self.arm.has_sink_logit else "gates"
             raise SinkscopeError(
-                f"the arm {self.arm.name!r} trains logits that Llama does not have; leave it out here."
+                f"the arm {self.arm.name!r} trains {trains} that Llama does not have; leave it out here."
             )
 
     @property

@@ -278,6 +278,7 @@ class Comparison(Generic[Run]):
             "normaliser_kind": ("arm", [kind_of(type(arm.normaliser)) for arm in self.arms]),
             "has_sink_logit": ("arm", [int(arm.has_sink_logit) for arm in self.arms]),
             "has_sink_token": ("arm", [int(arm.has_sink_token) for arm in self.arms]),
+            "has_gate": ("arm", [int(arm.has_gate) for arm in self.arms]),
             "seed": self.seeds,
             "layer": np.arange(sizes.layers),
             "head": np.arange(sizes.heads),

@@ -108,6 +108,8 @@ class Layout:
         reads: for each attention layer the places in the cache of the keys it reads: one; several where it runs several
             times; none where it has no keys (linear attention) or does not run (cross-attention without an encoder).
         foreign: why it cannot be told what the cache holds, or "".
+        missed: the class of a module that attends to keys of the cache and is none of the attention layers, or "".
+        holds_keys: whether the cache keeps the keys that attention sees, and not what they are made of.
         is_followed: whether attention is what its scores and the mask say, with no bias, choice or function of the
             layer's own.
     """
@@ -116,6 +118,8 @@ class Layout:
     windows: dict[int, int | None] = field(default_factory=dict)
     reads: tuple[tuple[int, ...], ...] = ()
     foreign: str = ""
+    missed: str = ""
+    holds_keys: bool = True
     is_followed: bool = True
 
 
@@ -225,8 +229,15 @@ def _layout(anatomy: Anatomy, cache: Any, trace: _Trace, look: Look) -> Layout:
         foreign = "has attention layers that run several times over keys that they make once"
     elif any(held["keys"].shape[2] != 1 for place in windows if (held := held_states(cache, place))):
         foreign = "keeps tokens of its own in its cache, before those that it is given"
-    everywhere = dict.fromkeys(range(len(anatomy.parts)))
-    return Layout(natives or everywhere, dict(sorted(windows.items())), tuple(map(tuple, reads)), foreign, is_followed)
+    readers = {id(call.key): call.module for call in look.calls}
+    strays = [readers.get(id(keys)) for index, _, keys in trace.handed if index < 0]
+    named = [type(module).__name__ for module in strays if module is not None and module not in index_of]
+    missed = next(iter(named), "a module" if None in strays and anatomy.interface else "")
+    made = {index: keys for index, _, keys in trace.handed}
+    seen = [(call.key, made[index_of[call.module]]) for call in look.calls if index_of.get(call.module) in made]
+    holds_keys = all((one.shape[1], one.shape[3]) == (other.shape[1], other.shape[3]) for one, other in seen)
+    everywhere, places = dict.fromkeys(range(len(anatomy.parts))), dict(sorted(windows.items()))
+    return Layout(natives or everywhere, places, tuple(map(tuple, reads)), foreign, missed, holds_keys, is_followed)
 
 
 # --- reading on ---------------------------------------------------------------------------------------------------
@@ -275,8 +286,11 @@ def _read(base: Any) -> str | None:
     if argument_name(base.forward) is None:
         return WHOLE
     for parts, reading in ((PARTS, BLOCKS), ((1,) * LENGTH, TOKENS)):
-        if _is_same(_in_parts(base, ids, parts), whole):
-            return reading
+        try:
+            if _is_same(_in_parts(base, ids, parts), whole):
+                return reading
+        except (RuntimeError, ValueError, IndexError, TypeError):  # code of anybody's, which cannot read on
+            continue
     return WHOLE
 
 

@@ -9,11 +9,11 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError, first_line
 from sinkscope.hf.caches import argument_name, given_cache, growing_cache, with_cache
-from sinkscope.hf.models import attends_in_chunks, core, has_config, is_head_present, setting
+from sinkscope.hf.models import attends_in_chunks, core, has_config, is_head_present, setting, vocabulary_size
 from sinkscope.hf.placement import absent_weights, reading_device, weights_at_hand
 from sinkscope.models.cached import ACAUSAL, WHOLE, find_layout, find_reading
 from sinkscope.models.compiled import uncompiled
@@ -23,6 +23,8 @@ from sinkscope.models.trial import check_eval as check_eval
 from sinkscope.models.trial import check_unscoped as check_unscoped
 from sinkscope.models.trial import check_weights as check_weights
 from sinkscope.undo import Undo
+
+COUNT = 6  # tokens on which a wrapper is tried
 
 
 def check_reader(model: Any, looks_ahead: bool = False) -> None:
@@ -96,7 +98,7 @@ def _check_head(model: Any) -> None:
             f"{name} has no language head, so it predicts no next token; load the model with one, as sinkscope.load() "
             "and AutoModelForCausalLM do."
         )
-    check_wrapper(model)
+    check_wrapper(model, predicts=True)
 
 
 def not_a_decoder(name: str, reason: str) -> SinkscopeError:
@@ -109,13 +111,15 @@ def not_a_decoder(name: str, reason: str) -> SinkscopeError:
 
 @uncompiled()
 @torch.no_grad()
-def check_wrapper(model: nn.Module) -> None:
+def check_wrapper(model: nn.Module, predicts: bool = False) -> None:
     """Raise SinkscopeError for a wrapper around a model that has it read other tokens, or another cache, than given.
 
-    Adapters that put tokens of their own before a text do so (prompt and prefix tuning). Two tokens tell.
+    Adapters that put tokens of their own before a text do so (prompt and prefix tuning). A few tokens tell. One that
+    `predicts` has to give logits for each of them.
     """
     base, name = find_anatomy(model).base, type(model).__name__
     accepted, read, here = inspect.signature(base.forward).parameters, [], threading.get_ident()
+    changes: list[str] = []
     scoped = any(module in SCOPED for module in base.modules())
     if core(model) is model or scoped or absent_weights(model) is not None or "input_ids" not in accepted:
         return
@@ -129,27 +133,43 @@ def check_wrapper(model: nn.Module) -> None:
         held, tokens = given_cache(given), given.get("input_ids")
         tokens = given.get("inputs_embeds") if tokens is None else tokens
         read.append((tokens.shape[1] + (held.get_seq_length() if held is not None else 0), held))
+        mask, places = given.get("attention_mask"), given.get("position_ids")
+        if given.get("input_ids") is not None and not torch.equal(tokens, ids):
+            changes.append("reads other tokens than it is given")
+        if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask.all()):
+            changes.append("hides some of the tokens it is given")
+        if isinstance(places, Tensor) and places.dim() == 2 and not bool((places == torch.arange(COUNT)).all()):
+            changes.append("counts positions in a way of its own")
 
     caches = [None, growing_cache(model)] if argument_name(base.forward) else [None]
-    ids = torch.zeros(1, 2, dtype=torch.long, device=reading_device(model))
+    ids = torch.arange(COUNT, device=reading_device(model))[None] % vocabulary_size(base)
     try:
         with Undo() as undo:
             undo.hang(base, look, before=True, with_kwargs=True)
             for cache in caches:
-                model(input_ids=ids, **({} if cache is None else with_cache(model, cache)))
+                made = model(input_ids=ids, **({} if cache is None else with_cache(model, cache)))
+                logits = getattr(made, "logits", None)
+                if predicts and not (isinstance(logits, Tensor) and logits.shape[:2] == ids.shape):
+                    changes.append(f"gives no `logits` for each of the {COUNT} tokens that it is given")
     except TypeError as error:
         raise SinkscopeError(
             f"{name} around {type(core(model)).__name__} does not take what this does ({first_line(error)}); hand over "
             "the model inside it."
         ) from error
     counts = [count for count, _ in read]
-    if counts != [2] * len(caches) or read[-1][1] is not caches[-1]:
-        other = next((count for count in counts if count != 2), 2)
-        what = f"reads {other} tokens where it is given 2" if other != 2 else "does not pass on the cache it is given"
+    inside = type(core(model)).__name__
+    if counts != [COUNT] * len(caches) or read[-1][1] is not caches[-1]:
+        other = next((count for count in counts if count != COUNT), COUNT)
+        what = f"reads {other} tokens where it is given {COUNT}"
         raise SinkscopeError(
-            f"{name} changes what its {type(core(model)).__name__} reads: it {what}, as adapters do that put virtual "
-            "tokens before a text; call it yourself inside sinkscope.capture, which sees them, or hand over the model "
-            "inside it."
+            f"{name} changes what its {inside} reads: it {what if other != COUNT else 'passes on another cache'}, as "
+            "adapters do that put virtual tokens before a text; call it yourself inside sinkscope.capture, which sees "
+            "them, or hand over the model inside it."
+        )
+    if changes:
+        raise SinkscopeError(
+            f"{name} is no plain wrapper of its {inside}: it {changes[0]}; call it yourself inside sinkscope.capture, "
+            "or hand over the model inside it."
         )
 
 

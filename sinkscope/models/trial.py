@@ -45,6 +45,7 @@ def check_weights(model: nn.Module, is_run: bool = True) -> None:
 
 def check_eval(model: Any, what: str) -> None:
     """Raise SinkscopeError for a model without weights, or in training mode, where `what` would be random."""
+    check_module(model)
     check_weights(model)
     drops = (module.training for module in model.modules() if isinstance(module, DROPOUTS) and module.p)
     if core(model).training or any(drops):  # those of an adapter may be, inside a model that is not

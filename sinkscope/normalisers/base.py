@@ -8,7 +8,6 @@ the query's log-sum-exp and of how many keys the query sees: one more pass over 
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from sinkscope.attention.masks import is_hidden
 from sinkscope.attention.placement import Placed
 from sinkscope.errors import SinkscopeError, safe_repr, shown
 
+LARGEST = 1e37  # of a bias or a logit, beside which float32 still tells hidden keys and finite scores apart
 ALIKE = 1e-4  # weights of the same row may differ by so much when they are made among others
 
 
@@ -64,12 +64,15 @@ class Normaliser(Placed, ABC):
             others = scores[:, 1:].flip(2).roll(1, -1).nan_to_num(neginf=0.5).masked_fill(hidden, -torch.inf)
             mixed = torch.cat([scores[:, :1], others], 1)
             wider = torch.nn.functional.pad(scores, (0, 3), value=-torch.inf)
+            many = small_scores(heads or 1, device, 70)
             trials = {
+                "on more than its scores (asked again, they are others)": (self._tried(scores), found),
                 "on the other queries": (self._tried(scores[:, :, 2:3]), found[:, :, 2:3]),
                 "on the other texts of the batch": (self._tried(scores[1:]), found[1:]),
                 "on the other heads": (self._tried(mixed)[:, :1], found[:, :1]),
                 "on how many keys are hidden": (self._tried(wider)[..., :7], found),
                 "on the order of the keys": (self._tried(scores.flip(-1)).flip(-1), found),
+                "on how many other queries there are": (self._tried(many[:, :, 40:42]), self._tried(many)[:, :, 40:42]),
             }
             if form is Pointwise:
                 trials["on which heads stand beside them"] = self._tried(scores[:, :1]), found[:, :1]
@@ -114,10 +117,11 @@ class Normaliser(Placed, ABC):
         return weights
 
 
-def small_scores(heads: int, device: torch.device | str) -> Tensor:
+def small_scores(heads: int, device: torch.device | str, queries: int = 5) -> Tensor:
     """Scores [batch, head, query, key] to try a normaliser on, some of them of hidden keys."""
-    scores = torch.randn(2, heads, 5, 7, generator=torch.Generator().manual_seed(0))
-    return scores.masked_fill(torch.ones(5, 7, dtype=torch.bool).triu(3), -torch.inf).to(device)
+    scores = torch.randn(2, heads, queries, queries + 2, generator=torch.Generator().manual_seed(0))
+    hidden = torch.ones(queries, queries + 2, dtype=torch.bool).triu(3)
+    return scores.masked_fill(hidden, -torch.inf).to(device)
 
 
 def _leaves(made: Tensor) -> list[Tensor]:
@@ -260,8 +264,10 @@ class Sigmoid(Pointwise):
     bias: float | None = None
 
     def __post_init__(self) -> None:
-        if self.bias is not None and not math.isfinite(real_number(self.bias)):
-            raise SinkscopeError(f"{self!r} has no finite bias; give a number, or None for -log(keys seen).")
+        if self.bias is not None and not abs(real_number(self.bias)) < LARGEST:
+            raise SinkscopeError(
+                f"{shown(self)} has no finite bias below {LARGEST:.0e}; give one, or None for -log(keys seen)."
+            )
 
     def weigh(self, scores: Tensor, lse: Tensor, seen: Tensor) -> Tensor:
         bias = -seen.to(scores.dtype).log() if self.bias is None else self.bias

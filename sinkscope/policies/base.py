@@ -33,6 +33,7 @@ from sinkscope.models.rotary import Rotation, find_rotations
 POSITIONS = ("cache", "original")
 VALUES = ("kept", "zeroed", "mean", "added", "drawn", "long", "turned")
 IDEAS = ("bind", "sees", "score")
+LARGEST_BIAS = 1e37  # beside which scores are still finite in float32
 
 
 class BoundLayer:
@@ -244,8 +245,17 @@ def _check_eviction(eviction: Eviction, policy: Policy, count: int) -> None:
         raise SinkscopeError(f"{told} values={eviction.values!r}; give one of {', '.join(VALUES)}.")
     if not isinstance(eviction.since, int) or eviction.since < 0:
         raise SinkscopeError(f"{told} since={eviction.since!r}; give the place of a query, 0 or more.")
-    if math.isnan(eviction.bias) or eviction.bias == math.inf:
-        raise SinkscopeError(f"{told} bias={eviction.bias!r}; give a number, or -math.inf to evict.")
+    if not is_bias(eviction.bias):
+        raise SinkscopeError(
+            f"{told} bias={eviction.bias!r}; give a number of at most {LARGEST_BIAS:.0e} either way, or -math.inf to "
+            "evict."
+        )
+
+
+def is_bias(value: Any) -> bool:
+    """Whether a number can be added to logits, which are float32, and leaves them finite; or evicts."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and (value == -math.inf or abs(value) <= LARGEST_BIAS)
 
 
 def check_count(policy: Policy, name: str, least: int) -> None:

@@ -23,7 +23,17 @@ from sinkscope.attention.eviction import (
 from sinkscope.attention.placement import owner
 from sinkscope.attention.trials import try_sees
 from sinkscope.errors import SinkscopeError, shown
-from sinkscope.policies.base import POSITIONS, VALUES, BoundLayer, Kept, Policy, check_count, is_built_in
+from sinkscope.policies.base import (
+    LARGEST_BIAS,
+    POSITIONS,
+    VALUES,
+    BoundLayer,
+    Kept,
+    Policy,
+    check_count,
+    is_bias,
+    is_built_in,
+)
 
 WHAT_IS_LEFT = {
     "kept": "", "zeroed": "values zeroed", "mean": "mean values", "added": "values only",
@@ -382,5 +392,8 @@ def beyond(policy: Policy, place: str, tokens: int) -> SinkscopeError:
 
 def _check_bias(bias: float) -> None:
     """Raise SinkscopeError when a bias is no number, or one that leaves nothing but the keys it is added to."""
-    if not isinstance(bias, (int, float)) or math.isnan(bias) or bias == math.inf:
-        raise SinkscopeError(f"bias={shown(bias)} is no dose; give a number, or -math.inf to evict.")
+    if not is_bias(bias):
+        raise SinkscopeError(
+            f"bias={shown(bias)} is no dose; give a number of at most {LARGEST_BIAS:.0e} either way, or -math.inf to "
+            "evict."
+        )

@@ -23,6 +23,7 @@ import numpy as np
 from torch import Tensor
 
 from sinkscope.attention.layer import Layer, Tile
+from sinkscope.errors import SinkscopeError
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,15 @@ class Probe(ABC):  # noqa: B024 - what there is to implement depends on the kind
 
     def check_places(self, tokens: int) -> None:  # noqa: B027
         """Raise SinkscopeError where it names places that leave nothing to measure in a text of so many tokens."""
+
+
+def check_whole(probe: Probe, layer: Layer) -> None:
+    """Raise SinkscopeError in a forward pass that goes on with a text, for a probe of whole texts."""
+    if layer.start:
+        raise SinkscopeError(
+            f"{type(probe).__name__} needs a whole text, and this forward pass goes on with one; read it in one "
+            "forward pass, as in model(ids)."
+        )
 
 
 class LayerProbe(Probe):

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from sinkscope.arguments import whole_number
 from sinkscope.attention.layer import FusedLayer, Layer
-from sinkscope.attention.masks import is_hidden, ranges
+from sinkscope.attention.masks import is_hidden, ranges, weights_of
 from sinkscope.errors import SinkscopeError, shown
-from sinkscope.probes.base import LayerProbe, Measurements, Variable
+from sinkscope.probes.base import LayerProbe, Measurements, Variable, check_whole
 
 ROWS = 128  # queries in one go
 KEPT = ("reach_sinks", "reach_window")
@@ -68,11 +68,7 @@ class Reach(LayerProbe):
             )
 
     def observe(self, layer: Layer) -> Measurements:
-        if layer.start:
-            raise SinkscopeError(
-                "Reach takes means over a whole text, and this forward pass goes on with one; read the text in one, as "
-                "in model(ids)."
-            )
+        check_whole(self, layer)
         if layer.looks_ahead():
             raise SinkscopeError("Reach is of models that read from left to right, and this one sees later tokens.")
         if isinstance(layer, FusedLayer) and (layer.evictions or layer.weighing.replaces_softmax):
@@ -96,7 +92,7 @@ class Reach(LayerProbe):
         """Of some queries, [sequence, head, query, sinks, window]: the attention on what they keep, and the squared
         norm of what their outputs lose; None where those are not there."""
         first = max(0, rows.start - self.windows[-1] + 1)
-        near, early = slice(first, rows.stop), slice(0, max(self.sinks))
+        near, early = slice(first, rows.stop), slice(0, min(max(self.sinks), layer.reach))
         scores = layer.logits(rows, near)
         sinks = layer.logits(rows, early) if early.stop else scores[..., :0]
         top = torch.maximum(
@@ -117,7 +113,7 @@ class Reach(LayerProbe):
             columns = slice(max(0, rows.start - window + 1), rows.stop - last)
             if columns.start < columns.stop:
                 cut = slice(columns.start - first, columns.stop - first)
-                band = weights[0][..., cut] * ((away[0][:, cut] >= last) & (away[0][:, cut] < window))
+                band = weights[0][..., cut] * ((away[0][:, cut] >= last) & (away[0][:, cut] < window)).to(scores.dtype)
                 total = total + band.sum(-1, keepdim=True)
                 summed = _added(summed, _handed(band, value, columns))
             far = weights[1] * (away[1] >= window)
@@ -147,15 +143,20 @@ def checked_sizes(given: object, name: str, least: int) -> tuple[int, ...]:
 
 
 def _weights(scores: Tensor, top: Tensor) -> Tensor:
-    return (scores - top).exp().masked_fill(is_hidden(scores), 0.0)
+    """``exp(scores - top)``, 0 where the key is hidden, also in rows that see nothing."""
+    if bool(is_hidden(top).any()):
+        top = top.masked_fill(is_hidden(top), 0.0)
+    logs = scores - top
+    return weights_of(logs, out=logs)
 
 
 def _handed(weights: Tensor, value: Tensor | None, columns: slice) -> Tensor | None:
     """What keys hand on by their weights [sequence, head, query, key]: [sequence, head, query, dim]."""
     if value is None:
         return None
-    part = value[:, :, columns].float().unsqueeze(2)
-    return (weights.unflatten(1, (value.shape[1], -1)) @ part).flatten(1, 2)
+    part = value[:, :, columns].float()
+    stacked = weights.reshape(len(part), part.shape[1], -1, weights.shape[-1])  # heads that share keys, one product
+    return (stacked @ part).view(*weights.shape[:3], part.shape[-1])
 
 
 def _added(one: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from sinkscope.arguments import open_unit
-from sinkscope.attention.layer import AHEAD, FusedLayer, Layer
+from sinkscope.attention.layer import AHEAD, TILE_ENTRIES, FusedLayer, Layer
 from sinkscope.attention.masks import ranges
 from sinkscope.errors import SinkscopeError
-from sinkscope.probes.base import PER_HEAD, PER_QUERY, LayerProbe, Measurements, Variable
+from sinkscope.probes.base import PER_HEAD, PER_QUERY, LayerProbe, Measurements, Variable, check_whole
 
 EARLY = 16  # first keys that are looked at before all others
 
@@ -56,11 +56,7 @@ class SinkPurpose(LayerProbe):
         open_unit(self.mass, "mass")
 
     def observe(self, layer: Layer) -> Measurements:
-        if layer.start:
-            raise SinkscopeError(
-                "SinkPurpose takes means over a whole text, and this forward pass goes on with one; read the text in "
-                "one, as in model(ids)."
-            )
+        check_whole(self, layer)
         if layer.projection is None or layer.value is None or layer.output is None:
             raise SinkscopeError("this layer does not show what its heads hand on; leave SinkPurpose() out.")
         keys, held = _strongest(layer)
@@ -71,8 +67,8 @@ class SinkPurpose(LayerProbe):
         others = (
             (norms.sum(-1) - own) / (norms.shape[-1] - 1) if norms.shape[-1] > 1 else torch.full_like(own, torch.nan)
         )
-        handed = layer.output.double() @ roots  # with the singular values of U
-        gram = torch.linalg.eigvalsh(handed.mT @ handed)
+        handed = layer.output.double()
+        gram = torch.linalg.eigvalsh(roots.mT @ (handed.mT @ handed) @ roots)  # the squared singular values of U
         return {
             "sink_key": keys.int(),
             "sink_mean": held.mean(-1),
@@ -129,19 +125,31 @@ def _strongest(layer: Layer) -> tuple[Tensor, Tensor]:
     shares = not (isinstance(layer, FusedLayer) and layer.weighing.replaces_softmax)  # rows sum to 1 at most
     if first.stop == layer.reach:
         return keys, held
-    for sequence, head in (
-        (~(best > left + 1e-4) if shares else torch.ones_like(left, dtype=torch.bool)).nonzero().tolist()
-    ):
+    asked = ~(best > left + 1e-4) if shares else torch.ones_like(left, dtype=torch.bool)
+    for sequence, head in asked.nonzero().tolist():
         one = layer.one_head(sequence, head, torch.arange(layer.rows, device=keys.device))
-        total = torch.zeros(layer.reach, dtype=torch.float64, device=keys.device)
-        for rows in _chunks(one):
-            seen = one.mask.columns(rows, one.reach) if isinstance(one, FusedLayer) else slice(0, one.reach)
-            total[seen] += one.probabilities(rows, seen)[0, 0].sum(0)
-        key = int(total.argmax())
-        if key != int(keys[sequence, head]):
+        room = 1 - early[sequence, head].double().sum(-1) if shares else None
+        key = _later(one, float(best[sequence, head]) * layer.rows, room)
+        if key is not None and key != int(keys[sequence, head]):
             keys[sequence, head] = key
             held[sequence, head] = _columns(one, slice(key, key + 1))[0, 0, :, 0]
     return keys, held
+
+
+def _later(one: Layer, known: float, room: Tensor | None) -> int | None:
+    """The key of one head with the most attention, or None where none has more than an early one is known to have.
+
+    Queries are read from the first on, whose rows are short, until those left over have too little attention to give:
+    `room` [query], what each leaves to later keys; where rows have no sum, all are read.
+    """
+    total = torch.zeros(one.reach, dtype=torch.float64, device=one.lse.device)
+    behind = None if room is None else room.clamp(min=0).flip(0).cumsum(0).flip(0).tolist()
+    for rows in ranges(0, one.rows, max(1, TILE_ENTRIES // one.reach)):
+        if behind is not None and float(total[EARLY:].max()) + behind[rows.start] <= known:
+            return None
+        seen = one.mask.columns(rows, one.reach) if isinstance(one, FusedLayer) else slice(0, one.reach)
+        total[seen] += one.probabilities(rows, seen)[0, 0].sum(0)
+    return int(total.argmax())
 
 
 def _chunks(layer: Layer) -> list[slice]:

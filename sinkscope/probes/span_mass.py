@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sinkscope.attention.layer import Layer, Tile
 from sinkscope.errors import SinkscopeError, shown
-from sinkscope.probes.base import PER_HEAD, Measurements, TileProbe, Variable
+from sinkscope.probes.base import PER_HEAD, Measurements, TileProbe, Variable, check_whole
 from sinkscope.spans import Spans
 
 MOST = 2048  # spans, whose masses take 16 MB for each head
@@ -118,10 +118,7 @@ class SpanMass(TileProbe):
         return np.pad(known, (0, tokens - len(known)), constant_values=len(self.names))
 
     def start(self, layer: Layer) -> Tensor:
-        if layer.start > 0:
-            raise SinkscopeError(
-                "SpanMass needs the whole text in one forward pass, and this one goes on with a text; pass it at once."
-            )
+        check_whole(self, layer)
         for place in self._places(layer):
             self._every[place].check(layer.length)
         size = len(self.names) + 1  # the last holds what is in no span

@@ -16,7 +16,6 @@ from sinkscope.analysis.discovery import massive_activations as found_activation
 from sinkscope.analysis.importance import sink_rate_curve
 from sinkscope.analysis.mass import above_null, sink_mass, value_drain
 from sinkscope.analysis.mass import mass_by_layer as layer_masses
-from sinkscope.analysis.purposes import depth_table
 from sinkscope.analysis.sensitivity import EPSILONS, sensitivity_table
 from sinkscope.analysis.spans import span_table
 from sinkscope.analysis.variables import is_causal
@@ -35,10 +34,10 @@ from sinkscope.reporting.first_token import (
     over_sequences,
     rates,
 )
+from sinkscope.reporting.planned import other_front
+from sinkscope.reporting.purposes import near, possible
 
 if TYPE_CHECKING:
-    import torch
-
     from sinkscope.reporting.gather import Passes
 
 SHORT = (100, 64)  # sequences, tokens in each (Gu et al. 2024)
@@ -49,9 +48,24 @@ TOP = 20
 
 def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
     """The main record, and if the text is long enough many short pieces of it, and many sentences."""
-    from sinkscope.probes import ALL, Compression, FirstCosine, Maps, MeanLogits, Probe, SinkDimensions, SinkMass
+    from sinkscope.probes import (
+        ALL,
+        Compression,
+        FirstCosine,
+        Gates,
+        Maps,
+        MeanLogits,
+        Probe,
+        Reach,
+        SinkDimensions,
+        SinkMass,
+        SinkPurpose,
+    )
 
     probes: list[Probe] = [*(probe for probe in ALL if not isinstance(probe, Maps)), FirstCosine(), Compression()]
+    purposes, without = possible(passes, SinkPurpose(), Reach(windows=near(passes.rows.shape[1])), Gates())
+    probes += purposes
+    passes.notes += without
     if passes.inputs is not None:
         probes.append(SinkDimensions())
     text = passes.main(probes)
@@ -62,7 +76,7 @@ def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
     steps: dict[str, xr.Dataset | Measure] = {"text": text}
     if is_causal(text) and (short := passes.pieces(*SHORT)) is not None:
         steps["short"] = lambda: passes.measure("short", short, [SinkMass()])
-        if (other := _other_bos(passes, short[::OTHER_BOS])) is not None:
+        if (other := other_front(short[::OTHER_BOS], passes.front, passes.tokenizer)) is not None:
             steps["other_bos"] = lambda: _numbered(
                 passes.measure("other_bos", other, [SinkMass(first=1)], token_texts=False)
             )
@@ -70,20 +84,6 @@ def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
         corner = [SinkMass(first=1), MeanLogits(tokens=SENTENCES[1])]
         steps["sentences"] = lambda: passes.measure("sentences", sentences, corner)
     return steps
-
-
-def _other_bos(passes: Passes, short: torch.Tensor) -> torch.Tensor | None:
-    """Short sequences without the tokens in front, or with a BOS token where there are none; None for a tokenizer that
-    has none."""
-    import torch
-
-    if passes.front:
-        return short[:, len(passes.front) :]
-    bos = getattr(passes.tokenizer, "bos_token_id", None)
-    if bos is None:
-        return None
-    own = short[:, :-1]
-    return torch.cat([own.new_full((len(own), 1), bos), own], dim=1)
 
 
 def _numbered(other: xr.Dataset) -> xr.Dataset:
@@ -263,12 +263,15 @@ ITEMS = (
         "sensitivity",
         "What the headlines hang on",
         variables="sink_mass",
-        table=lambda record, short, other, losses: sensitivity_table(record, short, other, epsilon_of(record), losses),
-        beside=("short", "other_bos", "perplexity"),
+        table=lambda record, short, other, *losses: sensitivity_table(
+            record, short, other, epsilon_of(record), *losses
+        ),
+        beside=("short", "other_bos", "perplexity", "other_bos_losses"),
         meaning="The mass on the first token and the sink rate at other thresholds ε (of the importance α), lengths T "
         "and choices of BOS, all else as in the headline (its ε, T of the text); BOS is varied on every third of the "
         "short sequences. The collapse, perplexity in a window over that with sinks, up to other lengths T of its own "
-        "segments. Above null: (value − null)/(1 − null). 95% t intervals over sequences.",
+        "segments, and with the other choice of BOS. Above null: (value − null)/(1 − null). 95% t intervals over "
+        "sequences.",
         causal_only=True,
     ),
     Item("learned_sink", variables="virtual_sink_mass", numbers=learned_sink),
@@ -329,16 +332,6 @@ ITEMS = (
         numbers=largest_activation,
         meaning="The largest magnitude in the hidden state after each layer, and the median magnitude of the whole "
         "layer. A massive activation (Sun et al. 2024) is above 100 and at least about 1,000 times the median.",
-    ),
-    Item(
-        "depth",
-        "Hidden states and sinks over depth",
-        variables=("matrix_entropy", "state_norm"),
-        figure=draw.depth,
-        table=Table(depth_table, meaning="Means over texts with 95% t intervals, by layer."),
-        meaning="Normalised matrix entropy and anisotropy of the hidden states (Queipo-de-Llano et al. 2025; 1 and "
-        "1/min(T, width) where all directions are alike), the norm of the first token's state, kurtosis (3 for a "
-        "normal distribution) and the share of a layer's heads that hold on to the first token.",
     ),
     Item(
         "first_cosine",

@@ -61,8 +61,8 @@ def recovered(record: xr.Dataset) -> Numbers:
     """How much of the collapse each half of a sink takes back; nothing where nothing collapses."""
     if not is_decomposed(record):
         return []
-    halves = {"phantom, values zeroed": "phantom sinks (values zeroed)", "values only": "the values of sinks alone"}
-    quantity, window = "of the collapse, closed by ", "window: 0%, full sinks: 100%"
+    halves = {"phantom, values zeroed": "phantom sinks (values zeroed)", "values only": "sink values alone"}
+    quantity, window = "share of the collapse recovered by ", "window: 0%, full sinks: 100%"
     return [
         {
             "quantity": quantity + halves[str(row["part"])], "unit": "share of the gap", "value": row["recovered"],

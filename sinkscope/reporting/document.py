@@ -18,12 +18,13 @@ from sinkscope.reporting.attention import ATTENTION
 from sinkscope.reporting.content import MAIN, Content, Item, Records, Section, arranged, record_names
 from sinkscope.reporting.made import Figures, Tables
 from sinkscope.reporting.page import fragment
+from sinkscope.reporting.purposes import PURPOSES
 from sinkscope.reporting.saving import save
 from sinkscope.reporting.softmax import SOFTMAX
 from sinkscope.reporting.streaming import STREAMING
 from sinkscope.reporting.streams import PARTS
 
-SECTIONS = (ATTENTION, PARTS, STREAMING, SOFTMAX)
+SECTIONS: tuple[Section, ...] = (ATTENTION, PARTS, STREAMING, SOFTMAX, PURPOSES)
 """The parts of a report."""
 
 ITEMS: tuple[Item, ...] = tuple(item for section in SECTIONS for item in section.items)

@@ -2,6 +2,7 @@
 (function () {
   const described = JSON.parse(document.getElementById("descriptions").textContent);
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const narrow = window.matchMedia("(max-width: 620px)");
   const themes = {
     light: { blue: "#0072b2", vermilion: "#d55e00", green: "#009e73", purple: "#b35a93", orange: "#c98a00", sky: "#56b4e9",
       ink: "#1c1b1a", quiet: "#7a766f", faint: "#b9b4ac", grid: "#ece8e2" },
@@ -22,9 +23,55 @@
     return value;
   }
 
+  // Panels side by side stand one below the other where the window is narrow, each as high as it was.
+  function stacked(figure) {
+    const { layout, data } = figure;
+    const panels = Object.keys(layout).filter((key) => /^xaxis\d*$/.test(key) && layout[key].domain).map((x) => {
+      const y = x.replace("x", "y");
+      return { x, y, from: layout[x].domain, up: layout[y].domain };
+    }).sort((a, b) => b.up[1] - a.up[1] || a.from[0] - b.from[0]);
+    const rows = new Set(panels.map(({ up }) => up[1])).size;
+    if (rows === panels.length) return figure;
+    const high = Math.max(...panels.map(({ up }) => up[1] - up[0])) * layout.height;
+    const gap = Math.max(80, layout.height / rows - high);
+    const height = panels.length * (high + gap);
+    const bars = data.filter((trace) => trace.colorbar || (trace.marker && trace.marker.colorbar)).length;
+    const changed = { ...layout, height };
+    panels.forEach((panel, at) => {
+      const top = 1 - (at * (high + gap) + 0.4 * gap) / height;
+      panel.to = [0, bars ? 0.84 : 1];
+      panel.into = [top - high / height, top];
+      changed[panel.x] = { ...layout[panel.x], domain: panel.to, showticklabels: true };
+      changed[panel.y] = { ...layout[panel.y], domain: panel.into, showticklabels: true };
+    });
+    const away = ([low, most], value) => Math.max(low - value, value - most, 0);
+    const nearest = (x, y) => {
+      const far = ({ from, up }) => away(from, x) + away(up, y);
+      return panels.reduce((best, each) => (far(each) < far(best) ? each : best));
+    };
+    const moved = (x, y, { from, up, to, into } = nearest(x, y)) => ({
+      x: Math.min(to[0] + ((x - from[0]) / (from[1] - from[0])) * (to[1] - to[0]), 1),
+      y: into[0] + ((y - up[0]) / (up[1] - up[0])) * (into[1] - into[0]),
+    });
+    changed.annotations = (layout.annotations || []).map((each) =>
+      each.xref === "paper" && each.yref === "paper" ? { ...each, ...moved(each.x, each.y) } : each);
+    const withBar = (holder) => {
+      const bar = holder.colorbar;
+      if (bar.x === undefined || bar.y === undefined) return holder;
+      const isBelow = bar.orientation === "h";
+      const { up, to, into } = nearest(bar.x - (isBelow ? 0 : 0.02), bar.y);
+      const y = into[0] + ((bar.y - up[0]) / (up[1] - up[0])) * (into[1] - into[0]);
+      const size = isBelow ? to[1] - to[0] : (bar.len * (into[1] - into[0])) / (up[1] - up[0]);
+      return { ...holder, colorbar: { ...bar, x: isBelow ? to[0] : to[1] + 0.02, y, len: size } };
+    };
+    const traces = data.map((trace) => (trace.colorbar ? withBar(trace) : trace.marker && trace.marker.colorbar ? { ...trace, marker: withBar(trace.marker) } : trace));
+    return { ...figure, data: traces, layout: changed };
+  }
+
   function draw() {
     const theme = dark.matches ? themes.dark : themes.light;
-    for (const [name, figure] of Object.entries(described)) {
+    for (const [name, whole] of Object.entries(described)) {
+      const figure = narrow.matches ? stacked(whole) : whole;
       const place = document.getElementById("plot-" + name);
       if (!place) continue;
       const { height, ...layout } = coloured(figure.layout, theme);
@@ -51,4 +98,5 @@
 
   draw();
   dark.addEventListener("change", draw);
+  narrow.addEventListener("change", draw);
 })();

@@ -17,7 +17,8 @@ from markupsafe import Markup
 
 from sinkscope import figures
 from sinkscope.errors import SinkscopeError
-from sinkscope.figures.style import model_name, number, source_line, visible
+from sinkscope.figures.style import model_name, number, percent, source_line, visible
+from sinkscope.glossary import DEFINITIONS
 from sinkscope.reporting.content import MAIN, SUMMARY, Content, Item
 from sinkscope.reporting.made import named
 
@@ -68,6 +69,7 @@ def page(content: Content, files: list[str]) -> str:
         source=source_line(main),
         read=main.get("read", "sequences"),
         tiles=_tiles(content.tables[SUMMARY]),
+        definitions=DEFINITIONS,
         parts=[(title, items) for title, items in parts if items],
         tables=[_table(content, name) for name in content.tables],
         links=lambda start: [(path.rpartition(".")[2].upper(), path) for path in files if path.startswith(start)],
@@ -153,7 +155,7 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:d}" if isinstance(value, int) else number(float(value))
+    return f"{value:d}".replace("-", "−") if isinstance(value, int) else number(float(value))
 
 
 def script_json(value: Mapping[str, Any]) -> str:
@@ -188,11 +190,11 @@ def _tiles(summary: pd.DataFrame) -> list[dict[str, str]]:
         if row["null"] == row["null"]:
             under.append(f"null: {number(scale * row['null'])}{mark}")
         if row["above_null"] == row["above_null"]:
-            under.append(f"above the null: {100 * row['above_null']:.1f}%")
+            under.append(f"above the null: {percent(row['above_null'])}")
         tiles.append(
             {
                 "name": row["quantity"],
-                "value": f"{scale * row['value']:.1f}%" if share else number(row["value"]),
+                "value": percent(row["value"]) if share else number(row["value"]),
                 "unit": "" if share else row["unit"],
                 "under": " · ".join(under),
                 "on": row["measured_on"],

@@ -160,6 +160,15 @@ def cut(plan: Plan, text: Tensor, length: int, count: int, front: Sequence[int])
     return segments(text, length, count, starts=plan.starts, seed=plan.seed, bos=front)
 
 
+def other_front(rows: Tensor, front: Sequence[int], tokenizer: Any) -> Tensor | None:
+    """Sequences [sequence, token] without their tokens in front, or with a BOS token where there are none; None for a
+    tokenizer that has none."""
+    if front:
+        return rows[:, len(front) :]
+    bos = getattr(tokenizer, "bos_token_id", None)
+    return None if bos is None else rows.roll(1, 1).index_fill(1, rows.new_tensor([0]), bos)
+
+
 def how_read(plan: Plan, count: int) -> str:
     """What so many sequences of each text are, in words."""
     what = {"spaced": "segments spaced over", "random": "random segments of"}[plan.starts]

@@ -22,6 +22,7 @@ from sinkscope.figures.requirements import other_tokens, tokens_named
 from sinkscope.figures.style import number, ratio_said, within
 from sinkscope.reporting.collapse import COLLAPSE
 from sinkscope.reporting.content import Item, Measure, Numbers, Section, Table
+from sinkscope.reporting.purposes import possible
 from sinkscope.reporting.streaming import parts_of
 
 if TYPE_CHECKING:
@@ -34,12 +35,13 @@ TEXTS = (8, 256)  # sequences from all over each text, tokens in each
 CHANGED = 160  # the first tokens of each, for interventions and doses
 FEWEST = 64
 START = 64  # the first query that notices an intervention
-DRAWS = 2  # of each random control in each text, where `intervene` has 20: with eight texts 16 in all
+DRAWS = 3  # of each random control in each text, where `intervene` has 20: with eight texts 24 in all
 STRONG = 10.0  # times as much: nine tenths of a head's attention are parked
 RECORDS = {
     "forced": "Forced mass", "collapse": "The collapse decomposed", "dose": "Dose and response",
     "interventions": "Interventions", "predictability": "Sink mass against predictability",
 }  # fmt: skip
+OVER = "paired, over texts, or over batches where there are fewer than four"
 PREDICTED = ("sink_mass", "next_loss", "next_entropy")
 
 
@@ -48,25 +50,26 @@ def run(passes: Passes) -> Mapping[str, Measure]:
     from sinkscope.experiments.decomposition import collapse_policies
     from sinkscope.experiments.doses import dose_response
     from sinkscope.experiments.predictability import predictability
-    from sinkscope.probes import EvictionEffect
+    from sinkscope.probes import EvictionEffect, SinkPurpose
 
     passes.check_one_text()
     plan = passes.plan
     count, length, start = sizes_of(passes.model, passes.fewest, len(passes.front))
     texts, effect = passes.segments(length, count), EvictionEffect(tuple(range(plan.sinks)))
+    purposes, _ = possible(passes, SinkPurpose())
     shown: dict[str, Any] = {"start": start, "progress": passes.progress}
     drawn: dict[str, Any] = {"sinks": plan.sinks, "seed": plan.seed}
 
     @cache
     def dense() -> xr.Dataset:  # one pass for two records
-        probes = [effect, *passes.probes.get("forced", ())]
+        probes = [effect, *purposes, *passes.probes.get("forced", ())]
         return predictability(passes.model, texts, probes=probes, **shown)
 
     def forced() -> xr.Dataset:
         try:
             record = dense().drop_vars([*PREDICTED, "sink"])
         except SinkscopeError:  # a model that predicts no token can still be measured
-            return passes.measure("forced", texts, [effect], token_texts=False)
+            return passes.measure("forced", texts, [effect, *purposes], token_texts=False)
         record.attrs = {name: each for name, each in record.attrs.items() if name not in ("kind", "first", "start")}
         return record
 
@@ -269,13 +272,12 @@ ITEMS = (
         meaning="A bias on the logit of the first token in all layers and heads, from minus infinity (gone) over 0 (as "
         "the model is) upwards; as control the same on the token right behind the sinks, which of all that are none "
         "stands nearest to it. All is measured over the queries from the start on; before it nothing is changed. "
-        "Intervals of perplexity are paired, over texts, or batches of fewer than four; those of mass and output are "
-        "over texts.",
+        f"Intervals of perplexity are {OVER}; those of mass and output are over texts.",
         table=Table(
             dose_table,
             meaning="Dose: bias on the logits of the first keys (sinks) or of as many right behind the sinks "
-            "(next), natural logarithm; -inf: gone. Ratios of perplexity (paired, over texts, or batches of fewer than "
-            "four) and of the norm of a head's output (over texts) are to dose 0.",
+            "(next), natural logarithm; -inf: gone. Ratios of perplexity and of the norm of a head's output are to the "
+            "dose of 0, with 95% t intervals.",
         ),
     ),
     Item(
@@ -296,7 +298,7 @@ ITEMS = (
             "interventions",
             "Interventions and their controls",
             "Each intervention above its control. Perplexity over that with nothing done (ratio) and over that of the "
-            "control; paired 95% t intervals over texts, of losses over batches where there are fewer than four. "
+            f"control; 95% t intervals, of losses {OVER}. "
             f"Verdict: what the latter says, equal where all of it lies within {MARGIN:.0%}, or the plan's margin. "
             "Intervals over draws: t within texts. Removed mass: attention on the evicted keys in the text as it is; "
             "per mass: logarithm of the ratio for each unit of it (Fieller).",

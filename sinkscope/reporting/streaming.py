@@ -27,7 +27,7 @@ from sinkscope.analysis.perplexity import ppl_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.reporting.content import Item, Measure, Numbers, Records, Section, Table
 from sinkscope.reporting.plan import CACHE, SINKS
-from sinkscope.reporting.planned import ways
+from sinkscope.reporting.planned import other_front, ways
 
 if TYPE_CHECKING:
     import torch
@@ -61,8 +61,12 @@ def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
         passes.notes.append(f"What each policy costs was not counted: {reason}")
     counts = sorted({*COUNTS, sinks})
     timed = passes.one_text[:LONGEST]
+    other = other_front(texts, passes.front, passes.tokenizer)
+    found = families(curve)
+    pair = [policy for policy in policies if policy.name in (found.window, found.sinks)]
     return {
         "perplexity": passes.named(curve),
+        **({} if other is None else {"other_bos_losses": lambda: passes.perplexity(other, pair)}),
         "ablation": lambda: run_ablation(
             passes.model, texts, counts, cache, known=passes.losses, progress=passes.progress
         ),
@@ -142,7 +146,7 @@ def collapsed(curve: xr.Dataset) -> Numbers:
         f"{scope_said(table.attrs['bounds'], worse.ratio_drift)}"
     )
     bounds = {"lower": float(worse.ratio_low), "upper": float(worse.ratio_high), "null": 1.0, "note": note}
-    quantity = "perplexity without sinks over that with"
+    quantity = "perplexity ratio, without / with sinks"
     return [{"quantity": quantity, "unit": "ratio", "value": float(worse.ratio), **bounds}]
 
 
@@ -206,7 +210,7 @@ ITEMS = (
             "Of a text too short for four segments they are over eight batches of its first part, say nothing of "
             "other texts, and are left out where that drifts (drift below 1%: parts of it lie farther apart than "
             "their own pieces would have them). Window keeps keys and values as they were computed; recompute "
-            "computes them anew for every token. A cache size of -1: the cache keeps everything.",
+            "computes them anew for every token. A cache size of −1: the cache keeps everything.",
         ),
     ),
     Item(
@@ -218,8 +222,8 @@ ITEMS = (
         meaning="Perplexity of the same tokens with 0, 1, 2, .. first tokens kept as sinks, in a cache of the same "
         "total size; positions are counted in the cache or as in the text (original). Without sinks (0) it is the "
         "plain window, where keys and values stay as they were computed; nothing here is re-computed. Whiskers are "
-        "95% t intervals over segments of the text; the segments are the same, so they overlap more than the "
-        "differences are uncertain (the table has the paired ratios).",
+        "95% t intervals over segments of the text; overlapping whiskers do not mean equal: the segments are the "
+        "same, and the table has the paired ratios.",
         table=Table(
             ablated,
             title="Perplexity and the number of sinks",
@@ -238,7 +242,7 @@ ITEMS = (
         "take turns), and the memory that keys and values take. Window and sinks (sinks + window) evict one token and "
         "keep the rest, in an arena that holds up to 256 tokens more than it keeps, to move them in. Dense is the "
         "growing cache at a length of L. Recompute is the sliding window with re-computation: it runs the last L "
-        "tokens afresh for each token, so its time grows with L as the others' hardly does. Times are of one machine "
+        "tokens afresh for each token, so its time grows with L; the others' barely does. Times are of one machine "
         "(device and threads in the source line); StreamingLLM's Figure 10 has recompute and sinks on a GPU.",
         table=Table(
             timing_table,
@@ -253,7 +257,12 @@ STREAMING = Section(
     "What it costs to forget",
     ITEMS,
     run,
-    records={"perplexity": "Streaming", "ablation": "The number of sinks", "decode": "Time per token"},
+    records={
+        "perplexity": "Streaming",
+        "other_bos_losses": "The collapse with the other choice of BOS",
+        "ablation": "The number of sinks",
+        "decode": "Time per token",
+    },
     subject="Streaming",
     probed=(),
     causal_only=True,

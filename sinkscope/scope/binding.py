@@ -15,7 +15,7 @@ from sinkscope.hf.models import key_value_heads, query_heads
 from sinkscope.hf.placement import reading_device
 from sinkscope.models.cached import BLOCKS, find_layout, find_reading, takes_positions
 from sinkscope.models.facts import Anatomy, Part, find_anatomy
-from sinkscope.models.requirements import check_streamable
+from sinkscope.models.requirements import check_reader, check_streamable
 from sinkscope.models.rotary import (
     changes_with_length,
     find_rotations,
@@ -44,15 +44,18 @@ def layer_evictions(policy: Policy, model: nn.Module, anatomy: Anatomy) -> list[
     if policy.is_dense:
         return [()] * len(anatomy.parts)
     if policy.recomputed:
+        check_reader(model)
         raise SinkscopeError(
             f"{policy!r} runs every window as a text of its own, so it is no way to attend in one forward pass; "
             "use sinkscope.perplexity."
         )
     if goes_by_token(model):
+        _check_by_token(model, policy)
         raise SinkscopeError(
             f"{type(model).__name__} {_out_of_reach(anatomy)}, so its attention cannot follow a policy in one forward "
             "pass; use sinkscope.perplexity or a SinkCache, which go token by token."
         )
+    check_none_missed(model, f"`{policy.name}`")
     natives = native_windows(model)
     if policy.remembers:
         _check_one_layer_each(policy, model)
@@ -98,6 +101,16 @@ def _bound(policy: Policy, model: nn.Module, index: int, part: Part) -> tuple[Ev
     return tuple(bound)
 
 
+def check_none_missed(model: nn.Module, slot: str) -> None:
+    """Refuse to fill a slot of attention where some of a model's attention is in modules that are not known for it."""
+    if missed := find_layout(model).missed:
+        raise SinkscopeError(
+            f"{type(model).__name__} attends in {missed}, which is not known for an attention layer (the innermost "
+            f'modules with "Attention" in the name of their class are), and {slot} would not act there; give that '
+            "class such a name, and the modules inside it others."
+        )
+
+
 def native_windows(model: nn.Module) -> dict[int, int | None]:
     """The model's own sliding window in each attention layer that has keys, by the place of that among the others.
 
@@ -127,13 +140,10 @@ def limit_notes(model: nn.Module, policy: Policy, tokens: int) -> list[str]:
     """
     policy.check()
     policy.check_places(tokens)
-    limit, name, anatomy = position_limit(model), type(model).__name__, find_anatomy(model)
+    limit, name = position_limit(model), type(model).__name__
     reach = tokens if policy.kept is None or policy.is_partial else min(tokens, sum(policy.kept))
-    if not policy.is_plain and goes_by_token(model):
-        raise SinkscopeError(
-            f"{name} {_out_of_reach(anatomy)}, so it can be read token by token under a window, sinks and all, but not "
-            f"under `{policy.name}`."
-        )
+    if goes_by_token(model):
+        _check_by_token(model, policy)
     if policy.remembers:
         _check_one_layer_each(policy, model)
     if policy.kept is None or policy.recomputed:
@@ -144,11 +154,6 @@ def limit_notes(model: nn.Module, policy: Policy, tokens: int) -> list[str]:
     else:
         check_streamable(model)
         find_rotations(model)
-        if policy.kept.first and policy.coordinates["positions"] == "original" and goes_by_token(model):
-            raise SinkscopeError(
-                f"{name} {_out_of_reach(anatomy)}, so sinks are counted only by their place in the cache; give "
-                'positions="cache".'
-            )
     bounded = policy.kept is not None and not policy.recomputed
     if bounded and (ceiling := position_ceiling(model)) and tokens > ceiling and scales_queries(model):
         raise SinkscopeError(
@@ -180,6 +185,23 @@ def limit_notes(model: nn.Module, policy: Policy, tokens: int) -> list[str]:
 def goes_by_token(model: nn.Module) -> bool:
     """Whether a model's attention cannot be given a policy, so that only what its cache keeps can follow one."""
     return not find_anatomy(model).interface or not find_layout(model).is_followed
+
+
+def _check_by_token(model: nn.Module, policy: Policy) -> None:
+    """Refuse what a model whose attention cannot be given a policy cannot be read under token by token either."""
+    name, reason = type(model).__name__, _out_of_reach(find_anatomy(model))
+    if policy.kept is not None and not policy.recomputed:
+        check_streamable(model)
+        find_rotations(model)
+    if not policy.is_plain:
+        raise SinkscopeError(
+            f"{name} {reason}, so it can be read under a plain window, sinks and all, or densely at most, but not "
+            f"under `{policy.name}`."
+        )
+    if policy.kept is not None and policy.kept.first and policy.coordinates["positions"] == "original":
+        raise SinkscopeError(
+            f'{name} {reason}, so sinks are counted only by their place in the cache; give positions="cache".'
+        )
 
 
 def _out_of_reach(anatomy: Anatomy) -> str:

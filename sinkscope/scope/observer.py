@@ -25,7 +25,7 @@ from sinkscope.models.threads import Turn
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Dense, Policy
 from sinkscope.probes import HiddenProbe, Probe
-from sinkscope.scope.binding import layer_evictions
+from sinkscope.scope.binding import check_none_missed, layer_evictions
 from sinkscope.scope.collect import Collector, Text, checked_probes, measure_hidden, measure_layer
 from sinkscope.scope.fitting import check_fits, check_normaliser
 from sinkscope.scope.forward import Caches, Forward, read_forward
@@ -62,6 +62,8 @@ class Observer:
         self._counts_keys = not anatomy.crosses and bool(placeholder_ids(model))
         if normaliser is not None:
             check_normaliser(normaliser, model, anatomy, self.evictions)
+            if stream == next(iter(find_streams(model))):
+                check_none_missed(model, repr(normaliser))
         is_changed = normaliser is not None or any(self.evictions)
         self._reads = find_layout(model).reads if is_changed and stream == next(iter(find_streams(model))) else ()
         self._turns = any(eviction.turns for each in self.evictions for eviction in each)

@@ -185,15 +185,20 @@ class TokenReader(Reader):
 def scored(model: nn.Module, logits: Tensor, ids: Tensor, queries: Tensor, done: int) -> Step:
     """Losses of the tokens after the queries, from their logits [sequence, query, vocabulary]."""
     tokens = queries + 1
+    if not isinstance(logits, Tensor) or logits.shape[1] != len(tokens):
+        raise SinkscopeError(
+            f"{type(model).__name__} gave logits for other tokens than the {len(tokens)} that it read; hand over a "
+            "model that gives some for each, such as the one inside a wrapper."
+        )
     losses = next_token_losses(logits, ids[:, tokens.to(ids.device)])
     if not bool(losses.isfinite().all()):
         raise not_finite(f"the logits at tokens {int(queries[0])} to {int(queries[-1])}", model)
     return Step(tokens, losses.cpu(), done)
 
 
-def only_last(model: nn.Module) -> dict[str, Any]:
-    """What makes a model compute the logits of the last token only, where it can."""
-    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+def only_last(model: nn.Module, tokens: int = 1) -> dict[str, Any]:
+    """What makes a model compute the logits of the last tokens only, where it can."""
+    return {"logits_to_keep": tokens} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
 ROWS = 256  # logits turned into float32 at once

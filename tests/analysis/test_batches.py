@@ -97,6 +97,17 @@ def test_one_text_where_an_interval_over_texts_is_asked_is_refused():
         ppl_table(loss_record(losses), over="blocks")
 
 
+def test_texts_of_which_nothing_is_scored_are_none_to_an_interval():
+    """As of texts shorter than the cache, after the first eviction: of five, two are left, which are too few."""
+    nll = np.random.default_rng(0).normal(3, 1, (2, 5, 200))
+    nll[..., :66] = nll[:, 2:] = np.nan
+    late = loss_record(nll)
+    for each in (late, late.assign_coords(token_id=(("sequence", "token"), np.arange(1000).reshape(5, 200)))):
+        assert "batches of 2 texts" in ppl_table(each).attrs["bounds"]
+        with pytest.raises(SinkscopeError, match=r"needs 3 texts .* and there are 2 texts"):
+            ppl_table(each, over="texts")
+
+
 def test_losses_of_other_tokens_are_not_paired():
     losses, ids = np.random.default_rng(7).normal(3, 1, (2, 1, 50)), np.arange(100).reshape(2, 1, 50)
     record = loss_record(losses).assign_coords(token_id=(("policy", "sequence", "token"), ids))
@@ -156,7 +167,14 @@ def test_a_text_with_topics_as_long_as_itself_is_mostly_left_without_an_interval
     assert np.isnan(found.low).mean() > 0.85
 
 
-def test_losses_that_are_all_the_same_are_told_to_say_nothing_of_others():
-    table = ppl_table(loss_record(np.full((3, 6, 80), 2.0)))
+@pytest.mark.parametrize("loss", [2.0, 2.1, 0.3])
+@pytest.mark.parametrize("sequences", [1, 6])
+def test_losses_that_are_all_the_same_are_told_to_say_nothing_of_others(loss, sequences):
+    """Whatever rounding makes of their means: they neither drift nor have bounds of any width."""
+    nll = np.random.default_rng(0).normal(3, 1, (3, sequences, 80))
+    nll[1] = loss
+    table = ppl_table(loss_record(nll)).iloc[[1]]
+    assert np.isnan(table["drift"]).all() and (table["low"] == table["high"]).all()
+    table = ppl_table(loss_record(np.full((3, sequences, 80), loss)))
     assert (table["low"] == table["high"]).all() and "say nothing of others" in table.attrs["note"]
     assert "note" not in ppl_table(loss_record(np.random.default_rng(0).random((3, 6, 80)))).attrs

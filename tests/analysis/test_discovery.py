@@ -129,6 +129,7 @@ def test_bad_settings_are_refused(options):
         discover(synthetic_record(1, 1, 1, 20), **options)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     lengths=st.lists(st.integers(4, 20), min_size=2, max_size=3),

@@ -41,6 +41,7 @@ def test_a_copy_that_goes_on_with_something_new_is_recited_from_there():
     assert float(sinkscope.recited(losses([nll], [text]), run=3)[0]) == pytest.approx(3 / 7)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_greedy_decoding_writes_what_is_recited():
     """A model that has learned one text: its greedy continuations say which tokens it writes by itself."""

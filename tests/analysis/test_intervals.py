@@ -64,6 +64,7 @@ def test_zero_is_not_above_zero_where_no_end_was_stated():
     assert "logarithmic" in interval(table[:-1]).attrs["bounds"]
 
 
+@pytest.mark.slow
 def test_skewed_values_have_the_interval_of_a_bootstrap_from_the_lognormal_of_their_spread():
     """An independent studentised bootstrap, one sample at a time."""
     values = np.random.default_rng(3).lognormal(0, 0.8, 12)

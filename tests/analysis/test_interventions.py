@@ -223,6 +223,24 @@ def test_of_two_rows_with_draws_those_of_one_number_are_compared():
     assert apart["over_draws_high"] / apart["over_draws_low"] > 1.1
 
 
+def test_texts_given_twice_do_not_narrow_an_interval_though_each_has_draws_of_its_own():
+    """As random controls differ from one copy to the other, texts go by what is not drawn."""
+    random = np.random.default_rng(4)
+    nll, draws = drawn_controls(random, 5, 80, 6, 0.3, texts=0.1)
+    mass = random.uniform(0.3, 0.5, (3, 5, 1, 1))
+    names = {"token_id": (("sequence", "token"), random.integers(0, 999, (5, 80)))}
+    one = with_draws(nll, draws).assign(sink_mass=(("policy", "sequence", "layer", "head"), mass))
+    one, again = one.assign_coords(names), nll.copy()
+    again[2] += random.normal(0, 0.3, (5, 1))
+    other = one.assign(nll=one["nll"].copy(data=record_of(again)["nll"].values))
+    other["sink_mass"][2] += 0.05
+    tables = [intervention_table(each) for each in (one, xr.concat([one, other], "sequence"))]
+    assert "over 5 sequences (of 10, those that share passages counted once)" in tables[1].attrs["bounds"]
+    columns = [*RATIO, "sink_mass", "mass_low", "mass_high"]
+    for row in (0, 1):
+        np.testing.assert_allclose(*(each.loc[row, columns].astype(float) for each in tables), rtol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("sequences", "tokens", "draws"), [(1, 400, 20), (2, 200, 10), (8, 60, 2), (8, 60, 20)])
 def test_nineteen_in_twenty_intervals_hold_an_effect_over_a_control_that_differs_by_draw(sequences, tokens, draws):
@@ -251,6 +269,29 @@ def test_the_effect_for_each_unit_of_mass_is_fiellers_ratio_over_texts():
         left = loss - bound * mass[1]
         assert abs(left.mean() / stats.sem(left)) == pytest.approx(stats.t.ppf(0.975, 5), rel=1e-4)
     assert table.loc["evict random", "per_mass"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("sequences", [1, 2])
+def test_over_batches_the_effect_for_each_unit_of_mass_is_that_of_the_ratio(sequences):
+    """The mass of these texts is known; that of one is a constant, which rounding does not make drift."""
+    known = 0
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        mass = np.stack([np.full(sequences, np.nan), random.uniform(0.3, 0.5, sequences), np.full(sequences, 0.05)])
+        record = with_draws(drawn(0.4, 0.1, sequences, 200, seed), np.full((3, 1, sequences), np.nan), mass)
+        row = intervention_table(record).set_index("intervention").loc["evict sinks"]
+        found = row[["per_mass", "per_mass_low", "per_mass_high"]].astype(float)
+        np.testing.assert_allclose(found, np.log(row[RATIO].astype(float)) / mass[1].mean(), rtol=1e-6)
+        known += np.isfinite(found).all()
+    assert known >= 17  # of 20, of which one in a hundred drifts by chance
+
+
+def test_two_draws_say_too_little_of_others_for_an_interval_over_draws():
+    nll, draws = drawn_controls(np.random.default_rng(0), 8, 60, 2, 0.1)
+    table = intervention_table(with_draws(nll, draws))
+    assert (
+        table[["ratio_draws_low", "over_draws_high"]].isna().all(axis=None) and table["over_control_low"].notna().any()
+    )
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ def change_card(cell, **changes):
     (cell / "cell.json").write_text(json.dumps(told | changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -96,6 +97,7 @@ def test_the_losses_of_all_policies_are_those_of_one_call(run, model, ids):
         sweep_losses(run, model="other")
 
 
+@pytest.mark.slow
 def test_equal_folders_are_equal_to_the_bit_and_others_say_what_differs(run, model, ids, tmp_path):
     other = tmp_path / "other"
     sweep(dict(GRID, models={"tiny": model}, texts={"text": ids}), other)
@@ -114,6 +116,7 @@ def test_equal_folders_are_equal_to_the_bit_and_others_say_what_differs(run, mod
     assert compare_cells(*cells)["largest"].item() == table["largest"]["dense"]
 
 
+@pytest.mark.slow
 def test_a_folder_with_cells_of_two_settings_says_so(run, model, ids):
     with pytest.warns(UserWarning, match="more than once, with other block, and 4 others: the column `cell` tells"):
         sweep(dict(GRID, models={"tiny": model}, texts={"text": ids}, experiments={"perplexity": {"block": 7}}), run)
@@ -123,6 +126,7 @@ def test_a_folder_with_cells_of_two_settings_says_so(run, model, ids):
         sweep_losses(run)
 
 
+@pytest.mark.slow
 def test_models_of_a_sweep_are_compared_as_those_of_reports(model, ids, tmp_path):
     axes = dict(models={"tiny": model}, texts={"text": ids}, sinks=1, cache_sizes=16)
     sweep(axes | dict(experiments=["measure", "perplexity"], policies=["dense", "window", "sinks"]), tmp_path)

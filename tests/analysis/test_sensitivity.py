@@ -8,6 +8,7 @@ from scipy import stats
 
 from sinkscope.analysis.sensitivity import mass_by_length, sensitivity_table
 from sinkscope.errors import SinkscopeError
+from tests.support.loss_records import collapsing
 from tests.support.synthetic import synthetic_maps, synthetic_record
 
 SIZE = (5, 3, 2, 80)
@@ -69,6 +70,63 @@ def test_other_texts_in_the_place_of_those_without_bos_are_refused():
         sensitivity_table(record, short, other)
     with pytest.raises(SinkscopeError, match="other_bos has the sequence 9, and short has not"):
         sensitivity_table(record, short, short.assign_coords(sequence=[0, 1, 2, 9]))
+
+
+def with_bos(losses):
+    """The same texts with a token in front, and as many tokens; every window costs 0.4 nats less after the eviction."""
+    ids = np.roll(losses["token_id"].values, 1, axis=1)
+    ids[:, 0] = 99
+    nll = np.roll(losses["nll"].values, 1, axis=2)
+    nll[1, :, 66:] -= 0.4
+    nll[..., :2] = np.nan
+    return losses.assign(nll=losses["nll"].copy(data=nll)).assign_coords(token_id=(("sequence", "token"), ids))
+
+
+def losses_of_texts(sequences=5, tokens=200):
+    record = collapsing(sequences, tokens, seed=3).assign_attrs(model="synthetic")
+    ids = np.random.default_rng(0).integers(0, 90, (sequences, tokens))
+    return record.assign_coords(token_id=(("sequence", "token"), ids), sequence=np.arange(sequences))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_collapse_with_and_without_a_token_in_front_is_that_of_its_losses(turned):
+    """By scipy, of mean differences in loss; whose records have the token in front is seen from the tokens."""
+    losses = losses_of_texts()
+    pair = (losses, with_bos(losses))
+    table = sensitivity_table(synthetic_record(*SIZE), None, None, 0.3, *(pair[::-1] if turned else pair))
+    rows = table[(table["headline"] == "collapse") & (table["varied"] == "BOS")].set_index("level")
+    levels = ["without, T = 200", "with, T = 200"]
+    assert rows.index.tolist() == (levels[::-1] if turned else levels)
+    for level, record in zip(levels, pair, strict=True):
+        nll = record["nll"].values.astype(np.float64)[..., 66:]
+        apart = (nll[1] - nll[3]).mean(-1)
+        bounds = stats.t.interval(0.95, 4, apart.mean(), stats.sem(apart))
+        found = rows.loc[level, ["value", "low", "high"]].astype(float)
+        np.testing.assert_allclose(found, np.exp([apart.mean(), *bounds]), rtol=1e-5)
+    assert rows.loc["with, T = 200", "value"] < 0.75 * rows.loc["without, T = 200", "value"]
+
+
+def test_losses_with_another_bos_are_of_the_same_texts_and_policies():
+    record, losses = synthetic_record(*SIZE), losses_of_texts()
+    other = with_bos(losses)
+    part = sensitivity_table(record, losses=losses, other_losses=other.isel(sequence=[1, 3, 4]))
+    one = sensitivity_table(record, losses=losses.isel(sequence=[1, 3, 4]), other_losses=other.isel(sequence=[1, 3, 4]))
+    values = [
+        each[(each["headline"] == "collapse") & (each["varied"] == "BOS")]["value"].tolist() for each in (part, one)
+    ]
+    assert values[0] == values[1] and len(values[0]) == 2
+    with pytest.raises(
+        SinkscopeError, match="losses is of another, and record of synthetic: give records of one model"
+    ):
+        sensitivity_table(record, losses=losses.assign_attrs(model="another"))
+    with pytest.raises(SinkscopeError, match="other_losses are set beside losses, and there are none"):
+        sensitivity_table(record, other_losses=other)
+    with pytest.raises(SinkscopeError, match=r"window and sinks are .* in losses and none in other_losses"):
+        sensitivity_table(record, losses=losses, other_losses=other.isel(policy=[0, 1]))
+    with pytest.raises(SinkscopeError, match="other_losses holds other tokens than losses"):
+        sensitivity_table(record, losses=losses, other_losses=other.assign_coords(token_id=other["token_id"] + 1))
+    with pytest.raises(SinkscopeError, match="other_losses has the sequence 7, and losses has not"):
+        sensitivity_table(record, losses=losses, other_losses=other.assign_coords(sequence=[0, 1, 2, 3, 7]))
 
 
 @pytest.mark.parametrize("length", [1, 81, 2.5])

@@ -131,7 +131,7 @@ def test_dragging_the_sinks_to_none_shows_the_losses_and_the_map_that_the_record
 
 def test_a_token_clicked_away_is_evicted_and_given_back(notebook):
     notebook.click_head(canvas(notebook, "atlas"), 6)
-    notebook.page.get_by_text("evict / restore").click()
+    notebook.page.get_by_label("evict / restore").click()
     first = notebook.page.locator(".sinkscope-token").first
     first.click()
     notebook.wait_for("app.controller.configuration.evicted == (0,)")
@@ -201,9 +201,8 @@ def test_streaming_plays_pauses_and_shows_the_losses_of_both_policies(notebook):
         np.testing.assert_allclose(shown, losses, atol=2e-5)
     words = notebook.page.locator(".sinkscope-app").inner_text()
     assert "the text has ended" in words and "window 24" in words and "sinks 4+20" in words
-    drawn = notebook.page.evaluate(
-        "[...document.querySelectorAll('.js-plotly-plot')].at(-1).data.map(trace => trace.y.at(-1))"
-    )
+    request = notebook.python("app.streaming.chart.frame['request']")
+    drawn = [curve["y"][-1] for curve in notebook.drawn(canvas(notebook, "race"), request=request).frame["curves"]]
     losses = [notebook.python(f"float(np.exp(np.nanmean(app.streaming.player.losses[{place}])))") for place in (0, 1)]
     np.testing.assert_allclose(drawn, losses, rtol=1e-5)
     notebook.page.get_by_role("tab", name="heads").click()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
+import pandas as pd
 import pytest
 
 import sinkscope
@@ -205,3 +208,48 @@ def test_it_fits_a_phone_in_both_themes(browser, file, scheme):
     settled(page, "#map-1", "sinks 2+16")
     assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth") and heard == [file.as_uri()]
     page.context.close()
+
+
+def read(page, place, focus):
+    """The table that C copies from a canvas."""
+    page.locator(focus).first.focus()
+    page.keyboard.press("c")
+    page.locator(f"{place} .sinkscope-copied", has_text="copied as CSV").wait_for()
+    return pd.read_csv(io.StringIO(page.evaluate("() => navigator.clipboard.readText()")), keep_default_na=False)
+
+
+def test_c_copies_heads_row_and_map_as_the_record_has_them(page):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    weights, step = record_of()[5], 10 ** (2.5 / 254)
+    heads = read(page, "#atlas", "#atlas canvas")
+    assert list(heads.columns[:2]) == ["layer", "head"] and len(heads) == 8 and set(heads["setting"]) == {"dense"}
+    np.testing.assert_allclose(heads.iloc[5, 2], weights[:, :4].sum(-1).mean(), rtol=0.2)
+    row = read(page, "#text-0", "#text-0 .sinkscope-token[tabindex='0']")
+    assert set(row["query"]) == {50} and row["key"].tolist() == [*range(51)] and len(row["token"][0]) > 5
+    seen = weights[50, :51] > 1e-5
+    assert (np.abs(np.log(row["probability"] / weights[50, :51]))[seen] <= np.log(step) * 1.001).all()
+    cells = read(page, "#map-0", "#map-0 canvas")
+    assert len(cells) == TOKENS * (TOKENS + 1) // 2
+    exact = weights[cells["query"], cells["key"]]
+    assert (np.abs(np.log(cells["probability"] / exact))[exact > 1e-5] <= np.log(step) * 1.001).all()
+    page.locator("#map-0 canvas").focus()
+    page.keyboard.press("+")
+    page.wait_for_function("() => document.querySelector('#map-0 canvas').sinkscope.view[0] === 15")
+    part = read(page, "#map-0", "#map-0 canvas")
+    assert part["query"].min() >= 15 and part["key"].min() >= 15 and part["key"].max() < 45
+    page.keyboard.press("0")
+
+
+def test_the_keys_that_the_page_names_do_what_it_says(page):
+    assert "s and S, the next and the previous setting; b, another one beside it" in page.locator("footer").inner_text()
+    page.keyboard.press("s")
+    settled(page, "#map-0", "window 16")
+    page.keyboard.press("S")
+    settled(page, "#map-0", "dense")
+    page.keyboard.press("S")  # round and round
+    settled(page, "#map-0", "sinks 2+16")
+    page.keyboard.press("b")
+    settled(page, "#map-1", "dense")
+    page.keyboard.press("b")
+    page.locator("#map-1").wait_for(state="hidden")
+    assert "e evicts" not in page.locator("#text-0 .sinkscope-tokens").get_attribute("aria-label")

@@ -239,3 +239,14 @@ def test_weights_hand_on_what_is_no_number_and_gradients():
     logs = torch.tensor([-1.0, -200.0], requires_grad=True)
     (slope,) = torch.autograd.grad(weights_of(logs).sum(), logs)
     assert slope.tolist() == pytest.approx([math.exp(-1), 0.0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["scale", "softcap"])
+@pytest.mark.parametrize("value", [1e39, 1e300, 1e-300])
+def test_a_factor_that_float32_does_not_hold_is_refused_in_every_dtype(dtype, name, value):
+    states = [torch.randn(1, 2, 6, 8).to(dtype) for _ in range(3)]
+    with pytest.raises(SinkscopeError, match=f"{name}=.* is none that float32 holds"):
+        attend(*states, **{name: value})
+    output, lse = attend(*states, **{name: 1e30})
+    assert bool(output.isfinite().all()) and bool(lse.isfinite().all())

@@ -83,6 +83,7 @@ def fresh_traces():
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_a_trace_made_before_is_not_used_for_what_came_later_in_any_order(way):
     expected = {call: call(build("llama")) for call in CALLS}
@@ -123,6 +124,7 @@ def is_compiled() -> bool:
     return bool(runs)
 
 
+@pytest.mark.slow
 def test_torch_compiles_again_once_the_last_scope_or_cache_is_gone():
     model, other = build("llama"), build("llama")
     cache = S.SinkCache(model, 2, 5)

@@ -138,6 +138,7 @@ def test_built_in_classes_have_no_definition_but_their_repr():
         assert slot.definition == ""
 
 
+@pytest.mark.slow
 def test_another_constant_is_another_run(tmp_path):
     model, ids = build("llama"), inputs("llama", tokens=24)["input_ids"]
     perplexity(model, ids, [with_attribute(4)], checkpoint=tmp_path)

@@ -65,6 +65,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_maps_are_those_of_the_models_own_attention_where(kind):
     found = audit(KINDS[kind])
@@ -167,6 +168,7 @@ def test_tokens_that_come_first_in_hidden_states_are_put_second():
         measure(model, IDS[:, :2], [HiddenExtremes()])
 
 
+@pytest.mark.slow
 def test_forward_passes_on_a_filled_cache_continue_where_layers_choose_keys_or_repeat():
     for kind in ("deepseek_v4", "qwen4_exp", "inkling2_text", "hrm_text", "bailing_hybrid"):
         model, probes = tiny_model(kind), [SinkMass(), Maps(resolution=None)]

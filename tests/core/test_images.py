@@ -39,6 +39,7 @@ TEXT = torch.randint(3, 90, (2, 30), generator=torch.Generator().manual_seed(8))
 STREAMED = ("llava", "gemma3", "idefics3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGE_TEXT)
 def test_each_stream_of_a_whole_model_has_its_own_eager_maps(name):
     model, given, own = build_several(name), inputs_of(name), own_maps(name, inputs_of(name))
@@ -283,6 +284,7 @@ def test_a_model_is_left_as_it_was_also_after_an_exception():
 # --- text alone ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STREAMED)
 def test_text_alone_is_read_as_by_the_language_model(name):
     model = build_several(name)

@@ -144,6 +144,7 @@ def test_an_error_while_leaving_leaves_nothing():
     assert done == ["last", "failed", "failed", "first"] and not undo.is_entered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gptj"])
 def test_a_forgotten_scope_leaves_its_model(family):
     model = build(family)

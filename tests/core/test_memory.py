@@ -42,6 +42,7 @@ def test_no_tensor_is_as_large_as_a_map(name, padding):
     assert 0 < seen.entries < TOKENS**2 / 2
 
 
+@pytest.mark.slow
 def test_the_eager_maps_would_be_seen():
     model = build("llama", "eager")
     with torch.no_grad(), LargestTensor() as seen:

@@ -151,3 +151,62 @@ def test_maps_of_a_forward_pass_that_calls_torch_itself_are_those_it_makes():
     expected = torch.cat(truth(IDS, output_attentions=True).attentions).numpy()
     ours = S.attention_maps(model, IDS, resolution=None).transpose("layer", "head", ...).values
     np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+class AttentionScale(nn.Module):
+    """Something small inside an attention layer, which has a name like one."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.inner(hidden)
+
+
+class Mixing(modeling_llama.LlamaAttention):
+    """Attention of another name."""
+
+
+def with_a_name_inside(model: nn.Module) -> str:
+    attention = model.model.layers[1].self_attn
+    attention.q_proj = AttentionScale(attention.q_proj)
+    return "LlamaAttention"
+
+
+def under_another_name(model: nn.Module) -> str:
+    model.model.layers[1].self_attn.__class__ = Mixing
+    return "Mixing"
+
+
+@pytest.mark.parametrize("change", [with_a_name_inside, under_another_name])
+def test_no_slot_is_filled_where_it_would_miss_attention(change):
+    model = build("llama")
+    missed, before = change(model), model(IDS).logits
+    for policy in (S.EveryNth(4, 6), S.TOVA(8), S.Evict((0,)), S.PerHead({(0, 0): S.Window(8)})):
+        with pytest.raises(SinkscopeError, match=f"attends in {missed}, which is not known for an attention layer"):
+            S.attached(model, policy=policy)
+        with pytest.raises(SinkscopeError, match=f"attends in {missed}"):
+            S.perplexity(model, IDS, [policy], progress=False)
+    with pytest.raises(SinkscopeError, match=rf"attends in {missed}.* and Softmax1\(\) would not act there"):
+        S.attached(model, normaliser=S.Softmax1())
+    torch.testing.assert_close(model(IDS).logits, before, rtol=0, atol=0)
+
+
+def test_a_layer_that_cannot_read_on_is_read_whole():
+    """It runs twice over keys that it adds twice."""
+    model = build("llama")
+    forward = model.model.layers[1].self_attn.forward
+
+    def twice(*args, **given):
+        made = forward(*args, **given)
+        forward(*args, **given)
+        return made
+
+    model.model.layers[1].self_attn.forward = twice
+    with torch.no_grad():
+        losses = F.cross_entropy(model(IDS, use_cache=False).logits[0, :-1], IDS[0, 1:], reduction="none")
+    found = S.perplexity(model, IDS, [S.Dense()], progress=False).nll.values[0, 0, 1:]
+    np.testing.assert_allclose(found, losses, rtol=1e-5)
+    with pytest.raises(SinkscopeError, match="can be read densely, but not streamed"):
+        S.perplexity(model, IDS, [S.SinkWindow(2, 8)], progress=False)

@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import xarray as xr
 
 import sinkscope
@@ -74,6 +75,11 @@ def test_weights_redefined_below_a_quicker_form_are_what_counts():
         (lambda scores: scores, "NaN or infinite"),
         (lambda scores: torch.ones_like(scores) / scores.shape[-1], "gives weight to hidden keys"),
         (lambda scores: scores.softmax(-2).nan_to_num(), "depend on the other queries"),
+        (
+            lambda scores: (scores * (2 if scores.shape[-2] > 9 else 1)).softmax(-1),
+            "on how many other queries there are",
+        ),
+        (lambda scores: F.dropout(scores.softmax(-1), 0.3), "asked again, they are others"),
         (lambda scores: scores.softmax(0).nan_to_num(), "depend on the other texts"),
         (lambda scores: scores.softmax(1).nan_to_num(), "depend on the other heads"),
         (lambda scores: scores.softmax(-1) / scores.shape[-1], "depend on how many keys are hidden"),

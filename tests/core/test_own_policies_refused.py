@@ -236,3 +236,11 @@ def test_scored_policies_run_where_cached_keys_cannot_be_moved(policy):
     with torch.no_grad(), sinkscope.ScoredCache(model, policy) as cache:
         parts = [model(ids[:, at : at + 1], past_key_values=cache).logits for at in range(40)]
     np.testing.assert_allclose(losses_of(torch.cat(parts, 1), ids), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("most", [8, 12, 40, 200])
+def test_a_rule_that_goes_by_the_last_query_that_it_is_asked_of_is_refused(most):
+    def sees(self, query, key):
+        return query - key < (4 if query.max() > most else 8)
+
+    refused(own(sinkscope.StaticPolicy, sees=sees)(), "answers otherwise for the same places")

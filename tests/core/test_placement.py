@@ -169,6 +169,7 @@ MIXED = {
 }
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", MIXED)
 def test_layers_of_several_dtypes(name, tmp_path):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
+import sinkscope
 import sinkscope.attention.attend as attend_module
 from sinkscope import (
     Dense,
@@ -137,3 +138,16 @@ def test_padding_and_filled_caches_with_probes_are_refused():
 def test_impossible_sizes_are_refused(make):
     with pytest.raises(SinkscopeError, match="give"):
         make()
+
+
+@pytest.mark.parametrize("bias", [1e39, -1e39, 1e300, 3e38, 10**400, True])
+def test_a_bias_beside_which_no_score_is_finite_is_refused(bias):
+    for make in (lambda: sinkscope.SinkWindow(2, 8, bias=bias), lambda: sinkscope.Dose(bias, keys=(0,))):
+        with pytest.raises(sinkscope.SinkscopeError, match=r"is no dose; give a number of at most 1e\+37"):
+            make()
+    ids = inputs("llama", batch=1)["input_ids"]
+    for largest in (1e37, -1e37):
+        for values in ("kept", "added", "zeroed"):
+            policy = sinkscope.SinkWindow(2, 8, bias=largest, values=values)
+            losses = sinkscope.perplexity(build("llama"), ids, [policy], progress=False).nll.values[0, 0, 1:]
+            assert bool((losses < 100).all())

@@ -40,6 +40,7 @@ def one_by_one(model: nn.Module, ids: Tensor) -> Tensor:
     return F.cross_entropy(torch.cat(logits).float(), ids[0, 1:], reduction="none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", MAPS)
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3", "gpt_neox"])
 def test_maps_and_losses_are_those_of_the_model_itself_in_its_precision(family, dtype):

@@ -9,17 +9,27 @@ import torch
 
 from sinkscope import (
     FREE,
+    TOVA,
+    EveryNth,
     LearnedSink,
     LogSumExp,
     Maps,
+    Reach,
+    Recompute,
+    ScoredCache,
     SinkMass,
     SinkscopeError,
+    SinkWindow,
     Softmax1,
     attached,
     attend,
     capture,
     measure,
+    perplexity,
+    recall,
+    sink_values,
 )
+from sinkscope.hf.tiny import tiny_model
 from tests.support.model_state import hooks_of
 from tests.support.zoo import build, inputs
 
@@ -124,3 +134,43 @@ def test_dropout_is_refused():
     with pytest.raises(SinkscopeError, match=r"model\.eval"), capture(model):
         model(**inputs("llama"))
     assert model.training
+
+
+@pytest.mark.parametrize("kind", ["openai-gpt", "big_bird", "doge", "cpmant", "mpt"])
+def test_what_a_refusal_names_instead_is_not_refused_in_turn(kind):
+    model, ids = tiny_model(kind), torch.randint(3, 120, (1, 16))
+    policies = [SinkWindow(2, 8), SinkWindow(2, 8, positions="original"), EveryNth(4, 6), TOVA(8), Recompute(8)]
+    for policy in policies:
+        try:
+            attached(model, policy=policy)
+        except SinkscopeError as refusal:
+            if "use sinkscope.perplexity" in str(refusal):
+                perplexity(model, ids, [policy], progress=False)
+
+
+def test_no_advice_is_given_to_measure_a_scored_policy_where_layers_make_their_own_mask():
+    model = tiny_model("deepseek_v32")
+    with pytest.raises(SinkscopeError, match=r"layers make no mask of their own, sinkscope\.perplexity"):
+        ScoredCache(model, TOVA(8))
+
+
+@pytest.mark.parametrize("heads", [range(3), [1.7, 2.0], [(0,)], [(0.5, 1)], "ab"], ids=repr)
+def test_heads_that_are_no_pairs(heads):
+    ids = torch.randint(3, 120, (1, 16))
+    with pytest.raises(SinkscopeError, match="are no pairs"):
+        sink_values(build("llama"), ids, kinds="zero", heads=heads)
+
+
+def test_a_normaliser_that_is_none():
+    ids = torch.randint(3, 120, (1, 120))
+    with pytest.raises(SinkscopeError, match=r"\[40, 44\] is not a normaliser"):
+        recall(build("llama"), ids, distances=20, passage=8, passages=1, normaliser=[40, 44], progress=False)
+
+
+def test_more_sinks_than_tokens_are_all_tokens():
+    ids = torch.randint(3, 120, (1, 16))
+    model = build("llama")
+    with torch.no_grad(), capture(model, [Reach(sinks=(16, 51246), windows=4)]) as scope:
+        model(ids)
+    found = scope.record.reach
+    assert found.values == pytest.approx(1.0, abs=1e-5)  # which is all attention

@@ -138,6 +138,7 @@ def offloaded(request, tmp_path) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 def test_an_offloaded_model_gives_the_numbers_of_the_undivided_one(offloaded, tmp_path):
     model = build("llama")
     meta = [name for name, each in offloaded.named_parameters() if each.is_meta]

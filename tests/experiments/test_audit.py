@@ -99,6 +99,7 @@ def test_sinks_of_a_model_that_reads_more_from_positions_than_distances_are_move
         torch.testing.assert_close(scaled.logits(2, TOKENS), scaled.model(ids).logits, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_maps_of_an_eager_attention_with_other_logits_are_no_reference():
     """Falcon adds its linear biases twice there."""
     capture, *rest = audit_type("falcon+alibi")

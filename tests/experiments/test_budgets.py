@@ -34,6 +34,7 @@ def refusing_passes(model):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [1, 7, 50])
 def test_blocks_are_as_large_as_the_budget_allows_and_losses_stay(tokens):
     model = build("llama")

@@ -20,6 +20,7 @@ from tests.support.tokenizers import byte_level
 SIX = dict(sinks=(0, 1, 2, 4, 6, 8), cache_size=16)  # six cells
 
 
+@pytest.mark.slow
 def test_finished_cells_are_not_run_again(model, ids, forwards, tmp_path):
     first = ablate(model, ids, **SIX, folder=tmp_path, resamples=20)
     assert forwards.count == 6 and len(list(tmp_path.iterdir())) == 6
@@ -30,6 +31,7 @@ def test_finished_cells_are_not_run_again(model, ids, forwards, tmp_path):
     assert forwards.count == 7 and len(list(tmp_path.iterdir())) == 7
 
 
+@pytest.mark.slow
 def test_other_tokens_weights_or_blocks_make_other_cells(model, ids, forwards, tmp_path):
     ablate(model, ids, **SIX, folder=tmp_path, resamples=20)
     ablate(model, ids + 1, **SIX, folder=tmp_path, resamples=20)
@@ -40,6 +42,7 @@ def test_other_tokens_weights_or_blocks_make_other_cells(model, ids, forwards, t
     assert forwards.count == 24 == len(list(tmp_path.iterdir()))
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_where_it_stopped(model, ids, forwards, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
     blocks = -(-89 // 20)
@@ -55,6 +58,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(model, ids, forwards, tmp
     pd.testing.assert_frame_equal(whole[EXACT], resumed[EXACT])
 
 
+@pytest.mark.slow
 def test_a_damaged_cell_is_refused_by_name_before_anything_runs(model, ids, forwards, tmp_path):
     ablate(model, ids, **SIX, folder=tmp_path, resamples=20)
     torn = sorted(tmp_path.iterdir())[2]
@@ -68,6 +72,7 @@ def test_a_damaged_cell_is_refused_by_name_before_anything_runs(model, ids, forw
     assert forwards.count == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["record.nc", "cell.json"])
 @pytest.mark.parametrize("put", [os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
 def test_a_pipe_or_a_device_in_a_cell_is_refused_and_nobody_waits_for_its_end(model, ids, tmp_path, name, put):
@@ -86,6 +91,7 @@ def test_names_that_are_not_of_characters_have_a_table(model, ids, tmp_path):
     assert text_name(tmp_path / name) == "te?xt"
 
 
+@pytest.mark.slow
 def test_cells_of_a_worker_with_another_disk_are_kept_here(model, ids, forwards, tmp_path, monkeypatch):
     run, elsewhere = RecordCell.run, tmp_path / "elsewhere"
     elsewhere.mkdir()

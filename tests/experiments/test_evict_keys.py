@@ -44,6 +44,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("intervention", "keys", "where"), CASES.values(), ids=CASES)
 def test_losses_mass_and_outputs_are_those_of_a_model_without_these_keys(intervention, keys, where):
     record = run_interventions(
@@ -63,6 +64,7 @@ def test_without_recent_keys_every_query_sees_itself_and_what_is_older(where):
         brute.check(record, chosen.name, number, twin, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "gpt_oss", "gemma3"])
 def test_families_with_learned_positions_learned_sinks_and_native_windows(name):
     """Layers with a window of their own are left alone, by intervention and reference alike."""
@@ -219,6 +221,7 @@ def test_where_all_others_carry_less_than_the_sinks_all_of_them_go():
         EvictKeys("attended").apply(brute.texts()[0], 0, CONDITIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_the_mass_removed_is_that_of_the_evicted_keys_in_the_text_as_it_is(name):
     """Mean over all layers and heads, of which those with a window of their own, and those not chosen, lose none."""

@@ -82,6 +82,7 @@ def test_a_handler_that_lets_the_program_run_on_gets_no_half_record(tmp_path, mo
     assert heard == [1] and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_cells_that_are_interrupted_are_kept(tmp_path, monkeypatch):
     model, given = build("llama"), dict(sinks=(0, 1, 2), cache_size=16, block=8, resamples=20)
     whole = ablate(model, IDS, **given)

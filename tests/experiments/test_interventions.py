@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 
 import numpy as np
@@ -22,6 +23,7 @@ from sinkscope import (
     intervention_table,
     run_interventions,
 )
+from sinkscope.experiments import interventions
 from sinkscope.experiments.intervention import Intervention, Trial
 from tests.experiments import brute
 from tests.experiments.brute import START
@@ -52,6 +54,31 @@ def test_the_baseline_is_the_model_as_it_is_and_comes_first():
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_texts_of_one_length_run_together_and_give_what_each_gives_alone(monkeypatch):
+    model, seen = build("llama"), []
+    handle = model.register_forward_pre_hook(
+        lambda _, args, given: seen.append(len(given["input_ids"])), with_kwargs=True
+    )
+    texts = [text[: START + 12] for text in (*brute.texts(), brute.texts()[0].flip(0))]
+    chosen = [
+        EvictKeys("sinks"),
+        EvictKeys("recent"),
+        Shift(10),
+        ReplaceTokens("line breaks"),
+        EvictKeys("sinks", bias=2.0),
+    ]
+    together = run(model, chosen, texts)
+    assert max(seen) == len(texts)
+    monkeypatch.setattr(interventions, "TOGETHER", START)
+    seen.clear()
+    alone = run(model, chosen, texts)
+    handle.remove()
+    assert max(seen) == 1
+    for name in ("nll", "draw_nll", "sink_mass", "output_norm", "removed_mass"):
+        np.testing.assert_allclose(together[name], alone[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
 def test_without_names_the_usual_ones_run_each_with_its_control():
     record = run(build("llama"))
     assert dict(zip(record.policy.values.tolist(), record.control.values.tolist(), strict=True)) == {
@@ -83,6 +110,7 @@ def test_of_the_usual_ones_those_that_cannot_be_are_left_out_with_a_warning():
         run(build("bloom"), [Shift(10), EvictKeys("sinks")])
 
 
+@pytest.mark.slow
 def test_an_intervention_beside_its_own_control_runs_once_and_reads_as_such():
     table = intervene(build("llama"), brute.texts(), [EvictKeys("sinks"), EvictKeys("random")], start=START,
                       progress=False)  # fmt: skip
@@ -111,6 +139,7 @@ def test_a_record_is_written_and_read_again(tmp_path):
     assert intervention_table(again, resamples=20).equals(intervention_table(record, resamples=20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt_oss"])
 def test_the_model_is_the_same_to_the_bit_afterwards_and_free_of_hooks(name):
     model = build(name)
@@ -206,3 +235,28 @@ def test_one_intervention_needs_no_list_and_gives_no_warning():
         warnings.simplefilter("error")
         record = run(build("llama"), Shift(3))
     assert record.policy.values.tolist() == ["nothing", "start 3 later", "cut 3 behind the sinks"]
+
+
+def test_each_draw_reads_each_text_once_and_the_line_of_progress_says_which_it_is(model, forwards, monkeypatch):
+    """The usual ones: 91 readings of a text with 20 draws, 19 with two; the most attended keys take one of a prefix."""
+    said: list[str] = []
+
+    class Bar(contextlib.nullcontext):
+        def set_description(self, words, refresh):
+            said.append(words)
+
+        def update(self, count):
+            pass
+
+        def __enter__(self):
+            return self
+
+    monkeypatch.setattr("sinkscope.experiments.interventions.progress_bar", lambda *_, **__: Bar())
+    texts = brute.texts()[:1]
+    for draws, readings in ((None, 91), (2, 19)):
+        said.clear()
+        forwards.count = 0
+        record = run(model, texts=texts, draws=draws)
+        assert len(said) == int(record["draws"].sum()) == readings
+        assert forwards.count == readings + 1
+    assert said[0] == "nothing" and "evict random, draw 2 of 2" in said

@@ -57,6 +57,7 @@ def run(model, ids, *chosen, **options):
     return run_interventions(model, ids, list(chosen), start=START, progress=False, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_zero_sets_both_planted_dimensions_and_nothing_else(name):
     model, ids = planted(name), texts(0, 20)
@@ -90,6 +91,7 @@ def test_mean_is_one_constant_over_all_places_and_texts():
         np.testing.assert_allclose(found[START + 1 : len(text)], expected[START:], atol=2e-4)
 
 
+@pytest.mark.slow
 def test_the_mean_of_one_constant_value_changes_nothing():
     """The first token sees itself alone, so behind the first layer it is the same in all texts."""
     record = run(planted(), texts(0), SetMassive(mode="mean"), SetMassive(mode="zero"))

@@ -155,6 +155,7 @@ def test_the_text_of_tokens_is_in_the_record():
     assert record.token_text.shape == record.token_id.shape
 
 
+@pytest.mark.slow
 def test_wrappers_are_read_as_what_is_inside_them():
     given, expected = inputs_of("llava"), perplexity(build_several("llava"), inputs_of("llava"))
     adapted = get_peft_model(build_several("llava"), LoraConfig(target_modules=["q_proj"])).eval()

@@ -91,6 +91,7 @@ def test_cells_of_one_s_own_are_kept_and_run_in_workers(model, ids, forwards, tm
     pd.testing.assert_frame_equal(first[EXACT], there[EXACT])
 
 
+@pytest.mark.slow
 def test_the_record_gives_the_table_again_when_it_was_saved(model, ids, tmp_path):
     options = {name: value for name, value in FACTORS.items() if name != "resamples"}
     record = run_ablation(model, ids, policies=OTHERS, kinds=("first", "random"), text="made up", **options)

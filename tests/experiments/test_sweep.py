@@ -72,6 +72,7 @@ def test_each_number_is_that_of_the_experiment_alone(model, ids):
         assert table["interventions", "dense", row.intervention, "ppl"] == row.ppl
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_run_again_and_the_folder_gives_the_same_table(model, ids, forwards, tmp_path):
     table = sweep(grid(model, ids, experiments=ALL), tmp_path)
     assert table["cell"].nunique() == 5 + 5 + 5 + 1 == len(list((tmp_path / "cells").iterdir()))
@@ -92,6 +93,7 @@ def test_ablations_and_sweeps_share_their_cells(model, ids, forwards, tmp_path):
     assert forwards.count == 0
 
 
+@pytest.mark.slow
 def test_axes_that_an_experiment_does_not_depend_on_make_no_cells(model, ids):
     table = sweep(
         grid(model, ids, experiments=ALL, policies=["dense", "sinks"], sinks=[0, 1, 2], cache_sizes=16, seeds=[0, 1])
@@ -225,7 +227,7 @@ from sinkscope.streaming import checkpoint
 checkpoint.SECONDS = 0.0
 torch.set_num_threads(1)
 grid = dict(
-    models={"tiny": sys.argv[1]}, texts={"text": torch.arange(1600) * 7919 % 120},
+    models={"tiny": sys.argv[1]}, texts={"text": torch.arange(800) * 7919 % 120},
     policies=["dense", "window", "sinks"], sinks=[1, 2, 4], cache_sizes=[32, 64, 128],
     experiments={"perplexity": {"block": 16}, "measure": {"probes": ["Entropy"]}},
 )
@@ -237,15 +239,17 @@ def start(model: Path, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", PROGRAM, model, folder], stdout=subprocess.PIPE, text=True)
 
 
-@pytest.fixture
-def saved(model, tmp_path):
-    model.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    zoo.build("llama").save_pretrained(folder / "model")
+    return folder / "model"
 
 
-@pytest.fixture
-def undisturbed(saved, tmp_path):
-    return start(saved, tmp_path / "undisturbed").communicate()[0]
+@pytest.fixture(scope="module")
+def undisturbed(saved):
+    """What the program prints, and the folder of its run."""
+    return start(saved, saved.parent / "undisturbed").communicate()[0], saved.parent / "undisturbed"
 
 
 def records(folder):
@@ -265,9 +269,9 @@ def test_killed_at_any_moment_it_resumes_to_the_bit(saved, undisturbed, tmp_path
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert 0 < len(seen) < 26
-    assert start(saved, folder).communicate()[0] == undisturbed
+    assert start(saved, folder).communicate()[0] == undisturbed[0]
     for name, record in records(folder).items():
-        other = records(tmp_path / "undisturbed")[name]
+        other = records(undisturbed[1])[name]
         assert record.drop_vars("seconds", errors="ignore").equals(other.drop_vars("seconds", errors="ignore"))
     assert (sinkscope.list_cells(folder)["problem"] == "").all()
 
@@ -275,7 +279,7 @@ def test_killed_at_any_moment_it_resumes_to_the_bit(saved, undisturbed, tmp_path
 @pytest.mark.slow
 def test_two_runs_in_one_folder_at_once_both_end_right(saved, undisturbed, tmp_path):
     both = [start(saved, tmp_path / "both") for _ in range(2)]
-    assert [each.communicate()[0] for each in both] == [undisturbed] * 2
+    assert [each.communicate()[0] for each in both] == [undisturbed[0]] * 2
     assert (sinkscope.list_cells(tmp_path / "both")["problem"] == "").all()
     assert not list((tmp_path / "both" / "cells").glob(".*"))
 

@@ -81,6 +81,7 @@ def test_each_question_of_a_stream_asks_about_the_line_so_many_lines_back(chat):
             assert (text == talking.START).sum() == 2 * len(asked.places) + 1  # the template's own system turn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "policy",
     [
@@ -112,6 +113,7 @@ def test_answers_are_scored_where_perplexity_scores_them(policy):
         np.testing.assert_array_equal(record.said[0, 0], logits.argmax(-1).numpy() == right)
 
 
+@pytest.mark.slow
 def test_a_model_is_afterwards_as_it_was_and_a_seed_repeats_everything():
     model, tokenizer = talking.talker(), talking.tokenizer()
     before = {name: each.clone() for name, each in model.state_dict().items()}

@@ -48,6 +48,7 @@ def test_loky_workers_give_identical_numbers(model, ids, only_elsewhere):
     pd.testing.assert_frame_equal(here[EXACT], there[EXACT])
 
 
+@pytest.mark.slow
 def test_threads_that_share_a_model_give_identical_numbers(model, ids):
     here = ablated(model, ids)
     with joblib.parallel_config(backend="threading", n_jobs=2):
@@ -60,6 +61,7 @@ def test_n_jobs_alone_gives_identical_numbers(model, ids):
     pd.testing.assert_frame_equal(ablated(model, ids)[EXACT], ablated(model, ids, n_jobs=2)[EXACT])
 
 
+@pytest.mark.slow
 def test_a_backend_that_hands_over_all_at_the_end_gives_identical_numbers(model, ids, monkeypatch):
     monkeypatch.setattr(
         joblib._parallel_backends.ThreadingBackend, "supports_return_generator", False, raising=True
@@ -87,6 +89,7 @@ def test_dask_workers_load_a_model_from_its_path(dask_workers, model, ids, saved
         pd.testing.assert_frame_equal(here[EXACT], ablated(saved, ids)[EXACT])
 
 
+@pytest.mark.slow
 def test_a_path_is_loaded_once_and_travels_without_weights(model, ids, saved, monkeypatch):
     loads = []
     original = runner.load

@@ -45,6 +45,7 @@ def is_harmless(page: str) -> bool:
     """Whether a page has only elements that the explorer writes, and no attribute that runs anything."""
     found = Elements(page)
     known = {"b", "i", "br", "p", "div", "span", "table", "caption", "tr", "th", "td", "code", "style", "details"}
+    known |= {"section", "ol", "li", "dl", "dt", "dd"}  # of the help
     pictures = found.names & {"img"}
     ours = page.count("<img ") == page.count('src="data:image/png;base64,') if pictures else True
     handlers = {name for name in found.attributes if name.startswith("on")}

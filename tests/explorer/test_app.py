@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from types import SimpleNamespace
 
@@ -15,10 +16,12 @@ from sinkscope.explorer import launch
 from sinkscope.explorer.app import Explorer
 from sinkscope.explorer.configuration import GONE
 from sinkscope.explorer.controller import NEEDS_MODEL
+from sinkscope.explorer.controls import descendants, is_asked
 from sinkscope.explorer.pixels import RANKINGS, MapOptions
 from sinkscope.explorer.results import Change
 from sinkscope.explorer.saving import view_record
 from sinkscope.explorer.wiring import answer
+from sinkscope.glossary import DEFINITIONS
 from tests.explorer.hostile import ESCAPED, HOSTILE, QUOTED, Tokenizer, is_harmless, pages
 from tests.explorer.references import text
 from tests.support.zoo import build
@@ -348,19 +351,60 @@ def test_once_closed_a_sentence_stands_where_it_was_and_whatever_is_asked_is_ref
         made.controller.change(policy="window")
 
 
-@pytest.mark.parametrize("said", ["policy", "window", "sort heads by", "preview", "keys hidden", "policy A", "speed"])
-def test_every_control_is_explained_in_a_line(app, said):
-    words = app.children[0].words
-    assert 10 < len(words[said]) < 100
-    named = [
-        *app.controls.fields.values(),
-        *app.map_controls.children,
-        *app.compare.children,
-        *app.streaming.children[0].children,
-        *app.writing.fields,
-    ]
-    labels = {each.description for each in named if not isinstance(each, (w.Button, w.Label))}
-    assert labels == set(words)
+def test_every_control_has_a_name_and_an_explanation_of_one_line(app):
+    words, every = app.children[0].words, descendants(app)
+    asked = [each for each in every if is_asked(each)]
+    buttons = [each for each in every if isinstance(each, (w.Button, w.ToggleButton))]
+    assert len(asked) > 18 and len(buttons) > 10
+    for each in [*asked, *buttons]:
+        assert each.description.strip() and 6 < len(each.tooltip or "") < 130, each
+        assert "\n" not in each.tooltip and each.tooltip[0].islower()
+    assert words == {each.description: each.tooltip for each in asked}
+    assert len({each.description for each in asked}) == len(asked)  # so that a name says which one is meant
+
+
+def test_the_help_opens_and_closes_and_defines_each_word_once(app):
+    guide = app.guide
+    assert guide.panel.layout.display == "none"
+    guide.button.value = True
+    assert guide.panel.layout.display is None
+    for word, told in DEFINITIONS.items():
+        assert guide.panel.value.count(f"<dt>{word}</dt><dd>{told}.</dd>") == 1
+    assert {"sink", "mass", "rate", "null", "policy"} <= set(DEFINITIONS)
+    labels = {each.description for each in descendants(app) if is_asked(each) or isinstance(each, w.Button)}
+    named = {*re.findall("<i>(.*?)</i>", guide.panel.value)} - {"evict / restore", "streaming"}  # a canvas's, a tab's
+    options = {label for each in descendants(app) if isinstance(each, w.Dropdown) for label, _ in each.options}
+    assert named <= labels | options  # what the tour names is there
+    guide.button.value = False
+    assert guide.panel.layout.display == "none"
+
+
+def test_a_map_option_beyond_its_control_stays_what_was_asked_for(app):
+    app.controller.show(hiding="hidden", hidden=20)
+    assert app.map_controls.fields["hidden"].value == 16 and app.controller.map_options.hidden == 20
+    app.map_controls.fields["hidden"].value = 3
+    assert app.controller.map_options.hidden == 3
+    app.controller.show(hiding="nothing", hidden=1)
+
+
+@pytest.mark.parametrize("name", ["controls", "map_controls", "compare"])
+def test_widgets_that_are_set_ask_for_nothing_also_when_they_are_set_once_more_meanwhile(app, monkeypatch, name):
+    app.controller.change(policy="window", window=20)
+    assert app.wait(60)
+    bar, asked = getattr(app, name), []
+    widget = (
+        bar.history if name == "compare" else next(each for each in bar.fields.values() if isinstance(each, w.Dropdown))
+    )
+    for ask in ("change", "show"):
+        monkeypatch.setattr(app.controller, ask, lambda **fields: asked.append(fields))
+    with bar._silence:
+        bar.show()  # as it happens when something changes while this is shown
+        widget.index = 1 if widget.index == 0 else 0
+    assert asked == [] and not bar._silence
+    widget.index = 1 if widget.index == 0 else 0
+    assert len(asked) == 1
+    monkeypatch.undo()
+    bar.show()
 
 
 def test_without_a_kernel_the_notebook_says_what_is_missing(app):

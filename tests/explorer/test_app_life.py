@@ -53,6 +53,7 @@ def test_twenty_explorers_made_and_closed_leave_nothing(monkeypatch):
     assert state_of(model) == before and torch.is_grad_enabled()
 
 
+@pytest.mark.slow
 def test_an_explorer_that_was_closed_keeps_no_model_alive():
     model = build("llama")
     app, gone = explore(model, text=text(16)), weakref.ref(model)

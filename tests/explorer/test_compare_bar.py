@@ -73,6 +73,7 @@ def test_the_history_is_a_list_to_return_by_and_buttons_go_back_and_forth(app):
     assert app.wait(60) and app.controller.name == "window 20"
 
 
+@pytest.mark.slow
 def test_what_is_pinned_is_named_and_stands_in_losses_words_and_state(app):
     bar = app.compare
     bar.buttons["pin setting"].click()

@@ -127,4 +127,4 @@ def test_prices_are_said_beside_the_dense_one():
 
 
 def test_white_space_of_a_token_is_visible():
-    assert display.token_text(controller_of(" a\n\t\r"), 5) == "␣a↵⇥␍"
+    assert display.token_text(controller_of(" a\n\t\r"), 5) == "␣a↵⇥\\r"

@@ -68,6 +68,7 @@ def test_a_setting_that_is_refused_or_was_never_shown_is_no_step(controller, rea
     assert go(controller, controller.undo) == "dense"
 
 
+@pytest.mark.slow
 def test_a_history_keeps_nothing_of_what_was_read(controller):
     kept = []
     for window in range(1, 21):

@@ -51,6 +51,7 @@ def is_read(app: Explorer) -> bool:
 # --- what a processor made --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llava", "gemma3", "qwen3_vl"])
 def test_a_text_with_an_image_is_read_with_it_and_its_continuation_is_the_models_own(opened, name):
     model, given = several.build_several(name), several.inputs_of(name, 1)
@@ -151,6 +152,7 @@ def small_and_long() -> nn.Module:
     return AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **options)).eval()
 
 
+@pytest.mark.slow
 def test_two_tokens_are_enough_for_everything(opened):
     app = opened(build("llama"), text=text(2))
     assert is_read(app)

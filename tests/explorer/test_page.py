@@ -162,6 +162,7 @@ def test_a_setting_asked_for_twice_is_there_once(tmp_path):
     assert [each["name"] for each in told(page)["settings"]] == ["dense", "window 16", other.name]
 
 
+@pytest.mark.slow
 def test_an_open_explorer_gives_its_head_its_query_and_what_it_shows_and_goes_on(tmp_path):
     controller = Controller(reader(), WORDS)
     controller.begin()

@@ -10,7 +10,7 @@ import torch
 
 from sinkscope import Dense, Recompute, SinkscopeError, SinkWindow, Window, perplexity
 from sinkscope.explorer import streaming
-from sinkscope.explorer.streaming import BLOCK, Player
+from sinkscope.explorer.streaming import BLOCK, SAMPLED, Player
 from tests.explorer.references import text
 from tests.support.model_state import state_of
 from tests.support.zoo import build
@@ -31,6 +31,7 @@ def play(one: Player, rounds: int | None = None) -> list[list[int]]:
     return given
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss", "deepseek_v3", "gpt_neox"])
 def test_losses_of_both_policies_are_those_of_perplexity(name):
     one = Player(build(name), text(TOKENS), POLICIES)
@@ -40,6 +41,7 @@ def test_losses_of_both_policies_are_those_of_perplexity(name):
     one.close()
 
 
+@pytest.mark.slow
 def test_a_family_read_token_by_token_is_played_in_the_same_blocks():
     one = Player(build("falcon_rotary"), text(150), POLICIES)
     assert play(one) == [[128, 128], [149, 149]]
@@ -164,6 +166,13 @@ def test_what_a_user_should_know_of_the_policies_is_noted():
     one.close()
 
 
-def test_no_policy_that_is_recomputed_is_played():
-    with pytest.raises(SinkscopeError, match="recompute"):
-        Player(build("llama"), text(50), [Recompute(20), Window(20)])
+@pytest.mark.parametrize("tokens", [2, 10, 17, 150])
+def test_re_computation_is_played_by_a_sample_with_the_last_token_in_it(tokens):
+    one = Player(build("llama"), text(tokens), [Recompute(20), Window(20)])
+    play(one)
+    assert one.is_over
+    scored = np.flatnonzero(np.isfinite(one.losses[0]))
+    assert scored.tolist() == sorted({*range(SAMPLED, tokens - 1, SAMPLED), tokens - 1})
+    whole = perplexity(build("llama"), text(tokens)[None], [Recompute(20)], samples=None).nll.values[0, 0]
+    np.testing.assert_allclose(one.losses[0, scored], whole[scored], atol=3e-4)
+    one.close()

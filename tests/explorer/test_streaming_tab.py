@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from sinkscope import Dense, SinkWindow, Window, explore, perplexity
+from sinkscope import Dense, Recompute, SinkWindow, Window, explore, perplexity
 from sinkscope.explorer.app import Explorer
-from sinkscope.explorer.streaming import SPEEDS
+from sinkscope.explorer.controls import descendants
+from sinkscope.explorer.streaming import SAMPLED, SPEEDS
 from tests.explorer.hostile import ESCAPED, HOSTILE, is_harmless
 from tests.explorer.references import text
 from tests.support.zoo import build
@@ -48,13 +52,13 @@ def test_both_curves_and_the_words_are_those_of_the_player_and_its_losses_those_
     expected = perplexity(build("llama"), text(TOKENS)[None], policies).nll.values[:, 0]
     np.testing.assert_allclose(tab.player.losses, expected, atol=3e-4)
     for place, policy in enumerate(policies):
-        line = tab.chart.data[place]
-        assert line.name == policy.name and list(line.x) == [128, 256, 299]
+        line = SimpleNamespace(**tab.chart.frame["curves"][place])
+        assert line.name == policy.name and line.x == [128, 256, 299]
         last = np.exp(expected[place, -256:].mean())
         assert line.y[-1] == pytest.approx(last, rel=1e-3)
         assert f"<b>{policy.name}</b>: 299 tokens, perplexity {line.y[-1]:.2f}" in tab.status.value
     assert "the text has ended" in tab.status.value and tab.play.description == "play"
-    assert [shape.x0 for shape in tab.chart.layout.shapes] == [60]  # both keep as many
+    assert tab.chart.frame["marks"] == [60]  # both keep the same number
 
 
 def test_pausing_keeps_the_place_and_playing_on_changes_nothing(app):
@@ -66,7 +70,7 @@ def test_pausing_keeps_the_place_and_playing_on_changes_nothing(app):
     done = list(tab.player.done)
     assert not tab.is_playing and done == [128, 128] and "128 tokens" in tab.status.value
     player = tab.player
-    tab.speed.value = None
+    tab.speed.value = math.inf
     tab.toggle()
     until_it_stops(app)
     assert tab.player is player and player.done == [299, 299]
@@ -132,7 +136,7 @@ def test_what_fails_on_the_way_is_said_and_can_be_begun_again(app, monkeypatch):
     tab.toggle()
     until(app, 128)
     monkeypatch.setattr(tab.player, "_read_on", lambda place: (_ for _ in ()).throw(ValueError(HOSTILE)))
-    tab.speed.value = None
+    tab.speed.value = math.inf
     until_it_stops(app)
     assert ESCAPED in tab.status.value and is_harmless(tab.status.value) and tab.player is None
     tab.toggle()
@@ -172,3 +176,38 @@ def test_a_text_shorter_than_the_cache_has_a_cache_that_fits():
     until_it_stops(app)
     assert "the text has ended" in app.streaming.status.value
     app.close()
+
+
+def test_before_anything_is_played_every_field_says_what_it_holds_and_the_chart_has_no_curve(app):
+    tab = app.streaming
+    assert (tab.left.label, tab.right.label, tab.speed.label) == ("window", "sinks + window", "as fast as it goes")
+    assert tab.chart.frame["curves"] == [] and tab.chart.frame["length"] == TOKENS
+
+
+def test_the_number_of_sinks_is_at_rest_where_no_policy_keeps_any(app):
+    tab = app.streaming
+    assert not tab.sinks.disabled
+    tab.right.value = "dense"
+    assert tab.sinks.disabled
+    tab.left.value = "sinks"
+    assert not tab.sinks.disabled
+
+
+def test_the_controls_of_the_heads_stand_in_their_own_tab(app):
+    heads, streaming, _ = app.children[-1].children
+    inside = {id(part) for part in descendants(streaming)}
+    assert streaming is app.streaming and not inside & {id(each) for each in app.controls.fields.values()}
+    assert {id(each) for each in app.controls.fields.values()} <= {id(part) for part in descendants(heads)}
+
+
+def test_re_computation_is_played_by_a_sample_whose_losses_are_those_of_perplexity(app):
+    tab = app.streaming
+    tab.right.value = "recompute"
+    tab.toggle()
+    until_it_stops(app)
+    losses, policy = tab.player.losses[1], Recompute(60)
+    scored = np.flatnonzero(np.isfinite(losses))
+    assert tab.player.policies[1] == policy and scored.tolist() == [*range(SAMPLED, TOKENS - 1, SAMPLED), TOKENS - 1]
+    expected = perplexity(build("llama"), text(TOKENS)[None], [policy], samples=None).nll.values[0, 0]
+    np.testing.assert_allclose(losses[scored], expected[scored], atol=3e-4)
+    assert tab.chart.frame["curves"][1]["y"][-1] == pytest.approx(np.exp(losses[scored][-16:].mean()), rel=1e-3)

@@ -70,6 +70,7 @@ def test_a_dense_continuation_is_that_of_generate(name):
     assert written(everything(reader(name), Configuration())) == expected[0, 60:].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "sinks", "window"), [("llama", 0, 20), *((name, 4, 16) for name in FAMILIES)])
 def test_a_continuation_under_sinks_is_that_of_generate_with_a_sink_cache(name, sinks, window):
     model, ids = build(name), text()[None]

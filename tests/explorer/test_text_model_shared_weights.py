@@ -43,6 +43,7 @@ def test_a_twin_shares_every_weight_and_buffer_and_gives_the_same_logits(name):
         torch.testing.assert_close(twin(text()[None]).logits, model(text()[None]).logits, atol=0, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_model_is_as_it_was_before_every_result_and_after(name):
     model = build(name).train()  # also in training mode, which the twin is not in
@@ -76,6 +77,7 @@ def test_the_model_and_the_twin_are_as_they_were_after_an_exception_in_the_midst
     np.testing.assert_array_equal(first(reader, Configuration()).losses, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "configuration", [Configuration(), CONFIGURATIONS["sinks"][0], RECOMPUTED], ids=lambda each: each.policy
 )

@@ -16,7 +16,7 @@ from sinkscope import figures
 from sinkscope.figures.matplotlib_renderer import PaperFigure
 from tests.support import experiments
 from tests.support.loss_records import collapsing
-from tests.support.synthetic import synthetic_maps, synthetic_record
+from tests.support.synthetic import secondary_record, synthetic_maps, synthetic_record
 from tests.support.training_records import emergence_record, language_record
 from tests.support.zoo import build
 
@@ -161,6 +161,24 @@ def of_purposes() -> xr.Dataset:
     return sinkscope.measure(build("llama"), ids, probes, progress=False)
 
 
+def mixed() -> xr.Dataset:
+    """Whole maps of a tiny model."""
+    ids = torch.randint(3, 120, (4, 40), generator=torch.Generator().manual_seed(5))
+    return sinkscope.measure(build("llama"), ids, [sinkscope.Maps(resolution=None)], progress=False)
+
+
+def tagged() -> xr.Dataset:
+    """Tags of the sinks of a tiny model."""
+    ids = torch.randint(3, 120, (4, 40), generator=torch.Generator().manual_seed(5))
+    return sinkscope.sink_tags(build("llama"), ids, epsilon=0.05, progress=False)
+
+
+def perturbed() -> xr.Dataset:
+    """A changed token of a tiny model."""
+    ids = torch.randint(3, 120, (4, 40), generator=torch.Generator().manual_seed(5))
+    return sinkscope.perturbation_spread(build("llama"), ids)
+
+
 def split() -> xr.Dataset:
     """Losses of heads that stream."""
     ids = torch.randint(3, 120, (1, 80), generator=torch.Generator().manual_seed(5))
@@ -195,6 +213,7 @@ RECORDS: dict[str, Callable[[], Any]] = {
     **dict.fromkeys(CAPTURED, captured), **EXPERIMENTS, **STREAMED, **TRAINED, "explored": view,
     "first_cosine": likenesses, "image_grid": pictured, "span_mass": spanned,
     **dict.fromkeys(("purposes", "depth", "reach"), of_purposes), "head_split": split,
+    "secondary_sinks": secondary_record, "sink_tags": tagged, "perturbation_spread": perturbed, "rollout": mixed,
 }  # fmt: skip
 
 

@@ -25,44 +25,68 @@ def heights(axes, gid: str) -> np.ndarray:
     return np.asarray(artists(axes)[gid].get_ydata(), float)
 
 
-def expected(record, arm: str, layer: int) -> list[np.ndarray]:
-    """[seed, step] of each panel."""
-    own, other = record.sel(arm=arm), record.sel(arm=arm, tokens="non-trigger")
-    return [
-        other["bos_mass"].sel(layer=layer).values.mean(-1),
-        other["row_sum"].sel(layer=layer).values.mean(-1),
-        (own["bos_value_norm"] / own["value_norm"]).sel(layer=layer).values.mean(-1),
-        own["loss"].sel(tokens="all").values - 1.8,
-    ]
-
-
-def test_lines_are_means_over_seeds_and_bands_their_t_intervals():
+def test_a_panel_for_each_arm_has_its_mean_over_seeds_t_intervals_and_every_seed():
     record = emergence_record(layers=2, heads=2)
     panels = figures.emergence(record, layer=1).axes
-    for arm in ("softmax", "sigmoid"):
-        for axes, values in zip(panels, expected(record, arm, 1), strict=True):
-            np.testing.assert_allclose(heights(axes, f"mean-{arm}"), values.mean(0), rtol=1e-6)
-            np.testing.assert_array_equal(artists(axes)[f"mean-{arm}"].get_xdata(), record["step"])
-            outline = artists(axes)[f"band-mean-{arm}"].get_paths()[0].vertices
-            half = STUDENT * values.std(0, ddof=1) / 3**0.5
-            for step, mean, each in zip(record["step"].values, values.mean(0), half, strict=True):
-                around = outline[outline[:, 0] == step, 1]
-                np.testing.assert_allclose([around.min(), around.max()], [mean - each, mean + each], rtol=1e-6)
-            (whisker,) = artists(axes)[f"interval-last-{arm}"].get_segments()
-            last = values.mean(0)[-1]
-            np.testing.assert_allclose(whisker[:, 1], [last - half[-1], last + half[-1]], rtol=1e-6)
-            assert (whisker[:, 0] > record["step"].max().item()).all()
-            rings = artists(axes)[f"seeds-{arm}"]
-            np.testing.assert_allclose(rings.get_ydata(), values[:, -1], rtol=1e-6)
-            np.testing.assert_array_equal(rings.get_xdata(), whisker[0, 0])
+    softmax = record["bos_mass"].sel(arm="softmax", tokens="non-trigger", layer=1).mean("head").values
+    for axes, arm in zip(panels, ("softmax", "sigmoid"), strict=False):
+        values = record["bos_mass"].sel(arm=arm, tokens="non-trigger", layer=1).mean("head").values  # [seed, step]
+        assert axes.get_title() == arm
+        np.testing.assert_allclose(heights(axes, f"mean-{arm}"), values.mean(0), rtol=1e-6)
+        np.testing.assert_array_equal(artists(axes)[f"mean-{arm}"].get_xdata(), record["step"])
+        outline = artists(axes)[f"band-mean-{arm}"].get_paths()[0].vertices
+        half = STUDENT * values.std(0, ddof=1) / 3**0.5
+        for step, mean, each in zip(record["step"].values, values.mean(0), half, strict=True):
+            around = outline[outline[:, 0] == step, 1]
+            np.testing.assert_allclose([around.min(), around.max()], [mean - each, mean + each], rtol=1e-6)
+        for seed in range(3):
+            np.testing.assert_allclose(heights(axes, f"seed-{seed}-{arm}"), values[seed], rtol=1e-6)
+        if arm != "softmax":
+            np.testing.assert_allclose(heights(axes, f"baseline-{arm}"), softmax.mean(0), rtol=1e-6)
+        assert ("baseline-softmax" in artists(axes)) is False
+    limits = {axes.get_ylim() for axes in panels[:2]}
+    assert len(limits) == 1  # arms are compared by eye
 
 
-def test_the_uniform_null_of_each_kind_of_arm_is_drawn():
+def test_the_last_step_of_all_arms_stands_in_rows_with_a_ring_for_each_seed():
+    record = emergence_record(layers=2, heads=2)
+    last = figures.emergence(record, layer=1).axes[2:]
+    for row, arm in enumerate(("softmax", "sigmoid")):
+        own = record.sel(arm=arm).isel(step=-1)
+        at = own.sel(layer=1)
+        expected = [
+            at["row_sum"].sel(tokens="non-trigger").values.mean(-1),
+            (at["bos_value_norm"] / at["value_norm"]).values.mean(-1),
+            own["loss"].sel(tokens="all").values - 1.8,
+        ]
+        for axes, values in zip(last, expected, strict=True):
+            rings, mean = artists(axes)[f"seeds-{arm}"], artists(axes)[f"last-{arm}"]
+            np.testing.assert_allclose(rings.get_xdata(), values, rtol=1e-6)
+            assert set(rings.get_ydata()) == {row} == set(mean.get_ydata())
+            np.testing.assert_allclose(mean.get_xdata(), values.mean(), rtol=1e-6)
+            assert axes.get_yticklabels()[row].get_text() == arm
+
+
+@pytest.mark.parametrize("quantity", ["loss", "gate of non-triggers", "row sum of triggers"])
+def test_another_quantity_can_be_followed(quantity):
+    record = emergence_record()
+    axes = figures.emergence(record, quantity=quantity).axes[1]
+    known = {
+        "loss": record["loss"].sel(tokens="all"),
+        "gate of non-triggers": record["gate"].sel(tokens="non-trigger", layer=0, head=0),
+        "row sum of triggers": record["row_sum"].sel(tokens="trigger", layer=0, head=0),
+    }[quantity]
+    np.testing.assert_allclose(heights(axes, "mean-sigmoid"), known.sel(arm="sigmoid").mean("seed"), rtol=1e-6)
+    assert not any(gid == "null" for gid in artists(axes))
+    with pytest.raises(SinkscopeError, match="quantity='mass'"):
+        figures.emergence(record, quantity="mass")
+
+
+def test_the_uniform_null_of_each_arm_is_drawn_in_its_panel():
     record = emergence_record(arms=("softmax", "sink token"))
     record["bos_null"][1] = 0.05
-    axes = figures.emergence(record).axes[0]
-    assert {float(heights(axes, gid)[0]) for gid in artists(axes) if gid.startswith("null-")} == {0.06, 0.05}
-    assert "uniform null, 0.06" in axes.get_legend_handles_labels()[1]
+    for axes, null in zip(figures.emergence(record).axes, (0.06, 0.05), strict=False):
+        assert float(heights(axes, "null")[0]) == null
 
 
 def test_fewer_than_three_seeds_have_no_bands_and_the_figure_says_so():
@@ -72,16 +96,10 @@ def test_fewer_than_three_seeds_have_no_bands_and_the_figure_says_so():
     assert "95% t intervals over 3 seeds" in figures.emergence(emergence_record()).legends[0].get_title().get_text()
 
 
-def test_every_arm_has_a_look_of_its_own():
-    arms = ("softmax", "softmax1", "learned sink", "clipped softmax", "sigmoid", "relu", "sink token")
-    axes = figures.emergence(emergence_record(arms=arms)).axes[0]
-    lines = [artists(axes)[f"mean-{arm}"] for arm in arms]
-    assert len({line.get_color() for line in lines}) == len(arms)
-
-
 def test_axes_say_probability_and_nats_and_share_no_label():
-    labels = [axes.get_ylabel() for axes in figures.emergence(emergence_record()).axes]
-    assert "probability" in labels[0] and "nats" in labels[3] and len(set(labels)) == 4
+    panels = figures.emergence(emergence_record()).axes
+    assert "probability" in panels[0].get_ylabel() and "nats" in panels[-1].get_xlabel()
+    assert len({axes.get_xlabel() for axes in panels[-3:]}) == 3
 
 
 def test_a_layer_that_is_not_there_is_refused():

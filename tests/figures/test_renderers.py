@@ -60,7 +60,7 @@ def floats(values) -> np.ndarray:
 
 def test_every_public_figure_is_described():
     public = {name for name in figures.__all__ if hasattr(getattr(figures, name), "describe")}
-    assert public == set(RECORDS) and len(public) == 31
+    assert public == set(RECORDS) and len(public) == 35
 
 
 @pytest.mark.slow

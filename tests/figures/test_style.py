@@ -87,7 +87,7 @@ def test_a_figure_shows_itself_in_a_notebook(record):
 @pytest.mark.parametrize(
     ("value", "shown"),
     [(0.0, "0"), (0.02014, "0.0201"), (1234.5, "1,234"), (3.0, "3.00"), (12.34, "12.3"), (float("nan"), "n/a"),
-     (2.5e-7, "2.50 × 10⁻⁷"), (999.6, "1,000"), (9.999, "10.00"), (-3.14159, "-3.14"),
+     (2.5e-7, "2.50 × 10⁻⁷"), (999.6, "1,000"), (9.999, "10.00"), (-3.14159, "−3.14"),
      (float("-inf"), "−∞")],
 )  # fmt: skip
 def test_numbers_for_a_reader(value, shown):

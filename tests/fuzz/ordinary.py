@@ -172,6 +172,7 @@ BY_SUBJECT: dict[str, dict[str, Make]] = {
     "head_split": {"gates": lambda _: world.gates(), "ids": lambda _: world.ids(1, 60)},
     "save_head_gates": {"gates": lambda _: world.gates(), "path": lambda folder: folder / "gates.tsv"},
     "sink_values": {"kinds": lambda _: ("zero", "other text")},
+    "perturbation_spread": {"first": lambda _: "kept"},
     "reach": {"sinks": lambda _: 1, "windows": lambda _: 8},
     "reach_table": {"sinks": lambda _: 1, "window": lambda _: 16},
     "head_gates": {"sinks": lambda _: 1, "window": lambda _: 16},
@@ -275,6 +276,9 @@ READS: dict[str, str] = {
     "spike_overlap": "purposes", "reach": "purposes", "reach_table": "purposes", "head_gates": "purposes",
     "gates_table": "gated", "figures.purposes": "purposes", "figures.depth": "purposes", "figures.reach": "purposes",
     "figures.head_split": "head split",
+    "secondary_sinks": "secondary", "figures.secondary_sinks": "secondary", "tags_table": "tags",
+    "figures.sink_tags": "tags", "spread_table": "perturbed", "figures.perturbation_spread": "perturbed",
+    "rollout": "mixed", "figures.rollout": "mixed",
 }  # fmt: skip
 """What record or table a reader reads, where it is not what `measure` makes."""
 RECORDS = ("record", "curve", "table")

@@ -92,7 +92,7 @@ def read(cache: Any) -> None:
 
 @cache
 def _records() -> dict[str, Any]:
-    from tests.support import experiments, loss_records, training_records
+    from tests.support import experiments, loss_records, synthetic, training_records
 
     measured = sinkscope.measure(
         model(), ids(), (*sinkscope.ALL, sinkscope.EvictionEffect(), sinkscope.FirstCosine(), SinkDimensions()),
@@ -107,6 +107,10 @@ def _records() -> dict[str, Any]:
         "purposes": purposes,
         "gated": _gated(measured),
         "head split": sinkscope.head_split(model(), ids(1, 60), gates, (0, 0.5, 1), sinks=1, window=8, progress=False),
+        "secondary": synthetic.secondary_record(),
+        "tags": drawn.tagged(),
+        "perturbed": drawn.perturbed(),
+        "mixed": drawn.mixed(),
         "losses": sinkscope.perplexity(model(), ids(), [sinkscope.Dense()], progress=False),
         "collapsing": loss_records.collapsing(tokens=200),
         "ablation": run,

@@ -35,6 +35,7 @@ def runs(monkeypatch) -> list[str]:
     return names
 
 
+@pytest.mark.slow
 def test_the_record_has_every_arm_seed_and_step_and_what_is_needed_to_repeat_it(tmp_path):
     record = trained(tmp_path, steps=5, layers=2, heads=2)
     assert record["loss"].dims == ("arm", "seed", "step", "tokens")
@@ -149,6 +150,7 @@ def test_an_arm_of_one_s_own_is_trained_with_its_normaliser(tmp_path):
     np.testing.assert_array_equal(record["loss"].sel(arm="mine"), record["loss"].sel(arm="softmax1"))
 
 
+@pytest.mark.slow
 def test_a_model_learns_to_copy_what_no_bigram_could_tell(tmp_path):
     record = lab.bigram_backcopy(
         "softmax", 0, 200, width=32, length=12, batch=32, learning_rate=1e-2, text=TEXT, triggers="at", every=200,

@@ -211,6 +211,7 @@ def test_trained_weights_are_kept_and_other_caches_need_no_training(folder, reco
     np.testing.assert_allclose(again["nll"].sel(policy="dense"), record["nll"].sel(policy="dense"), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_record_is_kept_in_a_file(tmp_path, record):
     save_record(record, tmp_path / "record.nc")
     opened = open_record(tmp_path / "record.nc")
@@ -222,6 +223,7 @@ def test_the_record_is_kept_in_a_file(tmp_path, record):
     ("options", "message"),
     [
         ({"arms": ["learned sink"]}, "trains logits that Llama does not have"),
+        ({"arms": ["gated"]}, "trains gates that Llama does not have"),
         ({"arms": ["nonsense"]}, "'nonsense' is no arm"),
         ({"steps": 0}, "steps=0"),
         ({"seeds": []}, "no seeds were given"),

@@ -35,7 +35,7 @@ def ids(sequences: int = 5) -> torch.Tensor:
 def weights_by_hand(arm: str, scores: np.ndarray, logit: float) -> np.ndarray:
     """Weights of one query over the keys it sees, from the formula."""
     exponentials = np.exp(scores)
-    if arm in ("softmax", "sink token"):
+    if arm in ("softmax", "sink token", "gated"):
         return exponentials / exponentials.sum()
     if arm == "softmax1":
         return exponentials / (1 + exponentials.sum())
@@ -75,12 +75,17 @@ def by_hand(made: Decoder, arm: str, text: np.ndarray) -> tuple[np.ndarray, list
                 scores = key[: place + 1, own] @ query[place, own] / math.sqrt(dim)
                 weights[head, place, : place + 1] = weights_by_hand(arm, scores, logit)
             output[:, own] = weights[head] @ value[:, own]
+        gate = np.ones_like(output)
+        if arm == "gated":
+            gate = 1 / (1 + np.exp(-states @ get[name + "attention.gate.weight"].T))
+        output = output * gate
         hidden = hidden + output @ get[name + "attention.leave.weight"].T
         inner = normed(hidden, made.layers[number].before_perceptron.weight) @ get[name + "perceptron.0.weight"].T
         inner = inner + get[name + "perceptron.0.bias"]
         inner = inner * 0.5 * (1 + np.vectorize(math.erf)(inner / math.sqrt(2)))
         hidden = hidden + inner @ get[name + "perceptron.2.weight"].T + get[name + "perceptron.2.bias"]
-        layers.append({"weights": weights, "value": value, "hidden": hidden})
+        gate = gate.reshape(len(gate), HEADS, dim).mean(-1).T
+        layers.append({"weights": weights, "value": value, "hidden": hidden, "gate": gate})
     logits = normed(hidden, made.before_head.weight) @ get["head.weight"].T
     return (logits[1:] if arm == "sink token" else logits), layers
 
@@ -91,7 +96,8 @@ def test_masses_norms_and_losses_are_means_over_the_queries_of_each_kind(arm):
     found = {name: each.numpy() for name, each in observed(made, TASK, batch).items()}
     shift = int(arm.has_sink_token)
     sums = {
-        "loss": np.zeros(3), **{name: np.zeros((2, HEADS, 3)) for name in ("bos_mass", "previous_mass", "row_sum")},
+        "loss": np.zeros(3),
+        **{name: np.zeros((2, HEADS, 3)) for name in ("bos_mass", "previous_mass", "row_sum", "gate")},
         "bos_value_norm": np.zeros((2, HEADS)), "value_norm": np.zeros((2, HEADS)),
         "bos_hidden_norm": np.zeros(2), "hidden_norm": np.zeros(2),
     }  # fmt: skip
@@ -107,7 +113,9 @@ def test_masses_norms_and_losses_are_means_over_the_queries_of_each_kind(arm):
             for number, layer in enumerate(layers):
                 for head in range(HEADS):
                     row = layer["weights"][head, query + shift, shift:]
-                    for name, mass in (("bos_mass", row[0]), ("previous_mass", row[query - 1]), ("row_sum", row.sum())):
+                    gate = layer["gate"][head, query + shift]
+                    masses = {"bos_mass": row[0], "previous_mass": row[query - 1], "row_sum": row.sum(), "gate": gate}
+                    for name, mass in masses.items():
                         sums[name][number, head] += np.where(kinds, mass, 0)
         for number, layer in enumerate(layers):
             norms = np.linalg.norm(layer["hidden"][shift:], axis=1)
@@ -119,7 +127,7 @@ def test_masses_norms_and_losses_are_means_over_the_queries_of_each_kind(arm):
                 sums["bos_value_norm"][number, head] += norms[0] / len(batch)
                 sums["value_norm"][number, head] += norms[1:].mean() / len(batch)
     assert counts[1] > 5 and counts[2] > 10
-    for name in ("loss", "bos_mass", "previous_mass", "row_sum"):
+    for name in ("loss", "bos_mass", "previous_mass", "row_sum", "gate"):
         sums[name] /= counts
     assert set(found) == set(sums)
     for name, expected in sums.items():

@@ -72,6 +72,7 @@ def test_the_page_is_saved_and_opens_by_itself(three, tmp_path):
     made.save(folder, progress=False)  # replaces what is its own
 
 
+@pytest.mark.slow
 def test_saved_reports_are_opened_and_two_of_one_name_are_told_apart(three, tmp_path):
     saved = Report(three["one"]).save(tmp_path / "one", progress=False)
     found = atlas([saved, str(saved)], progress=False).tables["atlas"]

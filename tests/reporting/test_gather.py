@@ -75,6 +75,7 @@ def test_a_model_with_fewer_positions_gets_shorter_sequences_and_a_note(llama, t
     assert "96 tokens" in made.notes[0] and "1,024" in made.notes[0]
 
 
+@pytest.mark.slow
 def test_whisper_has_positions_of_its_own_name_and_no_pass_reads_beyond_them(text):
     model = tiny_model("whisper")
     model.resize_token_embeddings(300)
@@ -146,6 +147,7 @@ def test_streaming_is_measured_on_one_continuous_text_where_it_is_short(llama, t
     made = sinkscope.report(llama, byte_tokenizer(bos), text, sequences=1, length=20, softmax=False, progress=False)
     assert [name for name in made.records if name not in ("short", "sentences")][1:] == [
         "perplexity",
+        "other_bos_losses",
         "ablation",
         "decode",
     ]

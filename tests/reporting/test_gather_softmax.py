@@ -41,10 +41,11 @@ def records() -> dict:
     return found
 
 
+@pytest.mark.slow
 def test_every_record_is_what_its_experiment_gives_alone(records):
     model, texts, quiet = build("llama"), sinkscope.segments(tokens_of(), 128, 2), {"progress": False}
     expected = {
-        "forced": sinkscope.measure(model, texts, [sinkscope.EvictionEffect()], **quiet),
+        "forced": sinkscope.measure(model, texts, [sinkscope.EvictionEffect(), sinkscope.SinkPurpose()], **quiet),
         "collapse": sinkscope.decompose(model, tokens_of()[None], 64, 4, **quiet),
         "dose": sinkscope.dose_response(model, texts, plan.DOSES, start=32, arms=("sinks", "next"), **quiet),
         "predictability": sinkscope.predictability(model, texts, **quiet),
@@ -60,6 +61,7 @@ def test_every_record_is_what_its_experiment_gives_alone(records):
     assert records["predictability"].attrs["start"] == records["dose"].attrs["start"] == 32
 
 
+@pytest.mark.slow
 def test_a_report_of_them_draws_and_says_everything(records):
     report = Report({"text": naive_record.norms_only(), **records})
     assert set(naive_softmax.FIGURES) <= set(report.figures) and set(naive_softmax.TABLES) <= set(report.tables)
@@ -69,6 +71,7 @@ def test_a_report_of_them_draws_and_says_everything(records):
     assert report.finding("collapse").endswith("no gap that could be divided.")
 
 
+@pytest.mark.slow
 def test_a_report_measures_the_section_on_its_own_text(tmp_path):
     path = tmp_path / "some text.txt"
     path.write_text(WORDS * 90, encoding="utf-8")
@@ -132,6 +135,7 @@ def test_what_is_refused_for_one_reason_is_one_note():
     assert note.count("no key can be taken from it") == 1
 
 
+@pytest.mark.slow
 def test_interventions_that_a_text_has_nothing_for_are_left_out_by_name():
     tokenizer = byte_tokenizer(False)
     words = torch.full((300,), tokenizer("a")["input_ids"][0])

@@ -77,6 +77,7 @@ def test_an_image_is_shown_with_the_part_that_reads_it_and_the_rest_is_left_out_
     assert again.records["text"].equals(made.records["text"]) and again.headline == made.headline
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_an_encoder_decoder_is_shown_with_its_encoder_and_its_cross_attention(name):
     given, own = inputs_of(name), own_maps(name, inputs_of(name))
@@ -129,6 +130,7 @@ def test_what_a_tokenizer_made_of_one_text_is_a_text():
     assert sum("it reads one text, and the report was given 2 at once" in note for note in both.notes) == 2
 
 
+@pytest.mark.slow
 def test_what_is_no_input_of_the_model_is_said():
     with pytest.raises(SinkscopeError, match="reads no pixel_values"):
         reported(build("llama"), inputs_of("llava"))
@@ -136,6 +138,7 @@ def test_what_is_no_input_of_the_model_is_said():
         reported(build_several("llava"), inputs_of("llava") | {"pixel_values": None})
 
 
+@pytest.mark.slow
 def test_layers_that_share_their_keys_are_shown_as_any_others(tmp_path):
     model, path = tiny_model("gemma4_text+num_kv_shared_layers"), tmp_path / "text.txt"
     model.resize_token_embeddings(300)

@@ -287,6 +287,7 @@ def boom(*given):
     raise ValueError("boom")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -13,6 +14,7 @@ import pytest
 
 from sinkscope import figures
 from sinkscope.figures.plotly_renderer import page_text, thinned
+from sinkscope.glossary import DEFINITIONS
 from sinkscope.reporting.document import Report
 from sinkscope.reporting.page import description, page, script_json
 from tests.reporting import naive_softmax
@@ -34,6 +36,12 @@ FOREIGN = """() => {
   add("form", { action: "https://example.invalid/", method: "post" }).submit();
   return fetch("https://example.invalid/").catch(() => null).then(() => new Promise((done) => setTimeout(done, 300)));
 }"""
+
+
+PANELS = """() => [...document.querySelectorAll('.js-plotly-plot')].map(plot => Object.keys(plot.layout)
+    .filter(key => /^xaxis[0-9]*$/.test(key))
+    .map(key => [...plot.layout[key].domain, ...plot.layout[key.replace('x', 'y')].domain])
+    .sort((a, b) => b[3] - a[3]))"""
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +187,7 @@ def test_the_page_states_the_headline_the_definitions_and_the_files(report, html
         assert word in text
 
 
+@pytest.mark.slow
 def test_the_notebook_view_is_html_without_script_and_plain_text(report):
     bundle = report._repr_mimebundle_()
     assert report.headline in bundle["text/plain"]
@@ -243,3 +252,38 @@ def test_what_got_into_the_page_all_the_same_runs_nothing_and_reaches_nobody(htm
     assert reached in ([], [place.as_uri()])
     for rule in ("script-src", "img-src", "base-uri", "form-action", "default-src"):  # the last is what fetch asks
         assert any("Content Security Policy" in words and rule in words for words in said), (rule, said)
+
+
+def test_each_word_is_defined_once_and_the_source_line_stands_once_in_a_section_unless_it_changes(html, report):
+    shown = without_scripts(html)
+    for word, told in DEFINITIONS.items():
+        assert shown.count(f"<dt>{word}</dt><dd>{told}.</dd>") == 1
+    for part in shown.split('<h2 class="part">')[1:]:
+        lines = re.findall(r'<p class="files">.*?<span>(.*?)</span>', part.split('<section id="tables">')[0], re.S)
+        assert lines and all(one != other for one, other in itertools.pairwise(lines))
+
+
+def test_no_number_that_is_shown_has_a_hyphen_for_a_minus_sign(html):
+    shown = re.sub(r"<style>.*?</style>", "", without_scripts(html), flags=re.S)
+    assert "−" in shown and re.findall(r"[\s>(\[]-\d[\d.,]*%?[\s<)\],;]", shown) == []
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium")
+def test_on_a_phone_panels_stand_one_below_the_other_and_nothing_overflows(html, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api")
+    place = tmp_path / "report.html"
+    place.write_text(html, encoding="utf-8")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        tab = browser.new_page(viewport={"width": 390, "height": 844})
+        tab.goto(place.as_uri())
+        tab.wait_for_selector("html[data-drawn=yes]", state="attached", timeout=60_000)
+        panels = tab.evaluate(PANELS)
+        wide = tab.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+        browser.close()
+    assert wide <= 0 and any(len(each) > 1 for each in panels)
+    for each in panels:
+        for (left, right, bottom, _), (_, _, _, under) in itertools.pairwise(each):
+            assert left == 0 and right > 0.8 and under < bottom

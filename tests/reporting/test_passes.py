@@ -45,6 +45,7 @@ def read(monkeypatch) -> list:
     return seen
 
 
+@pytest.mark.slow
 def test_no_policy_reads_a_text_twice_in_three_experiments(passes, read):
     for section in (streaming.STREAMING, softmax.SOFTMAX):
         records, _ = gather._measured(section, passes, CAUSAL)

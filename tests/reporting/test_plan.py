@@ -47,6 +47,7 @@ def test_the_hash_is_of_what_a_plan_says_however_it_is_written(tmp_path):
         again.save(path)
 
 
+@pytest.mark.slow
 def test_numbers_by_a_plan_are_those_of_the_same_arguments(llama, text):  # noqa: F811
     plain = sinkscope.report(llama, byte_tokenizer(False), text, progress=False, **SMALL)
     planned = follow(llama, {"texts": [str(text)], **SMALL})
@@ -57,6 +58,7 @@ def test_numbers_by_a_plan_are_those_of_the_same_arguments(llama, text):  # noqa
     assert planned.tables["summary"].equals(plain.tables["summary"])
 
 
+@pytest.mark.slow
 def test_hash_time_and_texts_stand_in_notes_records_page_and_manifest(llama, text, tmp_path):  # noqa: F811
     plan = Plan(texts=str(text), **SMALL)
     made = follow(llama, plan)

@@ -203,6 +203,7 @@ def test_a_directory_without_permission_is_a_clear_error(tmp_path, monkeypatch):
         check_directory(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_damaged_record_is_a_clear_error(tmp_path):
     out = small().save(tmp_path / "out")
     record = out / "records" / "text.nc"

@@ -150,7 +150,7 @@ def test_the_summary_has_the_amplification_and_what_halves_of_sinks_close(report
     found = summary.loc["other weights without the first 4 tokens"]
     assert found.value == pytest.approx(np.exp(logs.mean()), rel=1e-6) and found.lower < found.value < found.upper
     table = collapse_table(report.records["collapse"]).set_index("part")
-    found = summary.loc["of the collapse, closed by phantom sinks (values zeroed)"]
+    found = summary.loc["share of the collapse recovered by phantom sinks (values zeroed)"]
     assert found.value == pytest.approx(table.loc["phantom, values zeroed", "recovered"])
 
 

@@ -192,7 +192,7 @@ def test_the_second_sentence_states_collapse_recovery_and_recomputation():
         f"the first tokens, and is {sinks:,.1f} where 4 of them stay as sinks; re-computing the window for each token "
         f"gives {again:.2f} times that ({there.sum()} tokens sampled)."
     )
-    found = row(report, "perplexity without sinks over that with")
+    found = row(report, "perplexity ratio, without / with sinks")
     assert found.value == pytest.approx(window / sinks, rel=1e-6) and found.lower < found.value < found.upper
     assert found.null == 1 and "not re-computation" in found.note
 

@@ -126,6 +126,7 @@ def rewritten(path, change, whole=True):
     save_file(tensors, path, metadata=about | {"checksum": told})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "old", "new"), [
     ("progress", '"done": 80', '"done": 96'), ("progress", '"done": 80', '"done": 16'),
     ("progress", '"batch": 0', '"batch": 1'), ("settings", '"block": "8"', '"block": "16"'),
@@ -146,6 +147,7 @@ def test_texts_that_were_changed_beside_the_numbers_are_refused(half_way, name, 
     perplexity(**given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("numbers", [
     {"done": -8}, {"done": 8.0}, {"done": True}, {"done": 10**30}, {"batch": -1}, {"batch": 2}, {"batch": 0.5},
     {"seconds": -1.0}, {"seconds": float("nan")}, {"seconds": "1"},
@@ -199,6 +201,7 @@ def test_the_user_s_own_files_stay(half_way):
     assert all(file.read_text() == "mine" for file in own) and len(list(path.parent.iterdir())) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["rope_theta", "rms_norm_eps", "hidden_act", "head split", "a hook", "permuted"])
 def test_a_model_that_became_another_is_named(half_way, change):
     given, _ = half_way

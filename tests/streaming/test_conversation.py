@@ -55,6 +55,7 @@ def test_turns_are_answered_as_in_one_text():
         assert ids[start:stop] == best[start - 1 : stop - 1]
 
 
+@pytest.mark.slow
 def test_fifty_turns_pass_through_a_bounded_cache():
     model, words = talker(), tokenizer()
     with Conversation(model, words, sinks=SINKS, window=WINDOW, max_new_tokens=8) as conversation:

@@ -28,6 +28,7 @@ def test_llama_agrees_with_its_formula_by_hand():
     assert found.saving == 2
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(size=st.integers(1, 60), sinks=st.integers(0, 8), tokens=st.integers(1, 200))
 def test_before_anything_is_evicted_all_caches_cost_the_same_and_afterwards_less(size, sinks, tokens):

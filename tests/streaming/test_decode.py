@@ -60,6 +60,7 @@ def allocated(model, ids, policy) -> int:
         return cache.nbytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES + HYBRIDS)
 def test_a_step_of_each_policy_sees_what_the_policy_says(name):
     model, ids = model_and_text(name)

@@ -58,6 +58,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_cache_gives_what_the_model_gives_one_token_at_a_time(kind):
     found = {finding.check: finding for finding in audit_type(kind)}
@@ -65,6 +66,7 @@ def test_every_kind_of_cache_gives_what_the_model_gives_one_token_at_a_time(kind
         assert found[check].verdict == "right", found[check]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qwen3_next", "falcon_h1", "jamba", "gemma3n_text", "llama4_text"])
 def test_losses_do_not_depend_on_the_block(kind):
     model = tiny_model(kind)
@@ -102,6 +104,7 @@ def read_on(model, cache, ids=IDS):
     return torch.stack([model(ids[:, at : at + 1], cache=cache).logits[:, 0] for at in range(ids.shape[1])], 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qwen3_next", "falcon_h1", "lfm2_moe", "jamba"])
 def test_a_long_prompt_and_a_second_one_give_what_single_tokens_give(kind):
     model = tiny_model(kind)
@@ -114,6 +117,7 @@ def test_a_long_prompt_and_a_second_one_give_what_single_tokens_give(kind):
         torch.testing.assert_close(ours, expected[:, place], atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qwen3_next", "falcon_h1"])
 def test_a_cache_that_was_saved_copied_repeated_or_reset_goes_on_as_before(kind, tmp_path):
     model = tiny_model(kind)
@@ -142,6 +146,7 @@ def test_beams_take_their_recurrent_states_along(kind):
         assert torch.equal(model.generate(IDS[:1, :8], cache=cache, **settings), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qwen3_next", "falcon_h1", "lfm2_moe", "zamba2"])
 def test_padding_on_the_left_is_hidden_from_recurrent_states(kind):
     model = tiny_model(kind)

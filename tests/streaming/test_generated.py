@@ -107,6 +107,7 @@ def test_what_is_thought_before_the_answer_is_a_span(opened):
     assert spans == {"think": "a mat?", "answer": "the dog"}
 
 
+@pytest.mark.slow
 def test_several_prompts_of_any_lengths_are_the_rows_of_one_record(tmp_path):
     model, words = talker(END), tokenizer()
     chats = [MESSAGES, MESSAGES[1:], [{"role": "user", "content": "the cat ran away. when"}]]

@@ -20,6 +20,7 @@ def follows(conversation, model, words, ids, before):
     return words.decode(ids) == behind and conversation.cache.seen == before + len(ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 2, 6])
 @pytest.mark.parametrize("window", [WINDOW, 12])
 def test_an_interrupt_keeps_what_was_shown(after, window):

@@ -154,6 +154,7 @@ def test_a_million_tokens_into_the_text_nothing_has_changed():
     torch.testing.assert_close(second_half(1_000_000), second_half(0), atol=2e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_bfloat16_keys_do_not_drift_however_often_they_are_moved():
     exact, ids = build("llama"), inputs("llama", tokens=200)["input_ids"]
     half = copy.deepcopy(exact)

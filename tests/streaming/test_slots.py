@@ -55,6 +55,7 @@ def test_block_losses_equal_the_definition(case, block):
     assert record.attrs["policies"] == repr(policy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normaliser", [Softmax1(), Sigmoid(), ClippedSoftmax(-0.02), Softmax1(layers=[1], heads=[0])])
 @pytest.mark.parametrize("policy", [Dense(), Window(20), SinkWindow(3, 20), SinkWindow(3, 20, values="mean")])
 def test_losses_under_a_normaliser_are_those_of_one_forward_pass(normaliser, policy):

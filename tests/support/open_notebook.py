@@ -107,13 +107,14 @@ class OpenNotebook:
         (uint8 [unit, side, side]), ``order``, ``columns``, ``cells`` (x and y of the first, wide and high, in css
         pixels). Of the HeadMap: ``frame``, ``pixels`` (uint8 [rows, cols]), ``sinks`` (uint8 [rows, any]), ``view``,
         ``area`` (x, y, wide, high in css pixels of the canvas), ``strip`` (x, wide, keys). Of the TokenText: ``frame``,
-        ``values`` (float32 [key]), ``query``, ``evicted``. Of the Losses: ``frame``, ``values``, ``means`` (lists).
+        ``values`` (float32 [key]), ``query``, ``evicted``. Of the Losses: ``frame``, ``values``, ``means``
+        (lists). Of the Race: ``frame``, ``ends``.
         """
         handle = canvas.element_handle()
         wanted = -1 if request is None else request
         self.page.wait_for_function("([c, wanted]) => Number(c.dataset.request ?? -2) >= wanted", arg=[handle, wanted])
         drawn = SimpleNamespace(**json.loads(canvas.evaluate(DRAWN)))
-        if hasattr(drawn, "means"):
+        if hasattr(drawn, "means") or hasattr(drawn, "ends"):
             pass
         elif hasattr(drawn, "values"):
             drawn.values = np.array(drawn.values, np.float32)

@@ -118,3 +118,27 @@ def synthetic_record(
     record["activation_median"] = (hidden, median.astype(np.float32))
     record["activation_dimension"] = (hidden, dimension.astype(np.int32))
     return record
+
+
+def secondary_record(layers=26, tokens=20, width=32) -> xr.Dataset:
+    """The first token is a sink behind layers 3 to 22. Token 4 is like it all that time, token 7 against it from layer
+    10 to 17, token 9 like it for three layers, and token 12 only where the first one is no sink any more."""
+    random = np.random.default_rng(0)
+    hidden = random.normal(size=(layers, tokens, width))
+    direction = random.normal(size=width)
+    hidden[3:23, 0] = 500 * direction
+    hidden[3:23, 4] = 300 * direction
+    hidden[10:18, 7] = -40 * direction
+    hidden[5:8, 9] = direction
+    hidden[23:, 12] = hidden[23:, 0]
+    norms = np.linalg.norm(hidden, axis=-1)
+    cosine = np.einsum("ltd,ld->lt", hidden, hidden[:, 0]) / norms / norms[:, :1]
+    received = np.ones((1, layers, 2, tokens))
+    received[0, 11:19, :, 7] = 6.5  # of the 13 queries that see it, in the layers that read what it was
+    dims = ("sequence", "layer", "token")
+    return xr.Dataset(
+        {"first_cosine": (dims, cosine[None]), "state_norm": (dims, norms[None]),
+         "received": (("sequence", "layer", "head", "key"), received)},
+        {"sequence": [0], "layer": np.arange(layers), "token": np.arange(tokens), "head": [0, 1],
+         "key": np.arange(tokens), "length": ("sequence", [tokens]), "query": np.arange(tokens)},
+    )  # fmt: skip

@@ -21,7 +21,8 @@ ATTRIBUTES = {
 TOKENS = ["all", "trigger", "non-trigger"]
 
 
-KINDS = {"softmax1": "Softmax1", "clipped softmax": "ClippedSoftmax", "sigmoid": "Sigmoid", "relu": "ReLU"}
+KINDS = {"softmax1": "Softmax1", "clipped softmax": "ClippedSoftmax", "sigmoid": "Sigmoid", "relu": "ReLU",
+         "softpick": "Softpick"}  # fmt: skip
 
 
 def coordinates(arms: Iterable[str]) -> dict[str, object]:
@@ -31,6 +32,7 @@ def coordinates(arms: Iterable[str]) -> dict[str, object]:
         "normaliser_kind": ("arm", [KINDS.get(arm, "Softmax") for arm in arms]),
         "has_sink_logit": ("arm", [int(arm == "learned sink") for arm in arms]),
         "has_sink_token": ("arm", [int(arm == "sink token") for arm in arms]),
+        "has_gate": ("arm", [int(arm == "gated") for arm in arms]),
     }
 
 
@@ -48,7 +50,7 @@ def emergence_record(
     return xr.Dataset(
         {
             "loss": (drawn("tokens")[0], 2.0 + drawn("tokens")[1]),
-            **{name: drawn("layer", "head", "tokens") for name in ("bos_mass", "previous_mass", "row_sum")},
+            **{name: drawn("layer", "head", "tokens") for name in ("bos_mass", "previous_mass", "row_sum", "gate")},
             **{name: drawn("layer", "head") for name in ("bos_value_norm", "value_norm")},
             **{name: drawn("layer") for name in ("bos_hidden_norm", "hidden_norm")},
             "best_loss": ("tokens", [1.8, 0.0, 2.0]),

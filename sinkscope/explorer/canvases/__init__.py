@@ -26,7 +26,7 @@ from typing import Any
 import anywidget
 import traitlets
 
-__all__ = ["Atlas", "Explained", "Finder", "HeadMap", "Lines", "Losses", "Message", "TokenText"]
+__all__ = ["Atlas", "Explained", "Finder", "HeadMap", "Lines", "Losses", "Message", "Race", "TokenText"]
 
 SHARED = ["colours.js", "stage.js", "texts.js"]
 STYLE = (resources.files(__package__) / "canvases.css").read_text(encoding="utf-8")
@@ -158,7 +158,7 @@ class TokenText(anywidget.AnyWidget):
 class Losses(anywidget.AnyWidget):
     """The loss of each token under up to four settings, with running means; click and arrow keys choose the query."""
 
-    _esm = module("losses.js")
+    _esm = module("curves.js", "losses.js")
     _css = STYLE
 
     # float32 [curve, token], little-endian, as bytes: nats, NaN where a token was not scored
@@ -168,6 +168,17 @@ class Losses(anywidget.AnyWidget):
     tokens = traitlets.List(traitlets.Unicode()).tag(sync=True)
     query = traitlets.Int(0).tag(sync=True)
     dimmed = traitlets.Bool(False).tag(sync=True)
+
+
+class Race(anywidget.AnyWidget):
+    """The perplexity of two policies along a long text, as it is read; on a logarithmic scale."""
+
+    _esm = module("curves.js", "race.js")
+    _css = STYLE
+
+    # `curves`, each with `name`, `x` (tokens read) and `y` (perplexity of the last `recent` of them); `marks`, where a
+    # cache is full; `length` of the text in tokens; `request`
+    frame = traitlets.Dict().tag(sync=True)
 
 
 class Finder(anywidget.AnyWidget):

@@ -1,13 +1,5 @@
 // The loss of every token under one or more settings: points for single tokens, lines for their running means.
 
-const CHART = { left: 40, right: 8, top: 6, bottom: 30 };
-const CURVES = [
-  { colour: "first", dash: [] },
-  { colour: "second", dash: [6, 3] },
-  { colour: "third", dash: [2, 2] },
-  { colour: "fourth", dash: [8, 2, 2, 2] },
-];
-
 export default {
   render({ model, el }) {
     const life = lifetime();
@@ -159,16 +151,6 @@ function drawPlaces(scene) {
       path.lineTo(x, CHART.top + area.high);
     });
   }
-}
-
-function writeLegend({ legend }, theme, curves) {
-  legend.replaceChildren(...curves.map(({ name, colour, dash }) => {
-    const entry = document.createElement("span");
-    const style = dash.length ? "dashed" : "solid";
-    element("span", "sinkscope-sample", entry).style.borderTop = `2px ${style} ${theme[colour]}`;
-    entry.append(name);
-    return entry;
-  }));
 }
 
 function tokenAt(chart, event) {

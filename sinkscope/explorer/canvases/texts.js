@@ -1,6 +1,6 @@
 // How tokens and numbers are written.
 
-const MARKS = { " ": "␣", "\n": "↵", "\r": "␍", "\t": "⇥", "\u00a0": "⍽" };
+const MARKS = { " ": "␣", "\n": "↵", "\r": "\\r", "\t": "⇥", "\u00a0": "⍽" };
 
 // Control and direction characters would hide, or turn round, the text beside them.
 // oxlint-disable-next-line no-control-regex

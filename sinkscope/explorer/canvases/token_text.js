@@ -1,6 +1,6 @@
 // The text, its tokens shaded by the chosen query's attention, and the same row as bars.
 
-const TEXT_HELP = "tokens of the text; Enter or a click acts, q chooses the query, e evicts or restores";
+const TEXT_HELP = "tokens of the text; Enter or a click acts, q chooses the query";
 let textsMade = 0; // radio buttons of two views must not share a group
 
 export default {
@@ -50,7 +50,6 @@ function buildText(root) {
   const tip = tipIn(stage);
   const box = element("div", "sinkscope-tokens", root);
   box.setAttribute("role", "listbox");
-  box.setAttribute("aria-label", TEXT_HELP);
   const shades = element("div", "sinkscope-hint", root);
   const note = element("div", "sinkscope-hint", root);
   note.setAttribute("aria-live", "polite");
@@ -66,8 +65,9 @@ function radio(parent, group, label) {
   return input;
 }
 
-function showMode({ model, modes, note }) {
+function showMode({ model, modes, note, box }) {
   const can = model.get("can_evict");
+  box.setAttribute("aria-label", can ? `${TEXT_HELP}, e evicts or restores` : TEXT_HELP);
   modes.query.checked = model.get("mode") !== "evict";
   modes.evict.checked = model.get("mode") === "evict";
   modes.evict.disabled = !can;

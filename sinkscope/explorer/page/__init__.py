@@ -3,6 +3,7 @@
 packing     what is shown of each setting, as few bytes
 held.js     unpacks it again
 page.js     answers the canvases, as the controller does beside a kernel; page.html, page.css
+copies.js   what a canvas shows as a table
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from sinkscope.arguments import several
 from sinkscope.attention.placement import is_same
 from sinkscope.errors import SinkscopeError, shown
 from sinkscope.explorer.canvases import STYLE, Atlas, Finder, HeadMap, Lines, Losses, TokenText, module
@@ -121,7 +123,7 @@ def save_page(
         )
     if not 0 < megabytes < math.inf:
         raise SinkscopeError(f"megabytes={megabytes!r} leaves no room for a page; give 12, for example.")
-    asked = page_settings(len(tokens)) if settings is None else list(settings)
+    asked = page_settings(len(tokens)) if settings is None else several(settings, "settings")
     configurations = [_configuration(each, len(tokens)) for each in asked]
     with _reading(model, tokens) as controller:
         found = list(_read(controller, configurations))
@@ -325,7 +327,8 @@ def page_script() -> str:
         f"{{{str(each._esm).removeprefix(shared).replace('export default {', f'CANVASES.{name} = {{', 1)}\n}}"
         for name, each in canvases.items()
     ]
-    return "\n".join([shared, "const CANVASES = {};", *blocks, _resource("held.js"), _resource("page.js")])
+    pages = [_resource(name) for name in ("held.js", "copies.js", "page.js")]
+    return "\n".join([shared, "const CANVASES = {};", *blocks, *pages])
 
 
 def _resource(name: str) -> str:

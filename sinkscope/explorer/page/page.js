@@ -16,7 +16,9 @@ function modelOf(values, answer = () => null) {
     save_changes: () => {},
     on: (event, listener) => heard.set(event, [...(heard.get(event) ?? []), listener]),
     off: (event, listener) => heard.set(event, (heard.get(event) ?? []).filter((other) => other !== listener)),
-    send: (question) => tell("msg:custom", { ...question, ...answer(question) }),
+    send(question) {
+      tell("msg:custom", { ...question, ...(question.kind === MESSAGES.COPY ? copied(model) : answer(question)) });
+    },
   };
   return model;
 }

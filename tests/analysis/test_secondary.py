@@ -1,0 +1,142 @@
+"""Secondary sinks and rollout, against loops over hidden states and maps in float64, and on planted cases."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import sinkscope
+from sinkscope.errors import SinkscopeError
+from tests.support.naive_science import heads_of, tiny
+from tests.support.synthetic import secondary_record
+from tests.support.zoo import build
+
+FAMILIES = ("llama", "mistral_sliding", "gpt_oss", "afmoe", "gemma3")
+
+
+def _ids(tokens=40, batch=3):
+    return torch.randint(3, 120, (batch, tokens), generator=torch.Generator().manual_seed(5))
+
+
+def _by_hand(hidden: list[np.ndarray], row: int, parallel: float) -> dict[int, list[int]]:
+    """Layers of each token's life in one text, step by step as the authors' code goes: {position: [layer]}."""
+    norms = [float(np.linalg.norm(states[row, 0])) for states in hidden]
+    steps = [after - before for before, after in pairwise(norms)]
+    start = steps.index(max(steps)) + 1
+    later = steps[start:]
+    end = start + later.index(min(later)) + 1 if later and min(later) < 0 else len(hidden)
+    lives: dict[int, list[int]] = {}
+    for layer in range(start, end):
+        first = hidden[layer][row, 0]
+        for position, state in enumerate(hidden[layer][row][1:], start=1):
+            if abs(first @ state) / np.linalg.norm(first) / np.linalg.norm(state) > parallel:
+                lives.setdefault(position, []).append(layer)
+    return lives
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_lives_are_those_of_the_definition_in_float64(name):
+    model, ids = tiny(name), _ids()
+    record = sinkscope.measure(model, ids, [sinkscope.FirstCosine(), sinkscope.Compression()])
+    hidden = heads_of(model, ids).hidden
+    found = sinkscope.secondary_sinks(record, parallel=0.25, short=0, spared=0)
+    lives = {(row, position): layers for row in range(3) for position, layers in _by_hand(hidden, row, 0.25).items()}
+    assert dict(zip(zip(found["sequence"], found["position"], strict=True), found["lifetime"], strict=True)) == {
+        place: len(layers) for place, layers in lives.items()
+    }
+    for row in found.itertuples():
+        layers = lives[row.sequence, row.position]
+        assert [row.birth, row.last] == [layers[0], layers[-1]]
+    assert len(found)
+
+
+def test_planted_tokens_are_what_they_were_made():
+    table = sinkscope.secondary_sinks(secondary_record()).set_index("position")
+    assert table.index.tolist() == [4, 7, 9]
+    assert table["kind"].tolist() == ["primary", "secondary", "short"]
+    assert table[["birth", "last", "lifetime"]].values.tolist() == [[3, 22, 20], [10, 17, 8], [5, 7, 3]]
+    assert table["cosine"].tolist() == pytest.approx([1, -1, 1])
+    assert table["importance"][7] == pytest.approx(0.5)
+    assert table["null"][7] == pytest.approx(np.mean(1 / np.arange(8, 21)))
+    assert table.attrs["rise"] == [3] and table.attrs["fall"] == [23]
+    assert table.attrs["outside"] == pytest.approx(3 / (6 * 19))  # token 12
+    assert table.attrs["secondary"] == 1 and np.isnan(table.attrs["secondary_low"])  # one text
+    assert sinkscope.secondary_sinks(secondary_record(), short=8).set_index("position")["kind"][7] == "short"
+    assert sinkscope.secondary_sinks(secondary_record(), spared=18).set_index("position")["kind"][7] == "primary"
+
+
+def test_random_states_of_many_dimensions_have_no_secondary_sinks():
+    """The null: directions are hardly ever parallel by chance."""
+    random = np.random.default_rng(1).normal(size=(30, 200, 256))
+    norms = np.linalg.norm(random, axis=-1)
+    cosine = np.einsum("ltd,ld->lt", random, random[:, 0]) / norms / norms[:, :1]
+    dims = ("sequence", "layer", "token")
+    record = xr.Dataset(
+        {"first_cosine": (dims, cosine[None]), "state_norm": (dims, norms[None])},
+        {"sequence": [0], "layer": np.arange(30), "token": np.arange(200), "length": ("sequence", [200])},
+    )
+    table = sinkscope.secondary_sinks(record)
+    assert len(table) == 0 and table.attrs["outside"] == 0
+    with pytest.raises(SinkscopeError, match="nothing to draw"):
+        sinkscope.figures.secondary_sinks(record)
+
+
+def _rolled(maps: np.ndarray) -> np.ndarray:
+    """Rollout of one text [layer, head, query, key], one entry at a time."""
+    layers, _, tokens, _ = maps.shape
+    before, found = np.eye(tokens), np.zeros((layers, tokens, tokens))
+    for layer in range(layers):
+        mixed = maps[layer].mean(0) + np.eye(tokens)
+        for query in range(tokens):
+            row = mixed[query] / sum(mixed[query])
+            for key in range(tokens):
+                found[layer, query, key] = sum(row[middle] * before[middle, key] for middle in range(tokens))
+        before = found[layer]
+    return found
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rollout_is_the_product_of_mean_maps_beside_the_residual(name):
+    model, ids = tiny(name), _ids(tokens=18, batch=2)
+    found = sinkscope.rollout(sinkscope.measure(model, ids, [sinkscope.Maps(resolution=None)]))
+    maps = np.stack(heads_of(model, ids).maps, 1)
+    for sequence in range(2):
+        np.testing.assert_allclose(found[sequence], _rolled(maps[sequence]), rtol=1e-4, atol=1e-6)
+
+
+def test_rollout_goes_to_a_sink_by_halves_whatever_its_value_and_texts_keep_their_lengths():
+    maps = [np.zeros((3, 2, length, length)) for length in (6, 4)]
+    for each in maps:
+        each[..., 0] = 1.0
+    found = sinkscope.rollout(sinkscope.from_maps(maps, first=1))
+    for row, length in enumerate((6, 4)):
+        later = found.isel(sequence=row, key=0, query=slice(1, length))
+        np.testing.assert_allclose(later, np.broadcast_to(1 - 0.5 ** np.arange(1, 4), (length - 1, 3)).T)
+    assert found.isel(sequence=1, query=slice(4, None)).isnull().all()
+    uniform = np.tril(np.ones((6, 6))) / np.arange(1, 7)[:, None]
+    np.testing.assert_allclose(found["null"], _rolled(np.broadcast_to(uniform, (3, 1, 6, 6)))[..., 0])
+
+
+def test_maps_that_share_cells_or_lack_layers_are_refused():
+    model, ids = build("llama"), _ids()
+    for probe, said in (
+        (sinkscope.Maps(resolution=16), "pooled"),
+        (sinkscope.Maps(layers=[1], resolution=None), "all layers and heads"),
+        (sinkscope.SinkMass(), "attention_map"),
+    ):
+        with pytest.raises(SinkscopeError, match=said):
+            sinkscope.rollout(sinkscope.measure(model, ids, [probe, sinkscope.LogSumExp()]))
+
+
+@pytest.mark.parametrize("given", [{"parallel": 1.0}, {"short": -1}, {"spared": 1.5}])
+def test_settings_out_of_range_are_refused(given):
+    with pytest.raises(SinkscopeError):
+        sinkscope.secondary_sinks(secondary_record(), **given)
+    with pytest.raises(SinkscopeError, match="FirstCosine"):
+        sinkscope.secondary_sinks(secondary_record().drop_vars("first_cosine"))
+    with pytest.raises(SinkscopeError, match="one layer"):
+        sinkscope.secondary_sinks(secondary_record().isel(layer=[0]))
