@@ -88,6 +88,7 @@ class _Run:
     cache: Any = None
     filled: weakref.ref[Any] | None = None
     last_seen: Tensor | None = None
+    has_attended: bool = False  # in the forward pass under way
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,6 +104,7 @@ class ScoredEviction(Eviction):
 
     def begin(self, cache: Any, start: int) -> None:
         self.run.cache = cache if hasattr(cache, "keep") else None  # it drops the keys that the policy drops
+        self.run.has_attended = False
         if hasattr(cache, "memory"):
             self.run.memory = cache.memory(self)
         elif start == 0:
@@ -121,6 +123,12 @@ class ScoredEviction(Eviction):
 
     def attend(self, block: Block, weighing: Weighing) -> Attended:
         run, new = self.run, block.query.shape[2]
+        if run.has_attended:
+            raise SinkscopeError(
+                f"a layer of this model attends several times in one forward pass, and {self.policy!r} remembers what "
+                "each layer attended to; give a policy that follows from places in the text."
+            )
+        run.has_attended = True
         batch, kv_heads = block.key.shape[:2]
         memory = run.memory
         if memory.places is None or memory.scores is None:

@@ -109,6 +109,7 @@ class Layout:
             times; none where it has no keys (linear attention) or does not run (cross-attention without an encoder).
         foreign: why it cannot be told what the cache holds, or "".
         missed: the class of a module that attends to keys of the cache and is none of the attention layers, or "".
+        holds_keys: whether the cache keeps the keys that attention sees, and not what they are made of.
         is_followed: whether attention is what its scores and the mask say, with no bias, choice or function of the
             layer's own.
     """
@@ -118,6 +119,7 @@ class Layout:
     reads: tuple[tuple[int, ...], ...] = ()
     foreign: str = ""
     missed: str = ""
+    holds_keys: bool = True
     is_followed: bool = True
 
 
@@ -231,8 +233,11 @@ def _layout(anatomy: Anatomy, cache: Any, trace: _Trace, look: Look) -> Layout:
     strays = [readers.get(id(keys)) for index, _, keys in trace.handed if index < 0]
     named = [type(module).__name__ for module in strays if module is not None and module not in index_of]
     missed = next(iter(named), "a module" if None in strays and anatomy.interface else "")
+    made = {index: keys for index, _, keys in trace.handed}
+    seen = [(call.key, made[index_of[call.module]]) for call in look.calls if index_of.get(call.module) in made]
+    holds_keys = all((one.shape[1], one.shape[3]) == (other.shape[1], other.shape[3]) for one, other in seen)
     everywhere, places = dict.fromkeys(range(len(anatomy.parts))), dict(sorted(windows.items()))
-    return Layout(natives or everywhere, places, tuple(map(tuple, reads)), foreign, missed, is_followed)
+    return Layout(natives or everywhere, places, tuple(map(tuple, reads)), foreign, missed, holds_keys, is_followed)
 
 
 # --- reading on ---------------------------------------------------------------------------------------------------

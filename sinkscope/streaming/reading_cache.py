@@ -4,6 +4,7 @@ attention chose, in every layer and key-value head, under a scored one (`KeptKey
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from itertools import product
 from typing import Any
 
@@ -351,8 +352,8 @@ class ScoredCache(KeptKeys):
             )
         if _has_latent_keys(model):
             raise SinkscopeError(
-                f"{type(model).__name__} caches latent states that all heads share (MLA), so that no head can drop "
-                f"keys of its own; measure {policy!r} with sinkscope.perplexity, which keeps them all."
+                f"{type(model).__name__} caches other states than the keys of its heads, as MLA does, and no head can "
+                f"drop its own; measure {policy!r} with sinkscope.perplexity, which keeps them all."
             )
         super().__init__(model, policy)
         self._scope = attached(model, policy=policy, normaliser=normaliser)
@@ -381,8 +382,7 @@ class ScoredCache(KeptKeys):
         return f"ScoredCache({self.policy!r}; {held} of {self.policy.budget} keys held, {self.seen} seen)"
 
 
-ReadingCache = RollingCache | KeptKeys
-"""What a policy keeps of a text that is read in blocks."""
+ReadingCache = RollingCache | KeptKeys  # what a policy keeps of a text that is read in blocks
 
 
 def reading_cache(model: nn.Module, policy: Policy) -> ReadingCache:
@@ -394,7 +394,7 @@ def reading_cache(model: nn.Module, policy: Policy) -> ReadingCache:
 
 def _has_latent_keys(model: nn.Module) -> bool:
     """Whether the model caches what keys and values are made of (MLA), and not what attention sees."""
-    try:
-        return any(rotation is not None and rotation.slot == "values" for rotation in find_rotations(model))
-    except SinkscopeError:  # keys that cannot be moved, and nobody moves them here: latent states turn with positions
-        return False
+    slots = set()
+    with suppress(SinkscopeError):  # keys that cannot be moved, and nobody moves them here: latent states turn
+        slots = {rotation.slot for rotation in find_rotations(model) if rotation is not None}
+    return "values" in slots or not find_layout(model).holds_keys

@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count, shape_wrapper
 
-from sinkscope.errors import SinkscopeError
+from sinkscope.errors import SinkscopeError, first_line
 from sinkscope.hf.attention import expert_implementation, implementation
 from sinkscope.hf.caches import growing_cache, held_states, with_cache
 from sinkscope.hf.models import query_heads
@@ -232,8 +232,14 @@ def _count(model: nn.Module, names: list[str], tokens: int, cache: Any) -> Flops
         for module in model.modules():
             if {"in_features", "out_features"} <= vars(module).keys():
                 counter.weigh(module, undo)
-        with counter:
-            model(input_ids=ids, **with_cache(model, cache))
+        try:
+            with counter:
+                model(input_ids=ids, **with_cache(model, cache))
+        except RuntimeError as problem:  # of anybody's code
+            raise SinkscopeError(
+                f"{type(model).__name__} does not read on from its own cache ({first_line(problem)}), so what it costs "
+                "cannot be told."
+            ) from problem
     return dict.fromkeys(names, 0) | counter.inside
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import sinkscope
-from sinkscope import SinkscopeError, attached, perplexity
+from sinkscope import TOVA, ScoredCache, SinkscopeError, attached, perplexity
+from sinkscope.hf.tiny import tiny_model
 from sinkscope.models.facts import find_anatomy
 from tests.core.own import FAMILIES, losses_of
 from tests.support import naive_scored, naive_slots
@@ -157,7 +158,7 @@ def test_scored_policies_read_latent_attention_and_keep_its_whole_cache():
     for block in (20, 6, 1):
         nll = perplexity(model, ids, [policy], block=block).nll[0, :, 1:]
         np.testing.assert_allclose(nll, losses_of(logits, ids), atol=1e-4)
-    with pytest.raises(SinkscopeError, match="caches latent states that all heads share"):
+    with pytest.raises(SinkscopeError, match="caches other states than the keys of its heads"):
         sinkscope.ScoredCache(model, policy)
 
 
@@ -191,3 +192,17 @@ def test_scores_that_choose_nothing_are_refused(score, message):
 
     with pytest.raises(SinkscopeError, match=message):
         perplexity(build("llama"), inputs("llama", tokens=12)["input_ids"], [Own(4)])
+
+
+@pytest.mark.parametrize("kind", ["jetmoe", "kimi_linear"])
+def test_blocks_do_not_matter_where_the_cache_holds_other_states_than_keys(kind):
+    model, ids = tiny_model(kind), torch.randint(3, 120, (1, 24), generator=torch.Generator().manual_seed(0))
+    whole, parts = (perplexity(model, ids, [TOVA(6)], block=block, progress=False).nll for block in (24, 5))
+    np.testing.assert_allclose(whole, parts, atol=1e-4)
+    with pytest.raises(SinkscopeError, match="caches other states than the keys of its heads"):
+        ScoredCache(model, TOVA(6))
+
+
+def test_a_layer_that_attends_twice_is_refused():
+    with pytest.raises(SinkscopeError, match="attends several times in one forward pass"):
+        perplexity(tiny_model("diffllama"), torch.arange(3, 27)[None], [TOVA(6)], progress=False)
