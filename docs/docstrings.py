@@ -28,6 +28,8 @@ def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
 
 def escaped(line: str) -> str:
     """Without what RST would take for its own marks: |x|, **options, and a letter right behind `a name`."""
+    if line.lstrip().startswith((">>>", "...")):
+        return line
     parts = re.split(r"(``.*?``|`[^`]*`)", line)
     for place in range(0, len(parts), 2):
         parts[place] = re.sub(r"\*\*(?=\w)", r"\*\*", BAR.sub(r"\|", parts[place]))

@@ -13,6 +13,12 @@ class SinkscopeError(ValueError):
     """Something given to sinkscope cannot be used; the message says what was given, what was expected and what to do.
 
     The message is one line, whatever was given. The command line prints it and exits with code 2.
+
+    >>> try:
+    ...     sinkscope.uniform_mass(0)
+    ... except sinkscope.SinkscopeError as problem:
+    ...     print(problem)
+    length=0 is not a whole number of 1 or more: give one.
     """
 
     def __init__(self, message: str = "") -> None:

@@ -12,7 +12,11 @@ from sinkscope.tokens import TokenTexts, decoder
 
 
 def text_of_tokens(tokenizer: Any, ids: Any) -> str:
-    """The text of tokens [token], which offsets in it are counted in: special tokens written out."""
+    """The text of tokens [token], which offsets in it are counted in: special tokens written out.
+
+    >>> sinkscope.text_of_tokens(tokenizer, tokenizer("the cat")["input_ids"])
+    '<s>the cat'
+    """
     return "".join(texts_of(tokenizer, ids))
 
 

@@ -39,6 +39,9 @@ def first_evicted(cache_size: int) -> int:
 
     Query t sees the last `cache_size` tokens and itself; t = cache_size + 1 is the first not to see them all, and
     predicts the token after it.
+
+    >>> sinkscope.first_evicted(512)
+    514
     """
     return cache_size + 2
 
@@ -46,6 +49,9 @@ def first_evicted(cache_size: int) -> int:
 @checks_types
 def save_record(record: xr.Dataset, path: str | os.PathLike[str]) -> Path:
     """Write what `capture`, `measure` or `from_maps` made as NetCDF-4 (HDF5, compressed); returns the path.
+
+    >>> sinkscope.save_record(record, "measured.nc")
+    PosixPath('measured.nc')
 
     Raises:
         SinkscopeError: it cannot be stored, the folder cannot be written, or the disk is full; an older file stays as
@@ -80,6 +86,10 @@ def record_bytes(record: xr.Dataset) -> bytes:
 @checks_types
 def open_record(path: str | os.PathLike[str], *, max_memory: int = MOST) -> xr.Dataset:
     """Read a record that `save_record` wrote, whole, into memory.
+
+    >>> record = sinkscope.open_record(sinkscope.save_record(record, "measured.nc"))
+    >>> record.attrs["model"]
+    'LlamaForCausalLM'
 
     Args:
         path: of the file.

@@ -25,6 +25,9 @@ def sequences(
 ) -> torch.Tensor:
     """Consecutive sequences that do not overlap: LongTensor [N, length].
 
+    >>> sinkscope.sequences(ids[0], 8).shape
+    torch.Size([5, 8])
+
     Args:
         ids: one stream of tokens, LongTensor [T] or [1, T].
         length: tokens in each sequence, those put in front included.
@@ -66,6 +69,9 @@ def segments(
     What is measured on the opening of a text is of that opening. Segments of the whole text say how it differs from
     place to place, and an interval over them is one over places.
 
+    >>> sinkscope.segments(ids[0], 8, count=4).shape
+    torch.Size([4, 8])
+
     Args:
         ids: one stream of tokens, LongTensor [T] or [1, T], read with bos=False.
         length: tokens in each segment, those put in front included.
@@ -99,6 +105,9 @@ def read_segments(
     within: int | None = None,
 ) -> torch.Tensor:
     """`segments` of one text or of several, each with what the tokenizer puts in front: LongTensor [N, length].
+
+    >>> sinkscope.read_segments(tokenizer, "book.txt", 16, count=4).shape
+    torch.Size([4, 16])
 
     Args:
         tokenizer: of transformers.

@@ -35,6 +35,9 @@ Range = tuple[int, int]
 class Spans:
     """Named parts of one text that do not overlap; tokens between them belong to none.
 
+    >>> sinkscope.Spans(["question", "answer"], [(0, 12), (12, 40)]).names
+    ('question', 'answer')
+
     Args:
         names: of the spans, each once.
         rows: for each name its tokens: a range (start, stop) of places in the text, without `stop`, or several.

@@ -43,6 +43,9 @@ SAMPLE = 256  # characters of the text on which the special tokens are seen
 def read_text(source: str | os.PathLike[str] | None = None) -> str:
     """The whole text of a source.
 
+    >>> sinkscope.read_text("demo:ferry")[:22]
+    'The Ferry at Askerholm'
+
     Args:
         source: None for the demo text (the King James Bible); "demo:ferry" for a short one that was printed nowhere
             before this; the path of a UTF-8 file; or "hf:name[:config][:split]"
@@ -107,6 +110,9 @@ def read_tokens(
     """The first `limit` tokens of a text: LongTensor [1, T], T <= limit (fewer where the text is shorter).
 
     Only as much text is read and encoded as the tokens asked for need, and the tokens are those of the whole text.
+
+    >>> sinkscope.read_tokens(tokenizer, text="the cat sat on the mat", limit=4).shape
+    torch.Size([1, 4])
 
     Args:
         tokenizer: of transformers.

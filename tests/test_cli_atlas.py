@@ -9,6 +9,8 @@ import pytest
 from sinkscope import Report, cli
 from tests.reporting.test_atlas import records
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):

@@ -117,6 +117,7 @@ def test_doses_are_a_table_and_a_record_of_their_own(monkeypatch, capsys, model)
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_doses_act_on_as_many_keys_as_there_are_sinks(monkeypatch, capsys, model):
     assert call(monkeypatch, capsys, *model, "--dose", "-1", "--sinks", "3", "--quiet", "--out", "run") == (0, "", "")
     assert int(sinkscope.open_record("run/dose.nc").attrs["count"]) == 3

@@ -65,6 +65,7 @@ def test_several_layers_have_a_figure_each(monkeypatch, capsys, text, small):
     assert drawn == files("emergence_layer_0", "emergence_layer_1")
 
 
+@pytest.mark.slow
 def test_language_writes_its_verdict_beside_record_tables_and_figure(monkeypatch, capsys, text, small):
     words = ["lab", "--task", "language", *text, "--arms", "softmax", "sink token", "--steps", "1", "--layers", "1"]
     code, out, _ = call(monkeypatch, capsys, *words, "--out", "run")

@@ -87,6 +87,7 @@ def test_segments_of_several_texts_are_read_as_texts_of_their_own(monkeypatch, c
     assert code == 2 and "--start goes with one part of a text, not with --segments" in said
 
 
+@pytest.mark.slow
 def test_ablate_writes_table_and_figure_and_keeps_its_cells(monkeypatch, capsys, model):
     words = ["ablate", *model, "--tokens", "90", "--sinks", "0", "1", "4", "--cache", "24", "32", "--out", "swept"]
     code, _, err = call(monkeypatch, capsys, *words)

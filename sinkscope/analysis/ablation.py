@@ -32,6 +32,10 @@ def ablate(
 ) -> pd.DataFrame:
     """Perplexity of one text for every combination of sinks, cache size, positions and kind, over the same tokens.
 
+    >>> table = sinkscope.ablate(model, ids[:1], sinks=(0, 2), cache_size=16, resamples=50)
+    >>> table.sinks.tolist()
+    [0, 2]
+
     Args:
         model, ids: as in `run_ablation`.
         sinks, cache_size, positions, kinds: the factors, as there; one level or several of each.
@@ -71,6 +75,10 @@ def ablation_table(
     The first max(sinks) + 1 tokens count in no row, so that the same tokens of the text are scored in all. Intervals
     are those of `ppl_table`, over the same texts or batches for all rows; with a `block`, of its bootstrap.
     Raises SinkscopeError if the record is not one of `run_ablation`.
+
+    >>> record = sinkscope.run_ablation(model, ids[:1], sinks=(0, 2), cache_size=16)
+    >>> len(sinkscope.ablation_table(record, resamples=50))
+    2
     """
     if record.attrs.get("kind") != "ablation" or "level_cell" not in record.coords:
         raise SinkscopeError("the record is not one of an ablation: make one with sinkscope.run_ablation.")

@@ -142,6 +142,9 @@ def strength_and_collapse(table: pd.DataFrame, by: str = "sink_mass") -> dict[st
     The interval is on Fisher's scale, with a variance of (1 + rho^2 / 2) / (n - 3) (Bonett and Wright 2000). It takes
     models as independent, which those of one family are not.
 
+    >>> sinkscope.strength_and_collapse(table)["n"]
+    12
+
     Args:
         table: of `atlas_table`, or of `sinkscope.compare`.
         by: "sink_mass", "sink_rate" or "published_rate".

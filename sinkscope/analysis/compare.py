@@ -32,6 +32,10 @@ DIFFER = ("cache_size", "sinks", "bos", "sequences", "tokens", "text")
 def compare(saved: Iterable[Saved], length: int | None = None, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
     """Sink strength beside the collapse of window attention, one row for each model.
 
+    >>> policies = [sinkscope.Dense(), sinkscope.Window(16), sinkscope.SinkWindow(2, 14)]
+    >>> losses = sinkscope.perplexity(model, ids, policies)
+    >>> table = sinkscope.compare([(record, losses)], resamples=50)
+
     Args:
         saved: folders of saved reports, or pairs (captured record, perplexity record), each a Dataset or a file; or run
             folders of a sweep with `measure` and `perplexity`, which give a row for each model and text.

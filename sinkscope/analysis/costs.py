@@ -26,6 +26,10 @@ def time_per_token(
 ) -> pd.DataFrame:
     """The time that one more token takes with a full cache of L tokens, and the memory the cache takes.
 
+    >>> table = sinkscope.time_per_token(model, ids[:1], 8, ("dense", "window"), repeats=1)
+    >>> table.policy.tolist()
+    ['dense', 'window']
+
     Args:
         model, ids: as in `run_timing`.
         cache_sizes, policies: L in tokens, and which policies, one or several; as there when None.
@@ -41,7 +45,11 @@ def time_per_token(
 
 @reads
 def timing_table(record: xr.Dataset) -> pd.DataFrame:
-    """The table of a record that `run_timing` made. Raises SinkscopeError for another record."""
+    """The table of a record that `run_timing` made. Raises SinkscopeError for another record.
+
+    >>> list(sinkscope.timing_table(record))[:3]
+    ['policy', 'cache_size', 'low']
+    """
     return _table(record, "columns", "")
 
 

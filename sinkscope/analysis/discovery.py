@@ -68,6 +68,9 @@ def discover(
 
     Needs `received`; with `sink_mass` alone only the first keys are judged (attrs["from"]).
     Raises SinkscopeError if epsilon is outside (0, 1), times_null is negative, top or queries is below 1.
+
+    >>> list(sinkscope.discover(record, epsilon=0.3, top=3))[:4]
+    ['sequence', 'position', 'token_text', 'kind']
     """
     record, epsilon = whole(record), open_unit(epsilon, "epsilon")
     times_null = finite_number(times_null, "times_null", 0.0, inclusive=True)
@@ -127,6 +130,9 @@ def recurrence_table(
     Texts that are one (`same_text`, or the same numbers) count once. Most frequent first, at the middle threshold;
     what comes up on no text at any threshold is left out. attrs["flips"] is, for each epsilon, how many come up on
     one text and not on another.
+
+    >>> list(sinkscope.recurrence_table(record, "position", epsilons=0.1))
+    ['position', 'epsilon', 'texts', 'of', 'share', 'low', 'high', 'alpha', 'alpha_sd']
 
     Args:
         record: with `received`, or for heads and the first keys `sink_mass`.
@@ -212,6 +218,9 @@ def massive_activations(record: xr.Dataset, magnitude: float = 100, ratio: float
     times_median; ordered by sequence, layer and position. Only each token's largest entry was recorded, so a second
     massive dimension of a token does not show. attrs hold what was computed and the record's provenance.
     Raises SinkscopeError if the record has no hidden-state extremes, or a threshold is not above zero.
+
+    >>> list(sinkscope.massive_activations(record, magnitude=5, ratio=2))[:4]
+    ['sequence', 'layer', 'position', 'token_text']
     """
     magnitude, ratio = finite_number(magnitude, "magnitude", 0.0), finite_number(ratio, "ratio", 0.0)
     record = whole(record)

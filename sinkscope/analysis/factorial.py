@@ -42,6 +42,9 @@ def factorial_table(curve: xr.Dataset, over: str | None = None) -> pd.DataFrame:
     low, high   95% interval (Fieller 1954), paired, over the same texts or batches as in `ppl_table`; NaN where the gap
                 could be zero
 
+    >>> sinkscope.factorial_table(record).effect.tolist()[:3]
+    ['denominator, first', 'denominator, after the value', 'value, first']
+
     Args:
         curve: of `sinkscope.decompose`.
         over: "texts" or "batches", as in `ppl_table`.

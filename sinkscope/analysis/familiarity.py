@@ -32,6 +32,9 @@ def recited(record: xr.Dataset, run: int = RUN) -> xr.DataArray:
     From the losses of dense attention, and so of the whole context: a token whose loss is below log 2 has more than
     half of the probability. attrs: `run`, `likely`.
 
+    >>> sinkscope.recited(record).dims
+    ('sequence',)
+
     Args:
         record: of `perplexity`, with a dense policy.
         run: tokens in a row, at least.
@@ -62,6 +65,9 @@ def familiarity_table(record: xr.Dataset, new: xr.Dataset | None = None, run: in
     is_familiar     whether that is 2% or more, as in texts that were likely among what the model was trained on
 
     Intervals are those of `interval` over sequences, and missing where there are too few.
+
+    >>> list(sinkscope.familiarity_table(record))
+    ['text', 'sequences', 'loss', 'loss_low', 'loss_high', 'recited', 'recited_low', 'recited_high', 'is_familiar']
 
     Args:
         record: of `perplexity`, with a dense policy.

@@ -24,6 +24,9 @@ def image_mass(record: xr.Dataset) -> xr.DataArray:
     an image. From `received`. NaN for heads a layer lacks. attrs: `null`, the same figure for attention spread evenly
     over the keys that each query sees.
     Raises SinkscopeError if the record has no `received`, no token of an image, or keys of another text.
+
+    >>> sinkscope.image_mass(record).dims
+    ('layer', 'head')
     """
     record = _with_images(record)
     is_image, on_images = record["is_image"], _mass_on(record, record["is_image"])
@@ -48,6 +51,9 @@ def image_grid(record: xr.Dataset, sequence: int = 0, image: int = 0) -> xr.Data
 
     The importance alpha of each token: the mean attention from the queries that see it. attrs: `null`, its mean over
     the image for attention spread evenly.
+
+    >>> sinkscope.image_grid(record).dims
+    ('layer', 'head', 'image_row', 'image_column')
 
     Args:
         record: with `received`, of a model that read images.
@@ -89,6 +95,9 @@ def visual_sinks(
     the probe `SinkDimensions`). A head is an image head where its attention on images is at least `mass`, and the
     sinks take at most `share` of that. Kang et al. judge each query on its own; here attention is the mean over all
     queries of a text.
+
+    >>> list(sinkscope.visual_sinks(record))
+    ['phi', 'is_sink', 'image_mass', 'sink_share', 'is_image_head']
 
     Args:
         record: with `normalised_max` and `received`.
@@ -137,6 +146,9 @@ def visual_sinks_table(
     image_mass    attention on images, mean over heads
     sink_share    part of it that the sinks take, mean over heads
     image_heads   heads that look at the image beside its sinks
+
+    >>> list(sinkscope.visual_sinks_table(record))
+    ['layer', 'phi', 'sinks', 'image_mass', 'sink_share', 'image_heads']
     """
     found = visual_sinks(record, threshold, mass, share)
     columns = {

@@ -42,6 +42,9 @@ def importance(record: xr.Dataset) -> xr.DataArray:
 
     From `received`; without it from `sink_mass`, for the first keys only (attrs["from"] says which).
     Raises SinkscopeError if the record has neither.
+
+    >>> sinkscope.importance(record).dims
+    ('sequence', 'layer', 'head', 'key')
     """
     record = whole(record)
     if "received" in record or "sink_mass" not in record:
@@ -79,6 +82,9 @@ def sink_features(record: xr.Dataset, top: int = 10, queries: int = 1) -> xr.Dat
     key's own query too. `generate_record` reads an answer with its prompt.
 
         sinkscope.sink_features(record).stack(feature=("layer", "head", "rank")).values  # [sequence, feature]
+
+    >>> sinkscope.sink_features(record, top=3).dims
+    ('sequence', 'layer', 'head', 'rank')
 
     Args:
         record: with `received`; from `sink_mass` there are the first keys only (attrs["from"] says which).
@@ -135,6 +141,10 @@ def sink_rate(record: xr.Dataset, epsilon: float = EPSILON, position: int = 0) -
     whose alpha is above epsilon on one text and not on another. alpha of position 0 includes the first query's
     attention to itself, which is 1.
     Raises SinkscopeError if epsilon is outside (0, 1), the position is in no text, or the record cannot give its alpha.
+
+    >>> rate = sinkscope.sink_rate(record, epsilon=0.3)
+    >>> 0 <= float(rate) <= 1
+    True
     """
     record, epsilon = whole(record), open_unit(epsilon, "epsilon")
     position = position_within(int(sequence_lengths(record).max()), position)
@@ -184,6 +194,9 @@ def sink_rate_curve(
 
     Raises SinkscopeError if an epsilon is outside (0, 1), a length or the position is in no text, or the record keeps
     too few first keys apart (`sink_mass`).
+
+    >>> sinkscope.sink_rate_curve(record, epsilons=[0.1, 0.3], lengths=[20, 40]).rate.shape
+    (2, 2)
     """
     record = whole(record)
     texts = sequence_lengths(record)

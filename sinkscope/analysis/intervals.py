@@ -70,6 +70,9 @@ def interval(
     said by `at_least`; of eight and more that are all above zero it is taken to be so. Where some are zero, as shares
     are, the spread is that of the values and not of their logarithms.
 
+    >>> list(sinkscope.interval(record.sink_mass.mean(["layer", "head", "query", "sink"])))
+    ['mean', 'lower', 'upper']
+
     Args:
         values: numbers, with NaN where there is none.
         dim: what the interval is over.

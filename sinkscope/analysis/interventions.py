@@ -48,6 +48,10 @@ def intervene(
     Each draw of what is drawn at random reads all texts once. So 20 draws, the default, of the usual interventions read
     each text 91 times, and `draws=2` reads it 19 times.
 
+    >>> table = sinkscope.intervene(model, ids, [sinkscope.EvictKeys("sinks")], start=16, resamples=50)
+    >>> table.role.tolist()
+    ['baseline', 'effect', 'control']
+
     Args:
         model, ids, interventions: as in `run_interventions`.
         seed: of all that is drawn at random.
@@ -92,6 +96,9 @@ def intervention_table(
     texts: they say how far other draws would move the mean, and nothing of other texts. An intervention that puts other
     tokens in the place of those scored has a perplexity, but no ratio (NaN).
     Raises SinkscopeError if the record is not one of interventions.
+
+    >>> sinkscope.intervention_table(record, resamples=50).role.tolist()[:3]
+    ['baseline', 'effect', 'control']
     """
     if "control" not in record.coords or BASELINE not in record["policy"].values:
         raise SinkscopeError("the record is not one of interventions: make one with sinkscope.run_interventions.")
@@ -230,6 +237,9 @@ def dose_table(
     Intervals of losses are those of `ppl_table`, over the same texts or batches in all rows; with a `block`, of its
     bootstrap.
     Raises SinkscopeError if the record is not one of `dose_response`.
+
+    >>> sinkscope.dose_table(record, resamples=50).arm.unique().tolist()
+    ['sinks', 'random']
     """
     if not {"arm", "dose"} <= set(record.dims):
         raise SinkscopeError("the record has no arm and dose: make one with sinkscope.dose_response.")

@@ -64,6 +64,9 @@ def emergence_table(record: xr.Dataset, step: int | None = None) -> pd.DataFrame
 
     Fewer than three seeds give no intervals and no p (NaN), which attrs["intervals"] says. Raises SinkscopeError for a
     record of something else, or a step that was not measured.
+
+    >>> list(lab.emergence_table(record))[:3]
+    ['arm', 'quantity', 'layer']
     """
     quantities = emergence_quantities(record)
     measured = record["step"].values.tolist()
@@ -105,7 +108,11 @@ def plain_arm(record: xr.Dataset) -> str:
 
 @reads
 def emergence_summary(table: pd.DataFrame) -> pd.DataFrame:
-    """The table for a page: one row for each arm and layer, one column for each quantity, "mean (low to high)"."""
+    """The table for a page: one row for each arm and layer, one column for each quantity, "mean (low to high)".
+
+    >>> list(lab.emergence_summary(table))[:2]
+    ['arm', 'loss']
+    """
     cells = [
         f"{mean:.3f}" if np.isnan(low) else f"{mean:.3f} ({low:.3f} to {high:.3f})"
         for mean, low, high in table[["mean", "low", "high"]].itertuples(index=False)
@@ -164,6 +171,9 @@ def language_table(record: xr.Dataset) -> pd.DataFrame:
 
     Intervals are those of `ppl_table`: they speak of other texts, not of models trained with other seeds. Raises
     SinkscopeError for a record of something else.
+
+    >>> list(lab.language_table(record))[:3]
+    ['arm', 'seed', 'policy']
     """
     _check(record, "language", "of language models", "language_model")
     first = first_evicted(record.attrs["cache_size"])  # from there on every cache has evicted something
@@ -194,6 +204,9 @@ def head_masses(record: xr.Dataset) -> pd.DataFrame:
     is_sink             whether the interval lies above 0.3 (Gu et al. 2024)
 
     Raises SinkscopeError for a record of something else.
+
+    >>> list(lab.head_masses(record))[:3]
+    ['arm', 'seed', 'layer']
     """
     _check(record, "language", "of language models", "language_model")
     confidence = 1 - (1 - CONFIDENCE) / (record.sizes["layer"] * record.sizes["head"])
@@ -209,7 +222,11 @@ def head_masses(record: xr.Dataset) -> pd.DataFrame:
 @reads
 def language_verdict(record: xr.Dataset) -> list[str]:
     """For each model: whether sinks appeared, and whether window attention collapsed. A null result says so.
-    Raises SinkscopeError for a record of something else."""
+    Raises SinkscopeError for a record of something else.
+
+    >>> len(lab.language_verdict(record))
+    7
+    """
     table, masses = language_table(record), head_masses(record)
     window = table[(table["sinks"] == 0) & (table["cache_size"] > 0)]
     seeds = record.sizes["seed"]

@@ -49,6 +49,11 @@ def from_maps(array: Any, tokens: Any = None, first: int = 4, **attributes: Any)
     Raises SinkscopeError if the maps are not finite, non-negative, all square or all of cross-attention, with rows
     summing to at most one (up to the
     rounding of bfloat16), if there are fewer than `first` tokens, or if `tokens` do not match the maps.
+
+    >>> maps = np.tril(np.ones((8, 8))) / np.arange(1, 9)[:, None]  # uniform causal attention
+    >>> record = sinkscope.from_maps(maps[None, None, None])
+    >>> round(sinkscope.sink_mass(record, first=1).item(), 4), round(sinkscope.uniform_mass(8), 4)
+    (0.2454, 0.2454)
     """
     maps = _checked_maps(array)
     lengths, keys = (np.array([each.shape[axis] for each in maps]) for axis in (-2, -1))

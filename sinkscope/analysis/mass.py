@@ -40,6 +40,10 @@ def sink_mass(record: xr.Dataset, first: int = 4) -> xr.DataArray:
     (those with no query after the first keys left out). NaN for heads a layer lacks. attrs: `first` and `null`, the
     same figure for uniform attention over the same queries.
     Raises SinkscopeError if `first` is below 1, above what the record measured, or leaves no query.
+
+    >>> mass = sinkscope.sink_mass(record, first=1)
+    >>> mass.dims, mass.attrs["null"] > 0
+    (('layer', 'head'), True)
     """
     mass = mass_of_texts(record, first)
     result = mass.mean("sequence").rename("sink_mass")
@@ -53,6 +57,9 @@ def mass_by_layer(record: xr.Dataset, first: int = 1) -> xr.Dataset:
 
     The interval is Student's t over sequences. attrs: `first`, `null` (uniform attention) and those of `interval`.
     Raises SinkscopeError as `sink_mass` does.
+
+    >>> list(sinkscope.mass_by_layer(record, first=1))
+    ['mean', 'lower', 'upper']
     """
     mass = mass_of_texts(record, first)
     result = interval(mass.mean("head"), at_least=0, at_most=1)
@@ -97,6 +104,9 @@ def uniform_importance(length: int, position: int = 0, causal: bool = True) -> f
 
     Causal: the mean of 1/(i+1) over the queries i = position .. length-1; for position 0 the harmonic number H_T / T.
     Otherwise 1/length. Raises SinkscopeError if the position is not in the text.
+
+    >>> round(sinkscope.uniform_importance(1024), 6)
+    0.007333
     """
     length = whole_number(length, "length", 1)
     position = position_within(length, position)
@@ -119,6 +129,9 @@ def uniform_mass(length: int, first: int = 1, causal: bool = True) -> float:
 
     Causal: the mean of first/(i+1) over the queries i = first .. length-1. Otherwise first/length.
     Raises SinkscopeError if no query comes after the first keys.
+
+    >>> round(sinkscope.uniform_mass(1024), 6)
+    0.006363
     """
     length, first = whole_number(length, "length", 1), whole_number(first, "first", 1)
     if first >= length:
@@ -144,6 +157,9 @@ def amplification(record: xr.Dataset) -> xr.DataArray:
 
     The geometric mean of 1 / (1 - m) over queries and sequences, so that its inverse has the same meaning and a few
     queries that see little else do not decide it. Raises SinkscopeError if the record has none.
+
+    >>> sinkscope.amplification(record).dims
+    ('layer', 'head')
     """
     logs = variable(whole(record), "log_amplification").astype("float64").mean(["sequence", "query"])
     result = logs.copy(data=np.exp(logs.values))
@@ -163,6 +179,9 @@ def eviction_by_layer(record: xr.Dataset, resamples: int = 10_000, seed: int = 0
                                             the amplification on its logarithm
 
     `resamples` and `seed` are those of `interval`. Raises SinkscopeError if the record has no norms.
+
+    >>> list(sinkscope.eviction_by_layer(record, resamples=50))[:3]
+    ['layer', 'amplification', 'amplification_low']
     """
     record = whole(record)
     variable(record, "log_amplification")
@@ -196,6 +215,9 @@ def value_drain(record: xr.Dataset, first: int = 1) -> xr.Dataset:
     sequences (those with no other token left out). Below 1 the value is drained; 1 is the ratio of a first token like
     any other (attrs["null"]). NaN for heads a layer lacks.
     Raises SinkscopeError if the record has no norms, `first` is below 1 or leaves no other token.
+
+    >>> list(sinkscope.value_drain(record, first=1))
+    ['value_ratio', 'key_ratio']
     """
     record, first = whole(record), whole_number(first, "first", 1)
     if first >= int(sequence_lengths(record).max()):

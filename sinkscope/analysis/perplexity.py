@@ -53,6 +53,9 @@ def ppl(curve: xr.Dataset, common: bool = True) -> xr.DataArray:
             own (NaN for a policy without any).
     attrs: `common`, and `tokens_used`, their number (one for each policy if not common).
     Raises SinkscopeError if `curve` holds no losses, or no token is scored by every policy.
+
+    >>> sinkscope.ppl(record).dims
+    ('policy',)
     """
     nll = losses(curve)
     used = nll.where(_common_tokens(nll)) if common else nll
@@ -92,6 +95,9 @@ def ppl_table(
     is no accident of the text. Texts that share passages count as one. Where a policy scored a sample of positions, as
     re-computation does, the others have that sample too, and batches are runs of it: for all tokens, select
     curve.sel(policy=[..]) first.
+
+    >>> sinkscope.ppl_table(record, resamples=50).policy.tolist()
+    ['dense', 'window 64', 'recompute 64', 'sinks 4+60']
 
     Args:
         curve: of `sinkscope.perplexity`.
@@ -191,7 +197,10 @@ def _of_one_text(nll: xr.DataArray) -> xr.DataArray:
 
 @reads
 def losses_from(curve: xr.Dataset, token: int) -> xr.Dataset:
-    """The record with the losses of earlier tokens left out."""
+    """The record with the losses of earlier tokens left out.
+
+    >>> later = sinkscope.losses_from(record, 100)
+    """
     return curve.assign(nll=curve["nll"].where(curve["token"] >= token))
 
 
@@ -298,6 +307,9 @@ def collapse_table(
     All intervals are over the same texts or batches, as in `ppl_table`, with a `block` percentiles of one bootstrap.
     Raises SinkscopeError if the record has no losses, does not say what its policies do, has no policy with full sinks
     or no window, policies of several cache sizes, or no token after the first eviction.
+
+    >>> list(sinkscope.collapse_table(record, resamples=50))[:3]
+    ['part', 'policy', 'sinks']
     """
     late, named = decomposed(curve)
     table = ppl_table(late, next(iter(named)), block, resamples, seed, over)

@@ -46,6 +46,9 @@ def predictability_table(
     tenth of a text where that is less; they are narrower than they should be where queries hang together.
     A head whose mass does not vary has no correlation (NaN). Raises SinkscopeError if the record is not one of
     `sinkscope.predictability` or no query is left.
+
+    >>> list(sinkscope.predictability_table(record, resamples=50))[:4]
+    ['layer', 'head', 'measure', 'correlation']
     """
     record, start = _checked(record), whole_number(start, "start", 1)
     block = None if block is None else whole_number(block, "block", 1)
@@ -87,6 +90,9 @@ def predictability_bins(
 
     sink_mass [layer, head, bin]; `null` [bin], that of even attention over the same queries; `middle` [bin], the median
     of the measure, nats. Raises SinkscopeError as `predictability_table`, or if a bin is empty.
+
+    >>> list(sinkscope.predictability_bins(record, bins=4))
+    ['sink_mass', 'null', 'middle']
     """
     record = _checked(record)
     if measure not in MEASURES:

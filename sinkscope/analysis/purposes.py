@@ -39,6 +39,9 @@ def purposes(
     attrs: the thresholds; null_share, of uniform causal attention to the first key where a query counts from the
     probe's `mass` on (of 0.5: 2 / T); null_ratio, 1, of a key like all others.
 
+    >>> list(sinkscope.purposes(record))[:4]
+    ['layer', 'head', 'kind', 'agreement']
+
     Raises:
         SinkscopeError: a record without what `SinkPurpose` makes, thresholds out of range.
     """
@@ -101,6 +104,9 @@ def purpose_sensitivity(record: xr.Dataset, factors: Sequence[float] = FACTORS) 
     The excess of the stable rank over 1 is multiplied, and of the event what is left to 1. Values that a threshold
     cannot have are left out. Columns: threshold, factor, value, kind, heads (a share of them).
 
+    >>> list(sinkscope.purpose_sensitivity(record, factors=(0.85, 1.0, 1.15)))
+    ['threshold', 'factor', 'value', 'kind', 'heads']
+
     Raises:
         SinkscopeError: as `purposes`; factors that are not above 0.
     """
@@ -130,6 +136,9 @@ def gates_table(record: xr.Dataset, first: int = 1) -> pd.DataFrame:
     mass         attention on the first `first` keys, over the queries behind them; NaN where it was not measured
     gated_mass   the same times the gate of the query: what of the sink is handed on (a proposal of ours)
 
+    >>> list(sinkscope.gates_table(record))[:4]
+    ['layer', 'head', 'gate', 'gate_low']
+
     Raises:
         SinkscopeError: a record without what `Gates` makes.
     """
@@ -158,6 +167,9 @@ def depth_table(record: xr.Dataset, epsilon: float = EPSILON, resamples: int = 1
     fewer than 16 texts, as every rate here.
 
     attrs: null_entropy, 1, and null_anisotropy, of states in all directions alike; null_kurtosis, 3, of normal ones.
+
+    >>> list(sinkscope.depth_table(record, resamples=50))[:3]
+    ['layer', 'matrix_entropy', 'matrix_entropy_low']
 
     Raises:
         SinkscopeError: a record without what `Compression` makes.
@@ -200,6 +212,9 @@ def spike_life(record: xr.Dataset, magnitude: float = 100, ratio: float = 1000) 
     step_up, step_down   layers with the largest rise of the norm of the token's state over the layer before, and with
                      the largest fall; -1 without what `Compression` makes, or where it never falls
 
+    >>> list(sinkscope.spike_life(record, magnitude=5, ratio=2))
+    ['sequence', 'position', 'token_text', 'rise', 'fall', 'layers', 'dimensions', 'magnitude', 'step_up', 'step_down']
+
     Raises:
         SinkscopeError: as `massive_activations`.
     """
@@ -237,6 +252,9 @@ def spike_overlap(
     both             how many are both
     jaccard          of the two sets; NaN where both are empty
     null             the same expected of as many tokens drawn at random, by both / either in the mean
+
+    >>> list(sinkscope.spike_overlap(record, magnitude=5, ratio=2))
+    ['sequence', 'spikes', 'sinks', 'both', 'jaccard', 'null']
 
     Raises:
         SinkscopeError: a record without `received`, or hidden-state extremes.

@@ -30,6 +30,9 @@ def reach(
     ``w(l, h) = mean_i (sum_{j < k} A_ij + sum_{i - w < j <= i} A_ij)``, each key once, in closed form: attention by
     distance below w, and that on the first keys from farther away. The mean is over the queries of a text.
 
+    >>> sinkscope.reach(record, sinks=1, windows=(4, 16)).dims
+    ('sequence', 'layer', 'head', 'sinks', 'window')
+
     Args:
         record: with `distance_mass` and, for k > 0, `sink_mass` of as many first keys.
         sinks, windows: k and w; the window holds the query itself.
@@ -82,6 +85,9 @@ def reach_table(
 
     attrs["null_reach"] is that of uniform causal attention over the longest text.
 
+    >>> list(sinkscope.reach_table(record))[:4]
+    ['layer', 'head', 'reach', 'error']
+
     Args:
         record: with what the probe `Reach` makes.
         sinks, window: among those that it was measured with; the largest when None.
@@ -109,6 +115,10 @@ def head_gates(record: xr.Dataset, sinks: int | None = None, window: int | None 
 
     It has the form of DuoAttention's table (Xiao et al. 2024, arXiv 2410.10819), whose gates are trained instead.
     Arguments as of `reach_table`.
+
+    >>> gates = sinkscope.head_gates(record)
+    >>> gates.shape
+    (2, 1)
     """
     record, chosen = _chosen(record, sinks, window)
     gates = variable(record, "group_error").mean("sequence").clip(max=1.0).transpose("layer", "kv_head")
@@ -124,6 +134,10 @@ def save_head_gates(gates: xr.DataArray, path: str | os.PathLike[str]) -> Path:
     """Write gates [layer, kv_head] as DuoAttention does: a row for each layer, tabs between its heads.
 
     `PerHead.from_table` reads it, as their code does.
+
+    >>> record = sinkscope.measure(model, ids, [sinkscope.Reach(1, (4, 16))])
+    >>> sinkscope.save_head_gates(sinkscope.head_gates(record), "gates.tsv")
+    PosixPath('gates.tsv')
 
     Raises:
         SinkscopeError: gates of other dimensions, or not finite; a file that cannot be written.

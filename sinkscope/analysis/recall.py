@@ -24,6 +24,9 @@ def recall_table(record: xr.Dataset, resamples: int = 10_000, seed: int = 0) -> 
     gain is recalled and context together. Intervals are over passages; those that share tokens count as one, and fewer
     than three have none.
 
+    >>> list(sinkscope.recall_table(record, resamples=50))[:3]
+    ['policy', 'distance', 'again']
+
     Args:
         record: of `sinkscope.recall`.
         resamples, seed: of `interval`.

@@ -36,6 +36,9 @@ def list_cells(folder: str | os.PathLike[str]) -> pd.DataFrame:
     empty where it is as it was written. The laboratory's folders have trainings in the place of experiments.
 
     The hashes of all cells are computed anew. Raises SinkscopeError if there is no such folder, or no cell in it.
+
+    >>> sinkscope.list_cells("run/").experiment.tolist()
+    ['perplexity', 'perplexity']
     """
     rows: list[dict[str, Any]] = []
     for key, card in cells_in(folder).items():
@@ -53,6 +56,9 @@ def sweep_losses(folder: str | os.PathLike[str], model: str | None = None, text:
 
     `ppl_table` makes of it a table over the same tokens, with paired intervals; figures take it as that of
     `perplexity`. Raises SinkscopeError where there are no losses, or those of several models or texts and no name.
+
+    >>> sinkscope.sweep_losses("run/", "tiny", "words").policy.values.tolist()
+    ['dense', 'sinks 2+6']
     """
     found: dict[tuple[str, str], dict[str, xr.Dataset]] = {}
     for key, card in _cards(folder).items():
@@ -86,6 +92,9 @@ def compare_cells(one: str | os.PathLike[str], other: str | os.PathLike[str]) ->
     one that is. Cells that one folder has alone have no `other_cell`, or no `cell`.
 
     Raises SinkscopeError if there is no cell, or a damaged one.
+
+    >>> sinkscope.compare_cells("run/", "run/").largest.tolist()
+    [0.0, 0.0]
     """
     sides = [_by_levels(place) for place in (one, other)]
     rows = []

@@ -43,6 +43,9 @@ def secondary_sinks(
     and layers that are parallel in the remaining layers, a null; secondary, secondary_low and secondary_high, of how
     many there are in a text, with a 95% t interval over texts.
 
+    >>> list(sinkscope.secondary_sinks(record))[:4]
+    ['sequence', 'position', 'token_text', 'kind']
+
     Args:
         record: with `first_cosine` and `state_norm` (`FirstCosine`, `Compression`).
         parallel: the cosine.
@@ -126,6 +129,9 @@ def tags_table(record: xr.Dataset) -> pd.DataFrame:
     null                     of an output in all directions alike
     texts                    share of the texts in which it has a sink
 
+    >>> list(sinkscope.tags_table(record))[:4]
+    ['layer', 'head', 'sinks', 'rank']
+
     Raises:
         SinkscopeError: a record without what `sink_tags` makes.
     """
@@ -158,6 +164,9 @@ def spread_table(record: xr.Dataset) -> pd.DataFrame:
     difference, .._low, .._high   to the spread with the first token kept, text by text; NaN where it was not measured
 
     Before the change nothing moves: the null is 0.
+
+    >>> list(sinkscope.spread_table(record))[:4]
+    ['first_token', 'layer', 'own', 'spread']
 
     Raises:
         SinkscopeError: a record without what `perturbation_spread` makes.
@@ -203,6 +212,9 @@ def rollout(record: xr.Dataset) -> xr.DataArray:
     attention alone.
 
     The coordinate `null` [layer, query] is that of uniform attention, for the first key.
+
+    >>> sinkscope.rollout(record).dims
+    ('sequence', 'layer', 'query', 'key')
 
     Args:
         record: with `attention_map` of all layers and heads in which each token has its own cell:

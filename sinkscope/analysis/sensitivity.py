@@ -39,6 +39,9 @@ def mass_by_length(record: xr.Dataset, first: int = 1, lengths: Sequence[int] | 
     above, above_lower, above_upper     the share above the null, (mass - null) / (1 - null)
     times_null                          mass over null, which grows with T though the sink does not
 
+    >>> list(sinkscope.mass_by_length(record, lengths=[20, 40]))
+    ['mass', 'lower', 'upper', 'above', 'above_lower', 'above_upper', 'null', 'times_null']
+
     Args:
         record: with `sink_mass`.
         first: how many keys.
@@ -89,6 +92,9 @@ def sensitivity_table(
     varied, level       "epsilon", "T" or "BOS", and its value; all else is as in the headline
     value, low, high    with its 95% t interval over sequences
     null, above_null    of uniform attention; (value - null) / (1 - null)
+
+    >>> list(sinkscope.sensitivity_table(record))[:4]
+    ['headline', 'varied', 'level', 'value']
 
     Args:
         record: with `sink_mass`, of a causal model.

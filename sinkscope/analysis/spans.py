@@ -27,6 +27,9 @@ def span_mass(record: xr.Dataset) -> xr.DataArray:
     mean over the sequences that have both. NaN for heads a layer lacks. The coordinate `null` [query_span, key_span]
     is the same figure for attention spread evenly over the keys that each query sees.
     Raises SinkscopeError if the record has no `span_mass`, or does not say which token is in which span.
+
+    >>> sinkscope.span_mass(record).dims
+    ('layer', 'head', 'query_span', 'key_span')
     """
     record = whole(record)
     mass = variable(record, "span_mass").astype("float64")
@@ -69,6 +72,9 @@ def span_table(record: xr.Dataset) -> pd.DataFrame:
     strongest             of the head that gives most; strongest_layer, strongest_head say which
     null, above_null      of even attention; (mass - null) / (1 - null)
     Raises SinkscopeError as `span_mass` does.
+
+    >>> list(sinkscope.span_table(record))
+    ['query_span', 'key_span', 'mass', 'strongest', 'strongest_layer', 'strongest_head', 'null', 'above_null']
     """
     mass = span_mass(record)
     pairs = mass.stack(pair=("query_span", "key_span"), place=("layer", "head")).transpose("pair", "place")
@@ -95,6 +101,9 @@ def by_span(values: xr.DataArray, spans: Spans | Sequence[Spans]) -> xr.DataArra
         sinkscope.by_span(sinkscope.attention_maps(model, ids), words)  # [layer, head, query_span, key_span]
         sinkscope.by_span(record.received, words)  # [sequence, layer, head, key_span]
         sinkscope.by_span(sinkscope.importance(record), words)  # its null is summed too
+
+    >>> sinkscope.by_span(record.received, sinkscope.Spans(["opening", "rest"], [(0, 4), (4, 40)])).dims
+    ('sequence', 'layer', 'head', 'key_span')
 
     Args:
         values: with the dimension `query`, `key` or both, of all tokens: maps at full resolution.

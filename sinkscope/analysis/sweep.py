@@ -39,6 +39,10 @@ def sweep(
     Cells run through joblib, inside `joblib.parallel_config(backend="loky" | "dask" | "ray")` on its workers. A model
     given by name or path travels as that, and each worker loads it once; a loaded one travels with every cell.
 
+    >>> grid = {"models": {"tiny": model}, "texts": {"text": ids}, "policies": ["dense", "window"], "cache_sizes": 16}
+    >>> sinkscope.sweep(grid).policy.tolist()
+    ['dense', 'window 16']
+
     Args:
         grid: a `sinkscope.Grid`, a mapping with its arguments, or the path of a YAML file.
         folder: a run folder, which keeps a record of each cell under a hash of everything its numbers follow from. The
@@ -79,6 +83,9 @@ def sweep_table(folder: str | os.PathLike[str]) -> pd.DataFrame:
     Perplexities are over all tokens that a cell scored: all but the first, unless re-computation was given `samples`.
     `ppl_table` compares policies over the same tokens, with paired intervals.
     Raises SinkscopeError if the folder holds no cell, or a damaged one.
+
+    >>> sinkscope.sweep_table("run/").policy.tolist()
+    ['dense', 'sinks 2+6']
     """
     rows: list[dict[str, Any]] = []
     same: dict[Any, Card] = {}

@@ -39,6 +39,9 @@ def accuracy_table(record: xr.Dataset, by: str | None = None) -> pd.DataFrame:
     are; where all answers, or none, are right, for as many as there are texts; with fewer than three such texts there
     is none.
 
+    >>> list(sinkscope.accuracy_table(record))[:4]
+    ['policy', 'length', 'depth', 'distance']
+
     Args:
         record: of `sinkscope.needle_recall`, `key_value_recall` or `stream_recall`.
         by: only by this, over all else that the texts differ in, such as "depth".

@@ -26,6 +26,9 @@ from sinkscope.errors import SinkscopeError, shown
 def merge(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Join attentions of the same queries over disjoint sets of keys, exactly.
 
+    >>> parts = [sinkscope.attend_split(query, key[:, :, cut], value[:, :, cut]) for cut in (slice(3), slice(3, 8))]
+    >>> out, lse = sinkscope.merge(*parts)
+
     Args:
         parts: pairs (output [batch, head, query, dim], lse [batch, head, query]).
 
@@ -167,6 +170,8 @@ def attend(
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention and its log-sum-exp, without a T x T tensor.
+
+    >>> out, lse = sinkscope.attend(query, key, value)
 
     Args:
         query: [batch, head, query, dim].
@@ -364,16 +369,15 @@ CHUNK = 2048
 def attend_split(
     query: Tensor, key: Tensor, value: Tensor, *, chunk: int = CHUNK, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Attention of queries that see every key, the keys taken in chunks.
+    """Attention of queries that see every key, taken in chunks: output and lse of `attend` over all of them.
+
+    >>> out, lse = sinkscope.attend_split(query, key, value, chunk=4)
 
     Args:
         query: [batch, head, query, dim]; few, usually one.
         key, value: [batch, kv_head, key, dim].
         chunk: keys in each chunk; the last one may be smaller.
         scale: factor on the scores; dim ** -0.5 when None.
-
-    Returns:
-        Output and lse, those of `attend` over all the keys.
 
     Raises:
         SinkscopeError: chunk < 1, or shapes that do not fit together.

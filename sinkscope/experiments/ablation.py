@@ -77,6 +77,10 @@ def run_ablation(
     Cells run through joblib, inside `joblib.parallel_config(backend="loky" | "dask" | "ray")` on its workers. A loaded
     model travels with every cell; a name or path travels alone, and each worker loads its own and keeps it.
 
+    >>> record = sinkscope.run_ablation(model, ids[:1], sinks=(0, 2), cache_size=16)
+    >>> record.policy.values.tolist()
+    ['sinks 0+16', 'sinks 2+14']
+
     Args:
         model: a decoder in eval mode, or what `load` takes: a hub id, a directory, a .gguf file, None for the demo one.
         ids, block, progress, attributes: as in `perplexity`.

@@ -74,6 +74,10 @@ class Unchecked(Exception):
 def audit(types: str | Iterable[str] | None = None, *, workers: int = 1, progress: bool | None = None) -> pd.DataFrame:
     """Check tiny random models of every type of causal language model that transformers knows.
 
+    >>> table = sinkscope.audit("gpt2")
+    >>> sorted(table.verdict.unique())
+    ['refused', 'right']
+
     Args:
         types: which, as transformers names them ("llama"), or variants ("llama+llama3"); all of them when None.
         workers: processes at the same time.

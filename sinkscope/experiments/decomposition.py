@@ -33,6 +33,10 @@ def decompose(
     would hand on, while their keys are out of the denominator of the others. If the collapse were nothing but parked
     mass forced onto the others, phantoms would recover all of it; if it were nothing but a lost bias, values only.
 
+    >>> record = sinkscope.decompose(model, ids, cache_size=16, sinks=2)
+    >>> record.policy.values.tolist()[0]
+    'sinks 2+14'
+
     Args:
         model, ids, options: as those of `perplexity`; a model inside transformers' attention interface.
         cache_size, sinks: tokens kept, and the first ones among them.
@@ -59,6 +63,10 @@ def decompose_by_layer(
     **options: Any,
 ) -> xr.Dataset:
     """The same in one group of neighbouring layers at a time, all other layers dense.
+
+    >>> record = sinkscope.decompose_by_layer(model, ids, cache_size=16, sinks=2, groups=2)
+    >>> record.sizes["policy"]
+    7
 
     Args:
         model, ids, cache_size, sinks, options: as for `decompose`; texts no longer than the model was trained on.

@@ -37,6 +37,10 @@ def dose_response(
 ) -> xr.Dataset:
     """Losses, sink mass and head output against a bias on the logits of the first keys, and of as many others.
 
+    >>> record = sinkscope.dose_response(model, ids, doses=(-2.0, 0.0), start=16)
+    >>> record.sizes["dose"]
+    2
+
     Args:
         model, ids, progress, attributes: as in `perplexity`; a model inside transformers' attention interface.
         doses: the biases, natural logarithm: minus infinity evicts, with log(2) a key weighs twice as much.

@@ -99,6 +99,11 @@ class Segment:
 class Grid:
     """Experiments, and the axes that they are run over. Each axis takes one level or several.
 
+    >>> models, texts = {"tiny": model}, {"text": ids}
+    >>> grid = sinkscope.Grid(models, texts, policies=["dense", "sinks"], sinks=2, cache_sizes=16)
+    >>> sinkscope.sweep(grid).policy.tolist()
+    ['dense', 'sinks 2+14']
+
     Args:
         models: what `sinkscope.load` takes, "demo" for the demo model, or a mapping with `source` and dtype, device,
             device_map or revision; or names of your own for these, as {name: model}.

@@ -34,6 +34,11 @@ def head_split(
     Beside each share stands the same number of heads chosen the other way round, those with the highest gates first:
     what a split that means nothing could not be told from.
 
+    >>> gates = sinkscope.head_gates(sinkscope.measure(model, ids, [sinkscope.Reach(1, (4, 16))]))
+    >>> record = sinkscope.head_split(model, ids, gates, (0, 0.5, 1), sinks=1, window=8)
+    >>> record.sizes["policy"]
+    4
+
     Args:
         model, ids, options: as of `sinkscope.perplexity`.
         gates: [layer, kv_head], as `sinkscope.head_gates` makes of a record, better of other texts.

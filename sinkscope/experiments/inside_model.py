@@ -39,6 +39,10 @@ class EvictKeys(Intervention):
     The control of recent keys is as many near-recent ones. That of every other kind is as many random keys, drawn anew
     for each text, and several times, among those between the sinks and the start, all of which have been read by then.
 
+    >>> table = sinkscope.intervene(model, ids, [sinkscope.EvictKeys("recent")], start=16, resamples=50)
+    >>> len(table)
+    3
+
     Args:
         which: "sinks", the first tokens; "random"; "recent", the last ones before each query; "near-recent", as many
             before these; "next", the first ones behind the sinks; "attended", those between the sinks and the start
@@ -189,6 +193,9 @@ class SetMassive(Intervention):
     set, in the layer's output, wherever they are massive while it runs. The mean is that of a dimension over all places
     where it was massive, in all texts: a constant. The control does the same to as many other dimensions of the same
     tokens, drawn at random for each text: it tells the tokens from the dimensions, not the dimensions from their size.
+
+    >>> sinkscope.SetMassive(layers=[1], mode="mean").name
+    'massive dimensions to mean behind layer 1'
 
     Args:
         layers: behind which; the first layer after which there are any when None.

@@ -96,6 +96,9 @@ class Conditions:
 class Trial:
     """One text as it is run under one intervention.
 
+    >>> sinkscope.Trial(ids[0], policy=sinkscope.Window(8)).policy
+    Window(size=8)
+
     Attributes:
         tokens: [token] ids.
         places: [token] where each stood in the text as it was, -1 for one that did not; None where none has moved.
@@ -125,7 +128,7 @@ class Intervention(ABC):
     ...
     ...     def apply(self, text, number, conditions):
     ...         return sinkscope.Trial(text, policy=sinkscope.Window(self.window))
-    >>> table = sinkscope.intervene(model, ids, [LastTokens(8), LastTokens(32)], start=40)
+    >>> table = sinkscope.intervene(model, ids, [LastTokens(8), LastTokens(32)], start=20)
     >>> table[["intervention", "role"]].values.tolist()
     [['nothing', 'baseline'], ['LastTokens(window=8)', 'effect'], ['LastTokens(window=32)', 'effect']]
     """
@@ -168,6 +171,10 @@ class ReplaceTokens(Intervention):
     """Put line breaks or random tokens in the place of the first tokens (Xiao et al. 2023, Table 1).
 
     The control does it to as many tokens elsewhere before the start of scoring.
+
+    >>> table = sinkscope.intervene(model, ids, [sinkscope.ReplaceTokens("random", 2)], start=16, resamples=50)
+    >>> table.role.tolist()
+    ['baseline', 'effect', 'control']
 
     Args:
         by: "line breaks", or "random" tokens of the vocabulary.
@@ -232,6 +239,9 @@ class Shift(Intervention):
 
     The control cuts as many tokens out behind the sinks: as much less context, the same beginning.
 
+    >>> sinkscope.intervene(model, ids, [sinkscope.Shift(4)], start=16, resamples=50).role.tolist()
+    ['baseline', 'effect', 'control']
+
     Args:
         tokens: how many.
         behind_sinks: whether they are cut out behind the sinks.
@@ -269,6 +279,9 @@ class Repeat(Intervention):
 
     Its tokens are not those of the text, so what to read from it is the attention, not the loss. The control is the
     text with its tokens in random order.
+
+    >>> sinkscope.intervene(model, ids, [sinkscope.Repeat(5)], start=16, resamples=50).role.tolist()
+    ['baseline', 'effect', 'control']
 
     Args:
         token: the id; for each text one of its own, drawn at random, when None.

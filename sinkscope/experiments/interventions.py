@@ -50,6 +50,10 @@ def run_interventions(
     random: 20 draws of a control take the time of 20 interventions. Keys go, and losses are scored, from query `start`
     on, so that all keys to be evicted have been read by then, as in a cache.
 
+    >>> record = sinkscope.run_interventions(model, ids, [sinkscope.EvictKeys()], start=16)
+    >>> list(record.data_vars)[:2]
+    ['nll', 'draw_nll']
+
     Args:
         model, ids, progress, attributes: as in `perplexity`; several texts give the sink mass an interval.
         interventions: instances such as `EvictKeys("sinks")`, or of a class of your own (see `Intervention`); when None

@@ -96,6 +96,10 @@ def perplexity(
     What a processor made of texts with images is read in one forward pass of the whole model. Losses are those of the
     tokens of text, given the images; tokens that stand for a part of an image (`is_image` in the record) have none.
 
+    >>> record = sinkscope.perplexity(model, ids, [sinkscope.Dense(), sinkscope.SinkWindow(2, 14)])
+    >>> record.nll.dims
+    ('policy', 'sequence', 'token')
+
     Args:
         model: a decoder with a language head, in eval mode.
         ids: token ids [sequence, token], or a list of 1-D tensors; each text starts with an empty cache. Or a

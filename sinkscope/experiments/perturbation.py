@@ -61,6 +61,10 @@ def perturbation_spread(
     place replaced, and ``D[l, i] = ||h_i^l(x) - h_i^l(x')||``, with the first token kept, and with it removed from both
     texts. Which measure their figures show we could not check: this formula, and that over ``||h_i^l(x)||``, are ours.
 
+    >>> record = sinkscope.perturbation_spread(model, ids, first="kept")
+    >>> list(record.data_vars)[:2]
+    ['distance', 'relative_distance']
+
     Args:
         model: a transformers model in eval mode.
         ids: [sequence, token], or 1-D tensors. What is removed is whatever token they begin with.

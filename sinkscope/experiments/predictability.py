@@ -36,6 +36,10 @@ def predictability(
     If a sink is where a head parks attention when it has nothing to say, its mass should go with what the model knows
     about the next token; `predictability_table` says how much, head by head.
 
+    >>> record = sinkscope.predictability(model, ids)
+    >>> list(record.data_vars)[:3]
+    ['sink_mass', 'next_loss', 'next_entropy']
+
     Args:
         model, ids, progress, attributes: as in `perplexity`.
         first: how many first keys.

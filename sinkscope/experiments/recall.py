@@ -67,6 +67,10 @@ def recall(
     read for the first time at the same place and behind the same tokens. What it costs there, less what it costs read
     again, is what the first reading gave.
 
+    >>> record = sinkscope.recall(model, ids[:1], distances=8, passage=4, passages=2)
+    >>> record.sizes["distance"]
+    1
+
     Args:
         model: a decoder with a language head, in eval mode.
         ids: [token] or [1, token], at least the longest distance and as many tokens more as there are passages.

@@ -91,6 +91,10 @@ def sink_tags(
     [query, dim] before W_O and any gate, and P_S the projector on the span of v_s, the share is
     ``||O P_S||_F^2 / ||O||_F^2``. That formula is ours.
 
+    >>> record = sinkscope.sink_tags(model, ids)
+    >>> list(record.data_vars)[:2]
+    ['tag_sinks', 'tag_rank']
+
     Args:
         model: a transformers model in eval mode, inside transformers' attention interface.
         ids: [sequence, token], or 1-D tensors.

@@ -76,6 +76,10 @@ def sink_values(
 
     Values are those of the text as it is. P are the states that the language head reads.
 
+    >>> record = sinkscope.sink_values(model, ids, kinds=("zero", "mean"))
+    >>> list(record.data_vars)
+    ['change']
+
     Args:
         model: a decoder in eval mode, inside transformers' attention interface.
         ids: [sequence, token], or 1-D tensors.

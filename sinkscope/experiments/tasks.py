@@ -52,6 +52,8 @@ def needle_recall(
     value is drawn evenly from a few words, each one token; the answer is the likeliest of these, so that whoever cannot
     see the needle is right once in as many. Whether it is the likeliest of all tokens is `said`.
 
+    >>> record = sinkscope.needle_recall(model, tokenizer, ids[:1], [sinkscope.Dense()], lengths=64)
+
     Args:
         model: a decoder with a language head, in eval mode.
         tokenizer: that belongs to it.
@@ -113,6 +115,10 @@ def key_value_recall(
     The values of all pairs are drawn evenly and apart from each other, so that the other pairs say nothing of the one
     that is asked about: whoever cannot see that is right once in as many words.
 
+    >>> record = sinkscope.key_value_recall(model, tokenizer, [sinkscope.Dense()], pairs=2, depths=0.5)
+    >>> sinkscope.accuracy_table(record).policy.tolist()
+    ['dense']
+
     Args:
         pairs: how many pairs in a text.
         depths: where the pair stands that is asked about, from 0, the first, to 1, the last.
@@ -162,6 +168,8 @@ def stream_recall(
     There a question comes behind every 10 lines, about the line 20 lines back. What stands behind a question here is
     the right answer, whatever the model said, so that no mistake leads to another. In a chat each question ends a turn
     of the user's, and its answer is the next turn.
+
+    >>> record = sinkscope.stream_recall(model, tokenizer, [sinkscope.Dense()], lines=4, every=2, back=1)
 
     Args:
         lines: in a stream.

@@ -53,6 +53,10 @@ def run_timing(
     a token for it, and "recompute" runs the last L tokens afresh. All policies of a cache size take turns, round after
     round, so that a machine that slows down does so for all of them. A token is one forward pass, up to its logits.
 
+    >>> record = sinkscope.run_timing(model, ids[:1], 8, ("dense", "window"), repeats=1)
+    >>> list(record.data_vars)[:2]
+    ['policy', 'cache_size']
+
     Args:
         model, progress, attributes: as in `perplexity`.
         ids: one text of more tokens than the largest cache, [1, token] or [token].

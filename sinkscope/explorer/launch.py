@@ -56,6 +56,9 @@ def explore(
 
     The model itself is not touched: a copy that shares its weights is run, off the main thread.
 
+    >>> app = sinkscope.explore(model, tokenizer, "the cat sat on the mat")
+    >>> app.close()
+
     Args:
         model: a loaded decoder with a language head, a name on the Hub, a directory, a .gguf file; None for the demo
             model. Or a record with attention maps, or the path of one (.nc): it is looked at without a model.

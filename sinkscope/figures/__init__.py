@@ -2,6 +2,8 @@
 
 Each also offers `describe`, from the same record to a `marks.Drawing`, which `plotly_figure` makes interactive. With
 `figure` and the marks you write your own: see `sinkscope.figures.marks`.
+
+>>> figures.sink_mass_heatmap(record).savefig("heatmap.pdf")
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ from sinkscope.figures.sinks import (
     sink_rate_curve,
 )
 from sinkscope.figures.spans import span_mass
-from sinkscope.figures.streaming import ablation, decode_cost, explored, log_perplexity, recall
-from sinkscope.figures.tasks import accuracy
+from sinkscope.figures.streaming import ablation, decode_cost, explored, log_perplexity
+from sinkscope.figures.tasks import accuracy, recall
 from sinkscope.figures.training import emergence, language_emergence
 
 del _fonts

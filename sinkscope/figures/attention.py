@@ -32,6 +32,8 @@ def mean_maps(record: xr.Dataset, heads: Sequence[tuple[int, int]] | None = None
     StreamingLLM's Figure 2 shows mean *logits* over 256 sentences of 16 tokens, its Figure 12 *probabilities*: readers
     took one for the other. Here every panel carries its own scale and unit, and the two units have different colours.
 
+    >>> figures.mean_maps(record).savefig("mean_maps.pdf")
+
     Args:
         record: with what `MeanLogits` makes.
         heads: pairs (layer, head), at most six; by default those of `default_heads`.
@@ -86,6 +88,8 @@ def received_by_position(record: xr.Dataset, sequence: int = 0, peaks: int = 10)
 
     The `peaks` positions that stand out most from those around them carry their token's text. Both axes are
     logarithmic. The rise at the end is no sink: few queries see the last keys, and those are near.
+
+    >>> figures.received_by_position(record).savefig("received_by_position.pdf")
     """
     record = need(record, "received_by_position", "received")
     _check(record, sequence=sequence)
@@ -151,7 +155,10 @@ def find_peaks(mean: np.ndarray, count: int) -> list[int]:
 @figure
 @reads
 def entropy_by_layer(record: xr.Dataset) -> m.Drawing:
-    """Mean entropy (nats) of each head over queries and sequences, the mean of each layer, and the uniform null."""
+    """Mean entropy (nats) of each head over queries and sequences, the mean of each layer, and the uniform null.
+
+    >>> figures.entropy_by_layer(record).savefig("entropy_by_layer.pdf")
+    """
     record = need(record, "entropy_by_layer", "entropy")
     heads = record["entropy"].astype("float64").mean(["sequence", "query"]).transpose("layer", "head")
     null, form = null_entropy(record), "mean ln(i + 1)" if is_causal(record) else "mean ln of the keys seen"
@@ -180,6 +187,8 @@ def distance_profile(record: xr.Dataset) -> m.Drawing:
 
     Distance 0 is the token itself. At distance d only the queries i >= d count, so the profile is a probability. Both
     axes are logarithmic, that of distances in d + 1.
+
+    >>> figures.distance_profile(record).savefig("distance_profile.pdf")
     """
     record = need(record, "distance_profile", "distance_mass")
     if not is_causal(record):

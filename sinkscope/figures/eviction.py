@@ -44,6 +44,8 @@ def forced_mass(record: xr.Dataset) -> m.Drawing:
     vectors that add up to it. Norms of two vectors add up to no less than that of their sum. A record without norms has
     the left panel only.
 
+    >>> figures.forced_mass(record).savefig("forced_mass.pdf")
+
     Args:
         record: with what `EvictionEffect` makes.
 
@@ -107,6 +109,8 @@ def collapse(record: xr.Dataset | pd.DataFrame) -> m.Drawing:
     Logarithmic axis, so that distances are losses in nats: below as ratios, above as the perplexities themselves.
     Beside each point, its perplexity and the share of the gap between window and full sinks that it closes.
 
+    >>> figures.collapse(record).savefig("collapse.pdf")
+
     Args:
         record: of `sinkscope.decompose`, or its `collapse_table`.
 
@@ -152,6 +156,8 @@ def comparison(table: pd.DataFrame) -> m.Drawing:
     Whiskers are 95% intervals, of the collapse paired as in `ppl_table`, of the strengths over texts (none with fewer
     than three). Hollow points differ from the first model in more than the model, and the legend says in what.
     Dashed lines: strength under uniform attention. Dotted: no collapse.
+
+    >>> figures.comparison(record).savefig("comparison.pdf")
 
     Args:
         table: of `sinkscope.compare`.

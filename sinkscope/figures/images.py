@@ -32,6 +32,8 @@ def image_grid(
 ) -> m.Drawing:
     """Attention alpha that each token of an image receives, as a grid over the picture: the mean, and chosen heads.
 
+    >>> figures.image_grid(record).savefig("image_grid.pdf")
+
     Args:
         record: with what `Received` makes, of a model that read images.
         heads: pairs (layer, head), at most five; those that look most at the image when None.

@@ -58,6 +58,8 @@ def dose_response(record: xr.Dataset | pd.DataFrame) -> m.Drawing:
     as in `ppl_table`, of the others over texts (none with fewer than three). Minus infinity, the keys gone, stands
     apart at the left end. The dotted lines: no effect, and for the mass uniform attention.
 
+    >>> figures.dose_response(record).savefig("dose_response.pdf")
+
     Args:
         record: of `sinkscope.dose_response`, or its `dose_table`.
 
@@ -145,6 +147,8 @@ def effects(record: xr.Dataset | pd.DataFrame) -> m.Drawing:
     Whiskers are 95% intervals, of the perplexity paired as in `ppl_table` (logarithmic axis), of the
     mass over texts (none with one text). Dotted lines: with nothing done. Dashed: mass under uniform attention.
 
+    >>> figures.effects(record).savefig("effects.pdf")
+
     Args:
         record: of `sinkscope.run_interventions`, or the table of `sinkscope.intervene`.
 
@@ -209,6 +213,8 @@ def predictability(record: xr.Dataset, bins: int = 10, start: int | None = None)
     null, that of even attention from the same queries: entropy falls along a text, and so does 1/(i + 1). Right:
     Spearman correlations; coloured are heads whose 95% interval lies beyond both zero and the correlation of even
     attention. Of heads without any relation up to 5% would.
+
+    >>> figures.predictability(record).savefig("predictability.pdf")
 
     Args:
         record: of `sinkscope.predictability`.

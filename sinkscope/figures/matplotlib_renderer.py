@@ -64,6 +64,12 @@ def figure(describe: Callable[P, m.Drawing]) -> FigureFunction[P]:
 
     Called, the figure is drawn on paper; its `describe` gives the drawing, which `plotly_figure` takes. Its name is
     the function's. See `sinkscope.figures.marks` for an example.
+
+    >>> @figures.figure
+    ... def mass_by_head(record):
+    ...     line = figures.marks.Line([0, 1], record.sink_mass.mean(["sequence", "layer", "query", "sink"]).values)
+    ...     return figures.marks.Drawing([figures.marks.Panel([line])], record.attrs)
+    >>> mass_by_head(record).savefig("mass_by_head.pdf")
     """
 
     if not callable(describe):
@@ -130,7 +136,11 @@ class PaperFigure(Figure):
 
 
 def matplotlib_figure(drawing: m.Drawing) -> PaperFigure:
-    """A drawing on paper."""
+    """A drawing on paper.
+
+    >>> drawing = figures.mass_by_layer.describe(record)
+    >>> figures.matplotlib_figure(drawing).savefig("mass.pdf")
+    """
     check_drawing(drawing)
     with mpl.rc_context(cast(Any, style.STYLE)):
         made = PaperFigure(figsize=(drawing.width, drawing.height), layout="constrained")

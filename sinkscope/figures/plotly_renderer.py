@@ -43,6 +43,10 @@ class Place(NamedTuple):
 def plotly_figure(drawing: m.Drawing, themed: bool = True) -> dict[str, Any]:
     """A drawing as plotly takes it: {"data": [..], "layout": {..}}, ready for JSON.
 
+    >>> drawing = figures.mass_by_layer.describe(record)
+    >>> sorted(figures.plotly_figure(drawing))
+    ['data', 'layout']
+
     Args:
         drawing: of any figure, as `figures.norms.describe(record)`.
         themed: colours as names beginning with "@", for which the page of a report puts those of its light or dark

@@ -38,6 +38,8 @@ def purposes(
 
     A no-op stands at the left, and loses its denominator: low. A broadcast stands at the right, and loses a value:
     high. Thresholds as of `sinkscope.purposes`; the record holds what `SinkPurpose` and `EvictionEffect` make.
+
+    >>> figures.purposes(record).savefig("purposes.pdf")
     """
     record = need(record, "purposes", "sink_norm_ratio", "lost_value", "lost_denominator")
     table = kinds_of(record, event, no_op, broadcast, rank)
@@ -84,6 +86,8 @@ def depth(record: xr.Dataset, others: Sequence[xr.Dataset] = ()) -> m.Drawing:
 
     Dotted: the nulls, states in all directions alike, and the kurtosis of normal ones. Depth is the layer over the last
     one where there are several models.
+
+    >>> figures.depth(record).savefig("depth.pdf")
     """
     records = [record, *several(others, "others")]
     if not all(isinstance(each, xr.Dataset) for each in records):
@@ -120,7 +124,10 @@ def depth(record: xr.Dataset, others: Sequence[xr.Dataset] = ()) -> m.Drawing:
 @reads
 def reach(record: xr.Dataset) -> m.Drawing:
     """Left, attention inside sinks and window against the window, a line for each number of sinks, mean over heads,
-    with the uniform null dotted; right, the error of each head that streams, by layer, at the largest sizes."""
+    with the uniform null dotted; right, the error of each head that streams, by layer, at the largest sizes.
+
+    >>> figures.reach(record).savefig("reach.pdf")
+    """
     record = need(record, "reach", "reach", "stream_error")
     windows, sinks = (np.atleast_1d(record[name].values) for name in ("reach_window", "reach_sinks"))
     mean = record["reach"].mean(["sequence", "layer", "head"])
@@ -151,7 +158,10 @@ def reach(record: xr.Dataset) -> m.Drawing:
 @reads
 def head_split(record: xr.Dataset) -> m.Drawing:
     """Perplexity over that of the dense run against the share of key-value heads that stream, with paired 95%
-    intervals: those that need the text least first, and the other way round."""
+    intervals: those that need the text least first, and the other way round.
+
+    >>> figures.head_split(record).savefig("head_split.pdf")
+    """
     record = need(record, "head_split", "nll", "share", "worst_first")
     dense = [str(each) for each in record["policy"].values[np.asarray(record["share"].values) == 0]]
     if not dense:

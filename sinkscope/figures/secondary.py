@@ -22,7 +22,10 @@ def secondary_sinks(
     record: xr.Dataset, parallel: float = PARALLEL, short: int = SHORT, spared: int = SPARED
 ) -> m.Drawing:
     """The lifetime of each token that is parallel to the first one, against the layer of its birth, by kind (see
-    `sinkscope.secondary_sinks`). Dotted: the longest lifetime that is too short to count."""
+    `sinkscope.secondary_sinks`). Dotted: the longest lifetime that is too short to count.
+
+    >>> figures.secondary_sinks(record).savefig("secondary_sinks.pdf")
+    """
     table = secondary.secondary_sinks(record, parallel, short, spared)
     if not len(table):
         raise SinkscopeError(
@@ -51,7 +54,10 @@ def secondary_sinks(
 @reads
 def sink_tags(record: xr.Dataset) -> m.Drawing:
     """The share of each head's output in the span of its sinks' values, by layer, beside that in the span of as many
-    other values (hollow); dotted: the mean over heads of an output in all directions alike."""
+    other values (hollow); dotted: the mean over heads of an output in all directions alike.
+
+    >>> figures.sink_tags(record).savefig("sink_tags.pdf")
+    """
     table = secondary.tags_table(record)
     if not len(table):
         raise SinkscopeError(
@@ -76,7 +82,10 @@ def sink_tags(record: xr.Dataset) -> m.Drawing:
 @reads
 def perturbation_spread(record: xr.Dataset) -> m.Drawing:
     """How far the states of later tokens move when one token is another, over depth, with the first token kept and
-    removed; bands are 95% over texts. Thin: the state of the token itself."""
+    removed; bands are 95% over texts. Thin: the state of the token itself.
+
+    >>> figures.perturbation_spread(record).savefig("perturbation_spread.pdf")
+    """
     table, marks = secondary.spread_table(record), []
     for row, (way, own) in enumerate(table.groupby("first_token", sort=False)):
         look, name = m.Look.of(row), f"first token {way}"
@@ -97,6 +106,8 @@ def rollout(record: xr.Dataset) -> m.Drawing:
     alone; means over texts and later queries. Dotted: the rollout of uniform attention.
 
     What rollout leaves out is told in `sinkscope.rollout`: it is no account of values.
+
+    >>> figures.rollout(record).savefig("rollout.pdf")
     """
     record = need(record, "rollout", "attention_map")
     rolled = secondary.rollout(record)

@@ -35,7 +35,10 @@ def _mass(record: xr.Dataset, first: int) -> xr.DataArray:
 @reads
 def sink_mass_heatmap(record: xr.Dataset, first: int = 1) -> m.Drawing:
     """The mass each head of each layer puts on the first `first` keys, layer x head, with the null on the colour
-    bar."""
+    bar.
+
+    >>> figures.sink_mass_heatmap(record).savefig("sink_mass_heatmap.pdf")
+    """
     record = need(record, "sink_mass_heatmap", "sink_mass")
     mass = _mass(record, first)
     layers, heads = mass.shape
@@ -60,6 +63,8 @@ def mass_by_layer(record: xr.Dataset, first: int | None = None) -> m.Drawing:
     """Mean mass per layer on the first token and on the first k, with 95% intervals over sequences and the nulls.
 
     A grey dot is one head's mass on the first token. With `first`, that many first keys only.
+
+    >>> figures.mass_by_layer(record).savefig("mass_by_layer.pdf")
     """
     record = need(record, "mass_by_layer", "sink_mass")
     wanted = [first] if first is not None else sorted({1, min(4, record.sizes["sink"])})
@@ -84,7 +89,10 @@ def mass_by_layer(record: xr.Dataset, first: int | None = None) -> m.Drawing:
 @reads
 def mass_by_length(record: xr.Dataset, lengths: Sequence[int] | None = None) -> m.Drawing:
     """Mean mass on the first token against the number of tokens read, its null, and the share above the null; beside it
-    the mass over the null, which grows as the null falls."""
+    the mass over the null, which grows as the null falls.
+
+    >>> figures.mass_by_length(record).savefig("mass_by_length.pdf")
+    """
     record = need(record, "mass_by_length", "sink_mass")
     curve = masses_by_length(record, lengths=lengths)
     place, lines = curve["length"], (("mass", "", "mass"), ("above", "above_", "share above the null"))
@@ -121,6 +129,8 @@ def sink_rate_curve(
 
     The triangle on the upper edge, in the line's colour, is the alpha of a uniform causal head at that length: left of
     it even a head without any preference counts as a sink.
+
+    >>> figures.sink_rate_curve(record).savefig("sink_rate_curve.pdf")
     """
     record = need(record, "sink_rate_curve", "sink_mass")
     if lengths is None:
@@ -162,6 +172,8 @@ def norms(record: xr.Dataset, first: int = 1) -> m.Drawing:
     """Mean key and value norm of the first `first` tokens and of the rest, layer by layer, over KV heads and sequences.
 
     The band holds the middle 90% of the rest (over tokens, KV heads and sequences).
+
+    >>> figures.norms(record).savefig("norms.pdf")
     """
     record = need(record, "norms", "key_norm", "value_norm")
     if not 1 <= first < record.sizes["token"]:
@@ -191,6 +203,8 @@ def massive_activations(record: xr.Dataset, magnitude: float = 100.0, ratio: flo
 
     A massive activation (Sun et al. 2024) lies above both thresholds: `magnitude`, and `ratio` times the median. Log
     axis.
+
+    >>> figures.massive_activations(record).savefig("massive_activations.pdf")
     """
     record = need(record, "massive_activations", "activation_max", "activation_median")
     first, rest, median = extremes(record)
@@ -222,6 +236,8 @@ def first_cosine(record: xr.Dataset, parallel: float = 0.9) -> m.Drawing:
     """How many tokens have a hidden state parallel to the first token's after each layer: secondary sinks, perhaps.
 
     The share of the other tokens whose cosine with the first one is beyond `parallel` either way, over all sequences.
+
+    >>> figures.first_cosine(record).savefig("first_cosine.pdf")
     """
     record = need(record, "first_cosine", "first_cosine")
     if not 0 < parallel < 1:

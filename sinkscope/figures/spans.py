@@ -25,6 +25,8 @@ MOST_HEADS = 2
 def span_mass(record: xr.Dataset, heads: Sequence[tuple[int, int]] | None = None) -> m.Drawing:
     """Attention from each span of a text (rows) to each (columns): the mean of all heads, chosen ones, and the null.
 
+    >>> figures.span_mass(record).savefig("span_mass.pdf")
+
     Args:
         record: with what `SpanMass` makes, of up to 24 spans.
         heads: pairs (layer, head), at most two, beside the mean; the one that differs most from the null when None.

@@ -15,7 +15,6 @@ from sinkscope.analysis.costs import timing_table
 from sinkscope.analysis.intervals import same_rows
 from sinkscope.analysis.perplexity import losses
 from sinkscope.analysis.reading import reads
-from sinkscope.analysis.recall import recall_table
 from sinkscope.arguments import whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures import marks as m
@@ -55,6 +54,8 @@ def log_perplexity(curve: xr.Dataset, width: int | None = None) -> m.Drawing:
     estimator: Cochran 1977, chapter 7); its bar is the interval of that difference.
     Dotted lines: a cache is full, and eviction begins. The axis is logarithmic if the typical loss of one policy is 1.5
     times another's, so that the others stay apart.
+
+    >>> figures.log_perplexity(record).savefig("log_perplexity.pdf")
 
     Args:
         curve: of `sinkscope.perplexity`.
@@ -142,6 +143,8 @@ def ablation(table: xr.Dataset | pd.DataFrame) -> m.Drawing:
     Bars from zero; where the perplexities differ by more than a factor of 4, points on a logarithmic axis. Colour is
     the kind of sink; hatched or hollow are the positions of the text.
 
+    >>> figures.ablation(record).savefig("ablation.pdf")
+
     Args:
         table: of `sinkscope.ablate`, or its record: one row for each combination of sinks, cache_size, positions
             ("cache", "original") and kind ("first", "line breaks", "random"), with ppl, low, high.
@@ -223,6 +226,8 @@ def decode_cost(table: xr.Dataset | pd.DataFrame) -> m.Drawing:
     Both axes are logarithmic: a slope of one is a cost in proportion to the cache. Policies that cost the same have
     nested marks.
 
+    >>> figures.decode_cost(record).savefig("decode_cost.pdf")
+
     Args:
         table: of `sinkscope.time_per_token`, or its record: one row for each policy and cache size, with milliseconds,
             low, high, kv_bytes. Rows without a cache size (below 1: dense) are drawn across, as a level.
@@ -269,6 +274,8 @@ def explored(record: xr.Dataset) -> m.Drawing:
 
     Where the explorer showed the map in another way (another scale, a part, keys hidden, beside a partner or as a
     difference), so does the figure.
+
+    >>> figures.explored(record).savefig("explored.pdf")
 
     Args:
         record: `attention_map`, and `nll` [policy, sequence, token]; as the explorer saves it.
@@ -362,38 +369,3 @@ def _losses(losses: xr.DataArray) -> m.Panel:
         y=m.Axis("loss (nats per token)", limits=(0, headroom(marks))),
         legend=m.Legend(f"mean of the last {SMOOTH} tokens scored"),
     )
-
-
-@figure
-@reads
-def recall(record: xr.Dataset) -> m.Drawing:
-    """Loss of a passage the second time it comes against its distance, under each policy; band: 95% over passages.
-
-    Dotted: the mean loss of the first reading, which has no text before it. Beside it, if the control was read: how
-    much more the passage costs at the same place where another one stood in the first place. At zero nothing of the
-    first reading is left.
-    """
-    table = recall_table(record)
-    panels = [_by_distance(table, "again", ("low", "high"), "loss of the passage,\nsecond time (nats)", (0, None))]
-    level = m.Reference(y=float(table["first"].mean()), look=m.Look("quiet", "dot"), name="first time", id="first")
-    panels = [replace(panels[0], marks=[*panels[0].marks, level])]
-    if "recalled" not in table:
-        return m.Drawing(panels, record.attrs, m.COLUMN, 2.8)
-    words = "left of the first reading\n(nats, against another passage)"
-    right = _by_distance(table, "recalled", ("recalled_low", "recalled_high"), words, (None, None))
-    panels.append(replace(right, marks=[*right.marks, m.Reference(y=0.0, id="nothing")]))
-    return m.Drawing(panels, record.attrs, m.PAGE, 2.9, 2)
-
-
-def _by_distance(
-    table: pd.DataFrame, name: str, ends: tuple[str, str], label: str, limits: tuple[float | None, float | None]
-) -> m.Panel:
-    """One curve for each policy."""
-    marks: list[m.Mark] = []
-    for row, (policy, own) in enumerate(table.groupby("policy", sort=False)):
-        look = m.Look.of(row, marker=m.marker_of(row), size=4)
-        bounds = [own[end] for end in ends] if own[ends[0]].notna().any() else [None, None]
-        marks.append(m.Line(own["distance"], own[name], look, str(policy), f"{name}-{policy}", *bounds))
-    away = table["distance"].unique().tolist()
-    x = m.Axis("tokens since the passage came first (log scale)", "log", ticks=away, plain=True)
-    return m.Panel(marks, x, m.Axis(label, limits=limits))

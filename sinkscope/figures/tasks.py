@@ -1,11 +1,14 @@
-"""Answers to questions in a text: accuracy against distance and depth."""
+"""What is still known of a text: answers to questions, and passages read again, against distance and depth."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis.reading import reads
+from sinkscope.analysis.recall import recall_table
 from sinkscope.analysis.tasks import accuracy_table
 from sinkscope.figures import marks as m
 from sinkscope.figures.matplotlib_renderer import figure
@@ -21,6 +24,8 @@ def accuracy(record: xr.Dataset) -> m.Drawing:
 
     Whiskers are 95% intervals over texts; policies stand a little apart, so that none hides another. Dotted: chance, of
     whoever has not seen it. The right panel takes all lengths of texts together.
+
+    >>> figures.accuracy(record).savefig("accuracy.pdf")
 
     Args:
         record: of `sinkscope.needle_recall`, `key_value_recall` or `stream_recall`.
@@ -55,3 +60,40 @@ def _panel(table: pd.DataFrame, name: str, axis: m.Axis) -> m.Panel:
     chance = float(table["chance"].iloc[0])
     marks.append(m.Reference(y=chance, look=m.Look("quiet", "dot"), name="chance", id="chance"))
     return m.Panel(marks, axis, m.Axis("right answers (share)", limits=(-0.02, 1.02)))
+
+
+@figure
+@reads
+def recall(record: xr.Dataset) -> m.Drawing:
+    """Loss of a passage the second time it comes against its distance, under each policy; band: 95% over passages.
+
+    Dotted: the mean loss of the first reading, which has no text before it. Beside it, if the control was read: how
+    much more the passage costs at the same place where another one stood in the first place. At zero nothing of the
+    first reading is left.
+
+    >>> figures.recall(record).savefig("recall.pdf")
+    """
+    table = recall_table(record)
+    panels = [_by_distance(table, "again", ("low", "high"), "loss of the passage,\nsecond time (nats)", (0, None))]
+    level = m.Reference(y=float(table["first"].mean()), look=m.Look("quiet", "dot"), name="first time", id="first")
+    panels = [replace(panels[0], marks=[*panels[0].marks, level])]
+    if "recalled" not in table:
+        return m.Drawing(panels, record.attrs, m.COLUMN, 2.8)
+    words = "left of the first reading\n(nats, against another passage)"
+    right = _by_distance(table, "recalled", ("recalled_low", "recalled_high"), words, (None, None))
+    panels.append(replace(right, marks=[*right.marks, m.Reference(y=0.0, id="nothing")]))
+    return m.Drawing(panels, record.attrs, m.PAGE, 2.9, 2)
+
+
+def _by_distance(
+    table: pd.DataFrame, name: str, ends: tuple[str, str], label: str, limits: tuple[float | None, float | None]
+) -> m.Panel:
+    """One curve for each policy."""
+    marks: list[m.Mark] = []
+    for row, (policy, own) in enumerate(table.groupby("policy", sort=False)):
+        look = m.Look.of(row, marker=m.marker_of(row), size=4)
+        bounds = [own[end] for end in ends] if own[ends[0]].notna().any() else [None, None]
+        marks.append(m.Line(own["distance"], own[name], look, str(policy), f"{name}-{policy}", *bounds))
+    away = table["distance"].unique().tolist()
+    x = m.Axis("tokens since the passage came first (log scale)", "log", ticks=away, plain=True)
+    return m.Panel(marks, x, m.Axis(label, limits=limits))

@@ -36,6 +36,8 @@ def emergence(record: xr.Dataset, layer: int = 0, quantity: str = MASS) -> m.Dra
     softmax fixes at one; the norm of BOS's value over the others'; and how far the loss is above the best possible:
     means and intervals, with a ring for each seed. With fewer than three seeds there are no intervals.
 
+    >>> figures.emergence(record).savefig("emergence.pdf")
+
     Args:
         record: of `lab.bigram_backcopy`.
         layer: which; heads are averaged.
@@ -126,6 +128,8 @@ def language_emergence(record: xr.Dataset) -> m.Drawing:
     not mean that they are equal: for their differences see `lab.language_table`.
     Right: every head of every layer, with the uniform null dotted and the threshold of a sink, 0.3, dashed.
     Several seeds stand beside each other.
+
+    >>> figures.language_emergence(record).savefig("language_emergence.pdf")
 
     Args:
         record: of `lab.language_model`.

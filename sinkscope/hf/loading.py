@@ -38,6 +38,10 @@ def load(
     converted once, to safetensors in the user's cache folder (environment variable SINKSCOPE_CACHE to choose another):
     the next load takes seconds.
 
+    >>> model, tokenizer = sinkscope.load("path/to/model")
+    >>> model.training
+    False
+
     Args:
         source: None for the demo model (SmolLM2-135M-Instruct); a .gguf file; a directory written by `save_pretrained`;
             a name on the Hugging Face Hub; or a model that is already loaded, which is given back as it is.

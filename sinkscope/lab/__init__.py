@@ -1,7 +1,7 @@
 """The laboratory: small models trained from scratch, to see what makes a sink grow.
 
-    record = lab.bigram_backcopy()          # every arm but softpick, eight seeds
-    lab.emergence_table(record)
+>>> record = lab.bigram_backcopy("softmax", seeds=0, steps=2, length=12)  # lab.bigram_backcopy(): all there is
+>>> table = lab.emergence_table(record)
 
 Reading a saved record needs no torch, so what trains is imported when it is asked for.
 """

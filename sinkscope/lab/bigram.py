@@ -75,6 +75,10 @@ def bigram_backcopy(
     Runs of one seed share their first weights and all training sequences, so that arms can be compared pairwise. All
     are measured on the same other sequences.
 
+    >>> record = lab.bigram_backcopy("softmax", seeds=0, steps=2, width=16, length=12, batch=4, every=1)
+    >>> record.arm.values.tolist()
+    ['softmax']
+
     Args:
         arms: any of "softmax", "softmax1", "learned sink" (a logit for each head, trained with the rest), "clipped
             softmax", "sigmoid", "relu", "sink token" (softmax, with a learned token in front of BOS), "softpick" and

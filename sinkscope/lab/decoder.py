@@ -19,6 +19,9 @@ from sinkscope.normalisers import ClippedSoftmax, LearnedSink, Normaliser, ReLU,
 class Arm:
     """One way to train.
 
+    >>> lab.Arm("softmax off by one", sinkscope.Softmax1()).name
+    'softmax off by one'
+
     Attributes:
         name: what tables and figures call it.
         normaliser: how scores become weights.

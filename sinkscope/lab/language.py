@@ -79,6 +79,11 @@ def language_model(
     every position is a trained one for every policy. Runs of one seed share their first weights and all passages.
     `language_verdict` says in words what came out.
 
+    >>> sizes = dict(layers=1, heads=1, width=16, length=12, batch=4, cache_size=4, sinks=(0, 1), evaluated=4)
+    >>> record = lab.language_model("softmax", steps=2, every=1, **sizes)
+    >>> record.arm.values.tolist()
+    ['softmax']
+
     Args:
         arms, seeds: as in `bigram_backcopy`, "learned sink" and "gated" apart.
         steps, batch: updates, and passages in each.

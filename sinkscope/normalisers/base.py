@@ -31,6 +31,13 @@ class Normaliser(Placed, ABC):
 
     For a normaliser of one's own, `weights` is all there is to write, as in `Sparsemax`. Weights of a query follow from
     that query's own scores in one head; they need not sum to one.
+
+    >>> class Squared(sinkscope.Normaliser):
+    ...     def weights(self, scores):
+    ...         kept = scores.relu() ** 2
+    ...         return kept / (kept.sum(-1, keepdim=True) + 1)
+    >>> sinkscope.perplexity(model, ids, normaliser=Squared()).attrs["normaliser"]
+    'Squared()'
     """
 
     @abstractmethod
@@ -159,6 +166,9 @@ class Softmax(VirtualKey):
     """``exp(x_i) / sum_j exp(x_j)``: the weights of a query sum to one, whether or not anything deserves them.
 
     On a model with learned sinks of its own it takes them away.
+
+    >>> sinkscope.Softmax().weights(torch.zeros(1, 4))
+    tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
     """
 
     def virtual_logit(self, heads: int, device: torch.device) -> None:
@@ -171,6 +181,9 @@ class Softmax1(VirtualKey):
 
     With nothing worth attending to, all weights can be small. StreamingLLM calls it the zero sink (Xiao et al. 2023,
     section 3.3).
+
+    >>> with torch.no_grad(), sinkscope.attached(model, normaliser=sinkscope.Softmax1()):
+    ...     logits = model(ids).logits
     """
 
     def virtual_logit(self, heads: int, device: torch.device) -> Tensor:
@@ -183,6 +196,9 @@ class LearnedSink(VirtualKey):
 
     On a model with learned sinks of its own it takes their place. The logits are [head], or one number for all heads; a
     tensor that requires a gradient gets one.
+
+    >>> sinkscope.perplexity(model, ids, normaliser=sinkscope.LearnedSink(2.0)).attrs["normaliser"]
+    'LearnedSink(logit=2.0)'
     """
 
     logit: Tensor | float
@@ -229,6 +245,9 @@ class ClippedSoftmax(Pointwise):
 
     Small weights become exact zeros, so a head can do nothing without a sink to do it on. Gamma is at most 0, in the
     paper about ``-4 / T`` to ``-2 / T``; zeta is at least 1.
+
+    >>> with torch.no_grad(), sinkscope.attached(model, normaliser=sinkscope.ClippedSoftmax(gamma=-0.03)):
+    ...     logits = model(ids).logits
     """
 
     gamma: float = -0.03
@@ -244,7 +263,11 @@ class ClippedSoftmax(Pointwise):
 
 @dataclass(frozen=True, repr=False)
 class ReLU(Pointwise):
-    """``max(0, x_i) / n`` where the query sees n keys (Wortsman et al. 2023, "Replacing softmax with ReLU in ViTs")."""
+    """``max(0, x_i) / n`` where the query sees n keys (Wortsman et al. 2023, "Replacing softmax with ReLU in ViTs").
+
+    >>> with torch.no_grad(), sinkscope.attached(model, normaliser=sinkscope.ReLU(layers=[0])):
+    ...     logits = model(ids).logits
+    """
 
     def weigh(self, scores: Tensor, lse: Tensor, seen: Tensor) -> Tensor:
         return scores.clamp(min=0) / seen
@@ -255,6 +278,9 @@ class Sigmoid(Pointwise):
     """``1 / (1 + exp(-(x_i + bias)))``: no key competes with another, and no sum has to be filled.
 
     Ramapuram et al. 2024, "Theory, analysis, and best practices for sigmoid self-attention".
+
+    >>> with torch.no_grad(), sinkscope.attached(model, normaliser=sinkscope.Sigmoid(bias=-3.0)):
+    ...     logits = model(ids).logits
 
     Args:
         bias: added to each score; minus the logarithm of the number of keys the query sees when None, so that even

@@ -17,6 +17,9 @@ class Softpick(Normaliser):
 
     Keys with scores below 0 get exactly nothing and still weigh in the denominator, so weights need not sum to one.
 
+    >>> sinkscope.Softpick().weights(torch.tensor([[-1.0, 0.0, 1.0]])).round(decimals=2)
+    tensor([[0.0000, 0.0000, 0.7300]])
+
     Args:
         epsilon: keeps the denominator above 0 where every score is 0.
     """

@@ -18,6 +18,9 @@ class Sparsemax(Normaliser):
     ``max(0, x_i - tau)`` with ``tau`` such that weights sum to one: over the k largest scores ``z_1 >= ... >= z_k``,
     the most for which ``1 + k z_k > sum_{j <= k} z_j``, it is ``(sum_{j <= k} z_j - 1) / k``. Low scores get exactly
     nothing, and the unit still has to be handed out.
+
+    >>> sinkscope.Sparsemax().weights(torch.tensor([[-1.0, 0.0, 3.0]]))
+    tensor([[0., 0., 1.]])
     """
 
     def weights(self, scores: Tensor) -> Tensor:

@@ -21,11 +21,12 @@ sink again, so it works, at a cost of window squared per token (Xiao et al. 2023
 """
 
 from sinkscope.policies.base import POSITIONS, VALUES, Kept, Policy
+from sinkscope.policies.chosen import Dose, Evict, EvictRecent
 from sinkscope.policies.chunks import Chunks
 from sinkscope.policies.every_nth import EveryNth
 from sinkscope.policies.per_head import PerHead
 from sinkscope.policies.scored import TOVA, HeavyHitters, ScoredPolicy
-from sinkscope.policies.static import Dense, Dose, Evict, EvictRecent, Recompute, SinkWindow, StaticPolicy, Window
+from sinkscope.policies.static import Dense, Recompute, SinkWindow, StaticPolicy, Window
 
 __all__ = [
     "POSITIONS",

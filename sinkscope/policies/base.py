@@ -64,6 +64,9 @@ class Kept(NamedTuple):
 class Policy(Placed):
     """Which keys a query may see, in all or in chosen layers and heads; the rest of the model is dense.
 
+    >>> isinstance(sinkscope.Window(8, layers=[1]), sinkscope.Policy), sinkscope.Window(8).name
+    (True, 'window 8')
+
     Args:
         label: the name it has in figures and records; one that tells its numbers when None.
     """
@@ -264,4 +267,13 @@ def check_count(policy: Policy, name: str, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise SinkscopeError(
             f"{type(policy).__name__}({name}={shown(value)}) cannot be kept; give a whole {name} >= {least}."
+        )
+
+
+def check_bias(bias: float) -> None:
+    """Raise SinkscopeError when a bias is no number, or one that leaves nothing but the keys it is added to."""
+    if not is_bias(bias):
+        raise SinkscopeError(
+            f"bias={shown(bias)} is no dose; give a number of at most {LARGEST_BIAS:.0e} either way, or -math.inf to "
+            "evict."
         )

@@ -16,6 +16,9 @@ class Chunks(StaticPolicy):
 
     The local layers of Llama 4 attend like this, without the first tokens.
 
+    >>> sinkscope.perplexity(model, ids, [sinkscope.Chunks(16, sinks=1)]).policy.item()
+    'Chunks(size=16, sinks=1)'
+
     Args:
         size: tokens in a chunk.
         sinks: first tokens of the text that every chunk sees too.

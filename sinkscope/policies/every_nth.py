@@ -16,6 +16,9 @@ class EveryNth(StaticPolicy):
 
     The fixed pattern of sparse transformers (Child et al. 2019), with a sliding window in place of blocks.
 
+    >>> sinkscope.perplexity(model, ids, [sinkscope.EveryNth(8, 16)]).policy.item()
+    'EveryNth(step=8, window=16)'
+
     Args:
         step: tokens from one that is kept to the next.
         window: last tokens kept beside them.

@@ -24,6 +24,10 @@ class PerHead(Policy):
 
     A cache holds all keys for it, since some head may see them.
 
+    >>> policy = sinkscope.PerHead({(1, 0): sinkscope.SinkWindow(2, 8)}, default=sinkscope.Dense())
+    >>> sinkscope.perplexity(model, ids, [policy]).sizes["policy"]
+    1
+
     Args:
         policies: (layer, head) -> the policy of that head.
         default: the policy of all other heads.

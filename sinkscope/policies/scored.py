@@ -24,6 +24,12 @@ class ScoredPolicy(Policy, ABC):
 
     For a policy of one's own, `score` is all there is to write, as in `HeavyHitters` and `TOVA`.
 
+    >>> class Longest(sinkscope.ScoredPolicy):
+    ...     def score(self, held):
+    ...         return held.key.norm(dim=-1)
+    >>> sinkscope.perplexity(model, ids, [Longest(16)]).policy.item()
+    'Longest(budget=16, recent=0, chunk=1)'
+
     Args:
         budget: keys kept.
         recent: how many of them are the last tokens, whatever their scores.
@@ -70,6 +76,9 @@ class HeavyHitters(ScoredPolicy):
     A key's score is the attention it got from all queries since it came, summed. Where query heads share a key, their
     attention is averaged; in multi-head attention, which the paper has, every head chooses for itself.
 
+    >>> sinkscope.perplexity(model, ids, [sinkscope.HeavyHitters(16, 8)]).policy.item()
+    'H2O 8+8'
+
     Args:
         budget: keys kept; the paper's heavy hitters are `budget - recent`.
         recent: last tokens kept; half of the budget in the paper.
@@ -92,6 +101,9 @@ class TOVA(ScoredPolicy):
 
     A key's score is the weight it got from the last query, averaged over all heads of the layer, so that all heads keep
     the same tokens; the last token itself may go.
+
+    >>> sinkscope.perplexity(model, ids, [sinkscope.TOVA(16)]).policy.item()
+    'TOVA 16'
     """
 
     def score(self, held: HeldKeys) -> Tensor:

@@ -30,6 +30,9 @@ from sinkscope.errors import SinkscopeError
 class Variable:
     """A variable of the record that a probe makes.
 
+    >>> sinkscope.Variable(("sequence", "head", "query"), "nats", "entropy of each row").units
+    'nats'
+
     Attributes:
         dims: of what the probe gives for one layer; the first is always "sequence", and the record adds "layer" behind
             it. "query", "map_query" and "token" run over the tokens of a forward pass, and those of a later one follow.
@@ -48,7 +51,11 @@ class Variable:
 
 @dataclass(frozen=True)
 class Measured:
-    """Numbers with coordinates, by name of the dimension, where that does not simply count from 0."""
+    """Numbers with coordinates, by name of the dimension, where that does not simply count from 0.
+
+    >>> sinkscope.Measured(torch.zeros(2, 4)).values.shape
+    torch.Size([2, 4])
+    """
 
     values: Tensor
     coords: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -108,12 +115,37 @@ def check_whole(probe: Probe, layer: Layer) -> None:
 
 
 class LayerProbe(Probe):
+    """Looks at each layer's queries, keys, values and log-sum-exps.
+
+    >>> class Spread(sinkscope.LayerProbe):
+    ...     makes = {"spread": sinkscope.Variable(("sequence", "head"))}
+    ...     def observe(self, layer):
+    ...         return {"spread": layer.lse.std(-1)}
+    >>> sinkscope.measure(model, ids, [Spread()]).spread.dims
+    ('sequence', 'layer', 'head')
+    """
+
     @abstractmethod
     def observe(self, layer: Layer) -> Measurements:
         """Measure one layer."""
 
 
 class TileProbe(Probe):
+    """Reads every probability of each layer once, block by block.
+
+    >>> class Largest(sinkscope.TileProbe):
+    ...     makes = {"largest": sinkscope.Variable(("sequence", "head"))}
+    ...     def start(self, layer):
+    ...         return torch.zeros(layer.lse.shape[:2])
+    ...     def add(self, total, layer, tile):
+    ...         most = tile.probabilities.amax((-2, -1))
+    ...         total[:, tile.heads] = torch.maximum(total[:, tile.heads], most)
+    ...     def finish(self, total, layer):
+    ...         return {"largest": total}
+    >>> sinkscope.measure(model, ids, [Largest()]).largest.dims
+    ('sequence', 'layer', 'head')
+    """
+
     @abstractmethod
     def start(self, layer: Layer) -> Tensor:
         """An empty sum for one layer."""
@@ -128,6 +160,16 @@ class TileProbe(Probe):
 
 
 class HiddenProbe(Probe):
+    """Reads the hidden states that each decoder layer hands on.
+
+    >>> class Width(sinkscope.HiddenProbe):
+    ...     makes = {"width": sinkscope.Variable(("sequence", "token"))}
+    ...     def observe_hidden(self, hidden):
+    ...         return {"width": hidden.std(-1)}
+    >>> sinkscope.measure(model, ids, [Width()]).width.dims
+    ('sequence', 'layer', 'token')
+    """
+
     @abstractmethod
     def observe_hidden(self, hidden: Tensor) -> Measurements:
         """Measure the hidden states [sequence, token, dim] that a decoder layer hands on."""

@@ -24,6 +24,10 @@ class Compression(HiddenProbe):
         state_norm       [sequence, layer, token] Euclidean norm of each token's state
 
     A text has to be read in one forward pass. NaN where X is 0, and the entropy of one token.
+
+    >>> record = sinkscope.measure(model, ids, [sinkscope.Compression()])
+    >>> list(record.data_vars)
+    ['matrix_entropy', 'anisotropy', 'state_kurtosis', 'state_norm']
     """
 
     one_pass: ClassVar = True

@@ -36,6 +36,10 @@ class EvictionEffect(LayerProbe):
         lost_value          of b
 
     Only the first is made for models outside the attention interface.
+
+    >>> record = sinkscope.measure(model, ids, [sinkscope.EvictionEffect(keys=(0,))])
+    >>> list(record.data_vars)
+    ['log_amplification', 'output_norm', 'change_norm', 'lost_denominator', 'lost_value']
     """
 
     keys: Sequence[int] = (0, 1, 2, 3)

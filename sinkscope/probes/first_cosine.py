@@ -18,6 +18,10 @@ class FirstCosine(HiddenProbe):
     A token whose hidden state is parallel to the first one's in the layers in which that is large can take attention
     as the first one does: a secondary sink (Wong et al. 2025). Makes ``first_cosine`` [sequence, layer, token], 1 at
     the first token. A text has to be read in one forward pass, not as `generate` does it.
+
+    >>> record = sinkscope.measure(model, ids, [sinkscope.FirstCosine()])
+    >>> record.first_cosine.dims
+    ('sequence', 'layer', 'token')
     """
 
     one_pass: ClassVar = True

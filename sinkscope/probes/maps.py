@@ -30,6 +30,10 @@ class Maps(TileProbe):
     averaged over its queries (rows still sum to 1); with ``pool="max"`` the largest probability in it, so that a sink
     one column wide survives.
 
+    >>> record = sinkscope.measure(model, ids, [sinkscope.Maps(layers=[1], resolution=None)])
+    >>> record.attention_map.dims
+    ('sequence', 'layer', 'head', 'map_query', 'map_key')
+
     Args:
         layers, heads: which; all when None.
         resolution: cells along each side at most; None keeps every token, a T x T tensor per head.
@@ -167,6 +171,10 @@ class MeanLogits(LayerProbe):
     Figure 12; the two are easily mixed up, so both are kept, each under its name. Makes ``mean_logit`` and
     ``mean_probability`` [layer, head, corner_query, corner_key], NaN where the key is hidden. Logits are scaled and
     soft-capped as the softmax sees them.
+
+    >>> record = sinkscope.measure(model, ids, [sinkscope.MeanLogits(8)])
+    >>> list(record.data_vars)
+    ['mean_logit', 'mean_probability']
     """
 
     tokens: int = 16

@@ -37,6 +37,10 @@ class Reach(LayerProbe):
     model that reads from left to right. `sinkscope.reach` gives the same masses for any sinks and windows, from what
     `DistanceProfile` and `SinkMass` make.
 
+    >>> record = sinkscope.measure(model, ids, [sinkscope.Reach(sinks=1, windows=(4, 16))])
+    >>> list(record.data_vars)
+    ['reach', 'stream_error', 'group_error']
+
     Args:
         sinks: numbers k of first keys.
         windows: numbers w of last keys; a cache for them is ``SinkWindow(k, w - 1)``.

@@ -22,6 +22,10 @@ class Seen(LayerProbe):
     leaves in other layers. Makes ``seen_keys`` [sequence, layer, head, query], itself included, and ``sink_seen``
     [sequence, layer, head, query, sink], 1 where the query may see that key, else 0; ``next_seen`` [sequence, layer,
     head, query] likewise of the token behind its own, as in the prefix of PaliGemma. `SeenMaps` has every key.
+
+    >>> record = sinkscope.measure(model, ids, [sinkscope.Seen(1)])
+    >>> list(record.data_vars)
+    ['seen_keys', 'sink_seen', 'next_seen']
     """
 
     first: int = 4
@@ -52,6 +56,10 @@ class SeenMaps(Maps):
 
     Makes ``seen_map`` [sequence, layer, head, map_query, map_key]. Where neighbouring tokens share a cell, it holds how
     many of its keys a query of it sees, on average (``pool="mass"``), or whether any does (``pool="max"``).
+
+    >>> record = sinkscope.measure(model, ids, [sinkscope.SeenMaps(layers=[0])])
+    >>> list(record.data_vars)
+    ['seen_map']
     """
 
     makes: ClassVar = {"seen_map": Variable((*PER_HEAD, "map_query", "map_key"), "keys", "keys that queries may see")}

@@ -22,6 +22,10 @@ class SinkDimensions(HiddenProbe):
     more; it cannot exceed the square root of the width. Makes ``normalised_max`` [sequence, layer, token], of what each
     decoder layer hands on.
 
+    >>> record = sinkscope.measure(model, ids, [sinkscope.SinkDimensions([3, 7])])
+    >>> list(record.data_vars)
+    ['normalised_max']
+
     Args:
         dimensions: the sink dimensions of the model (1415 and 2533 of LLaMA-2); all when None.
     """

@@ -36,6 +36,10 @@ class SinkPurpose(LayerProbe):
     follow from W_O^T W_O [dim, dim]. The attention that all keys receive is summed only in heads in which the first
     keys leave so much of it that another key could have more. A text has to be read in one forward pass.
 
+    >>> record = sinkscope.measure(model, ids, [sinkscope.SinkPurpose()])
+    >>> list(record.data_vars)[:3]
+    ['sink_key', 'sink_mean', 'sink_share']
+
     Args:
         mass: the attention from which on a query counts.
     """
@@ -89,6 +93,9 @@ class Gates(LayerProbe):
         gate_low   share of its dimensions with a gate below `low`
 
     NaN where the output is 0, which tells nothing of its gate.
+
+    >>> sinkscope.Gates(low=0.1).makes.keys()
+    dict_keys(['gate', 'gate_low'])
 
     Args:
         low: what counts as shut.

@@ -29,6 +29,11 @@ class SpanMass(TileProbe):
     a text lacks. The record has the name of every token's span as the coordinate `span` [sequence, token], and
     `sinkscope.span_mass(record)` sets the null beside the masses. No T x T tensor is made.
 
+    >>> spans = sinkscope.Spans(["question", "answer"], [(0, 12), (12, 40)])
+    >>> record = sinkscope.measure(model, ids, [sinkscope.SpanMass(spans)])
+    >>> record.span_mass.dims
+    ('sequence', 'layer', 'head', 'query_span', 'key_span')
+
     Args:
         spans: the `Spans` of every text, or one for each text of the record, in its order.
 

@@ -21,6 +21,10 @@ class SinkMass(LayerProbe):
 
     Exact, and free beside the forward pass: O(T * first * dim). Makes ``sink_mass`` [sequence, layer, head, query,
     sink], 0 where the key is not yet seen or no longer in a sliding cache.
+
+    >>> record = sinkscope.measure(model, ids, [sinkscope.SinkMass(first=2)])
+    >>> record.sink_mass.dims
+    ('sequence', 'layer', 'head', 'query', 'sink')
     """
 
     first: int = 4
@@ -47,6 +51,10 @@ class LogSumExp(LayerProbe):
     Makes ``log_sum_exp`` [sequence, layer, head, query]. Where a model has a learned sink logit ``s`` per head
     (gpt-oss) the denominator includes ``exp(s)``, rows over the real keys sum to less than 1, and the missing mass
     ``exp(s - lse)`` is recorded as ``virtual_sink_mass``.
+
+    >>> record = sinkscope.measure(model, ids, [sinkscope.LogSumExp()])
+    >>> record.log_sum_exp.dims
+    ('sequence', 'layer', 'head', 'query')
     """
 
     makes: ClassVar = {
@@ -77,6 +85,10 @@ class Received(_Total):
 
     The importance of Gu et al. (2024) is this divided by the number of queries that come at or after the key.
     Makes ``received`` [sequence, layer, head, key], in queries: the sum over keys is the number of queries.
+
+    >>> record = sinkscope.measure(model, ids, [sinkscope.Received()])
+    >>> record.received.dims
+    ('sequence', 'layer', 'head', 'key')
     """
 
     makes: ClassVar = {
@@ -96,6 +108,10 @@ class Entropy(_Total):
     """Shannon entropy of each query's attention over the keys: ``-sum_j A[i, j] log A[i, j]``, in nats.
 
     Makes ``entropy`` [sequence, layer, head, query]; between 0 (one key) and ``log(i + 1)`` (uniform).
+
+    >>> record = sinkscope.measure(model, ids, [sinkscope.Entropy()])
+    >>> record.entropy.dims
+    ('sequence', 'layer', 'head', 'query')
     """
 
     makes: ClassVar = {"entropy": Variable(PER_QUERY, "nats", "Shannon entropy of each query's attention")}
@@ -113,6 +129,10 @@ class DistanceProfile(_Total):
 
     Makes ``distance_mass`` [sequence, layer, head, distance], in queries. Where attention also looks ahead (encoders)
     the distance is absolute.
+
+    >>> record = sinkscope.measure(model, ids, [sinkscope.DistanceProfile()])
+    >>> list(record.data_vars)
+    ['distance_mass']
     """
 
     one_text: ClassVar = True
@@ -134,6 +154,12 @@ class ZeroWeights(_Total):
     """Share of the keys that each query sees with a weight of exactly 0, as Softpick, sparsemax and ReLU give.
 
     Makes ``zero_share`` [sequence, layer, head, query]. A weight below the smallest normal float32 counts as 0.
+
+    >>> slots = dict(normaliser=sinkscope.Sparsemax(), probes=[sinkscope.ZeroWeights()])
+    >>> with torch.no_grad(), sinkscope.attached(model, **slots) as scope:
+    ...     out = model(ids)
+    >>> list(scope.record.data_vars)
+    ['zero_share']
     """
 
     makes: ClassVar = {"zero_share": Variable(PER_QUERY, "1", "share of the keys seen that get a weight of 0")}
@@ -155,6 +181,10 @@ class Norms(LayerProbe):
     Sinks carry small values ("value drain"; Guo et al. 2024): they take attention and hand on little. Makes
     ``key_norm`` and ``value_norm`` [sequence, layer, kv_head, token]. A model outside the attention interface shows its
     keys and values in the cache only: run it with ``use_cache=True`` (the default) or the two are left out.
+
+    >>> record = sinkscope.measure(model, ids, [sinkscope.Norms()])
+    >>> list(record.data_vars)
+    ['key_norm', 'value_norm']
     """
 
     one_text: ClassVar = True
@@ -174,6 +204,10 @@ class OutputNorm(LayerProbe):
     """Euclidean norm of what each head hands on for each query, before the heads are mixed.
 
     Makes ``output_norm`` [sequence, layer, head, query]; a model outside the attention interface does not show it.
+
+    >>> record = sinkscope.measure(model, ids, [sinkscope.OutputNorm()])
+    >>> record.output_norm.dims
+    ('sequence', 'layer', 'head', 'query')
     """
 
     makes: ClassVar = {"output_norm": Variable(PER_QUERY, "1", "Euclidean norm of what a head hands on")}
@@ -189,6 +223,10 @@ class HiddenExtremes(HiddenProbe):
     What is needed to find massive activations (Sun et al. 2024: a magnitude over 100 and about 1000 times the median
     of its layer's hidden state). Makes ``activation_max``, ``activation_dimension`` and ``activation_median``
     [sequence, layer, token], after each decoder layer.
+
+    >>> record = sinkscope.measure(model, ids, [sinkscope.HiddenExtremes()])
+    >>> list(record.data_vars)
+    ['activation_max', 'activation_dimension', 'activation_median']
     """
 
     makes: ClassVar = {

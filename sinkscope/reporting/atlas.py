@@ -53,6 +53,10 @@ def atlas(
     A saved report is opened; any other model is measured as `sinkscope.report` does, without the part on softmax. Rows
     that differ from the first in more than the model say in what, and models that read other tokens are told apart.
 
+    >>> made = sinkscope.atlas(["one/", "two/"])
+    >>> len(made.tables["atlas"])
+    2
+
     Args:
         models: a list of folders of saved reports, `Report`s, names on the Hub, directories, .gguf files, or None for
             the demo model; or a dict from names to these, or to pairs (model, tokenizer).
@@ -93,6 +97,9 @@ def atlas(
 @checks_types
 def compare_reports(one: Any, other: Any) -> pd.DataFrame:
     """What differs between two reports, with paired intervals where both read the same tokens.
+
+    >>> list(sinkscope.compare_reports("one/", "two/"))[:3]
+    ['quantity', 'one', 'other']
 
     Args:
         one, other: folders of saved reports, or `Report`s.

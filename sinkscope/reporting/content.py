@@ -19,8 +19,7 @@ from sinkscope.analysis.mass import above_null
 from sinkscope.analysis.variables import is_causal
 from sinkscope.arguments import check_fields, several
 from sinkscope.errors import SinkscopeError, shown
-from sinkscope.figures.requirements import lengths
-from sinkscope.reporting.made import Figures, Made, Tables, check_functions, check_records, checked, named
+from sinkscope.reporting.made import Figures, Made, Tables, check_functions, check_records, checked, measured_on, named
 
 if TYPE_CHECKING:
     from sinkscope.probes import Probe
@@ -40,6 +39,8 @@ COLUMNS = ("quantity", "unit", "value", "lower", "upper", "null", "above_null", 
 @dataclass(frozen=True)
 class Table:
     """The table of an item, where it is called or explained otherwise than its figure.
+
+    >>> table = sinkscope.Table(sinkscope.discover, name="strongest")
 
     Args:
         make: record -> DataFrame.
@@ -67,6 +68,9 @@ class Item:
 
     An item may be written anywhere and handed to `report(model, items=[*ITEMS, item])`; where its record or a variable
     is missing it is left out, and `Report.notes` say so.
+
+    >>> item = sinkscope.Item("strongest", "Sinks", variables=("received",), table=sinkscope.discover)
+    >>> table = sinkscope.Report(record, items=[item]).tables["strongest"]
 
     Args:
         name: of the figure and the table, and of their files: letters, digits, underscores.
@@ -146,6 +150,8 @@ class Item:
 @dataclass(frozen=True)
 class Section:
     """A part of a report: records that one function measures, and the items made of them.
+
+    >>> section = sinkscope.Section("My measurements", items=sinkscope.ITEMS[:1])
 
     Args:
         title: of the part.
@@ -381,13 +387,6 @@ class Content:
                 )
         with named(what):
             return [{"measured_on": measured_on(record), **row} for row in rows]
-
-
-def measured_on(record: xr.Dataset) -> str:
-    """`8 × 1,024 tokens`: sequences times their (shortest to longest) length."""
-    real = lengths(record)
-    span = f"{real.min():,}" if real.min() == real.max() else f"{real.min():,} to {real.max():,}"
-    return f"{len(real):,} × {span} tokens"
 
 
 def _checked(given: Any, kind: type[T], words: str) -> tuple[T, ...]:

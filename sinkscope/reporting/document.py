@@ -36,6 +36,10 @@ SHOWN = ("sink_mass_heatmap", "received_by_position", "sink_rate_curve")
 class Report:
     """Where a model's attention goes: records in, figures, tables and a page out. Needs no model and no torch.
 
+    >>> report = sinkscope.Report(record, items=sinkscope.ITEMS[:1])
+    >>> report.save("report").name
+    'report'
+
     Args:
         records: one record, or several by name: "text" (the main one), and if there are "short" (many short sequences,
             for the sink rate as it is published), "sentences" (for mean logits), of streaming "perplexity", "ablation"

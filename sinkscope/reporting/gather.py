@@ -76,6 +76,9 @@ def report(
     an encoder-decoder with its cross-attention and its encoder. Where its decoder is given nothing to read, it reads
     what the model itself writes.
 
+    >>> report = sinkscope.report(model, tokenizer, "book.txt", length=32, sequences=2, streaming=False, softmax=False)
+    >>> report.figures["sink_mass_heatmap"].savefig("heatmap.pdf")
+
     Args:
         model: a loaded model, a name on the Hub, a directory, a .gguf file; None for the demo model.
         tokenizer: or a processor; found beside the model where it is not given.

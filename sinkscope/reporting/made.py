@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import pandas as pd
+import xarray as xr
 from matplotlib.figure import Figure
 
 from sinkscope.analysis.reading import check_source
 from sinkscope.errors import SinkscopeError, shown
+from sinkscope.figures.requirements import lengths
 
 T = TypeVar("T")
 
@@ -88,3 +90,10 @@ def check_functions(thing: Any, *names: str) -> None:
         given = getattr(thing, name)
         if not (given is None or callable(getattr(given, "make", given))):
             raise SinkscopeError(f"{name}={shown(given)} of a report is no function: give one of a record, or None.")
+
+
+def measured_on(record: xr.Dataset) -> str:
+    """`8 × 1,024 tokens`: sequences times their (shortest to longest) length."""
+    real = lengths(record)
+    span = f"{real.min():,}" if real.min() == real.max() else f"{real.min():,} to {real.max():,}"
+    return f"{len(real):,} × {span} tokens"

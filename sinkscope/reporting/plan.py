@@ -59,6 +59,10 @@ SHA256 = re.compile("[0-9a-f]{64}")
 class Plan:
     """What determines the numbers of a report.
 
+    >>> plan = sinkscope.Plan(texts="book.txt", epsilon=0.2)
+    >>> len(plan.sha256)
+    64
+
     Args:
         model: what `sinkscope.load` takes, "demo" for the demo model, or a mapping with `source` and dtype, device,
             device_map, revision, or `weights`, their hash; whatever the call gives when None.

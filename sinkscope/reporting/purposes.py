@@ -15,7 +15,8 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.figures.purposes import lost_value_share
 from sinkscope.figures.requirements import tokens_named
 from sinkscope.figures.style import number
-from sinkscope.reporting.content import Item, Numbers, Section, Table, measured_on
+from sinkscope.reporting.content import Item, Numbers, Section, Table
+from sinkscope.reporting.made import measured_on
 
 if TYPE_CHECKING:
     from sinkscope.probes import Probe

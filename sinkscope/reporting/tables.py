@@ -68,6 +68,9 @@ def _as_written(value: Any) -> Any:
 def open_table(path: str | os.PathLike[str]) -> pd.DataFrame:
     """A table that sinkscope wrote as CSV, without the apostrophes that keep a spreadsheet from running its text.
 
+    >>> list(sinkscope.open_table("table.csv"))
+    ['policy', 'cache']
+
     Raises:
         SinkscopeError: no such file, or no table.
     """

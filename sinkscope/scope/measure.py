@@ -58,6 +58,10 @@ def measure(
 
     The model's layers are run without its language-modelling head, whose logits nobody needs here.
 
+    >>> record = sinkscope.measure(model, ids)
+    >>> record.sink_mass.dims
+    ('sequence', 'layer', 'head', 'query', 'sink')
+
     Args:
         model: a transformers model in eval mode.
         ids: token ids [sequence, token], or a list of 1-D tensors of any lengths. `read_tokens` makes them. Or all
@@ -136,6 +140,9 @@ def attention_maps(
     stream: str | None = None,
 ) -> xr.DataArray:
     """Attention maps of one text; at full resolution the only thing here that makes T x T tensors.
+
+    >>> sinkscope.attention_maps(model, ids[:1], layers=[1]).dims
+    ('layer', 'head', 'query', 'key')
 
     Args:
         model: a transformers model in eval mode.

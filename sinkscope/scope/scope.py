@@ -47,6 +47,11 @@ def capture(model: nn.Module, probes: Iterable[Probe] | None = None) -> Scope:
     of the encoder. Each counts its own forward passes. Probes that a part lacks the layers for, and in "cross" those
     that read one text, are left out there.
 
+    >>> with torch.no_grad(), sinkscope.capture(model, [sinkscope.SinkMass(1)]) as scope:
+    ...     out = model(ids)
+    >>> scope.record.sink_mass.dims
+    ('sequence', 'layer', 'head', 'query', 'sink')
+
     Args:
         model: a transformers model, decoder, encoder, vision or several of them in one, in eval mode.
         probes: what to measure; those that cost no second pass when None.
@@ -71,6 +76,9 @@ def attached(
     probes: Iterable[Probe] = (),
 ) -> Scope:
     """Run a model with the slots of its attention filled by hand.
+
+    >>> with torch.no_grad(), sinkscope.attached(model, policy=sinkscope.SinkWindow(2, 8)):
+    ...     logits = model(ids).logits
 
     Args:
         model: as for `capture`.

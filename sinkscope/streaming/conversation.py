@@ -55,6 +55,8 @@ def stream(
     cache when it comes, so the loop may be left at any time, and the next call goes on from what was shown. Of the
     model's generation_config only the end tokens are used, and they are not read into the cache.
 
+    >>> answer = "".join(sinkscope.stream(model, tokenizer, "the cat", max_new_tokens=4))
+
     Args:
         model: a decoder with a language head, in eval mode.
         tokenizer: that belongs to it.
@@ -90,6 +92,9 @@ class Conversation(AbstractContextManager["Conversation"]):
     Turns are put as the tokenizer's chat template does, only what is new of each is read, and an answer ends where the
     model ends it. One that is left half-way, by `break`, an exception or Ctrl-C, stands as far as it was shown, and the
     next turn comes behind it. Without a chat template turns are lines of plain text that the model goes on with.
+
+    >>> with sinkscope.Conversation(model, tokenizer, sinks=2, window=62, max_new_tokens=4) as talk:
+    ...     answer = "".join(talk.ask("the cat"))
 
     Attributes:
         cache: what the model remembers; it knows `held` and `seen` tokens, its `size` and its `nbytes`.

@@ -114,6 +114,10 @@ def rerun_pairs(tokens: int, size: int, seen: int | None) -> int:
 class Cost:
     """The cost of reading a text under a policy, one sequence.
 
+    >>> cost = sinkscope.cost(model, sinkscope.SinkWindow(2, 14), 64)
+    >>> cost.complexity, cost.attention_size
+    ('O(T·L)', 17)
+
     Attributes:
         model: name of the model.
         policy: the policy.
@@ -192,6 +196,11 @@ def cost(model: Any, policy: Policy, tokens: int) -> Cost:
     The model is run on three tokens to find its shapes. A policy acts on a model's layers as in `sinkscope.attached`:
     beside full layers, those with a sliding window of their own keep it.
 
+    >>> policies = sinkscope.Dense(), sinkscope.SinkWindow(2, 14)
+    >>> dense, sinks = (sinkscope.cost(model, each, 64) for each in policies)
+    >>> dense.kv_bytes // sinks.kv_bytes
+    4
+
     Args:
         model: a loaded transformers decoder; most also work on torch's meta device, without weights.
         policy: any that acts alike in all layers and heads.
@@ -208,6 +217,9 @@ def cost_table(model: Any, policies: Iterable[Policy], tokens: int) -> pd.DataFr
     """One row per policy: its name, attention size, operations and bytes, as the attributes of `Cost`.
 
     Operations are floats, since those of long texts exceed 64 bits. `.attrs` says what model was measured.
+
+    >>> list(sinkscope.cost_table(model, [sinkscope.Dense(), sinkscope.Window(16)], 64))[:3]
+    ['policy', 'tokens', 'attention_size']
     """
     table = pd.DataFrame([_row(found) for found in _costs(model, several(policies, "policies"), tokens)])
     table.attrs.update(model_attributes(model), tokens=tokens)

@@ -65,6 +65,10 @@ def generate_record(
     The tokens are those of `model.generate`, with the model's own generation_config but for what is given here; texts
     of one length are written side by side. The numbers are those of `measure` on prompt and answer together.
 
+    >>> record = sinkscope.generate_record(model, tokenizer, "the cat", 4)
+    >>> record.sink_mass.dims
+    ('sequence', 'layer', 'head', 'query', 'sink')
+
     Args:
         model: a decoder with a language head, in eval mode.
         tokenizer: that belongs to it.

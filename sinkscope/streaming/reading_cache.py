@@ -320,8 +320,8 @@ class KeptKeys(Cache):
 class ScoredCache(KeptKeys):
     """A cache for `generate()` under a scored policy, such as H2O or TOVA.
 
-        with ScoredCache(model, HeavyHitters(256, 128)) as cache:
-            model.generate(**inputs, cache=cache)  # past_key_values=cache before transformers 5.24
+    >>> with sinkscope.ScoredCache(model, sinkscope.HeavyHitters(16, 8)) as cache:
+    ...     answer = model.generate(ids, cache=cache, max_new_tokens=4)  # past_key_values= before transformers 5.24
 
     While it is open its model carries a scope with the policy, since scores follow from the attention: every text is
     read under it, prompts too, and no other scope can be attached. `close()`, or the end of the block, takes it off.

@@ -70,6 +70,9 @@ class SinkCache(Tied):
     parts, as the last finished part left it; where there are recurrent states beside the keys, which run on with every
     token, it has to be reset. No gradient flows into the tokens kept.
 
+    >>> with sinkscope.SinkCache(model, sinks=2, window=14) as cache:
+    ...     answer = model.generate(ids[:1, :30], cache=cache, max_new_tokens=4, do_sample=False)
+
     Args:
         model: a transformers decoder in eval mode.
         sinks: first tokens that are never evicted.

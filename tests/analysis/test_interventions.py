@@ -271,6 +271,7 @@ def test_the_effect_for_each_unit_of_mass_is_fiellers_ratio_over_texts():
     assert table.loc["evict random", "per_mass"] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sequences", [1, 2])
 def test_over_batches_the_effect_for_each_unit_of_mass_is_that_of_the_ratio(sequences):
     """The mass of these texts is known; that of one is a constant, which rounding does not make drift."""

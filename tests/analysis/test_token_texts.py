@@ -4,7 +4,6 @@ import doctest
 
 import pytest
 
-from sinkscope.analysis import discovery as token_texts
 from sinkscope.analysis.discovery import is_delimiter
 
 PUNCTUATION = [".", ",", " .", "...", '."', "\u2014", "\u3002", "\u3001", "\u061f", "<", "=", "Ġ,", "▁."]
@@ -33,5 +32,8 @@ def test_other_tokens(text):
 
 
 def test_examples_in_the_docstrings():
-    result = doctest.testmod(token_texts)
+    (example,) = doctest.DocTestFinder(recurse=False).find(
+        is_delimiter, "is_delimiter", globs={"is_delimiter": is_delimiter}
+    )
+    result = doctest.DocTestRunner().run(example)
     assert result.attempted > 0 and result.failed == 0

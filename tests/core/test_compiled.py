@@ -93,6 +93,7 @@ def test_a_trace_made_before_is_not_used_for_what_came_later_in_any_order(way):
         torch.testing.assert_close(call(model), expected[call], atol=2e-5, rtol=1e-5, msg=f"{way}, {call.__name__}")
 
 
+@pytest.mark.slow
 def test_a_compiled_step_around_the_model_runs_under_the_scope_too():
     model = build("llama")
     step = torch.compile(lambda ids: model(ids).logits, **BACKEND)

@@ -54,6 +54,7 @@ def test_the_baseline_is_the_model_as_it_is_and_comes_first():
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_texts_of_one_length_run_together_and_give_what_each_gives_alone(monkeypatch):
     model, seen = build("llama"), []
     handle = model.register_forward_pre_hook(
@@ -237,6 +238,7 @@ def test_one_intervention_needs_no_list_and_gives_no_warning():
     assert record.policy.values.tolist() == ["nothing", "start 3 later", "cut 3 behind the sinks"]
 
 
+@pytest.mark.slow
 def test_each_draw_reads_each_text_once_and_the_line_of_progress_says_which_it_is(model, forwards, monkeypatch):
     """The usual ones: 91 readings of a text with 20 draws, 19 with two; the most attended keys take one of a prefix."""
     said: list[str] = []

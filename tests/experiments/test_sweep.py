@@ -44,6 +44,7 @@ def numbers(table):
     return table.drop(columns=["cell"])
 
 
+@pytest.mark.slow
 def test_each_number_is_that_of_the_experiment_alone(model, ids):
     table = sweep(grid(model, ids, experiments=ALL)).set_index(["experiment", "policy", "at", "quantity"])["value"]
     policies = [Dense(), Window(16), Window(24), SinkWindow(2, 14), SinkWindow(2, 22)]

@@ -89,6 +89,7 @@ def test_the_uniform_null_of_each_arm_is_drawn_in_its_panel():
         assert float(heights(axes, "null")[0]) == null
 
 
+@pytest.mark.slow
 def test_fewer_than_three_seeds_have_no_bands_and_the_figure_says_so():
     figure = figures.emergence(emergence_record(seeds=2))
     assert not any(gid.startswith(("band-", "interval-")) for axes in figure.axes for gid in artists(axes))

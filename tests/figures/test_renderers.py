@@ -225,6 +225,7 @@ def test_layers_and_heads_carry_the_numbers_of_their_coordinates():
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["2", "5"]
 
 
+@pytest.mark.slow
 def test_one_layer_taken_out_of_a_record_is_drawn_as_that_layer():
     record = RECORDS["norms"]().sel(layer=1)
     for name in ("norms", "mass_by_layer", "massive_activations", "entropy_by_layer", "distance_profile"):

@@ -76,6 +76,7 @@ def test_a_sampled_policy_stands_on_the_nearest_line_moved_by_the_mean_differenc
     assert "recompute 64 (sampled)" in axes.get_legend_handles_labels()[1]
 
 
+@pytest.mark.slow
 def test_the_difference_estimate_is_closer_to_the_truth_than_the_plain_mean_of_the_sample():
     random = np.random.default_rng(0)
     base = 3 + 2.5 * autoregressive((1, 4000), 0.3, seed=3)

@@ -45,6 +45,7 @@ def test_two_saves_of_the_same_record_are_byte_equal(record, kind):
     assert first == saved(figures.received_by_position(record), kind)
 
 
+@pytest.mark.slow
 def test_every_format_holds_the_whole_provenance(record):
     figure = figures.norms(record)
     image = Image.open(io.BytesIO(saved(figure, "png")))

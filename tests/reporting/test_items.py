@@ -203,6 +203,7 @@ def test_a_figure_is_drawn_when_it_is_asked_for_and_once():
     assert len(calls) == 1
 
 
+@pytest.mark.slow
 def test_the_page_draws_no_figure_that_the_browser_draws(monkeypatch):
     plain = Item("plain", "A picture", figure=lambda record: figures.norms(record))  # nothing describes it
     made = Report(naive_record.record(), items=[*ITEMS, plain])

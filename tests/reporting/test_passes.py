@@ -119,7 +119,7 @@ def test_forced_mass_and_predictability_share_one_pass_and_give_what_they_give_a
     texts = passes.segments(128, 2)
     assert len(runs) == len(texts)
     alone = sinkscope.measure(model, texts, [sinkscope.EvictionEffect()], progress=False)
-    assert set(forced.data_vars) == set(alone.data_vars) and set(forced.coords) == set(alone.coords)
+    assert set(forced.data_vars) >= set(alone.data_vars) and set(forced.coords) >= set(alone.coords)
     assert "kind" not in forced.attrs and predicted.attrs["kind"] == "predictability"
     other = sinkscope.predictability(model, texts, progress=False)
     assert set(predicted.data_vars) == set(other.data_vars) and set(other.coords) <= set(predicted.coords)
@@ -130,8 +130,8 @@ def test_forced_mass_and_predictability_share_one_pass_and_give_what_they_give_a
 
 def test_doses_of_nothing_are_run_once(passes, model):
     runs = []
-    model.register_forward_hook(lambda *_: runs.append(0))
+    model.register_forward_hook(lambda _, given, out: runs.append(len(out.logits)))  # texts of one forward pass
     record = softmax.run(passes)["dose"]()
     texts, doses = record.sizes["sequence"], record.sizes["dose"]
-    assert len(runs) == texts * (2 * (doses - 1) + 1)
+    assert sum(runs) == texts * (2 * (doses - 1) + 1)
     assert (record.sel(dose=0.0, arm="sinks").nll == record.sel(dose=0.0, arm="next").nll).any()

@@ -60,6 +60,7 @@ def test_everything_is_written_and_listed_with_its_hash(saved):
     assert [p.name for p in saved.parent.iterdir()] == ["full"]
 
 
+@pytest.mark.slow
 def test_provenance_is_in_every_file(saved):
     for name, content in files(saved).items():
         if name.endswith((".csv", ".tex", ".svg", ".html", ".json")):

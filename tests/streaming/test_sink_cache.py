@@ -77,6 +77,7 @@ def test_prompts_longer_than_the_cache_are_read_exactly(family):
     check_greedy(build(family), inputs(family, 2, 75)["input_ids"], 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_generation_equals_the_rotary_formula(family):
     model = build(family)

@@ -134,6 +134,7 @@ def test_the_model_is_left_as_it_was():
     assert torch.equal(model(ids).logits, before)
 
 
+@pytest.mark.slow
 def test_a_forgotten_cache_leaves_its_model():
     model = build("llama")
     cache = SinkCache(model, SINKS, WINDOW)
