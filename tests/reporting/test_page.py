@@ -286,4 +286,4 @@ def test_on_a_phone_panels_stand_one_below_the_other_and_nothing_overflows(html,
     assert wide <= 0 and any(len(each) > 1 for each in panels)
     for each in panels:
         for (left, right, bottom, _), (_, _, _, under) in itertools.pairwise(each):
-            assert left == 0 and right > 0.8 and under < bottom
+            assert right - left > 0.6 and under < bottom  # square maps, which stand so already, are narrower
