@@ -59,7 +59,8 @@ def rendered_chat(tokenizer: Any, messages: Any, think: tuple[str, str] = THINK)
     if not getattr(tokenizer, "chat_template", None) or not callable(getattr(tokenizer, "apply_chat_template", None)):
         raise SinkscopeError(
             f"this {type(tokenizer).__name__} has no chat template, so messages cannot be put together; give the "
-            "prompt as a text, or set tokenizer.chat_template."
+            "prompt as a text, or set tokenizer.chat_template.",
+            page="A chat",
         )
     parts, marked = _marked(checked, think)
     return [_located(tokenizer, checked, marked, parts, opens) for opens in (False, True)]
@@ -158,7 +159,8 @@ def _located(tokenizer: Any, messages: Any, marked: Any, parts: list[Part], open
     if not fits or place != len(text):
         raise SinkscopeError(
             "the chat template changes what is said, so where each turn stands cannot be told; set "
-            "tokenizer.chat_template to one that puts messages as they are."
+            "tokenizer.chat_template to one that puts messages as they are.",
+            page="A chat",
         )
     return Rendered(text, tuple(found), opens)
 

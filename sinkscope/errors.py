@@ -12,7 +12,8 @@ LONGEST = 600  # characters of a message, beyond which its middle is left out
 class SinkscopeError(ValueError):
     """Something given to sinkscope cannot be used; the message says what was given, what was expected and what to do.
 
-    The message is one line, whatever was given. The command line prints it and exits with code 2.
+    The message is one line, whatever was given, and may end with the title of the page of the documentation that tells
+    more. The command line prints it and exits with code 2.
 
     >>> try:
     ...     sinkscope.uniform_mass(0)
@@ -21,8 +22,9 @@ class SinkscopeError(ValueError):
     length=0 is not a whole number of 1 or more: give one.
     """
 
-    def __init__(self, message: str = "") -> None:
-        super().__init__(_cut(" ".join(message.split()), LONGEST))
+    def __init__(self, message: str = "", *, page: str | None = None) -> None:
+        told = _cut(" ".join(message.split()), LONGEST)
+        super().__init__(f'{told} The documentation tells more, in "{page}".' if page else told)
 
 
 def shown(value: Any, longest: int = 80) -> str:

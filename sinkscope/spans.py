@@ -62,7 +62,8 @@ class Spans:
                 raise SinkscopeError(
                     f"the spans {one!r} and {other!r} overlap at token {start}; give ranges that share no token."
                     if one != other
-                    else f"two ranges of the span {one!r} overlap at token {start}; give each token once."
+                    else f"two ranges of the span {one!r} overlap at token {start}; give each token once.",
+                    page="Spans: attention between parts of a text",
                 )
 
     @property
@@ -306,7 +307,8 @@ class Spans:
         if not any(same_words(text, whole.text) for whole in chat):
             raise SinkscopeError(
                 "the ids are not those of these messages in the tokenizer's chat template; give what "
-                "tokenizer.apply_chat_template(messages) makes of them."
+                "tokenizer.apply_chat_template(messages) makes of them.",
+                page="Spans: attention between parts of a text",
             )
         whole = next(whole for whole in chat if same_words(text, whole.text))
         turns = labelled_turns(whole, each)

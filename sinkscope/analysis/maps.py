@@ -219,7 +219,8 @@ def _one_per_sequence(array: Any) -> list[np.ndarray]:
         if alike and len(parts) > 1 and len(parts[0]) == 1:
             raise SinkscopeError(
                 f"a list of {len(parts)} arrays of shape {parts[0].shape} may hold one array per layer or one per "
-                "sequence: give a tuple for one [sequence, head, query, key] array per layer, or stack them yourself."
+                "sequence: give a tuple for one [sequence, head, query, key] array per layer, or stack them yourself.",
+                page="Maps from another framework",
             )
         return parts
     whole = _as_array(array)
@@ -263,7 +264,8 @@ def _check(maps: np.ndarray) -> None:
         if values.min() < 0:
             raise SinkscopeError(
                 f"the maps of layer {layer} hold {float(values.min()):.4g}, below zero: give probabilities "
-                "(after the softmax), not logits."
+                "(after the softmax), not logits.",
+                page="Maps from another framework",
             )
         if (total := float(values.sum(-1, dtype=np.float64).max())) > 1 + ROUNDING:
             raise SinkscopeError(

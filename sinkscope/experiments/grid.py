@@ -254,7 +254,7 @@ def _experiments(given: Any) -> dict[str, Experiment]:
     for each in asked:
         one = instance(each, EXPERIMENTS, "experiment")
         if not isinstance(one, Experiment):
-            raise SinkscopeError(f"{one!r} is no experiment; give any of {', '.join(EXPERIMENTS)}.")
+            raise SinkscopeError(f"{one!r} is no experiment; give any of {', '.join(EXPERIMENTS)}.", page="Sweeps")
         name = next((name for name, kind in EXPERIMENTS.items() if kind is type(one)), type(one).__name__)
         _add(made, name, one, "experiment")
     return _not_empty(made, "experiments", given)
@@ -273,7 +273,8 @@ def _models(given: Any) -> dict[str, ModelSource]:
         if not isinstance(source, (str, os.PathLike, nn.Module)) or (options and isinstance(source, nn.Module)):
             raise SinkscopeError(
                 f"{each!r} is no model; give 'demo', a directory, a .gguf file, a name on the Hub, or a mapping with "
-                "one of these as `source`."
+                "one of these as `source`.",
+                page="Sweeps",
             )
         shown = type(source).__name__ if isinstance(source, nn.Module) else os.fspath(source)
         _add(found, name or shown, ModelSource.of(None if source == DEMO else source, **options), "model")

@@ -29,7 +29,8 @@ def load_processor(model: Any, revision: str | None = None, trust_remote_code: b
         raise SinkscopeError(f"The processor of {place} cannot be loaded ({first_line(error)}).") from error
     if not isinstance(processor, ProcessorMixin):
         raise SinkscopeError(
-            f"{place} has no processor for images or sound beside its tokenizer: give a model that reads them."
+            f"{place} has no processor for images or sound beside its tokenizer: give a model that reads them.",
+            page="An image model, an encoder-decoder",
         )
     return processor
 

@@ -95,7 +95,8 @@ def check_memory(need: int, device: torch.device, what: str, advice: str) -> Non
     if need > left:
         raise SinkscopeError(
             f"{what} takes about {shown_bytes(need)} beside the weights, and {shown_bytes(left)} are free on "
-            f"{device.type}; {advice}."
+            f"{device.type}; {advice}.",
+            page="Big models",
         )
 
 
@@ -116,7 +117,8 @@ def fitting_rows(rows: int, fixed: int, each: int, most: int | None, model: nn.M
     if fits < 1:
         raise SinkscopeError(
             f"{what} takes about {shown_bytes(fixed + each)} at least beside the weights, and max_memory is "
-            f"{shown_bytes(most)}; give more, shorter texts, or a smaller cache."
+            f"{shown_bytes(most)}; give more, shorter texts, or a smaller cache.",
+            page="Big models",
         )
     return min(rows, fits)
 

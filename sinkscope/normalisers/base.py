@@ -88,7 +88,8 @@ class Normaliser(Placed, ABC):
             if not torch.allclose(weights, expected, rtol=ALIKE, atol=ALIKE):
                 raise SinkscopeError(
                     f"the weights of {self!r} for a query depend {reason}, so they cannot be made block by block or "
-                    "token by token; let them follow from the scores that the query sees in one head."
+                    "token by token; let them follow from the scores that the query sees in one head.",
+                    page="A policy, a normaliser or a probe of my own",
                 )
 
     def check_gradients(self, heads: int, device: torch.device | str = "cpu") -> None:

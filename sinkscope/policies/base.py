@@ -81,7 +81,8 @@ class Policy(Placed):
         """How one attention layer carries it out: evictions in different heads; none for dense attention."""
         raise SinkscopeError(
             f"{type(self).__name__} is a policy that does not say which keys a query sees; derive it from "
-            "sinkscope.StaticPolicy and give it `sees`, or from sinkscope.ScoredPolicy and give it `score`."
+            "sinkscope.StaticPolicy and give it `sees`, or from sinkscope.ScoredPolicy and give it `score`.",
+            page="A policy, a normaliser or a probe of my own",
         )
 
     def check_places(self, tokens: int) -> None:
@@ -211,7 +212,8 @@ def bound_evictions(policy: Policy, layer: BoundLayer) -> tuple[Eviction, ...]:
     evictions: Any = policy.bind(layer)
     if not isinstance(evictions, tuple) or not all(isinstance(each, Eviction) for each in evictions):
         raise SinkscopeError(
-            f"`bind` of {policy!r} gave {evictions!r}; it has to give a tuple of evictions, empty for dense attention."
+            f"`bind` of {policy!r} gave {evictions!r}; it has to give a tuple of evictions, empty for dense attention.",
+            page="A policy, a normaliser or a probe of my own",
         )
     if is_built_in(owner(type(policy), "bind")):
         return evictions

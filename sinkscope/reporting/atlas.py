@@ -206,15 +206,17 @@ def say_atlas(record: xr.Dataset, table: pd.DataFrame) -> str:
 def headline(records: Records) -> str:
     """How many models, and between which values."""
     table = _table(records[MAIN])
-    mass = 100 * table["sink_mass"]
-    said = f"{len(table)} model{'s' * (len(table) > 1)}: the first token takes {mass.min():.1f}%"
-    said += f" to {mass.max():.1f}%" if len(table) > 1 else ""
-    said += f" of all attention (T = {int(table['T'].iloc[0]):,})"
+    said = f"{len(table)} model{'s' * (len(table) > 1)}: the first token takes "
+    said += f"{_between(100 * table['sink_mass'], 1, '%')} of all attention (T = {int(table['T'].iloc[0]):,})"
     collapse = table["collapse"].dropna() if "collapse" in table else pd.Series(dtype=float)
     if len(collapse):
-        ends = f"{collapse.min():.2f}" + (f" to {collapse.max():.2f}" if len(collapse) > 1 else "")
-        said += f", and without sinks perplexity is {ends} times that with them"
+        said += f", and without sinks perplexity is {_between(collapse, 2)} times that with them"
     return f"{said}."
+
+
+def _between(values: pd.Series, digits: int, unit: str = "") -> str:
+    """The smallest and the largest value, or the one that all show."""
+    return " to ".join(dict.fromkeys(f"{value:.{digits}f}{unit}" for value in (values.min(), values.max())))
 
 
 def _compared(record: xr.Dataset) -> Any:
@@ -237,7 +239,7 @@ def _published(record: xr.Dataset) -> pd.DataFrame:
 ITEMS = (
     Item(
         "atlas",
-        "Models side by side",
+        "One row for each model",
         variables="sink_mass",
         table=_table,
         sentence=say_atlas,

@@ -71,7 +71,7 @@ def page(content: Content, files: list[str]) -> str:
         tiles=_tiles(content.tables[SUMMARY]),
         definitions=DEFINITIONS,
         parts=[(title, items) for title, items in parts if items],
-        tables=[_table(content, name) for name in content.tables],
+        tables=[_table(content, name) for name in content.tables if name != SUMMARY or len(content.tables[name])],
         links=lambda start: [(path.rpartition(".")[2].upper(), path) for path in files if path.startswith(start)],
         records=[path for path in files if path.endswith(".nc")],
         provenance={

@@ -24,7 +24,8 @@ def check_declared(probe: Probe) -> None:
     kind = type(probe).__name__
     if not isinstance(probe.makes, Mapping):
         raise SinkscopeError(
-            f"{kind} has {probe.makes!r} for `makes`; give a mapping from names to sinkscope.Variable(dims=...)."
+            f"{kind} has {probe.makes!r} for `makes`; give a mapping from names to sinkscope.Variable(dims=...).",
+            page="A policy, a normaliser or a probe of my own",
         )
     for name, variable in probe.makes.items():
         if not isinstance(name, str) or not name or name != name.strip() or "/" in name:
@@ -111,7 +112,8 @@ def declared(probe: Probe, measured: Measurements, sizes: Mapping[str, int]) -> 
         if variable is None:
             raise SinkscopeError(
                 f"{kind} gave `{name}`, which it does not declare (its `makes` has "
-                f"{', '.join(probe.makes) or 'nothing'}); add {name!r}: sinkscope.Variable(dims=...) to it."
+                f"{', '.join(probe.makes) or 'nothing'}); add {name!r}: sinkscope.Variable(dims=...) to it.",
+                page="A policy, a normaliser or a probe of my own",
             )
         values, dims = held.values, variable.dims
         is_tensor = isinstance(values, Tensor)

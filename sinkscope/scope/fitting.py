@@ -49,7 +49,10 @@ def check_normaliser(
 ) -> None:
     """Raise SinkscopeError for a normaliser that cannot act on a model, or beside a policy."""
     if not isinstance(normaliser, Normaliser):
-        raise SinkscopeError(f"{normaliser!r} is not a normaliser; give an instance such as sinkscope.Softmax1().")
+        raise SinkscopeError(
+            f"{normaliser!r} is not a normaliser; give an instance such as sinkscope.Softmax1().",
+            page="A policy, a normaliser or a probe of my own",
+        )
     if not anatomy.interface:
         raise SinkscopeError(
             f"{type(model).__name__} does not use transformers' attention interface, so its normaliser cannot be "

@@ -216,7 +216,8 @@ def _check_cache(cache: Cache, filled: Filled, past: int, batch: int) -> None:
         raise SinkscopeError(
             "the cache holds other tokens than those that were measured: it was cropped or its rows reordered (beam "
             "search, assisted decoding), or a forward pass into it was interrupted; start again with an empty cache, "
-            "and use greedy search or sampling."
+            "and use greedy search or sampling.",
+            page="Probes on a forward pass of my own",
         )
 
 

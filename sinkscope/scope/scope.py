@@ -186,7 +186,8 @@ class Scope(Observer):
         if looking and self._collector.texts and not self._collector.layers:
             raise SinkscopeError(
                 f"the attention modules of {type(self.model).__name__} ran, but no softmax or scaled dot product "
-                "attention was seen in them; measure its maps elsewhere and use sinkscope.from_maps."
+                "attention was seen in them; measure its maps elsewhere and use sinkscope.from_maps.",
+                page="Compatibility",
             )
 
     # --- attaching ------------------------------------------------------------------------------------------------

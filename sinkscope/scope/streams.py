@@ -315,10 +315,12 @@ def check_inputs(model: Any, inputs: Mapping[str, Any]) -> None:
     if pictures and not marked:
         raise SinkscopeError(
             f"there are images ({', '.join(pictures)}), but no token of the text stands for one (id "
-            f"{' or '.join(map(str, marks))}); let the processor make text and images together."
+            f"{' or '.join(map(str, marks))}); let the processor make text and images together.",
+            page="An image model, an encoder-decoder",
         )
     if marked and not pictures and not any(name.endswith(("features", "embeds", "outputs")) for name in inputs):
         raise SinkscopeError(
             "some tokens of the text stand for an image, but there is none; give the processor's whole output, "
-            "pixel_values and all."
+            "pixel_values and all.",
+            page="An image model, an encoder-decoder",
         )

@@ -120,7 +120,8 @@ class Arena:
             except RuntimeError as problem:
                 raise SinkscopeError(
                     f"a cache of {kind.sinks + kind.window:,} tokens does not fit the memory of {kind.device} "
-                    f"({first_line(problem)}); give a smaller window."
+                    f"({first_line(problem)}); give a smaller window.",
+                    page="Big models",
                 ) from problem
 
         with torch.inference_mode(False):  # else it could not be written to outside of it later

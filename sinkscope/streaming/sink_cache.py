@@ -203,7 +203,8 @@ class SinkCache(Tied):
         if other := difference(settings["identity"], identity(model)):
             raise SinkscopeError(
                 f"{path} was saved with a {settings['identity']['model']}, and this {type(model).__name__} is another: "
-                f"{other}; load it with the model it was made for."
+                f"{other}; load it with the model it was made for.",
+                page="A cache in generate()",
             )
         cache = cls(model, sinks=settings["sinks"], window=settings["window"])
         store, ids = cache._store, tensors.pop("ids")

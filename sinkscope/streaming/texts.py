@@ -29,7 +29,8 @@ def check_text(base: nn.Module, given: dict[str, Any], padding: Tensor | None) -
     if has_planes(given):
         raise SinkscopeError(
             f"{name} gives the tokens of an image positions in two dimensions, and a SinkCache counts positions in "
-            "one; read images without it."
+            "one; read images without it.",
+            page="An image model, an encoder-decoder",
         )
     masks = mask.values() if isinstance(mask, dict) else [mask]
     if any(_shows_later(each, padding) for each in masks if isinstance(each, Tensor) and each.dim() == 4):
@@ -52,5 +53,6 @@ def check_parts(base: nn.Module, given: dict[str, Any]) -> None:
     if whole := [name for name, each in given.items() if isinstance(each, (list, tuple))]:
         raise SinkscopeError(
             f"{type(base).__name__} is given `{whole[0]}` for all tokens together, which cannot be read in parts; "
-            "make the cache larger than the prompt."
+            "make the cache larger than the prompt.",
+            page="A cache in generate()",
         )

@@ -70,6 +70,8 @@ def test_the_page_is_saved_and_opens_by_itself(three, tmp_path):
     pd.testing.assert_frame_equal(again.tables["atlas"], made.tables["atlas"], check_dtype=False)
     page = (folder / "report.html").read_text()
     assert "Not all of these models read the same tokens" in page and "Table 2" in page and "mass_by_layer" not in page
+    assert "0 rows" not in page and 'aria-label="Headline numbers"' not in page  # an atlas has no summary of its own
+    assert 'report.tables["atlas"]' in page and page.count(">Models side by side<") == 1
     made.save(folder, progress=False)  # replaces what is its own
 
 
@@ -80,6 +82,12 @@ def test_saved_reports_are_opened_and_two_of_one_name_are_told_apart(three, tmp_
     assert found["model"].tolist() == ["a/one", "a/one (2)"]
     named = atlas({"mine": saved}, progress=False).tables["atlas"]
     assert named["model"].tolist() == ["mine"]
+
+
+def test_values_that_show_alike_are_said_once(three):
+    alike = atlas([Report(three["one"]), Report(three["one"])], progress=False).headline
+    apart = atlas([Report(three["one"]), Report(three["two"])], progress=False).headline
+    assert "% to " not in alike and "perplexity is" in alike and "% to " in apart
 
 
 def models(count: int, slope: float = 1.0) -> pd.DataFrame:
