@@ -106,7 +106,29 @@ def test_the_report_lands_in_out_and_the_headline_on_the_screen(monkeypatch, cap
 def test_quiet_says_nothing_and_defaults_are_not_passed_on(monkeypatch, capsys, tmp_path, measured):
     code, said, err = call(monkeypatch, capsys, "report", "--quiet", "--out", str(tmp_path / "out"), "--tokens", "100")
     assert (code, said, err) == (0, "", "")
-    assert measured[0][1] == {"texts": None, "sequences": 1, "length": 100, "progress": False}
+    options = measured[0][1]
+    options.pop("each")
+    assert options == {"texts": None, "sequences": 1, "length": 100, "progress": False}
+
+
+@pytest.mark.slow
+def test_the_page_grows_in_a_new_place_and_an_earlier_report_stays_until_the_new_one_is_whole(
+    monkeypatch, capsys, tmp_path, measured
+):
+    out = tmp_path / "out"
+    for is_new in (True, False):
+        code, _, err = call(monkeypatch, capsys, "report", "--quiet", "--out", str(out))
+        assert code == 0 and ("each" in measured[-1][1]) is is_new, err
+    measured[0][1]["each"](Report(naive_record.norms_only()))
+    assert (out / "report.html").is_file() and not (out / "figures").exists()
+
+
+def test_quick_stops_after_the_first_part(monkeypatch, capsys, tmp_path, measured):
+    code, _, err = call(monkeypatch, capsys, "report", "--quick", "--out", str(tmp_path / "out"))
+    assert code == 0 and [part.title for part in measured[0][1]["sections"]] == ["Where attention goes"], err
+    for other in (["--streaming"], ["--softmax"], ["--write-plan", "plan.yaml"]):
+        code, _, err = call(monkeypatch, capsys, "report", "--quick", *other, "--out", str(tmp_path / "other"))
+        assert code == 2 and f"{other[0]} is of more" in err and len(measured) == 1
 
 
 def test_a_plan_is_written_from_a_call_and_followed_by_another(monkeypatch, capsys, tmp_path, measured):
@@ -123,7 +145,12 @@ def test_a_plan_is_written_from_a_call_and_followed_by_another(monkeypatch, caps
     assert written.model["source"] == model and len(written.model["weights"]) == 64
     assert written.texts[0]["source"] == "book.txt" and len(written.texts[0]["sha256"]) == 64
     code, _, _ = call(monkeypatch, capsys, "report", "--plan", str(plan), "--quiet")
-    assert code == 0 and measured == [((None,), {"texts": None, "plan": plan, "progress": False})]
+    assert code == 0 and measured[0][1] | {"each": None} == {
+        "texts": None,
+        "plan": plan,
+        "progress": False,
+        "each": None,
+    }
     code, _, err = call(monkeypatch, capsys, *call_of, "--write-plan", str(plan))
     assert code == 2 and "is there already" in err
     code, _, err = call(monkeypatch, capsys, "report", "--plan", str(plan), "--audio", "a.wav")

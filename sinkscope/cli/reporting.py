@@ -51,12 +51,13 @@ def report(
         list[str] | None, typer.Option(help="Pictures that stand before the text, for a model that reads images.")
     ] = None,
     audio: Annotated[str | None, typer.Option(help="A .wav file, for a model that reads sound.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Only where attention goes, the first part.")] = False,
     *,
     loading: given.Loading,
     quiet: given.Quiet = False,
 ) -> None:
-    """Measure where a model's attention goes and write it up: a page, figures, tables and the record. Of two saved
-    reports, say what differs."""
+    """Measure where a model's attention goes and write it up: a page, figures, tables and the record. In a new place
+    the page can be read after the first part, and grows. Of two saved reports, say what differs."""
     if other is not None:
         unused: list[Any] = [
             text,
@@ -72,6 +73,7 @@ def report(
             write_plan,
             image,
             audio,
+            quick or None,
         ]
         if loading or any(each not in (None, []) for each in unused):
             raise SinkscopeError(
@@ -83,6 +85,7 @@ def report(
 
     target = check_directory(out) if write_plan is None else out
     from sinkscope.reporting import gather  # after the check, which needs no torch
+    from sinkscope.reporting.attention import ATTENTION
     from sinkscope.reporting.plan import LENGTH
 
     if tokens is not None:
@@ -90,6 +93,9 @@ def report(
         sequences = max(1, tokens // length)
     asked: dict[str, Any] = {"segments": segments, "starts": starts, "seed": seed, "sequences": sequences}
     asked |= {"length": length, "streaming": streaming, "softmax": softmax}
+    if quick and (streaming or softmax or write_plan is not None):
+        wanted = "--streaming" if streaming else "--softmax" if softmax else "--write-plan"
+        raise SinkscopeError(f"--quick stops after the first part, and {wanted} is of more: leave one of them out.")
     asked = {name: value for name, value in asked.items() if value is not None}
     if write_plan is not None or plan is not None:
         if image or audio is not None:
@@ -103,6 +109,10 @@ def report(
         say(quiet, f"Written to {write_plan}; nothing was measured. SHA-256 of what it says: {written.sha256}")
         return
     progress, tokenizer = False if quiet else None, None
+    if quick:
+        asked["sections"] = (ATTENTION,)
+    if not target.exists() or not any(target.iterdir()):  # an earlier report stays until the new one is whole
+        asked["each"] = lambda made: made.save(target, prints=False, progress=False)
     if image or audio is not None:
         if text and len(text) > 1:
             raise SinkscopeError(f"Beside pictures or sound there is one text, not {len(text)}: leave the others out.")

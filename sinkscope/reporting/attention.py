@@ -38,7 +38,7 @@ from sinkscope.reporting.planned import other_front
 from sinkscope.reporting.purposes import near, possible
 
 if TYPE_CHECKING:
-    from sinkscope.reporting.gather import Passes
+    from sinkscope.reporting.passes import Passes
 
 SHORT = (100, 64)  # sequences, tokens in each (Gu et al. 2024)
 OTHER_BOS = 3  # every third of the short sequences is measured with the other choice of BOS

@@ -23,7 +23,7 @@ from sinkscope.reporting.made import Figures, Made, Tables, check_functions, che
 
 if TYPE_CHECKING:
     from sinkscope.probes import Probe
-    from sinkscope.reporting.gather import Passes
+    from sinkscope.reporting.passes import Passes
 
 Records = Mapping[str, xr.Dataset]
 Numbers = list[dict[str, Any]]

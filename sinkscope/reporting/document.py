@@ -88,11 +88,16 @@ class Report:
         return self.content.notes
 
     @checks_types
-    def save(self, directory: str | os.PathLike[str], *, progress: bool | None = None) -> Path:
+    def save(self, directory: str | os.PathLike[str], *, prints: bool = True, progress: bool | None = None) -> Path:
         """Write report.html, figures/, tables/, records/ and manifest.json to `directory`.
 
         All of it or nothing: it is written beside and renamed. An earlier report in `directory` is replaced, if all
         that is there is as it was saved.
+
+        Args:
+            directory: new, empty, or an earlier report.
+            prints: False for the page and the records alone, without figures/ and tables/.
+            progress: False for no progress bar.
 
         Returns:
             Its absolute path.
@@ -100,7 +105,7 @@ class Report:
         Raises:
             SinkscopeError: `directory` holds anything else, or a file that was changed since, or cannot be written to.
         """
-        return save(self.content, directory, progress)
+        return save(self.content, directory, progress, prints)
 
     @classmethod
     @checks_types

@@ -20,7 +20,7 @@ from sinkscope.reporting.made import measured_on
 
 if TYPE_CHECKING:
     from sinkscope.probes import Probe
-    from sinkscope.reporting.gather import Passes
+    from sinkscope.reporting.passes import Passes
 
 FEW = 16  # tokens that tell whether a model can be measured so
 NEAR = (0.85, 1.15)  # factors of a threshold that the sentence names

@@ -19,15 +19,17 @@ from sinkscope.reporting.page import page
 from sinkscope.reporting.tables import csv_text, latex_text
 
 
-def save(content: Content, directory: str | os.PathLike[str], progress: bool | None = None) -> Path:
+def save(
+    content: Content, directory: str | os.PathLike[str], progress: bool | None = None, prints: bool = True
+) -> Path:
     """See `Report.save`."""
     target = check_directory(directory)
     files: list[str] = []
     with whole_directory(target) as folder:
         steps: list[Callable[[], list[str]]] = [
             lambda: _records(content, folder),
-            *(lambda name=name: _figure(content, folder, name) for name in content.figures),
-            *(lambda name=name: _table(content, folder, name) for name in content.tables),
+            *(lambda name=name: _figure(content, folder, name) for name in content.figures if prints),
+            *(lambda name=name: _table(content, folder, name) for name in content.tables if prints),
             lambda: _page(content, folder, files),
         ]
         for step in tqdm(steps, desc="writing the report", unit="file", delay=2, disable=progress is False):

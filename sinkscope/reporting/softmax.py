@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from sinkscope.experiments.intervention import Intervention
-    from sinkscope.reporting.gather import Passes
+    from sinkscope.reporting.passes import Passes
 
 TEXTS = (8, 256)  # sequences from all over each text, tokens in each
 CHANGED = 160  # the first tokens of each, for interventions and doses

@@ -32,7 +32,7 @@ from sinkscope.reporting.planned import other_front, ways
 if TYPE_CHECKING:
     import torch
 
-    from sinkscope.reporting.gather import Passes
+    from sinkscope.reporting.passes import Passes
 
 SEGMENTS, LENGTH = 8, 384  # texts whose losses are shown, from all over the text, and tokens of each
 LONGEST = 3072  # tokens of the one text where there are not so many, and of that whose time is taken

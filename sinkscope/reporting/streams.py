@@ -14,7 +14,7 @@ from sinkscope.reporting.attention import masses
 from sinkscope.reporting.content import Item, Measure, Numbers, Section, Table
 
 if TYPE_CHECKING:
-    from sinkscope.reporting.gather import Passes
+    from sinkscope.reporting.passes import Passes
 
 STREAMS = {"cross": "Cross-attention", "encoder": "The encoder", "vision": "The images", "audio": "The sound"}
 """What the streams beside the main one are called."""

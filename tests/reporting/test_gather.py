@@ -17,6 +17,8 @@ import sinkscope
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.tiny import tiny_model
 from sinkscope.reporting import gather, streaming
+from sinkscope.reporting.document import SECTIONS
+from sinkscope.reporting.passes import Passes
 from tests.reporting.byte_tokens import byte_tokenizer
 from tests.support.zoo import build, inputs
 
@@ -98,6 +100,24 @@ def test_a_short_text_gives_fewer_or_shorter_sequences_and_a_note(llama, tmp_pat
                             softmax=False, progress=False)  # fmt: skip
     assert len(made.notes) == 1
     assert made.records["text"].sizes["sequence"] == 2 and "2 of 8" in made.notes[0]
+
+
+def test_the_report_so_far_is_given_after_each_section_but_the_last(llama, text, tmp_path):
+    given = []
+
+    def each(made):
+        given.append((list(made.records), made.notes))
+        made.save(tmp_path / "growing", prints=False, progress=False)
+        assert {path.name for path in (tmp_path / "growing").iterdir()} == {"report.html", "records", "manifest.json"}
+        assert f"Still to come: {SECTIONS[3].title}." in (tmp_path / "growing/report.html").read_text()
+
+    options = {"sequences": 2, "length": 24, "progress": False, "sections": (SECTIONS[0], SECTIONS[3])}
+    made = sinkscope.report(llama, byte_tokenizer(False), text, **options, each=each)
+    ((records, notes),) = given
+    assert records == [name for name in made.records if name in SECTIONS[0].records]
+    assert notes[0] == f"Still to come: {SECTIONS[3].title}." and not any("to come" in note for note in made.notes)
+    made.save(tmp_path / "growing", progress=False)  # in the place of what was saved before
+    assert (tmp_path / "growing/figures").is_dir() and "forced" in sinkscope.Report.open(tmp_path / "growing").records
 
 
 def test_a_text_too_short_to_measure_is_a_clear_error(llama, tmp_path):
@@ -194,7 +214,7 @@ def test_losses_are_of_segments_from_all_over_a_text():
 
 def streaming_records(model, ids):
     """The records of the section and its notes, of one text [token] without a token in front."""
-    return gather._measured(streaming.STREAMING, gather.Passes(model, None, ids, ids[None], progress=False), CAUSAL)
+    return gather._measured(streaming.STREAMING, Passes(model, None, ids, ids[None], progress=False), CAUSAL)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt"])

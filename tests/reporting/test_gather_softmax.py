@@ -10,6 +10,7 @@ import sinkscope
 from sinkscope.errors import SinkscopeError
 from sinkscope.reporting import gather, plan, softmax
 from sinkscope.reporting.document import Report
+from sinkscope.reporting.passes import Passes
 from tests.reporting import naive_softmax
 from tests.reporting.byte_tokens import byte_tokenizer
 from tests.reporting.test_gather import CAUSAL
@@ -30,7 +31,7 @@ def measured(family: str = "llama", count: int = 300):
 
 def softmax_records(model, tokens: torch.Tensor, tokenizer=None):
     """The records of the section and its notes, of a text [token] without a token in front."""
-    passes = gather.Passes(model, tokenizer, tokens, tokens[None], progress=False)
+    passes = Passes(model, tokenizer, tokens, tokens[None], progress=False)
     return gather._measured(softmax.SOFTMAX, passes, CAUSAL)
 
 

@@ -9,6 +9,7 @@ import torch
 import sinkscope
 from sinkscope.policies import Dense, Recompute, SinkWindow, Window
 from sinkscope.reporting import gather, softmax, streaming
+from sinkscope.reporting.passes import Passes
 from tests.reporting.test_gather import CAUSAL
 from tests.support.zoo import build, inputs
 
@@ -25,9 +26,9 @@ def model():
 
 
 @pytest.fixture
-def passes(model) -> gather.Passes:
+def passes(model) -> Passes:
     tokens = text_of(300)
-    return gather.Passes(model, None, tokens, tokens[None], progress=False)
+    return Passes(model, None, tokens, tokens[None], progress=False)
 
 
 @pytest.fixture
