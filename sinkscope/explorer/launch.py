@@ -20,7 +20,7 @@ from sinkscope.explorer.configuration import offered
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.results import SavedMaps
 from sinkscope.explorer.text_model import TextModel
-from sinkscope.explorer.writing import LONG, MOST, chat_ids, cut
+from sinkscope.explorer.writing import LONG, MOST, SHOWN, chat_ids, cut
 from sinkscope.hf.loading import load, tokenizer_of
 from sinkscope.models.facts import find_streams
 from sinkscope.models.requirements import check_decoder
@@ -67,7 +67,7 @@ def explore(
             that a model gets in one call, as its processor makes it, with images too. Of an encoder-decoder the maps of
             its decoder are shown, and policies are at rest. Or a chat: messages, dicts with "role" and "content", which
             the chat template puts together.
-        length: tokens shown of the text, at most 2,048; 512 of the demo text and up to 2,048 of another when None.
+        length: tokens shown of the text, at most 4,096; 512 of the demo text and up to 2,048 of another when None.
         state: what to look at first: the `state` that an explorer of the same text and model had.
         spans: parts of the text of your own, which the list of spans then has.
         policies, normalisers: of your own, for the lists of the explorer: objects, or a dict with names for them.
@@ -78,7 +78,7 @@ def explore(
 
     Raises:
         SinkscopeError: a model that predicts no next token or cannot be read, an empty text or one of a single token,
-            a text without a tokenizer, a length below 2 or above 2,048, a record without maps, a state of another text
+            a text without a tokenizer, a length below 2 or above 4,096, a record without maps, a state of another text
             or model.
     """
     if isinstance(model, (str, os.PathLike)) and os.fspath(model).endswith(".nc"):
@@ -148,7 +148,7 @@ def _of_model(
     if isinstance(text, (list, tuple)) and all(isinstance(each, Mapping) for each in text):
         text, given.chat = chat_ids(tokenizer, text)
     ids = _long_ids(tokenizer, text)
-    seen = length or (LENGTH if text is None else MOST)
+    seen = length or (LENGTH if text is None else SHOWN)
     note = f"The text is longer than is shown: these are its first {seen:,} tokens (length= changes that)."
     short = ids[:seen]
     reader = TextModel(loaded, short, tokenizer)  # which refuses ids that its tokenizer may not know

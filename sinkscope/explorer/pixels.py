@@ -16,6 +16,7 @@ from sinkscope.explorer.parts import SPAN_NAMES
 from sinkscope.explorer.results import HeadMaps
 
 SIDE = 512  # cells of a tile along each side at most
+BAND = 64  # rows of cells that are made at once
 FAINTEST = -5.0  # log10 of the smallest probability that is told from none
 ROUNDING = 1e-4  # what a probability may be above 1 for no reason
 SCALES = {"log": "log10 probability", "linear": "probability", "logit": "logit"}  # with the units on them
@@ -58,13 +59,17 @@ def edges(length: int, cells: int) -> np.ndarray:
 def pooled(values: np.ndarray, side: int = SIDE) -> np.ndarray:
     """The largest of the values [query, key] in each cell, so that a sink one column wide survives; NaN for none."""
     for axis in (0, 1):
-        length = values.shape[axis]
-        if length > side and length % side == 0:  # the same as below, many times faster
-            step = length // side
-            values = reduce(np.fmax, [values[i::step] if axis == 0 else values[:, i::step] for i in range(step)])
-        elif length > side:
-            values = np.fmax.reduceat(values, edges(length, side), axis=axis)
+        if values.shape[axis] > side:
+            values = _largest(values, edges(values.shape[axis], side), axis)
     return values
+
+
+def _largest(values: np.ndarray, starts: np.ndarray, axis: int) -> np.ndarray:
+    """The largest of the values from each start to the next; NaN for none."""
+    length, step = values.shape[axis], int(starts[1] if len(starts) > 1 else values.shape[axis])
+    if np.array_equal(starts, np.arange(0, length, step)) and length % step == 0:  # the same, many times faster
+        return reduce(np.fmax, [values[i::step] if axis == 0 else values[:, i::step] for i in range(step)])
+    return np.fmax.reduceat(values, starts, axis=axis)
 
 
 def scaled(probabilities: np.ndarray, scale: str) -> np.ndarray:
@@ -220,17 +225,31 @@ def _fitting(options: MapOptions, maps: HeadMaps) -> MapOptions:
 def _part_of(maps: HeadMaps, unit: int, options: MapOptions) -> _Part:
     region = options.region or (maps.tokens.start, maps.tokens.stop) * 2
     rows, columns = _cells(maps, *region[:2]), _cells(maps, *region[2:])
-    values, left = _shown(maps, unit, rows, columns, options)
-    small = pooled(_spread(maps, scaled(values, options.scale), rows, columns), SIDE)
     first = _cells(maps, maps.first, maps.first + FIRST)
-    if columns.start == 0 and columns.stop >= first.stop:
-        sinks, shown = values[:, first], small
-    else:
-        sinks = _shown(maps, unit, rows, first, options)[0]
-        shown = np.concatenate([small.ravel(), scaled(sinks, options.scale).ravel()])
-    sinks = pooled(_spread(maps, scaled(sinks, options.scale), rows, first), SIDE)
+    small, left = _small(maps, unit, rows, columns, options)
+    sinks, _ = _small(maps, unit, rows, first, options)
+    shown = np.concatenate([small.ravel(), sinks.ravel()])
     ends = limits(shown, options.scale, stretched=options.hiding != "nothing")
     return _Part(small, sinks, ends, (_tokens(maps, rows), _tokens(maps, columns), _tokens(maps, first)), left)
+
+
+def _small(maps: HeadMaps, unit: int, rows: slice, columns: slice, options: MapOptions) -> tuple[np.ndarray, float]:
+    """A part of a map pooled and on its scale, and the mean share of attention beside hidden keys.
+
+    A scale rises with the probability, so that pooling comes first. A large part is read band by band, and no array of
+    its size is ever there.
+    """
+    count = rows.stop - rows.start
+    if maps.is_spread or options.hiding != "nothing" or count <= SIDE:
+        values, left = _shown(maps, unit, rows, columns, options)
+        return scaled(pooled(_spread(maps, values, rows, columns)), options.scale), left
+    starts = np.append(rows.start + edges(count, SIDE), rows.stop)
+    parts = []
+    for band in range(0, SIDE, BAND):
+        low, *inside, high = starts[band : band + BAND + 1]
+        values, _ = _shown(maps, unit, slice(int(low), int(high)), columns, options)
+        parts.append(pooled(_largest(values, np.array([low, *inside]) - low, 0)))
+    return scaled(np.concatenate(parts), options.scale), 1.0
 
 
 def difference_of(maps: HeadMaps, unit: int, other: HeadMaps, other_unit: int, options: MapOptions) -> Tile | None:

@@ -85,8 +85,10 @@ class HeadMaps(ABC):
 class LiveMaps(HeadMaps):
     """Maps from the queries, keys and log-sum-exp that one sequence left; nothing of size T x T is kept."""
 
-    def __init__(self, layers: Sequence[Layer], numbers: Sequence[int], first: int = 0) -> None:
-        self.layers = layers
+    def __init__(
+        self, layers: Sequence[Layer], numbers: Sequence[int], first: int = 0, is_causal: bool = False
+    ) -> None:
+        self.layers, self._is_causal = layers, is_causal
         self.units = [Unit(n, head) for n, layer in zip(numbers, layers, strict=True) for head in range(layer.heads)]
         self._layer_of = [layer for layer in layers for _ in range(layer.heads)]
         self.first, self.length = first, layers[0].length
@@ -107,12 +109,16 @@ class LiveMaps(HeadMaps):
         whole = self._layer_of[unit]
         layer = whole.one_head(0, self.units[unit].head, torch.arange(rows.start, rows.stop))
         layer = replace(layer, start=whole.start + rows.start)  # how far a query is from sinks that move along with it
-        everything = slice(0, layer.rows)
-        values = layer.logits(everything, columns)
+        everything, stop = slice(0, layer.rows), columns.stop
+        if self._is_causal:  # keys behind the last query are hidden from all
+            stop = min(stop, max(rows.stop, columns.start + 1))
+        keys = slice(columns.start, stop)
+        values = layer.logits(everything, keys)
         hidden = is_hidden(values)
         if are_weights:
-            values = layer.weights(values, everything, columns)
-        return values.masked_fill_(hidden, torch.nan)[0, 0].cpu().numpy()
+            values = layer.weights(values, everything, keys)
+        found = values.masked_fill_(hidden, torch.nan)[0, 0].cpu().numpy()
+        return np.pad(found, ((0, 0), (0, columns.stop - stop)), constant_values=np.nan)
 
 
 class SavedMaps(HeadMaps):

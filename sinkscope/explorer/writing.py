@@ -22,7 +22,8 @@ from sinkscope.streaming.turns import encoded
 from sinkscope.texts import read_tokens
 from sinkscope.tokens import decoder
 
-MOST = 2048  # tokens a map may have
+MOST = 4096  # tokens a map may have
+SHOWN = 2048  # tokens of a text that are shown where nobody says how many
 LONG = 16384  # tokens the streaming tab plays
 GROWTH = 8  # tokens after which the rows of those that were written are shown
 ROLE = re.compile(r"^(system|developer|user|assistant|tool):[ \t]*", re.MULTILINE)
@@ -90,7 +91,7 @@ def typed(tokenizer: Any, text: str, length: int | None, is_chat: bool) -> Draft
         ids = read_tokens(tokenizer, text=text, limit=LONG)[0]
     else:
         raise SinkscopeError("the text is empty; type two tokens at least.")
-    short = ids[: length or MOST]
+    short = ids[: length or SHOWN]
     if len(short) < 2:
         raise SinkscopeError("the text has one token, which has nothing to attend to but itself; type two at least.")
     return Draft(short, None if spans is None else cut(spans, len(short)), ids[:LONG])
@@ -164,7 +165,7 @@ class WritingBar(w.VBox):
         kinds = [("a text", False), ("a chat", True)]
         self.kind = w.Dropdown(options=kinds, description="it is", tooltip=told, **narrow)
         told = "how many tokens of the text are shown at most"
-        self.length = w.BoundedIntText(MOST, 2, MOST, description="length", tooltip=told, **narrow)
+        self.length = w.BoundedIntText(SHOWN, 2, MOST, description="length", tooltip=told, **narrow)
         told = "how many tokens the model writes at most, under the policy and the normaliser asked for"
         self.count = w.BoundedIntText(32, 1, MOST, description="new tokens", tooltip=told, **narrow)
         self.read = w.Button(description="read it", tooltip="show this text in the place of the other")

@@ -14,7 +14,6 @@ from torch import nn
 import sinkscope
 import sinkscope.figures
 from sinkscope import Maps, SinkMass, SinkscopeError, capture, explore, from_maps, measure, perplexity, save_record
-from sinkscope.explorer import launch
 from sinkscope.explorer.app import Explorer
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.saving import code_of
@@ -130,9 +129,8 @@ def test_a_text_from_a_file_is_read(opened, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("length", "shown"), [(None, 2048), (50, 50), (np.int64(50), 50)])
 def test_of_a_text_longer_than_the_limit_the_first_tokens_are_shown_and_that_is_said_and_stays_said(
-    opened, monkeypatch, length, shown
+    opened, length, shown
 ):
-    monkeypatch.setattr(launch, "MOST", 2048)
     app = opened(build("llama") if length else small_and_long(), text=text(2100), length=length)
     assert is_read(app) and len(app.controller.tokens) == shown
     assert f"its first {shown:,} tokens" in app.problem.value
@@ -186,7 +184,7 @@ def test_two_tokens_are_enough_for_everything(opened):
         (lambda: explore(build("llama"), talking.tokenizer(), "hf:/no/such/folder"), "no/such/folder"),
         *[
             (lambda length=length: explore(build("llama"), text=text(), length=length), f"length is {length!r}")
-            for length in (0, 1, -5, 2049, 2.5, "many", True)
+            for length in (0, 1, -5, 4097, 2.5, "many", True)
         ],
     ],
 )

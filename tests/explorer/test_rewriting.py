@@ -146,8 +146,8 @@ def test_a_chat_is_typed_by_roles_at_the_start_of_lines():
         (("", None, False), "the text is empty"),
         ((" \n", None, False), "the text is empty"),
         (("", None, True), "the chat is empty"),
-        ((CAT, 1, False), "length is 1; give 2 to 2,048"),
-        ((CAT, MOST + 1, False), "give 2 to 2,048"),
+        ((CAT, 1, False), "length is 1; give 2 to 4,096"),
+        ((CAT, MOST + 1, False), "give 2 to 4,096"),
     ],
 )
 def test_a_text_that_cannot_be_shown_is_one_sentence(given, reason):
