@@ -172,7 +172,7 @@ def test_a_text_of_one_token_a_missing_template_or_tokenizer_are_one_sentence(ap
         (tokenizer(None), MESSAGES, "no chat template"),
         (tokenizer(), [], "the chat is empty"),
         (tokenizer(), "", "has no tokens|one token"),
-        (tokenizer(), CAT * 200, "give a shorter prompt, or fewer new tokens"),
+        (tokenizer(), CAT * 400, "give a shorter prompt, or fewer new tokens"),
     ):
         with pytest.raises(SinkscopeError, match=reason):
             list(written(talker(), words, prompt, 5, Configuration(), never))

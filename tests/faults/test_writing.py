@@ -12,7 +12,7 @@ from sinkscope.errors import SinkscopeError
 from tests.faults.children import Lines, full_at, lines_of, outcome
 from tests.faults.scenarios import SCENARIOS, names, same
 
-EVERY = 1 if os.environ.get("SINKSCOPE_FAULTS") == "all" else 40
+EVERY = 1 if os.environ.get("SINKSCOPE_FAULTS") == "all" else 60
 each = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 pytestmark = [pytest.mark.slow, *([pytest.mark.timeout(0)] if EVERY == 1 else [])]  # every trial has its own limit
 
