@@ -66,8 +66,8 @@ def pooled(values: np.ndarray, side: int = SIDE) -> np.ndarray:
 
 def _largest(values: np.ndarray, starts: np.ndarray, axis: int) -> np.ndarray:
     """The largest of the values from each start to the next; NaN for none."""
-    length, step = values.shape[axis], int(starts[1] if len(starts) > 1 else values.shape[axis])
-    if np.array_equal(starts, np.arange(0, length, step)) and length % step == 0:  # the same, many times faster
+    step, rest = divmod(values.shape[axis], len(starts))
+    if not rest and np.array_equal(starts, np.arange(len(starts)) * step):  # the same, many times faster
         return reduce(np.fmax, [values[i::step] if axis == 0 else values[:, i::step] for i in range(step)])
     return np.fmax.reduceat(values, starts, axis=axis)
 
@@ -226,8 +226,7 @@ def _part_of(maps: HeadMaps, unit: int, options: MapOptions) -> _Part:
     region = options.region or (maps.tokens.start, maps.tokens.stop) * 2
     rows, columns = _cells(maps, *region[:2]), _cells(maps, *region[2:])
     first = _cells(maps, maps.first, maps.first + FIRST)
-    small, left = _small(maps, unit, rows, columns, options)
-    sinks, _ = _small(maps, unit, rows, first, options)
+    (small, left), (sinks, _) = (_small(maps, unit, rows, each, options) for each in (columns, first))
     shown = np.concatenate([small.ravel(), sinks.ravel()])
     ends = limits(shown, options.scale, stretched=options.hiding != "nothing")
     return _Part(small, sinks, ends, (_tokens(maps, rows), _tokens(maps, columns), _tokens(maps, first)), left)
