@@ -262,7 +262,7 @@ def records(folder):
 @pytest.mark.slow
 def test_killed_at_any_moment_it_resumes_to_the_bit(saved, undisturbed, tmp_path):
     folder, seen = tmp_path / "killed", set()
-    for number in range(4):
+    for number in range(2):
         process = start(saved, folder)
         while process.poll() is None and len(seen) < 3 * (number + 1):
             seen = set(folder.glob("cells/*/cell.json"))

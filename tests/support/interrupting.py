@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import random
 import sys
 from collections import defaultdict
@@ -55,11 +56,13 @@ class Lines:
 
 def traced(act: Callable[[], object], at: int | None = None) -> Lines:
     lines, before = Lines(at), sys.gettrace()
+    gc.disable()  # what it would finalise has lines of its own, in which an interrupt is lost
     sys.settrace(lines)
     try:
         act()
     finally:
         sys.settrace(before)
+        gc.enable()
     return lines
 
 
