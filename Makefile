@@ -47,7 +47,7 @@ quick: $(STAMP)
 	$(PYTEST) -m "not slow and not browser and not demo and not versions"
 
 faults: $(STAMP)
-	SINKSCOPE_FAULTS=all $(PYTEST) tests/faults
+	SINKSCOPE_FAULTS=all $(PYTEST) tests/faults tests/core/test_interrupts.py
 
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz

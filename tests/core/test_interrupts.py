@@ -22,7 +22,7 @@ from tests.support.zoo import build, inputs
 STEP = 1 if os.environ.get("SINKSCOPE_FAULTS") == "all" else 4  # of all lines, so many apart
 
 IDS = inputs("llama", 1, 12)["input_ids"]
-MOST = 150  # lines tried of what runs inside; of entering and leaving, all
+MOST = 150  # lines tried of what runs inside
 SLOTS = {"policy": S.SinkWindow(2, 5), "normaliser": S.Softmax1(), "probes": [S.SinkMass()]}
 
 
