@@ -126,7 +126,7 @@ def test_the_page_grows_in_a_new_place_and_an_earlier_report_stays_until_the_new
 def test_quick_stops_after_the_first_part(monkeypatch, capsys, tmp_path, measured):
     code, _, err = call(monkeypatch, capsys, "report", "--quick", "--out", str(tmp_path / "out"))
     assert code == 0 and [part.title for part in measured[0][1]["sections"]] == ["Where attention goes"], err
-    for other in (["--streaming"], ["--softmax"], ["--write-plan", "plan.yaml"]):
+    for other in (["--streaming"], ["--softmax"], ["--plan", "plan.yaml"], ["--write-plan", "plan.yaml"]):
         code, _, err = call(monkeypatch, capsys, "report", "--quick", *other, "--out", str(tmp_path / "other"))
         assert code == 2 and f"{other[0]} is of more" in err and len(measured) == 1
 

@@ -93,9 +93,9 @@ def report(
         sequences = max(1, tokens // length)
     asked: dict[str, Any] = {"segments": segments, "starts": starts, "seed": seed, "sequences": sequences}
     asked |= {"length": length, "streaming": streaming, "softmax": softmax}
-    if quick and (streaming or softmax or write_plan is not None):
-        wanted = "--streaming" if streaming else "--softmax" if softmax else "--write-plan"
-        raise SinkscopeError(f"--quick stops after the first part, and {wanted} is of more: leave one of them out.")
+    more = {"--streaming": streaming, "--softmax": softmax, "--plan": plan, "--write-plan": write_plan}
+    if quick and (other_option := next((name for name, value in more.items() if value), None)):
+        raise SinkscopeError(f"--quick stops after the first part, and {other_option} is of more: leave one out.")
     asked = {name: value for name, value in asked.items() if value is not None}
     if write_plan is not None or plan is not None:
         if image or audio is not None:

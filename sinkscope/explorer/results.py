@@ -85,10 +85,9 @@ class HeadMaps(ABC):
 class LiveMaps(HeadMaps):
     """Maps from the queries, keys and log-sum-exp that one sequence left; nothing of size T x T is kept."""
 
-    def __init__(
-        self, layers: Sequence[Layer], numbers: Sequence[int], first: int = 0, is_causal: bool = False
-    ) -> None:
-        self.layers, self._is_causal = layers, is_causal
+    def __init__(self, layers: Sequence[Layer], numbers: Sequence[int], first: int = 0) -> None:
+        self.layers = layers
+        self._look_ahead: dict[int, bool] = {}  # by number; of one model some may, and others not
         self.units = [Unit(n, head) for n, layer in zip(numbers, layers, strict=True) for head in range(layer.heads)]
         self._layer_of = [layer for layer in layers for _ in range(layer.heads)]
         self.first, self.length = first, layers[0].length
@@ -110,7 +109,10 @@ class LiveMaps(HeadMaps):
         layer = whole.one_head(0, self.units[unit].head, torch.arange(rows.start, rows.stop))
         layer = replace(layer, start=whole.start + rows.start)  # how far a query is from sinks that move along with it
         everything, stop = slice(0, layer.rows), columns.stop
-        if self._is_causal:  # keys behind the last query are hidden from all
+        number = self.units[unit].layer
+        if number not in self._look_ahead:
+            self._look_ahead[number] = whole.looks_ahead()
+        if not self._look_ahead[number]:  # keys behind the last query are hidden from all
             stop = min(stop, max(rows.stop, columns.start + 1))
         keys = slice(columns.start, stop)
         values = layer.logits(everything, keys)

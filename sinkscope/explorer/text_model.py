@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sinkscope.analysis.variables import is_causal
 from sinkscope.attention.layer import Layer
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.configuration import Configuration
@@ -169,7 +168,7 @@ class TextModel:
         with Scope(self.model, probes, configuration.normaliser_slot, policy, stream=self._stream) as scope:
             logits = self.model(ids[None], **arguments).logits[0]
             record = scope.record
-        return logits, LiveMaps(recorder.layers, self.anatomy.numbers, first, is_causal(record)), record
+        return logits, LiveMaps(recorder.layers, self.anatomy.numbers, first), record
 
     def _scored(self, logits: Tensor) -> tuple[np.ndarray, Guesses]:
         """Losses [token] of predicting each from those before it, and the guesses at each query."""

@@ -12,7 +12,7 @@ import xarray as xr
 
 from sinkscope.analysis.variables import is_causal
 from sinkscope.arguments import checks_types, several
-from sinkscope.errors import SinkscopeError
+from sinkscope.errors import SinkscopeError, shown
 from sinkscope.hf.loading import load, tokenizer_of
 from sinkscope.models.facts import find_streams
 from sinkscope.probes import Probe
@@ -101,10 +101,15 @@ def report(
 
     Raises:
         SinkscopeError: a model or text that cannot be read, a model without a tokenizer, a text of fewer than 8 tokens;
-            a plan that does not fit the call; two items of one name, or an item that no section can serve.
+            a plan that does not fit the call; two items of one name, an item that no section can serve, or no section
+                that makes the main record.
     """
     chosen = None if items is None else tuple(several(items, "items"))
     parts = arranged(sections, chosen)
+    if not any(MAIN in part.records and part.run is not None for part in parts):
+        raise SinkscopeError(f"no section makes the main record `{MAIN}`; give one that does, sinkscope.SECTIONS[0].")
+    if each is not None and not callable(each):
+        raise SinkscopeError(f"each={shown(each)} is no function; give one that takes a Report, or None.")
     probes = _probes(parts)
     if isinstance(tokenizer, Mapping) and text is None:  # as `measure` takes it
         tokenizer, text = None, tokenizer
@@ -119,8 +124,8 @@ def report(
     model, load_options = planned.load_arguments(model, load_options)
     loaded, found = load(model, **load_options)
     tokenizer = tokenizer_of(found if tokenizer is None else tokenizer)
-    shown = {STREAMING.title: settings.streaming, SOFTMAX.title: settings.softmax}
-    wanted = [part for part in parts if MAIN in part.records or (part.items and shown.get(part.title, True))]
+    wishes = {STREAMING.title: settings.streaming, SOFTMAX.title: settings.softmax}
+    wanted = [part for part in parts if MAIN in part.records or (part.items and wishes.get(part.title, True))]
     run = [part for part in wanted if part.run is not None]
     name = "what a processor made" if inputs is not None else text_name(settings.sources)
     if inputs is None:

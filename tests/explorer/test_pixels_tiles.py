@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sinkscope import Maps, SinkscopeError, capture
+from sinkscope.attention.masks import FullMask
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.pixels import MapOptions, encoded, numbers_at, pooled, row_of, tile_of
 from sinkscope.explorer.results import HeadMaps, LiveMaps, SavedMaps
@@ -132,15 +134,30 @@ def check_bytes(found: np.ndarray, expected: np.ndarray) -> None:
     assert apart.max() <= 1 and apart.mean() < 1e-4
 
 
+PARTS = [((0, 5), (0, 60)), ((10, 30), (20, 50)), ((10, 30), (40, 50)), ((50, 60), (0, 60))]
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_keys_that_no_query_of_a_part_sees_are_not_looked_at_and_not_seen(case):
+def test_a_part_of_a_map_is_that_part_of_the_whole_also_behind_its_last_query(case):
     maps = maps_of(case)
-    every = LiveMaps(maps.layers, [unit.layer for unit in maps.units[:: maps.layers[0].heads]])  # told of no order
-    for rows, columns in [((0, 5), (0, 60)), ((10, 30), (20, 50)), ((10, 30), (40, 50)), ((50, 60), (0, 60))]:
+    for rows, columns in PARTS:
         for kind in ("logits", "probabilities"):
-            part, expected = (getattr(each, kind)(5, slice(*rows), slice(*columns)) for each in (maps, every))
-            assert part.shape == (rows[1] - rows[0], columns[1] - columns[0])
-            np.testing.assert_array_equal(part, expected)
+            part, every = getattr(maps, kind)(5, slice(*rows), slice(*columns)), whole(maps, 5, kind)
+            np.testing.assert_allclose(part, every[slice(*rows), slice(*columns)], rtol=1e-5, atol=1e-6)
+
+
+def test_a_layer_that_looks_ahead_behind_one_that_does_not_keeps_the_later_keys():
+    causal = maps_of("dense").layers[0]
+    both_ways = replace(causal, mask=FullMask())
+    maps = LiveMaps([causal, both_ways], [0, 1])
+    unit = causal.heads  # the first head of the second layer
+    scores = both_ways.logits(slice(0, TOKENS), slice(0, TOKENS))[0, 0].numpy()
+    assert np.isfinite(scores).all()
+    for rows, columns in PARTS:
+        np.testing.assert_allclose(
+            maps.logits(unit, slice(*rows), slice(*columns)), scores[slice(*rows), slice(*columns)], rtol=1e-5
+        )
+    assert np.isnan(maps.logits(0, slice(0, 5), slice(5, TOKENS))).all()
 
 
 @pytest.mark.parametrize("case", ["dense", "sinks", "chosen", "ReLU"])

@@ -135,6 +135,13 @@ def test_a_wrong_text_is_told_before_the_model_is_loaded():
         sinkscope.report("/no/such/model", text="/no/such/text.txt")
 
 
+def test_sections_without_the_main_record_and_what_is_no_function_are_refused_before_anything_is_read():
+    with pytest.raises(SinkscopeError, match="no section makes the main record `text`"):
+        sinkscope.report("/no/such/model", sections=SECTIONS[2:3])
+    with pytest.raises(SinkscopeError, match="each=3 is no function"):
+        sinkscope.report("/no/such/model", each=3)
+
+
 @pytest.mark.parametrize("wrong", [{"length": 4}, {"length": 0}, {"sequences": 0}])
 def test_sizes_that_measure_nothing_are_refused(llama, text, wrong):
     with pytest.raises(SinkscopeError, match=r"length|sequences"):
