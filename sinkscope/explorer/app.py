@@ -219,6 +219,7 @@ class Explorer(w.VBox):
         if self._picture is not None and not self.controller.is_closed:
             self._picture.update(IPython.display.HTML(f"<p>{escape(ENDED)}</p>{self._page}"))
         self._let_go()
+        self._mailbox.close()
         for widget in [*self._parts(), *descendants(self)]:
             widget.close()
         super().close()

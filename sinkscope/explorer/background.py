@@ -113,15 +113,25 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._is_closed = False
         try:
             self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:
             self._loop = None
 
     def deliver(self, call: Callable[[], None]) -> None:
+        if self._is_closed:
+            return
         self._calls.put(call)
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._drain)
+
+    def close(self) -> None:
+        """Drop the calls that wait, with what they hold, and all that come."""
+        self._is_closed = True
+        with suppress(queue.Empty):
+            while True:
+                self._calls.get_nowait()
 
     def pump(self, until: Callable[[], bool], timeout: float | None = None) -> bool:
         """Make the calls as they come, while the event loop waits for this function; False after `timeout` seconds."""

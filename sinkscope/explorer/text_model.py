@@ -45,8 +45,8 @@ SAMPLED = 32  # tokens scored under re-computation behind the first window
 WINDOW_TOKENS = 1024  # tokens of windows run together
 
 
-class Overtaken(Exception):
-    """Nobody wants the result any more."""
+class Overtaken(BaseException):
+    """Nobody wants the result any more; no error, which whoever tries what a model can do would take for a refusal."""
 
 
 class LayerRecorder(LayerProbe):

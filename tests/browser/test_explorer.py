@@ -42,9 +42,7 @@ READY = "not app.controller.busy"
 
 @pytest.fixture(scope="module")
 def page_of_this_module(lab, browser):
-    with opened(lab, browser, CELLS, "explorer.ipynb") as notebook:
-        notebook.run()
-        notebook.wait_for(READY)
+    with opened(lab, browser, CELLS, "explorer.ipynb", ready=READY) as notebook:
         yield notebook
 
 

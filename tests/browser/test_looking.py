@@ -23,9 +23,7 @@ CELLS = [SETUP + EXPECTED + f"\nhostile_text = {HOSTILE!r}\n", "app = sinkscope.
 
 @pytest.fixture(scope="module")
 def page_of_this_module(lab, browser):
-    with opened(lab, browser, CELLS, "looking.ipynb") as notebook:
-        notebook.run()
-        notebook.wait_for(READY)
+    with opened(lab, browser, CELLS, "looking.ipynb", ready=READY) as notebook:
         yield notebook
 
 

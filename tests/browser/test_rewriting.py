@@ -22,9 +22,7 @@ READY = "not app.controller.busy and not app.rewriting.is_busy"
 
 @pytest.fixture(scope="module")
 def page_of_this_module(lab, browser):
-    with opened(lab, browser, CELLS, "rewriting.ipynb") as notebook:
-        notebook.run()
-        notebook.wait_for(READY)
+    with opened(lab, browser, CELLS, "rewriting.ipynb", ready=READY) as notebook:
         yield notebook
 
 

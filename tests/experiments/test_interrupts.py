@@ -23,10 +23,13 @@ WAYS = [Dense(), SinkWindow(4, 26)]
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Those that were there before are there afterwards."""
+    """Those that were there before are there afterwards; Ctrl-C is heard, also where who started the tests had it not."""
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = [signal.getsignal(number) for number in SIGNALS]
     yield
-    assert [signal.getsignal(number) for number in SIGNALS] == before
+    after = [signal.getsignal(number) for number in SIGNALS]
+    signal.signal(signal.SIGINT, outside)
+    assert after == before
 
 
 def sending(monkeypatch, number, at, times=1):

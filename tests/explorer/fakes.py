@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ import xarray as xr
 
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.controller import Controller
+from sinkscope.explorer.pixels import MapOptions
 from sinkscope.explorer.results import Continuation, Guesses, HeadMaps, Overview, Price, Reading, Unit
 
 WAIT = 30  # seconds until a test gives up
@@ -99,3 +101,18 @@ def is_whole(controller: Controller, name: str) -> bool:
     now = controller.now
     of = {each.configuration.name for each in (now.reading, now.overview, now.price, now.continuation)}
     return controller.name == name and of == {name} and now.continuation.done
+
+
+@contextmanager
+def begun(made: Controller) -> Iterator[Controller]:
+    """A controller once it has read its text; closed at the end."""
+    made.begin()
+    assert made.wait(WAIT)
+    yield made
+    made.close()
+
+
+def as_at_first(made: Controller, unit: int) -> None:
+    """Look at this head, in the usual way."""
+    made.choose(unit)
+    made.show(**vars(MapOptions()))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from sinkscope import SinkscopeError, explore, figures, open_record
+from sinkscope import explore, figures, open_record
 from sinkscope.explorer import launch
 from sinkscope.explorer.app import Explorer
 from sinkscope.explorer.configuration import GONE
@@ -170,23 +170,6 @@ def test_the_strip_beside_the_map_holds_the_first_keys_on_the_maps_own_scale(app
         assert frame["sinks"] == [0, 4]
 
 
-@pytest.mark.slow
-def test_it_opens_on_the_head_with_the_most_sink_mass_and_stays_where_it_is_put():
-    made = explore(build("llama"), text=text(), tokenizer=Tokenizer("word "))
-    assert made.pictures.atlas.frame == {} and made.pictures.losses.frame == {}  # they say what they wait for
-    assert made.wait(60)
-    mass = made.controller.now.reading.record["sink_mass"].isel(sequence=0, query=slice(1, None)).sum("sink")
-    strongest = int(mass.mean("query").values.reshape(-1).argmax())
-    assert made.controller.unit == made.pictures.atlas.selected == strongest
-    made.controller.choose((strongest + 3) % 8)
-    made.controller.change(policy="window", window=12)
-    assert made.wait(60) and made.controller.unit == (strongest + 3) % 8
-    saved = explore(made.record)
-    assert saved.controller.unit == 0  # the only one
-    saved.close()
-    made.close()
-
-
 @pytest.mark.parametrize("ranking", RANKINGS)
 def test_heads_stand_in_the_order_of_the_ranking_with_what_they_are_ranked_by(app, ranking):
     app.map_controls.ranking.value = ranking
@@ -335,20 +318,6 @@ class Waiting:
     def cancel(self):
         if self.call in self.waiting:
             self.waiting.remove(self.call)
-
-
-def test_once_closed_a_sentence_stands_where_it_was_and_whatever_is_asked_is_refused(monkeypatch):
-    monkeypatch.setattr(figures, "explored", lambda record: Figure())
-    left: list[str] = []
-    made = explore(build("llama"), text=text(), tokenizer=Tokenizer("word "))
-    monkeypatch.setattr(made, "_picture", SimpleNamespace(update=lambda page: left.append(page.data)))
-    assert made.wait(60)
-    made._draw_picture()
-    made.close()
-    made.close()
-    assert len(left) == 2 and left[1] == "<p>The explorer was closed. Run this cell to open it again.</p>" + left[0]
-    with pytest.raises(SinkscopeError, match="the explorer is closed"):
-        made.controller.change(policy="window")
 
 
 def test_every_control_has_a_name_and_an_explanation_of_one_line(app):

@@ -1,21 +1,24 @@
-"""What is left of an explorer that is closed, or whose cell runs again: nothing."""
+"""How an explorer opens, and what is left of it once it is closed, or its cell runs again: nothing."""
 
 from __future__ import annotations
 
 import gc
 import threading
 import weakref
+from types import SimpleNamespace
 
 import ipywidgets as w
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
-from sinkscope import explore
+from sinkscope import SinkscopeError, explore, figures
 from sinkscope.explorer import launch
 from sinkscope.explorer.app import Explorer
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.text_model import TextModel
+from tests.explorer.hostile import Tokenizer
 from tests.explorer.references import text
 from tests.support.model_state import state_of
 from tests.support.zoo import build
@@ -151,3 +154,34 @@ def test_explorers_started_at_the_same_time_read_what_each_reads_alone(fields, m
         np.testing.assert_array_equal(each.now.overview.units, alone.now.overview.units)
         assert each.now.continuation == alone.now.continuation
         each.close()
+
+
+@pytest.mark.slow
+def test_it_opens_on_the_head_with_the_most_sink_mass_and_stays_where_it_is_put():
+    made = explore(build("llama"), text=text(), tokenizer=Tokenizer("word "))
+    assert made.pictures.atlas.frame == {} and made.pictures.losses.frame == {}  # they say what they wait for
+    assert made.wait(60)
+    mass = made.controller.now.reading.record["sink_mass"].isel(sequence=0, query=slice(1, None)).sum("sink")
+    strongest = int(mass.mean("query").values.reshape(-1).argmax())
+    assert made.controller.unit == made.pictures.atlas.selected == strongest
+    made.controller.choose((strongest + 3) % 8)
+    made.controller.change(policy="window", window=12)
+    assert made.wait(60) and made.controller.unit == (strongest + 3) % 8
+    saved = explore(made.record)
+    assert saved.controller.unit == 0  # the only one
+    saved.close()
+    made.close()
+
+
+def test_once_closed_a_sentence_stands_where_it_was_and_whatever_is_asked_is_refused(monkeypatch):
+    monkeypatch.setattr(figures, "explored", lambda record: Figure())
+    left: list[str] = []
+    made = explore(build("llama"), text=text(), tokenizer=Tokenizer("word "))
+    monkeypatch.setattr(made, "_picture", SimpleNamespace(update=lambda page: left.append(page.data)))
+    assert made.wait(60)
+    made._draw_picture()
+    made.close()
+    made.close()
+    assert len(left) == 2 and left[1] == "<p>The explorer was closed. Run this cell to open it again.</p>" + left[0]
+    with pytest.raises(SinkscopeError, match="the explorer is closed"):
+        made.controller.change(policy="window")

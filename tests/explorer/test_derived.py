@@ -12,11 +12,10 @@ import sinkscope
 from sinkscope import Maps, SinkscopeError, measure
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.derived import NO_LOGITS, OVER_NAMES, ManyHeads
-from sinkscope.explorer.pixels import MapOptions
 from sinkscope.explorer.results import SavedMaps, Unit
 from sinkscope.explorer.saving import code_of, save_view, view_record
 from sinkscope.explorer.tables import table_csv
-from tests.explorer.fakes import LENGTH, TEXTS, WAIT, FixedMaps, random_maps
+from tests.explorer.fakes import LENGTH, TEXTS, WAIT, FixedMaps, as_at_first, begun, random_maps
 from tests.explorer.references import TOKENS, reader, text
 from tests.support.eager import eager_maps
 from tests.support.zoo import build
@@ -27,19 +26,14 @@ GROUPS = 2  # heads that share keys and values in the tiny llama
 @pytest.fixture(scope="module")
 def looking():
     """One that has read a text with the tiny llama as it is: two layers of four heads."""
-    made = Controller(reader(), [f"word{place}" for place in range(TOKENS)])
-    made.begin()
-    assert made.wait(WAIT)
-    yield made
-    made.close()
+    with begun(Controller(reader(), [f"word{place}" for place in range(TOKENS)])) as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)
 def as_before(request):
     if "looking" in request.fixturenames:
-        controller = request.getfixturevalue("looking")
-        controller.choose(6)
-        controller.show(**vars(MapOptions()))
+        as_at_first(request.getfixturevalue("looking"), 6)
 
 
 def members(which, unit):

@@ -20,7 +20,7 @@ from sinkscope.explorer.text_model import TextModel
 from sinkscope.explorer.writing import chat_ids, cut
 from sinkscope.figures.style import share
 from sinkscope.tokens import TokenTexts
-from tests.explorer.fakes import LENGTH, TEXTS, WAIT, random_maps
+from tests.explorer.fakes import LENGTH, TEXTS, WAIT, as_at_first, begun, random_maps
 from tests.explorer.hostile import ESCAPED, HOSTILE, is_harmless
 from tests.support.talking import talker, tokenizer
 
@@ -38,18 +38,14 @@ def chat():
     ids, spans = chat_ids(words, MESSAGES)
     made = Controller(TextModel(talker(), ids, words), TokenTexts(words)(ids.tolist()))
     made.parts.given = {"chat": spans, "own": Spans([HOSTILE, "rest"], [(0, 4), (4, len(ids))])}
-    made.begin()
-    assert made.wait(WAIT)
-    yield made
-    made.close()
+    with begun(made):
+        yield made
 
 
 @pytest.fixture(autouse=True)
 def as_before(request):
     if "chat" in request.fixturenames:
-        controller = request.getfixturevalue("chat")
-        controller.choose(UNIT)
-        controller.show(**vars(type(controller.map_options)()))
+        as_at_first(request.getfixturevalue("chat"), UNIT)
 
 
 def measured(controller, spans, policy=None):

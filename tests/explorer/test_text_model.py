@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import gc
+import itertools
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from sinkscope import TOVA, Dense, PerHead, SinkCache, SinkscopeError, attached,
 from sinkscope.explorer import display
 from sinkscope.explorer.configuration import GONE, Configuration
 from sinkscope.explorer.text_model import WRITTEN, TextModel
-from tests.explorer.references import CONFIGURATIONS, FAMILIES, defined, everything, first, reader, text
+from tests.explorer.references import CONFIGURATIONS, FAMILIES, TOKENS, defined, everything, first, reader, text
 from tests.support.zoo import build
 
 OUTSIDE = ("mpt", "bloom", "falcon_rotary")  # the attention interface
@@ -249,3 +250,10 @@ def test_weights_that_are_no_numbers_are_named(configuration):
         broken.lm_head.weight[3, 3] = torch.nan
     with pytest.raises(SinkscopeError, match=r"NaN or infinity.*lm_head\.weight"):
         everything(TextModel(broken, text()), configuration)
+
+
+def test_a_reading_that_is_overtaken_at_any_moment_leaves_the_model_to_be_read():
+    for moment in range(12):  # those of the trials that find out what the model can do among them
+        model, asked = reader(), itertools.count()
+        list(model.read(Configuration(), TOKENS - 1, lambda asked=asked, end=moment: next(asked) >= end))
+        assert first(model, Configuration(policy="window", window=20)).losses.size == TOKENS

@@ -184,11 +184,18 @@ def leaves_the_machine(url: str) -> bool:
 
 @contextmanager
 def opened(
-    lab: Lab, browser: Browser, cells: list[str], name: str = "notebook.ipynb", init_script: str = ""
+    lab: Lab,
+    browser: Browser,
+    cells: list[str],
+    name: str = "notebook.ipynb",
+    init_script: str = "",
+    *,
+    ready: str = "",
 ) -> Iterator[OpenNotebook]:
     """Write a notebook with these code cells, open it, and at the end check it (``OpenNotebook.check``) and close it.
 
     init_script: JavaScript that runs in the page before anything else.
+    ready: an expression of the kernel; where it is given all cells are run, and waited for until it is true.
     """
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -198,6 +205,9 @@ def opened(
         context.add_init_script(init_script)
     page = OpenNotebook(context.new_page(), lab, name)
     try:
+        if ready:
+            page.run()
+            page.wait_for(ready)
         yield page
         page.check()
     finally:
