@@ -23,7 +23,7 @@ WAYS = [Dense(), SinkWindow(4, 26)]
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Those that were there before are there afterwards; Ctrl-C is heard, also where who started the tests had it not."""
+    """Those that were there before are there afterwards; Ctrl-C is heard, also where the tests were started without."""
     outside = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = [signal.getsignal(number) for number in SIGNALS]
     yield
