@@ -1,6 +1,7 @@
 """Settings of the whole test run."""
 
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import torch
 import transformers
 
 transformers.logging.set_verbosity_error()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background, where a shell ignores Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TESTS = Path(__file__).parent
 

@@ -72,7 +72,7 @@ CLAIMS = {
         ),
         "interventions are those of a report": (
             "(lambda own: (*segments.shape, options['start'], options['draws']) == (own.TEXTS[0], own.CHANGED, "
-            "own.CHANGED // 4, own.DRAWS))(__import__('sinkscope.reporting.softmax', fromlist=['DRAWS']))"
+            "own.START, own.DRAWS))(__import__('sinkscope.reporting.softmax', fromlist=['DRAWS']))"
         ),
         "more heads park where the next token is easy": "below > 2 * above and below + above < len(entropy)",
         "a sink grows with softmax": (

@@ -105,6 +105,8 @@ class CausalMask(Mask):
         return (torch.arange(rows.start, rows.stop) + self.past + 1).clamp(0, key_length)[None, None]
 
     def restricted(self, batch: int, rows: Tensor, columns: Tensor, head: int | None = None) -> Mask:
+        if (moved := _moved(rows, columns)) is not None and self.past + moved >= 0:
+            return CausalMask(self.past + moved)
         return IndexedMask(lambda b, h, q, k: k <= q + self.past, batch, rows, columns)
 
 
@@ -127,6 +129,9 @@ class BandMask(Mask):
         return (1 + own.clamp(max=key_length - 1) - (own - self.window).clamp(min=0))[None, None]
 
     def restricted(self, batch: int, rows: Tensor, columns: Tensor, head: int | None = None) -> Mask:
+        moved = _moved(rows, columns)
+        if moved is not None and 0 <= self.past + moved <= len(columns) - len(rows):  # their own keys are among them
+            return BandMask(self.past + moved, self.window)
         return IndexedMask(
             lambda b, h, q, k: (k <= q + self.past) & (k >= q + self.past - self.window), batch, rows, columns
         )
@@ -356,3 +361,13 @@ def _map_over_indices(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return function(*indices)
 
     return mapped
+
+
+def _moved(rows: Tensor, columns: Tensor) -> int | None:
+    """How much farther right the first of some rows lies than the first of some columns, if both follow each other."""
+    if not len(rows) or not len(columns):
+        return None
+    for places in (rows, columns):
+        if len(places) > 1 and not bool((places.diff() == 1).all()):
+            return None
+    return int(rows[0]) - int(columns[0])

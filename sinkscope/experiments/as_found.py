@@ -25,11 +25,13 @@ class AsFound:
         self._weights = weights_hash(model) if any(map(_is_foreign, interventions)) else ""
 
     def after(self, call: Callable[[], Given], intervention: Any) -> Given:
-        """What a call of an intervention's gives, with the model's hooks and functions put back behind it.
+        """What a call of an intervention's gives, with the model's hooks and functions put back behind one not of ours.
 
         Raises:
             SinkscopeError: when there were others than before.
         """
+        if not _is_foreign(intervention):
+            return call()
         found = [(path, module, _hung(module)) for path, module in self.model.named_modules()]
 
         def put_back() -> None:

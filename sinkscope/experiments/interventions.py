@@ -18,15 +18,13 @@ from sinkscope.experiments.as_found import AsFound
 from sinkscope.experiments.inside_model import EvictKeys
 from sinkscope.experiments.intervention import Conditions, Intervention, Nothing, Repeat, ReplaceTokens, Shift, Trial
 from sinkscope.experiments.perplexity import dense_texts
-from sinkscope.experiments.plain_texts import PlainText, Run, changes_nothing, run
+from sinkscope.experiments.plain_texts import TOGETHER, PlainText, Run, changes_nothing, plain_texts, run
 from sinkscope.models.facts import find_anatomy, model_attributes, token_attributes
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Policy
 from sinkscope.progress import progress_bar
 from sinkscope.scope.forward import check_vocabulary
 from sinkscope.streaming.readers import text_coordinates
-
-TOGETHER = 2048  # tokens of texts that are run at once
 
 
 @checks_types
@@ -230,7 +228,7 @@ def _record(
 ) -> xr.Dataset:
     """Every text run under each intervention, the baseline first; `weighed` by the attention that is taken away."""
     model, longest, shape = found.model, max(map(len, texts)), (len(interventions), len(texts))
-    plain = [PlainText(model, text, conditions.start, first) for text in texts]
+    plain = plain_texts(model, texts, conditions.start, first)
     conditions = replace(conditions, attention=lambda number: plain[number].attention)
     draws = [whole_number(each.draws(conditions), f"draws of `{name}`", 1) for name, each in interventions.items()]
     losses, same = np.zeros((*shape, longest)), np.ones(shape, dtype=bool)
@@ -313,8 +311,7 @@ def _runs(
                 f"{conditions.start}; keep some of them, or give an earlier start."
             )
         if changes_nothing(trial, text):
-            whole: partial[Run] = partial(getattr, plain[number], "whole")
-            yield number, trial, places, found.after(whole, intervention)
+            yield number, trial, places, plain[number].whole
             continue
         if waiting and not _goes_with([trial for _, trial, _ in waiting], trial):
             yield from run_waiting()

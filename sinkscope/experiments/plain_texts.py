@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cached_property
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ import xarray as xr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sinkscope.attention.masks import ranges
 from sinkscope.experiments.intervention import Trial
 from sinkscope.hf.placement import reading_device
 from sinkscope.models.facts import find_anatomy
@@ -23,6 +25,7 @@ from sinkscope.scope.binding import layer_evictions
 from sinkscope.scope.scope import Scope
 from sinkscope.streaming.readers import next_token_losses, only_last
 
+TOGETHER = 2048  # tokens of texts that are run at once
 BY_KEY: tuple[Probe, ...] = (Received(), DistanceProfile())
 
 
@@ -34,16 +37,10 @@ class Run(NamedTuple):
 
 
 class PlainText:
-    """One text [token] as it is; all that is asked of it is measured once."""
+    """One text [token] as it is, and `whole`, what it gave; all that is asked of it is measured once."""
 
-    def __init__(self, model: nn.Module, text: Tensor, start: int, first: int) -> None:
-        self.model, self.text, self.start, self.first = model, text, start, first
-
-    @cached_property
-    def whole(self) -> Run:
-        """The text with nothing done to it."""
-        more = BY_KEY if find_anatomy(self.model).interface else ()
-        return run(self.model, [Trial(self.text)], self.first, more)[0]
+    def __init__(self, model: nn.Module, text: Tensor, start: int, first: int, whole: Run) -> None:
+        self.model, self.text, self.start, self.first, self.whole = model, text, start, first, whole
 
     @cached_property
     def attention(self) -> xr.Dataset:
@@ -82,6 +79,17 @@ class PlainText:
             for each in evictions:
                 acts[places[number]] |= True if each.heads is None else each.heads.cpu().numpy()
         return acts
+
+
+def plain_texts(model: nn.Module, texts: Sequence[Tensor], start: int, first: int) -> list[PlainText]:
+    """Texts with nothing done to them; those of one length behind each other run together."""
+    more, found = BY_KEY if find_anatomy(model).interface else (), list[PlainText]()
+    for length, alike in groupby(texts, len):
+        together = list(alike)
+        for part in ranges(0, len(together), max(1, TOGETHER // length)):
+            runs = run(model, [Trial(text) for text in together[part]], first, more)
+            found += [PlainText(model, text, start, first, one) for text, one in zip(together[part], runs, strict=True)]
+    return found
 
 
 def changes_nothing(trial: Trial, text: Tensor) -> bool:

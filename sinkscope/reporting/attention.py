@@ -34,7 +34,7 @@ from sinkscope.reporting.first_token import (
     over_sequences,
     rates,
 )
-from sinkscope.reporting.planned import other_front
+from sinkscope.reporting.planned import numbered, other_front
 from sinkscope.reporting.purposes import near, possible
 
 if TYPE_CHECKING:
@@ -77,18 +77,13 @@ def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
     if is_causal(text) and (short := passes.pieces(*SHORT)) is not None:
         steps["short"] = lambda: passes.measure("short", short, [SinkMass()])
         if (other := other_front(short[::OTHER_BOS], passes.front, passes.tokenizer)) is not None:
-            steps["other_bos"] = lambda: _numbered(
-                passes.measure("other_bos", other, [SinkMass(first=1)], token_texts=False)
+            steps["other_bos"] = lambda: numbered(
+                passes.measure("other_bos", other, [SinkMass(first=1)], token_texts=False), OTHER_BOS
             )
     if (sentences := passes.pieces(*SENTENCES)) is not None:
         corner = [SinkMass(first=1), MeanLogits(tokens=SENTENCES[1])]
         steps["sentences"] = lambda: passes.measure("sentences", sentences, corner)
     return steps
-
-
-def _numbered(other: xr.Dataset) -> xr.Dataset:
-    """The record with the numbers that its sequences have among the short ones."""
-    return other.assign_coords(sequence=OTHER_BOS * np.arange(other.sizes["sequence"]))
 
 
 def mass_by_layer(record: xr.Dataset) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import xarray as xr
 
 from sinkscope.arguments import several
@@ -167,6 +168,11 @@ def other_front(rows: Tensor, front: Sequence[int], tokenizer: Any) -> Tensor | 
         return rows[:, len(front) :]
     bos = getattr(tokenizer, "bos_token_id", None)
     return None if bos is None else rows.roll(1, 1).index_fill(1, rows.new_tensor([0]), bos)
+
+
+def numbered(record: xr.Dataset, every: int) -> xr.Dataset:
+    """The record with the numbers of its sequences among those of which every so manieth was taken."""
+    return record.assign_coords(sequence=every * np.arange(record.sizes["sequence"]))
 
 
 def how_read(plan: Plan, count: int) -> str:

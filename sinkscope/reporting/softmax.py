@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from sinkscope.reporting.passes import Passes
 
 TEXTS = (8, 256)  # sequences from all over each text, tokens in each
-CHANGED = 160  # the first tokens of each, for interventions and doses
+CHANGED = 128  # the first tokens of each, for interventions and doses
 FEWEST = 64
-START = 64  # the first query that notices an intervention
+START = 40  # the first query that notices an intervention
 DRAWS = 3  # of each random control in each text, where `intervene` has 20: with eight texts 24 in all
 STRONG = 10.0  # times as much: nine tenths of a head's attention are parked
 RECORDS = {
@@ -100,7 +100,7 @@ def sizes_of(model: Any, tokens: int, front: int) -> tuple[int, int, int]:
     length = min(longest, limit, max(tokens // count, min(tokens, 2 * FEWEST)) + front)
     if length < FEWEST:
         raise SinkscopeError(f"it needs {FEWEST} tokens, and there are {length}.")
-    return min(count, tokens // (length - front)), length, min(START, min(length, CHANGED) // 4)
+    return min(count, tokens // (length - front)), length, min(START, length // 4)
 
 
 def _interventions(passes: Passes, texts: torch.Tensor, start: int) -> xr.Dataset:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import product
+
 import pytest
 import torch
 from torch import nn
 from transformers.masking_utils import eager_mask, sliding_window_causal_mask_function
 
 from sinkscope.attention.attend import attend
-from sinkscope.attention.masks import BiasedMask, CausalMask, ChosenMask, FullMask, TensorMask
+from sinkscope.attention.masks import BandMask, BiasedMask, CausalMask, ChosenMask, FullMask, TensorMask
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import AttentionCall, MaskRequest
 from sinkscope.scope.interface import scoped_attention
@@ -141,11 +144,21 @@ def test_a_bias_and_a_choice_of_keys_hold_beside_the_mask():
         torch.testing.assert_close(sums, torch.ones_like(sums), atol=1e-5, rtol=0)
 
 
+PLACES = [  # some queries and keys: scattered, next to each other, without the keys of the queries themselves
+    (torch.tensor([1, 2, 5]), torch.tensor([0, 2, 3, 7, 10])),
+    (torch.arange(1, QUERIES), torch.arange(KEYS)),
+    (torch.arange(2, 5), torch.arange(3, KEYS)),
+    (torch.arange(0, 2), torch.arange(KEYS - 3, KEYS)),
+    (torch.arange(2, 4), torch.arange(0, 3)),
+]
+
+
 def test_parts_of_a_mask_hide_what_the_whole_does():
     bias = torch.randn(2, 4, QUERIES, KEYS, generator=torch.Generator().manual_seed(3))
     chosen = torch.randint(-1, KEYS, (2, QUERIES, 4), generator=torch.Generator().manual_seed(4))
-    rows, columns = torch.tensor([1, 2, 5]), torch.tensor([0, 2, 3, 7, 10])
     for mask in (
+        CausalMask(PAST),
+        BandMask(PAST, 2),
         BiasedMask(CausalMask(PAST), bias),
         ChosenMask(CausalMask(PAST), chosen),
         BiasedMask(ChosenMask(FullMask(), chosen), bias),
@@ -158,11 +171,16 @@ def test_parts_of_a_mask_hide_what_the_whole_does():
         block = torch.zeros(2, 4, 3, 4)
         mask.hide(block, slice(2, 5), slice(4, 8))
         torch.testing.assert_close(block, whole[:, :, 2:5, 4:8])
-        for head in (None, 2):
-            part = torch.zeros(1, 4 if head is None else 1, 3, 5)
-            mask.restricted(1, rows, columns, head).hide(part, slice(0, 3), slice(0, 5))
-            expected = whole[1:, slice(None) if head is None else slice(head, head + 1)]
-            torch.testing.assert_close(part, expected[:, :, rows][..., columns])
+        for head, (rows, columns) in product((None, 2), PLACES):
+            size = (len(rows), len(columns))
+            part = torch.zeros(1, 4 if head is None else 1, *size)
+            own = mask.restricted(1, rows, columns, head)
+            own.hide(part, *map(partial(slice, 0), size))
+            expected = whole[1:, slice(None) if head is None else slice(head, head + 1)][:, :, rows][..., columns]
+            torch.testing.assert_close(part, expected)
+            near, seen = own.columns(slice(0, 2), size[1]), (expected[:, :, :2] > -1e4).flatten(0, 2).any(0).nonzero()
+            assert len(seen) == 0 or near.start <= int(seen[0]) <= int(seen[-1]) < near.stop
+            assert torch.equal(own.seen(slice(0, size[0]), size[1]).expand(part.shape[:3]), (expected > -1e4).sum(-1))
 
 
 def test_kernels_get_vectors_whose_numbers_follow_each_other():

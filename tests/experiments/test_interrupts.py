@@ -23,13 +23,10 @@ WAYS = [Dense(), SinkWindow(4, 26)]
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Those that were there before are there afterwards; Ctrl-C is heard, also where the tests were started without."""
-    outside = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Those that were there before are there afterwards."""
     before = [signal.getsignal(number) for number in SIGNALS]
     yield
-    after = [signal.getsignal(number) for number in SIGNALS]
-    signal.signal(signal.SIGINT, outside)
-    assert after == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def sending(monkeypatch, number, at, times=1):

@@ -23,7 +23,7 @@ from sinkscope import (
     intervention_table,
     run_interventions,
 )
-from sinkscope.experiments import interventions
+from sinkscope.experiments import interventions, plain_texts
 from sinkscope.experiments.intervention import Intervention, Trial
 from tests.experiments import brute
 from tests.experiments.brute import START
@@ -70,7 +70,8 @@ def test_texts_of_one_length_run_together_and_give_what_each_gives_alone(monkeyp
     ]
     together = run(model, chosen, texts)
     assert max(seen) == len(texts)
-    monkeypatch.setattr(interventions, "TOGETHER", START)
+    for module in (interventions, plain_texts):
+        monkeypatch.setattr(module, "TOGETHER", START)
     seen.clear()
     alone = run(model, chosen, texts)
     handle.remove()

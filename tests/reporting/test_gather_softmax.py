@@ -59,7 +59,7 @@ def test_every_record_is_what_its_experiment_gives_alone(records):
                 records[name][variable], alone[variable], rtol=1e-5, atol=1e-6, err_msg=f"{name} {variable}"
             )
     assert list(records["interventions"]["policy"].values)[:3] == ["nothing", "evict sinks", "evict attended"]
-    assert records["predictability"].attrs["start"] == records["dose"].attrs["start"] == 32
+    assert records["predictability"].attrs["start"] == records["dose"].attrs["start"] == 40
 
 
 @pytest.mark.slow
@@ -82,7 +82,7 @@ def test_a_report_measures_the_section_on_its_own_text(tmp_path):
     for name in SECTION:
         assert made.records[name].attrs["text"] == "some text.txt" and made.records[name].attrs["bos"] == "yes"
     assert (made.records["forced"].sizes["sequence"], made.records["forced"].sizes["token"]) == (8, 256)
-    assert made.records["dose"].sizes["token"] == 160 and made.records["dose"].attrs["start"] == 40
+    assert made.records["dose"].sizes["token"] == 128 and made.records["dose"].attrs["start"] == 40
     second, far = made.records["forced"]["token_id"].values[1], len((WORDS * 90).encode()) // 8
     assert second[0] == 0 and byte_tokenizer(True).decode(second[1:11]) == (WORDS * 90)[far : far + 10]
     names = list(made.records["interventions"]["policy"].values)
