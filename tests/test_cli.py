@@ -45,6 +45,7 @@ def measured(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 def test_help_and_version_do_not_import_torch():
     code = (
         "import sys; sys.argv = ['sinkscope', '--help']\nfrom sinkscope.cli import main\n"
@@ -103,6 +104,7 @@ def test_the_report_lands_in_out_and_the_headline_on_the_screen(monkeypatch, cap
     assert options["dtype"] == "bfloat16" and options["device"] == "cpu" and options["trust_remote_code"] is True
 
 
+@pytest.mark.slow
 def test_quiet_says_nothing_and_defaults_are_not_passed_on(monkeypatch, capsys, tmp_path, measured):
     code, said, err = call(monkeypatch, capsys, "report", "--quiet", "--out", str(tmp_path / "out"), "--tokens", "100")
     assert (code, said, err) == (0, "", "")
@@ -123,6 +125,7 @@ def test_the_page_grows_in_a_new_place_and_an_earlier_report_stays_until_the_new
     assert (out / "report.html").is_file() and not (out / "figures").exists()
 
 
+@pytest.mark.slow
 def test_quick_stops_after_the_first_part(monkeypatch, capsys, tmp_path, measured):
     code, _, err = call(monkeypatch, capsys, "report", "--quick", "--out", str(tmp_path / "out"))
     assert code == 0 and [part.title for part in measured[0][1]["sections"]] == ["Where attention goes"], err
@@ -131,6 +134,7 @@ def test_quick_stops_after_the_first_part(monkeypatch, capsys, tmp_path, measure
         assert code == 2 and f"{other[0]} is of more" in err and len(measured) == 1
 
 
+@pytest.mark.slow
 def test_a_plan_is_written_from_a_call_and_followed_by_another(monkeypatch, capsys, tmp_path, measured):
     from tests.fuzz import world
 

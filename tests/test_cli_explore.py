@@ -48,6 +48,7 @@ def test_what_is_given_reaches_explore(monkeypatch, capsys, started):
     assert asked == [(("my model/",), {"text": Path("it's.txt"), "length": 64, "dtype": "bfloat16"})]
 
 
+@pytest.mark.slow
 def test_a_notebook_of_ones_own_is_kept(monkeypatch, capsys, started):
     call(monkeypatch, capsys, "explore")
     kept = nbformat.read("explore.ipynb", as_version=4)

@@ -6,10 +6,13 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.fuzz import world
 from tests.test_cli import call
 
 
+@pytest.mark.slow
 def test_a_model_and_a_text_become_a_page(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text(world.PROSE, encoding="utf-8")
@@ -21,6 +24,7 @@ def test_a_model_and_a_text_become_a_page(monkeypatch, capsys, tmp_path):
     assert len(json.loads(about)["tokens"]) == 24
 
 
+@pytest.mark.slow
 def test_what_no_page_can_be_is_one_sentence_and_no_file(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text(world.PROSE, encoding="utf-8")

@@ -98,6 +98,7 @@ def test_ablate_writes_table_and_figure_and_keeps_its_cells(monkeypatch, capsys,
     assert Path("swept/ablation.pdf").stat().st_size > 1000 and len(list(Path("swept/cells").iterdir())) == 6
 
 
+@pytest.mark.slow
 def test_cost_prints_the_table_of_the_ways(monkeypatch, capsys, model):
     code, said, _ = call(
         monkeypatch, capsys, "cost", "tiny.gguf", "--tokens", "1000", "--cache", "64", "--out", "costs"

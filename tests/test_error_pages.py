@@ -30,6 +30,7 @@ def named() -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_the_pages_that_messages_name_are_there():
     assert len(named()) >= 8
     assert {title: path for title, path in named().items() if title not in titles()} == {}

@@ -37,6 +37,7 @@ def test_one_process_reads_one_file_after_another(whole):
     assert process().pid == first
 
 
+@pytest.mark.slow
 def test_a_read_that_does_not_end_is_given_up(whole, monkeypatch):
     try_hdf5(whole, 10**6)
     stopped = process()
@@ -49,6 +50,7 @@ def test_a_read_that_does_not_end_is_given_up(whole, monkeypatch):
     try_hdf5(whole, 10**6)
 
 
+@pytest.mark.slow
 def test_a_read_that_ends_its_process_does_not_end_this_one(whole):
     try_hdf5(whole, 10**6)
     doomed = process()
@@ -74,6 +76,7 @@ def test_an_interrupt_leaves_no_answer_for_the_next_file(whole, monkeypatch):
     try_hdf5(whole, 10**6)
 
 
+@pytest.mark.slow
 def test_it_ends_with_the_process_that_started_it():
     code = (
         "import os, sys, signal; from sinkscope import hdf5_trial;"

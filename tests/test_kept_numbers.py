@@ -48,6 +48,7 @@ def told(value: float, low: float, high: float, times: float = 1.0) -> str:
     return f"{value:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]".replace("-", "−")
 
 
+@pytest.mark.slow
 def test_the_collapse_over_segments_is_that_of_its_losses():
     found = sinkscope.collapse_table(record("collapse"))
     assert found.attrs["bounds"] == "95% t intervals over 16 sequences" and "16 segments of 640 tokens" in LEARN
@@ -169,6 +170,7 @@ ARMS = {
 }
 
 
+@pytest.mark.slow
 def test_sinks_of_the_laboratory_are_those_of_its_runs():
     found = record("emergence").sel(arm=list(ARMS))  # README's p values are corrected for these
     table = sinkscope.lab.emergence_table(found)
@@ -193,6 +195,7 @@ def test_sinks_of_the_laboratory_are_those_of_its_runs():
 MORE = {**ARMS, "softpick": "Softpick", "gated": "gated attention"}
 
 
+@pytest.mark.slow
 def test_the_table_of_all_arms_in_the_docs_is_that_of_their_runs():
     found = record("emergence")
     table = sinkscope.lab.emergence_table(found).set_index(["quantity", "arm"])
@@ -209,6 +212,7 @@ def test_the_table_of_all_arms_in_the_docs_is_that_of_their_runs():
         assert f"| {' | '.join(cells)} |".replace("|  |", "| |") in said
 
 
+@pytest.mark.slow
 def test_the_sink_of_a_language_model_that_copies_is_that_of_its_run():
     found, said = record("copying"), (ROOT / "docs" / "science.md").read_text(encoding="utf-8")
     heads, table = sinkscope.lab.head_masses(found).set_index("arm"), sinkscope.lab.language_table(found)
@@ -265,6 +269,7 @@ def test_both_demo_texts_side_by_side_are_those_of_their_records():
     assert f"| mean | {shares} | {np.exp(dense):.1f} | {np.exp(ratio):.2f} |" in DOC
 
 
+@pytest.mark.slow
 def test_the_collapse_with_a_bos_token_in_front_is_that_of_its_losses():
     with_bos = [told(*np.exp(with_t(late_ratios(each)))) for each in of_each_text("texts_bos")]
     without = [told(*np.exp(with_t(late_ratios(each)))) for each in of_each_text("texts_losses")]

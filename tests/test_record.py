@@ -27,6 +27,7 @@ def record():
     return measure(build("llama"), list(inputs("llama")["input_ids"]), ALL, tokenizer=Speller(), text="ĞŁ™ <b>\n")
 
 
+@pytest.mark.slow
 def test_a_record_comes_back_as_it_was(record, tmp_path):
     opened = open_record(save_record(record, tmp_path / "record.nc"))
     shown = record.assign_coords(
@@ -39,6 +40,7 @@ def test_a_record_comes_back_as_it_was(record, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["record.nc"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["_FillValue", "missing_value", "scale_factor", "add_offset"])
 def test_an_attribute_by_which_numbers_would_be_read_as_others_is_refused(record, tmp_path, name):
     value = float(record.sink_mass.values.flat[0])
@@ -55,11 +57,13 @@ def test_what_would_be_lost_or_could_not_be_read_again_is_refused(record, tmp_pa
             save_record(each, tmp_path / "record.nc")
 
 
+@pytest.mark.slow
 def test_names_without_a_character_are_kept_as_they_can_be(record, tmp_path):
     named = record.assign_coords(called=("sequence", ["a\0b", "c\ud800"]))
     assert open_record(save_record(named, tmp_path / "record.nc")).called.values.tolist() == ["a\u2400b", "c?"]
 
 
+@pytest.mark.slow
 def test_other_readers_of_netcdf_open_it_as_any_file(record, tmp_path):
     path = save_record(record, tmp_path / "record.nc")
     for given in (path, io.BytesIO(path.read_bytes())):
@@ -101,6 +105,7 @@ def test_a_disk_that_is_full_at_any_byte_is_one_sentence_and_leaves_the_old_reco
     assert set(said) == {f"cannot write the record to {tmp_path / 'record.nc'}: File too large."}
 
 
+@pytest.mark.slow
 def test_places_that_cannot_be_written_or_read(record, tmp_path):
     with pytest.raises(SinkscopeError, match="cannot write"):
         save_record(record, tmp_path / "nowhere" / "record.nc")
@@ -122,6 +127,7 @@ def test_places_that_cannot_be_written_or_read(record, tmp_path):
     assert (tmp_path / "pipe").is_fifo()
 
 
+@pytest.mark.slow
 def test_a_file_that_is_no_record_is_neither_read_nor_replaced(record, tmp_path):
     xr.Dataset({"rain": ("day", [1.0])}).to_netcdf(tmp_path / "rain.nc", engine="h5netcdf")
     (tmp_path / "thesis.tex").write_text("mine")
@@ -152,6 +158,7 @@ def test_what_cannot_be_stored_is_a_sentence(tmp_path, made, words):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_encoder_without_token_ids_is_saved_too(tmp_path):
     from sinkscope import capture
 
@@ -161,6 +168,7 @@ def test_an_encoder_without_token_ids_is_saved_too(tmp_path):
     xr.testing.assert_identical(open_record(save_record(scope.record, tmp_path / "vit.nc")), scope.record)
 
 
+@pytest.mark.slow
 def test_attributes_of_any_kind_are_kept_as_plain_ones(record, tmp_path):
     odd = record.assign_attrs(shuffled=True, seed=10**30, note="a\0b \ud800", nothing=None)
     odd.sink_mass.attrs["units"] = None
@@ -226,6 +234,7 @@ def test_a_hostile_file_with_a_right_checksum_is_refused_in_bounds(tmp_path, fil
         open_record(path, max_memory=10**9)
 
 
+@pytest.mark.slow
 def test_a_file_larger_than_the_memory_given_is_not_read(record, tmp_path):
     path = save_record(record, tmp_path / "record.nc")
     with pytest.raises(SinkscopeError, match=r"bytes long, and max_memory is 1,000"):
@@ -262,6 +271,7 @@ def test_names_of_coordinates_that_would_be_lost_are_refused(record, tmp_path, n
         save_record(record.assign_coords({name: ("layer", record.layer.values * 0.5)}), tmp_path / "record.nc")
 
 
+@pytest.mark.slow
 def test_times_come_back_as_times(record, tmp_path):
     timed = record.assign_coords(when=("layer", np.array(["2026-01-01", "2026-01-02"], "datetime64[ns]")))
     assert (open_record(save_record(timed, tmp_path / "record.nc")).when == timed.when).all()

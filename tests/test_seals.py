@@ -43,6 +43,7 @@ def test_a_file_of_text_is_replaced_until_somebody_edits_it(kind, tmp_path):
     assert path.read_text().startswith("mine")
 
 
+@pytest.mark.slow
 def test_figures_are_read_as_ever_and_none_is_replaced_where_one_was_edited(tmp_path):
     names = [path.name for path in write_figure(Figure(), tmp_path / "figure")]
     assert names == ["figure.pdf", "figure.svg", "figure.png"]

@@ -12,6 +12,7 @@ from tests.support.synthetic import delimiter_position, synthetic_record, synthe
 COLUMNS = ["sequence", "layer", "position", "token_text", "dimension", "magnitude", "times_median"]
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(magnitude=st.floats(1, 1000), ratio=st.floats(1, 5000), seed=st.integers(0, 99))
 def test_rows_are_those_of_the_definition_in_loops(magnitude, ratio, seed):

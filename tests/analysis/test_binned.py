@@ -21,6 +21,7 @@ def test_means_are_those_of_the_queries_in_each_bin_and_lie_in_their_intervals()
         np.testing.assert_array_equal(found[name], predictability_bins(record, bins=5, start=16)[name])
 
 
+@pytest.mark.slow
 def test_intervals_of_independent_queries_are_as_wide_as_the_textbook_says():
     record, random = (
         experiments.predictability(sequences=4, layers=1, heads=1, tokens=500),

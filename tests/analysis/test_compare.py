@@ -32,6 +32,7 @@ def pairs() -> list[tuple[xr.Dataset, xr.Dataset]]:
     return [(captured(), streamed()), (captured("two/other", seed=1), streamed("two/other", seed=1))]
 
 
+@pytest.mark.slow
 def test_strength_and_collapse_are_those_of_the_maps_and_the_losses(pairs):
     table = compare(pairs)
     assert list(table["model"]) == ["model", "other"]
@@ -53,6 +54,7 @@ def test_strength_and_collapse_are_those_of_the_maps_and_the_losses(pairs):
     assert table.attrs["epsilon"] == 0.3 and table.attrs["text"] == "a text" and table.attrs["date"] == "2020-02-03"
 
 
+@pytest.mark.slow
 def test_all_are_cut_to_the_shortest_text_and_what_else_differs_is_named(pairs):
     longer = captured("a/longer", tokens=64, bos="no"), streamed("a/longer", tokens=900)
     table = compare([*pairs, longer])
@@ -95,6 +97,7 @@ def test_what_a_report_saves_can_be_compared(tmp_path):
     assert compare([out])["model"].tolist() == ["model"]
 
 
+@pytest.mark.slow
 def test_a_folder_without_records_and_a_report_without_losses_are_refused(tmp_path):
     with pytest.raises(SinkscopeError, match="holds no record of a report"):
         compare([tmp_path])

@@ -28,6 +28,7 @@ def test_first_token_and_planted_delimiter_are_found_and_nothing_else():
         assert rows.loc["delimiter", "token_text"] == ","
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     lengths=st.lists(st.integers(4, 24), min_size=1, max_size=2),
@@ -84,6 +85,7 @@ def test_a_planted_sink_is_found_in_every_head_against_its_own_null(position):
     assert row["kind"] == ("first" if position == 0 else "other") and row["token_text"] == ""
 
 
+@pytest.mark.slow
 def test_heads_at_the_first_position_are_the_sink_rate_of_that_text():
     maps = synthetic_maps(3, 4, 3, 64, seed=2)
     record = from_maps(maps)
@@ -93,6 +95,7 @@ def test_heads_at_the_first_position_are_the_sink_rate_of_that_text():
         assert found.loc[s, "heads"] == pytest.approx(sink_rate(record.isel(sequence=[s])).item())
 
 
+@pytest.mark.slow
 def test_a_text_shorter_than_sixteen_is_judged_at_its_first_token_alone():
     record = from_maps(planted_maps(10, 0))
     assert discover(record)["position"].tolist() == [0]
@@ -158,6 +161,7 @@ def test_recurrence_of_positions_is_that_of_the_listings_text_by_text(lengths, e
         assert found.attrs["flips"][f"{epsilon:g}"] == flips
 
 
+@pytest.mark.slow
 def test_recurrence_of_heads_is_counted_text_by_text_and_flips_beside_the_rate():
     maps = ragged_maps([12, 12, 9, 15])
     record, epsilon = from_maps(maps), 0.3
@@ -183,6 +187,7 @@ def test_recurrence_of_heads_is_counted_text_by_text_and_flips_beside_the_rate()
     assert int(curve["flips"][0, 0]) == (np.any(cut, 0) & ~np.all(cut, 0)).sum()
 
 
+@pytest.mark.slow
 def test_a_planted_sink_that_is_there_on_six_of_eight_texts_comes_up_on_six():
     """And a threshold above what was planted finds it on none; a text that is there twice counts once."""
     maps = [uniform_maps(40 + s).copy() for s in range(8)]
@@ -198,6 +203,7 @@ def test_a_planted_sink_that_is_there_on_six_of_eight_texts_comes_up_on_six():
     assert twice.loc[5, ["texts", "of", "low"]].tolist() == once.loc[5, ["texts", "of", "low"]].tolist()
 
 
+@pytest.mark.slow
 def test_recurrence_over_one_text_is_refused_and_so_are_other_words():
     one = uniform_maps(20)
     for record in (from_maps([one]), from_maps([one, one, one])):  # the same text three times

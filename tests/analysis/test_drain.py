@@ -10,6 +10,7 @@ from sinkscope.errors import SinkscopeError
 from tests.support.synthetic import synthetic_record
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(first=st.integers(1, 5), short=st.integers(2, 12), seed=st.integers(0, 99))
 def test_ratio_equals_its_definition_in_loops(first, short, seed):

@@ -55,6 +55,7 @@ def test_rows_are_means_over_heads_and_seeds_with_differences_seed_by_seed():
     assert np.isnan(table.loc[("softmax", "value norm of BOS / of others", 0), "difference"])
 
 
+@pytest.mark.slow
 def test_p_values_are_those_of_paired_t_tests_corrected_for_all_arms_of_a_quantity():
     arms = ("softmax", "softmax1", "sigmoid", "relu")
     record = emergence_record(arms=arms, seeds=8)
@@ -100,6 +101,7 @@ def test_without_softmax_the_first_arm_is_what_others_are_compared_to():
     assert set(table.loc[table["difference"].notna(), "arm"]) == {"sigmoid"}
 
 
+@pytest.mark.slow
 def test_the_summary_has_a_row_for_each_arm_and_layer_and_the_numbers_of_the_table():
     table = emergence_table(emergence_record(layers=2))
     summary = emergence_summary(table)
@@ -127,6 +129,7 @@ def test_reading_a_record_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_the_arm_to_compare_with_is_plain_softmax_whatever_it_is_called():
     record = emergence_record(("sink token", "sigmoid", "softmax"))
     expected = emergence_table(record)

@@ -18,6 +18,7 @@ from tests.support.synthetic import synthetic_maps, synthetic_record
 FLOAT32 = {"rtol": 3e-6, "atol": 1e-7}  # `received` is stored in float32
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(lengths=several_lengths, heads=st.integers(1, 3), causal=st.booleans())
 def test_importance_equals_its_definition_in_loops(lengths, heads, causal):

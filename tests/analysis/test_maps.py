@@ -34,6 +34,7 @@ SCHEMA = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 12), min_size=1, max_size=3),
@@ -143,6 +144,7 @@ def test_tokens_may_be_texts_or_ids_once_or_per_sequence():
     assert "token_id" not in from_maps(maps, first=1) and "token_text" not in from_maps(maps, first=1)
 
 
+@pytest.mark.slow
 def test_a_tuple_is_one_array_per_layer_and_a_list_one_per_sequence():
     maps = synthetic_maps(3, 2, 2, 6)
     whole = from_maps(maps).drop_attrs()

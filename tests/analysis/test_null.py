@@ -17,6 +17,7 @@ def test_null_of_the_first_key_is_the_published_harmonic_number():
     assert uniform_importance(64) != pytest.approx(1 / 64, rel=0.5)
 
 
+@pytest.mark.slow
 @given(length=st.integers(1, 40), causal=st.booleans(), data=st.data())
 def test_nulls_are_the_metrics_of_a_uniform_matrix(length, causal, data):
     position = data.draw(st.integers(0, length - 1))

@@ -41,6 +41,7 @@ def test_perplexity_is_exp_of_the_mean_over_tokens_every_policy_scored():
     assert ppl(curve.sel(policy="dense", drop=False)).item() == pytest.approx(own.values[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", [(60,), (40, 25), (30, 3, 9)])
 def test_resamples_agree_with_a_bootstrap_that_gathers_every_token(lengths):
     parts = [autoregressive((2, each), 0.6, seed=each).T for each in lengths]
@@ -68,6 +69,7 @@ def test_the_batches_bound_the_memory_and_not_the_result(monkeypatch):
     np.testing.assert_array_equal(resampled_means(parts, 7, 100, np.random.default_rng(0)), whole)
 
 
+@pytest.mark.slow
 def test_independent_losses_have_the_textbook_interval():
     nll = 3 + np.random.default_rng(0).normal(0, 1, size=(1, 1, 4000))
     row = ppl_table(loss_record(nll), block=1, resamples=8000).iloc[0]
@@ -122,6 +124,7 @@ def test_the_tokens_before_a_cache_is_full_keep_their_share():
     assert row["low"] == pytest.approx(row["ppl"], rel=1e-9) and row["high"] == pytest.approx(row["ppl"], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_the_automatic_block_is_near_the_best_one_for_a_known_correlation():
     """Of an AR(1) the best circular block is (6 (rho / (1 - rho^2))^2 n)^(1/3): Politis and White 2004, section 3."""
     found = [block_length([autoregressive((8000,), 0.7, seed=each)[:, None]]) for each in range(20)]

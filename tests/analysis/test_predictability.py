@@ -115,6 +115,7 @@ def test_p_agrees_with_the_interval_and_q_is_that_of_benjamini_and_hochberg():
     assert predictability_table(record_of(mass[..., None], entropy), start=1, block=9, resamples=9)["q"].isna().all()
 
 
+@pytest.mark.slow
 def test_unrelated_heads_are_seldom_discoveries():
     """Forty heads that share nothing with the entropy: at 5% false discoveries, in 1 of 20 records any is told."""
     told = []

@@ -36,6 +36,7 @@ def test_the_published_metric_at_64_tokens_over_many_sequences():
     assert sink_rate(from_maps(maps), epsilon=0.07).attrs["null_rate"] == 1.0
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(lengths=several_lengths, heads=st.integers(1, 3), causal=st.booleans(), data=st.data())
 def test_sink_rate_equals_its_definition_in_loops(lengths, heads, causal, data):
@@ -91,6 +92,7 @@ def test_shuffling_heads_or_layers_changes_no_rate():
     assert sink_rate(from_maps(shuffled)).item() == sink_rate(from_maps(maps)).item()
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(lengths=st.lists(st.integers(4, 14), min_size=1, max_size=3), data=st.data())
 def test_the_curve_is_the_metric_of_each_prefix(lengths, data):
@@ -111,6 +113,7 @@ def test_the_curve_is_the_metric_of_each_prefix(lengths, data):
             assert float(curve["rate"][row, column]) == pytest.approx(want, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_the_curve_passes_through_the_sink_rate_and_its_bounds_enclose_it():
     record = synthetic_record(16, 5, 3, 40, seed=5)
     curve = sink_rate_curve(record)

@@ -35,6 +35,7 @@ def run(model, ids, tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_every_cell_is_listed_with_what_it_is(run):
     table = list_cells(run)
     assert sorted(table["policy"]) == ["dense", "sinks 1+15", "sinks 1+23", "window 16", "window 24"]
@@ -71,6 +72,7 @@ def test_a_cell_that_was_changed_is_told_and_refused(run, damage, words):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_a_damaged_cell_stops_a_sweep_before_anything_runs(run, model, ids):
     (run / "cells").joinpath(list_cells(run)["cell"][0], "record.nc").write_bytes(b"")
     with pytest.raises(SinkscopeError, match=r"the record of the cell .* delete it"):
@@ -84,6 +86,7 @@ def test_what_is_no_run_folder_is_refused(tmp_path):
                 function(place)
 
 
+@pytest.mark.slow
 def test_the_losses_of_all_policies_are_those_of_one_call(run, model, ids):
     record = sweep_losses(run)
     policies = [sinkscope.Dense(), sinkscope.Window(16), sinkscope.SinkWindow(1, 15)]
@@ -139,6 +142,7 @@ def test_models_of_a_sweep_are_compared_as_those_of_reports(model, ids, tmp_path
     assert table["model"].item() == "tiny" and table["text"].item() == "text"
 
 
+@pytest.mark.slow
 def test_trainings_of_the_laboratory_are_listed_and_verified(tmp_path):
     text = "the quick brown fox jumps over the lazy dog " * 40
     sinkscope.lab.bigram_backcopy(

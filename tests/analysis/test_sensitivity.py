@@ -37,6 +37,7 @@ def test_uniform_attention_lies_nowhere_above_the_null():
     np.testing.assert_allclose(found["times_null"], 1, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_table_varies_one_thing_at_a_time():
     record, short = synthetic_record(*SIZE), synthetic_record(4, 3, 2, 40, seed=1)
     other = synthetic_record(3, 3, 2, 40, seed=2).assign_attrs(bos="no")
@@ -54,6 +55,7 @@ def test_the_table_varies_one_thing_at_a_time():
     assert "BOS" not in set(sensitivity_table(record)["varied"])
 
 
+@pytest.mark.slow
 def test_a_threshold_of_ones_own_is_that_of_the_table():
     record = synthetic_record(*SIZE)
     table = sensitivity_table(record, epsilon=0.15)
@@ -63,6 +65,7 @@ def test_a_threshold_of_ones_own_is_that_of_the_table():
     assert "0.15" in set(table["level"]) and table.attrs["epsilon"] == 0.15
 
 
+@pytest.mark.slow
 def test_other_texts_in_the_place_of_those_without_bos_are_refused():
     record, short = synthetic_record(*SIZE), synthetic_record(4, 3, 2, 40)
     other = short.assign_coords(token_id=short["token_id"] + 1)
@@ -88,6 +91,7 @@ def losses_of_texts(sequences=5, tokens=200):
     return record.assign_coords(token_id=(("sequence", "token"), ids), sequence=np.arange(sequences))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turned", [False, True])
 def test_the_collapse_with_and_without_a_token_in_front_is_that_of_its_losses(turned):
     """By scipy, of mean differences in loss; whose records have the token in front is seen from the tokens."""
@@ -106,6 +110,7 @@ def test_the_collapse_with_and_without_a_token_in_front_is_that_of_its_losses(tu
     assert rows.loc["with, T = 200", "value"] < 0.75 * rows.loc["without, T = 200", "value"]
 
 
+@pytest.mark.slow
 def test_losses_with_another_bos_are_of_the_same_texts_and_policies():
     record, losses = synthetic_record(*SIZE), losses_of_texts()
     other = with_bos(losses)

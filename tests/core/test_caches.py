@@ -33,6 +33,7 @@ def test_a_filled_cache_gives_the_record_of_one_forward(name, steps):
     np.testing.assert_array_equal(record.token_id, given["input_ids"])
 
 
+@pytest.mark.slow
 def test_a_sliding_cache_that_dropped_the_first_keys_gives_them_no_mass():
     model, given = build("mistral_sliding"), inputs("mistral_sliding")
     with torch.no_grad(), capture(model, FULL) as whole:
@@ -46,6 +47,7 @@ def test_a_sliding_cache_that_dropped_the_first_keys_gives_them_no_mass():
         np.testing.assert_allclose(scope.record[variable], whole.record[variable], atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_static_cache_is_read_up_to_where_it_is_filled():
     model, given = build("llama"), inputs("llama")
     with torch.no_grad(), capture(model, FULL) as whole:
@@ -156,6 +158,7 @@ def test_another_batch_size_in_mid_sequence_is_refused():
         model(given["input_ids"][:, 20:].repeat(2, 1), cache=cache)
 
 
+@pytest.mark.slow
 def test_a_static_cache_in_generate_measures_what_a_growing_one_does():
     model, ids = build("llama"), inputs("llama")["input_ids"]
     mask = torch.ones_like(ids)

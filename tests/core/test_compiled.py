@@ -139,6 +139,7 @@ def test_torch_compiles_again_once_the_last_scope_or_cache_is_gone():
     assert is_compiled()
 
 
+@pytest.mark.slow
 def test_contexts_that_end_in_another_order_leave_torch_as_it_was():
     first, second = uncompiled(), uncompiled()
     first.__enter__()
@@ -149,6 +150,7 @@ def test_contexts_that_end_in_another_order_leave_torch_as_it_was():
     assert is_compiled()
 
 
+@pytest.mark.slow
 def test_the_users_own_stance_comes_back():
     with torch.compiler.set_stance("eager_on_recompile"):
         with S.capture(build("llama")):

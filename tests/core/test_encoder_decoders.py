@@ -32,6 +32,7 @@ from tests.support.several import ENCODER_DECODERS, build_several, inputs_of, ow
 PROBES = (Maps(resolution=None), SinkMass(), Received(), Entropy(), LogSumExp(), MeanLogits(4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_each_stream_has_the_models_own_eager_maps(name):
     model, given, own = build_several(name), inputs_of(name), own_maps(name, inputs_of(name))
@@ -57,6 +58,7 @@ def test_each_stream_has_the_models_own_eager_maps(name):
         assert record.attrs["causal"] == int(stream == "decoder")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_a_decoder_that_writes_token_by_token_looks_at_the_same_encoder(name):
     model, given = build_several(name), inputs_of(name)

@@ -124,6 +124,7 @@ def test_an_encoder_with_a_bias_for_distances():
     np.testing.assert_allclose(maps, torch.stack(own), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_padding_is_left_out_beside_a_bias_and_a_choice_of_keys():
     for kind in ("inkling_text", "deepseek_v32"):
         model, row = tiny_model(kind), IDS[:1, :20]
@@ -140,6 +141,7 @@ def test_padding_is_left_out_beside_a_bias_and_a_choice_of_keys():
             np.testing.assert_allclose(ours, maps[0, :, 6:, 6:], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_layers_that_would_skip_tokens_read_them_all():
     config = Gemma4TextConfig(
         **SMALL, num_key_value_heads=2, head_dim=16, global_head_dim=16, hidden_size_per_layer_input=8,
@@ -200,6 +202,7 @@ def test_pieces_of_attention_are_no_attention():
             model(given)
 
 
+@pytest.mark.slow
 def test_the_mass_on_sinks_of_tokens_is_what_the_others_leave():
     model = tiny_model("inkling2_text")
     record = measure(model, IDS, [LogSumExp(), Maps(resolution=None)])

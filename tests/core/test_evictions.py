@@ -166,6 +166,7 @@ def test_a_key_policy_works_with_learned_positions_and_native_windows_are_left_a
             assert (maps[:, layer, :, 1:10, 0] > 0).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(keys=st.sets(st.integers(0, 30), min_size=1, max_size=6), start=st.integers(0, 40), cut=st.integers(1, 39))
 def test_a_filled_cache_changes_nothing(keys, start, cut):

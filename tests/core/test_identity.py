@@ -171,11 +171,13 @@ def generating() -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SAME)
 def test_what_changes_no_number_leaves_the_identity(kind):
     assert difference(identity(build("llama")), identity(SAME[kind]())) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_oss", "bloom", "mixtral", "dynamic"])
 def test_the_identity_stays_when_a_model_runs(family):
     model = build(family) if family != "dynamic" else adapting()

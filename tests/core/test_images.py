@@ -67,6 +67,7 @@ def test_the_tokens_of_an_image_are_known(name):
     np.testing.assert_array_equal(record.is_image, given["input_ids"] == IMAGE)
 
 
+@pytest.mark.slow
 def test_padding_is_left_out_where_the_language_model_gets_a_mask_of_the_models_making():
     for name in ("gemma3", "llava"):
         model, given = build_several(name), inputs_of(name)
@@ -181,6 +182,7 @@ def test_the_grid_of_an_image_holds_what_its_tokens_receive(name):
         assert grid.attrs["null"] == pytest.approx(null)
 
 
+@pytest.mark.slow
 def test_several_images_of_a_text_each_have_a_grid_and_of_unknown_ones_that_is_said():
     model, given = build_several("qwen2_vl"), inputs_of("qwen2_vl", 2)
     joined = given["input_ids"].reshape(1, -1)
@@ -250,6 +252,7 @@ def test_a_policy_is_refused_beside_images_that_are_more_than_tokens_in_a_row(na
         assert bool(model(TEXT).logits.isfinite().all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llava", "gemma3", "qwen3_vl"])
 def test_generated_tokens_continue_the_text_with_its_image(name):
     model, given = build_several(name), inputs_of(name)
@@ -302,6 +305,7 @@ def test_text_alone_is_read_as_by_the_language_model(name):
     np.testing.assert_allclose(record.nll[1, :, 1:], losses, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STREAMED)
 def test_generate_with_a_sink_cache_reads_padded_texts(name):
     model, mask, ids = build_several(name), torch.ones_like(TEXT), TEXT.clone()
@@ -316,6 +320,7 @@ def test_generate_with_a_sink_cache_reads_padded_texts(name):
     assert both[0, 7:].tolist() == alone[0].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [100, 9])
 @pytest.mark.parametrize("name", ["llava", "idefics3"])
 def test_images_that_are_tokens_in_a_row_are_read_into_a_sink_cache(name, window):

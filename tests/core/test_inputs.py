@@ -11,6 +11,7 @@ from tests.core.recorded import FULL, record_of
 from tests.support.zoo import VISION, build, inputs
 
 
+@pytest.mark.slow
 def test_padding_on_the_right_is_removed_too():
     model, given = build("llama"), inputs("llama")
     mask = torch.ones_like(given["input_ids"])
@@ -59,6 +60,7 @@ def test_embeddings_in_place_of_tokens():
     )
 
 
+@pytest.mark.slow
 def test_vision_models_have_no_token_ids():
     for name in VISION:
         model, given = build(name), inputs(name)

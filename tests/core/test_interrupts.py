@@ -110,6 +110,7 @@ def test_an_interrupt_on_any_line_of_what_runs_inside_leaves_nothing(name):
     act()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_an_interrupt_between_the_block_and_the_first_line_of_leaving():
     """What the scope's variable holds on to is no scope on the model any more."""

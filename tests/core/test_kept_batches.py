@@ -46,6 +46,7 @@ def check_same(one, two):
     xr.testing.assert_identical(*(record.assign_attrs(date="") for record in (one, two)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma2", "bloom", "gpt_oss", "mixtral"])
 def test_what_was_kept_is_read_and_not_measured_again(family, tmp_path):
     model, probes = build(family), PROBES if family == "llama" else None
@@ -68,6 +69,7 @@ def test_averages_over_batches_are_those_of_one_run(tmp_path):
     check_same(whole, resumed)
 
 
+@pytest.mark.slow
 def test_ctrl_c_finishes_the_batch_keeps_it_and_says_how_to_go_on(tmp_path, monkeypatch):
     model, seen = build("llama"), []
     whole = S.measure(model, TEXTS, PROBES, batch_tokens=BATCH)
@@ -94,6 +96,7 @@ def test_ctrl_c_finishes_the_batch_keeps_it_and_says_how_to_go_on(tmp_path, monk
     hook.remove()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["rope_theta", "rms_norm_eps", "hidden_act", "head split", "a hook", "permuted"])
 def test_another_model_is_measured_anew(change, tmp_path):
     other = OTHERS[change][0]()
@@ -117,6 +120,7 @@ def test_a_policy_that_names_places_beyond_the_texts_is_refused():
         S.measure(build("llama"), TEXTS, [S.SinkMass()], policy=S.Evict([10**9]))
 
 
+@pytest.mark.slow
 def test_a_file_that_is_damaged_or_of_another_batch_is_refused(tmp_path):
     model = build("llama")
     S.measure(model, TEXTS, batch_tokens=BATCH, checkpoint=tmp_path)

@@ -65,6 +65,7 @@ def test_a_progress_bar_shows_when_asked(capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_attention_maps_equal_eager_ones():
     given = inputs("gemma3", batch=1)
     model, expected = build("gemma3"), eager_maps("gemma3", inputs("gemma3", batch=1))[0]

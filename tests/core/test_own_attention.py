@@ -107,6 +107,7 @@ def one_by_one(model: nn.Module, sinks: int, window: int) -> np.ndarray:
     return F.cross_entropy(torch.cat(outputs)[:-1], IDS[0, 1:], reduction="none").numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [slice(None), slice(1, 2)])
 def test_a_forward_pass_of_a_users_own_is_streamed_as_what_it_is(layers):
     model = patched(attends_by(elsewhere), layers)

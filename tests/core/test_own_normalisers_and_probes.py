@@ -19,6 +19,7 @@ from tests.support.zoo import build, inputs
 # --- normalisers ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("normaliser", "weights"),
     [(sinkscope.Sparsemax(), naive_sparsemax), (sinkscope.Softpick(), naive_softpick), (Squared(), naive_squared)],
@@ -46,6 +47,7 @@ def test_softpick_of_large_and_of_negative_scores_is_finite_and_may_give_nothing
     assert (weights[0, 0, 1:] == 0).all()
 
 
+@pytest.mark.slow
 def test_a_normaliser_acts_in_its_heads_and_under_policies():
     model, ids = build("llama"), inputs("llama", tokens=40)["input_ids"]
     placed = sinkscope.Sparsemax(layers=[1], heads=[0, 2])
@@ -125,6 +127,7 @@ class Nearest(sinkscope.TileProbe):
         return {"own_mass": total}
 
 
+@pytest.mark.slow
 def test_probes_of_ones_own_are_recorded_with_what_they_declare(tmp_path):
     model, ids = build("llama"), inputs("llama")["input_ids"]
     with torch.no_grad(), capture(model, [Kurtosis(), Nearest(), sinkscope.Maps(resolution=None)]) as scope:
@@ -140,6 +143,7 @@ def test_probes_of_ones_own_are_recorded_with_what_they_declare(tmp_path):
     xr.testing.assert_allclose(sinkscope.open_record(path).kurtosis, record.kurtosis)
 
 
+@pytest.mark.slow
 def test_every_variable_says_its_units_and_dimensions():
     record = sinkscope.measure(
         build("gpt_oss"), inputs("gpt_oss")["input_ids"], [*sinkscope.ALL, sinkscope.OutputNorm()]

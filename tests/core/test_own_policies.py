@@ -135,6 +135,7 @@ def test_heads_given_as_pairs_are_refused_with_the_class_that_takes_them():
 # --- another policy in each head --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_head_has_its_own_policy():
     model, ids = build("llama"), inputs("llama", tokens=50)["input_ids"]
     window, sinks = sinkscope.Window(9), sinkscope.SinkWindow(2, 11)

@@ -59,6 +59,7 @@ def near(query, key):
     return query - key <= 8
 
 
+@pytest.mark.slow
 def test_kept_of_a_policy_is_what_its_bind_reads():
     kept = property(lambda self: Kept(0, 8))
     sees = staticmethod(near)
@@ -208,6 +209,7 @@ def test_a_bound_eviction_that_cannot_be_carried_out_is_refused(eviction, messag
         refused(sinkscope.PerHead({(0, 1): binding(lambda layer: (eviction,))}), message)
 
 
+@pytest.mark.slow
 def test_an_eviction_of_ones_own_is_carried_out():
     policy = binding(lambda layer: (ByRule(since=0, rule=lambda query, key: query - key < 4),))
     torch.testing.assert_close(logits_of(policy), logits_of(sinkscope.Window(3)), atol=1e-5, rtol=1e-4)
@@ -224,6 +226,7 @@ def test_coordinates_of_ones_own_have_the_names_of_all_policies():
         refused(policy, message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "policy", [sinkscope.TOVA(9), sinkscope.HeavyHitters(9, 4, chunk=3)], ids=lambda each: each.name
 )

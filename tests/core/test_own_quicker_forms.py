@@ -60,6 +60,7 @@ def test_a_quicker_form_that_breaks_its_promise_is_refused_before_anything_runs(
         attached(build("llama"), normaliser=normaliser)
 
 
+@pytest.mark.slow
 def test_a_virtual_key_may_be_given_as_any_kind_of_numbers():
     model, ids = build("llama"), inputs("llama", tokens=30)["input_ids"]
     for given, logits in (

@@ -140,6 +140,7 @@ def test_impossible_sizes_are_refused(make):
         make()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [1e39, -1e39, 1e300, 3e38, 10**400, True])
 def test_a_bias_beside_which_no_score_is_finite_is_refused(bias):
     for make in (lambda: sinkscope.SinkWindow(2, 8, bias=bias), lambda: sinkscope.Dose(bias, keys=(0,))):

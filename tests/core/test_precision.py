@@ -55,6 +55,7 @@ def test_maps_and_losses_are_those_of_the_model_itself_in_its_precision(family, 
     np.testing.assert_allclose(record.nll[1, 0, 1:], one_by_one(model, IDS), atol=LOSSES[dtype])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", MAPS)
 def test_a_tied_head_changes_nothing_but_the_logits(dtype):
     """A tied head is the same weights twice: what a copy of them gives."""

@@ -38,6 +38,7 @@ def test_keys_ratios_and_ranks_are_those_of_the_definitions(name):
         np.testing.assert_allclose(found.sink_share, known["share"], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_strongest_key_is_found_wherever_it_stands():
     """Windows give keys behind the first ones, which are looked at before, the most attention."""
     model, ids = build("mistral_sliding"), _ids(tokens=90, batch=3)
@@ -151,6 +152,7 @@ def test_the_model_is_left_as_it_was_and_its_outputs_are_the_same():
     assert not any((*module._forward_hooks, *module._forward_pre_hooks) for module in model.modules())
 
 
+@pytest.mark.slow
 def test_padded_texts_are_measured_as_they_are_alone():
     model, ids = tiny("afmoe"), _ids()
     probes = [sinkscope.Gates(), sinkscope.SinkPurpose(), sinkscope.Reach(2, 8)]

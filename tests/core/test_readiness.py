@@ -176,6 +176,7 @@ def test_layers_that_share_keys_have_no_cost_of_their_own():
     assert_refuses(READING["cost"], gemma3n(), "share keys")
 
 
+@pytest.mark.slow
 def test_layers_that_share_keys_are_read_densely():
     model = gemma3n()
     record = perplexity(model, IDS, [Dense()], block=7)

@@ -87,6 +87,7 @@ def test_a_scored_policy_of_ones_own_keeps_what_it_scores_highest():
     assert (seen == expected).all()
 
 
+@pytest.mark.slow
 def test_scored_policies_resume_from_a_checkpoint_to_the_bit(tmp_path, monkeypatch):
     model, ids = build("llama"), inputs("llama", tokens=60)["input_ids"]
     policies = [sinkscope.HeavyHitters(10, 4, chunk=3), sinkscope.PerHead({(0, 1): sinkscope.TOVA(8)})]
@@ -150,6 +151,7 @@ def test_a_scored_cache_goes_with_its_own_policy_alone():
         run_with(cache, model, ids[:, 10:])
 
 
+@pytest.mark.slow
 def test_scored_policies_read_latent_attention_and_keep_its_whole_cache():
     model, ids = build("deepseek_v3"), inputs("deepseek_v3", 1, 20)["input_ids"]
     policy = sinkscope.TOVA(6)
@@ -194,6 +196,7 @@ def test_scores_that_choose_nothing_are_refused(score, message):
         perplexity(build("llama"), inputs("llama", tokens=12)["input_ids"], [Own(4)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jetmoe", "kimi_linear"])
 def test_blocks_do_not_matter_where_the_cache_holds_other_states_than_keys(kind):
     model, ids = tiny_model(kind), torch.randint(3, 120, (1, 24), generator=torch.Generator().manual_seed(0))

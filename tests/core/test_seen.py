@@ -36,6 +36,7 @@ def eager_sight(model):
         return [maps > 0 for maps in model(IDS, output_attentions=True).attentions]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["deepseek_v32", "glm_moe_dsa", "axk2", "hy_v4"])
 def test_the_choice_of_an_indexer_is_that_of_the_models_own_mask(kind):
     model = tiny_model(kind)
@@ -60,6 +61,7 @@ def test_windows_and_causality_are_seen(family):
     np.testing.assert_array_equal(record.seen_keys, (maps > 0).sum(-1))
 
 
+@pytest.mark.slow
 def test_a_policy_is_seen_and_a_normaliser_is_not():
     """Window and sinks by their definition; sparsemax gives many keys nothing, which the query may see."""
     model, (query, key) = build("llama"), np.ogrid[:40, :40]

@@ -101,6 +101,7 @@ def test_means_over_texts_leave_out_those_without_the_spans():
     assert found["null"][0, 1].item() == pytest.approx((nulls[0][0, 1] + nulls[2][1, 0]) / 2)
 
 
+@pytest.mark.slow
 def test_the_table_has_every_pair_and_its_strongest_head(tmp_path):
     record = measure(build("llama"), inputs("llama")["input_ids"], [SpanMass(SPANS)])
     table = span_table(open_record(save_record(record, tmp_path / "spans.nc"))).set_index(["query_span", "key_span"])

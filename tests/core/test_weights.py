@@ -104,6 +104,7 @@ def test_packed_layers_cost_what_they_multiply(family, policy):
     assert S.cost(in_int8(build(family)), policy, 100) == S.cost(build(family), policy, 100)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_cache_of_a_packed_model_is_refused_by_one_of_other_weights(tmp_path):
     model, other = in_int8(build("llama")), build("llama")
@@ -155,6 +156,7 @@ def test_an_offloaded_model_gives_the_numbers_of_the_undivided_one(offloaded, tm
     assert [name for name, each in offloaded.named_parameters() if each.is_meta] == meta
 
 
+@pytest.mark.slow
 def test_a_cache_goes_from_an_offloaded_model_to_the_undivided_one_and_back(offloaded, tmp_path):
     model, path = build("llama"), tmp_path / "cache.safetensors"
     assert weights_hash(offloaded) == weights_hash(model)

@@ -185,6 +185,7 @@ def test_dropout_of_an_adapter_alone_is_refused():
         S.measure(model, IDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dora", "oft"])
 def test_what_an_adapter_makes_of_its_weights_anew_counts_once_a_forward_pass(kind):
     """Counted by torch's own counter over real forward passes of 1 and of 6 tokens, without a cache."""
@@ -223,6 +224,7 @@ def test_the_hash_is_that_of_the_model_inside_for_wrappers_that_add_nothing():
     assert {weights_hash(compiled(build("llama"))), weights_hash(replica(build("llama")))} == {expected}
 
 
+@pytest.mark.slow
 def test_a_cache_goes_on_under_another_wrapper_of_the_same_weights_and_not_with_an_adapter(tmp_path):
     model = build("llama")
     with S.SinkCache(model, 2, 5) as cache, torch.no_grad():
@@ -300,6 +302,7 @@ class Cutting(Around):
         return super().forward(input_ids[:, -8:], **given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind, said",
     [

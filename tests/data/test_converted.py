@@ -68,6 +68,7 @@ def test_the_second_load_does_not_convert_and_a_moved_file_finds_its_entry(tiny_
     assert load(moved)[0].config.name_or_path == str(moved)
 
 
+@pytest.mark.slow
 def test_another_file_of_the_same_name_and_size_is_another_entry(tiny_gguf, cache, tmp_path):
     changed = bytearray(tiny_gguf[0].read_bytes())
     changed[-4:] = np.float32(7).tobytes()

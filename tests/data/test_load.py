@@ -41,6 +41,7 @@ def directories(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_a_gguf_file_gives_its_own_weights_bit_for_bit(tiny_gguf, cache):
     import torch
     from transformers import AutoModelForCausalLM
@@ -82,6 +83,7 @@ def test_a_decoder_keeps_its_head_and_an_encoder_comes_without(directories, kind
     assert not model.training
 
 
+@pytest.mark.slow
 def test_a_model_already_loaded_comes_back_as_it_is(directories, tiny_gguf, cache):
     model, _ = load(directories / "gpt2")
     model.train()
@@ -129,6 +131,7 @@ def test_a_tokenizer_that_cannot_be_loaded_is_told_at_the_line_that_asked_for_it
     assert {each.filename for each in caught} == {__file__}
 
 
+@pytest.mark.slow
 def test_a_release_that_was_not_tried_is_told_at_the_line_that_asked_for_sinkscope():
     program = (
         "import importlib.metadata as metadata, warnings\n"
@@ -217,6 +220,7 @@ def test_without_its_wheel_the_demo_model_is_an_error_that_says_how_to_install_i
         load()
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_neither_torch_nor_transformers():
     code = "import sys, sinkscope.texts; sys.exit(bool({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -39,6 +39,7 @@ def test_spaced_segments_are_equally_far_from_each_other_and_begin_with_the_text
     assert segments(torch.arange(80), 10).tolist() == torch.arange(80).reshape(8, 10).tolist()
 
 
+@pytest.mark.slow
 def test_random_segments_are_every_choice_without_overlap_equally_often():
     draws = 4500
     found = Counter(tuple(segments(STREAM, 3, 2, starts="random", seed=seed)[:, 0].tolist()) for seed in range(draws))

@@ -145,6 +145,7 @@ def test_white_space_and_the_colours_of_a_terminal_belong_to_a_text(tmp_path):
     assert read_text(tmp_path / "a.txt") == text
 
 
+@pytest.mark.slow
 def test_a_dataset_in_a_local_directory_is_read(tmp_path, monkeypatch):
     pandas = pytest.importorskip("pandas")
     pytest.importorskip("datasets")

@@ -41,6 +41,7 @@ def test_every_cell_is_perplexity_with_the_tokens_replaced_by_hand(family):
     assert table.attrs["tokens_evicted"] == 2 * (90 - 26)
 
 
+@pytest.mark.slow
 def test_the_same_tokens_are_scored_in_all_cells(model, ids, monkeypatch):
     seen = []
     import sinkscope.analysis.ablation as home
@@ -61,6 +62,7 @@ def test_the_first_token_that_an_eviction_can_touch_is_the_cache_size_plus_two(m
     assert differs.nonzero()[0][0] + 1 == first_evicted(size)
 
 
+@pytest.mark.slow
 def test_without_sinks_one_cell_is_run_and_its_row_repeated(model, ids, forwards):
     table = ablated(model, ids, cache_size=16, block=128)
     none = table[table["sinks"] == 0]
@@ -69,6 +71,7 @@ def test_without_sinks_one_cell_is_run_and_its_row_repeated(model, ids, forwards
     assert not table.duplicated(COMBINATION).any()
 
 
+@pytest.mark.slow
 def test_ratios_are_to_the_most_sinks_of_the_same_cache_size(model, ids):
     table = ablated(model, ids).set_index(COMBINATION)
     for size, rows in table.groupby("cache_size"):
@@ -88,6 +91,7 @@ def test_without_first_tokens_ratios_are_to_the_first_kind_and_positions_given(m
     assert table.attrs["baseline"] == "4 sinks of 16 (random, original positions)"
 
 
+@pytest.mark.slow
 def test_intervals_are_those_of_ppl_table(model, ids):
     table = ablated(model, ids, cache_size=16, positions="cache", kinds="first", seed=3)
     curve = perplexity(model, ids, [SinkWindow(s, 16 - s) for s in (0, 1, 4)], progress=False)
@@ -97,6 +101,7 @@ def test_intervals_are_those_of_ppl_table(model, ids):
         np.testing.assert_array_equal(table[name], expected[name])
 
 
+@pytest.mark.slow
 def test_scalars_and_sequences_of_one_are_the_same(model, ids):
     several = ablate(model, ids, np.array([4]), [16], ["cache"], ["first"], resamples=20)
     one = ablate(model, ids, 4, 16, resamples=20)
@@ -107,18 +112,21 @@ def test_levels_given_twice_count_once(model, ids):
     assert len(ablate(model, ids, (4, 0, 4), (16, 16), resamples=20)) == 2
 
 
+@pytest.mark.slow
 def test_texts_of_different_lengths(model, ids):
     texts = [ids[0], ids[0, :60]]
     table = ablate(model, texts, (0, 2), 16, resamples=20)
     assert table.attrs["tokens_used"] == (90 - 3) + (60 - 3)
 
 
+@pytest.mark.slow
 def test_the_text_given_is_not_changed(model, ids):
     before = ids.clone()
     ablated(model, ids, kinds=("line breaks", "random"))
     assert torch.equal(ids, before)
 
 
+@pytest.mark.slow
 def test_attrs_say_where_the_table_came_from(model, ids):
     attrs = ablated(model, ids, text="made up", seed=5).attrs
     expected = dict(
@@ -129,12 +137,14 @@ def test_attrs_say_where_the_table_came_from(model, ids):
     assert len(attrs["tokens_sha256"]) == 64 and "batches of one text" in attrs["bounds"]
 
 
+@pytest.mark.slow
 def test_the_figure_takes_the_table(model, ids):
     from sinkscope.figures import ablation
 
     assert len(ablation(ablated(model, ids)).axes) == 2
 
 
+@pytest.mark.slow
 def test_the_model_is_left_as_it_was(model, ids):
     before = (model.config._attn_implementation, len(model.model.layers[0].self_attn._forward_hooks))
     ablated(model, ids)

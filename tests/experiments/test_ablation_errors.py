@@ -75,5 +75,6 @@ def test_a_cache_longer_than_the_trained_length_is_warned_of(ids):
     assert {each.filename for each in caught} == {__file__}
 
 
+@pytest.mark.slow
 def test_the_shortest_text_that_evicts_is_taken(model, ids):
     assert ablate(model, ids, (0, 1), 87, resamples=20).attrs["tokens_evicted"] == 1

@@ -63,6 +63,7 @@ def one_key_less(past):
     return BandMask(past, TOKENS - 3)
 
 
+@pytest.mark.slow
 def test_a_capture_and_dense_losses_with_one_key_less_for_two_queries_are_found_wrong(monkeypatch):
     for module in (interface, lazy_mask):
         monkeypatch.setattr(module, "CausalMask", one_key_less)
@@ -70,6 +71,7 @@ def test_a_capture_and_dense_losses_with_one_key_less_for_two_queries_are_found_
     assert found["capture"] == "wrong" and found["perplexity"] == "wrong"
 
 
+@pytest.mark.slow
 def test_a_window_of_one_key_less_is_found_wrong_in_streaming(monkeypatch):
     def rest(self, block):
         past = block.key.shape[2] - self.sinks - block.query.shape[2]
@@ -80,12 +82,14 @@ def test_a_window_of_one_key_less_is_found_wrong_in_streaming(monkeypatch):
     assert found == {**ALL_RIGHT, "streaming": "wrong", "cache": "wrong"}
 
 
+@pytest.mark.slow
 def test_a_cache_of_one_key_less_is_found_wrong(monkeypatch):
     cache = sinkscope.SinkCache
     monkeypatch.setattr(sinkscope, "SinkCache", lambda model, sinks, window: cache(model, sinks, window - 1))
     assert verdicts() == {**ALL_RIGHT, "cache": "wrong"}
 
 
+@pytest.mark.slow
 def test_sinks_of_a_model_that_reads_more_from_positions_than_distances_are_moved_in_their_rotation_alone():
     ids = torch.randint(3, 100, (2, TOKENS), generator=torch.Generator().manual_seed(2))
     llama, scaled = (_Loop(tiny_model(name), ids) for name in ("llama+linear", "ministral3+llama_4_scaling_beta"))
@@ -107,6 +111,7 @@ def test_maps_of_an_eager_attention_with_other_logits_are_no_reference():
     assert [each.verdict for each in rest] == ["right"] * 3
 
 
+@pytest.mark.slow
 def test_a_crash_is_told_with_its_place(monkeypatch):
     def broken(*_, **__):
         raise IndexError("out of\nreach")
@@ -146,6 +151,7 @@ def test_a_size_follows_from_its_name():
 # --- the table, the page, the command --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_table_has_four_rows_for_each_type_in_alphabetical_order():
     table = sinkscope.audit(["mamba", "llama", "mamba"], progress=False)
     assert list(table.columns) == ["type", "class", "check", "verdict", "error", "sentence"]
@@ -218,6 +224,7 @@ def test_the_command_writes_the_table_and_the_page(monkeypatch, capsys, tmp_path
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["compatibility.csv", "compatibility.md"]
 
 
+@pytest.mark.slow
 def test_an_unknown_type_is_one_line_and_nothing_is_made(monkeypatch, capsys, tmp_path):
     code, said, err = call(monkeypatch, capsys, "audit", "llama", "lama", "--out", str(tmp_path / "out"))
     assert (code, said, err.count("\n")) == (2, "", 1)

@@ -49,6 +49,7 @@ def test_a_budget_that_holds_all_changes_nothing():
     assert record.attrs["block"] == 64
 
 
+@pytest.mark.slow
 def test_cells_of_an_ablation_keep_within_a_budget():
     model, factors = build("llama"), dict(sinks=(0, 2), cache_size=16, progress=False)
     whole = S.run_ablation(model, IDS, **factors)
@@ -74,6 +75,7 @@ def test_a_budget_for_not_one_token_is_refused_with_what_it_takes():
             S.perplexity(model, IDS, WAYS, max_memory=wrong)
 
 
+@pytest.mark.slow
 def test_what_is_more_than_is_free_is_refused_before_anything_runs(monkeypatch):
     S.perplexity(build("llama"), IDS, WAYS, progress=False)
     monkeypatch.setattr(memory, "available_memory", lambda device: 10**7)

@@ -102,6 +102,7 @@ def test_cells_of_a_worker_with_another_disk_are_kept_here(model, ids, forwards,
     assert forwards.count == 6
 
 
+@pytest.mark.slow
 def test_the_folder_may_be_relative(model, ids, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ablate(model, ids, (0, 1), 16, folder="cells", resamples=20)

@@ -34,6 +34,7 @@ def line_breaks_first(text, count):
     return torch.cat([torch.full((count,), LINE_BREAK), text[count:]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [None, 2])
 def test_line_breaks_take_the_place_of_the_first_tokens(count):
     chosen = ReplaceTokens("line breaks", count)
@@ -42,6 +43,7 @@ def test_line_breaks_take_the_place_of_the_first_tokens(count):
         brute.check(record, chosen.name, number, brute.dense("llama", line_breaks_first(text, count or 4)), 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["line breaks", "random"])
 def test_the_control_puts_the_same_tokens_in_as_many_other_places(by):
     chosen = ReplaceTokens(by)
@@ -73,6 +75,7 @@ def test_random_tokens_are_of_the_whole_vocabulary_and_of_the_seed():
     assert not torch.equal(again, chosen.apply(text, 3, Conditions(START, 4, 1)).tokens)
 
 
+@pytest.mark.slow
 def test_a_later_start_scores_the_same_tokens_at_their_places():
     record = record_of(Shift(10))
     for number, text in enumerate(brute.texts()):
@@ -90,6 +93,7 @@ def test_a_later_start_scores_the_same_tokens_at_their_places():
     assert record.control.values.tolist() == ["", "cut 10 behind the sinks", ""]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("token", [None, 9])
 def test_repeating_runs_one_token_again_and_again_and_its_control_shuffles(token):
     record = record_of(Repeat(token))
@@ -104,6 +108,7 @@ def test_repeating_runs_one_token_again_and_again_and_its_control_shuffles(token
         brute.check(record, "shuffle all tokens", number, brute.dense("llama", shuffled), 2)
 
 
+@pytest.mark.slow
 def test_where_tokens_and_places_are_alike_attention_is_even():
     """gpt2 with its position embeddings at zero cannot tell copies of a token apart; as it is, it can."""
     model = build("gpt2")
@@ -120,6 +125,7 @@ def test_where_tokens_and_places_are_alike_attention_is_even():
         assert abs(placed / even - 1).max() > 0.01
 
 
+@pytest.mark.slow
 def test_losses_over_other_tokens_have_no_ratio():
     table = intervene(build("llama"), brute.texts(), [Repeat(), Shift(10)], start=START, progress=False)
     rows = table.set_index("intervention")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from sinkscope import SinkWindow, Window, collapse_table, decompose, open_record, perplexity, save_record
 from sinkscope.analysis.perplexity import PARTS, is_decomposed
 
 
+@pytest.mark.slow
 def test_a_relabelled_phantom_is_reported_as_a_phantom(model, ids, tmp_path):
     full, window = SinkWindow(4, 12, label="window 16"), Window(16, label="sinks 4+12")
     phantom = SinkWindow(4, 12, values="zeroed", label="phantom sinks")

@@ -43,6 +43,7 @@ def test_every_dose_is_that_bias_on_the_scores_of_the_same_keys(name, options):
                 brute.check(as_arm(record, arm), str(dose), number, brute.biased(name, text, added, **where), count)
 
 
+@pytest.mark.slow
 def test_no_dose_is_the_dense_model_and_the_lowest_is_eviction():
     record, model = respond(), build("llama")
     chosen = [EvictKeys("sinks", 1), EvictKeys("next", 1)]
@@ -56,11 +57,13 @@ def test_no_dose_is_the_dense_model_and_the_lowest_is_eviction():
             np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_more_dose_is_more_mass_on_these_keys_in_the_first_layer():
     mass = respond(doses=[-8.0, -2.0, 0.0, 2.0, 9.0], layers=[0]).sink_mass.sel(arm="sinks").isel(layer=0)
     assert (mass.diff("dose") > 0).all() and (mass.isel(dose=-1) > 0.9).all()
 
 
+@pytest.mark.slow
 def test_doses_are_sorted_and_the_record_says_what_was_done():
     record = respond(doses=(1.0, -1.0, 0.5), count=2, heads=[1], arms=["next", "sinks"], text="a text")
     assert record.dose.values.tolist() == [-1.0, 0.5, 1.0] and record.arm.values.tolist() == ["sinks", "next"]
@@ -70,6 +73,7 @@ def test_doses_are_sorted_and_the_record_says_what_was_done():
     assert dose_table(record).attrs["reference_dose"] == 0.5
 
 
+@pytest.mark.slow
 def test_doses_next_to_each_other_are_told_apart():
     assert respond(doses=[1.0, 1.0 + 1e-9]).sizes["dose"] == 2
 

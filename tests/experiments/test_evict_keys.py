@@ -55,6 +55,7 @@ def test_losses_mass_and_outputs_are_those_of_a_model_without_these_keys(interve
         brute.check(record, "nothing", number, brute.dense("llama", text), 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [{}, {"layers": [1], "heads": [0, 2]}], ids=str)
 def test_without_recent_keys_every_query_sees_itself_and_what_is_older(where):
     chosen = EvictKeys("recent", 3, **where)
@@ -92,6 +93,7 @@ def test_the_control_is_as_many_random_keys_in_the_same_place():
     assert EvictKeys("attended").control() is None  # as much mass as the sinks: a control itself
 
 
+@pytest.mark.slow
 @given(sinks=st.integers(1, 6), count=st.integers(1, 8), room=st.integers(1, 30), seed=st.integers(0, 3))
 def test_random_keys_are_different_ones_behind_the_sinks_and_before_the_start(sinks, count, room, seed):
     start = 2 * max(sinks, count) + room
@@ -191,6 +193,7 @@ def test_a_text_with_too_few_delimiters_is_named_before_anything_runs(monkeypatc
         )
 
 
+@pytest.mark.slow
 def test_attended_keys_are_the_most_attended_ones_and_as_many_as_carry_the_mass_of_the_sinks():
     """From the float64 maps, key by key; random weights have no sinks, so a few of the others carry as much."""
     chosen = [EvictKeys("attended"), EvictKeys("attended", 2, layers=[1], heads=[0, 2])]
@@ -252,6 +255,7 @@ def test_the_mass_removed_is_that_of_the_evicted_keys_in_the_text_as_it_is(name)
             assert np.isnan(found.sel(policy=other))
 
 
+@pytest.mark.slow
 def test_every_draw_is_kept_and_the_row_is_their_mean():
     record = run_interventions(
         build("llama"), brute.texts(), [EvictKeys("sinks")], start=START, draws=5, progress=False, first=1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pandas as pd
+import pytest
 import torch
 
 from sinkscope.experiments.ablation import with_first_tokens
@@ -10,6 +11,7 @@ from sinkscope.experiments.intervention import line_break_token
 from tests.experiments.ablating import COMBINATION, Tokenizer, ablated
 
 
+@pytest.mark.slow
 def test_random_tokens_depend_on_the_seed_and_on_nothing_else(model, ids):
     def perplexities(**more):
         table = ablated(model, ids, positions="cache", cache_size=16, kinds=("first", "random"), **more)

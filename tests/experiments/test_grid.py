@@ -108,6 +108,7 @@ def test_a_fault_is_one_sentence(axes, words):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -45,6 +45,7 @@ def sending(monkeypatch, number, at, times=1):
     return blocks
 
 
+@pytest.mark.slow
 def test_ctrl_c_finishes_the_block_keeps_it_and_says_how_to_go_on(tmp_path, monkeypatch):
     model = build("llama")
     whole = perplexity(model, IDS, WAYS, block=8)
@@ -95,6 +96,7 @@ def test_cells_that_are_interrupted_are_kept(tmp_path, monkeypatch):
     assert ablate(model, IDS, **given, folder=tmp_path)["ppl"].equals(whole["ppl"]) and len(blocks) == 60
 
 
+@pytest.mark.slow
 def test_what_somebody_chose_not_to_hear_is_not_heard_and_other_threads_hang_nothing_up(tmp_path):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -43,6 +43,7 @@ def run(model, chosen=None, texts=None, start=START, **options):
     return run_interventions(model, texts, chosen, start=start, **options)
 
 
+@pytest.mark.slow
 def test_the_baseline_is_the_model_as_it_is_and_comes_first():
     for name in ("llama", "bloom"):
         model = build(name)
@@ -104,6 +105,7 @@ def test_without_names_the_usual_ones_run_each_with_its_control():
     assert int(record.same_tokens.sum()) == 13
 
 
+@pytest.mark.slow
 def test_of_the_usual_ones_those_that_cannot_be_are_left_out_with_a_warning():
     with pytest.warns(UserWarning, match="`evict .*is left out: BloomForCausalLM") as warned:
         record = run(build("bloom"), tokenizer=None)
@@ -123,6 +125,7 @@ def test_an_intervention_beside_its_own_control_runs_once_and_reads_as_such():
     ]
 
 
+@pytest.mark.slow
 def test_intervene_is_the_table_of_the_record_with_what_was_given():
     options = {"start": START, "sinks": 2, "first": 2, "seed": 3, "progress": False}
     table = intervene(build("llama"), brute.texts(), [Shift(5)], resamples=50, text="a text", **options)
@@ -135,6 +138,7 @@ def test_intervene_is_the_table_of_the_record_with_what_was_given():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_record_is_written_and_read_again(tmp_path):
     record = run(build("llama"), [EvictKeys("sinks", layers=[1])])
     again = sinkscope.open_record(sinkscope.save_record(record, tmp_path / "interventions.nc"))
@@ -172,6 +176,7 @@ class Breaks(Intervention):
         raise self.error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_exception_in_the_middle_leaves_the_model_as_it_was(error):
     model = build("llama")
@@ -188,6 +193,7 @@ def nested(slots):
         run(model, EVERY[:1])
 
 
+@pytest.mark.slow
 def test_all_texts_start_and_end_where_they_may():
     """The shortest text allowed leaves two tokens to score."""
     texts = [text[: START + 3] for text in brute.texts()]

@@ -75,6 +75,7 @@ def test_zero_sets_both_planted_dimensions_and_nothing_else(name):
         assert abs(expected[START:] - plain).max() > 0.02
 
 
+@pytest.mark.slow
 def test_mean_is_one_constant_over_all_places_and_texts():
     model, ids = planted(), texts(0, 20)
     record = run(model, ids, SetMassive(layers=[1], mode="mean"))

@@ -114,6 +114,7 @@ def test_policies_act_where_images_are_tokens_in_a_row(name, policy):
     assert bool((record.nll[0, :, 20:] != record.nll[1, :, 20:]).all())
 
 
+@pytest.mark.slow
 def test_a_window_over_an_image_is_that_of_one_token_at_a_time():
     model, given = build_several("llava"), inputs_of("llava")
     language, embeddings = model.get_decoder(), embeddings_of(model, given)
@@ -126,6 +127,7 @@ def test_a_window_over_an_image_is_that_of_one_token_at_a_time():
     np.testing.assert_allclose(perplexity(model, given, [SinkWindow(2, 9)]).nll[0], expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_normaliser_acts_too():
     model, given = build_several("gemma3"), inputs_of("gemma3")
     with torch.no_grad(), attached(model, normaliser=Softmax1()):
@@ -137,6 +139,7 @@ def test_a_normaliser_acts_too():
     assert "Softmax1" in record.attrs["normaliser"]
 
 
+@pytest.mark.slow
 def test_what_a_tokenizer_made_is_texts():
     model, mask = build("llama"), torch.ones_like(TEXT)
     mask[0, :7] = 0
@@ -180,6 +183,7 @@ def test_policies_that_cannot_act_are_refused_by_their_reason(name, policies, me
     assert perplexity(model, given).nll.notnull().any()
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_the_input_is_said():
     model, given = build_several("llava"), inputs_of("llava")
     cases = [

@@ -22,6 +22,7 @@ def run(chosen, **options):
     return run_interventions(build("llama"), brute.texts(), chosen, start=START, progress=False, **options)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_contract_runs_as_it_stands():
     names = {"sinkscope": sinkscope, "model": build("llama"), "ids": brute.texts()}
     (example,) = doctest.DocTestFinder(recurse=False).find(Intervention, "Intervention", globs=names)
@@ -64,6 +65,7 @@ class Silenced(Intervention):
         return Trial(text, hooks=hooks)
 
 
+@pytest.mark.slow
 def test_a_policy_in_a_trial_takes_the_keys_away():
     record = run([NoFirst()])
     assert record.policy.values.tolist() == ["nothing", "NoFirst"]
@@ -73,6 +75,7 @@ def test_a_policy_in_a_trial_takes_the_keys_away():
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_tokens_that_move_are_scored_where_they_stood_and_those_put_in_nowhere():
     record = run([Insert(5)])  # whose control would have a control too
     assert sinkscope.intervention_table(record)["role"].tolist() == ["baseline", "effect", "control"]
@@ -86,6 +89,7 @@ def test_tokens_that_move_are_scored_where_they_stood_and_those_put_in_nowhere()
     assert record.same_tokens.values.tolist() == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_whether_losses_compare_is_read_off_the_tokens_scored_and_not_promised():
     @dataclass(frozen=True)
     class Overwrite(Intervention):
@@ -100,6 +104,7 @@ def test_whether_losses_compare_is_read_off_the_tokens_scored_and_not_promised()
     assert table["ratio"].isna().tolist() == [False, False, True]
 
 
+@pytest.mark.slow
 def test_a_normaliser_and_hooks_reach_the_model():
     class WithSoftmax1(Intervention):
         def apply(self, text, number, conditions):
@@ -150,6 +155,7 @@ def test_what_the_engine_cannot_carry_out_is_refused_by_name(chosen, words):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_one_that_writes_into_its_text_changes_no_other_run_and_not_the_ids_of_the_caller():
     texts = brute.texts()
     kept = [text.clone() for text in texts]
@@ -168,6 +174,7 @@ def test_one_that_writes_into_its_text_changes_no_other_run_and_not_the_ids_of_t
     np.testing.assert_array_equal(beside.nll.sel(policy=["nothing", "window"]), alone.nll)
 
 
+@pytest.mark.slow
 def test_a_policy_derived_from_one_that_does_nothing_is_not_taken_for_the_baseline():
     class Near(Dose):
         def sees(self, query, key):
@@ -200,6 +207,7 @@ class Windowed(Intervention):
         return Trial(text, policy=Window(self.window))
 
 
+@pytest.mark.slow
 def test_controls_of_one_name_are_one_or_refused():
     shared = [Windowed(4, beside=Windowed(9, "wide")), Windowed(5, beside=Windowed(9, "wide"))]
     assert run(shared).control.values.tolist() == ["", "wide", "wide", ""]
@@ -225,6 +233,7 @@ class Learned(Intervention):
         return Trial(text, policy=Window(4 + self.found))
 
 
+@pytest.mark.slow
 def test_what_is_found_in_preparation_changes_no_name():
     record = run([Learned()])
     assert record.policy.values.tolist() == ["nothing", "Learned(found=0)", "Learned(found=-1)"]

@@ -44,6 +44,7 @@ PHANTOM = SinkWindow(4, 12, values="zeroed", label="full sinks")
 OTHERS = [OneSink(), PHANTOM, Dense(), HeavyHitters(16, 8)]
 
 
+@pytest.mark.slow
 def test_their_losses_are_those_of_perplexity_over_the_tokens_of_all_rows(model, ids):
     table = ablate(model, ids, policies=OTHERS, **FACTORS)
     assert len(table) == 2 * 2 + 4
@@ -53,6 +54,7 @@ def test_their_losses_are_those_of_perplexity_over_the_tokens_of_all_rows(model,
     np.testing.assert_allclose(beside["ppl_evicted"], np.exp(nll[:, :, 21:].mean((1, 2))), rtol=1e-12)  # of 24 tokens
 
 
+@pytest.mark.slow
 def test_rows_carry_name_kind_and_what_is_kept(model, ids):
     beside = ablate(model, ids, policies=OTHERS, **FACTORS).tail(4)
     columns = ["policy", "policy_kind", "sinks", "cache_size", "positions", "kind"]
@@ -64,6 +66,7 @@ def test_rows_carry_name_kind_and_what_is_kept(model, ids):
     ]
 
 
+@pytest.mark.slow
 def test_ratios_are_to_the_most_sinks_of_the_same_cache_or_of_the_largest(model, ids):
     table = ablate(model, ids, policies=OTHERS, **FACTORS)
     most = table[(table["sinks"] == 4) & (table["kind"] == "first")].set_index("cache_size")["ppl"]
@@ -71,11 +74,13 @@ def test_ratios_are_to_the_most_sinks_of_the_same_cache_or_of_the_largest(model,
     np.testing.assert_allclose(table["ratio"].tail(4), expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_factorial_is_the_same_beside_others(model, ids):
     alone, beside = ablate(model, ids, **FACTORS), ablate(model, ids, policies=PHANTOM, **FACTORS)
     pd.testing.assert_frame_equal(alone[EXACT], beside[EXACT].iloc[: len(alone)])
 
 
+@pytest.mark.slow
 def test_a_policy_that_is_a_combination_too_is_run_once(model, ids, forwards):
     table = ablate(model, ids, policies=[SinkWindow(4, 12)], **FACTORS, block=128)
     assert forwards.count == 4 and table["cell"].tolist() == [0, 1, 2, 3, 1]

@@ -18,6 +18,7 @@ def _ids(tokens=24, batch=3):
     return torch.randint(3, 120, (batch, tokens), generator=torch.Generator().manual_seed(5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ("llama", "mistral_sliding", "gpt_oss", "afmoe"))
 def test_distances_are_those_of_the_states_of_two_runs_in_float64(name):
     model, ids = tiny(name), _ids()
@@ -67,6 +68,7 @@ def test_the_table_has_means_over_later_tokens_and_paired_differences():
     assert (table["low"] <= table["spread"]).all() and (table["spread"] <= table["high"]).all()
 
 
+@pytest.mark.slow
 def test_the_same_seed_draws_the_same_token_for_both_and_another_draws_others():
     model, ids = build("llama"), _ids()
     one, two, three = (sinkscope.perturbation_spread(model, ids, first="kept", seed=seed) for seed in (3, 3, 4))

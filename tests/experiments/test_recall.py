@@ -45,6 +45,7 @@ def record(model, ids):
     return recall(model, ids, [Dense(), Window(5)], distances=DISTANCES, passage=LENGTH, passages=3, progress=False)
 
 
+@pytest.mark.slow
 def test_the_second_reading_is_scored_in_its_text_under_each_policy(model, ids, record):
     for at, distance in enumerate(DISTANCES):
         for row, start in enumerate(record.start.values):
@@ -60,6 +61,7 @@ def test_the_second_reading_is_scored_in_its_text_under_each_policy(model, ids, 
     assert np.isnan(record.nll[..., 0]).all() and np.isnan(record.first_nll[..., 0]).all()
 
 
+@pytest.mark.slow
 def test_the_first_reading_is_the_beginning_of_the_text(model, ids, record):
     for row, start in enumerate(record.start.values):
         with torch.no_grad():
@@ -112,6 +114,7 @@ def test_recomputation_reads_only_the_windows_of_passages(model, ids):
     assert sum(rows) == 1 + 4  # the text as far as its first passage, and a window for each token of the second
 
 
+@pytest.mark.slow
 def test_a_model_that_copies_recalls_and_one_that_does_not_gains_nothing():
     shape, dims = (1, 1, 4, 5), ("policy", "distance", "passage", "place")
     noise = np.random.default_rng(0).normal(0, 0.1, (2, *shape))
@@ -132,6 +135,7 @@ def test_passages_that_share_tokens_are_one_to_an_interval(model, ids):
     assert recall_table(record)[["low", "gain_low", "recalled_low"]].isna().all(axis=None)
 
 
+@pytest.mark.slow
 def test_the_table_has_means_over_places_and_passages_and_the_figure_draws_it(record):
     table = recall_table(record).set_index(["policy", "distance"])
     mean = record.nll[..., 1:].mean(("passage", "place"))

@@ -38,6 +38,7 @@ def _states(model, ids, monkeypatch, change):
         return twin.model(input_ids=ids[None], use_cache=False).last_hidden_state[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ("zero", "mean", "other text", "removed"))
 @pytest.mark.parametrize("heads", (None, [(0, 1), (1, 2)]))
 def test_the_change_is_that_of_attention_written_out(kind, heads, monkeypatch):
@@ -71,6 +72,7 @@ def test_the_change_is_that_of_attention_written_out(kind, heads, monkeypatch):
         assert float(record.change.sel(intervention=kind)[number]) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_what_is_drawn_follows_from_the_seed_and_a_head_that_hands_on_nothing_changes_nothing():
     model, ids = copy.deepcopy(build("llama")), _ids()
     kinds = ["ordinary", "random zero"]
@@ -99,6 +101,7 @@ def test_what_cannot_be_done_is_said(given, said):
         sinkscope.sink_values(build("llama"), _ids() if ids is None else ids, **given)
 
 
+@pytest.mark.slow
 def test_layers_with_a_window_of_their_own_are_left_out_and_refused_by_name():
     model = build("olmo3")
     record = sinkscope.sink_values(model, _ids(), kinds="zero")

@@ -87,6 +87,7 @@ def test_what_is_finished_is_not_run_again_and_the_folder_gives_the_same_table(m
     assert forwards.count == 2  # a window and sinks at one more size
 
 
+@pytest.mark.slow
 def test_ablations_and_sweeps_share_their_cells(model, ids, forwards, tmp_path):
     sweep(grid(model, ids, policies=["sinks"], sinks=[0, 1, 2], cache_sizes=16), tmp_path)
     forwards.count = 0
@@ -111,6 +112,7 @@ def test_axes_that_an_experiment_does_not_depend_on_make_no_cells(model, ids):
     assert sampled["tokens"].tolist() == [8 + 9] * 2
 
 
+@pytest.mark.slow
 def test_other_weights_texts_or_options_make_other_cells(model, ids, tmp_path):
     found = {sweep(grid(model, ids, policies="dense", cache_sizes=16), tmp_path)["cell"].item()}
     found |= {sweep(grid(model, ids + 1, policies="dense", cache_sizes=16), tmp_path)["cell"].item()}
@@ -146,6 +148,7 @@ def test_classes_of_ones_own_go_to_workers(model, ids, tmp_path):
     pd.testing.assert_frame_equal(sweep(own, tmp_path), here)
 
 
+@pytest.mark.slow
 def test_a_policy_that_no_model_can_take_is_refused_and_one_that_some_can_is_left_out_aloud(model, ids):
     absolute = zoo.build("gpt2")
     with pytest.raises(SinkscopeError, match=r"no model of this grid can take perplexity under `window 16`: GPT2"):
@@ -160,6 +163,7 @@ def test_a_policy_that_no_model_can_take_is_refused_and_one_that_some_can_is_lef
         sweep(grid(model, ids, experiments="recall"))
 
 
+@pytest.mark.slow
 def test_a_cell_that_cannot_be_run_lets_the_others_finish(model, ids, tmp_path, monkeypatch):
     read = cells.read_texts
 
@@ -178,6 +182,7 @@ def test_a_cell_that_cannot_be_run_lets_the_others_finish(model, ids, tmp_path, 
     pd.testing.assert_frame_equal(sweep(grid(model, ids), tmp_path), sweep(grid(model, ids)))
 
 
+@pytest.mark.slow
 def test_an_interrupted_cell_goes_on_where_it_stopped(model, ids, forwards, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
     one = grid(model, ids, policies=["window"], cache_sizes=16, experiments={"perplexity": {"block": 20}})
@@ -191,6 +196,7 @@ def test_an_interrupted_cell_goes_on_where_it_stopped(model, ids, forwards, tmp_
     assert forwards.count == 2 and [each.suffix for each in (tmp_path / "cells").iterdir()] == [""]
 
 
+@pytest.mark.slow
 def test_a_model_is_loaded_once_and_no_other_is_held(model, ids, tmp_path, monkeypatch):
     places = {}
     for number in range(2):

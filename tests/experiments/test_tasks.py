@@ -41,6 +41,7 @@ def found():
     )
 
 
+@pytest.mark.slow
 def test_a_model_that_copies_what_it_sees_is_right_and_a_policy_that_cannot_see_it_is_at_chance(found):
     table = accuracy_table(found).set_index(["policy", "length", "depth"]).sort_index()
     assert (table.loc["dense", "accuracy"] == 1).all() and (table.loc["dense", "said"] == 1).all()
@@ -65,6 +66,7 @@ def test_the_needle_stands_where_the_record_says():
         assert said[-10:-1] == ["What", "is", "the", "secret", "word", "?", "The", "secret", "word", "is"][1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chat", [False, True])
 def test_each_question_of_a_stream_asks_about_the_line_so_many_lines_back(chat):
     tokenizer = talking.tokenizer()
@@ -124,6 +126,7 @@ def test_a_model_is_afterwards_as_it_was_and_a_seed_repeats_everything():
     assert one.distance.values[0, 0] > one.distance.values[0, 1]
 
 
+@pytest.mark.slow
 def test_a_record_is_saved_and_drawn(found, tmp_path):
     again = sinkscope.open_record(sinkscope.save_record(found, tmp_path / "needles.nc"))
     assert accuracy_table(again).equals(accuracy_table(found))
@@ -168,6 +171,7 @@ def test_what_cannot_be_asked_is_refused_in_a_sentence(changes, said):
         needle_recall(**given | changes, progress=False)
 
 
+@pytest.mark.slow
 def test_a_line_never_asked_about_more_pairs_than_keys_and_another_record_are_refused():
     model, tokenizer = talking.talker(), talking.tokenizer()
     with pytest.raises(SinkscopeError, match="nothing can be asked about the line 12 lines back"):

@@ -99,6 +99,7 @@ def test_what_the_controls_ask_for_is_shown_everywhere_under_its_name(app, field
     assert app.controls.fields["policy"].value == "dense" and app.controls.fields["dose"].value == 0.0
 
 
+@pytest.mark.slow
 def test_tokens_are_evicted_in_the_text_and_another_policy_gives_them_back(app):
     since = app.controller.configuration.since
     app.pictures.text.evicted = [5]
@@ -115,6 +116,7 @@ def test_tokens_are_evicted_in_the_text_and_another_policy_gives_them_back(app):
     assert app.wait(60) and belongs_to(app, "dense")
 
 
+@pytest.mark.slow
 def test_the_pictures_are_those_of_the_controller(app):
     app.pictures.atlas.selected = 5
     app.pictures.map.query = 30
@@ -139,6 +141,7 @@ def test_a_map_that_does_not_cover_the_part_looked_at_is_shown_whole(app):
     assert app.pictures.map.view == [] and app.pictures.map.frame["query"] == [48, 60]
 
 
+@pytest.mark.slow
 def test_the_losses_drawn_are_those_of_the_readings(app):
     set_field(app, "window", 12)
     set_field(app, "policy", "window")
@@ -232,6 +235,7 @@ def test_an_interrupt_stops_what_is_under_way_and_says_so(app):
     assert app.wait(60) and "interrupted" in app.problem.value and shown(app) == ("dense",) * 3
 
 
+@pytest.mark.slow
 def test_an_exception_inside_is_one_sentence_and_the_rest_works(app):
     def fail(*_):
         raise ValueError(HOSTILE + "\nand more")
@@ -277,6 +281,7 @@ def test_a_hostile_token_is_only_ever_text(said, tmp_path):
 # --- saving -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_saving_says_which_files_were_written_and_a_folder_that_cannot_be_is_one_sentence(app, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "explored", lambda record: Figure())  # which takes seconds
     app.saving.folder.value = str(tmp_path / "view")
@@ -289,6 +294,7 @@ def test_saving_says_which_files_were_written_and_a_folder_that_cannot_be_is_one
     assert "cannot write to" in app.saving.status.value and "alert" in app.saving.status.value
 
 
+@pytest.mark.slow
 def test_a_static_picture_in_the_notebook_follows_once_the_changes_have_stopped(app, monkeypatch):
     monkeypatch.setattr(figures, "explored", lambda record: Figure())
     monkeypatch.setattr(app, "_picture", SimpleNamespace(update=lambda page: left.append(page.data)))

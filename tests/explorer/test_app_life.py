@@ -88,6 +88,7 @@ def test_running_a_cell_again_takes_the_place_of_the_explorer_it_made_before(mon
     assert set(REGISTRY) == widgets
 
 
+@pytest.mark.slow
 def test_closing_while_something_is_read_waits_for_the_layer_and_no_longer():
     model = build("llama")
     app = explore(model, text=text())
@@ -126,6 +127,7 @@ def shell(monkeypatch):
     InteractiveShell.clear_instance()
 
 
+@pytest.mark.slow
 def test_a_cell_displays_the_explorer_once_also_where_it_is_its_last_line(shell):
     assert shell("app = explore(model, text=ids)") == 1
     assert shell("app") == 1 and shell("get(app)") == 1
@@ -173,6 +175,7 @@ def test_it_opens_on_the_head_with_the_most_sink_mass_and_stays_where_it_is_put(
     made.close()
 
 
+@pytest.mark.slow
 def test_once_closed_a_sentence_stands_where_it_was_and_whatever_is_asked_is_refused(monkeypatch):
     monkeypatch.setattr(figures, "explored", lambda record: Figure())
     left: list[str] = []

@@ -136,6 +136,7 @@ def test_outside_a_kernel_nothing_is_watched():
     app.interrupts.stop()
 
 
+@pytest.mark.slow
 def test_an_app_that_is_gone_is_not_kept_by_its_handler():
     async def main():
         app = App()

@@ -26,6 +26,7 @@ def app():
     made.close()
 
 
+@pytest.mark.slow
 def test_the_difference_is_drawn_and_hovering_tells_both_numbers(app, monkeypatch):
     sent = []
     monkeypatch.setattr(app.pictures.map, "send", sent.append)
@@ -44,6 +45,7 @@ def test_the_difference_is_drawn_and_hovering_tells_both_numbers(app, monkeypatc
     assert sent[0]["probability"] is None and "difference" not in sent[2]  # evicted; seen by neither
 
 
+@pytest.mark.slow
 def test_side_by_side_there_is_a_second_map_with_the_same_part_and_query(app):
     app.map_controls.fields["compare"].value = "side by side"
     assert app.pictures.children[-1] is app.pictures.partner
@@ -59,6 +61,7 @@ def test_side_by_side_there_is_a_second_map_with_the_same_part_and_query(app):
     assert app.pictures.partner not in app.pictures.children and one.frame["link"] == ""
 
 
+@pytest.mark.slow
 def test_the_history_is_a_list_to_return_by_and_buttons_go_back_and_forth(app):
     bar = app.compare
     app.controller.change(window=30)

@@ -137,6 +137,7 @@ def test_a_pinned_head_is_compared_with_under_the_setting_shown(controller):
     np.testing.assert_array_equal(one.pixels, tile_of(maps, 1, MapOptions("linear")).pixels)
 
 
+@pytest.mark.slow
 def test_a_pinned_setting_that_is_shown_again_is_not_read_twice_and_not_compared_with_itself(controller, reader):
     ask(controller, policy="window", window=6)
     controller.comparison.pin_setting()

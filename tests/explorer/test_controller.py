@@ -91,6 +91,7 @@ def test_configurations_that_leave_the_model_as_it_is_are_not_read(controller, r
 # --- tokens and queries -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_tokens_are_evicted_and_given_back_one_by_one(controller):
     since = controller.configuration.since
     for token, evicted in ((7, (7,)), (3, (3, 7)), (7, (3,)), (3, ())):
@@ -100,6 +101,7 @@ def test_tokens_are_evicted_and_given_back_one_by_one(controller):
         assert is_whole(controller, f"evict {keys} from query {since}" if evicted else "dense")
 
 
+@pytest.mark.slow
 def test_tokens_evicted_before_another_policy_was_chosen_are_not_evicted_by_the_next_click(controller):
     controller.toggle(7)
     assert controller.wait(WAIT)

@@ -91,6 +91,7 @@ def test_a_first_reading_that_was_stopped_can_be_had_by_reset(reader):
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "said"),
     [

@@ -43,6 +43,7 @@ def members(which, unit):
     return list(range(first, first + (4 if which == "layer" else GROUPS)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("over", [each for each in OVER_NAMES.values() if each != "head"])
 def test_a_map_over_heads_is_their_mean_or_the_largest_of_them(looking, over):
     which, kind = over.split("-")
@@ -94,6 +95,7 @@ def test_a_head_that_does_not_see_a_key_gives_it_nothing_and_a_cell_that_none_se
     assert most[5, 2] == one.weights[5, 2] and most[6, 1] == max(one.weights[6, 1], two.weights[6, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("over", ["layer-mean", "group-maximum", "all-mean"])
 def test_the_state_brings_a_map_over_heads_back_and_its_code_and_record_hold_it(looking, over, monkeypatch):
     looking.show(over=over)
@@ -113,6 +115,7 @@ def test_the_state_brings_a_map_over_heads_back_and_its_code_and_record_hold_it(
     assert saved.name(0) == looking.maps.name(6) and saved.sums_to_one == over.endswith("mean")
 
 
+@pytest.mark.slow
 def test_a_saved_view_over_heads_opens_again_under_its_name(looking, tmp_path):
     looking.show(over="layer-mean")
     save_view(looking, tmp_path)
@@ -120,6 +123,7 @@ def test_a_saved_view_over_heads_opens_again_under_its_name(looking, tmp_path):
     assert again.caption == "mean of the 4 heads of layer 1 · saved record"
 
 
+@pytest.mark.slow
 def test_the_difference_of_two_settings_is_that_of_their_means(looking):
     looking.change(policy="window", window=20)
     assert looking.wait(WAIT)
@@ -156,6 +160,7 @@ def test_what_cannot_be_shown_over_heads_says_so_and_what_is_shown_stays(looking
         looking.show(over="beauty")
 
 
+@pytest.mark.slow
 def test_a_group_that_is_one_head_or_unknown_says_so():
     alone = Controller(reader("gpt_neox"), [""] * TOKENS)
     alone.begin()

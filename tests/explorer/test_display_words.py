@@ -52,6 +52,7 @@ def test_tokens_appear_only_escaped(said, fields):
         assert ESCAPED in pages[1] and ESCAPED.replace(" ", "␣") in pages[0]
 
 
+@pytest.mark.slow
 def test_a_picture_for_readers_without_a_kernel_holds_no_token_as_markup():
     controller = controller_of(HOSTILE)
     page = static_picture(controller)
@@ -59,12 +60,14 @@ def test_a_picture_for_readers_without_a_kernel_holds_no_token_as_markup():
     assert Elements(page).names == {"details", "summary", "img"} and f"{controller.caption}</summary>" in page
 
 
+@pytest.mark.slow
 def test_a_note_with_markup_appears_only_escaped():
     controller = controller_of(policy="window", window=15)
     object.__setattr__(controller.now.reading, "note", HOSTILE)
     assert ESCAPED in display.headline(controller) and is_harmless(display.headline(controller))
 
 
+@pytest.mark.slow
 def test_the_headline_says_which_configuration_is_shown_and_what_it_does_to_perplexity():
     controller = controller_of()
     loss = np.exp(controller.now.reading.losses[1:].mean(dtype=float))
@@ -81,6 +84,7 @@ def test_the_headline_says_which_configuration_is_shown_and_what_it_does_to_perp
     )
 
 
+@pytest.mark.slow
 def test_the_headline_of_a_window_that_evicts_nothing_says_so_and_compares_nothing():
     said = text_of(display.headline(controller_of(policy="window", window=60)))
     assert "window 60" in said and "nothing is evicted" in said and "perplexity" not in said
@@ -91,6 +95,7 @@ def test_before_anything_is_read_and_of_a_saved_record_the_headline_says_that():
     assert display.headline(Controller(None, [""] * 20, saved=random_maps(20))) == "<b>saved record</b>"
 
 
+@pytest.mark.slow
 def test_next_tokens_stand_with_both_probabilities_dense_first():
     controller = controller_of(policy="window", window=12)
     page = display.next_tokens(controller)
@@ -109,6 +114,7 @@ def test_a_query_that_was_not_read_under_a_window_run_afresh_says_so():
     assert "not read under recompute 12" in display.next_tokens(controller)
 
 
+@pytest.mark.slow
 def test_continuations_name_their_configuration_and_say_whether_they_go_on():
     controller = controller_of(policy="window", window=12)
     now = controller.now.continuation.text
@@ -118,6 +124,7 @@ def test_continuations_name_their_configuration_and_say_whether_they_go_on():
     assert "<i>window 12:</i> …</p>" in display.continuations(controller)
 
 
+@pytest.mark.slow
 def test_prices_are_said_beside_the_dense_one():
     controller = controller_of(policy="window", window=12)
     kept = 2 * 2 * 2 * 16 * 4  # bytes a token: keys and values, layers, heads, dimensions, float32
@@ -126,5 +133,6 @@ def test_prices_are_said_beside_the_dense_one():
     assert "dense" not in display.prices(controller_of()) and display.prices(Controller(None, ["", ""])) == ""
 
 
+@pytest.mark.slow
 def test_white_space_of_a_token_is_visible():
     assert display.token_text(controller_of(" a\n\t\r"), 5) == "␣a↵⇥\\r"

@@ -18,6 +18,7 @@ def go(controller, act):
     return controller.name
 
 
+@pytest.mark.slow
 def test_undo_and_redo_walk_over_the_settings_that_were_shown(controller):
     for window in (6, 8, 10):
         ask(controller, policy="window", window=window)
@@ -30,6 +31,7 @@ def test_undo_and_redo_walk_over_the_settings_that_were_shown(controller):
     assert controller.problem.startswith("there is nothing to redo")
 
 
+@pytest.mark.slow
 def test_a_new_setting_after_an_undo_ends_the_way_forth_and_all_stay_in_the_history(controller):
     for window in (6, 8):
         ask(controller, policy="window", window=window)
@@ -53,6 +55,7 @@ def test_a_visit_tells_the_perplexity_that_was_shown_and_dense(controller):
     assert str(controller.history.visits[0]).startswith("dense: perplexity")
 
 
+@pytest.mark.slow
 def test_a_setting_that_is_refused_or_was_never_shown_is_no_step(controller, reader):
     ask(controller, policy="window", window=6)
     controller.change(policy="chosen", evicted=(99,))

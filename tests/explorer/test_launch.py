@@ -104,6 +104,7 @@ def test_several_texts_and_padding_are_refused(opened):
 # --- texts ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_text_is_read_by_the_tokenizer_token_by_token(opened):
     words = talking.tokenizer()
     app = opened(build("llama"), words, SENTENCE)
@@ -113,6 +114,7 @@ def test_a_text_is_read_by_the_tokenizer_token_by_token(opened):
     np.testing.assert_allclose(app.controller.now.reading.losses, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(60,), (1, 60)])
 def test_ids_need_no_tokenizer_and_are_shown_as_numbers(opened, shape):
     app = opened(build("llama"), text=text().reshape(shape))
@@ -120,6 +122,7 @@ def test_ids_need_no_tokenizer_and_are_shown_as_numbers(opened, shape):
     assert app.streaming is not None and app.problem.value == ""
 
 
+@pytest.mark.slow
 def test_a_text_from_a_file_is_read(opened, tmp_path):
     (tmp_path / "text.txt").write_text(SENTENCE, encoding="utf-8")
     app = opened(build("llama"), talking.tokenizer(), tmp_path / "text.txt")
@@ -163,6 +166,7 @@ def test_two_tokens_are_enough_for_everything(opened):
         assert app.controller.name == app.controller.configuration.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -258,6 +262,7 @@ def is_shown_dense(app: Explorer) -> bool:
     return app.controller.name == "dense" and "<b>dense</b>" in app.headline.value and "ready" in app.busy.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "tokens", "message"), [("gpt2", 520, "512 positions")])
 def test_a_model_that_cannot_read_the_text_at_all_says_so_in_place(opened, name, tokens, message):
     app = opened(build(name), text=text(tokens))
@@ -283,6 +288,7 @@ def record_of(tokens: int = 30, **options):
     return scope.record
 
 
+@pytest.mark.slow
 def test_a_record_and_its_file_are_looked_at_without_a_model(opened, tmp_path):
     record = record_of(resolution=None)
     for given in (record, save_record(record, tmp_path / "maps.nc"), str(tmp_path / "maps.nc")):
@@ -318,6 +324,7 @@ def test_records_of_every_kind_can_be_looked_at(opened, make):
     assert "opened without its model" in app.problem.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [dict(policy="sinks", window=12), dict(policy="recompute", window=6)])
 def test_a_saved_view_opens_and_shows_the_same_map(opened, tmp_path, monkeypatch, fields):
     monkeypatch.setattr(sinkscope.figures, "explored", lambda record: Figure())  # which takes seconds
@@ -337,6 +344,7 @@ def test_a_saved_view_opens_and_shows_the_same_map(opened, tmp_path, monkeypatch
     np.testing.assert_allclose(shown.row()[0], row, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
@@ -355,6 +363,7 @@ def test_a_file_that_is_no_record_is_one_sentence(tmp_path):
     check_refusal(lambda: explore(tmp_path / "broken.nc"), "not a record of sinkscope")
 
 
+@pytest.mark.slow
 def test_what_is_read_is_what_the_reader_alone_reads(opened):
     app = opened(build("llama"), text=text())
     np.testing.assert_array_equal(app.controller.now.reading.losses, first(reader(), Configuration()).losses)

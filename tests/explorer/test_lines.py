@@ -33,6 +33,7 @@ def test_the_first_tokens_and_those_up_to_the_query_stand_in_the_columns(tokens,
     assert places == expected and len(places) <= MOST
 
 
+@pytest.mark.slow
 def test_the_weights_are_those_of_the_heads():
     controller = Controller(reader(), [f"word{place}" for place in range(TOKENS)])
     controller.begin()

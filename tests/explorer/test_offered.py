@@ -33,6 +33,7 @@ def test_heavy_hitters_and_tova_are_among_the_policies():
     assert {"H2O", "TOVA"} <= set(POLICY_NAMES)
 
 
+@pytest.mark.slow
 def test_what_is_given_stands_at_the_end_of_its_list_and_runs_when_it_is_chosen():
     app = explore(build("llama"), text=text(), policies=[Third()], normalisers={HOSTILE: Softmax1()})
     assert app.wait()

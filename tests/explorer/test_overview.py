@@ -44,6 +44,7 @@ def check_scores(scores: dict[str, np.ndarray], maps: np.ndarray) -> None:
     np.testing.assert_allclose(scores["peak"], (maps.sum(-2) / readers).max(-1), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*FAMILIES, "mpt", "gpt2"])
 def test_thumbnails_and_scores_of_the_model_as_it_is_equal_eager_attention(name):
     found, maps = overview(name), eager_maps(name, {"input_ids": text()[None]})[0]
@@ -52,6 +53,7 @@ def test_thumbnails_and_scores_of_the_model_as_it_is_equal_eager_attention(name)
     check_scores(found.scores, maps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["sinks", "chosen in a layer", "sinks gone from a window", "softmax1"])
 def test_thumbnails_and_scores_under_a_configuration_equal_the_definition(case):
     configuration, definition = CONFIGURATIONS[case]
@@ -61,6 +63,7 @@ def test_thumbnails_and_scores_under_a_configuration_equal_the_definition(case):
     assert found.configuration == configuration
 
 
+@pytest.mark.slow
 def test_longer_texts_are_pooled_by_the_largest_value():
     maps = eager_maps("llama", {"input_ids": text(150)[None]})[0].reshape(8, 150, 150)
     check_thumbnails(overview(tokens=150).units, maps)

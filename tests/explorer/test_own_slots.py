@@ -45,6 +45,7 @@ def app():
 # --- run --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("slots", "like"),
     [
@@ -88,6 +89,7 @@ def test_a_policy_that_the_explorer_knows_nothing_of_is_never_taken_for_the_mode
     assert controller.now is not controller.dense
 
 
+@pytest.mark.slow
 def test_two_policies_of_one_name_are_two(controller, reader):
     for policy in (Window(5, label="mine"), Window(6, label="mine"), Window(6, label="mine")):
         ask(controller, policy=policy)
@@ -96,6 +98,7 @@ def test_two_policies_of_one_name_are_two(controller, reader):
     assert len(reader.asked) == 4 and controller.now is not controller.dense
 
 
+@pytest.mark.slow
 def test_a_policy_that_was_stopped_is_read_though_one_of_its_name_is_shown(controller, reader):
     ask(controller, policy=Window(5, label="mine"))
     gate = reader.gates["mine"] = Gate()
@@ -108,6 +111,7 @@ def test_a_policy_that_was_stopped_is_read_though_one_of_its_name_is_shown(contr
     assert controller.now.reading.configuration.policy == Window(6, label="mine")
 
 
+@pytest.mark.slow
 def test_objects_of_tensors_which_cannot_be_compared_are_asked_for_like_any_other(controller, reader):
     for seed in (0, 0, 1):
         ask(controller, normaliser=LearnedSink(torch.full((4,), float(seed))))
@@ -124,6 +128,7 @@ def test_the_first_query_that_a_policy_changes_follows_from_what_it_sees_or_keep
 # --- shown ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_was_given_is_shown_in_the_list_and_can_be_chosen_there_again(app):
     policy, normaliser, fields = TwoSinks(), Squares(), app.controls.fields
     app.controller.change(policy=policy, normaliser=normaliser)
@@ -154,6 +159,7 @@ def test_the_words_of_readme_and_notebooks_ask_for_the_same(controller):
 # --- saved ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_saved_code_imports_the_classes_and_measures_what_was_shown(monkeypatch):
     monkeypatch.setattr(sinkscope, "load", lambda: (build("llama"), None))
     controller = Controller(reader(), [""] * TOKENS)
@@ -172,6 +178,7 @@ def test_the_saved_code_imports_the_classes_and_measures_what_was_shown(monkeypa
     assert record.cache_size.values.tolist() == [-1, 22]
 
 
+@pytest.mark.slow
 def test_the_saved_code_leaves_the_place_of_a_class_that_only_the_notebook_has(monkeypatch):
     monkeypatch.setattr(Squares, "__module__", "__main__")
     controller = Controller(reader(), [""] * TOKENS)
@@ -183,6 +190,7 @@ def test_the_saved_code_leaves_the_place_of_a_class_that_only_the_notebook_has(m
     )
 
 
+@pytest.mark.slow
 def test_the_saved_code_names_each_class_where_it_is_found():
     controller = Controller(reader(), [""] * TOKENS)
     controller.begin()
@@ -239,6 +247,7 @@ def test_every_field_has_a_control_and_one_whose_control_is_the_text():
     assert all(control.label and control.tooltip for control in CONTROLS.values())
 
 
+@pytest.mark.slow
 def test_an_entry_in_the_table_is_all_that_a_policy_of_the_list_needs(monkeypatch):
     entry = PolicyEntry("two sinks", ("window",), lambda asked: TwoSinks(window=asked.window))
     monkeypatch.setitem(POLICIES, "two", entry)

@@ -58,6 +58,7 @@ def in_bytes(weights):
     return np.nan_to_num(np.clip(places, 1, 255)).astype(int)
 
 
+@pytest.mark.slow
 def test_the_page_holds_the_map_of_every_head_token_by_token_where_there_is_room(folder):
     page = written(folder)
     assert told(page)["side"] == TOKENS and told(page)["fine"] == []
@@ -67,6 +68,7 @@ def test_the_page_holds_the_map_of_every_head_token_by_token_where_there_is_room
     assert (maps != expected).mean() < 1e-3
 
 
+@pytest.mark.slow
 def test_rows_that_a_window_leaves_alone_are_told_as_the_same(folder):
     told_apart = held(written(folder), "maps-1").reshape(-1, TOKENS * (TOKENS + 1) // 2)
     queries, keys = np.tril_indices(TOKENS)
@@ -91,6 +93,7 @@ def test_losses_and_next_tokens_are_those_of_the_model(folder):
     np.testing.assert_allclose(losses[1:], expected[-(TOKENS - 1) :], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_page_without_room_is_pooled_and_keeps_as_many_heads_as_fit(folder):
     whole = len(written(folder).encode()) / 1e6
     page = written(folder, whole - 0.012)
@@ -103,6 +106,7 @@ def test_a_page_without_room_is_pooled_and_keeps_as_many_heads_as_fit(folder):
     assert np.abs(pooled - expected[:, *np.tril_indices(30)]).max() <= 1
 
 
+@pytest.mark.slow
 def test_a_page_that_would_exceed_its_size_says_what_to_drop_and_writes_nothing(tmp_path):
     with pytest.raises(SinkscopeError, match=r"20 × 20 cells.* has 0\.1\d* MB, and 0\.05 .* fewer than 2 settings"):
         save_page(reader(), WORDS, tmp_path / "page.html", ASKED, 0.05)
@@ -125,6 +129,7 @@ def test_a_setting_that_no_page_can_show_is_refused_before_anything_runs(setting
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_file_of_somebody_else_is_not_replaced_and_one_of_ours_is(tmp_path):
     file = tmp_path / "page.html"
     assert save_page(reader(), WORDS, file, []) == file == save_page(reader(), WORDS, file, [])
@@ -155,6 +160,7 @@ def test_the_settings_of_a_page_are_dense_and_nine_others_at_least():
     assert page_settings(256, [8], [0]) == [{"policy": "window", "window": 8}]
 
 
+@pytest.mark.slow
 def test_a_setting_asked_for_twice_is_there_once(tmp_path):
     asked = [{"policy": "dense"}, sinkscope.Window(16), {"policy": "window", "window": 16, "sinks": 2}]
     other = sinkscope.Window(16, layers=[1])

@@ -54,6 +54,7 @@ def measured(controller, spans, policy=None):
     return record["span_mass"].values[0].reshape(-1, len(spans), len(spans))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["chat", "sentences", "special", "words", "own"])
 @pytest.mark.parametrize("setting", [{}, {"policy": "window", "window": 12}])
 def test_the_table_of_spans_is_what_span_mass_measures_to_the_last_digit_shown(chat, kind, setting):
@@ -77,6 +78,7 @@ def test_the_table_of_spans_is_what_span_mass_measures_to_the_last_digit_shown(c
     assert chat.wait(WAIT)
 
 
+@pytest.mark.slow
 def test_the_null_is_even_attention_over_all_tokens_up_to_the_query(chat):
     chat.show(spans="chat")
     record = sinkscope.measure(talker(), chat.model.ids[None], [SpanMass(chat.parts.of("chat"))])
@@ -127,6 +129,7 @@ def test_cells_of_words_are_summed_over_keys_and_averaged_over_queries(chat):
     assert chat.caption == "layer 1, head 1, words · dense" and "summed over the tokens" in chat.comparison.said
 
 
+@pytest.mark.slow
 def test_words_are_zoomed_compared_and_hidden_as_tokens_are(chat):
     chat.change(policy="window", window=12)
     assert chat.wait(WAIT)
@@ -146,6 +149,7 @@ def test_words_are_zoomed_compared_and_hidden_as_tokens_are(chat):
     assert chat.wait(WAIT)
 
 
+@pytest.mark.slow
 def test_state_record_and_code_hold_the_spans_and_the_words(chat, monkeypatch):
     chat.show(spans="chat", cells="words")
     again = Controller(TextModel(talker(), chat.model.ids, chat.model.tokenizer), chat.tokens)
@@ -214,6 +218,7 @@ def test_many_spans_have_no_table_on_the_screen_but_one_to_save():
     np.testing.assert_allclose(saved.parts.table()["mass"], np.nan_to_num(saved.saved.weights).ravel(), atol=1e-7)
 
 
+@pytest.mark.slow
 def test_explore_takes_a_chat_and_spans_and_shortens_the_turns_with_the_text():
     words = tokenizer()
     app = explore(talker(), words, MESSAGES, length=20)

@@ -15,6 +15,7 @@ from tests.support.zoo import build
 SAME = ("dense", "softmax", "clipped")  # as the model is, or at the first query, whose one key keeps its weight
 
 
+@pytest.mark.slow
 def test_every_result_says_its_kind_and_is_kept_under_it():
     results, given = Results(), everything(reader(), CONFIGURATIONS["window"][0])
     for kind, (*_, result) in given.items():
@@ -43,6 +44,7 @@ def test_the_first_query_that_notices_a_shorter_window_run_afresh_has_lost_the_f
         assert max(0, query - window + 1) == 1 and max(0, query - window) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["window", "sinks", "chosen", "sigmoid", "stronger sinks"])
 def test_perplexities_are_over_the_tokens_that_the_configuration_acts_on(case):
     configuration, model = CONFIGURATIONS[case][0], reader()
@@ -72,6 +74,7 @@ def test_where_nothing_was_evicted_there_is_nothing_to_compare():
     assert loss_of(first(model, Configuration()), first(model, Configuration(policy="window", window=60))) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("query", [0, 30, 59])
 def test_guesses_are_the_likeliest_under_either_with_both_probabilities(query):
     configuration, definition = CONFIGURATIONS["sinks"]

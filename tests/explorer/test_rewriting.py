@@ -36,6 +36,7 @@ def ids_of(app):
     return app.controller.model.ids.tolist()
 
 
+@pytest.mark.slow
 def test_a_text_that_is_typed_takes_the_place_of_the_other_under_the_same_setting_and_head(app):
     app.controller.change(policy="window", window=6)
     app.controller.choose(5)
@@ -55,6 +56,7 @@ def test_a_text_that_is_typed_takes_the_place_of_the_other_under_the_same_settin
     assert app.writing.words.value and app.pictures.map.comm is not None
 
 
+@pytest.mark.slow
 def test_the_buttons_read_and_write_what_was_typed(app):
     bar = app.writing
     bar.words.value, bar.kind.value, bar.length.value = CHAT, True, 60
@@ -73,6 +75,7 @@ def test_the_buttons_read_and_write_what_was_typed(app):
     assert "the chat is empty" in app.writing.status.value and "role='alert'" in app.writing.status.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "policy"),
     [({}, None), ({"policy": "window", "window": 8}, Window(8)), ({"policy": "tova", "window": 12}, TOVA(12))],
@@ -88,6 +91,7 @@ def test_the_tokens_are_those_of_generate_record_and_the_spans_too(app, asked, p
     assert labels == record["span"].values[0].tolist()
 
 
+@pytest.mark.slow
 def test_rows_are_shown_while_the_text_grows(app, monkeypatch):
     seen = []
     grow = type(app.pictures).grow
@@ -102,6 +106,7 @@ def test_rows_are_shown_while_the_text_grows(app, monkeypatch):
     assert app.pictures.map.frame["length"] == prompt + 2 * GROWTH + 1
 
 
+@pytest.mark.slow
 def test_writing_that_is_stopped_leaves_the_text_as_it_was_and_no_thread(app):
     before, controller = ids_of(app), app.controller
     gate, going = threading.Event(), threading.Event()
@@ -156,6 +161,7 @@ def test_a_text_that_cannot_be_shown_is_one_sentence(given, reason):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_a_text_of_one_token_a_missing_template_or_tokenizer_are_one_sentence(app):
     alone = tokenizer()
     alone.backend_tokenizer.post_processor = None
@@ -181,6 +187,7 @@ def test_a_text_of_one_token_a_missing_template_or_tokenizer_are_one_sentence(ap
     assert app.wait() and "the chat is empty" in app.writing.status.value and ids_of(app) == before
 
 
+@pytest.mark.slow
 def test_a_model_that_ends_at_once_says_so_and_the_text_stays(app):
     before = ids_of(app)
     app.controller.model.original.generation_config.eos_token_id = list(range(128))
@@ -188,6 +195,7 @@ def test_a_model_that_ends_at_once_says_so_and_the_text_stays(app):
     assert app.wait() and "ends its answer" in app.writing.status.value and ids_of(app) == before
 
 
+@pytest.mark.slow
 def test_without_a_model_or_a_tokenizer_nothing_can_be_typed():
     alone = explore(build("llama"), text=text())
     assert alone.wait() and alone.writing.read.disabled and alone.writing.generate.disabled
@@ -200,6 +208,7 @@ def test_without_a_model_or_a_tokenizer_nothing_can_be_typed():
         alone.generate(CAT, 0)
 
 
+@pytest.mark.slow
 def test_hostile_words_stay_text(app):
     app.generate(HOSTILE, GROWTH)
     assert app.wait()

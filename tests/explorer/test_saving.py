@@ -106,6 +106,7 @@ def test_the_code_is_right_for_other_families(name, loads_the_tiny_model):
     np.testing.assert_allclose(fresh["attention_map"], np.nan_to_num(shown_map(controller)), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_the_code_prints_what_it_measured_and_reads_the_text_as_it_was_given(loads_the_tiny_model, capsys):
     controller = controller_of(CONFIGURATIONS["window"][0])
     code = code_of(controller, "torch.tensor([list(range(3, 63))])")
@@ -116,6 +117,7 @@ def test_the_code_prints_what_it_measured_and_reads_the_text_as_it_was_given(loa
     assert float(printed["changed"]) == pytest.approx(controller.loss.changed, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\0"])
 def test_no_name_adds_a_line_to_the_code(end, monkeypatch):
     controller = controller_of(CONFIGURATIONS["window"][0])
@@ -129,6 +131,7 @@ def test_no_name_adds_a_line_to_the_code(end, monkeypatch):
     assert len(code.splitlines()) == len(before.splitlines())
 
 
+@pytest.mark.slow
 def test_a_view_is_saved_over_until_its_code_is_edited(tmp_path, an_empty_figure):
     controller = controller_of(CONFIGURATIONS["window"][0])
     for _ in range(2):
@@ -141,6 +144,7 @@ def test_a_view_is_saved_over_until_its_code_is_edited(tmp_path, an_empty_figure
     assert files[-1].read_text() == edited and files[0].read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["dense", "sinks", "recompute"])
 def test_the_record_holds_the_map_and_both_losses_and_opens_again(case, tmp_path):
     controller = controller_of(ASKED[case], query=40)
@@ -176,6 +180,7 @@ def test_saving_writes_a_figure_in_three_formats_the_record_and_the_code(tmp_pat
     assert unsealed(files[-1].read_bytes(), ".py") == code.encode()
 
 
+@pytest.mark.slow
 def test_a_home_folder_may_be_named_by_its_sign(tmp_path, monkeypatch, an_empty_figure):
     monkeypatch.setenv("HOME", str(tmp_path))
     controller = controller_of(Configuration())
@@ -222,6 +227,7 @@ def test_a_closed_explorer_has_nothing_to_save(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_saved_record_is_saved_again_without_code(tmp_path, an_empty_figure):
     maps = random_maps(20)
     saved = Controller(None, [f"word{place}" for place in range(20)], saved=maps)

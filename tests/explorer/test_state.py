@@ -39,6 +39,7 @@ def test_what_is_as_at_first_is_left_out():
     assert text == "text=00112233&model=aabbccdd"
 
 
+@pytest.mark.slow
 def test_a_controller_looks_at_a_state_of_another_with_the_same_text_and_model(controller):
     ask(controller, policy="window", window=6)
     controller.comparison.pin_setting()

@@ -49,6 +49,7 @@ def test_a_family_read_token_by_token_is_played_in_the_same_blocks():
     one.close()
 
 
+@pytest.mark.slow
 def test_dense_beside_sinks_in_a_text_shorter_than_a_block():
     policies = [Dense(), SinkWindow(4, 20)]
     one = Player(build("llama"), text(50), policies)
@@ -57,6 +58,7 @@ def test_dense_beside_sinks_in_a_text_shorter_than_a_block():
     one.close()
 
 
+@pytest.mark.slow
 def test_pauses_and_threads_change_nothing():
     """Each round in a thread of its own, as pausing and playing on does."""
     model = build("llama")
@@ -101,6 +103,7 @@ def test_stopped_before_it_begins_it_reads_nothing():
     one.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [16, 100, 256])
 def test_the_running_perplexity_is_over_the_last_tokens_before_each_end_of_a_block(width):
     one = Player(build("llama"), text(TOKENS), POLICIES)
@@ -166,6 +169,7 @@ def test_what_a_user_should_know_of_the_policies_is_noted():
     one.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [2, 10, 17, 150])
 def test_re_computation_is_played_by_a_sample_with_the_last_token_in_it(tokens):
     one = Player(build("llama"), text(tokens), [Recompute(20), Window(20)])

@@ -45,6 +45,7 @@ def until(app: Explorer, tokens: int) -> None:
     assert app._mailbox.pump(lambda: tab.player is not None and tab.player.done[1] >= tokens, 60)
 
 
+@pytest.mark.slow
 def test_both_curves_and_the_words_are_those_of_the_player_and_its_losses_those_of_perplexity(app):
     tab, policies = app.streaming, [Window(60), SinkWindow(4, 56)]
     tab.toggle()
@@ -61,6 +62,7 @@ def test_both_curves_and_the_words_are_those_of_the_player_and_its_losses_those_
     assert tab.chart.frame["marks"] == [60]  # both keep the same number
 
 
+@pytest.mark.slow
 def test_pausing_keeps_the_place_and_playing_on_changes_nothing(app):
     tab = app.streaming
     tab.speed.value = SLOW
@@ -79,6 +81,7 @@ def test_pausing_keeps_the_place_and_playing_on_changes_nothing(app):
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.slow
 def test_from_the_start_it_reads_the_text_again(app):
     tab = app.streaming
     tab.toggle()
@@ -90,6 +93,7 @@ def test_from_the_start_it_reads_the_text_again(app):
     np.testing.assert_array_equal(tab.player.losses, player.losses)
 
 
+@pytest.mark.slow
 def test_other_policies_begin_at_the_start_of_the_text(app):
     tab = app.streaming
     tab.toggle()
@@ -101,6 +105,7 @@ def test_other_policies_begin_at_the_start_of_the_text(app):
     assert [policy.name for policy in tab.player.policies] == [Dense().name, SinkWindow(2, 58).name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -121,6 +126,7 @@ def test_policies_that_cannot_be_played_are_one_sentence_and_others_play(app, fi
     assert "the text has ended" in tab.status.value
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_streamed_says_so():
     app = explore(build("gpt2"), text=text(100))
     app.wait(60)
@@ -130,6 +136,7 @@ def test_a_model_that_cannot_be_streamed_says_so():
     app.close()
 
 
+@pytest.mark.slow
 def test_what_fails_on_the_way_is_said_and_can_be_begun_again(app, monkeypatch):
     tab = app.streaming
     tab.speed.value = SLOW
@@ -144,6 +151,7 @@ def test_what_fails_on_the_way_is_said_and_can_be_begun_again(app, monkeypatch):
     assert "the text has ended" in tab.status.value
 
 
+@pytest.mark.slow
 def test_reading_and_playing_take_turns(app):
     tab = app.streaming
     tab.speed.value = SLOW
@@ -158,6 +166,7 @@ def test_reading_and_playing_take_turns(app):
     assert app.wait(60) and app.controller.name == "window 12"
 
 
+@pytest.mark.slow
 def test_leaving_the_tab_pauses(app):
     tabs = app.children[-1]
     tabs.selected_index = 1
@@ -168,6 +177,7 @@ def test_leaving_the_tab_pauses(app):
     assert not app.streaming.is_playing
 
 
+@pytest.mark.slow
 def test_a_text_shorter_than_the_cache_has_a_cache_that_fits():
     app = explore(build("llama"), text=text(20))
     app.wait(60)
@@ -178,12 +188,14 @@ def test_a_text_shorter_than_the_cache_has_a_cache_that_fits():
     app.close()
 
 
+@pytest.mark.slow
 def test_before_anything_is_played_every_field_says_what_it_holds_and_the_chart_has_no_curve(app):
     tab = app.streaming
     assert (tab.left.label, tab.right.label, tab.speed.label) == ("window", "sinks + window", "as fast as it goes")
     assert tab.chart.frame["curves"] == [] and tab.chart.frame["length"] == TOKENS
 
 
+@pytest.mark.slow
 def test_the_number_of_sinks_is_at_rest_where_no_policy_keeps_any(app):
     tab = app.streaming
     assert not tab.sinks.disabled
@@ -193,6 +205,7 @@ def test_the_number_of_sinks_is_at_rest_where_no_policy_keeps_any(app):
     assert not tab.sinks.disabled
 
 
+@pytest.mark.slow
 def test_the_controls_of_the_heads_stand_in_their_own_tab(app):
     heads, streaming, _ = app.children[-1].children
     inside = {id(part) for part in descendants(streaming)}
@@ -200,6 +213,7 @@ def test_the_controls_of_the_heads_stand_in_their_own_tab(app):
     assert {id(each) for each in app.controls.fields.values()} <= {id(part) for part in descendants(heads)}
 
 
+@pytest.mark.slow
 def test_re_computation_is_played_by_a_sample_whose_losses_are_those_of_perplexity(app):
     tab = app.streaming
     tab.right.value = "recompute"

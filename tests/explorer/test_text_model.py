@@ -56,6 +56,7 @@ def test_losses_and_guesses_equal_the_definition_in_float64(case):
     np.testing.assert_allclose(np.take_along_axis(shares, guesses.ids, -1), guesses.probabilities, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_families_outside_the_attention_interface_are_read_densely(name):
     results = everything(reader(name), Configuration())
@@ -64,6 +65,7 @@ def test_families_outside_the_attention_interface_are_read_densely(name):
     assert list(map(len, results.values())) == [1, 1, 1, WRITTEN]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*FAMILIES, *OUTSIDE, "gpt2"])
 def test_a_dense_continuation_is_that_of_generate(name):
     model, ids = build(name), text()[None]
@@ -83,6 +85,7 @@ def test_a_continuation_under_sinks_is_that_of_generate_with_a_sink_cache(name, 
     assert written(results) == expected[0, 60:].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", ["sinks in the text", "sinks gone from a window", "stronger sinks", "chosen", "softmax1 in a layer", "ReLU"]
 )
@@ -94,6 +97,7 @@ def test_a_continuation_is_that_of_whole_forward_passes_without_a_cache(case):
     assert written(everything(reader(), configuration))[:8] == ids[0, 60:].tolist()
 
 
+@pytest.mark.slow
 def test_a_continuation_grows_by_a_token_and_only_the_last_is_done():
     class Letters:
         def decode(self, ids):
@@ -112,6 +116,7 @@ def test_no_token_is_computed_that_nobody_asked_for():
     assert passes == [60] + [1] * (WRITTEN - 1)  # the text, and every written token but the last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("configuration", "like"),
     [
@@ -157,6 +162,7 @@ def test_a_cache_larger_than_the_text_is_noted():
     assert first(reader(), Configuration(policy="window", window=20)).note == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [PerHead({(0, 1): TOVA(8)}), TOVA(8, layers=[1])])
 def test_a_continuation_goes_on_with_what_a_scored_policy_remembers(policy):
     ids = written(everything(reader(), Configuration(policy=policy)))
@@ -252,6 +258,7 @@ def test_weights_that_are_no_numbers_are_named(configuration):
         everything(TextModel(broken, text()), configuration)
 
 
+@pytest.mark.slow
 def test_a_reading_that_is_overtaken_at_any_moment_leaves_the_model_to_be_read():
     for moment in range(12):  # those of the trials that find out what the model can do among them
         model, asked = reader(), itertools.count()

@@ -94,6 +94,7 @@ def test_losses_come_bit_by_bit_and_what_was_given_stays_as_it_was():
         np.testing.assert_array_equal(each.losses, then)
 
 
+@pytest.mark.slow
 def test_the_losses_are_not_measured_again_for_another_query():
     model = reader()
     before = everything(model, CONFIGURATION)["reading"][-1].losses

@@ -112,6 +112,7 @@ def test_results_that_nobody_continuation_to_take_leave_gradients_and_hooks_as_t
     assert model(text()[None]).logits.requires_grad
 
 
+@pytest.mark.slow
 def test_the_model_can_be_used_and_measured_while_its_twin_is_read_in_another_thread():
     model, ids = build("llama"), text()
     with torch.no_grad():
@@ -149,6 +150,7 @@ def test_weights_that_change_are_read_as_they_are_now():
     np.testing.assert_array_equal(after, first(TextModel(model, text()), Configuration()).losses)
 
 
+@pytest.mark.slow
 def test_twenty_readers_of_a_model_leave_no_hook_on_it():
     model = build("llama")
     hooks = hooks_of(model)

@@ -34,6 +34,7 @@ def harmonic_tail(length: int, position: int) -> float:
     return sum(1 / (i + 1) for i in range(position, length)) / (length - position)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [1, 3])
 def test_the_heat_map_shows_the_mean_mass_on_the_first_keys(record, maps, first):
     figure = figures.sink_mass_heatmap(record, first=first)
@@ -57,6 +58,7 @@ def test_one_sequence_has_no_interval_and_says_so():
     assert "no interval" in figure.legends[0].get_title().get_text()
 
 
+@pytest.mark.slow
 def test_mean_maps_shows_logits_above_and_probabilities_below_each_with_its_unit(record, maps):
     figure = figures.mean_maps(record, heads=[(3, 1), (0, 0)])
     images = [axes.images[0] for axes in figure.axes if axes.images]
@@ -68,6 +70,7 @@ def test_mean_maps_shows_logits_above_and_probabilities_below_each_with_its_unit
     assert images[0].get_cmap().name != images[2].get_cmap().name
 
 
+@pytest.mark.slow
 def test_mean_maps_chooses_the_heads_that_give_the_first_token_most(record, maps):
     figure = figures.mean_maps(record)
     strength = maps[:, :, :, 1:16, 0].mean(axis=(0, 3))
@@ -88,6 +91,7 @@ def test_the_sink_rate_is_the_share_of_heads_above_the_threshold(record, maps):
         assert marks == [pytest.approx(harmonic_tail(length, 0), rel=1e-6)]
 
 
+@pytest.mark.slow
 def test_received_is_the_mean_over_the_queries_that_see_each_key(record, maps):
     drawn = lines(figures.received_by_position(record, sequence=1))
     alpha = maps[1].sum(axis=2) / (40 - np.arange(40))
@@ -114,6 +118,7 @@ def test_norms_compare_the_first_token_with_the_rest(record):
         np.testing.assert_allclose(drawn["rest"], values[..., 1:].mean(axis=(0, 2, 3)), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_massive_activations_show_the_largest_and_the_median(record):
     drawn = lines(figures.massive_activations(record, ratio=500))
     largest, median = record["activation_max"].values, record["activation_median"].values
@@ -198,6 +203,7 @@ def of_layer(figure: Figure, layer: int) -> list[np.ndarray]:
     return [np.asarray(values, float) for values in found]
 
 
+@pytest.mark.slow
 def test_maps_of_any_origin_serve_every_figure_they_have_the_numbers_for():
     record = from_maps(synthetic_maps(sequences=1, layers=2, heads=2, tokens=24)[0])
     drawn = set()
@@ -212,6 +218,7 @@ def test_maps_of_any_origin_serve_every_figure_they_have_the_numbers_for():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_encoder_gets_its_own_nulls_and_no_distance_profile():
     record = synthetic_record(sequences=2, layers=2, heads=2, tokens=20, causal=False)
     assert lines(figures.entropy_by_layer(record))["null"][0] == pytest.approx(np.log(20))
@@ -221,6 +228,7 @@ def test_an_encoder_gets_its_own_nulls_and_no_distance_profile():
         figures.distance_profile(record)
 
 
+@pytest.mark.slow
 def test_sequences_of_different_lengths_and_missing_heads_are_left_out_not_counted_as_zero(record):
     ragged = record.copy(deep=True)
     ragged["length"] = ("sequence", np.array([40, 40, 25]))

@@ -25,6 +25,7 @@ def heights(axes, gid: str) -> np.ndarray:
     return np.asarray(artists(axes)[gid].get_ydata(), float)
 
 
+@pytest.mark.slow
 def test_a_panel_for_each_arm_has_its_mean_over_seeds_t_intervals_and_every_seed():
     record = emergence_record(layers=2, heads=2)
     panels = figures.emergence(record, layer=1).axes
@@ -48,6 +49,7 @@ def test_a_panel_for_each_arm_has_its_mean_over_seeds_t_intervals_and_every_seed
     assert len(limits) == 1  # arms are compared by eye
 
 
+@pytest.mark.slow
 def test_the_last_step_of_all_arms_stands_in_rows_with_a_ring_for_each_seed():
     record = emergence_record(layers=2, heads=2)
     last = figures.emergence(record, layer=1).axes[2:]
@@ -67,6 +69,7 @@ def test_the_last_step_of_all_arms_stands_in_rows_with_a_ring_for_each_seed():
             assert axes.get_yticklabels()[row].get_text() == arm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantity", ["loss", "gate of non-triggers", "row sum of triggers"])
 def test_another_quantity_can_be_followed(quantity):
     record = emergence_record()
@@ -82,6 +85,7 @@ def test_another_quantity_can_be_followed(quantity):
         figures.emergence(record, quantity="mass")
 
 
+@pytest.mark.slow
 def test_the_uniform_null_of_each_arm_is_drawn_in_its_panel():
     record = emergence_record(arms=("softmax", "sink token"))
     record["bos_null"][1] = 0.05
@@ -97,6 +101,7 @@ def test_fewer_than_three_seeds_have_no_bands_and_the_figure_says_so():
     assert "95% t intervals over 3 seeds" in figures.emergence(emergence_record()).legends[0].get_title().get_text()
 
 
+@pytest.mark.slow
 def test_axes_say_probability_and_nats_and_share_no_label():
     panels = figures.emergence(emergence_record()).axes
     assert "probability" in panels[0].get_ylabel() and "nats" in panels[-1].get_xlabel()
@@ -132,6 +137,7 @@ def test_similar_perplexities_have_a_linear_axis():
     assert figures.language_emergence(language_record({"a": 0.1}, {"a": 1.2})).axes[0].get_yscale() == "linear"
 
 
+@pytest.mark.slow
 def test_each_head_is_one_point_beside_the_null_and_the_threshold_of_a_sink():
     record = language()
     axes, heads = figures.language_emergence(record).axes[1], head_masses(record)
@@ -153,6 +159,7 @@ def test_two_drawings_of_the_same_record_are_byte_equal_and_name_their_source(na
     assert first == saved() and b"a small model" in first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_width_is_a_page_and_no_text_lies_over_another(name):
     figure = drawn(name)

@@ -18,6 +18,7 @@ def curves(figure) -> dict[str, np.ndarray]:
     return {line.get_label(): line.get_xydata() for line in figure.axes[1].lines}
 
 
+@pytest.mark.slow
 def test_the_map_is_that_of_the_record_and_keys_that_are_not_seen_are_apart():
     record = view()
     figure = figures.explored(record)
@@ -29,6 +30,7 @@ def test_the_map_is_that_of_the_record_and_keys_that_are_not_seen_are_apart():
     assert "probability" in figure.axes[-1].get_xlabel()
 
 
+@pytest.mark.slow
 def test_losses_are_running_means_over_the_tokens_that_were_scored():
     record = view(policies=("dense", "recompute 12"))
     record.nll[1, 0, 13:30] = np.nan
@@ -48,18 +50,21 @@ def test_the_map_of_a_window_stands_where_it_stands_in_the_text(first):
     assert image.get_extent() == [first - 0.5, 39.5, 39.5, first - 0.5]
 
 
+@pytest.mark.slow
 def test_the_axes_of_a_pooled_map_are_tokens():
     record = from_maps(synthetic_maps(sequences=1, layers=1, heads=1, tokens=600))
     image = figures.explored(record[["attention_map"]]).axes[0].images[0]
     assert image.get_array().shape == (64, 64) and image.get_extent() == [-0.5, 599.5, 599.5, -0.5]
 
 
+@pytest.mark.slow
 def test_without_losses_there_is_the_map_alone_and_without_a_map_a_sentence():
     assert len(figures.explored(view().drop_vars("nll")).axes) == 2  # with its scale
     with pytest.raises(SinkscopeError, match="attention_map"):
         figures.explored(view().drop_vars("attention_map"))
 
 
+@pytest.mark.slow
 def test_policies_that_scored_nothing_yet_and_maps_of_nothing_are_drawn_without_a_warning(tmp_path):
     record = view()
     record.nll[1] = np.nan
@@ -71,6 +76,7 @@ def test_policies_that_scored_nothing_yet_and_maps_of_nothing_are_drawn_without_
     assert list(curves(figure)) == ["dense"]
 
 
+@pytest.mark.slow
 def test_the_first_keys_stand_beside_the_map_widened_with_the_records_numbers_and_are_named():
     record = view()
     axes = figures.explored(record).axes[0]
@@ -92,11 +98,13 @@ def test_the_first_keys_stand_beside_the_map_widened_with_the_records_numbers_an
     assert "key 2<br>" in maps[3]["hovertemplate"] and maps[3]["dx"] == pytest.approx(edges[0][1] - edges[0][0])
 
 
+@pytest.mark.slow
 def test_the_axis_lines_lie_below_the_cells():
     axes = figures.explored(view()).axes[0]
     assert all(spine.get_zorder() < image.get_zorder() for spine in axes.spines.values() for image in axes.images)
 
 
+@pytest.mark.slow
 def test_few_keys_need_no_strip():
     record = view().isel(map_query=slice(20), map_key=slice(20))
     assert len(figures.explored(record[["attention_map"]]).axes[0].images) == 1

@@ -77,6 +77,7 @@ def test_every_word_is_drawn():
     assert len(matplotlib_figure(drawing).axes[0].lines) == len(plotly_figure(drawing, themed=False)["data"]) - 3 == 15
 
 
+@pytest.mark.slow
 def test_dollars_and_tags_are_shown_as_they_are_written_on_paper_and_on_the_page(tmp_path):
     words = r"$\frac{ costs $5 & <b>2</b>"
     bar = m.ColourBar(words, low=0, high=1)

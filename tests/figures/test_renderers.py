@@ -210,12 +210,14 @@ def test_a_logarithmic_colour_bar_has_its_null_where_it_belongs():
     assert mark["y"] == pytest.approx(bar["y"] + share * bar["len"], abs=1e-4) and mark["x"] == bar["x"]
 
 
+@pytest.mark.slow
 def test_log_perplexity_is_logarithmic_on_the_page_when_it_is_on_paper():
     assert figures.plotly_figure(described("log_perplexity"))["layout"]["yaxis"]["type"] == "log"
     flat = RECORDS["log_perplexity"]().sel(policy=["dense", "sinks 4+60"])
     assert "type" not in figures.plotly_figure(figures.log_perplexity.describe(flat))["layout"]["yaxis"]
 
 
+@pytest.mark.slow
 def test_layers_and_heads_carry_the_numbers_of_their_coordinates():
     record = RECORDS["norms"]().assign_coords(layer=[3, 7], head=[2, 5])
     for name in ("norms", "mass_by_layer", "massive_activations", "entropy_by_layer"):
@@ -251,6 +253,7 @@ def test_a_long_line_keeps_its_beginning_its_peaks_and_its_words():
     assert thinned(values[:9]).tolist() == list(range(9))
 
 
+@pytest.mark.slow
 def test_many_lines_without_a_name_are_thinned_at_even_steps_whatever_their_heights():
     values = np.random.default_rng(0).random((40, 5000))
     page = figures.plotly_figure(Drawing([Panel([Line(np.arange(5000), each) for each in values])]))
@@ -274,10 +277,12 @@ def test_nothing_a_record_says_becomes_a_tag_or_a_placeholder_on_the_page():
     assert lines[0]["name"] == "&lt;b&gt;{x}&lt;/b&gt;" and lines[0]["hovertemplate"].startswith("&lt;b&gt;(x)&lt;")
 
 
+@pytest.mark.slow
 def test_the_worked_example_of_the_marks_runs():
     assert doctest.testmod(marks).failed == 0 and doctest.testmod(marks).attempted > 5
 
 
+@pytest.mark.slow
 def test_a_figure_of_ones_own_has_its_name_its_signature_its_words_and_both_renderings():
     @figures.figure
     def slope(record: xr.Dataset, steep: float = 2.0) -> Drawing:

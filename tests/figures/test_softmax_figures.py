@@ -38,6 +38,7 @@ def spans(axes, gid: str, column: int) -> np.ndarray:
     return np.array([segment[:, column] for segment in artists(axes)[gid].get_segments() if len(segment)])
 
 
+@pytest.mark.slow
 def test_forced_mass_shows_the_geometric_mean_by_head_and_the_uniform_null():
     record = experiments.forced()
     heat, _, bar = figures.forced_mass(record).axes
@@ -48,6 +49,7 @@ def test_forced_mass_shows_the_geometric_mean_by_head_and_the_uniform_null():
     assert heat.images[0].norm.vmin == 1 and bar.get_ylabel().startswith("amplification")
 
 
+@pytest.mark.slow
 def test_a_head_that_parks_everything_does_not_take_the_scale_for_itself():
     record = experiments.forced()
     record["log_amplification"][:, 1, 1, 4:] = 17.0
@@ -55,6 +57,7 @@ def test_a_head_that_parks_everything_does_not_take_the_scale_for_itself():
     assert heat.images[0].norm.vmax == 100 and "2.42 × 10⁷" in heat.get_title(loc="left")
 
 
+@pytest.mark.slow
 def test_forced_mass_shows_change_denominator_and_value_over_the_output_of_each_layer():
     record = experiments.forced()
     parts = figures.forced_mass(record).axes[1]
@@ -73,6 +76,7 @@ def test_forced_mass_without_norms_has_one_panel_and_without_amplification_is_re
         figures.forced_mass(record[["output_norm"]])
 
 
+@pytest.mark.slow
 def test_the_null_is_of_as_many_keys_as_the_probe_evicted():
     record = experiments.forced(keys=1)
     bar = figures.forced_mass(record).axes[2]
@@ -82,6 +86,7 @@ def test_the_null_is_of_as_many_keys_as_the_probe_evicted():
     assert artists(figures.forced_mass(record).axes[2])["null"].get_ydata()[0] == pytest.approx(null)
 
 
+@pytest.mark.slow
 def test_collapse_draws_the_ratios_with_their_paired_intervals_and_says_how_much_of_the_gap_each_closes():
     record = experiments.collapse()
     table = collapse_table(record)
@@ -107,6 +112,7 @@ def test_where_nothing_collapses_nothing_is_said_to_be_closed():
     assert not any("closes" in text.get_text() for text in axes.texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["record", "table"])
 def test_dose_response_draws_three_responses_for_sinks_and_control(given):
     record = experiments.dose()
@@ -127,6 +133,7 @@ def test_dose_response_draws_three_responses_for_sinks_and_control(given):
     assert ys(panels[1], "level")[0] == pytest.approx(null) and ys(panels[0], "level")[0] == 1
 
 
+@pytest.mark.slow
 def test_minus_infinity_stands_apart_at_the_left_end_under_its_own_mark():
     axes = figures.dose_response(experiments.dose()).axes[0]
     gone, cut = xs(axes, "ratio-sinks-gone")[0], xs(axes, "cut")[0]
@@ -136,12 +143,14 @@ def test_minus_infinity_stands_apart_at_the_left_end_under_its_own_mark():
     assert "nats" in axes.get_xlabel()
 
 
+@pytest.mark.slow
 def test_doses_close_together_leave_room_for_their_marks_and_zero_keeps_its_own():
     record = experiments.dose().assign_coords(dose=[-np.inf, -0.1, 0.0, 8.0])
     labels = [label.get_text() for label in figures.dose_response(record).axes[0].get_xticklabels()]
     assert labels == ["−∞", "0", "+8"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["record", "table"])
 def test_effects_stand_above_their_controls_beside_what_nothing_and_uniform_attention_give(given):
     record = experiments.interventions()
@@ -168,6 +177,7 @@ def test_an_intervention_that_scores_other_tokens_has_no_ratio_and_says_so():
     assert np.isnan(xs(loss, "ratio-effect")[-1]) and np.isfinite(xs(mass, "sink_mass-effect")).all()
 
 
+@pytest.mark.slow
 def test_predictability_shows_bins_beside_their_null_and_the_heads_with_the_largest_mass():
     record = experiments.predictability()
     left, _ = figures.predictability(record, bins=5).axes
@@ -185,6 +195,7 @@ def test_predictability_shows_bins_beside_their_null_and_the_heads_with_the_larg
     )
 
 
+@pytest.mark.slow
 def test_the_histogram_holds_every_head_once_and_the_head_that_follows_entropy_lies_below_both():
     record = experiments.predictability()
     _, right = figures.predictability(record).axes

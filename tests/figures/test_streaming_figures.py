@@ -91,6 +91,7 @@ def test_the_difference_estimate_is_closer_to_the_truth_than_the_plain_mean_of_t
     assert better == pytest.approx(0.2 / 10, rel=0.35) and plain == pytest.approx(2.5 / 10, rel=0.35)
 
 
+@pytest.mark.slow
 def test_cache_sizes_are_marked_where_they_lie_in_the_text():
     axes = figures.log_perplexity(collapsing(), width=64).axes[0]
     marks = [gid for gid in artists(axes) if gid.startswith("full-")]
@@ -100,6 +101,7 @@ def test_cache_sizes_are_marked_where_they_lie_in_the_text():
     assert not any(gid.startswith("full-") for gid in artists(short))
 
 
+@pytest.mark.slow
 def test_a_collapse_makes_the_axis_logarithmic_and_equal_policies_leave_it_linear():
     curve = collapsing()
     assert figures.log_perplexity(curve).axes[0].get_yscale() == "log"
@@ -108,6 +110,7 @@ def test_a_collapse_makes_the_axis_logarithmic_and_equal_policies_leave_it_linea
     assert figures.log_perplexity(curve).axes[0].get_ylabel() == "log-perplexity (nats per token)"
 
 
+@pytest.mark.slow
 def test_bars_stand_on_zero_as_high_as_the_perplexity_with_the_interval_across():
     table = ablation_table(caches=(256, 512))
     figure = figures.ablation(table)
@@ -127,6 +130,7 @@ def test_bars_stand_on_zero_as_high_as_the_perplexity_with_the_interval_across()
     assert alone.get_x() + alone.get_width() / 2 == pytest.approx(0)  # the only bar without sinks is in the middle
 
 
+@pytest.mark.slow
 def test_beyond_a_factor_of_four_points_on_a_logarithmic_axis_take_the_place_of_bars():
     table = ablation_table(zero=5158.0)
     axes = figures.ablation(table).axes[0]
@@ -138,6 +142,7 @@ def test_beyond_a_factor_of_four_points_on_a_logarithmic_axis_take_the_place_of_
     assert figures.ablation(ablation_table(zero=70.0)).axes[0].containers
 
 
+@pytest.mark.slow
 def test_a_perplexity_that_is_not_finite_leaves_a_gap():
     table = ablation_table()
     table.loc[table["sinks"] == 0, ["ppl", "low", "high"]] = [np.inf, np.nan, np.nan]
@@ -152,6 +157,7 @@ def test_a_perplexity_that_is_not_finite_leaves_a_gap():
     assert figures.plotly_figure(figures.ablation.describe(table))["data"][0]["y"][0] is None
 
 
+@pytest.mark.slow
 def test_decode_cost_shows_milliseconds_and_mebibytes_against_cache_size():
     table = decode_table()
     time, memory = figures.decode_cost(table).axes
@@ -180,6 +186,7 @@ def test_provenance_width_and_bytes_are_those_of_every_figure(name):
     assert saved[0].getvalue() == saved[1].getvalue() and b"some/model" in saved[0].getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STREAMED)
 def test_the_legend_lies_inside_the_figure_and_off_the_axes(name):
     figure = drawn(name)
@@ -190,6 +197,7 @@ def test_the_legend_lies_inside_the_figure_and_off_the_axes(name):
     assert not any(legend.overlaps(axes.get_window_extent(renderer)) for axes in figure.axes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1, 2), (1, 3, 9), (4, 1, 70)])
 def test_small_records_are_drawn_without_a_warning(shape):
     nll = np.random.default_rng(0).gamma(1, 2.7, size=shape)

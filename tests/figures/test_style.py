@@ -81,6 +81,7 @@ def test_drawing_and_reading_need_neither_torch_nor_pyplot(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_a_figure_shows_itself_in_a_notebook(record):
     assert figures.norms(record)._repr_png_().startswith(b"\x89PNG")
 

@@ -54,6 +54,7 @@ def test_long_tokens_are_cut_with_a_mark():
     assert drawable("x" * 50, limit=10) == "x" * 9 + "…"
 
 
+@pytest.mark.slow
 def test_a_figure_of_nasty_tokens_draws_without_a_warning_in_every_format():
     record = synthetic_record(sequences=1, layers=2, heads=2, tokens=64)
     texts = record["token_text"].values.astype("U40")

@@ -64,6 +64,7 @@ def test_an_exception_from_below_and_what_a_call_leaves_behind_are_unclear():
     assert judged("a file was refused, and is other.", {"kept": "b"}, {"kept": "a"})[0] == UNCLEAR
 
 
+@pytest.mark.slow
 def test_too_much_memory_and_too_much_time_are_unclear(monkeypatch):
     assert "MemoryError" in tried(lambda: np.ones(2**40)).said
     monkeypatch.setattr(trying, "SECONDS", 1)

@@ -49,6 +49,7 @@ def test_the_record_has_every_arm_seed_and_step_and_what_is_needed_to_repeat_it(
     xr.testing.assert_identical(open_record(tmp_path / "record.nc").drop_attrs(), record.drop_attrs())
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_numbers_and_another_gives_others(tmp_path):
     first, again = trained(tmp_path / "one"), trained(tmp_path / "two")
     for name in ("loss", "bos_mass", "value_norm"):
@@ -71,11 +72,13 @@ def test_arms_begin_alike_and_part_as_they_are_trained(tmp_path):
     assert not np.array_equal(hidden.sel(arm="softmax", step=5), hidden.sel(arm="softmax1", step=5))
 
 
+@pytest.mark.slow
 def test_runs_are_measured_at_the_same_steps_whatever_lies_between(tmp_path):
     close, far = trained(tmp_path, every=1), trained(tmp_path, every=5)
     np.testing.assert_array_equal(close["loss"].sel(step=[0, 5]), far["loss"].sel(step=[0, 5]))
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_run_again_and_only_what_is_new_is(tmp_path, runs):
     first = trained(tmp_path)
     assert sorted(runs) == ["sigmoid, seed 0", "sigmoid, seed 1", "softmax, seed 0", "softmax, seed 1"]

@@ -91,6 +91,7 @@ def maps_by_hand(model, normaliser, ids: torch.Tensor) -> tuple[torch.Tensor, to
     return model.lm_head(base.norm(hidden)), torch.stack(maps)
 
 
+@pytest.mark.slow
 def test_masses_and_dense_losses_are_those_of_the_trained_models_on_the_held_out_texts(folder, runs):
     record = trained(folder)
     texts = held_out(record)
@@ -115,6 +116,7 @@ def test_masses_and_dense_losses_are_those_of_the_trained_models_on_the_held_out
             assert float(own["sink_null"]) == pytest.approx(null)
 
 
+@pytest.mark.slow
 def test_every_policy_scores_the_same_tokens_of_the_text_in_every_arm(record):
     scored = record["nll"].notnull()
     assert bool((scored == scored.isel(arm=0, policy=0)).all())
@@ -164,6 +166,7 @@ def test_training_attention_leaves_the_model_as_it_was_also_after_an_error():
     assert model.config._attn_implementation == before
 
 
+@pytest.mark.slow
 def test_the_end_of_the_text_is_never_learned_from(folder, monkeypatch):
     read, passages = [], LanguageRun._passages
 
@@ -180,6 +183,7 @@ def test_the_end_of_the_text_is_never_learned_from(folder, monkeypatch):
     assert sum(int((each == mark).sum()) for each in read) <= 40 * 32  # the one mark before the held-out end, at most
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_model_and_arms_of_one_seed_read_the_same_passages(tmp_path, record):
     again = trained(tmp_path)
     for name in ("train_loss", "nll", "sink_mass"):
@@ -188,6 +192,7 @@ def test_a_seed_gives_the_same_model_and_arms_of_one_seed_read_the_same_passages
     assert not np.array_equal(other["train_loss"].isel(arm=0), record["train_loss"].isel(arm=0))
 
 
+@pytest.mark.slow
 def test_losses_are_means_over_the_steps_up_to_each_recorded_one(folder, record, tmp_path):
     each = trained(tmp_path, arms="softmax", every=1)["train_loss"].values.ravel()
     assert record["step"].values.tolist() == [2, 3]
@@ -196,6 +201,7 @@ def test_losses_are_means_over_the_steps_up_to_each_recorded_one(folder, record,
     )
 
 
+@pytest.mark.slow
 def test_a_model_learns_the_text(tmp_path):
     record = trained(tmp_path, arms="softmax", steps=60, batch=8, every=10)
     loss = record["train_loss"].values.ravel()
@@ -204,6 +210,7 @@ def test_a_model_learns_the_text(tmp_path):
     assert loss[-1] < alone < loss[0]
 
 
+@pytest.mark.slow
 def test_trained_weights_are_kept_and_other_caches_need_no_training(folder, record, monkeypatch):
     monkeypatch.setattr(LanguageRun, "train", None)
     again = trained(folder, cache_size=8, sinks=(0, 2))

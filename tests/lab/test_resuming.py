@@ -38,6 +38,7 @@ def kept(monkeypatch):
     return steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["softmax1", "sink token"])
 @pytest.mark.parametrize("task", TASKS)
 def test_it_ends_where_one_that_was_not_stopped_ends(task, arm, tmp_path, kept):

@@ -33,6 +33,7 @@ def three():
     return {"one": records("a/one"), "two": records("a/two", 1), "other": records("b/other", 2, shift=7)}
 
 
+@pytest.mark.slow
 def test_the_atlas_has_what_compare_has_and_says_what_is_missing(three):
     table = atlas_table(three)
     beside = compare([tuple(own.values()) for own in three.values()])
@@ -42,6 +43,7 @@ def test_the_atlas_has_what_compare_has_and_says_what_is_missing(three):
     assert table["tokens_as"].tolist() == ["one", "one", "other"]
 
 
+@pytest.mark.slow
 def test_models_of_other_tokens_are_told_in_one_sentence_and_those_of_the_same_are_not(three):
     said = vocabularies(atlas_table(three))
     assert said.count(".") == 1 and "one, two / other" in said and "cannot be compared" in said
@@ -49,6 +51,7 @@ def test_models_of_other_tokens_are_told_in_one_sentence_and_those_of_the_same_a
     assert not same_tokens(three["one"]["text"].drop_vars("token_id"), three["two"]["text"])  # nothing is known
 
 
+@pytest.mark.slow
 def test_a_short_record_gives_the_published_rate(three):
     short = spoken(sinkscope.from_maps(synthetic_maps(20, 3, 2, 32, seed=5)))
     (row,) = atlas_table({"one": three["one"] | {"short": short}}).to_dict("records")
@@ -84,6 +87,7 @@ def test_saved_reports_are_opened_and_two_of_one_name_are_told_apart(three, tmp_
     assert named["model"].tolist() == ["mine"]
 
 
+@pytest.mark.slow
 def test_values_that_show_alike_are_said_once(three):
     alike = atlas([Report(three["one"]), Report(three["one"])], progress=False).headline
     apart = atlas([Report(three["one"]), Report(three["two"])], progress=False).headline

@@ -43,6 +43,7 @@ def text(tmp_path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bos", [False, True])
 def test_three_records_come_from_one_text(llama, text, bos):
     made = sinkscope.report(llama, byte_tokenizer(bos), text, sequences=3, length=80, softmax=False, progress=False)
@@ -71,6 +72,7 @@ def llama_maps(model, ids: np.ndarray) -> np.ndarray:
     return torch.stack(maps, dim=1).double().numpy()
 
 
+@pytest.mark.slow
 def test_a_model_with_fewer_positions_gets_shorter_sequences_and_a_note(llama, text):
     made = sinkscope.report(llama, byte_tokenizer(False), text, sequences=2, length=1024, softmax=False, progress=False)
     assert made.records["text"].sizes["token"] == 96
@@ -87,6 +89,7 @@ def test_whisper_has_positions_of_its_own_name_and_no_pass_reads_beyond_them(tex
     assert not any("it raised" in note for note in made.notes) and "forced" in made.records
 
 
+@pytest.mark.slow
 def test_a_short_text_gives_fewer_or_shorter_sequences_and_a_note(llama, tmp_path):
     path = tmp_path / "short.txt"
     path.write_text("x" * 50)
@@ -102,6 +105,7 @@ def test_a_short_text_gives_fewer_or_shorter_sequences_and_a_note(llama, tmp_pat
     assert made.records["text"].sizes["sequence"] == 2 and "2 of 8" in made.notes[0]
 
 
+@pytest.mark.slow
 def test_the_report_so_far_is_given_after_each_section_but_the_last(llama, text, tmp_path):
     given = []
 
@@ -169,6 +173,7 @@ def test_an_encoder_gives_a_reduced_report(text):
     assert summary.loc["mass on the first token", "null"] == pytest.approx(1 / 48)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bos", [False, True])
 def test_streaming_is_measured_on_one_continuous_text_where_it_is_short(llama, text, bos):
     made = sinkscope.report(llama, byte_tokenizer(bos), text, sequences=1, length=20, softmax=False, progress=False)
@@ -209,6 +214,7 @@ def test_the_sizes_grow_with_the_text_up_to_those_of_a_long_one():
     assert streaming.timed_caches(model, 3072, 128) == [256, 512, 1024]
 
 
+@pytest.mark.slow
 def test_losses_are_of_segments_from_all_over_a_text():
     model, ids = build("llama"), torch.randint(3, 120, (4000,), generator=torch.Generator().manual_seed(0))
     records, _ = streaming_records(model, ids)
@@ -245,6 +251,7 @@ def test_a_model_without_a_language_head_says_so():
     assert records == {} and "LlamaModel has no language head" in notes[0]
 
 
+@pytest.mark.slow
 def test_a_figure_that_cannot_be_measured_leaves_the_others(monkeypatch):
     def refuse(*_, **__):
         raise SinkscopeError("this machine has no clock.")

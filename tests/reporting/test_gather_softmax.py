@@ -145,6 +145,7 @@ def test_interventions_that_a_text_has_nothing_for_are_left_out_by_name():
     assert any(note.startswith("`evict delimiters` left out of the interventions: ") for note in notes)
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_leaves_the_others(monkeypatch):
     def refuse(*_, **__):
         raise SinkscopeError("there is a reason.")

@@ -95,6 +95,7 @@ def test_an_encoder_decoder_is_shown_with_its_encoder_and_its_cross_attention(na
     assert sum(ENCODES in note for note in made.notes) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bart", "whisper"])
 def test_a_decoder_that_is_given_nothing_reads_what_the_model_writes(name):
     model, given = build_several(name), inputs_of(name)
@@ -108,6 +109,7 @@ def test_a_decoder_that_is_given_nothing_reads_what_the_model_writes(name):
     assert any("what the model itself writes" in note for note in made.notes)
 
 
+@pytest.mark.slow
 def test_the_encoder_of_a_text_model_reads_the_text(tmp_path):
     path, model = tmp_path / "text.txt", build_several("t5")
     path.write_text("In the beginning God created the heaven and the earth. " * 4, encoding="utf-8")
@@ -118,6 +120,7 @@ def test_the_encoder_of_a_text_model_reads_the_text(tmp_path):
         sinkscope.report(build_several("whisper"), byte_tokenizer(False), path, progress=False)
 
 
+@pytest.mark.slow
 def test_what_a_tokenizer_made_of_one_text_is_a_text():
     ids = torch.randint(3, 90, (1, 80), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)

@@ -91,6 +91,7 @@ def report(model, path) -> Report:
     return measured(model, path, items=[*ITEMS, KURTOSIS])
 
 
+@pytest.mark.slow
 def test_an_item_with_a_probe_of_its_own_shows_what_the_probe_measured(report, model):
     ids = torch.as_tensor(report.records["text"]["token_id"].values)
     behind = []
@@ -129,6 +130,7 @@ def test_it_stands_in_the_page_and_in_the_files_and_is_opened_again(report, tmp_
     assert "kurtosis" not in Report.open(out).figures
 
 
+@pytest.mark.slow
 def test_its_probe_costs_no_further_pass(model, path):
     passes = []
     hook = model.model.register_forward_hook(lambda *_: passes.append(0))
@@ -139,6 +141,7 @@ def test_its_probe_costs_no_further_pass(model, path):
     assert usual > 0 and len(passes) == 2 * usual
 
 
+@pytest.mark.slow
 def test_items_that_are_left_out_of_the_list_are_not_shown(model, path):
     some = [item for item in ITEMS if item.name in ("norms", "mass_by_layer")]
     made = measured(model, path, items=[*some, KURTOSIS], streaming=True, softmax=True)
@@ -147,6 +150,7 @@ def test_items_that_are_left_out_of_the_list_are_not_shown(model, path):
     assert not {"perplexity", "forced"} & set(made.records) and made.notes == []  # nothing reads them
 
 
+@pytest.mark.slow
 def test_what_no_record_serves_is_left_out_with_the_reason():
     causal = Item("reach", record="text", figure=drawn, causal_only=True)
     elsewhere = Item("losses", record="perplexity", table=by_layer)
@@ -187,6 +191,7 @@ def test_an_item_that_shows_nothing_is_refused():
         Item("mine")
 
 
+@pytest.mark.slow
 def test_a_figure_is_drawn_when_it_is_asked_for_and_once():
     calls = []
 
@@ -242,6 +247,7 @@ def test_a_section_from_outside_is_measured_shown_saved_and_opened(model, path, 
     assert "mine" not in Report.open(out).records
 
 
+@pytest.mark.slow
 def test_a_section_that_cannot_be_measured_is_noted_and_the_rest_is_there(model, path):
     def refused(passes):
         raise SinkscopeError("there is a reason.")
@@ -270,6 +276,7 @@ def test_a_probe_that_a_model_cannot_carry_is_refused_by_name(path):
         measured(build("llama"), path, items=[*ITEMS, Item("mine", figure=drawn, probes="kurtosis")])
 
 
+@pytest.mark.slow
 def test_a_record_that_an_item_only_reads_beside_its_own_is_opened_too(tmp_path):
     both = Item(
         "both",

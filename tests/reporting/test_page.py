@@ -59,6 +59,7 @@ def without_scripts(html: str) -> str:
     return re.sub(r"<script.*?</script>", "", html, flags=re.S)
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_from_outside(html):
     text = without_scripts(html)
     assert not re.search(r"""(src|href|action|poster|data)\s*=\s*["']?\s*(https?:|//)""", text)
@@ -70,6 +71,7 @@ def test_nothing_is_loaded_from_outside(html):
     assert not re.search(r"https?:|script-src[^;]*unsafe|unsafe-eval|\*", policy)
 
 
+@pytest.mark.slow
 def test_plotly_is_in_the_page_once(html):
     assert html.count("plotly.js v") == 1
     assert html.count('id="plotly"') == 1
@@ -114,6 +116,7 @@ def test_hover_texts_are_text_to_plotly():
     assert page_text("<b>bold</b>&lt;") == "&lt;b&gt;bold&lt;/b&gt;&amp;lt;"
 
 
+@pytest.mark.slow
 def test_every_interactive_figure_is_valid_plotly_with_named_axes(report):
     content = Report({**report.records, "short": naive_record.record()}).content
     described = {name: description(content.items[name], content.source(name)) for name in content.figures}

@@ -69,6 +69,7 @@ def test_the_model_runs_as_often_as_there_are_passes(passes, model):
     assert len(runs) == 4
 
 
+@pytest.mark.slow
 def test_the_losses_are_those_of_perplexity_alone(passes, model):
     passes.perplexity(passes.one_text[None], POLICIES, samples=20)
     whole, part = passes.one_text[None], passes.one_text[None, :200]
@@ -82,6 +83,7 @@ def test_the_losses_are_those_of_perplexity_alone(passes, model):
                 assert (found[name] == alone[name]).all()
 
 
+@pytest.mark.slow
 def test_another_text_other_samples_and_another_way_are_read_anew(passes, read):
     text = passes.one_text[None]
     for ids, policy, samples in (
@@ -129,6 +131,7 @@ def test_forced_mass_and_predictability_share_one_pass_and_give_what_they_give_a
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)  # in batches or one by one
 
 
+@pytest.mark.slow
 def test_doses_of_nothing_are_run_once(passes, model):
     runs = []
     model.register_forward_hook(lambda _, given, out: runs.append(len(out.logits)))  # texts of one forward pass

@@ -75,11 +75,13 @@ def test_hash_time_and_texts_stand_in_notes_records_page_and_manifest(llama, tex
     assert plan.sha256 in page and made.records["text"].attrs["plan_read"] in page
 
 
+@pytest.mark.slow
 def test_a_report_without_a_plan_says_nothing_of_one(llama, text):  # noqa: F811
     made = sinkscope.report(llama, byte_tokenizer(False), text, progress=False, **SMALL)
     assert not [name for name in made.records["text"].attrs if name.startswith("plan")] and made.notes == []
 
 
+@pytest.mark.slow
 def test_the_threshold_is_that_of_the_plan_in_headline_and_tables(llama, text):  # noqa: F811
     made = follow(llama, {"texts": str(text), **SMALL, "epsilon": 0.07})
     record = made.records["text"]
@@ -164,11 +166,13 @@ def test_a_call_that_says_otherwise_than_its_plan_is_refused(text, given, words)
         sinkscope.report(plan=plan, **given)
 
 
+@pytest.mark.slow
 def test_a_call_that_says_what_its_plan_says_goes_well(llama, text):  # noqa: F811
     made = follow(llama, {"texts": [str(text)], **SMALL}, text=text, **SMALL)
     assert made.records["text"].sizes["sequence"] == 3
 
 
+@pytest.mark.slow
 def test_a_plan_for_another_model_is_refused_by_weights_or_by_name(llama, text):  # noqa: F811
     own = {"texts": str(text), **SMALL}
     follow(llama, pinned(Plan(**own, model="mine"), llama))
@@ -199,6 +203,7 @@ def test_a_plan_names_texts_and_so_is_not_for_what_a_processor_made(llama):  # n
         sinkscope.report(llama, None, {"input_ids": torch.zeros(1, 20, dtype=torch.long)}, plan={})
 
 
+@pytest.mark.slow
 def test_items_of_ones_own_are_told_not_to_be_planned(llama, text):  # noqa: F811
     made = follow(llama, {"texts": str(text), **SMALL}, items=sinkscope.ITEMS[:2])
     assert made.notes[0].endswith("Items or sections of one's own are no part of a plan.")

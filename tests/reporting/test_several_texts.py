@@ -52,6 +52,7 @@ def measured(model, **options):
     return sinkscope.report(model, byte_tokenizer(False), **SHORT | {"length": LENGTH} | options)
 
 
+@pytest.mark.slow
 def test_a_report_reads_eight_segments_from_all_over_a_text_unless_asked_otherwise(llama, texts):
     made = measured(llama, text=texts[0])
     stream = tokens_of(texts[0])
@@ -66,6 +67,7 @@ def test_a_report_reads_eight_segments_from_all_over_a_text_unless_asked_otherwi
     assert "over 3 consecutive sequences from the start of the text" in opening.headline
 
 
+@pytest.mark.slow
 def test_random_segments_follow_from_the_seed(llama, texts):
     one, same, other = (measured(llama, text=texts[0], starts="random", seed=seed) for seed in (1, 1, 2))
     ids = [made.records["text"]["token_id"].values for made in (one, same, other)]
@@ -73,6 +75,7 @@ def test_random_segments_follow_from_the_seed(llama, texts):
     assert "8 random segments of the text" in one.headline
 
 
+@pytest.mark.slow
 def test_every_third_of_the_short_texts_is_measured_with_the_other_bos(llama, texts):
     made = sinkscope.report(llama, byte_tokenizer(True), texts[0], length=LENGTH, **SHORT)
     short, other = made.records["short"], made.records["other_bos"]
@@ -81,6 +84,7 @@ def test_every_third_of_the_short_texts_is_measured_with_the_other_bos(llama, te
     assert (paired[:, 1:] == other["token_id"].values).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
 def test_headlines_of_several_texts_stand_side_by_side_and_over_texts(llama, texts, count):
     made = measured(llama, texts=texts[:count], segments=4)
@@ -106,11 +110,13 @@ def test_headlines_of_several_texts_stand_side_by_side_and_over_texts(llama, tex
         np.testing.assert_allclose([last["mass_low"], last["mass_high"]], bounds, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_one_text_has_no_table_of_texts(llama, texts):
     made = measured(llama, text=texts[0])
     assert "texts" not in made.tables and not made.notes
 
 
+@pytest.mark.slow
 def test_a_text_under_two_names_does_not_narrow_an_interval(llama, texts, tmp_path):
     again = tmp_path / "again.txt"
     again.write_bytes(texts[0].read_bytes())
@@ -177,6 +183,7 @@ def test_texts_and_segments_of_no_kind_are_refused_before_a_model_is_loaded(wron
         sinkscope.report("/no/such/model", **wrong)
 
 
+@pytest.mark.slow
 def test_a_short_text_among_several_gives_fewer_segments_of_each_and_a_note(llama, texts, tmp_path):
     short = written(tmp_path, "short.txt", "abc", 3 * LENGTH)
     made = measured(llama, texts=[texts[0], short], segments=5)

@@ -32,6 +32,7 @@ def alone(name: str, record) -> Report:
     return Report({"text": naive_record.norms_only(), name: record})
 
 
+@pytest.mark.slow
 def test_the_records_give_their_figures_and_tables_and_no_others(report):
     assert [name for name in report.figures if name != "norms"] == list(naive_softmax.FIGURES)
     assert [name for name in report.tables if name not in ("summary", "value_drain")] == list(naive_softmax.TABLES)
@@ -40,6 +41,7 @@ def test_the_records_give_their_figures_and_tables_and_no_others(report):
     assert not any(without.finding(name) for name in without.figures)
 
 
+@pytest.mark.slow
 def test_a_finding_is_made_for_every_figure_of_the_section(report):
     assert [item.name for item in SOFTMAX.items if item.sentence] == list(naive_softmax.FIGURES)
     for name in naive_softmax.FIGURES:
@@ -104,6 +106,7 @@ def test_effects_are_sorted_by_what_their_intervals_exclude(report):
     assert "shuffle" not in said  # scores other tokens: nothing to compare
 
 
+@pytest.mark.slow
 def test_an_effect_is_equal_to_its_control_only_where_the_whole_interval_lies_within_the_margin():
     record = experiments.interventions()
     random = np.random.default_rng(0)
@@ -154,6 +157,7 @@ def test_the_summary_has_the_amplification_and_what_halves_of_sinks_close(report
     assert found.value == pytest.approx(table.loc["phantom, values zeroed", "recovered"])
 
 
+@pytest.mark.slow
 def test_one_text_gives_sentences_without_intervals_over_texts():
     records = {
         "forced": experiments.forced(sequences=1),
@@ -172,6 +176,7 @@ def test_an_encoder_and_a_model_that_hides_its_outputs_give_what_they_can():
     assert "forced_mass" not in alone("forced", experiments.forced().assign_attrs(causal=0)).figures
 
 
+@pytest.mark.slow
 def test_the_page_has_the_section_with_its_sentences_captions_and_plots(report):
     text = re.sub(r"<script.*?</script>", "", page(report.content, []), flags=re.S)
     assert "Why sinks: what sum-to-one forces" in text and "What it costs to forget" not in text
@@ -188,6 +193,7 @@ def test_captions_state_definitions_and_leave_conclusions_to_the_numbers():
         assert not re.search(r"\b(proves?|shows? that|because|therefore|causes?|explains?)\b", item.meaning), item.name
 
 
+@pytest.mark.slow
 def test_the_interactive_figures_hold_the_numbers_of_the_printed_ones(report):
     records = report.records
     drawn = {
@@ -237,6 +243,7 @@ def test_everything_is_drawn_again_from_the_saved_records(report, tmp_path):
     subprocess.run([sys.executable, "-c", code, out], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["next_entropy", "sink_mass"])
 def test_masses_or_entropies_that_are_all_the_same_are_told_to_have_no_correlation(name):
     record = experiments.predictability()

@@ -31,6 +31,7 @@ def row(report: Report, quantity: str):
     return report.tables["summary"].set_index("quantity").loc[quantity]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [1, 4])
 def test_mass_its_interval_and_its_null(report, maps, first):
     found = row(report, "mass on the first token" if first == 1 else "mass on the first 4 tokens")
@@ -43,6 +44,7 @@ def test_mass_its_interval_and_its_null(report, maps, first):
     assert found.above_null == pytest.approx((each.mean() - null) / (1 - null), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_sink_rates_name_their_own_record(report, maps):
     found = row(report, "sink rate")
     assert found.value == pytest.approx((maps[:, :, :, :, 0].mean(-1) > 0.3).mean())
@@ -95,6 +97,7 @@ def test_the_table_of_sink_rates(report, maps):
     assert set(table["record"]) == {"text", "short"}
 
 
+@pytest.mark.slow
 def test_the_headline_states_the_mass_the_null_and_the_rate(report, maps):
     each = maps[:, :, :, 1:, 0].mean(axis=(1, 2, 3))
     null = np.mean([1 / (i + 1) for i in range(1, T)])
@@ -107,6 +110,7 @@ def test_the_headline_states_the_mass_the_null_and_the_rate(report, maps):
     assert report.headline.endswith(f"% of heads give it α > 0.3 (T = {T}).")
 
 
+@pytest.mark.slow
 def test_one_sequence_gives_numbers_without_intervals():
     one = Report(synthetic_record(sequences=1, layers=2, heads=2, tokens=20))
     assert "[" not in one.headline
@@ -132,6 +136,7 @@ def test_an_encoder_gives_a_reduced_report():
     assert "α" not in report.headline
 
 
+@pytest.mark.slow
 def test_sentences_serve_the_mean_maps_before_the_text_does():
     text, sentences = synthetic_record(**naive_record.SHAPE), synthetic_record(5, 3, 2, 16, seed=9)
     figure = Report({"text": text, "sentences": sentences}).figures["mean_maps"]

@@ -53,6 +53,7 @@ def test_a_run_killed_half_way_resumes_to_the_bit(tmp_path):
     np.testing.assert_array_equal(resumed.nll, whole.nll)
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_goes_on_where_it_was_written_last(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_module, "SECONDS", 0)
     model, ids = build("llama"), inputs("llama", tokens=160)["input_ids"]
@@ -183,6 +184,7 @@ def test_a_header_of_any_size_takes_no_memory(half_way):
             perplexity(**given)
 
 
+@pytest.mark.slow
 def test_a_cache_in_the_place_of_a_checkpoint_is_called_one(half_way):
     given, path = half_way
     with SinkCache(given["model"], 2, 5) as cache, torch.no_grad():
@@ -192,6 +194,7 @@ def test_a_cache_in_the_place_of_a_checkpoint_is_called_one(half_way):
         perplexity(**given)
 
 
+@pytest.mark.slow
 def test_the_user_s_own_files_stay(half_way):
     given, path = half_way
     own = [path.with_name(name) for name in (".writable", ".x.partial", ".sinkscope-mine.partial")]

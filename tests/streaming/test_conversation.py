@@ -42,6 +42,7 @@ def test_the_model_reads_the_conversation_as_its_template_renders_it(system):
     assert answer == "" and ids.count(BOS) == 0
 
 
+@pytest.mark.slow
 def test_turns_are_answered_as_in_one_text():
     model, words = talker(), tokenizer()
     ids = reading(model)
@@ -69,6 +70,7 @@ def test_fifty_turns_pass_through_a_bounded_cache():
         assert conversation.status in repr(conversation)
 
 
+@pytest.mark.slow
 def test_a_reset_conversation_starts_over():
     model, words = talker(), tokenizer()
     with Conversation(model, words, sinks=SINKS, window=WINDOW, max_new_tokens=20) as conversation:
@@ -111,6 +113,7 @@ def test_the_model_is_left_as_it_was():
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.slow
 def test_a_conversation_that_was_saved_goes_on_as_if_it_had_not_stopped(tmp_path):
     words, told = tokenizer(), []
     with Conversation(talker(), words, sinks=SINKS, window=WINDOW, max_new_tokens=12) as conversation:

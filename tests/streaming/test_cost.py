@@ -43,6 +43,7 @@ def test_before_anything_is_evicted_all_caches_cost_the_same_and_afterwards_less
     assert again.flops >= window.flops or size + sinks == 1
 
 
+@pytest.mark.slow
 def test_growth_is_the_difference_of_one_more_token_once_windows_are_full():
     for name in FAMILIES:
         model = zoo.build(name)
@@ -78,6 +79,7 @@ def test_a_policy_that_is_counted_pair_by_pair_can_read_one_token():
     assert (found.attention_size, found.flops, found.flops_per_token) == (1, dense.flops, dense.flops_per_token)
 
 
+@pytest.mark.slow
 def test_the_complexities_are_those_of_the_four_ways():
     table = cost_table(zoo.build("llama"), POLICIES, 1000).set_index("policy")
     assert list(table.index) == [policy.name for policy in POLICIES]

@@ -87,6 +87,7 @@ def test_recompute_operations_are_those_of_running_the_last_tokens_afresh(name):
     assert cost(model, Recompute(size), 30).flops_per_token == real - masked
 
 
+@pytest.mark.slow
 def test_a_window_costs_what_decoding_on_a_cropped_cache_costs():
     model, size = zoo.build("llama"), 6
     ids = zoo.inputs("llama", batch=1, tokens=20)["input_ids"]

@@ -90,6 +90,7 @@ def test_the_model_is_left_as_it_was():
     assert (dict(vars(model)), dict(model.model._forward_pre_hooks)) == before
 
 
+@pytest.mark.slow
 def test_the_table_names_its_source_and_can_be_drawn():
     table = time_per_token(zoo.build("llama"), text("llama")[0], LONG, repeats=1, progress=False, text="a book")
     for name in ("model", "dtype", "threads", "machine", "attention", "repeats", "date"):

@@ -75,12 +75,14 @@ def test_losses_do_not_depend_on_the_block(kind):
         np.testing.assert_allclose(losses_of(model, SINKS, block=block), whole, atol=5e-5)
 
 
+@pytest.mark.slow
 def test_a_record_says_on_which_layers_a_policy_acts():
     record = perplexity(tiny_model("qwen3_next"), list(IDS), [SINKS], progress=False)
     assert record.attrs["policy_layers"] == "1, 3"
     assert perplexity(build("gemma3"), IDS[:1], [Window(8)], progress=False).attrs["policy_layers"] == "5"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_keeps_the_recurrent_states():
     model = tiny_model("qwen3_next")
     first = BlockReader(model, IDS, SINKS, 7)
@@ -138,6 +140,7 @@ def test_a_cache_that_was_saved_copied_repeated_or_reset_goes_on_as_before(kind,
         torch.testing.assert_close(again[:, 30:], rest, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qwen3_next", "falcon_h1"])
 def test_beams_take_their_recurrent_states_along(kind):
     model, settings = tiny_model(kind), dict(max_new_tokens=10, num_beams=3, do_sample=False)
@@ -161,6 +164,7 @@ def test_padding_on_the_left_is_hidden_from_recurrent_states(kind):
         torch.testing.assert_close(ours[:1], expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_padding_that_cannot_be_hidden_from_recurrent_states_is_refused():
     model = tiny_model("qwen3_next")
     mask = torch.ones_like(IDS)
@@ -171,6 +175,7 @@ def test_padding_that_cannot_be_hidden_from_recurrent_states_is_refused():
         model(IDS, cache=cache)  # nothing was read
 
 
+@pytest.mark.slow
 def test_an_interrupted_pass_leaves_no_recurrent_state_that_is_used():
     model = tiny_model("qwen3_next")
 
@@ -224,6 +229,7 @@ def test_dense_losses_are_those_of_a_plain_forward_pass(kind):
     np.testing.assert_allclose(losses_of(model, Dense(), block=7), plain_losses(model), atol=5e-5)
 
 
+@pytest.mark.slow
 def test_queries_that_grow_with_their_position_are_read_at_their_place_in_the_text():
     model = tiny_model("ministral3")
     model.config.rope_parameters.update(llama_4_scaling_beta=2.0, original_max_position_embeddings=8)
@@ -300,6 +306,7 @@ def test_a_window_is_what_the_mask_says_and_not_what_the_cache_says():
     assert set(native_windows(tiny_model("moshi")).values()) == {None}
 
 
+@pytest.mark.slow
 def test_each_attention_layer_knows_the_rotation_of_the_keys_it_reads():
     rotations = find_rotations(tiny_model("gemma3n_text"))
     assert rotations[2] is rotations[0] and rotations[3] is rotations[1] and rotations[0] is not rotations[1]

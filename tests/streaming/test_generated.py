@@ -52,6 +52,7 @@ def plain(model, ids, **options):
     return model.generate(given, attention_mask=torch.ones_like(given), **options)[0, len(ids) :].tolist()
 
 
+@pytest.mark.slow
 def test_the_tokens_are_those_of_generate_and_the_numbers_those_of_measure():
     model, words = talker(), tokenizer()
     record = generate_record(model, words, MESSAGES, COUNT)
@@ -124,6 +125,7 @@ def test_several_prompts_of_any_lengths_are_the_rows_of_one_record(tmp_path):
     assert again.attrs["text"] == "three chats" and again.attrs["generated"] == "greedy"
 
 
+@pytest.mark.slow
 def test_draws_are_those_of_generate_with_the_seed_and_leave_torchs_own_alone():
     model, words = talker(), tokenizer()
     before = torch.random.get_rng_state()
@@ -137,6 +139,7 @@ def test_draws_are_those_of_generate_with_the_seed_and_leave_torchs_own_alone():
     assert answers(other) != [drawn]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [SinkWindow(2, 6), Window(8), Dense()])
 def test_under_a_policy_the_answer_is_that_of_a_cache_and_the_numbers_are_of_the_policy(policy):
     model, words = talker(), tokenizer()
@@ -166,6 +169,7 @@ def test_any_policy_that_can_be_measured_writes_the_likeliest_tokens_under_it(po
     assert set(record.data_vars) == {"sink_mass"} and "answer" in record.span.values
 
 
+@pytest.mark.slow
 def test_sink_features_are_the_highest_importances_of_each_head():
     record = generate_record(talker(), tokenizer(), ["the cat ran", "a dog"], COUNT)
     found, alpha = sink_features(record, top=4, queries=3), importance(record)
@@ -178,6 +182,7 @@ def test_sink_features_are_the_highest_importances_of_each_head():
         sink_features(record, queries=99)
 
 
+@pytest.mark.slow
 def test_the_model_is_left_as_it_was():
     model = talker()
     before = state_of(model)

@@ -44,6 +44,7 @@ def nll(record, policy) -> np.ndarray:
     return record.nll.sel(policy=policy.name).values[:, 1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", naive_eviction.FAMILIES)
 def test_losses_equal_the_definition_in_float64(name):
     model, ids = build(name), inputs(name, tokens=110)["input_ids"]
@@ -129,6 +130,7 @@ def test_a_sample_of_recomputed_tokens_is_seeded_and_part_of_the_whole():
     assert sample.attrs["samples"] == 15 and sample.scored.values.tolist() == [70]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*nothing is evicted")
 def test_texts_of_a_batch_start_with_empty_caches():
     model = build("llama")
@@ -214,6 +216,7 @@ def test_a_cache_longer_than_the_model_knows_or_the_text_is_said():
         perplexity(model, ids[:, :40], [Window(40)])
 
 
+@pytest.mark.slow
 def test_the_record_can_be_saved_and_says_how_it_was_made(tmp_path):
     model, ids = build("gemma2"), inputs("gemma2", tokens=60)["input_ids"]
     record = perplexity(model, ids, [Dense(), SinkWindow(4, 20)], text="random tokens")

@@ -26,6 +26,7 @@ def test_latent_attention_caches_one_latent_and_makes_its_keys_anew():
         assert (layer.kv_bytes, layer.kv_bytes_mha, layer.kv_bytes_mqa) == (4 * 24, 4 * 4 * 40, 4 * 40)
 
 
+@pytest.mark.slow
 def test_shapes_need_no_weights():
     assert cost(zoo.build("llama").to("meta"), SinkWindow(4, 12), 1000) == cost(
         zoo.build("llama"), SinkWindow(4, 12), 1000

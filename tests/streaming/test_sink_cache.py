@@ -147,6 +147,7 @@ def test_beams_score_what_the_one_token_loop_scores(family, prompt):
     assert (chosen.sum((1, 2)) / 50 - found.sequences_scores).abs().max() < CLOSE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "mpt"])
 def test_sampled_sequences_have_the_logits_of_the_one_token_loop(family):
     model = build(family)
@@ -183,6 +184,7 @@ def test_positions_stay_within_a_table(family):
     check_greedy(altered(family, n_positions=64), inputs(family, 1, 150)["input_ids"], 100)
 
 
+@pytest.mark.slow
 def test_a_table_may_be_shorter_than_the_cache():
     long, short = altered("gptj", n_positions=512), altered("gptj", n_positions=24)
     short.load_state_dict(long.state_dict(), strict=False)
@@ -192,12 +194,14 @@ def test_a_table_may_be_shorter_than_the_cache():
         check_greedy(short, ids, 60, expected)
 
 
+@pytest.mark.slow
 def test_positions_stay_below_where_frequencies_change():
     scaling = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4, "original_max_position_embeddings": 40}
     model = altered("llama", max_position_embeddings=40, rope_parameters=scaling)
     check_greedy(model, inputs("llama", 1, 90)["input_ids"], 100)
 
 
+@pytest.mark.slow
 def test_longrope_models_keep_their_cache():
     width = 8
     scaling = {
@@ -208,6 +212,7 @@ def test_longrope_models_keep_their_cache():
     check_greedy(model, inputs("phi3", 1, 10)["input_ids"], 80)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "cohere2", "bloom"])
 def test_a_million_tokens_later_the_logits_are_the_same(family):
     """Positions are counted from a base that moves along: only their distance to it is ever formed."""

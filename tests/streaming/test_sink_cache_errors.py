@@ -60,6 +60,7 @@ def test_a_cache_of_another_model_or_batch_is_refused_before_it_changes():
         run(model.float(), ids[:, :1], cache)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "mpt"])
 def test_a_cache_used_twice_by_mistake_is_refused(family):
     model = build(family)

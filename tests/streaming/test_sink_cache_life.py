@@ -50,6 +50,7 @@ def test_embeddings_do_as_well_as_ids():
     assert (mine - one_token_run(model, ids, SINKS, WINDOW)[0][:, -1:]).abs().max() < CLOSE
 
 
+@pytest.mark.slow
 def test_reset_makes_it_new_also_for_another_batch_size():
     model = build("llama")
     ids = inputs("llama", 3, 50)["input_ids"]
@@ -77,6 +78,7 @@ def test_a_saved_cache_goes_on_to_the_bit(family, tokens, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["cache.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_saved_padded_cache_goes_on_to_the_bit(tmp_path):
     model = build("llama")
     ids = inputs("llama", 2, 60)["input_ids"]
@@ -146,6 +148,7 @@ def test_a_forgotten_cache_leaves_its_model():
     assert not model.base_model._forward_pre_hooks and "prepare_inputs_for_generation" not in vars(model)
 
 
+@pytest.mark.slow
 def test_a_cache_does_not_keep_its_model():
     model = build("llama")
     cache = SinkCache(model, SINKS, WINDOW)
@@ -159,6 +162,7 @@ def test_a_cache_does_not_keep_its_model():
     cache.close()
 
 
+@pytest.mark.slow
 def test_a_copied_model_is_free_of_the_cache():
     model = build("llama")
     ids = inputs("llama", 1, 50)["input_ids"]
@@ -194,6 +198,7 @@ def test_an_interrupted_forward_pass_leaves_the_cache_as_it_was(family):
             assert (run(model, ids[:, [at]], cache) - logits[:, [at]]).abs().max() < CLOSE
 
 
+@pytest.mark.slow
 def test_a_copied_cache_goes_its_own_way():
     model = build("llama")
     ids = inputs("llama", 1, 80)["input_ids"]
@@ -208,6 +213,7 @@ def test_a_copied_cache_goes_its_own_way():
         assert twin.is_closed and not cache.is_closed
 
 
+@pytest.mark.slow
 def test_repeated_and_selected_texts_go_on():
     model = build("llama")
     ids = inputs("llama", 2, 80)["input_ids"]
@@ -223,6 +229,7 @@ def test_repeated_and_selected_texts_go_on():
             assert (run(model, ids[[1, 0], at : at + 1], cache) - logits[[1, 0], at : at + 1]).abs().max() < CLOSE
 
 
+@pytest.mark.slow
 def test_inference_mode_and_gradients_can_take_turns():
     model = build("llama")
     ids = inputs("llama", 1, 60)["input_ids"]
@@ -238,6 +245,7 @@ def test_inference_mode_and_gradients_can_take_turns():
     assert (last - logits[:, [59]]).abs().max() < CLOSE
 
 
+@pytest.mark.slow
 def test_a_capture_can_watch_a_cached_decoder():
     model = build("llama")
     ids = inputs("llama", 1, 60)["input_ids"]

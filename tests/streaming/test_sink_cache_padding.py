@@ -40,6 +40,7 @@ def test_rows_padded_on_the_left_generate_as_they_do_alone(family, lengths, widt
     check_rows(model, output.sequences, torch.stack(output.logits, 1), lengths, width, 50)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "bloom"])
 def test_beams_of_padded_rows_score_what_the_rows_score_alone(family):
     model = build(family)
@@ -54,6 +55,7 @@ def test_beams_of_padded_rows_score_what_the_rows_score_alone(family):
         assert abs(float(chosen.sum()) / 40 - float(found.sequences_scores[row])) < CLOSE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 7])
 def test_prompts_may_come_in_chunks(chunk):
     model = build("llama")
@@ -64,6 +66,7 @@ def test_prompts_may_come_in_chunks(chunk):
     check_rows(model, output.sequences, torch.stack(output.logits, 1), [45, 5], 45, 20)
 
 
+@pytest.mark.slow
 def test_a_padded_batch_goes_on_in_a_second_turn():
     model = build("llama")
     ids, mask = padded("llama", [12, 5], 12)

@@ -78,6 +78,7 @@ def test_recomputed_windows_are_read_under_the_normaliser():
             assert float(record.nll[0, 0, at + 1]) == pytest.approx(float(loss), abs=2e-5)
 
 
+@pytest.mark.slow
 def test_a_policy_in_some_layers_reads_far_beyond_its_cache():
     """Other layers keep everything, so positions are not counted anew; long texts in small blocks show it."""
     model, ids = build("llama"), torch.randint(3, 128, (1, 300), generator=torch.Generator().manual_seed(0))
@@ -86,6 +87,7 @@ def test_a_policy_in_some_layers_reads_far_beyond_its_cache():
     np.testing.assert_allclose(small, whole, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_checkpoints_of_doses_and_normalisers_are_kept_apart(tmp_path):
     model, ids = build("llama"), inputs("llama", tokens=TOKENS)["input_ids"]
     doses = [Dose(1.0), Dose(-1.0), Dose(-math.inf), Dose(0.5)]
@@ -103,6 +105,7 @@ def test_checkpoints_of_doses_and_normalisers_are_kept_apart(tmp_path):
         perplexity(model, ids, [Dense()], checkpoint=folder, normaliser=nearly, progress=False)
 
 
+@pytest.mark.slow
 def test_the_collapse_is_decomposed_over_the_same_tokens():
     model, ids = build("llama"), inputs("llama", tokens=TOKENS)["input_ids"]
     record = sinkscope.decompose(model, ids, 24, 4, progress=False)
@@ -122,6 +125,7 @@ def test_the_collapse_is_decomposed_over_the_same_tokens():
     np.testing.assert_allclose(early, early.isel(policy=[0] * 5), atol=2e-5)  # nothing is evicted yet
 
 
+@pytest.mark.slow
 def test_layers_are_taken_in_groups_with_the_rest_dense():
     model, ids = build("llama"), inputs("llama", tokens=TOKENS)["input_ids"]
     record = sinkscope.decompose_by_layer(model, ids, 24, groups=2, progress=False)

@@ -30,6 +30,7 @@ def test_streamed_text_is_what_generate_gives(family, repeats):
     assert "".join(pieces).rstrip("\ufffd") == text.rstrip("\ufffd") and len(pieces) > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [dict(temperature=0.7), dict(temperature=1.5, top_k=20, top_p=0.8)])
 def test_draws_are_those_of_generate_with_the_same_seed(options):
     model, words = build("llama"), without_eos()
