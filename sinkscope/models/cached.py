@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +16,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import AttentionCall, MaskRequest, register, use_implementation
@@ -153,6 +156,8 @@ class _Trace:
 
     runs: dict[int, int] = field(default_factory=dict)  # how often each attention layer ran
     running: list[int] = field(default_factory=lambda: [-1])
+    inside: list[str] = field(default_factory=list)  # the classes of the modules that run, the innermost last
+    elsewhere: str = ""  # the class of the last one that attended in no attention layer
     handed: list[tuple[int, int, Tensor]] = field(default_factory=list)  # to which layer, from where, which keys
 
     def watch(self, cache: Any, anatomy: Anatomy, undo: Undo) -> None:
@@ -172,10 +177,36 @@ class _Trace:
             if threading.get_ident() == here:
                 self.running.pop()
 
+        def go_in(module: nn.Module, *_: Any) -> None:
+            if threading.get_ident() == here:
+                self.inside.append(type(module).__name__)
+
+        def come_out(*_: Any) -> None:
+            if threading.get_ident() == here:
+                self.inside.pop()
+
         cache.update = watched
+        for module in anatomy.base.modules():
+            undo.hang(module, go_in, before=True)
+            undo.hang(module, come_out)
         for index, part in enumerate(anatomy.parts):
             undo.hang(part.attention, partial(enter, index), before=True)
             undo.hang(part.attention, leave)
+
+
+class _Attending(TorchFunctionMode):
+    """Sees which module asks torch itself for attention."""
+
+    def __init__(self, trace: _Trace) -> None:
+        super().__init__()
+        self.trace = trace
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention and self.trace.running[-1] < 0 and self.trace.inside:
+            self.trace.elsewhere = self.trace.inside[-1]
+        return func(*args, **(kwargs or {}))
 
 
 @uncompiled()
@@ -191,10 +222,11 @@ def _look(anatomy: Anatomy) -> Layout:
         trace.watch(cache, anatomy, undo)
         look = look_at(base, undo) if anatomy.interface else Look()
         try:
-            base(
-                torch.zeros(1, 1, dtype=torch.long, device=reading_device(base)),
-                **(with_cache(base, cache) if caches else {}),
-            )
+            with _Attending(trace):
+                base(
+                    torch.zeros(1, 1, dtype=torch.long, device=reading_device(base)),
+                    **(with_cache(base, cache) if caches else {}),
+                )
         except SinkscopeError:
             raise
         except Exception as refusal:  # whatever the code of any model may raise at a cache that it does not take
@@ -233,6 +265,7 @@ def _layout(anatomy: Anatomy, cache: Any, trace: _Trace, look: Look) -> Layout:
     strays = [readers.get(id(keys)) for index, _, keys in trace.handed if index < 0]
     named = [type(module).__name__ for module in strays if module is not None and module not in index_of]
     missed = next(iter(named), "a module" if None in strays and anatomy.interface else "")
+    missed = missed or (trace.elsewhere if anatomy.interface else "")
     made = {index: keys for index, _, keys in trace.handed}
     seen = [(call.key, made[index_of[call.module]]) for call in look.calls if index_of.get(call.module) in made]
     holds_keys = all((one.shape[1], one.shape[3]) == (other.shape[1], other.shape[3]) for one, other in seen)

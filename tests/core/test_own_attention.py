@@ -169,6 +169,12 @@ class Mixing(modeling_llama.LlamaAttention):
     """Attention of another name."""
 
 
+class Mixed(Mixing):
+    """The same by torch itself, beside transformers' interface."""
+
+    forward = directly
+
+
 def with_a_name_inside(model: nn.Module) -> str:
     attention = model.model.layers[1].self_attn
     attention.q_proj = AttentionScale(attention.q_proj)
@@ -180,7 +186,12 @@ def under_another_name(model: nn.Module) -> str:
     return "Mixing"
 
 
-@pytest.mark.parametrize("change", [with_a_name_inside, under_another_name])
+def under_another_name_by_itself(model: nn.Module) -> str:
+    model.model.layers[1].self_attn.__class__ = Mixed
+    return "Mixed"
+
+
+@pytest.mark.parametrize("change", [with_a_name_inside, under_another_name, under_another_name_by_itself])
 def test_no_slot_is_filled_where_it_would_miss_attention(change):
     model = build("llama")
     missed, before = change(model), model(IDS).logits
