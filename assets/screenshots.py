@@ -38,7 +38,7 @@ def main() -> None:
         lab = Lab(Path(folder))
         try:
             with opened(lab, browser, CELLS) as notebook:
-                notebook.page.set_viewport_size({"width": 1280, "height": 1080})
+                notebook.page.set_viewport_size({"width": 1280, "height": 1900})
                 notebook.run()
                 notebook.wait_for("not app.controller.busy", seconds=120)
                 notebook.execute(THE_SINK_GONE)
