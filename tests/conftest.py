@@ -48,3 +48,11 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def one_format(monkeypatch):
+    """Figures of reports are written as SVG alone: test_save.py has the others."""
+    from sinkscope.reporting import saving
+
+    monkeypatch.setattr(saving, "FORMATS", ("svg",))

@@ -16,7 +16,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import sinkscope
 from sinkscope import StaticPolicy, figures, lab, probes
-from sinkscope.reporting import saving
 
 ROOT = Path(__file__).parent.parent
 README, DOCS = ROOT / "README.md", ROOT / "docs"
@@ -58,13 +57,12 @@ def small(name: str) -> tuple[LlamaForCausalLM, object]:
 
 
 @pytest.fixture
-def shelf(tmp_path, monkeypatch, path) -> Path:
+def shelf(tmp_path, monkeypatch, path, one_format) -> Path:
     """A folder with what pages name: a book, a grid, a model; and `load` gives a small model, whatever it is asked."""
     model, tokenizer = small(path.stem)  # before `load` is another
     monkeypatch.chdir(tmp_path)
     loads: Callable = lambda source=None, **options: (model, tokenizer)  # noqa: E731
     monkeypatch.setattr(sinkscope, "load", loads)
-    monkeypatch.setattr(saving, "FORMATS", ("svg",))  # the tests of reports save the others
     (tmp_path / "book.txt").write_text(2 * sinkscope.read_text("demo:ferry"), encoding="utf-8")
     model.save_pretrained(tmp_path / "small")
     tokenizer.save_pretrained(tmp_path / "small")

@@ -169,6 +169,8 @@ def _shaped(normaliser: object, weights: object, scores: Tensor) -> Tensor:
         raise SinkscopeError(
             f"{normaliser!r} gave {shape} for scores of shape {tuple(scores.shape)}; weights have that shape."
         )
+    if weights.is_complex():
+        raise SinkscopeError(f"{normaliser!r} gave complex weights, which are no shares of attention; give real ones.")
     return weights.to(scores.dtype)
 
 

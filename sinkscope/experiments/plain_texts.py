@@ -106,7 +106,7 @@ def run(
     """Texts of one length run together under one intervention, that of the first trial: the mass on their `first`
     keys, the norms of outputs, and more probes. Losses are those of the tokens from place `since` on, NaN before."""
     ids, (trial, *_) = torch.stack([each.tokens for each in trials]).to(reading_device(model)), trials
-    policy, probes = trial.policy or Dense(), [SinkMass(first), OutputNorm(), *more]
+    policy, probes = Dense() if trial.policy is None else trial.policy, [SinkMass(first), OutputNorm(), *more]
     with ExitStack() as undo, torch.no_grad():
         if trial.hooks is not None:
             trial.hooks(model, undo)

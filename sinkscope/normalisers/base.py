@@ -68,23 +68,33 @@ class Normaliser(Placed, ABC):
         hidden = scores[0, 0].isneginf()
         with torch.no_grad():
             found = self._tried(scores)
-            others = scores[:, 1:].flip(2).roll(1, -1).nan_to_num(neginf=0.5).masked_fill(hidden, -torch.inf)
-            mixed = torch.cat([scores[:, :1], others], 1)
+
+            def other(part: Tensor) -> Tensor:
+                return part.flip(2).roll(1, -1).nan_to_num(neginf=0.5).masked_fill(hidden, -torch.inf)
+
+            later = torch.cat([scores[:, :1], other(scores[:, 1:])], 1)
+            sooner = torch.cat([other(scores[:, :1]), scores[:, 1:]], 1)
             wider = torch.nn.functional.pad(scores, (0, 3), value=-torch.inf)
             many = small_scores(heads or 1, device, 70)
-            trials = {
-                "on more than its scores (asked again, they are others)": (self._tried(scores), found),
-                "on the other queries": (self._tried(scores[:, :, 2:3]), found[:, :, 2:3]),
-                "on the other texts of the batch": (self._tried(scores[1:]), found[1:]),
-                "on the other heads": (self._tried(mixed)[:, :1], found[:, :1]),
-                "on how many keys are hidden": (self._tried(wider)[..., :7], found),
-                "on the order of the keys": (self._tried(scores.flip(-1)).flip(-1), found),
-                "on how many other queries there are": (self._tried(many[:, :, 40:42]), self._tried(many)[:, :, 40:42]),
-            }
+            all_of_many = self._tried(many)
+            trials = [
+                ("on more than its scores (asked again, they are others)", self._tried(scores), found),
+                ("on the other queries", self._tried(scores[:, :, 2:3]), found[:, :, 2:3]),
+                ("on the other texts of the batch", self._tried(scores[1:]), found[1:]),
+                ("on the other texts of the batch", self._tried(scores[:1]), found[:1]),
+                ("on the other heads", self._tried(later)[:, :1], found[:, :1]),
+                ("on the other heads", self._tried(sooner)[:, 1:], found[:, 1:]),
+                ("on how many keys are hidden", self._tried(wider)[..., :7], found),
+                ("on the order of the keys", self._tried(scores.flip(-1)).flip(-1), found),
+                ("on the order of the keys", self._tried(many.flip(-1)).flip(-1), all_of_many),
+                ("on how many other queries there are", self._tried(many[:, :, 40:42]), all_of_many[:, :, 40:42]),
+            ]
             if form is Pointwise:
-                trials["on which heads stand beside them"] = self._tried(scores[:, :1]), found[:, :1]
-                trials["on scores of other keys, beyond their log-sum-exp"] = self._tried(scores, 1, 3), found[..., 1:3]
-        for reason, (weights, expected) in trials.items():
+                trials += [
+                    ("on which heads stand beside them", self._tried(scores[:, :1]), found[:, :1]),
+                    ("on scores of other keys, beyond their log-sum-exp", self._tried(scores, 1, 3), found[..., 1:3]),
+                ]
+        for reason, weights, expected in trials:
             if not torch.allclose(weights, expected, rtol=ALIKE, atol=ALIKE):
                 raise SinkscopeError(
                     f"the weights of {self!r} for a query depend {reason}, so they cannot be made block by block or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from sinkscope.arguments import checks_types, is_whole, several
 from sinkscope.attention.eviction import Eviction
@@ -96,6 +98,7 @@ class PerHead(Policy):
         """
         try:
             is_file = isinstance(table, (str, os.PathLike))
+            table = table.detach().cpu() if isinstance(table, torch.Tensor) else table
             gates = np.loadtxt(table, delimiter="\t", ndmin=2) if is_file else np.asarray(table, dtype=float)
         except (OSError, ValueError, TypeError) as problem:
             raise SinkscopeError(f"{shown(table)} is no table of gates [layer, kv_head] ({problem}).") from problem
@@ -110,6 +113,8 @@ class PerHead(Policy):
                 f"a table of gates has a finite number for each layer and key-value head; got the shape {gates.shape} "
                 f"for {len(numbers)} layers."
             )
+        if math.isnan(threshold):
+            raise SinkscopeError("threshold=nan is above and below nothing; give a number, such as 0.5.")
         chosen = {
             (int(layer), head): Dense() if full is None else full
             for layer, row in zip(numbers, gates, strict=True)

@@ -156,6 +156,7 @@ class Collector:
         self.sums: dict[str, dict[int, tuple[Any, Any]]] = defaultdict(dict)  # by name; by layer
         self.committed: list[tuple[str, Staged]] | None = None  # where a list, each is added to it
         self._staged: dict[tuple[Any, ...], Staged] = {}
+        self._kinds: dict[str, str] = {}  # of numbers, whole or not, by variable
         self._running: set[int] = set()
 
     def numbers(self, texts: Iterable[Text], among: list[Text]) -> tuple[int, ...]:
@@ -175,6 +176,11 @@ class Collector:
         self._running.add(layer)
         for name, measured in measurements.items():
             values = _numpy(measured.values)
+            if self._kinds.setdefault(name, values.dtype.kind) != values.dtype.kind:
+                raise SinkscopeError(
+                    f"`{name}` is made of whole numbers in one place and of others in another; give one kind "
+                    "everywhere, such as float32."
+                )
             key = (name, id(texts[0]), values.shape)
             if key not in self._staged:
                 small = values.nbytes < OWN_PAGES

@@ -16,6 +16,7 @@ OF_THE_RECORD = ("sequence", "layer", "token", "token_id", "token_text", "length
 SHARED = ("head", "kv_head", "query", "key", "map_query", "map_key")
 """Dimensions that variables of several probes have."""
 WHOLE = torch.iinfo(torch.int32).max
+ODD = (torch.uint16, torch.uint32, torch.uint64)  # which torch itself does little with
 LARGE = 32 << 20  # bytes from which the record keeps an array itself, and no copy
 
 
@@ -117,11 +118,12 @@ def declared(probe: Probe, measured: Measurements, sizes: Mapping[str, int]) -> 
             )
         values, dims = held.values, variable.dims
         is_tensor = isinstance(values, Tensor)
-        if not is_tensor or values.is_complex() or values.dim() != len(dims):
+        is_odd = is_tensor and (values.dtype in ODD or values.is_complex() or values.layout != torch.strided)
+        if not is_tensor or is_odd or values.is_meta or values.dim() != len(dims):
             shape = f"{values.dtype} {tuple(values.shape)}" if is_tensor else type(values).__name__
             raise SinkscopeError(
                 f"{kind} gave `{name}` as {shape}; it declares a tensor of real numbers "
-                f"[{', '.join(dims)}] for each layer."
+                f"[{', '.join(dims)}] for each layer, dense, as float32 or int32."
             )
         coords = _checked_coords(kind, name, held, dims)
         for dim, size in zip(dims, values.shape, strict=True):

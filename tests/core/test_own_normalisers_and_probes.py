@@ -85,6 +85,13 @@ def test_weights_redefined_below_a_quicker_form_are_what_counts():
         (lambda scores: scores.softmax(0).nan_to_num(), "depend on the other texts"),
         (lambda scores: scores.softmax(1).nan_to_num(), "depend on the other heads"),
         (lambda scores: scores.softmax(-1) / scores.shape[-1], "depend on how many keys are hidden"),
+        (lambda scores: scores.softmax(-1) * (1 + 1j), "gave complex weights"),
+        (lambda scores: scores[:, :1].softmax(-1).expand(scores.shape), "depend on the other heads"),
+        (lambda scores: scores[-1:].softmax(-1).expand(scores.shape), "depend on the other texts"),
+        (
+            lambda scores: (scores + 2.0 * (torch.arange(scores.shape[-1]) >= 10)).softmax(-1),
+            "depend on the order of the keys",
+        ),
     ],
 )
 def test_a_normaliser_that_is_none_is_refused_before_anything_runs(weights, message):
@@ -168,6 +175,16 @@ def test_every_variable_says_its_units_and_dimensions():
         ({"one": sinkscope.Variable(("sequence", "token"))}, {"one": 3}, "gave `one` as int"),
         ({"one": sinkscope.Variable(("sequence", "token"))}, {"one": torch.zeros(2, 40) * 1j}, "as torch.complex64"),
         ({"one": sinkscope.Variable(("sequence", "token"))}, {"one": torch.full((2, 40), 1 << 31)}, "holds 32 bits"),
+        (
+            {"one": sinkscope.Variable(("sequence", "token"))},
+            {"one": torch.full((2, 40), 4_000_000_000, dtype=torch.uint32)},
+            "as torch.uint32 .* dense, as float32 or int32",
+        ),
+        (
+            {"one": sinkscope.Variable(("sequence", "token"))},
+            {"one": torch.eye(2, 40).to_sparse()},
+            "dense, as float32",
+        ),
         ({"one": sinkscope.Variable(("sequence", "token"))}, None, "gave a NoneType; expected a mapping"),
         ({"one": ("sequence", "token")}, {}, "expected a sinkscope.Variable"),
         ({"one": sinkscope.Variable(("sequence", "token", "token"))}, {}, "each needs a name of its own"),
@@ -179,6 +196,20 @@ def test_what_a_probe_did_not_declare_is_refused(makes, given, message):
     with pytest.raises(SinkscopeError, match=message):
         sinkscope.measure(model, inputs("llama")["input_ids"], [own()])
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_whole_numbers_in_one_layer_and_others_in_the_next_are_refused():
+    class Own(sinkscope.LayerProbe):
+        makes: ClassVar = {"one": sinkscope.Variable(("sequence", "head"))}
+        layers = 0
+
+        def observe(self, layer):
+            self.layers += 1
+            given = torch.full(layer.lse.shape[:2], 0.75)
+            return {"one": given.long() if self.layers == 1 else given}
+
+    with pytest.raises(SinkscopeError, match="`one` is made of whole numbers in one place and of others in another"):
+        sinkscope.measure(build("llama"), inputs("llama")["input_ids"], [Own()])
 
 
 def test_a_probe_that_changes_what_the_model_goes_on_with_is_refused():

@@ -167,6 +167,9 @@ def test_a_table_of_gates_gives_each_key_value_head_its_policy(tmp_path):
     given = dict(full=sinkscope.Dense(), streaming=sinkscope.Window(4))
     policy = sinkscope.PerHead.from_table(gates, **given)
     assert policy == sinkscope.PerHead.from_table(tmp_path / "gates.tsv", **given)
+    assert policy == sinkscope.PerHead.from_table(torch.nn.Parameter(torch.tensor(gates)), **given)
+    with pytest.raises(SinkscopeError, match="threshold=nan"):
+        sinkscope.PerHead.from_table(gates, threshold=float("nan"))
     heads = model.config.num_attention_heads
     acting = [evictions[0].heads.tolist() for evictions in attached(model, policy=policy).evictions]
     assert acting == [[False] * (heads // 2) + [True] * (heads // 2), [True] * (heads // 2) + [False] * (heads // 2)]

@@ -65,13 +65,26 @@ class Silenced(Intervention):
         return Trial(text, hooks=hooks)
 
 
+class Empty(Evict):
+    """A policy that counts as false."""
+
+    def __len__(self):
+        return 0
+
+
+class NoFirstByAnEmptyOne(NoFirst):
+    def apply(self, text, number, conditions):
+        return Trial(text, policy=Empty([0], start=conditions.start))
+
+
 @pytest.mark.slow
-def test_a_policy_in_a_trial_takes_the_keys_away():
-    record = run([NoFirst()])
-    assert record.policy.values.tolist() == ["nothing", "NoFirst"]
+@pytest.mark.parametrize("chosen", [NoFirst(), NoFirstByAnEmptyOne()])
+def test_a_policy_in_a_trial_takes_the_keys_away(chosen):
+    record = run([chosen])
+    assert record.policy.values.tolist() == ["nothing", chosen.name]
     for number, text in enumerate(brute.texts()):
         expected = brute.without("llama", text, [0]).losses[START:]
-        found = record.nll.sel(policy="NoFirst").isel(sequence=number)[START + 1 : len(text)]
+        found = record.nll.sel(policy=chosen.name).isel(sequence=number)[START + 1 : len(text)]
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -60,6 +60,7 @@ def test_a_short_record_gives_the_published_rate(three):
     assert row["published_low"] <= expected <= row["published_high"]
 
 
+@pytest.mark.usefixtures("one_format")
 @pytest.mark.slow
 def test_the_page_is_saved_and_opens_by_itself(three, tmp_path):
     reports = [Report(own) for own in three.values()]

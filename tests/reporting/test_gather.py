@@ -105,6 +105,7 @@ def test_a_short_text_gives_fewer_or_shorter_sequences_and_a_note(llama, tmp_pat
     assert made.records["text"].sizes["sequence"] == 2 and "2 of 8" in made.notes[0]
 
 
+@pytest.mark.usefixtures("one_format")
 @pytest.mark.slow
 def test_the_report_so_far_is_given_after_each_section_but_the_last(llama, text, tmp_path):
     given = []

@@ -59,7 +59,7 @@ def test_every_record_is_what_its_experiment_gives_alone(records):
                 records[name][variable], alone[variable], rtol=1e-5, atol=1e-6, err_msg=f"{name} {variable}"
             )
     assert list(records["interventions"]["policy"].values)[:3] == ["nothing", "evict sinks", "evict attended"]
-    assert records["predictability"].attrs["start"] == records["dose"].attrs["start"] == 40
+    assert records["predictability"].attrs["start"] == records["dose"].attrs["start"] == 32
 
 
 @pytest.mark.slow

@@ -54,6 +54,7 @@ def pictured(tmp_path_factory):
     return folder
 
 
+@pytest.mark.usefixtures("one_format")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3_vl", "gemma3", "mllama"])
 def test_an_image_is_shown_with_the_part_that_reads_it_and_the_rest_is_left_out_with_its_reason(name, tmp_path):

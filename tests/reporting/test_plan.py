@@ -58,6 +58,7 @@ def test_numbers_by_a_plan_are_those_of_the_same_arguments(llama, text):  # noqa
     assert planned.tables["summary"].equals(plain.tables["summary"])
 
 
+@pytest.mark.usefixtures("one_format")
 @pytest.mark.slow
 def test_hash_time_and_texts_stand_in_notes_records_page_and_manifest(llama, text, tmp_path):  # noqa: F811
     plan = Plan(texts=str(text), **SMALL)

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -226,8 +227,8 @@ def test_notes_survive_saving(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_record_edited_since_is_refused_by_its_name_and_another_file_is_said(tmp_path):
-    out = full().save(tmp_path / "out", progress=False)
+def test_a_record_edited_since_is_refused_by_its_name_and_another_file_is_said(saved, tmp_path):
+    out = shutil.copytree(saved, tmp_path / "out")
     edited = Report.open(out).records["text"]
     edited["sink_mass"][:] = 0.99
     (out / "records/text.nc").unlink()
@@ -236,7 +237,7 @@ def test_a_record_edited_since_is_refused_by_its_name_and_another_file_is_said(t
         Report.open(out)
     with pytest.raises(SinkscopeError, match=r"records/text\.nc was changed since the report was saved"):
         compare([out])
-    again = full().save(tmp_path / "again", progress=False)
+    again = shutil.copytree(saved, tmp_path / "again")
     (again / "tables/summary.csv").write_text("edited")
     with pytest.warns(UserWarning, match=r"tables/summary\.csv was changed since"):
         Report.open(again)

@@ -150,11 +150,12 @@ def test_losses_of_several_texts_are_of_segments_of_each_and_of_each_text_apart(
 @pytest.mark.slow
 @pytest.mark.parametrize("bos", [False, True])
 def test_the_collapse_with_the_other_choice_of_bos_is_that_of_the_texts_with_it(llama, texts, bos):
-    """Against a run of our own: a window and sinks over the same segments with another token in front, or without."""
+    """Against a run of our own: a window and sinks over every second segment with a token in front, or without."""
     made = sinkscope.report(
         llama, byte_tokenizer(bos), texts[0], segments=2, length=LENGTH, softmax=False, progress=False
     )
-    ids = torch.as_tensor(made.records["perplexity"]["token_id"].values)
+    ids = torch.as_tensor(made.records["perplexity"]["token_id"].values)[::2]
+    assert len(ids) == 4 and made.records["other_bos_losses"].sequence.values.tolist() == [0, 2, 4, 6]
     other = ids[:, 1:] if bos else torch.cat([torch.zeros(len(ids), 1, dtype=ids.dtype), ids[:, :-1]], 1)
     run = sinkscope.perplexity(llama, other, [sinkscope.SinkWindow(4, 124), sinkscope.Window(128)], progress=False)
     late = run["nll"].values[..., 130:].astype(np.float64).mean((1, 2))

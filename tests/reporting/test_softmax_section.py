@@ -220,6 +220,7 @@ def test_the_interactive_figures_hold_the_numbers_of_the_printed_ones(report):
     assert sum(sum(trace["y"]) for trace in bars) == 12
 
 
+@pytest.mark.usefixtures("one_format")
 @pytest.mark.slow
 def test_everything_is_drawn_again_from_the_saved_records(report, tmp_path):
     out = report.save(tmp_path / "out", progress=False)
