@@ -265,8 +265,8 @@ ITEMS = (
         meaning="The mass on the first token and the sink rate at other thresholds ε (of the importance α), lengths T "
         "and choices of BOS, all else as in the headline (its ε, T of the text); BOS is varied on every third of the "
         "short sequences. The collapse, perplexity in a window over that with sinks, up to other lengths T of its own "
-        "segments, and with the other choice of BOS. Above null: (value − null)/(1 − null). 95% t intervals over "
-        "sequences.",
+        "segments, and on some of these with the other choice of BOS. Above null: (value − null)/(1 − null). "
+        "95% t intervals over sequences.",
         causal_only=True,
     ),
     Item("learned_sink", variables="virtual_sink_mass", numbers=learned_sink),

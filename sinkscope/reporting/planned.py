@@ -171,7 +171,7 @@ def other_front(rows: Tensor, front: Sequence[int], tokenizer: Any) -> Tensor | 
 
 
 def numbered(record: xr.Dataset, every: int) -> xr.Dataset:
-    """The record with the numbers of its sequences among those of which every so manieth was taken."""
+    """The record of every second, third, .. of some sequences, numbered as they are among all of them."""
     return record.assign_coords(sequence=every * np.arange(record.sizes["sequence"]))
 
 

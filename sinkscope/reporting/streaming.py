@@ -61,7 +61,7 @@ def run(passes: Passes) -> Mapping[str, xr.Dataset | Measure]:
         passes.notes.append(f"What each policy costs was not counted: {reason}")
     counts = sorted({*COUNTS, sinks})
     timed = passes.one_text[:LONGEST]
-    every = max(1, len(texts) // FEWEST_TEXTS)  # four segments of all tell what the other choice of BOS does
+    every = max(1, len(texts) // FEWEST_TEXTS)  # four segments are enough for an interval
     other = other_front(texts[::every], passes.front, passes.tokenizer)
     found = families(curve)
     pair = [policy for policy in policies if policy.name in (found.window, found.sinks)]

@@ -118,8 +118,7 @@ def declared(probe: Probe, measured: Measurements, sizes: Mapping[str, int]) -> 
             )
         values, dims = held.values, variable.dims
         is_tensor = isinstance(values, Tensor)
-        is_odd = is_tensor and (values.dtype in ODD or values.is_complex() or values.layout != torch.strided)
-        if not is_tensor or is_odd or values.is_meta or values.dim() != len(dims):
+        if not is_tensor or _is_odd(values) or values.dim() != len(dims):
             shape = f"{values.dtype} {tuple(values.shape)}" if is_tensor else type(values).__name__
             raise SinkscopeError(
                 f"{kind} gave `{name}` as {shape}; it declares a tensor of real numbers "
@@ -137,6 +136,12 @@ def declared(probe: Probe, measured: Measurements, sizes: Mapping[str, int]) -> 
             values = values.clone()  # smaller ones are copied anyway, and built-in probes use no tensor again
         found[name] = Measured(values, coords)
     return found
+
+
+def _is_odd(values: Tensor) -> bool:
+    """Whether a record cannot hold some numbers as they are."""
+    is_dense = values.layout == torch.strided and not values.is_meta and not values.is_quantized
+    return not is_dense or values.is_complex() or values.dtype in ODD
 
 
 def _checked_coords(kind: str, name: str, held: Measured, dims: tuple[str, ...]) -> Mapping[str, np.ndarray]:

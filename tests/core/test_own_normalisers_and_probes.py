@@ -185,6 +185,12 @@ def test_every_variable_says_its_units_and_dimensions():
             {"one": torch.eye(2, 40).to_sparse()},
             "dense, as float32",
         ),
+        (
+            {"one": sinkscope.Variable(("sequence", "token"))},
+            {"one": torch.quantize_per_tensor(torch.eye(2, 40), 0.1, 0, torch.quint8)},
+            "dense, as float32",
+        ),
+        ({"one": sinkscope.Variable(("sequence", "token"))}, {"one": torch.zeros(2, 40, device="meta")}, "dense, as"),
         ({"one": sinkscope.Variable(("sequence", "token"))}, None, "gave a NoneType; expected a mapping"),
         ({"one": ("sequence", "token")}, {}, "expected a sinkscope.Variable"),
         ({"one": sinkscope.Variable(("sequence", "token", "token"))}, {}, "each needs a name of its own"),

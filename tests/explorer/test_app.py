@@ -15,7 +15,6 @@ from sinkscope import explore, figures, open_record
 from sinkscope.explorer import launch
 from sinkscope.explorer.app import Explorer
 from sinkscope.explorer.configuration import GONE
-from sinkscope.explorer.controller import NEEDS_MODEL
 from sinkscope.explorer.controls import descendants, is_asked
 from sinkscope.explorer.pixels import RANKINGS, MapOptions
 from sinkscope.explorer.results import Change
@@ -386,17 +385,3 @@ def test_without_a_kernel_the_notebook_says_what_is_missing(app):
     bundle = app._repr_mimebundle_()
     bundle = bundle[0] if isinstance(bundle, tuple) else bundle
     assert "Run this cell" in bundle["text/html"] and "application/vnd.jupyter.widget-view+json" in bundle
-
-
-# --- a saved record ---------------------------------------------------------------------------------------------------
-
-
-def test_without_a_model_what_needs_one_is_at_rest_and_says_so(app):
-    saved = explore(view_record(app.controller))
-    assert all(widget.disabled for widget in saved.controls.fields.values())
-    assert saved.controls.reset.disabled and saved.controls.stop.disabled and not saved.saving.button.disabled
-    assert not saved.pictures.text.can_evict and saved.pictures.text.why_not == NEEDS_MODEL
-    assert saved.streaming is None and "logit" not in dict(saved.map_controls.fields["scale"].options).values()
-    saved.controller.change(policy="window")
-    assert NEEDS_MODEL in saved.problem.value
-    saved.close()

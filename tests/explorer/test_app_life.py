@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from sinkscope import SinkscopeError, explore, figures
 from sinkscope.explorer import launch
 from sinkscope.explorer.app import Explorer
-from sinkscope.explorer.controller import Controller
+from sinkscope.explorer.controller import NEEDS_MODEL, Controller
+from sinkscope.explorer.saving import view_record
 from sinkscope.explorer.text_model import TextModel
 from tests.explorer.hostile import Tokenizer
 from tests.explorer.references import text
@@ -188,3 +189,17 @@ def test_once_closed_a_sentence_stands_where_it_was_and_whatever_is_asked_is_ref
     assert len(left) == 2 and left[1] == "<p>The explorer was closed. Run this cell to open it again.</p>" + left[0]
     with pytest.raises(SinkscopeError, match="the explorer is closed"):
         made.controller.change(policy="window")
+
+
+def test_without_a_model_what_needs_one_is_at_rest_and_says_so():
+    app = explore(build("llama"), text=text(), tokenizer=Tokenizer("word "))
+    app.wait(60)
+    saved = explore(view_record(app.controller))
+    assert all(widget.disabled for widget in saved.controls.fields.values())
+    assert saved.controls.reset.disabled and saved.controls.stop.disabled and not saved.saving.button.disabled
+    assert not saved.pictures.text.can_evict and saved.pictures.text.why_not == NEEDS_MODEL
+    assert saved.streaming is None and "logit" not in dict(saved.map_controls.fields["scale"].options).values()
+    saved.controller.change(policy="window")
+    assert NEEDS_MODEL in saved.problem.value
+    saved.close()
+    app.close()
