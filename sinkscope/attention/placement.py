@@ -40,7 +40,7 @@ class Placed:
         """Equality and repr go by all settings in every class, whether or not it is a dataclass."""
         super().__init_subclass__(**kwargs)
         for name in ("__eq__", "__hash__", "__repr__"):
-            if name not in vars(cls):
+            if vars(cls).get(name) is None:  # Python takes `__hash__` from a class that gives `__eq__` alone
                 setattr(cls, name, getattr(Placed, name))
 
     def __eq__(self, other: object) -> bool:
@@ -111,6 +111,17 @@ def is_ours(cls: type) -> bool:
     return cls.__module__.partition(".")[0] in ("sinkscope", "builtins", "abc", "typing") and is_found(
         cls, cls.__module__
     )
+
+
+def is_built_in(code: Any) -> bool:
+    """Whether a class or a function was written in this package."""
+    return str(getattr(code, "__module__", "")).partition(".")[0] == "sinkscope"
+
+
+def passed_over(cls: type, ideas: Sequence[str], asked: Sequence[str]) -> str | None:
+    """The first of some methods that a class from outside gives and nobody asks; None where there is none."""
+    unasked = (name for name in ideas if name not in asked and callable(getattr(cls, name, None)))
+    return next((name for name in unasked if not is_built_in(owner(cls, name))), None)
 
 
 def kind_of(cls: type) -> str:

@@ -168,7 +168,7 @@ class ScoredEviction(Eviction):
                 run.last_seen.scatter_(2, gone, block.start + last - 1)
                 places, scores = places.gather(2, kept), scores.gather(2, kept)
                 key, value = _at(key, kept), _at(value, kept)
-            memory.places, memory.scores, memory.pending = places, scores, None
+            memory.places, memory.scores, memory.pending = places, scores.float(), None
         if run.cache is not None:
             run.cache.keep(self.layer, key, value)
         return joined(outputs)
@@ -187,9 +187,11 @@ class ScoredEviction(Eviction):
             raise SinkscopeError(
                 f"`score` of {self.policy!r} gave {shape}; expected scores [sequence, kv_head, key], here {expected}."
             )
+        if scores.is_complex():
+            raise SinkscopeError(f"`score` of {self.policy!r} gave complex numbers, which have no order.")
         if bool(scores.isnan().any()):
             raise SinkscopeError(f"`score` of {self.policy!r} gave NaN, by which no keys can be chosen.")
-        return scores.float()
+        return scores
 
     def _kept(self, scores: Tensor) -> Tensor:
         """Which keys are kept [sequence, kv_head, budget], oldest first; of equal scores, the older key."""

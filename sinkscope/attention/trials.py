@@ -114,7 +114,9 @@ def try_score(policy: Scoring, heads: int, kv_heads: int) -> None:
         given = HeldKeys(**{name: states[rows].clone() for name, states in vars(held).items()})
         kept = replace(given)
         scores = policy.score(given)
-        return scores.expand_as(given.previous).float().clone(), kept
+        if scores.is_complex():
+            raise TypeError("they have no order")
+        return scores.expand_as(given.previous).double().clone(), kept
 
     try:
         with _OnlyHere(), torch.no_grad():
@@ -124,7 +126,7 @@ def try_score(policy: Scoring, heads: int, kv_heads: int) -> None:
         raise
     except Exception:
         return
-    for name in ("key", "value", "places"):
+    for name in ("key", "value", "places", "weights"):
         if not torch.equal(getattr(given, name), getattr(held, name)):
             raise SinkscopeError(
                 f"`score` of {policy!r} changes the `{name}` it is given, which attention goes on with; let it work on "

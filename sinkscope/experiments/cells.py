@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sinkscope import normalisers, probes
 from sinkscope.arguments import instance, one_or_several, whole_number
+from sinkscope.attention.placement import is_built_in
 from sinkscope.definition import check_resumable, definition
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.inside_model import EvictKeys, SetMassive
@@ -33,7 +34,6 @@ from sinkscope.experiments.runner import Advance, Cell, ModelSource
 from sinkscope.models.identity import difference, identity
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Dense, Policy
-from sinkscope.policies.base import is_built_in
 from sinkscope.probes import Probe
 from sinkscope.record import open_record
 from sinkscope.scope.binding import limit_notes

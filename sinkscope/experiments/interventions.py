@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from sinkscope.arguments import checks_types, whole_number
 from sinkscope.errors import SinkscopeError, warn
-from sinkscope.experiments.as_found import AsFound
 from sinkscope.experiments.inside_model import EvictKeys
 from sinkscope.experiments.intervention import Conditions, Intervention, Nothing, Repeat, ReplaceTokens, Shift, Trial
 from sinkscope.experiments.perplexity import dense_texts
 from sinkscope.experiments.plain_texts import TOGETHER, PlainText, Run, changes_nothing, plain_texts, run
+from sinkscope.models.as_found import AsFound
 from sinkscope.models.facts import find_anatomy, model_attributes, token_attributes
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Policy
@@ -103,19 +103,21 @@ def run_under(
         chosen, refused = possible(model, texts, usual(tokenizer), **vars(conditions))
         for name, why in refused.items():
             warn(f"`{name}` is left out: {why}")
-        found = AsFound(model, chosen)
+        found = AsFound(model, *map(type, chosen))
     else:
         chosen = _checked(interventions)
-        found = AsFound(model, chosen)
+        found = AsFound(model, *map(type, chosen))
         for intervention in chosen:
-            found.after(partial(_check, intervention, model, texts, conditions), intervention)
-            found.check_weights(intervention)
+            found.after(
+                partial(_check, intervention, model, texts, conditions), type(intervention), f"`{intervention.name}`"
+            )
+            found.check_same(f"`{intervention.name}`")
     every, prepared = _beside_controls(chosen, beside), dict[str, Intervention]()
     for name, each in every.items():
-        made = found.after(partial(each.prepare, model, _copies(texts), conditions), each)
+        made = found.after(partial(each.prepare, model, _copies(texts), conditions), type(each), f"`{name}`")
         if not isinstance(made, Intervention):
             raise SinkscopeError(f"`{name}` is prepared as {made!r}; let `prepare` return an intervention, as self.")
-        found.check_weights(each)
+        found.check_same(f"`{name}`")
         prepared[name] = made
     record = _record(found, texts, prepared, conditions, first, progress, beside)
     controls = [control.name if (control := each.control()) is not None else "" for each in every.values()]
@@ -230,7 +232,10 @@ def _record(
     model, longest, shape = found.model, max(map(len, texts)), (len(interventions), len(texts))
     plain = plain_texts(model, texts, conditions.start, first)
     conditions = replace(conditions, attention=lambda number: plain[number].attention)
-    draws = [whole_number(each.draws(conditions), f"draws of `{name}`", 1) for name, each in interventions.items()]
+    draws = [
+        whole_number(found.after(partial(each.draws, conditions), type(each), f"`{name}`"), f"draws of `{name}`", 1)
+        for name, each in interventions.items()
+    ]
     losses, same = np.zeros((*shape, longest)), np.ones(shape, dtype=bool)
     every, removed = np.full((shape[0], max(draws), shape[1]), np.nan), np.zeros(shape)
     means: dict[str, np.ndarray] = {}
@@ -256,7 +261,7 @@ def _record(
                             kept = means.setdefault(each, np.zeros((*shape, *mean.shape)))
                             kept[row, number] += mean / draws[row]
                     bar.update(len(texts[number]))
-            found.check_weights(intervention)
+            found.check_same(f"`{name}`")
     dims = ("policy", "sequence", "layer", "head")
     record = xr.Dataset(
         {
@@ -296,14 +301,15 @@ def _runs(
     def run_waiting() -> Iterator[tuple[int, Trial, Tensor, Run]]:
         trials = [trial for _, trial, _ in waiting]
         since = min(int((places[1:] > conditions.start).nonzero()[0]) for *_, places in waiting) + 1
-        for given, one in zip(
-            waiting, found.after(partial(run, found.model, trials, first, since=since), intervention), strict=True
-        ):
+        runs = found.after(partial(run, found.model, trials, first, since=since), type(intervention), f"`{name}`")
+        for given, one in zip(waiting, runs, strict=True):
             yield *given, one
         waiting.clear()
 
     for number, text in enumerate(texts):
-        trial = found.after(partial(intervention.apply, text.clone(), number, conditions), intervention)
+        trial = found.after(
+            partial(intervention.apply, text.clone(), number, conditions), type(intervention), f"`{name}`"
+        )
         places = _checked_places(found.model, f"`{name}`", trial, text)
         if not bool((places[1:] > conditions.start).any()):
             raise SinkscopeError(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sinkscope.attention.masks import ranges
+from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.intervention import Trial
 from sinkscope.hf.placement import reading_device
 from sinkscope.models.facts import find_anatomy
@@ -111,8 +112,15 @@ def run(
         if trial.hooks is not None:
             trial.hooks(model, undo)
         with Scope(model, probes, trial.normaliser, policy, alone=True) as scope:
-            logits = model(input_ids=ids, use_cache=False, **only_last(model, ids.shape[1] - since + 1)).logits[:, :-1]
+            asked = {} if trial.hooks is not None else only_last(model, ids.shape[1] - since + 1)
+            logits = model(input_ids=ids, use_cache=False, **asked).logits
             record = scope.record
+    if trial.hooks is not None and logits.shape[1] != ids.shape[1]:
+        raise SinkscopeError(
+            f"under the hooks of an intervention the model gave logits for {logits.shape[1]} tokens of {ids.shape[1]}, "
+            "so which loss is whose cannot be told; leave every token its hidden state."
+        )
+    logits = logits[:, :-1]
     losses = next_token_losses(logits, ids[:, -logits.shape[1] :]).cpu()
     if not bool(losses.isfinite().all()):
         raise not_finite("the logits", model)

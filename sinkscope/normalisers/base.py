@@ -8,6 +8,7 @@ the query's log-sum-exp and of how many keys the query sees: one more pass over 
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 from sinkscope.arguments import real_number
 from sinkscope.attention.attend_layer import Weighing, check_shares, score_by_score, whole_rows
 from sinkscope.attention.masks import is_hidden
-from sinkscope.attention.placement import Placed
+from sinkscope.attention.placement import Placed, passed_over
 from sinkscope.errors import SinkscopeError, safe_repr, shown
 
 LARGEST = 1e37  # of a bias or a logit, beside which float32 still tells hidden keys and finite scores apart
@@ -56,6 +57,17 @@ class Normaliser(Placed, ABC):
         follow from anything but the scores that a query sees in one head.
         """
         form: Any = quicker_form(self)
+        kind, asked = type(self).__name__, IDEAS[form]
+        written: Any = inspect.unwrap(getattr(self.weights, "__func__", self.weights))
+        called = written.__code__.co_names if form is None and hasattr(written, "__code__") else ()
+        called = ("virtual_logit",) if written is VirtualKey.weights else called
+        if member := passed_over(type(self), tuple(IDEAS.values()), (asked, *called)):
+            raise SinkscopeError(
+                f"the weights of {kind} are made by its `{asked}`, so nobody asks the `{member}` that it gives as "
+                "well; leave one of them out, or give it another name. A normaliser with `weights` alone derives from "
+                "sinkscope.Normaliser.",
+                page="A policy, a normaliser or a probe of my own",
+            )
         if form is VirtualKey:
             if (
                 heads is not None
@@ -108,6 +120,12 @@ class Normaliser(Placed, ABC):
         with torch.enable_grad():
             weights = self._tried(scores.requires_grad_())
             wanted = _leaves(weights)
+            in_graph = any(leaf is scores for leaf in wanted)
+            if not in_graph and not torch.equal(weights, self._tried(scores.detach() * 2)):
+                raise SinkscopeError(
+                    f"the weights of {self!r} follow from the scores and have left their graph, so a model would train "
+                    "without them; make them of the scores by torch, without `detach`, NumPy or no_grad."
+                )
             if not wanted:
                 return
             try:
@@ -309,6 +327,10 @@ class Sigmoid(Pointwise):
     def weigh(self, scores: Tensor, lse: Tensor, seen: Tensor) -> Tensor:
         bias = -seen.to(scores.dtype).log() if self.bias is None else self.bias
         return torch.sigmoid(scores + bias)
+
+
+IDEAS: dict[Any, str] = {None: "weights", VirtualKey: "virtual_logit", Pointwise: "weigh"}
+"""By form, the method that says what a normaliser does."""
 
 
 def quicker_form(normaliser: Normaliser) -> type[VirtualKey] | type[Pointwise] | None:

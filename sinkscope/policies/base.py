@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sinkscope.arguments import in_characters
 from sinkscope.attention.eviction import Eviction, WindowEviction
-from sinkscope.attention.placement import Placed, kind_of, owner
+from sinkscope.attention.placement import Placed, is_built_in, kind_of, owner, passed_over
 from sinkscope.attention.scored import ScoredEviction
 from sinkscope.attention.trials import try_eviction
 from sinkscope.errors import SinkscopeError, safe_repr, shown
@@ -128,18 +128,26 @@ class Policy(Placed):
         is_idle = self.is_dense and not is_built_in(owner(kind, "is_dense"))
         reason = "is recomputed" if self.recomputed else "says by `is_dense` that it leaves attention as it is"
         asked = () if self.recomputed or is_idle else self._asked
-        for member in IDEAS:
-            given = callable(getattr(kind, member, None)) and not is_built_in(owner(kind, member))
-            if given and member not in asked:
-                why = reason if self.recomputed or is_idle else f"is a {kinds[0]}"
-                raise SinkscopeError(
-                    f"{name} {why}, so nobody asks the `{member}` of its own that it gives; leave that out, or derive "
-                    "it from sinkscope.StaticPolicy and give it `sees`, or from sinkscope.ScoredPolicy and give it "
-                    "`score`."
-                )
+        if member := passed_over(kind, IDEAS, asked):
+            why = reason if self.recomputed or is_idle else f"is a {kinds[0]}"
+            raise SinkscopeError(
+                f"{name} {why}, so nobody asks the `{member}` of its own that it gives; leave that out, or derive it "
+                "from sinkscope.StaticPolicy and give it `sees`, or from sinkscope.ScoredPolicy and give it `score`."
+            )
+        if not _is_kept(self.kept):
+            raise SinkscopeError(
+                f"{name} says by `kept` that a cache holds {shown(self.kept)}; give sinkscope.policies.Kept(first, "
+                "last), whole numbers of tokens from 0 and from 1 on, or None where it may need any."
+            )
         if self.recomputed and self.kept is None:
             raise SinkscopeError(
                 f"{name} is recomputed and does not say by `kept` how many tokens; derive it from sinkscope.Recompute."
+            )
+        inherited: Any = next(cls for cls in kind.__mro__ if is_built_in(cls) and "cache_size" in vars(cls))
+        if self.cache_size != (size := inherited.cache_size.fget(self)):
+            raise SinkscopeError(
+                f"{name} says by `cache_size` that {shown(self.cache_size)} tokens are kept, and a cache holds "
+                f"{'every one' if size is None else size} for it; leave out `cache_size`."
             )
         if not is_built_in(owner(kind, "coordinates")):
             expected: Any = Policy.coordinates
@@ -202,9 +210,10 @@ def _told(settings: dict[str, Any]) -> str:
         return json.dumps({name: safe_repr(value) for name, value in settings.items()}, sort_keys=True)
 
 
-def is_built_in(cls: type) -> bool:
-    """Whether a class is one of this package."""
-    return cls.__module__.partition(".")[0] == "sinkscope"
+def _is_kept(kept: Any) -> bool:
+    """Whether `kept` of a policy can be what it says: sizes of a cache, or None."""
+    whole = isinstance(kept, Kept) and all(type(size) is int for size in kept)
+    return kept is None or (whole and kept.first >= 0 and kept.last >= 1)
 
 
 def bound_evictions(policy: Policy, layer: BoundLayer) -> tuple[Eviction, ...]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from sinkscope.attention.eviction import Eviction
-from sinkscope.attention.placement import owner
+from sinkscope.attention.placement import is_built_in, owner
 from sinkscope.attention.scored import HeldKeys, ScoredEviction
 from sinkscope.attention.trials import try_score
 from sinkscope.errors import SinkscopeError
-from sinkscope.policies.base import BoundLayer, Policy, check_count, is_built_in
+from sinkscope.policies.base import BoundLayer, Policy, check_count
 
 
 @dataclass(frozen=True, repr=False)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sinkscope.arguments import one_of
 from sinkscope.attention.eviction import Eviction, SeenEviction, WindowEviction
-from sinkscope.attention.placement import owner
+from sinkscope.attention.placement import is_built_in, owner
 from sinkscope.attention.trials import try_sees
 from sinkscope.errors import SinkscopeError
 from sinkscope.policies.base import (
@@ -21,7 +21,6 @@ from sinkscope.policies.base import (
     Policy,
     check_bias,
     check_count,
-    is_built_in,
 )
 
 WHAT_IS_LEFT = {

@@ -1,4 +1,4 @@
-"""Many models in one call: their reports, made or opened, one table of their headline numbers, and one page."""
+"""Many models in one call: their reports, made or opened, and one table of their headline numbers."""
 
 from __future__ import annotations
 
@@ -7,33 +7,21 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import pandas as pd
-import xarray as xr
 
-from sinkscope import figures as draw
-from sinkscope.analysis.atlas import (
-    PUBLISHED,
-    atlas_table,
-    differences,
-    named_reports,
-    strength_and_collapse,
-    vocabularies,
-)
+from sinkscope.analysis.atlas import atlas_table, differences, named_reports
 from sinkscope.arguments import checks_types, is_listed
 from sinkscope.directories import MANIFEST
 from sinkscope.errors import SinkscopeError, shown
 from sinkscope.figures.style import model_name
-from sinkscope.reporting.content import MAIN, SUMMARY, Item, Records, Section
+from sinkscope.reporting.atlas_section import ATLAS, HEADLINE, KIND, stored
+from sinkscope.reporting.content import MAIN, SUMMARY
+from sinkscope.reporting.document import Report
+from sinkscope.reporting.gather import report
 from sinkscope.sampling import COUNT
-
-if TYPE_CHECKING:
-    from sinkscope.reporting.document import Report
-
-KIND = "atlas"
-HEADLINE = "headline"
+from sinkscope.texts import text_name
 
 
 @checks_types
@@ -71,8 +59,6 @@ def atlas(
     Raises:
         SinkscopeError: no models, or as `report` of one of them.
     """
-    from sinkscope.reporting.document import Report
-
     named = dict(models) if isinstance(models, Mapping) else None
     if named is None and (isinstance(models, (str, bytes)) or not is_listed(models)):
         raise SinkscopeError(f"atlas takes a list of models, not {shown(models)}: put it in brackets.")
@@ -88,9 +74,9 @@ def atlas(
     numbers = (
         pd.concat([each for each in summaries if len(each)], ignore_index=True) if any(map(len, summaries)) else None
     )
-    records = {MAIN: _stored(table, "model", table.attrs)}
+    records = {MAIN: stored(table, "model", table.attrs)}
     if numbers is not None:
-        records[HEADLINE] = _stored(numbers, "row", table.attrs | {"kind": KIND})
+        records[HEADLINE] = stored(numbers, "row", table.attrs | {"kind": KIND})
     return Report(records, sections=(ATLAS,))
 
 
@@ -109,8 +95,6 @@ def compare_reports(one: Any, other: Any) -> pd.DataFrame:
     Raises:
         SinkscopeError: what is no report.
     """
-    from sinkscope.reporting.document import Report
-
     for each in (one, other):
         if not isinstance(each, Report) and not _is_saved(each):
             raise SinkscopeError(f"{shown(each)} is no report: give two folders that `sinkscope report` wrote.")
@@ -124,8 +108,6 @@ def _is_saved(given: Any) -> bool:
 
 def _report(given: Any, text: Any, folder: Any, progress: bool | None, options: dict[str, Any]) -> Report:
     """The report of one model: given, saved, or made now."""
-    from sinkscope.reporting.document import Report
-
     if isinstance(given, Report):
         return given
     if _is_saved(given):
@@ -137,8 +119,6 @@ def _report(given: Any, text: Any, folder: Any, progress: bool | None, options: 
         own = Path(os.path.expanduser(folder)) / f"{name}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
         if _is_saved(own):
             return _same_setting(Report.open(own), own, text, options)
-    from sinkscope.reporting.gather import report
-
     model, tokenizer = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
     made = report(model, tokenizer, text, progress=progress, **options)
     if own is not None:
@@ -148,8 +128,6 @@ def _report(given: Any, text: Any, folder: Any, progress: bool | None, options: 
 
 def _same_setting(found: Report, folder: Path, text: Any, options: Mapping[str, Any]) -> Report:
     """A report that an earlier call saved; SinkscopeError where it is of another text, or of another part of it."""
-    from sinkscope.texts import text_name
-
     record = found.records[MAIN]
     sizes = (record.sizes["sequence"], int(record["length"].max()))
     asked = (options["segments"], options["length"])
@@ -164,121 +142,3 @@ def _same_setting(found: Report, folder: Path, text: Any, options: Mapping[str, 
 
 def _called(report: Report) -> str:
     return model_name(report.records[MAIN].attrs)
-
-
-def _stored(table: pd.DataFrame, dim: str, attributes: Mapping[Any, Any]) -> xr.Dataset:
-    """A table as a record; numbers that are missing in some rows are NaN, and words empty."""
-    columns = {}
-    for name in table.columns:
-        values = table[name]
-        is_text = not pd.api.types.is_numeric_dtype(values)
-        columns[f"{dim}_{name}" if name == dim else str(name)] = (
-            dim, values.fillna("").astype(str).to_numpy(object) if is_text else values.to_numpy()
-        )  # fmt: skip
-    return xr.Dataset(columns, attrs=dict(attributes))
-
-
-def _table(record: xr.Dataset) -> pd.DataFrame:
-    dim = str(next(iter(record.dims)))
-    table = pd.DataFrame({str(name).removeprefix(f"{dim}_"): each.values for name, each in record.data_vars.items()})
-    table.attrs = dict(record.attrs)
-    return table
-
-
-def say_atlas(record: xr.Dataset, table: pd.DataFrame) -> str:
-    """What differs, whether strength predicts collapse, and what cannot be compared."""
-    said = []
-    if other := [
-        f"{row['model']} ({row['differs'].replace('_', ' ')})" for row in table.to_dict("records") if row["differs"]
-    ]:
-        said.append(f"These differ from the first in more than the model: {'; '.join(other)}.")
-    try:
-        found = strength_and_collapse(table)
-        said.append(
-            f"Over {found['n']:.0f} models the rank correlation of sink mass with collapse is {found['rho']:.2f} "
-            f"[{found['low']:.2f}, {found['high']:.2f}], if they were independent of each other."
-        )
-    except SinkscopeError as reason:
-        said.append(f"Whether strong sinks go with a large collapse: {reason}")
-    return " ".join(filter(None, [*said, vocabularies(table)]))
-
-
-def headline(records: Records) -> str:
-    """How many models, and between which values."""
-    table = _table(records[MAIN])
-    said = f"{len(table)} model{'s' * (len(table) > 1)}: the first token takes "
-    said += f"{_between(100 * table['sink_mass'], 1, '%')} of all attention (T = {int(table['T'].iloc[0]):,})"
-    collapse = table["collapse"].dropna() if "collapse" in table else pd.Series(dtype=float)
-    if len(collapse):
-        said += f", and without sinks perplexity is {_between(collapse, 2)} times that with them"
-    return f"{said}."
-
-
-def _between(values: pd.Series, digits: int, unit: str = "") -> str:
-    """The smallest and the largest value, or the one that all show."""
-    return " to ".join(dict.fromkeys(f"{value:.{digits}f}{unit}" for value in (values.min(), values.max())))
-
-
-def _compared(record: xr.Dataset) -> Any:
-    table = _table(record)
-    return draw.comparison(table[np.isfinite(table["collapse"])])
-
-
-def _described(record: xr.Dataset) -> Any:
-    table = _table(record)
-    return draw.comparison.describe(table[np.isfinite(table["collapse"])])
-
-
-_compared.describe = _described  # type: ignore[attr-defined]
-
-
-def _published(record: xr.Dataset) -> pd.DataFrame:
-    return PUBLISHED.assign(collapse=PUBLISHED["window"] / PUBLISHED["sinks"])
-
-
-ITEMS = (
-    Item(
-        "atlas",
-        "One row for each model",
-        variables="sink_mass",
-        table=_table,
-        sentence=say_atlas,
-        meaning="Mass on the first token and sink rate over the tokens that all texts have; the published rate over "
-        "many short texts (Gu et al. 2024); collapse: perplexity of the window over that of sinks + window of the same "
-        "cache, after the first eviction; sinks needed: the fewest with which perplexity is within 1% of that with the "
-        "most; massive tokens: tokens of a text with a massive activation (Sun et al. 2024). Tokens as: models of one "
-        "name there read the same tokens. 95% intervals over texts.",
-    ),
-    Item(
-        "comparison",
-        "Strength of the sinks and collapse",
-        variables=("collapse_low", "cache_size"),
-        figure=_compared,
-        meaning="Collapse against sink rate and mass. Hollow points differ from the first model in more than the "
-        "model.",
-    ),
-    Item(
-        HEADLINE,
-        "Every headline number of every report",
-        record=HEADLINE,
-        variables="quantity",
-        table=_table,
-        meaning="As the summaries of the reports have them, each with its interval and its null.",
-    ),
-    Item(
-        "published",
-        "Published figures, measured by others",
-        variables="sink_mass",
-        table=_published,
-        meaning="Perplexity without sinks and with four, and their ratio: Xiao et al. 2023 (StreamingLLM), Table 2. "
-        "Other texts, other caches: to be set beside the rows above, not among them.",
-    ),
-)
-ATLAS = Section(
-    "Models side by side",
-    ITEMS,
-    None,
-    records={MAIN: "The atlas", HEADLINE: "Headline numbers"},
-    headline=headline,
-)
-"""What the page of an atlas shows: `Report.open(folder)` opens one by itself."""

@@ -13,7 +13,7 @@ from sinkscope.arguments import checks_types
 from sinkscope.directories import Manifest, restore
 from sinkscope.errors import warn
 from sinkscope.figures.style import source_line
-from sinkscope.reporting.atlas import ATLAS, KIND
+from sinkscope.reporting.atlas_section import ATLAS, KIND
 from sinkscope.reporting.attention import ATTENTION
 from sinkscope.reporting.content import MAIN, Content, Item, Records, Section, arranged, record_names
 from sinkscope.reporting.made import Figures, Tables

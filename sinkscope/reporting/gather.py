@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from sinkscope.analysis.variables import is_causal
 from sinkscope.arguments import checks_types, several
 from sinkscope.errors import SinkscopeError, shown
 from sinkscope.hf.loading import load, tokenizer_of
+from sinkscope.models.as_found import AsFound
 from sinkscope.models.facts import find_streams
 from sinkscope.probes import Probe
 from sinkscope.progress import Stages
@@ -179,17 +181,18 @@ def _measured(
     assert part.run is not None
     if part.causal_only and not is_causal(records[MAIN]) and passes.inputs is None:
         return {}, [f"{part.subject} was not measured: an encoder reads a text as a whole, with no cache."]
+    found, told = AsFound(passes.model, part.run), f"the section `{part.title}`"
     made: dict[str, xr.Dataset] = {}
     refused: dict[str, list[str]] = {}
     try:
-        measured: Any = part.run(passes)
+        measured: Any = found.after(partial(part.run, passes), part.run, told)
         if not isinstance(measured, Mapping) or isinstance(measured, xr.Dataset):
             raise SinkscopeError(f"its run gave a {type(measured).__name__}; give a dict from names to records.")
         for name, step in measured.items():
             if name not in part.records:
-                raise SinkscopeError(f"the section `{part.title}` made the record `{name}`, which it does not list.")
+                raise SinkscopeError(f"{told} made the record `{name}`, which it does not list.")
             try:
-                given = step() if callable(step) else step
+                given = found.after(step, part.run, told) if callable(step) else step
                 made[name] = checked(given, xr.Dataset, f"the record `{name}`", "an xarray.Dataset")
             except Exception as problem:
                 if MAIN in part.records and not isinstance(problem, SinkscopeError):
@@ -199,6 +202,7 @@ def _measured(
         if MAIN in part.records:
             raise
         return {}, [f"{part.subject} was not measured: {reason_of(problem)}"]
+    found.check_same(told)
     notes, passes.notes = passes.notes, []
     return made, [*(_note(whats, reason) for reason, whats in refused.items()), *notes]
 

@@ -16,10 +16,11 @@ import xarray as xr
 from torch import Tensor
 
 from sinkscope.attention.layer import Layer
-from sinkscope.errors import SinkscopeError
+from sinkscope.attention.placement import is_built_in
+from sinkscope.errors import SinkscopeError, warn
 from sinkscope.probes import HiddenProbe, LayerProbe, Measured, Probe, TileProbe
 from sinkscope.probes.base import PER_QUERY
-from sinkscope.scope.declarations import check_coordinates, check_declared, declared
+from sinkscope.scope.declarations import check_coordinates, check_declared, check_kind, declared
 
 FOLLOWING = ("query", "token", "map_query")  # dimensions along which a later forward pass continues
 OWN_PAGES = 32 << 20  # bytes from which malloc gives an array pages of its own instead of a place on the heap
@@ -38,18 +39,18 @@ def checked_probes(probes: Iterable[Probe], layers: Sequence[int]) -> tuple[Prob
                 f"{kind} is a probe of no kind, so it would look at nothing; derive it from sinkscope.LayerProbe, "
                 "TileProbe or HiddenProbe."
             )
+        check_kind(probe)
         check_declared(probe)
-        for name, variable in probe.makes.items():
+        for name in probe.makes:
             other = makers.setdefault(name, probe)
             if other is not probe and type(other) is type(probe):
                 raise SinkscopeError(
                     f"{kind} is given twice, as {other!r} and {probe!r}, and both would write `{name}`; give one of "
                     "them."
                 )
-            if other is not probe and other.makes[name] != variable:
+            if other is not probe:
                 raise SinkscopeError(
-                    f"{kind} and {type(other).__name__} both make `{name}`, and declare it otherwise; give one of "
-                    "them, or another name."
+                    f"{kind} and {type(other).__name__} both make `{name}`; give one of them, or another name."
                 )
         probe.check(layers)
     check_coordinates(given)
@@ -61,7 +62,9 @@ def measure_layer(probes: Sequence[Probe], number: int, layer: Layer) -> dict[st
     measured: dict[str, Measured] = {}
     wanting = [probe for probe in probes if probe.wants(number)]
     states = tuple(vars(layer).values())
-    sizes = dict(zip(PER_QUERY, layer.lse.shape, strict=True)) | {"token": layer.rows}
+    sizes = dict(zip(PER_QUERY, layer.lse.shape, strict=True)) | {"token": layer.rows, "key": layer.reach}
+    if layer.key is not None:
+        sizes["kv_head"] = layer.key.shape[1]
     for probe in wanting:
         if isinstance(probe, LayerProbe):
             with unchanged(probe, *states):
@@ -146,10 +149,11 @@ class Staged(NamedTuple):
 class Collector:
     """Gathers measurements of attention layers by their numbers, some `expected` layers, and makes the record."""
 
-    def __init__(self, expected: int, probes: Iterable[Probe]) -> None:
+    def __init__(self, expected: int, probes: Sequence[Probe]) -> None:
         self.expected = expected
         self.layers: list[int] = []  # that ran in a forward pass that finished
         self.makes = {name: variable for probe in probes for name, variable in probe.makes.items()}
+        self._foreign = {name: probe for probe in probes for name in probe.makes if not is_built_in(type(probe))}
         self.texts: list[Text] = []
         self.coords: dict[str, Coords] = {}  # of each variable measured
         self.pieces: dict[str, dict[tuple[int, int], list[np.ndarray]]] = defaultdict(dict)  # by name; by text, layer
@@ -280,6 +284,8 @@ class Collector:
         """All that was measured, over all layers whose attention ran."""
         if not self.texts:
             raise SinkscopeError("nothing was measured: no forward pass of the model finished while the scope was on.")
+        for name in self._foreign.keys() - self.coords.keys():
+            warn(f"{type(self._foreign[name]).__name__} declares `{name}` and gave it nowhere, so the record has none.")
         arrays = [self.variable(name).rename(name) for name in self.coords]
         missing = {array.name: np.nan if array.dtype.kind == "f" else -1 for array in arrays}
         record = xr.merge(arrays, join="outer", fill_value=missing, compat="no_conflicts")

@@ -9,15 +9,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sinkscope.attention.placement import passed_over
 from sinkscope.errors import SinkscopeError
-from sinkscope.probes import Measured, Measurements, Probe, Variable
+from sinkscope.probes import HiddenProbe, LayerProbe, Measured, Measurements, Probe, TileProbe, Variable
 
 OF_THE_RECORD = ("sequence", "layer", "token", "token_id", "token_text", "length")
 SHARED = ("head", "kv_head", "query", "key", "map_query", "map_key")
 """Dimensions that variables of several probes have."""
+NUMBERED = ("head", "kv_head", "key")
+"""Dimensions in which coordinates are numbers of what a layer has."""
 WHOLE = torch.iinfo(torch.int32).max
 ODD = (torch.uint16, torch.uint32, torch.uint64)  # which torch itself does little with
 LARGE = 32 << 20  # bytes from which the record keeps an array itself, and no copy
+
+
+IDEAS = {LayerProbe: ("observe",), TileProbe: ("start", "add", "finish"), HiddenProbe: ("observe_hidden",)}
+"""What a probe is asked, by its kind."""
+
+
+def check_kind(probe: Probe) -> None:
+    """Raise SinkscopeError for a probe of two kinds, or one with a method that nobody asks."""
+    kind, kinds = type(probe).__name__, [each for each in IDEAS if isinstance(probe, each)]
+    if len(kinds) > 1:
+        raise SinkscopeError(
+            f"{kind} is a {' and a '.join(each.__name__ for each in kinds)} at once; make two probes of it, with "
+            "variables of their own."
+        )
+    if member := passed_over(type(probe), sum(IDEAS.values(), ()), IDEAS[kinds[0]]):
+        raise SinkscopeError(
+            f"{kind} is a {kinds[0].__name__}, so nobody asks the `{member}` of its own that it gives; leave it out, "
+            "or give it another name."
+        )
 
 
 def check_declared(probe: Probe) -> None:
@@ -130,6 +152,11 @@ def declared(probe: Probe, measured: Measurements, sizes: Mapping[str, int]) -> 
                 raise SinkscopeError(
                     f"{kind} gave `{name}` with {size} entries along {dim!r}, and there are {sizes[dim]}; give one for "
                     "each, NaN where there is nothing, or a dimension of another name."
+                )
+            if dim in NUMBERED and dim in coords and dim in sizes and not np.isin(coords[dim], range(sizes[dim])).all():
+                raise SinkscopeError(
+                    f"{kind} gave `{name}` for the {dim}s {coords[dim].tolist()}, of {sizes[dim]} that there are; "
+                    "number them from 0."
                 )
         _check_range(kind, name, values)
         if values.is_cpu and values.nbytes >= LARGE and not type(probe).__module__.startswith("sinkscope."):

@@ -16,16 +16,16 @@ import xarray as xr
 from torch import Tensor, nn
 
 from sinkscope.arguments import checks_types, whole_number
+from sinkscope.attention.placement import is_built_in
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.models import core, is_pretrained, query_heads
 from sinkscope.hf.placement import reading_device
 from sinkscope.interrupts import finishing_blocks, saying
+from sinkscope.models.as_found import AsFound
 from sinkscope.models.facts import find_streams
 from sinkscope.models.memory import TILES, fitting_rows, sizes_of
 from sinkscope.models.requirements import check_eval, check_wrapper
-from sinkscope.models.weights import weights_hash
 from sinkscope.policies import Policy
-from sinkscope.policies.base import is_built_in
 from sinkscope.probes import FREE, Maps, Probe, SinkMass
 from sinkscope.progress import progress_bar
 from sinkscope.scope.fitting import fitting
@@ -97,7 +97,7 @@ def measure(
             raise SinkscopeError(f"{beside[0]}= is for batches of texts, not for the inputs of one pass; leave it out.")
         texts_read = token_texts(tokenizer, ids.get("input_ids"))
         check_wrapper(model)
-        with _same_weights(scope), scope, torch.no_grad():
+        with _as_found(scope), scope, torch.no_grad():
             _read_inputs(scope, ids)
             record = scope.record
         if texts_read is not None and "token_id" in record.coords:
@@ -121,7 +121,7 @@ def measure(
     most = None if max_memory is None else whole_number(max_memory, "max_memory", 1)
     batch_tokens = _fitting_batch(scope, texts, whole_number(batch_tokens, "batch_tokens", 1), most)
     kept = None if checkpoint is None else KeptBatches(checkpoint, scope)
-    with _same_weights(scope), scope, torch.no_grad():
+    with _as_found(scope), scope, torch.no_grad():
         _read(scope, texts, batch_tokens, progress, kept)
         record = scope.record
     if texts_read is not None:
@@ -205,19 +205,16 @@ def _checked_stream(model: nn.Module, stream: str | None) -> str:
 
 
 @contextmanager
-def _same_weights(scope: Scope) -> Iterator[None]:
-    """Raise SinkscopeError where probes from outside the package changed the weights; a copy would take their memory.
-
-    That needs two hashes of them, which take a second for some gigabytes, and nothing for our own probes.
-    """
-    own = [type(probe).__name__ for probe in scope.probes if not is_built_in(type(probe))]
-    before = weights_hash(scope.model) if own else ""
-    yield
-    if own and weights_hash(scope.model) != before:
-        raise SinkscopeError(
-            f"{' or '.join(own)} changed the model's weights, so the model is another one now; load it again, and let "
-            "probes work on copies of what they see."
-        )
+def _as_found(scope: Scope) -> Iterator[None]:
+    """Raise SinkscopeError where probes from outside the package changed the model, and take off what they hung on."""
+    own = [type(probe) for probe in scope.probes if not is_built_in(type(probe))]
+    if not own:
+        yield
+        return
+    found, names = AsFound(scope.model, *own), [kind.__name__ for kind in own]
+    with found.put_back(" or ".join(names)):
+        yield
+    found.check_same(*names)
 
 
 def _read_inputs(scope: Scope, inputs: Mapping[str, Any]) -> None:

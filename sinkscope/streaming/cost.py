@@ -21,11 +21,11 @@ import torch
 
 from sinkscope.arguments import several, whole_number
 from sinkscope.attention.eviction import SeenEviction
-from sinkscope.attention.placement import owner
+from sinkscope.attention.placement import is_built_in, owner
 from sinkscope.errors import SinkscopeError
 from sinkscope.models.facts import find_anatomy, model_attributes
 from sinkscope.policies import Policy, ScoredPolicy, StaticPolicy
-from sinkscope.policies.base import BoundLayer, bound_evictions, is_built_in
+from sinkscope.policies.base import BoundLayer, bound_evictions
 from sinkscope.streaming.shapes import Shapes, shapes_of
 
 ENTRIES = 1 << 24  # pairs of a query and a key that are looked at together

@@ -99,14 +99,6 @@ class BorrowedKey(Normaliser):
         return torch.zeros(heads)
 
 
-class Both(VirtualKey, Pointwise):
-    def virtual_logit(self, heads, device):
-        return torch.zeros(heads)
-
-    def weigh(self, scores, lse, seen):
-        return (scores - lse).exp() ** 2
-
-
 class Denied(sinkscope.Softmax1):
     needs_whole_rows = False
 
@@ -114,7 +106,7 @@ class Denied(sinkscope.Softmax1):
         return scores.softmax(-1) ** 2
 
 
-@pytest.mark.parametrize("kind", [Borrowed, BorrowedKey, Both, Denied])
+@pytest.mark.parametrize("kind", [Borrowed, BorrowedKey, Denied])
 def test_whatever_a_class_inherits_its_own_weights_count(kind):
     model, ids = build("llama"), inputs("llama", tokens=30)["input_ids"]
     naive_slots.check(

@@ -294,7 +294,7 @@ class Clings(Intervention):
 def test_a_hook_that_stays_is_refused_by_name_and_taken_off(when):
     model = build("llama")
     before = state_of(model)
-    with pytest.raises(SinkscopeError, match=rf"`clings in {when}` left a hook, or another forward, on model.layers.1"):
+    with pytest.raises(SinkscopeError, match=rf"`clings in {when}` left a hook on model.layers.1"):
         run_interventions(model, brute.texts(), [Clings(when)], start=START, progress=False)
     assert state_of(model) == before
 
@@ -309,7 +309,7 @@ def test_hooks_of_the_users_own_stay_and_a_replaced_forward_does_not():
             model.model.layers[0].mlp.forward = lambda hidden: hidden
             return Trial(text)
 
-    with pytest.raises(SinkscopeError, match=r"`Patches` left a hook, or another forward, on model.layers.0.mlp"):
+    with pytest.raises(SinkscopeError, match=r"`Patches` left another `forward` on model.layers.0.mlp"):
         run_interventions(model, brute.texts(), [Patches()], start=START, progress=False)
     assert "forward" not in vars(model.model.layers[0].mlp) and state_of(model) == before and calls
 

@@ -20,6 +20,7 @@ from sinkscope.probes import HiddenProbe, Variable
 from sinkscope.reporting.page import page
 from tests.reporting.byte_tokens import byte_tokenizer
 from tests.support import naive_record
+from tests.support.model_state import state_of
 from tests.support.zoo import build
 
 TEXT = "In the beginning God created the heaven and the earth.\n" * 8
@@ -344,3 +345,15 @@ def test_probes_that_cannot_be_hashed_are_measured(model, path):
 
     item = Item("own", variables="kurtosis", probes=[Open(), Open()], table=by_layer)
     assert len(measured(model, path, items=[item]).tables["own"]) == 3
+
+
+def test_a_hook_that_a_section_leaves_is_taken_off_and_noted(model, path):
+    def run(passes):
+        passes.model.model.layers[1].mlp.register_forward_hook(lambda *_: None)
+        return lengths_of(passes)
+
+    before = state_of(model)
+    section = Section("Mine", [Item("mine", record="mine", table=by_layer)], run)
+    notes = measured(model, path, sections=[*SECTIONS, section]).notes
+    assert notes[0].startswith("Mine was not measured: the section `Mine` left a hook on model.layers.1.mlp")
+    assert state_of(model) == before
