@@ -8,8 +8,10 @@ import queue
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 from weakref import WeakMethod, WeakSet
@@ -96,7 +98,9 @@ def sentence(problem: BaseException) -> str:
     if isinstance(problem, SinkscopeError):
         return str(problem)
     lines = str(problem).strip().splitlines() or [""]
-    return f"{type(problem).__name__}: {lines[0]}"
+    (*_, last) = traceback.extract_tb(problem.__traceback__) or [None]
+    where = "" if last is None else f" ({Path(last.filename).name}, line {last.lineno})"
+    return f"{type(problem).__name__}: {lines[0]}{where}"
 
 
 @atexit.register

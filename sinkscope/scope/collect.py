@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 import xarray as xr
 from torch import Tensor
 
@@ -67,21 +68,22 @@ def measure_layer(probes: Sequence[Probe], number: int, layer: Layer) -> dict[st
         sizes["kv_head"] = layer.key.shape[1]
     for probe in wanting:
         if isinstance(probe, LayerProbe):
-            with unchanged(probe, *states):
+            with unchanged(probe, *states, sums=states):
                 observed = probe.observe(layer)
             measured |= declared(probe, observed, sizes)
     totals: list[tuple[TileProbe, Any]] = []
     for probe in wanting:
         if isinstance(probe, TileProbe):
-            with unchanged(probe, *states):
+            with unchanged(probe, *states, sums=states):
                 totals.append((probe, probe.start(layer)))
     if totals:
         for tile in layer.tiles():
             for probe, total in totals:
-                with unchanged(probe, *states, tile.padded, tile.log_probabilities):
+                parts = (tile.padded, tile.log_probabilities)
+                with unchanged(probe, *states, *parts, sums=parts):
                     probe.add(total, layer, tile)
     for probe, total in totals:
-        with unchanged(probe, *states):
+        with unchanged(probe, *states, sums=states):
             finished = probe.finish(total, layer)
         measured |= declared(probe, finished, sizes)
     return measured
@@ -89,32 +91,44 @@ def measure_layer(probes: Sequence[Probe], number: int, layer: Layer) -> dict[st
 
 def measure_hidden(probe: HiddenProbe, hidden: Tensor) -> dict[str, Measured]:
     """What a probe measures of the hidden states [sequence, token, dim] behind one layer."""
-    with unchanged(probe, hidden):
+    with unchanged(probe, hidden, sums=[hidden]):
         observed = probe.observe_hidden(hidden)
     sequences, tokens, _ = hidden.shape
     return declared(probe, observed, {"sequence": sequences, "token": tokens, "query": tokens})
 
 
 class unchanged:
-    """Raise SinkscopeError when a probe changes some of the model's own states, or a tile, in place.
+    """Raise SinkscopeError when probes change some of the model's own states, or a tile, in place.
 
-    Outside inference mode, where probes look, torch itself refuses that for tensors made in it.
+    Outside inference mode, where probes look, torch itself refuses that for tensors made in it. What NumPy writes
+    raises no version of a tensor, so behind probes of the user's own the `sums` of states have to be the same, too.
     """
 
-    def __init__(self, probe: Probe, *states: Any) -> None:
+    def __init__(self, probe: Probe, *states: Any, sums: Sequence[Any] = ()) -> None:
         self.probe = probe
         self.watched = [each for each in states if isinstance(each, Tensor) and not each.is_inference()]
+        self.summed = [each for each in sums if isinstance(each, Tensor) and not is_built_in(type(probe))]
+
+    def _versions(self) -> list[Any]:
+        return [*(each._version for each in self.watched), *map(_sums, self.summed)]
 
     def __enter__(self) -> None:
-        self.versions = [each._version for each in self.watched]
+        self.before = self._versions()
 
     def __exit__(self, kind: Any, problem: BaseException | None, trace: Any) -> None:
         refused = isinstance(problem, RuntimeError) and "Inplace update to inference tensor" in str(problem)
-        if refused or (problem is None and self.versions != [each._version for each in self.watched]):
+        if refused or (problem is None and self.before != self._versions()):
             raise SinkscopeError(
                 f"{type(self.probe).__name__} changed the model's own states in place, or its attention, and so what "
                 "the model goes on with and other probes see; work on a copy of them."
             ) from problem
+
+
+def _sums(states: Tensor) -> bytes:
+    """Sums of some states by each of their last two dimensions, bit by bit."""
+    every = range(states.dim())
+    kept = [states.sum([each for each in every if each != one], dtype=torch.float64) for one in every[-2:]]
+    return torch.cat([each.flatten() for each in kept]).cpu().numpy().tobytes()
 
 
 Coords = Mapping[str, np.ndarray]

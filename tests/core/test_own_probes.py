@@ -60,12 +60,24 @@ def writing(**members):
     return type("Own", (Tiles,), {name: staticmethod(act) for name, act in members.items()})()
 
 
+def by_numpy(states, given):
+    """What is given, and the states halved where no tensor notices."""
+    states.numpy()[:] /= 2
+    return given
+
+
 WRITERS = {
     "probabilities": writing(add_with=lambda tile: tile.probabilities.pow_(2)),
     "logarithms": writing(add_with=lambda tile: tile.log_probabilities.zero_()),
     "key in start": writing(start_with=lambda layer: layer.key.div_(2)),
     "value in finish": writing(finish_with=lambda layer: layer.value.div_(2)),
     "key": type("Own", (Layers,), {})(),
+    "key by NumPy": writing(start_with=lambda layer: layer.key.numpy().sort(-2)),
+    "query by NumPy": type(
+        "Own", (Layers,), {"observe": lambda self, layer: {"own": by_numpy(layer.query, layer.lse)}}
+    )(),
+    "tile by NumPy": writing(add_with=lambda tile: tile.log_probabilities.numpy().fill(0)),
+    "hidden by NumPy": hidden(give=lambda states: by_numpy(states, states.mean(-1))),
     "hidden": hidden(give=lambda states: states.mul_(2).mean(-1)),
 }
 
