@@ -82,6 +82,9 @@ gpu: $(STAMP)
 
 assets: $(STAMP)
 	$(BIN)/python assets/make.py
+	$(BIN)/python benchmarks/tasks.py assets
+	$(BIN)/python benchmarks/tasks.py assets --needles
+	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python assets/screenshots.py
 
 docs: $(DOCS_STAMP)

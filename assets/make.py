@@ -3,8 +3,8 @@
     python assets/make.py                        all of it, an hour on two cores
     python assets/make.py report collapse        parts of it, by the names of the functions below
 
-`make assets` makes the explorer's pictures too. `tests/test_kept_numbers.py` reads what README and docs say from the
-records.
+`make assets` makes the explorer's pictures too, and what benchmarks/ measure of recall, needles and precision.
+`tests/test_kept_numbers.py` reads what README and docs say from the records.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python benchmarks/precision.py [WORD ...]
 
-The demo model reads the first tokens of the built-in text, in all forms whose names hold the words given. Two
-comparisons are with the same model, in the same precision: maps with those of its eager attention, and losses under a
-policy, read in blocks, with reading one token at a time with a `SinkCache`. The other two are with the model in
-float32.
+The demo model reads the first tokens of the built-in text, in all forms whose names hold the words given; where all
+are, assets/precision.csv is written anew. Two comparisons are with the same model, in the same precision: maps with
+those of its eager attention, and losses under a policy, read in blocks, with reading one token at a time with a
+`SinkCache`. The other two are with the model in float32.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,6 +28,14 @@ from sinkscope.hf.caches import with_cache
 
 TOKENS = 160
 POLICY = S.SinkWindow(4, 60)
+COLUMNS = [
+    "the model",
+    "map, to its own eager map",
+    "loss in blocks, to one by one",
+    "map, to float32",
+    "loss, to float32",
+]
+KEPT = Path(__file__).parents[1] / "assets" / "precision.csv"
 
 
 def models() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
@@ -116,8 +125,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     _, tokenizer = S.load()
     ids, references = S.read_tokens(tokenizer, limit=TOKENS)[:1], {}
-    print("| model | map, to its eager map | losses in blocks, to one by one | map, to float32 | losses, to float32 |")
+    print(f"| {' | '.join(COLUMNS)} |")
     print("|---|---|---|---|---|")
+    rows = []
     for name, make in models():
         if not all(word in name for word in sys.argv[1:]):
             continue
@@ -130,7 +140,10 @@ def main() -> None:
             "-" if truth is found else largest(found["maps"], truth["maps"]),
             "-" if truth is found else largest(found["losses"], truth["losses"]),
         ]
-        print(f"| {' | '.join([name, *cells])} |", flush=True)
+        rows.append([name, *cells])
+        print(f"| {' | '.join(rows[-1])} |", flush=True)
+    if not sys.argv[1:]:
+        pd.DataFrame(rows, columns=COLUMNS).to_csv(KEPT, index=False)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Recall by distance and needles on the demo model: python benchmarks/tasks.py OUT [--needles].
 
 Recall under four policies on 8,192 tokens of the demo text, with its control, timed beside a plain forward pass over as
-many tokens; and needles under six ways to attend. Records, tables and figures land in OUT.
+many tokens; and needles under six ways to attend. The records land in OUT; those behind
+docs/tasks.md are in assets.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ def main(out: Path, has_needles: bool) -> None:
         print(f"needles, six policies: {time.perf_counter() - begun:.0f} s")
         sinkscope.save_record(record, out / "needles.nc")
         print(sinkscope.accuracy_table(record).to_string())
-        sinkscope.figures.accuracy(record).savefig(out / "needles.png", dpi=150)
         return
     begun = time.process_time()
     with torch.no_grad():
@@ -49,7 +49,6 @@ def main(out: Path, has_needles: bool) -> None:
     print(f"{used:.0f} s, {used / plain:.1f} times a forward pass over 8,192 tokens (bar: 360 s)")
     sinkscope.save_record(record, out / "recall.nc")
     print(sinkscope.recall_table(record).to_string())
-    sinkscope.figures.recall(record).savefig(out / "recall.png", dpi=150)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ Nothing is assumed of its alphabet, and no text is made up to ask it something: 
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import re
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import groupby
@@ -16,6 +18,8 @@ from sinkscope.errors import SinkscopeError, first_line
 
 UNFINISHED = "\ufffd"  # what bytes decode to that are no character yet
 BYTES_OF_A_CHARACTER = 4  # in UTF-8, at most
+LONG = 1 << 20  # characters from which on the ids of a text take a second, and are kept until another long one is read
+_LAST: dict[str, array[int]] = {}
 
 
 def encode(tokenizer: Any, text: str, special: bool = False) -> list[int]:
@@ -26,13 +30,30 @@ def encode(tokenizer: Any, text: str, special: bool = False) -> list[int]:
     """
     if not is_tokenizer(tokenizer):
         raise no_tokenizer(tokenizer)
+    key = _key(tokenizer, text, special) if len(text) >= LONG else ""
+    if key and key in _LAST:
+        return _LAST[key].tolist()
     call = tokenizer if callable(tokenizer) else tokenizer.encode
     try:
         made = call(text, **_taken(call, {"add_special_tokens": special, "verbose": False}))
         ids = made["input_ids"] if isinstance(made, Mapping) else getattr(made, "ids", made)
-        return [int(token) for token in ids]
+        found = [int(token) for token in ids]
     except Exception as error:
         raise SinkscopeError(f"the tokenizer cannot encode this text: {first_line(error)}.") from error
+    if key:
+        _LAST.clear()
+        _LAST[key] = array("q", found)
+    return found
+
+
+def _key(tokenizer: Any, text: str, special: bool) -> str:
+    """A hash of all that the ids of a text follow from; empty for tokenizers that do not tell all of it."""
+    kind, told = type(tokenizer), getattr(getattr(tokenizer, "backend_tokenizer", None), "to_str", None)
+    if told is None or not kind.__module__.startswith("transformers."):
+        return ""
+    plain = {name: value for name, value in vars(tokenizer).items() if isinstance(value, (bool, int, str))}
+    parts = (kind.__qualname__, repr(sorted(plain.items())), told(), str(special), text)
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def no_tokenizer(given: Any) -> SinkscopeError:

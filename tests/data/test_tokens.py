@@ -127,3 +127,19 @@ def test_a_line_break_is_a_token_that_says_so():
             line_break_token(words)
     with pytest.raises(SinkscopeError, match="cannot encode this text"):
         line_break_token(make.nucleotides())
+
+
+def test_a_long_text_is_encoded_once_and_anew_once_its_tokenizer_is_another(monkeypatch):
+    from sinkscope import tokens
+
+    monkeypatch.setattr(tokens, "LONG", 8)
+    monkeypatch.setattr(tokens, "_LAST", {})
+    tokenizer, calls = make.nucleotides(), []
+    plain = type(tokenizer).__call__
+    monkeypatch.setattr(type(tokenizer), "__call__", lambda self, *a, **k: calls.append(a) or plain(self, *a, **k))
+    first = encode(tokenizer, "ACGTACGT")
+    assert encode(tokenizer, "ACGTACGT") == first and len(calls) == 1
+    assert encode(tokenizer, "ACGTACGT", special=True) == [0, *first, 1] and len(calls) == 2
+    assert encode(tokenizer, "ACGTACGA") == [*first[:-1], first[0]] and len(calls) == 3
+    tokenizer.add_tokens(["ACG"])
+    assert encode(tokenizer, "ACGTACGA") != [*first[:-1], first[0]] and len(calls) == 4
