@@ -64,7 +64,8 @@ def test_a_process_ended_at_any_line_of_the_code_that_writes(scenario, fresh, by
     count = lines_of(lambda: scenario.write(trial(tmp_path, first, scenario, fresh), 2))
     clean = names(tmp_path / "trial")
     assert count > 10
-    every = EVERY if by == signal.SIGKILL else 5 * EVERY
+    every = EVERY if EVERY == 1 else max(EVERY, count // 12)
+    every = every if by == signal.SIGKILL else 5 * every
     for last in range(0, count, every):
         folder = trial(tmp_path, first, scenario, fresh)
         told = outcome(lambda: scenario.write(folder, 2), Lines(last, by).start)  # noqa: B023
