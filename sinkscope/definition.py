@@ -34,6 +34,10 @@ BUILT_IN = (
     types.ClassMethodDescriptorType,
 )
 UNSEEN = ("open", "eval", "exec", "globals", "input", "compile", "__import__")  # what they give is in no code
+READING = {  # functions and names of libraries by which code of one's own gets what no code says
+    *("load", "load_file", "loadtxt", "genfromtxt", "fromfile", "memmap", "open", "open_dataset", "read", "read_text"),
+    *("read_bytes", "read_csv", "read_json", "read_parquet", "environ", "getenv", "from_pretrained", "urlopen"),
+}
 MADE = {  # by Python for every class, from members that are told themselves
     *("__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__abstractmethods__", "_abc_impl"),
     *("__dataclass_fields__", "__dataclass_params__", "__match_args__", "__parameters__", "__orig_bases__"),
@@ -166,6 +170,8 @@ class _Telling:
                 parts.append(cell.cell_contents)
         before, self.names = self.names, self.names | frozenset(mentioned(function.__code__))
         if not library:
+            if read := sorted(READING & set(mentioned(function.__code__))):
+                raise _Untold(f"`{read[0]}`, whose result is in no code")
             parts += self._read(function)
         told = f"function {function.__qualname__} {library or self._code(function.__code__)} {self.tell(parts)}"
         self.names = before

@@ -32,6 +32,7 @@ from sinkscope.attention.attend_layer import (
     weighted_sums,
 )
 from sinkscope.attention.masks import BandMask, CausalMask, FullMask, IndexedMask, Mask
+from sinkscope.attention.placement import is_built_in
 from sinkscope.errors import SinkscopeError
 from sinkscope.models.rotary import Rotation
 
@@ -238,7 +239,15 @@ class SeenEviction(Eviction):
 
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
         shape = torch.broadcast_shapes(query.shape, key.shape)
-        seen = self.policy.sees(query.clone(), key.clone())
+        try:
+            seen = self.policy.sees(query.clone(), key.clone())
+        except Exception as problem:
+            if isinstance(problem, SinkscopeError) or is_built_in(type(self.policy)):
+                raise
+            raise SinkscopeError(
+                f"`sees` of {self.policy!r} raised {type(problem).__name__} for queries up to {int(query.max())} and "
+                f"keys up to {int(key.max())}: {problem}"
+            ) from problem
         if not isinstance(seen, Tensor) or seen.dtype != torch.bool:
             given = f"{seen.dtype} numbers" if isinstance(seen, Tensor) else f"a {type(seen).__name__}"
             raise SinkscopeError(f"`sees` of {self.policy!r} gave {given}; it has to give a tensor of booleans.")

@@ -13,7 +13,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from sinkscope.arguments import checks_types, whole_number
-from sinkscope.errors import SinkscopeError, warn
+from sinkscope.errors import SinkscopeError, shown, warn
 from sinkscope.experiments.inside_model import EvictKeys
 from sinkscope.experiments.intervention import Conditions, Intervention, Nothing, Repeat, ReplaceTokens, Shift, Trial
 from sinkscope.experiments.perplexity import dense_texts
@@ -21,8 +21,9 @@ from sinkscope.experiments.plain_texts import TOGETHER, PlainText, Run, changes_
 from sinkscope.models.as_found import AsFound
 from sinkscope.models.facts import find_anatomy, model_attributes, token_attributes
 from sinkscope.normalisers import Normaliser
-from sinkscope.policies import Policy
+from sinkscope.policies import Dense, Policy
 from sinkscope.progress import progress_bar
+from sinkscope.scope.binding import check_limits
 from sinkscope.scope.forward import check_vocabulary
 from sinkscope.streaming.readers import text_coordinates
 
@@ -191,8 +192,14 @@ def _checked(interventions: Iterable[Intervention]) -> list[Intervention]:
     chosen = list(interventions) if isinstance(interventions, Iterable) else [interventions]
     for intervention in chosen:
         _check_class(intervention)
-    if not chosen or len({intervention.name for intervention in chosen}) < len(chosen):
-        raise SinkscopeError("no intervention was given, or one of them twice; give each one once.")
+    if not chosen:
+        raise SinkscopeError("no intervention was given; give one at least, such as sinkscope.EvictKeys().")
+    names = [intervention.name for intervention in chosen]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise SinkscopeError(
+            f"two interventions are called `{shown(twice)[1:-1]}`; give each one once, and others names of their own, "
+            "as a frozen dataclass has them."
+        )
     return chosen
 
 
@@ -316,6 +323,8 @@ def _runs(
                 f"`{name}` leaves nothing of text {number} to score: none of its tokens stood behind query "
                 f"{conditions.start}; keep some of them, or give an earlier start."
             )
+        if len(trial.tokens) > len(text):
+            check_limits(found.model, trial.policy or Dense(), len(trial.tokens))
         if changes_nothing(trial, text):
             yield number, trial, places, plain[number].whole
             continue

@@ -59,7 +59,7 @@ class PlainText:
         """Attention of the queries from the start on to the keys that a trial takes from them, of the text as it is:
         mean over layers and heads, 0 for those left alone. NaN for what takes no keys away, or does more than that."""
         policy = trial.policy
-        takes = (isinstance(policy, Evict) and not policy.once_read) or isinstance(policy, EvictRecent)
+        takes = (type(policy) is Evict and not policy.once_read) or type(policy) is EvictRecent  # no class of one's own
         changed = trial.normaliser is not None or trial.hooks is not None or not torch.equal(trial.tokens, self.text)
         if policy is None or not takes or changed or policy.start != self.start:  # type: ignore[attr-defined]
             return float("nan")

@@ -87,6 +87,7 @@ class Normaliser(Placed, ABC):
             later = torch.cat([scores[:, :1], other(scores[:, 1:])], 1)
             sooner = torch.cat([other(scores[:, :1]), scores[:, 1:]], 1)
             wider = torch.nn.functional.pad(scores, (0, 3), value=-torch.inf)
+            self._try_alone(scores)
             many = small_scores(heads or 1, device, 70)
             all_of_many = self._tried(many)
             trials = [
@@ -137,6 +138,19 @@ class Normaliser(Placed, ABC):
                 f"gradients of the weights of {self!r} are NaN where keys are hidden, as 0 times infinity is; replace "
                 "the scores of hidden keys by a finite number, and set the weights there to 0 with `masked_fill`."
             )
+
+    def _try_alone(self, scores: Tensor) -> None:
+        """Try the one key that the first query of every text sees; SinkscopeError where that cannot be weighed."""
+        for seen in (1, 2):
+            try:
+                self._tried(scores[:, :, :1, :seen].nan_to_num(neginf=0.0))
+            except SinkscopeError:
+                raise
+            except Exception as problem:
+                raise SinkscopeError(
+                    f"the weights of {self!r} cannot be made for a query that sees {seen} key{'s' * (seen > 1)}, as "
+                    f"the first ones of every text do: {type(problem).__name__}: {problem}"
+                ) from problem
 
     def _tried(self, scores: Tensor, first: int = 0, last: int | None = None) -> Tensor:
         """Weights of some scores as they are made inside a layer, there for a part of the keys alone."""

@@ -36,17 +36,19 @@ class Variable:
     Attributes:
         dims: of what the probe gives for one layer; the first is always "sequence", and the record adds "layer" behind
             it. "query", "map_query" and "token" run over the tokens of a forward pass, and those of a later one follow.
-            Arrays without such a dimension hold sums over the queries, to which a later forward pass of the same
-            sequences adds.
+            Arrays without such a dimension are of one forward pass over each sequence, unless they are `summed`.
         units: of the numbers, "1" for those without.
         description: what it is, in a few words.
         averaged: the record keeps the mean over sequences only (NaN entries left out).
+        summed: whether the numbers are sums over the queries, so that those of a later forward pass over the same
+            sequence are added.
     """
 
     dims: tuple[str, ...]
     units: str = "1"
     description: str = ""
     averaged: bool = False
+    summed: bool = False
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,9 @@ class Received(_Total):
     """
 
     makes: ClassVar = {
-        "received": Variable((*PER_HEAD, "key"), "queries", "attention that each key receives from all queries")
+        "received": Variable(
+            (*PER_HEAD, "key"), "queries", "attention that each key receives from all queries", summed=True
+        )
     }
 
     def start(self, layer: Layer) -> Tensor:
@@ -137,7 +139,9 @@ class DistanceProfile(_Total):
 
     one_text: ClassVar = True
     makes: ClassVar = {
-        "distance_mass": Variable((*PER_HEAD, "distance"), "queries", "attention by distance, over all queries")
+        "distance_mass": Variable(
+            (*PER_HEAD, "distance"), "queries", "attention by distance, over all queries", summed=True
+        )
     }
 
     def add(self, total: Tensor, layer: Layer, tile: Tile) -> None:

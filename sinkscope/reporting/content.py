@@ -19,7 +19,20 @@ from sinkscope.analysis.mass import above_null
 from sinkscope.analysis.variables import is_causal
 from sinkscope.arguments import check_fields, several
 from sinkscope.errors import SinkscopeError, shown
-from sinkscope.reporting.made import Figures, Made, Tables, check_functions, check_records, checked, measured_on, named
+from sinkscope.reporting.made import (
+    COLUMNS,
+    Figures,
+    Made,
+    Tables,
+    check_functions,
+    check_records,
+    checked,
+    measured_on,
+    named,
+    plain_table,
+    read_only,
+    summary_rows,
+)
 
 if TYPE_CHECKING:
     from sinkscope.probes import Probe
@@ -33,7 +46,6 @@ T = TypeVar("T")
 MAIN = "text"
 SUMMARY = "summary"
 SHARES = ("probability", "fraction of heads")
-COLUMNS = ("quantity", "unit", "value", "lower", "upper", "null", "above_null", "measured_on", "note")
 
 
 @dataclass(frozen=True)
@@ -337,19 +349,18 @@ class Content:
 
     def _called(self, item: Item, make: Callable[..., T], *given: Any, part: str) -> T:
         with named(f"the {part} of `{item.name}`"):
-            return make(*given, *(self.records.get(name) for name in item.beside))
+            beside = (self.records.get(name) for name in item.beside)
+            return make(*(read_only(each) for each in (*given, *beside)))
 
     def _table(self, item: Item, make: Callable[..., pd.DataFrame], record: xr.Dataset) -> pd.DataFrame:
         what = f"the table of `{item.name}`"
         table = checked(self._called(item, make, record, part="table"), pd.DataFrame, what, "a pandas DataFrame")
-        if not table.columns.is_unique:
-            raise SinkscopeError(f"{what} has two columns of one name; give each a name of its own.")
-        return table
+        return plain_table(table, what)
 
     def _figure(self, name: str, draw: Callable[[xr.Dataset], Figure]) -> Figure:
         what, words = f"the figure of `{name}`", "a matplotlib Figure; a Drawing becomes one under @figures.figure"
         with named(what):
-            drawn = draw(self._served[name])
+            drawn = draw(read_only(self._served[name]))
         figure = checked(drawn, Figure, what, words)
         figure.name = name  # type: ignore[attr-defined]
         return figure
@@ -375,16 +386,7 @@ class Content:
             return []
         record, what = self._served[item.name], f"the numbers of `{item.name}`"
         given: Any = self._called(item, item.numbers, record, part="numbers")
-        rows = [] if isinstance(given, (str, Mapping)) or not isinstance(given, Iterable) else list(given)
-        if not rows and given != []:
-            raise SinkscopeError(f"{what} are a {type(given).__name__}; give a list of dicts, one for each quantity.")
-        for row in rows:
-            known = isinstance(row, Mapping) and {"quantity", "value"} <= set(row) <= set(COLUMNS)
-            if not known or not isinstance(row["value"], (int, float, np.number)):
-                raise SinkscopeError(
-                    f'{what} have the row {row!r}; give a dict with "quantity" and a number as "value", and if there '
-                    f"are any {', '.join(COLUMNS[1:2] + COLUMNS[3:6] + COLUMNS[8:])}."
-                )
+        rows = summary_rows(given, what)
         with named(what):
             return [{"measured_on": measured_on(record), **row} for row in rows]
 

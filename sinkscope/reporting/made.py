@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
@@ -15,6 +16,9 @@ from sinkscope.errors import SinkscopeError, shown
 from sinkscope.figures.requirements import lengths
 
 T = TypeVar("T")
+COLUMNS = ("quantity", "unit", "value", "lower", "upper", "null", "above_null", "measured_on", "note")
+"""Of the summary."""
+NUMBERS = ("value", "lower", "upper", "null")
 
 
 class Made(Mapping[str, T]):
@@ -74,6 +78,57 @@ def checked(given: Any, kind: type[T], what: str, words: str) -> T:
     if not isinstance(given, kind):
         raise SinkscopeError(f"{what} is a {type(given).__name__}; give {words}.")
     return given
+
+
+def summary_rows(given: Any, what: str) -> list[dict[str, Any]]:
+    """The rows that an item gives for the summary, without what is None; SinkscopeError for what are none."""
+    rows = [] if isinstance(given, (str, Mapping)) or not isinstance(given, Iterable) else list(given)
+    if not rows and given != []:
+        raise SinkscopeError(f"{what} are a {type(given).__name__}; give a list of dicts, one for each quantity.")
+    found = []
+    for row in rows:
+        known = isinstance(row, Mapping) and {"quantity", "value"} <= set(row) <= set(COLUMNS)
+        told = {name: each for name, each in row.items() if each is not None} if known else {}
+        numbers = [told[name] for name in NUMBERS if name in told]
+        if "value" not in told or not all(isinstance(each, (int, float, np.number)) for each in numbers):
+            raise SinkscopeError(
+                f'{what} have the row {row!r}; give a dict with "quantity" and a number as "value", and if there are '
+                f"any {', '.join(COLUMNS[1:2] + COLUMNS[3:6] + COLUMNS[8:])}, of which lower, upper and null are "
+                "numbers."
+            )
+        found.append(told)
+    return found
+
+
+def plain_table(table: pd.DataFrame, what: str) -> pd.DataFrame:
+    """A table with all that its index says in columns; SinkscopeError for cells that are neither numbers nor words."""
+    if isinstance(table.columns, pd.MultiIndex):
+        table = table.set_axis([" ".join(filter(None, map(str, each))) for each in table.columns], axis=1)
+    if not isinstance(table.index, pd.RangeIndex) and any(table.index.names):
+        table = table.reset_index()
+    if not table.columns.is_unique:
+        raise SinkscopeError(f"{what} has two columns of one name; give each a name of its own.")
+    for column in table.columns:
+        for cell in table[column]:
+            if not (cell is None or cell is pd.NA or isinstance(cell, (str, bool, int, float, np.number, np.bool_))):
+                raise SinkscopeError(
+                    f"{what} has {shown(cell)} in the column {column!r}; give numbers and words, None where there is "
+                    "nothing."
+                )
+    return table
+
+
+def read_only(given: Any) -> Any:
+    """A record whose numbers a function cannot write over, which others read; anything else as it is."""
+    if not isinstance(given, xr.Dataset):
+        return given
+    return given.copy(data={name: _view(each.values) for name, each in given.data_vars.items()})
+
+
+def _view(values: np.ndarray) -> np.ndarray:
+    seen = values.view()
+    seen.flags.writeable = False
+    return seen
 
 
 def check_records(records: Any) -> None:

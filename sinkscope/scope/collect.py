@@ -75,18 +75,33 @@ def measure_layer(probes: Sequence[Probe], number: int, layer: Layer) -> dict[st
     for probe in wanting:
         if isinstance(probe, TileProbe):
             with unchanged(probe, *states, sums=states):
-                totals.append((probe, probe.start(layer)))
+                totals.append((probe, _started(probe, layer)))
     if totals:
         for tile in layer.tiles():
             for probe, total in totals:
                 parts = (tile.padded, tile.log_probabilities)
                 with unchanged(probe, *states, *parts, sums=parts):
-                    probe.add(total, layer, tile)
+                    added: Any = probe.add(total, layer, tile)
+                if added is not None:
+                    raise SinkscopeError(
+                        f"`add` of {type(probe).__name__} gave a {type(added).__name__}, which nobody takes; let it "
+                        "change the sum in place, as in total += ..., and return nothing."
+                    )
     for probe, total in totals:
         with unchanged(probe, *states, sums=states):
             finished = probe.finish(total, layer)
         measured |= declared(probe, finished, sizes)
     return measured
+
+
+def _started(probe: TileProbe, layer: Layer) -> Any:
+    """The sum that a probe begins with; SinkscopeError for one that cannot be changed in place."""
+    total: Any = probe.start(layer)
+    if total is None or isinstance(total, (int, float, complex, str, bytes, np.generic)):
+        raise SinkscopeError(
+            f"`start` of {type(probe).__name__} gave {total!r}, which `add` cannot change in place; give a tensor."
+        )
+    return total
 
 
 def measure_hidden(probe: HiddenProbe, hidden: Tensor) -> dict[str, Measured]:
@@ -226,7 +241,21 @@ class Collector:
         for (name, *_), staged in self._staged.items():
             coords[name] = _joint(name, coords.get(name, staged.coords), staged.coords)
         self._check_averaged()
+        self._check_followed()
         self.coords = coords
+
+    def _check_followed(self) -> None:
+        """Raise SinkscopeError when the staged forward pass goes on with a text that was measured as a whole."""
+        for (name, *_), staged in self._staged.items():
+            variable, known = self.makes[name], [text.number for text in staged.texts if text.number is not None]
+            if variable.averaged or variable.summed or set(variable.dims) & set(FOLLOWING):
+                continue
+            if any((number, layer) in self.pieces[name] for number in known for layer in staged.layers):
+                raise SinkscopeError(
+                    f"`{name}` [{', '.join(variable.dims)}] has nothing along which it goes on, and this forward pass "
+                    "goes on with a text; read each text in one pass, as in model(ids), or declare the variable with "
+                    "summed=True, if its numbers are sums over the queries."
+                )
 
     def _check_averaged(self) -> None:
         """Raise SinkscopeError when the staged forward pass does not fit what is averaged already."""

@@ -163,7 +163,7 @@ def test_a_buffer_used_again_in_the_next_layer_is_copied(large, monkeypatch):
 
 
 def test_one_number_for_each_text_and_layer_is_kept_and_adds_up_over_forward_passes():
-    model, own = build("llama"), hidden(Variable(("sequence",)), lambda states: states.sum((1, 2)))
+    model, own = build("llama"), hidden(Variable(("sequence",), summed=True), lambda states: states.sum((1, 2)))
     record = measure(model, ids(), [own])
     assert record.own.dims == ("sequence", "layer")
     np.testing.assert_allclose(

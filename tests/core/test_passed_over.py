@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import sinkscope
-from sinkscope import SinkscopeError, Variable, attached, measure, perplexity
+from sinkscope import SinkscopeError, Variable, attached, capture, measure, perplexity
+from sinkscope.hf.caches import growing_cache, with_cache
 from sinkscope.normalisers import Normaliser, Pointwise, Sigmoid, Softmax, VirtualKey
 from sinkscope.policies.base import Kept
 from sinkscope.probes import HiddenProbe, LayerProbe, Measured, TileProbe
@@ -207,3 +208,82 @@ def test_weights_that_do_not_follow_from_the_scores_need_no_graph():
     with attached(model, normaliser=kind()):
         model(ids(12), use_cache=False).logits.sum().backward()
     assert model.model.layers[0].self_attn.v_proj.weight.grad.abs().sum() > 0
+
+
+def in_parts(model, probe, sizes=(30, 10)):
+    cache = growing_cache(model)
+    with torch.no_grad(), capture(model, [probe]) as scope:
+        for part in ids().split(list(sizes), 1):
+            model(part, **with_cache(model, cache))
+    return scope.record
+
+
+class Largest(TileProbe):
+    makes = {"largest": HEAD}  # noqa: RUF012
+
+    def start(self, layer):
+        return torch.zeros(layer.lse.shape[:2])
+
+    def add(self, total, layer, tile):
+        total[:, tile.heads] = torch.maximum(total[:, tile.heads], tile.probabilities.amax((-2, -1)))
+
+    def finish(self, total, layer):
+        return {"largest": total}
+
+
+class Handed(TileProbe):
+    """All attention handed out: a sum over the queries."""
+
+    makes = {"handed": Variable(("sequence", "head"), summed=True)}  # noqa: RUF012
+
+    def start(self, layer):
+        return torch.zeros(layer.lse.shape[:2])
+
+    def add(self, total, layer, tile):
+        total[:, tile.heads] += tile.probabilities.sum((-2, -1))
+
+    def finish(self, total, layer):
+        return {"handed": total}
+
+
+def test_only_sums_over_queries_go_on_in_a_later_pass():
+    model = build("llama")
+    for probe in (Largest(), of_lse("spread", lambda layer: layer.lse.std(-1))):
+        with pytest.raises(
+            SinkscopeError, match=r"\[sequence, head\] has nothing along which it goes on, .* summed=True"
+        ):
+            in_parts(model, probe)
+        assert float(in_parts(model, probe, [40])[next(iter(probe.makes))].max()) < 10
+    np.testing.assert_allclose(in_parts(model, Handed())["handed"], 40, rtol=1e-5)
+    np.testing.assert_allclose(in_parts(model, Handed(), [40])["handed"], 40, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"start": lambda self, layer: 0.0}, r"`start` of Own gave 0\.0, which `add` cannot change in place"),
+        ({"add": lambda self, total, layer, tile: total + 1}, "`add` of Own gave a Tensor, which nobody takes"),
+    ],
+)
+def test_a_sum_that_is_not_changed_in_place_is_refused(members, message):
+    with pytest.raises(SinkscopeError, match=message):
+        measure(build("llama"), ids(), [own(Handed, **members)()])
+
+
+def test_a_rule_that_raises_is_named():
+    table = torch.ones(300, 300, dtype=torch.bool)
+    short = own(sinkscope.StaticPolicy, sees=lambda self, query, key: table[query, key])()
+    model, text = build("llama"), torch.randint(3, 120, (1, 310))
+    with torch.no_grad(), attached(model, policy=short):
+        model(text[:, :300])
+    with pytest.raises(SinkscopeError, match=r"`sees` of Own\(\) raised IndexError for queries up to 308"):
+        perplexity(model, text, [short])
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_weights_that_one_key_cannot_have_are_refused_before_anything_runs(count):
+    kind = own(
+        Normaliser, weights=lambda self, scores: scores.softmax(-1) * (scores >= scores.topk(count).values[..., -1:])
+    )
+    with pytest.raises(SinkscopeError, match="cannot be made for a query that sees 1 key, as the first ones of every"):
+        attached(build("llama"), normaliser=kind())

@@ -335,3 +335,45 @@ def test_weights_that_are_written_to_are_refused_by_name(write):
 
     with pytest.raises(SinkscopeError, match="`Scribbles` changed the model's weights"):
         run([Scribbles()])
+
+
+class Twice(Evict):
+    """Evicts the keys at twice the places, by rules that agree with each other."""
+
+    def sees(self, query, key):
+        return Evict([2 * key for key in self.keys], start=self.start).sees(query, key)
+
+    def bind(self, layer):
+        return Evict([2 * key for key in self.keys], start=self.start).bind(layer)
+
+
+class Evicts(Intervention):
+    def __init__(self, policy, name):
+        self.policy, self.name = policy, name
+
+    name = ""
+
+    def apply(self, text, number, conditions):
+        return Trial(text, policy=self.policy)
+
+
+def test_the_mass_that_a_class_of_ones_own_removes_is_not_told():
+    record = run([Evicts(Evict([6], start=START), "six"), Evicts(Twice([3], start=START), "own")])
+    six, own = (record.sel(policy=name) for name in ("six", "own"))
+    np.testing.assert_allclose(own["nll"], six["nll"], equal_nan=True, atol=1e-6)
+    assert bool((six["removed_mass"] > 0).all()) and bool(own["removed_mass"].isnull().all())
+
+
+def test_two_interventions_of_one_name_are_told_apart_from_one_given_twice():
+    with pytest.raises(
+        SinkscopeError, match="two interventions are called `same`; give each one once, and others names"
+    ):
+        run([Evicts(Evict([5], start=START), "same"), Evicts(Evict([6], start=START), "same")])
+    with pytest.raises(SinkscopeError, match="no intervention was given; give one at least"):
+        run([])
+
+
+def test_a_text_made_longer_than_a_table_of_positions_is_refused():
+    ids = torch.randint(3, 120, (1, 500))
+    with pytest.raises(SinkscopeError, match="has a table of 512 positions"):
+        run_interventions(build("gpt2"), ids, [Insert(5, 100)], start=START, progress=False)
