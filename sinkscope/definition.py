@@ -33,7 +33,7 @@ BUILT_IN = (
     types.GetSetDescriptorType,
     types.ClassMethodDescriptorType,
 )
-UNSEEN = ("open", "eval", "exec", "globals", "input", "compile", "__import__")  # what they give is in no code
+UNSEEN = ("eval", "exec", "globals", "input", "compile", "__import__")  # what they give is in no code
 READING = {  # functions and names of libraries by which code of one's own gets what no code says
     *("load", "load_file", "loadtxt", "genfromtxt", "fromfile", "memmap", "open", "open_dataset", "read", "read_text"),
     *("read_bytes", "read_csv", "read_json", "read_parquet", "environ", "getenv", "from_pretrained", "urlopen"),

@@ -218,6 +218,10 @@ class Seeing(Protocol):
     def sees(self, query: Tensor, key: Tensor) -> Tensor: ...
 
 
+class RuleRaised(SinkscopeError):
+    """A rule of one's own that raised something; one that looks into a table knows the places of its texts alone."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SeenEviction(Eviction):
     """Whatever a policy's `sees` says of places in the text; attention is given all keys of the text."""
@@ -244,7 +248,7 @@ class SeenEviction(Eviction):
         except Exception as problem:
             if isinstance(problem, SinkscopeError) or is_built_in(type(self.policy)):
                 raise
-            raise SinkscopeError(
+            raise RuleRaised(
                 f"`sees` of {self.policy!r} raised {type(problem).__name__} for queries up to {int(query.max())} and "
                 f"keys up to {int(key.max())}: {problem}"
             ) from problem

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sinkscope.attention.eviction import Eviction, Seeing, SeenEviction
+from sinkscope.attention.eviction import Eviction, RuleRaised, Seeing, SeenEviction
 from sinkscope.attention.scored import HeldKeys, Scoring
 from sinkscope.errors import SinkscopeError
 
@@ -79,6 +79,8 @@ def _tried(sees: Callable[[Tensor, Tensor], Tensor], told: str, since: int) -> T
                     )
                     for part in parts
                 ]
+        except RuleRaised:
+            continue
         except SinkscopeError:
             raise
         except Exception:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 import types
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,7 +159,10 @@ def test_another_constant_is_another_run(tmp_path):
     ("make", "message"),
     [
         (lambda: Held(threading.Lock()), r"uses a _thread\.lock, whose values cannot be read"),
-        (lambda: of_class(read=lambda self: open("table.txt")), r"uses `open\(\)`, whose result is in no code"),  # noqa: SIM115
+        (lambda: of_class(read=lambda self: np.load("table.npy")), "uses `load`, whose result is in no code"),
+        (lambda: of_class(read=lambda self: Path("table").read_text()), "uses `read_text`, whose result is in no code"),
+        (lambda: of_class(read=lambda self: os.environ["TABLE"]), "uses `environ`, whose result is in no code"),
+        (lambda: of_class(read=lambda self: open("table.txt")), "uses `open`, whose result is in no code"),  # noqa: SIM115
     ],
 )
 def test_what_cannot_be_told_runs_and_is_not_resumed(tmp_path, make, message):

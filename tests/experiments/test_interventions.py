@@ -217,7 +217,7 @@ def test_all_texts_start_and_end_where_they_may():
         ),
         (lambda: run(build("llama"), EVERY[:1], sinks=36), "36 of the 40 tokens"),
         (lambda: run(build("llama"), []), "no intervention was given"),
-        (lambda: run(build("llama"), [Shift(3), Shift(3)]), "one of them twice"),
+        (lambda: run(build("llama"), [Shift(3), Shift(3)]), "two interventions are called"),
         (lambda: run(build("llama"), ["sinks"]), "'sinks' is not an intervention; give instances such as"),
         (lambda: run(build("llama"), EvictKeys), "is not an intervention"),
         (lambda: run(build("llama"), EVERY[:1], [torch.ones(1)]), "floating-point"),
