@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import isqrt
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from sinkscope.hf.models import setting
+from sinkscope.undo import Undo
 
 SIDE = 96  # pixels of a thumbnail, both ways
 
@@ -35,6 +37,19 @@ class Grid(NamedTuple):
         side = self.merged or isqrt(patches // max(count, 1))
         fits = side and patches == count * side**2 and self.rows % side == self.columns % side == 0
         return (self.rows // side, self.columns // side) if fits else None
+
+
+@contextmanager
+def without_offsets(model: nn.Module) -> Iterator[None]:
+    """Have a model forget by how much an image that it read before moves later positions, and know it again behind."""
+    kept: list[tuple[Any, Any]] = [
+        (each, vars(each)["rope_deltas"]) for each in model.modules() if "rope_deltas" in vars(each)
+    ]
+    with Undo() as undo:
+        for module, offsets in kept:
+            undo.callback(setattr, module, "rope_deltas", offsets)
+            module.rope_deltas = None
+        yield
 
 
 def image_grids(model: Any, given: Mapping[str, Any]) -> list[Grid]:

@@ -31,6 +31,7 @@ from sinkscope.hf.caches import (
     returned_cache,
     with_cache,
 )
+from sinkscope.hf.images import without_offsets
 from sinkscope.hf.models import has_config, looks_for_tokens, vocabulary_size
 from sinkscope.hf.placement import reading_device
 from sinkscope.models.compiled import uncompiled
@@ -295,7 +296,8 @@ def find_reading(model: nn.Module) -> str:
     if base not in _READINGS or _READINGS[base][0] != state:
         check_eval(base, "what it reads")
         check_unscoped(base)
-        reading = _read(base)
+        with without_offsets(base):
+            reading = _read(base)
         if reading is None:
             return BLOCKS
         _READINGS[base] = (state, reading)
@@ -340,11 +342,15 @@ def _in_parts(base: Any, ids: Tensor, parts: tuple[int, ...]) -> Tensor | None:
 
 
 def _is_same(given: Tensor | None, whole: Tensor) -> bool:
-    """Whether two readings of texts [text, token, dim] agree, in one at least: which experts run may be a toss-up."""
+    """Whether two readings of texts [text, token, dim] agree, in one text at least and in most tokens: which experts
+    run may be a toss-up."""
     if given is None or given.shape != whole.shape:
         return False
-    gap = (given - whole).abs().flatten(1).amax(1) / whole.abs().flatten(1).amax(1)
-    return bool(gap.min() < max(1e-3, 16 * torch.finfo(whole.dtype).eps))
+    apart, most = (given - whole).float(), max(1e-3, 16 * torch.finfo(whole.dtype).eps)
+    gap = apart.abs().flatten(1).amax(1) / whole.float().abs().flatten(1).amax(1)
+    by_token = apart.norm(dim=-1) / whole.float().norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
+    late = by_token[:, PARTS[0] :] if by_token.shape[1] > PARTS[0] else by_token  # the first part is read alike
+    return bool(gap.min() < most) and bool(late.median() < most)
 
 
 def takes_positions(base: Any) -> bool:

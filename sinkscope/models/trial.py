@@ -50,7 +50,8 @@ def check_eval(model: Any, what: str) -> None:
     drops = (module.training for module in model.modules() if isinstance(module, DROPOUTS) and module.p)
     if core(model).training or any(drops):  # those of an adapter may be, inside a model that is not
         raise SinkscopeError(
-            f"{type(model).__name__} is in training mode, where dropout makes {what} random; call model.eval()."
+            f"{type(model).__name__} is in training mode, in which dropout makes {what} random where there is any; "
+            "call model.eval()."
         )
 
 

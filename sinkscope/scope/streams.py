@@ -287,6 +287,21 @@ def has_planes(given: Mapping[str, Any]) -> bool:
     return isinstance(positions, Tensor) and positions.dim() == 3 and bool((positions != positions[:1]).any())
 
 
+def _check_rows(ids: Any, mask: Any) -> None:
+    """Raise SinkscopeError for token ids that are none, and for a mask of other rows."""
+    if ids is None:
+        return
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point() or not ids.numel():
+        given = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
+        raise SinkscopeError(
+            f"input_ids are {given}; give whole numbers [sequence, token], as the processor makes them."
+        )
+    if isinstance(mask, Tensor) and mask.dim() == 2 and len(mask) != len(ids):
+        raise SinkscopeError(
+            f"attention_mask has {len(mask)} rows, and input_ids {len(ids)}; give one of the same processor's output."
+        )
+
+
 def check_inputs(model: Any, inputs: Mapping[str, Any]) -> None:
     """Raise SinkscopeError unless a processor's output is one that a model can read."""
     inner = core(model)  # wrappers hand on whatever they are given
@@ -297,7 +312,9 @@ def check_inputs(model: Any, inputs: Mapping[str, Any]) -> None:
             f"{type(inner).__name__} reads no {', '.join(strange)}; give it the output of its own processor, or give "
             "that output to the model it was made for."
         )
-    if lists := [name for name, each in inputs.items() if isinstance(each, (list, tuple))]:
+    if not any(each is not None for each in inputs.values()):
+        raise SinkscopeError(f"there is nothing to read for {type(inner).__name__}; give its processor's output.")
+    if lists := [name for name, each in inputs.items() if isinstance(each, (list, tuple, np.ndarray))]:
         raise SinkscopeError(
             f"{lists[0]} is a {type(inputs[lists[0]]).__name__}, and a model reads tensors; call the processor or "
             'tokenizer with return_tensors="pt".'
@@ -308,6 +325,13 @@ def check_inputs(model: Any, inputs: Mapping[str, Any]) -> None:
             f"{', '.join(inputs)}, or capture() a call of generate()."
         )
     ids, marks = inputs.get("input_ids"), placeholder_ids(model)
+    _check_rows(ids, inputs.get("attention_mask"))
+    if marks and ids is None and not any(name.endswith("embeds") for name in inputs):
+        raise SinkscopeError(
+            f"{type(inner).__name__} reads text with its images, and there are no input_ids; let the processor make "
+            "text and images together.",
+            page="An image model, an encoder-decoder",
+        )
     pictures = [name for name in inputs if name.startswith("pixel_values") and inputs[name] is not None]
     if not marks or not isinstance(ids, Tensor):
         return

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import with_cache
+from sinkscope.hf.images import without_offsets
 from sinkscope.hf.placement import reading_device
 from sinkscope.models.cached import find_layout
 from sinkscope.models.requirements import not_finite
@@ -86,7 +87,7 @@ class BlockReader(Reader):
     def steps(self) -> Iterator[Step]:
         last = self.ids.shape[1] - 1  # the last token predicts nothing that is there
         scope = Scope(self.model, (), self.normaliser, self.policy, alone=True) if self._is_scoped else None
-        with scope or nullcontext():
+        with without_offsets(self.model), scope or nullcontext():
             while self.done < last:
                 if scope is not None:
                     scope.move_here()  # where the next block is asked for

@@ -13,7 +13,7 @@ from sinkscope.scope.streams import has_planes
 
 
 def check_text(base: nn.Module, given: dict[str, Any], padding: Tensor | None) -> None:
-    """Raise SinkscopeError for images that are more than tokens in a row, and for states of an encoder.
+    """Raise SinkscopeError for images that are more than tokens in a row, states of an encoder, and odd positions.
 
     Args:
         base: the model that reads them.
@@ -32,12 +32,25 @@ def check_text(base: nn.Module, given: dict[str, Any], padding: Tensor | None) -
             "one; read images without it.",
             page="An image model, an encoder-decoder",
         )
+    places = given.get("position_ids")
+    if isinstance(places, Tensor) and places.dim() == 2 and not _counts_on(places):
+        raise SinkscopeError(
+            "these position_ids do not count on by one, and a SinkCache gives its tokens the positions that they have "
+            "in the cache; leave position_ids out."
+        )
     masks = mask.values() if isinstance(mask, dict) else [mask]
     if any(_shows_later(each, padding) for each in masks if isinstance(each, Tensor) and each.dim() == 4):
         raise SinkscopeError(
             f"{name} lets tokens of an image see later ones, by a mask of the model's own, and a SinkCache makes its "
             "own; read images without it."
         )
+
+
+def _counts_on(places: Tensor) -> bool:
+    """Whether positions [text, token] go on by one from wherever they begin, but for those of padding in front."""
+    steps = places.diff(dim=1)
+    in_front = ((steps == 1).cumsum(1) == 0) & (places[:, 1:] <= 1)
+    return bool(((steps == 1) | in_front).all())
 
 
 def _shows_later(mask: Tensor, padding: Tensor | None) -> bool:

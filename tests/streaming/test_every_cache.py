@@ -24,6 +24,7 @@ from sinkscope import (
 )
 from sinkscope.experiments.audit import audit_type
 from sinkscope.hf.tiny import tiny_model
+from sinkscope.models.cached import find_reading
 from sinkscope.models.facts import find_anatomy
 from sinkscope.models.rotary import find_rotations, scales_queries
 from sinkscope.scope.binding import limit_notes, native_windows
@@ -311,3 +312,14 @@ def test_each_attention_layer_knows_the_rotation_of_the_keys_it_reads():
     rotations = find_rotations(tiny_model("gemma3n_text"))
     assert rotations[2] is rotations[0] and rotations[3] is rotations[1] and rotations[0] is not rotations[1]
     assert find_rotations(tiny_model("kimi_linear"))[0] is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cache_that_reads_parts_wrongly_is_found_out_in_any_precision(dtype):
+    model = tiny_model("jamba").eval().to(dtype)
+    assert find_reading(model) == "tokens"
+    assert find_reading(tiny_model("falcon_h1").eval().to(dtype)) == "blocks"
+    text = torch.randint(3, 90, (33,), generator=torch.Generator().manual_seed(8))
+    losses = [perplexity(model, [text], [Dense()], block=block)["nll"].values[0, 0, 1:] for block in (1, 5, 16)]
+    np.testing.assert_array_equal(losses[0], losses[1])
+    np.testing.assert_array_equal(losses[0], losses[2])

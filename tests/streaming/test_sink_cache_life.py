@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sinkscope import SinkCache, SinkscopeError, capture
+from sinkscope.hf.caches import with_cache
 from tests.streaming.cached import greedy, run
 from tests.streaming.one_token import one_token_run
 from tests.support.zoo import build, inputs
@@ -265,3 +266,17 @@ def test_it_says_how_full_it_is():
         assert (cache.held, cache.seen, cache.batch_size) == (32, 40, 2)
         assert repr(cache) == "SinkCache(LlamaForCausalLM, sinks=4, window=28; 32 of 32 tokens held, 40 seen)"
     assert cache.is_closed and "closed" in repr(cache)
+
+
+@pytest.mark.parametrize(
+    "places",
+    [3 * torch.arange(12), torch.cat([torch.arange(6), torch.arange(6)]), torch.arange(12).flip(0)],
+    ids=["apart", "packed", "backwards"],
+)
+def test_positions_that_do_not_count_on_are_refused(places):
+    model, ids = build("llama"), inputs("llama", tokens=12)["input_ids"]
+    with torch.no_grad(), SinkCache(model, 2, 30) as cache:
+        with pytest.raises(SinkscopeError, match="position_ids do not count on by one, and a SinkCache"):
+            model(ids, position_ids=places.expand(2, -1), **with_cache(model, cache))
+        logits = model(ids, position_ids=torch.arange(12).expand(2, -1), **with_cache(model, cache)).logits
+    torch.testing.assert_close(logits, model(ids).logits, atol=1e-5, rtol=1e-4)
