@@ -23,7 +23,8 @@ import numpy as np
 from torch import Tensor
 
 from sinkscope.attention.layer import Layer, Tile
-from sinkscope.errors import SinkscopeError
+from sinkscope.attention.placement import is_same
+from sinkscope.errors import SinkscopeError, safe_repr
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,18 @@ class Probe(ABC):  # noqa: B024 - what there is to implement depends on the kind
 
     needs: ClassVar[Literal["", "projection", "gate"]] = ""
     """What it asks of a layer beside its attention: W_O, or the gate before it. Either is found by trial."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={safe_repr(value)}' for name, value in vars(self).items())})"
+
+    def __eq__(self, other: object) -> bool:
+        """Probes of one class with the same attributes measure the same."""
+        mine, others = vars(self), vars(other) if type(other) is type(self) else {}
+        alike = type(other) is type(self) and mine.keys() == others.keys()
+        return alike and all(is_same(value, others[name]) for name, value in mine.items())
+
+    def __hash__(self) -> int:
+        return hash(type(self))
 
     def wants(self, layer: int) -> bool:
         """Whether the probe looks at this layer."""

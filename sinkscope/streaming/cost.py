@@ -127,7 +127,8 @@ class Cost:
             cached, also of making the keys and values from them.
         rest_flops_per_token: all other operations of the last token: projections, feed-forward, output head.
         attention_flops, rest_flops: the same over all tokens.
-        complexity: how the operations grow with the text: O(T²), O(T·L) or O(T·L²), L being the cache size.
+        complexity: how the operations grow with the text: O(T²), O(T·L) or O(T·L²), L being the cache size;
+            O(T²), the most there can be, for every rule of one's own.
         kv_bytes: held after the last token.
         kv_bytes_peak: held while it is read, its own key and value included.
         kv_bytes_growth: added by each further token once every bounded layer is full; 0 when all are bounded.

@@ -12,6 +12,7 @@ from sinkscope.hf.caches import growing_cache, with_cache
 from sinkscope.normalisers import Normaliser, Pointwise, Sigmoid, Softmax, VirtualKey
 from sinkscope.policies.base import Kept
 from sinkscope.probes import HiddenProbe, LayerProbe, Measured, TileProbe
+from sinkscope.reporting.passes import different
 from tests.support.zoo import build, inputs
 
 HEAD = Variable(("sequence", "head"))
@@ -287,3 +288,12 @@ def test_weights_that_one_key_cannot_have_are_refused_before_anything_runs(count
     )
     with pytest.raises(SinkscopeError, match="cannot be made for a query that sees 1 key, as the first ones of every"):
         attached(build("llama"), normaliser=kind())
+
+
+def test_a_probe_of_a_plain_class_is_told_by_its_attributes_and_not_by_its_address():
+    kind = of_lse("spread", lambda layer: layer.lse.std(-1)).__class__
+    one, other = kind(), kind()
+    other.width = 3
+    assert repr(one) == "Own()" and repr(other) == "Own(width=3)" and one == kind() and one != other
+    assert measure(build("llama"), ids(), [one])["spread"].attrs["probe"] == "Own()"
+    assert different([one, kind(), other]) == [one, other]
