@@ -303,6 +303,6 @@ def test_a_class_made_of_another_is_called_by_its_own_name():
     kind = own(
         sinkscope.HeavyHitters, score=lambda self, held: 0.9 * held.previous + held.per_kv_head(held.weights.sum(2))
     )
-    assert kind(8, 4).name == "Own(budget=8, recent=4)" and sinkscope.HeavyHitters(8, 4).name == "H2O 4+4"
+    assert kind(8, 4).name == "Own(budget=8, recent=4, chunk=1)" and sinkscope.HeavyHitters(8, 4).name == "H2O 4+4"
     named = own(sinkscope.HeavyHitters, description="decayed H2O")
     assert named(8, 4).name == "decayed H2O" and named(8, 4, heads=[1]).name == "decayed H2O, head 1"
