@@ -214,9 +214,9 @@ def _check_cache(cache: Cache, filled: Filled, past: int, batch: int) -> None:
     unchanged = last_key is None or filled.last_key is None or torch.equal(last_key, filled.last_key)
     if past != filled.columns or not unchanged:
         raise SinkscopeError(
-            "the cache holds other tokens than those that were measured: it was cropped or its rows reordered (beam "
-            "search, assisted decoding), or a forward pass into it was interrupted; start again with an empty cache, "
-            "and use greedy search or sampling.",
+            "the cache holds other tokens than those that were read in this scope: it was cropped or its rows "
+            "reordered (beam search, assisted decoding), or a forward pass into it was interrupted; start again with "
+            "an empty cache, and use greedy search or sampling, or beams with use_cache=False.",
             page="Probes on a forward pass of my own",
         )
 
