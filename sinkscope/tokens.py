@@ -31,8 +31,8 @@ def encode(tokenizer: Any, text: str, special: bool = False) -> list[int]:
     if not is_tokenizer(tokenizer):
         raise no_tokenizer(tokenizer)
     key = _key(tokenizer, text, special) if len(text) >= LONG else ""
-    if key and key in _LAST:
-        return _LAST[key].tolist()
+    if key and (last := _LAST.get(key)) is not None:
+        return last.tolist()
     call = tokenizer if callable(tokenizer) else tokenizer.encode
     try:
         made = call(text, **_taken(call, {"add_special_tokens": special, "verbose": False}))
