@@ -100,7 +100,7 @@ def sentence(problem: BaseException) -> str:
     lines = str(problem).strip().splitlines() or [""]
     (*_, last) = traceback.extract_tb(problem.__traceback__) or [None]
     where = "" if last is None else f" ({Path(last.filename).name}, line {last.lineno})"
-    return f"{type(problem).__name__}: {lines[0]}{where}"
+    return f"{type(problem).__name__}{f': {lines[0]}' if lines[0] else ''}{where}"
 
 
 @atexit.register
