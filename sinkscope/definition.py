@@ -33,11 +33,12 @@ BUILT_IN = (
     types.GetSetDescriptorType,
     types.ClassMethodDescriptorType,
 )
-UNSEEN = ("eval", "exec", "globals", "input", "compile", "__import__")  # what they give is in no code
-READING = {  # functions and names of libraries by which code of one's own gets what no code says
-    *("load", "load_file", "loadtxt", "genfromtxt", "fromfile", "memmap", "open", "open_dataset", "read", "read_text"),
-    *("read_bytes", "read_csv", "read_json", "read_parquet", "environ", "getenv", "from_pretrained", "urlopen"),
+UNSEEN = ("open", "eval", "exec", "globals", "input", "compile", "__import__")  # what they give is in no code
+READING = {  # names in libraries by which code of one's own gets what no code says
+    *("load_file", "loadtxt", "genfromtxt", "fromfile", "memmap", "open_dataset", "read_text", "read_bytes"),
+    *("read_csv", "read_json", "read_parquet", "environ", "getenv", "from_pretrained", "urlopen"),
 }
+OPENING = {"load", "open"}  # the same, where a module that the code reads has them; else they may be its own
 MADE = {  # by Python for every class, from members that are told themselves
     *("__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__abstractmethods__", "_abc_impl"),
     *("__dataclass_fields__", "__dataclass_params__", "__match_args__", "__parameters__", "__orig_bases__"),
@@ -170,9 +171,12 @@ class _Telling:
                 parts.append(cell.cell_contents)
         before, self.names = self.names, self.names | frozenset(mentioned(function.__code__))
         if not library:
-            if read := sorted(READING & set(mentioned(function.__code__))):
+            values, names = list(self._read(function)), set(mentioned(function.__code__))
+            modules = [each for each in values if isinstance(each, types.ModuleType)]
+            opened = {name for name in OPENING & names if any(hasattr(each, name) for each in modules)}
+            if read := sorted(READING & names | opened):
                 raise _Untold(f"`{read[0]}`, whose result is in no code")
-            parts += self._read(function)
+            parts += values
         told = f"function {function.__qualname__} {library or self._code(function.__code__)} {self.tell(parts)}"
         self.names = before
         return told

@@ -187,8 +187,7 @@ class ScoredEviction(Eviction):
             raise SinkscopeError(
                 f"`score` of {self.policy!r} gave {shape}; expected scores [sequence, kv_head, key], here {expected}."
             )
-        if scores.is_complex():
-            raise SinkscopeError(f"`score` of {self.policy!r} gave complex numbers, which have no order.")
+        check_order(self.policy, scores)
         if bool(scores.isnan().any()):
             raise SinkscopeError(f"`score` of {self.policy!r} gave NaN, by which no keys can be chosen.")
         return scores
@@ -200,6 +199,12 @@ class ScoredEviction(Eviction):
         best = older.sort(dim=-1, descending=True, stable=True).indices[..., : self.policy.budget - recent]
         last = torch.arange(count - recent, count, device=scores.device).expand(*scores.shape[:2], recent)
         return torch.cat([best.sort(-1).values, last], 2)
+
+
+def check_order(policy: Scoring, scores: Any) -> None:
+    """Raise SinkscopeError for scores by which keys cannot be ranked."""
+    if isinstance(scores, Tensor) and scores.is_complex():
+        raise SinkscopeError(f"`score` of {policy!r} gave complex numbers, which have no order.")
 
 
 def _with_weights(block: Block, weighing: Weighing) -> tuple[Attended, Tensor]:

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sinkscope.attention.eviction import Eviction, RuleRaised, Seeing, SeenEviction
-from sinkscope.attention.scored import HeldKeys, Scoring
+from sinkscope.attention.scored import HeldKeys, Scoring, check_order
 from sinkscope.errors import SinkscopeError
 
 PLACES = (256, 48, 8)  # the first that a rule knows: one that looks into a table ends with it
@@ -116,8 +116,7 @@ def try_score(policy: Scoring, heads: int, kv_heads: int) -> None:
         given = HeldKeys(**{name: states[rows].clone() for name, states in vars(held).items()})
         kept = replace(given)
         scores = policy.score(given)
-        if scores.is_complex():
-            raise TypeError("they have no order")
+        check_order(policy, scores)
         return scores.expand_as(given.previous).double().clone(), kept
 
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,9 +17,6 @@ from sinkscope.analysis.atlas import (
 )
 from sinkscope.errors import SinkscopeError
 from sinkscope.reporting.content import MAIN, Item, Records, Section
-
-if TYPE_CHECKING:
-    pass
 
 KIND = "atlas"
 HEADLINE = "headline"

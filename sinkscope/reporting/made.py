@@ -104,7 +104,7 @@ def plain_table(table: pd.DataFrame, what: str) -> pd.DataFrame:
     """A table with all that its index says in columns; SinkscopeError for cells that are neither numbers nor words."""
     if isinstance(table.columns, pd.MultiIndex):
         table = table.set_axis([" ".join(filter(None, map(str, each))) for each in table.columns], axis=1)
-    if not isinstance(table.index, pd.RangeIndex) and any(table.index.names):
+    if any(table.index.names) or not pd.api.types.is_integer_dtype(table.index):  # else what a choice of rows left
         table = table.reset_index()
     if not table.columns.is_unique:
         raise SinkscopeError(f"{what} has two columns of one name; give each a name of its own.")

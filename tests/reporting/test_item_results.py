@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from sinkscope import ITEMS, Item
+from sinkscope.reporting.made import plain_table
 from tests.reporting.test_items import KURTOSIS, drawn, measured, model, path
 
 __all__ = ["model", "path"]
@@ -25,6 +26,10 @@ def test_what_stands_in_the_index_of_a_table_is_in_its_columns(model, path, tmp_
     assert list(made.tables["one"]) == ["layer", "kurtosis"]
     assert list(made.tables["two"]) == ["layer", "kurtosis mean", "kurtosis std"]
     assert made.tables["two"]["layer"].tolist() == [0, 1, 2]
+    described = plain_table(pd.DataFrame({"k": [1.0, 2.0]}).describe(), "it")
+    assert described["index"].tolist()[:2] == ["count", "mean"]
+    chosen = pd.DataFrame({"k": [1.0, 2.0]})
+    assert list(plain_table(chosen[chosen["k"] > 1], "it")) == ["k"]
 
 
 def write_over(record):
