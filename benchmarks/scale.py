@@ -6,8 +6,9 @@
     python benchmarks/scale.py checkpoint  # a cache of 4 + 1,020 tokens of the demo model
     python benchmarks/scale.py report      # opening a report, with its checks
     python benchmarks/scale.py identity    # everything that determines the demo model's numbers
+    python benchmarks/scale.py long        # a million tokens of the demo text, and their last losses once more
 
-Without a name all run, one after the other. Nothing else should run on the machine.
+Without a name all but the last run, one after the other. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import sinkscope
 
 SINKS, CACHE = 4, 1024
 LAYERS, WIDTH = 2, 64  # of the small model
+MILLION, LAST, SETTLED = 1_000_000, 10_000, 10_000  # tokens: of a text, those compared, those before memory is read
 
 
 def timed(run: Callable[[], object]) -> tuple[float, object]:
@@ -146,11 +148,50 @@ def identity() -> None:
     )
 
 
+def resident() -> int:
+    """Bytes of this process that are in memory now."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) * 1024
+
+
+def long(sinks: int = 4, window: int = 124) -> None:
+    """The last losses of a million tokens, and those of a text that holds little else.
+
+    A token sees `window` tokens back in each layer, so that all but the sinks is forgotten after layers x window of
+    them: the sinks and what comes from there on give the same losses. There the blocks, at whose starts positions are
+    counted anew, are of another length and begin elsewhere.
+    """
+    model, tokenizer = sinkscope.load()
+    ids = sinkscope.read_tokens(tokenizer, limit=MILLION)
+    assert ids.shape[1] == MILLION, f"{ids.shape[1]:,} tokens are no million"
+    recent = LAST + model.config.num_hidden_layers * window
+    held, read = [], 0
+
+    def watch(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        nonlocal read
+        read += args[0].shape[1]
+        if read > SETTLED:
+            held.append(resident())
+
+    def losses(text: torch.Tensor, block: int) -> np.ndarray:
+        policies = [sinkscope.SinkWindow(sinks, window)]
+        return sinkscope.perplexity(model, text, policies, block=block, progress=False).nll.values.ravel()[-LAST:]
+
+    hook = model.get_input_embeddings().register_forward_pre_hook(watch)
+    seconds, whole = timed(lambda: losses(ids, 128))
+    hook.remove()
+    apart = np.abs(whole - losses(torch.cat([ids[:, :sinks], ids[:, -recent:]], 1), 97)).max()
+    grown = 100 * (max(held) / held[0] - 1)
+    print(f"{MILLION:,} tokens of the demo text with {sinks} + {window} in the cache, {MILLION / seconds:.0f} a second")
+    print(f"  their last {LAST:,} losses, positions counted anew at other moments {bar(float(apart), 1e-3, 'nats')}")
+    print(f"  memory after {SETTLED:,} tokens {held[0] / 2**20:.0f} MiB; the most later, more by {bar(grown, 2, '%')}")
+
+
 if __name__ == "__main__":
-    parts = {each.__name__: each for each in (workers, resume, verify, checkpoint, report, identity)}
+    parts = {each.__name__: each for each in (workers, resume, verify, checkpoint, report, identity, long)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="?", choices=parts)
     chosen = parser.parse_args().part
     for name, part in parts.items():
-        if chosen in (None, name):
+        if chosen == name or (chosen is None and part is not long):
             part()
