@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from made_up import Drawn, made_up_controls, series
+from made_up import Drawn, Measured, made_up_controls, resampled_controls, series
 from scipy.special import stdtrit
 
 from sinkscope.analysis.batches import Estimate, Units, chance_of_draws
@@ -29,6 +29,7 @@ RECORDS = Path(__file__).with_suffix(".npz")
 TRIALS = 4000
 COLUMNS = 250  # trials at once
 EPSILON = 0.3
+CONTROL = 64, 192  # where interventions begin and texts end
 
 Row = tuple[str, str, float, float, float | None]
 """What is covered, of how much, the share of intervals that hold it, of all that are printed, and by percentiles."""
@@ -222,6 +223,22 @@ def controls() -> Iterator[Row]:
             parts = [made_up_controls(random, texts, tokens, draws, COLUMNS) for _ in range(TRIALS // COLUMNS)]
             size = f"{texts} text{'s' * (texts > 1)} of {tokens} tokens, {draws} draws"
             yield from ((name, size, *covered, None) for name, *covered in compared(parts))
+    with np.load(RECORDS) as kept:
+        real = {
+            name: Measured(*(kept[f"{name} {each}"].astype(float) for each in Measured._fields))
+            for name in ("control segments", "control text")
+        }
+    for name, texts in (
+        ("control text", 1),
+        ("control segments", 4),
+        ("control segments", 8),
+        ("control segments", 16),
+    ):
+        for draws in (2, 3, 20):
+            random = np.random.default_rng([texts, draws])
+            parts = [resampled_controls(random, real[name], texts, draws, COLUMNS) for _ in range(TRIALS // COLUMNS)]
+            size = f"{texts} text{'s' * (texts > 1)} of {real[name].losses.shape[2]} tokens, {draws} draws"
+            yield from ((f"real losses: {name}", size, *covered, None) for name, *covered in compared(parts))
 
 
 def compared(parts: Sequence[Drawn]) -> Iterator[tuple[str, float, float]]:
@@ -241,6 +258,8 @@ def compared(parts: Sequence[Drawn]) -> Iterator[tuple[str, float, float]]:
             "the same over draws": (ratio.mean - half - part.within, ratio.mean + half - part.within),
         }
         for row, (name, drawn) in enumerate({"sinks": None, "random keys": added}.items()):
+            if np.isnan(part.per_mass[row]).any():
+                continue
             top, below = own[row], own[2 + row]
             if units.over == "texts":
                 share = units.of_share(lambda x, top=top: x[..., top], lambda x, below=below: x[..., below])
@@ -281,8 +300,22 @@ def measure() -> None:
     segments = sinkscope.perplexity(model, [ids[3000 + 14500 * part :][:640] for part in range(32)], arms)
     arms += [sinkscope.SinkWindow(4, 252, values=values) for values in ("zeroed", "added")]
     text = sinkscope.perplexity(model, ids[None, 200_000:212_288], arms)
+    passages = {
+        "control segments": [ids[5000 + 19_500 * part :][: CONTROL[1]] for part in range(24)],
+        "control text": [ids[300_000:][: 4 * CONTROL[1]]],
+    }
+    controls = {}
+    for name, texts in passages.items():
+        record = sinkscope.run_interventions(model, texts, [sinkscope.EvictKeys("sinks")], start=CONTROL[0], draws=20)
+        losses = record.nll.isel(policy=[1, 2]) - record.nll.isel(policy=0, drop=True)
+        drawn = record.draw_nll.isel(policy=2) - record.nll.isel(policy=0, drop=True).mean("token")
+        parts = (losses.dropna("token"), drawn.transpose("draw", "sequence"), record.removed_mass.isel(policy=1))
+        controls |= {
+            f"{name} {each}": part.values.astype("f4") for each, part in zip(Measured._fields, parts, strict=True)
+        }
     np.savez_compressed(
         RECORDS,
+        **controls,
         mass=mass.isel(query=slice(1, None)).mean("query").astype("f2"),
         alpha=mass.mean("query").astype("f2"),
         segments=segments.nll.values[:, :, 258:].astype("f2"),

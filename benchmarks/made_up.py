@@ -1,5 +1,5 @@
 """Losses whose truth is known, for `coverage.py`: autoregressive ones, and interventions beside controls that are drawn
-at random; as many trials as are asked for, along the last axis."""
+at random, made up or measured; as many trials as are asked for, along the last axis."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Drawn(NamedTuple):
     taken: np.ndarray  # [2, text, trial], attention that is taken away
     ratio: np.ndarray  # [trial] the true difference of the two, of texts of the kind, or of these where there are few
     within: np.ndarray  # [trial] that of these texts as they are, over all draws
-    per_mass: np.ndarray  # [2, trial] true nats for each unit of attention
+    per_mass: np.ndarray  # [2, trial] true nats for each unit of attention; NaN where that is not known
 
 
 def series(random: np.random.Generator, tokens: int, trials: int, correlation: float) -> np.ndarray:
@@ -55,3 +55,39 @@ def made_up_controls(random: np.random.Generator, texts: int, tokens: int, draws
     each = noise + means[:, :, None]
     both = np.stack([taken, drawn.mean(0)])
     return Drawn(each, cost + late[1], both, losses[0] - losses[1], within, losses / masses)
+
+
+class Measured(NamedTuple):
+    """Interventions in real texts, beyond what the texts lose with nothing done."""
+
+    losses: np.ndarray  # [2, text, token], those of random keys the mean over draws
+    draws: np.ndarray  # [draw, text], mean losses of random keys
+    taken: np.ndarray  # [text], attention that the sinks have
+
+
+def resampled_controls(
+    random: np.random.Generator, real: Measured, texts: int, draws: int, trials: int, run: int = 50
+) -> Drawn:
+    """Texts of those measured, and in each some of its draws, with replacement; of a single text runs of its tokens."""
+    one = len(real.taken) == 1
+    picked = random.integers(len(real.taken), size=(texts, trials))
+    drawn = real.draws[random.integers(len(real.draws), size=(draws, texts, trials)), picked]
+    if one:
+        starts = random.integers(real.losses.shape[2], size=(real.losses.shape[2] // run, trials))
+        places = (starts[:, None] + np.arange(run)[:, None]).reshape(-1, trials) % real.losses.shape[2]
+        losses = real.losses[:, 0][:, None, places]
+    else:
+        losses = real.losses.mean(2)[:, picked][:, :, None]
+    whole = losses.mean(2)  # of these tokens, over all draws
+    drawn = drawn + whole[1] - real.draws.mean(0)[picked]
+    losses[1] += (drawn.mean(0) - whole[1])[:, None]
+    truth = real.losses.mean((1, 2))
+    per_mass = [truth[0] / real.taken.mean(), np.nan]
+    return Drawn(
+        losses,
+        drawn,
+        np.stack([real.taken[picked], np.full(picked.shape, np.nan)]),
+        np.full(trials, truth[0] - truth[1]),
+        (whole[0] - whole[1]).mean(0),
+        np.broadcast_to(np.array(per_mass)[:, None], (2, trials)),
+    )

@@ -162,8 +162,8 @@ def long(sinks: int = 4, window: int = 124) -> None:
     counted anew, are of another length and begin elsewhere.
     """
     model, tokenizer = sinkscope.load()
-    ids = sinkscope.read_tokens(tokenizer, limit=MILLION)
-    assert ids.shape[1] == MILLION, f"{ids.shape[1]:,} tokens are no million"
+    book = sinkscope.read_tokens(tokenizer, limit=MILLION)
+    ids = torch.cat([book, book], 1)[:, :MILLION]  # the book has 993,000 tokens, and begins again
     recent = LAST + model.config.num_hidden_layers * window
     held, read = [], 0
 
@@ -178,7 +178,7 @@ def long(sinks: int = 4, window: int = 124) -> None:
         return sinkscope.perplexity(model, text, policies, block=block, progress=False).nll.values.ravel()[-LAST:]
 
     hook = model.get_input_embeddings().register_forward_pre_hook(watch)
-    seconds, whole = timed(lambda: losses(ids, 128))
+    seconds, whole = timed(lambda: losses(ids, 256))
     hook.remove()
     apart = np.abs(whole - losses(torch.cat([ids[:, :sinks], ids[:, -recent:]], 1), 97)).max()
     grown = 100 * (max(held) / held[0] - 1)
