@@ -136,12 +136,27 @@ def write_bytes(path: Path, data: bytes, what: str) -> None:
         os.fsync(file.fileno())
 
 
-def write_sealed(path: Path, data: bytes, what: str) -> None:
-    """Write a file with the line that proves it, in the place of none but one that has a right one; make its folder."""
-    check_own(path, what)
+def write_sealed(path: Path, data: bytes, what: str, kind: str | None = None) -> None:
+    """Write a file with the line that proves it, in the place of none but one that has a right one; make its folder.
+
+    `kind` is what the file is, such as ".svg"; what its name ends in when None.
+    """
+    kind = kind or path.suffix
+    check_own(path, what, kind)
     with suppress(OSError):  # the writing says why
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, sealed(data, path.suffix), what)
+    write_bytes(path, sealed(data, kind), what)
+
+
+def check_table_files(page: Path) -> None:
+    """Raise SinkscopeError where the files that `write_table_files` would write are there and are somebody's own.
+
+    A CSV without its page may be that of the same table: writing it tells.
+    """
+    check_own(page, "the table")
+    csv = page.with_suffix(".csv")
+    if (old := held_by(csv)) and (proof := held_by(page)) and _proof(csv, old, page.suffix) not in proof:
+        raise not_own(csv, "the table")
 
 
 def write_table_files(rows: str, page: Path, text: str) -> None:

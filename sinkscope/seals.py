@@ -21,6 +21,7 @@ _FORMS = {
     ".tex": (b"% ", b""),
     ".md": (b"<!-- ", b" -->"),
     ".py": (b"# ", b""),
+    ".tsv": (b"# ", b""),
     ".txt": (b"", b""),
 }
 KINDS = tuple(_FORMS)
@@ -57,9 +58,9 @@ def has_seal(path: Path, kind: str) -> bool:
         return file.read(len(start)) == start
 
 
-def check_own(path: Path, what: str) -> None:
+def check_own(path: Path, what: str, kind: str | None = None) -> None:
     """Raise SinkscopeError where a file of this name is there that is not, or no more, as sinkscope wrote it."""
-    if (held := held_by(path)) and unsealed(held, path.suffix) is None:
+    if (held := held_by(path)) and unsealed(held, kind or path.suffix) is None:
         raise not_own(path, what)
 
 

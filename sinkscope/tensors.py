@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -15,16 +16,19 @@ from torch import Tensor
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.files import replacing
+from sinkscope.seals import not_own
 
 HEADER = 16 * 2**20  # bytes of a header at most: it names tensors and settings
 
 
 def write_tensors(path: Path, what: str, kind: str, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
-    """Write tensors and texts about them; an older file is replaced in one step.
+    """Write tensors and texts about them; an older file that this function wrote is replaced in one step.
 
     Raises:
-        SinkscopeError: the folder cannot be written, or the disk is full; an older file stays as it was.
+        SinkscopeError: another file is there; the folder cannot be written, or the disk is full. What is there stays.
     """
+    if path.is_file() and not _is_own(path):
+        raise not_own(path, what)
     stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     told = about | {"kind": kind}
     with replacing(path, what) as partial:
@@ -62,6 +66,19 @@ def read_tensors(path: Path, what: str, kind: str | None, advice: str) -> tuple[
     if kind is not None and about["kind"] != kind:
         raise SinkscopeError(f"{path} is a {about['kind']}, and {what} is looked for ({kind}); {advice}.")
     return tensors, about
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a file is empty, or one of tensors whose header says that sinkscope wrote it."""
+    with suppress(OSError, ValueError, SafetensorError):
+        if not path.stat().st_size:
+            return True
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header <= HEADER:
+            with safe_open(path, framework="pt") as stored:
+                return str((stored.metadata() or {}).get("kind")).startswith("sinkscope")
+    return False
 
 
 def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:

@@ -62,6 +62,7 @@ def test_a_sweep_is_run_listed_verified_exported_and_compared(monkeypatch, capsy
     code, _, err = call(monkeypatch, capsys, "sweep", "grid.yaml", "--out", "run", "--quiet")
     assert code == 2 and "sweep.csv: the file that is there was changed, or is not of sinkscope" in err
     assert (here / "run" / "sweep.csv").read_text().endswith("edited by hand")
+    (here / "run" / "sweep.csv").unlink()
 
     next((here / "run" / "cells").glob("*/record.nc")).write_bytes(b"")
     code, out, err = call(monkeypatch, capsys, "runs", "run", "verify")
@@ -88,3 +89,24 @@ def test_a_mistake_is_one_line_and_exit_code_two(monkeypatch, capsys, here, word
     code, out, err = call(monkeypatch, capsys, *words)
     assert code == 2 and out == "" and err.startswith("sinkscope: ") and err.count("\n") == 1 and message in err
     assert sorted(here.iterdir()) == before
+
+
+RUNS = {
+    "sweep": (["sweep", "grid.yaml"], "sweep.csv"),
+    "perplexity": (["perplexity", "tiny.gguf", "--text", "text.txt", "--tokens", "60"], "perplexity.tex"),
+    "ablate": (["ablate", "tiny.gguf", "--text", "text.txt", "--tokens", "60", "--cache", "16"], "ablation.pdf"),
+    "intervene": (["intervene", "tiny.gguf", "--text", "text.txt", "--tokens", "60"], "interventions.nc"),
+    "lab": (["lab", "--steps", "10"], "emergence_summary.csv"),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_file_of_somebodys_own_is_told_before_anything_runs(monkeypatch, capsys, here, name):
+    words, file = RUNS[name]
+    (here / "out").mkdir()
+    (here / "out" / file).write_text("mine,yours\n1,2\n")
+    for module in ("sinkscope.load", "sinkscope.sweep", "sinkscope.lab.bigram_backcopy"):
+        monkeypatch.setattr(module, lambda *_, **__: pytest.fail("something ran"))
+    code, _, err = call(monkeypatch, capsys, *words, "--out", "out", "--quiet")
+    assert code == 2 and f"{file}: the file that is there was changed, or is not of sinkscope" in err
+    assert [each.name for each in (here / "out").iterdir()] == [file]

@@ -15,12 +15,12 @@ from sinkscope.analysis.importance import EPSILON, sink_rate, sink_rate_curve
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.mass import sink_mass
 from sinkscope.analysis.perplexity import RATIO, losses, losses_from, policy_parts, ppl_table
-from sinkscope.analysis.runs import list_cells, sweep_losses
+from sinkscope.analysis.runs import check_same, list_cells, sweep_losses
 from sinkscope.analysis.variables import is_causal, prefix, sequence_lengths, variable, whole
 from sinkscope.arguments import checks_types, whole_number
 from sinkscope.directories import MANIFEST, Manifest
 from sinkscope.errors import SinkscopeError, shown
-from sinkscope.experiments.run_folder import cells_folder, read_cell
+from sinkscope.experiments.run_folder import Card, cell_in, cells_in, read_cell
 from sinkscope.record import first_evicted, open_record
 
 Saved = str | os.PathLike[str] | Sequence[Any]
@@ -118,10 +118,15 @@ def _swept(folder: Path) -> list[tuple[xr.Dataset, xr.Dataset, str]]:
     measured = cells[(cells["experiment"] == "measure") & (cells["policy_kind"] == "Dense")]
     if measured.empty:
         raise SinkscopeError(f"{folder} has no `measure` under the policy dense: sweep both it and `perplexity`.")
-    found = []
+    cards, found = cells_in(folder), []
     for row in measured.itertuples():
-        named = {"model": str(row.model), "text": str(row.text)}
-        record = read_cell(cells_folder(folder) / str(row.cell)).assign_attrs(named)
+        named, own = {"model": str(row.model), "text": str(row.text)}, cards[str(row.cell)]
+        if isinstance(own, SinkscopeError):
+            raise own
+        for card in cards.values():
+            if isinstance(card, Card) and {name: card.about.get(name) for name in named} == named:
+                check_same(folder, own, card)
+        record = read_cell(cell_in(folder, str(row.cell))).assign_attrs(named)
         found.append((whole(record), sweep_losses(folder, **named), f"{folder} ({row.model}, {row.text})"))
     return found
 

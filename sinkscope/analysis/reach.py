@@ -16,7 +16,7 @@ from sinkscope.analysis.reading import reads
 from sinkscope.analysis.variables import is_causal, measured_queries, variable, whole
 from sinkscope.arguments import checks_types, finite_number, whole_number
 from sinkscope.errors import SinkscopeError
-from sinkscope.files import write_text
+from sinkscope.files import write_sealed
 
 ERROR = 0.1  # ours: a head that loses less streams
 
@@ -140,7 +140,8 @@ def save_head_gates(gates: xr.DataArray, path: str | os.PathLike[str]) -> Path:
     PosixPath('gates.tsv')
 
     Raises:
-        SinkscopeError: gates of other dimensions, or not finite; a file that cannot be written.
+        SinkscopeError: gates of other dimensions, or not finite; a file that cannot be written, or is there already
+            and is not as this function wrote it.
     """
     if not isinstance(gates, xr.DataArray) or set(gates.dims) != {"layer", "kv_head"}:
         raise SinkscopeError("give gates [layer, kv_head], as sinkscope.head_gates makes of a record.")
@@ -149,7 +150,7 @@ def save_head_gates(gates: xr.DataArray, path: str | os.PathLike[str]) -> Path:
     written = StringIO()
     np.savetxt(written, gates.transpose("layer", "kv_head").values, fmt="%.6f", delimiter="\t")
     place = Path(path)
-    write_text(place, written.getvalue(), "the table of gates")
+    write_sealed(place, written.getvalue().encode(), "the table of gates", ".tsv")
     return place
 
 

@@ -15,16 +15,7 @@ import xarray as xr
 from sinkscope.analysis.sweep import LEVELS
 from sinkscope.arguments import checks_types
 from sinkscope.errors import SinkscopeError
-from sinkscope.experiments.run_folder import (
-    KEY,
-    TRAINING,
-    Card,
-    cells_folder,
-    cells_in,
-    found_folder,
-    read_card,
-    read_cell,
-)
+from sinkscope.experiments.run_folder import TRAINING, Card, cell_in, cells_in, is_cell, read_cell
 
 VERSIONS = ("torch", "transformers", "sinkscope")
 Place = str | os.PathLike[str]
@@ -55,16 +46,19 @@ def sweep_losses(folder: str | os.PathLike[str], model: str | None = None, text:
     """The losses of all policies that a run folder has of one model and text, as one record.
 
     `ppl_table` makes of it a table over the same tokens, with paired intervals; figures take it as that of
-    `perplexity`. Raises SinkscopeError where there are no losses, or those of several models or texts and no name.
+    `perplexity`. Raises SinkscopeError where there are no losses, those of several models or texts and no name, or of
+    one that was changed between two sweeps.
 
     >>> sinkscope.sweep_losses("run/", "tiny", "words").policy.values.tolist()
     ['dense', 'sinks 2+6']
     """
     found: dict[tuple[str, str], dict[str, xr.Dataset]] = {}
+    first: dict[tuple[str, str], Card] = {}
     for key, card in _cards(folder).items():
         place = card.about.get("model"), card.about.get("text")
         if card.about.get("experiment") == "perplexity" and model in (None, place[0]) and text in (None, place[1]):
-            record = read_cell(cells_folder(folder) / key)
+            check_same(folder, first.setdefault((str(place[0]), str(place[1])), card), card)
+            record = read_cell(cell_in(folder, key))
             seed, policy = card.about.get("seed"), card.about.get("policy")
             name = f"{policy}, seed {seed}" if seed is not None else f"{policy}"
             same = found.setdefault((str(place[0]), str(place[1])), {})
@@ -97,6 +91,8 @@ def compare_cells(one: str | os.PathLike[str], other: str | os.PathLike[str]) ->
     [0.0, 0.0]
     """
     sides = [_by_levels(place) for place in (one, other)]
+    if all(is_cell(place) for place in (one, other)):  # these two, whatever they are
+        sides = [{"the cells": cells} for side in sides for cells in side.values()]
     rows = []
     for level in dict.fromkeys([*sides[0], *sides[1]]):
         these: list[list[tuple[Path, Card] | None]] = [[*side.get(level, [])] or [None] for side in sides]
@@ -106,9 +102,24 @@ def compare_cells(one: str | os.PathLike[str], other: str | os.PathLike[str]) ->
             about = {name: known[1].about.get(name) for name in LEVELS}
             row: dict[str, Any] = {"cell": first and first[0].stem, "other_cell": second and second[0].stem}
             if first is not None and second is not None:
-                row |= {"differs": _differs(first[1], second[1])} | _largest(_numbers(first[0]), _numbers(second[0]))
+                row |= {"differs": ", ".join(_differing(first[1], second[1]))} | _largest(
+                    _numbers(first[0]), _numbers(second[0])
+                )
             rows.append(about | row)
     return pd.DataFrame(rows, columns=[*LEVELS, "cell", "other_cell", "differs", "largest", "variable"])
+
+
+def check_same(folder: Place, one: Card, other: Card) -> None:
+    """Raise SinkscopeError where two cells are of models or texts of one name that are not the same."""
+    shared = {**one.read_model, **other.read_model, "text": ""}
+    if one.settings["experiment"] == other.settings["experiment"]:
+        shared |= {name: "" for name in (*one.settings, *other.settings) if name.startswith("normaliser")}
+    if differ := [name for name in _differing(one, other) if name in shared]:
+        raise SinkscopeError(
+            f"{folder} has cells of two models or texts by the names {one.about.get('model')} and "
+            f"{one.about.get('text')} ({', '.join(differ[:3])} differ); sweep each in a folder of its own, or delete "
+            "the cells that you do not mean."
+        )
 
 
 def _cards(folder: Place) -> dict[str, Card]:
@@ -121,16 +132,11 @@ def _cards(folder: Place) -> dict[str, Card]:
 
 
 def _by_levels(place: Place) -> dict[Any, list[tuple[Path, Card]]]:
-    """The cells of a folder, or one alone, by what they are."""
-    path = found_folder(place)
-    if path is not None and KEY.fullmatch(path.name):
-        card = read_card(path)
-        assert card is not None
-        return {"the cells": [(path, card)]}
+    """The cells of a folder, or a cell alone, by what they are."""
     found: dict[Any, list[tuple[Path, Card]]] = {}
     for key, card in _cards(place).items():
         level: Any = tuple(card.about.get(name) for name in LEVELS)
-        file = cells_folder(place) / key
+        file = cell_in(place, key)
         if not file.is_dir():  # a training
             file = file.with_suffix(".safetensors")
             level = tuple(sorted((name, value) for name, value in card.settings.items() if name not in VERSIONS))
@@ -138,9 +144,9 @@ def _by_levels(place: Place) -> dict[Any, list[tuple[Path, Card]]]:
     return found
 
 
-def _differs(first: Card, second: Card) -> str:
+def _differing(first: Card, second: Card) -> list[str]:
     names = [*first.settings, *(name for name in second.settings if name not in first.settings)]
-    return ", ".join(name for name in names if first.settings.get(name) != second.settings.get(name))
+    return [name for name in names if first.settings.get(name) != second.settings.get(name)]
 
 
 def _numbers(place: Path) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ import typer
 
 import sinkscope
 from sinkscope.cli import options as given
-from sinkscope.cli.options import limits, printed, say, write_table
+from sinkscope.cli.options import check_free, limits, printed, say, write_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.grid import WAYS, named_policies
 from sinkscope.files import write_figure, write_sealed
@@ -68,6 +68,7 @@ def perplexity(
     from sinkscope.texts import text_name
 
     ways = named_policies(policies, cache, sinks)
+    check_free(out, ["perplexity"], ["log_perplexity"], ["perplexity.nc"])
     loaded, tokenizer = sinkscope.load(model, **loading)
     ids = texts_of(tokenizer, text, tokens, start, segments, starts)
     record = sinkscope.perplexity(
@@ -104,6 +105,7 @@ def ablate(
     """Perplexity against the number of sink tokens. Cells that are finished are not run again."""
     from sinkscope.texts import text_name
 
+    check_free(out, ["ablation"], ["ablation"])
     loaded, tokenizer = sinkscope.load(model, **loading)
     ids = texts_of(tokenizer, text, tokens, start, segments, starts)
     travels = loaded if loading or jobs == 1 else model  # a name is lighter than weights
@@ -166,6 +168,7 @@ def _bigram(out: Path, options: dict[str, Any]) -> list[str]:
     from sinkscope.figures import emergence
     from sinkscope.lab import bigram_backcopy, emergence_summary, emergence_table
 
+    check_free(out, ["emergence", "emergence_summary"], ["emergence"], ["emergence.nc"])
     record = bigram_backcopy(**options)
     sinkscope.save_record(record, out / "emergence.nc")
     table = emergence_table(record)
@@ -197,6 +200,7 @@ def _language(out: Path, options: dict[str, Any]) -> list[str]:
     from sinkscope.figures import language_emergence
     from sinkscope.lab import head_masses, language_model, language_table, language_verdict
 
+    check_free(out, ["language", "heads"], ["language_emergence"], ["language.nc", "verdict.txt"])
     record: xr.Dataset = language_model(**options)
     sinkscope.save_record(record, out / "language.nc")
     table, heads, verdict = language_table(record), head_masses(record), language_verdict(record)

@@ -11,7 +11,7 @@ import typer
 import sinkscope
 from sinkscope.cli import options as given
 from sinkscope.cli.experiments import Numbers, Words, sequences_of, texts_of
-from sinkscope.cli.options import limits, printed, say, write_table
+from sinkscope.cli.options import check_free, limits, printed, say, write_table
 from sinkscope.errors import SinkscopeError
 from sinkscope.files import write_figure
 
@@ -81,6 +81,10 @@ def intervene(
     for option, (value, words) in used.items():
         if value and not words:
             raise SinkscopeError(f"{option} is for interventions on keys or layers; name some, such as --evict sinks.")
+    if chosen or not doses:
+        check_free(out, ["interventions"], ["effects"], ["interventions.nc"])
+    if doses:
+        check_free(out, ["dose"], ["dose"], ["dose.nc"])
     loaded, tokenizer = sinkscope.load(model, **loading)
     if segments is not None:
         ids = texts_of(tokenizer, text, tokens, 0, segments, starts)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sinkscope.files import write_table_files
+from sinkscope.files import FORMATS, check_table_files, write_table_files
+from sinkscope.seals import check_own, has_seal, held_by, not_own
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,6 +60,22 @@ def _load_options(
     ] = False,
 ) -> None:
     """Never called: its signature is what `loads_model` puts into that of a command."""
+
+
+def check_free(out: Path, tables: Iterable[str] = (), figures: Iterable[str] = (), others: Iterable[str] = ()) -> None:
+    """Before what takes long: raise SinkscopeError where files to be written are there and are not sinkscope's own."""
+    for name in tables:
+        check_table_files((out / name).with_suffix(".tex"))
+        table = (out / name).with_suffix(".csv")
+        head = held_by(table).partition(b"\n")[0]
+        if head and not head.replace(b'"', b"").endswith(b",source"):
+            raise not_own(table, "the table")
+    for name in figures:
+        for kind in FORMATS:
+            check_own((out / name).with_suffix(f".{kind}"), "the figure")
+    for place in map(out.joinpath, others):
+        if held_by(place) and not has_seal(place, place.suffix):
+            raise not_own(place, "the record" if place.suffix == ".nc" else "the text")
 
 
 def write_table(table: pd.DataFrame, path: Path, caption: str, attributes: Mapping[Any, Any] | None = None) -> None:

@@ -10,7 +10,7 @@ import typer
 
 import sinkscope
 from sinkscope.cli import options as given
-from sinkscope.cli.options import printed, say, write_table
+from sinkscope.cli.options import check_free, printed, say, write_table
 from sinkscope.errors import SinkscopeError, first_line
 from sinkscope.files import write_bytes
 from sinkscope.seals import held_by
@@ -32,6 +32,7 @@ def sweep(
     """Run every cell of a grid. The same command goes on where it was stopped, and runs only what is missing."""
     if jobs == 0:
         raise SinkscopeError("--jobs 0 run nothing; give 1 or more, or -1.")
+    check_free(out, ["sweep"])
     table = sinkscope.sweep(grid, out, n_jobs=jobs, progress=False if quiet else None)
     write_table(table, out / "sweep", "The cells of a sweep.")
     say(quiet, *_shown(table[[name for name in SHOWN if table[name].astype(str).ne("").any()]]), f"Written to {out}")

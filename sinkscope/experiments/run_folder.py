@@ -19,7 +19,9 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import xarray as xr
@@ -50,6 +52,22 @@ class Card:
     about: dict[str, Any]
     rows: list[dict[str, Any]]
     sha256: str
+
+    @property
+    def read_model(self) -> dict[str, str]:
+        """The settings that are the model's: those before the experiment's."""
+        return dict(takewhile(lambda each: each[0] != "experiment", self.settings.items()))
+
+    def check(self) -> None:
+        """Raise ValueError for what no sweep writes."""
+        parts = self.settings, self.about, *self.rows
+        if not all(isinstance(each, dict) for each in parts):
+            raise ValueError("its parts are of other kinds")
+        if not all(isinstance(each, (str, int, float, NoneType)) for part in parts for each in part.values()):
+            raise ValueError("a value in it is neither a word nor a number")
+        seed = self.about.get("seed")
+        if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
+            raise ValueError(f"its seed is {seed!r}")
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
@@ -107,6 +125,7 @@ def read_card(place: Path) -> Card | None:
         held = json.loads((place / CARD).read_text(encoding="utf-8"))
         said = held.pop("card_sha256")
         card = Card(**held)
+        card.check()
         found = _sha256(place / RECORD)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
         raise SinkscopeError(f"the cell {place} is damaged ({first_line(problem)}); {ADVICE}.") from problem
@@ -125,7 +144,8 @@ def read_cell(place: Path) -> xr.Dataset:
 
 
 def cells_folder(folder: str | os.PathLike[str]) -> Path:
-    """Where the cells of a run are: in `cells` where there is such a folder, else in the folder itself.
+    """Where the cells of a run are: in `cells` where there is such a folder, else in the folder itself. That of a cell
+    is the cell.
 
     Raises:
         SinkscopeError: there is no such folder.
@@ -142,14 +162,14 @@ def found_folder(path: str | os.PathLike[str]) -> Path | None:
 
 
 def cells_in(folder: str | os.PathLike[str]) -> dict[str, Card | SinkscopeError]:
-    """By its key, the card of every finished cell of a run, or why it cannot be relied on.
+    """By its key, the card of every finished cell of a run, or of the one given, or why it cannot be relied on.
 
     Raises:
         SinkscopeError: there is no such folder, or it holds no cell.
     """
     place = cells_folder(folder)
     found: dict[str, Card | SinkscopeError] = {}
-    for entry in sorted(place.iterdir()):
+    for entry in [place] if is_cell(place) else sorted(place.iterdir()):
         if KEY.fullmatch(entry.name) and entry.is_dir():
             try:
                 card = read_card(entry)
@@ -163,6 +183,18 @@ def cells_in(folder: str | os.PathLike[str]) -> dict[str, Card | SinkscopeError]
     if not found:
         raise SinkscopeError(f"{place} holds no finished cell: give a folder that `sinkscope sweep` wrote.")
     return found
+
+
+def cell_in(folder: str | os.PathLike[str], key: str) -> Path:
+    """Where a cell of a run is, or of the folder of that cell itself."""
+    place = cells_folder(folder)
+    return place if is_cell(place) else place / key
+
+
+def is_cell(place: str | os.PathLike[str]) -> bool:
+    """Whether a folder is that of one cell."""
+    path = found_folder(place)
+    return path is not None and KEY.fullmatch(path.name) is not None and os.path.exists(path / CARD)
 
 
 def _is_unfinished(path: Path) -> bool:

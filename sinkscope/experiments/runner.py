@@ -23,6 +23,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.experiments.run_folder import key_of, settings_text
 from sinkscope.hf.loading import load
 from sinkscope.interrupts import saying
+from sinkscope.models.surroundings import check_surroundings, surroundings
 from sinkscope.progress import progress_bar
 
 Result = TypeVar("Result")
@@ -86,7 +87,8 @@ def finished_cells(
         progress, unit, title: of the bar: whether it is shown, what it counts, and what it says.
 
     Raises:
-        SinkscopeError: a worker died; what was finished by then is kept.
+        SinkscopeError: a worker died; what was finished by then is kept. A worker computes with other things than this
+            process, as where a function of torch was replaced here.
     """
     unique = {cell.key: cell for cell in cells}
     known = {key: cell.read(cell.path(folder)) for key, cell in unique.items()}
@@ -100,8 +102,9 @@ def finished_cells(
         try:
             yield from ((key, result) for key, result in known.items() if result is not None)
             known.clear()
-            jobs = (delayed(_run)(cell, cell.path(folder), ticket) for cell in waiting)
-            for key, result, told in _parallel(n_jobs)(jobs):
+            around = surroundings()
+            jobs = (delayed(_run)(cell, cell.path(folder), ticket, around) for cell in waiting)
+            for key, result, told in _parallel(check_jobs(n_jobs))(jobs):
                 path, done = unique[key].path(folder), done + 1
                 if path is not None and not path.exists():  # the worker's disk is another
                     unique[key].keep(result, path)
@@ -133,8 +136,18 @@ def _parallel(n_jobs: int | None) -> Parallel:
         return Parallel(n_jobs=n_jobs, batch_size=1)
 
 
-def _run(cell: Cell[Result], path: Path | None, ticket: str) -> tuple[str, Result, int]:
+def check_jobs(n_jobs: int | None) -> int | None:
+    """The number of cells to run at the same time, as joblib counts it; SinkscopeError for 0 and for what is none."""
+    if n_jobs is not None and (isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs == 0):
+        raise SinkscopeError(
+            f"n_jobs={n_jobs!r}: give how many cells run at the same time, or -1 for as many as cores."
+        )
+    return n_jobs
+
+
+def _run(cell: Cell[Result], path: Path | None, ticket: str, around: dict[str, str]) -> tuple[str, Result, int]:
     """What a worker does: the key of the cell, its result, and how many steps the bar was told of meanwhile."""
+    check_surroundings(around)
     bar, told = BARS.get(ticket), 0
 
     def advance(steps: int) -> None:

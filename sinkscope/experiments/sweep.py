@@ -19,8 +19,9 @@ from torch import Tensor
 from sinkscope.errors import SinkscopeError, warn
 from sinkscope.experiments.cells import ONE_AT_A_TIME, Experiment, Finished, RecordCell, Setting, identity_of
 from sinkscope.experiments.grid import Grid, Segment
-from sinkscope.experiments.runner import ModelSource, finished_cells, is_death
+from sinkscope.experiments.runner import ModelSource, check_jobs, finished_cells, is_death
 from sinkscope.files import writable_folder
+from sinkscope.models.surroundings import check_surroundings, surroundings
 
 CELLS = "cells"  # the folder in a run folder
 
@@ -84,7 +85,7 @@ def run_sweep(
     """
     grid = Grid.of(grid)
     place = None if folder is None else writable_folder(Path(folder) / CELLS, "cells")
-    texts, planned = _plan(grid, n_jobs)
+    texts, planned = _plan(grid, check_jobs(n_jobs))
     cells: dict[str, RecordCell] = {}  # `writable_folder` has cleared away what killed runs left half-made
     points: dict[str, list[Point]] = {}
     for point, settings, _, refusal in planned:
@@ -129,7 +130,7 @@ def _order(cells: list[RecordCell]) -> list[RecordCell]:
 
 def _plan(grid: Grid, n_jobs: int | None) -> tuple[dict[tuple[str, str], list[Tensor]], list[Planned]]:
     """The texts [token] by model and text, and every place of the grid in its order."""
-    axes = grid.segments, grid.done, grid.ways, grid.counts, grid.draws
+    axes = surroundings(), grid.segments, grid.done, grid.ways, grid.counts, grid.draws
     named = {name: source for name, source in grid.sources.items() if source.is_named}
     jobs = [delayed(_planned)(name, source, *axes) for name, source in named.items()]
     if jobs:  # the other workers import what they need meanwhile
@@ -168,12 +169,14 @@ def _ready() -> None:
 def _planned(
     name: str,
     source: ModelSource,
+    around: dict[str, str],
     segments: dict[str, Any],
     experiments: dict[str, Experiment],
     *axes: Any,
 ) -> tuple[dict[str, list[Tensor]], list[Planned]]:
     """What a worker finds out about a model: its texts, and all places of the grid that it is at."""
     with ONE_AT_A_TIME:
+        check_surroundings(around)
         source.forget()  # a worker outlives a sweep, and its files may have changed since
         model, read, found = source.open(), {}, []
         known = identity_of(source, model)

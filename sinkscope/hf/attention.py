@@ -196,6 +196,13 @@ def own_function(implementation: str | None, model: nn.Module) -> Callable[..., 
     return None if is_of_transformers(function.func if is_chosen else function) else function
 
 
+def own_functions() -> dict[str, Callable[..., Any]]:
+    """Functions that somebody put in the place of transformers' own attention, for all models, by its name."""
+    theirs = ("sdpa", "flex_attention", "flash_attention", "paged|")
+    found = {name: ALL_ATTENTION_FUNCTIONS.get(name) for name in ALL_ATTENTION_FUNCTIONS if name.startswith(theirs)}
+    return {f"attention {name}": each for name, each in found.items() if each and not is_of_transformers(each)}
+
+
 def is_of_transformers(function: Any) -> bool:
     """Whether the code of a function is transformers' own, whatever name it goes by."""
     return str(getattr(function, "__globals__", {}).get("__name__")).startswith("transformers.")

@@ -27,7 +27,8 @@ from sinkscope.files import writable_folder
 from sinkscope.hf.gguf import cache_directory
 from sinkscope.lab.decoder import Arm, Sizes, arms_of
 from sinkscope.models.facts import run_attributes
-from sinkscope.models.identity import difference, machine
+from sinkscope.models.identity import difference
+from sinkscope.models.surroundings import machine
 from sinkscope.tensors import read_tensors, write_tensors
 from sinkscope.texts import read_text, text_name
 

@@ -36,6 +36,7 @@ from sinkscope.hf.models import has_config, looks_for_tokens, vocabulary_size
 from sinkscope.hf.placement import reading_device
 from sinkscope.models.compiled import uncompiled
 from sinkscope.models.facts import Anatomy, find_anatomy
+from sinkscope.models.surroundings import coarseness
 from sinkscope.models.trial import check_eval, check_unscoped
 from sinkscope.undo import Undo
 
@@ -280,7 +281,7 @@ ACAUSAL, WHOLE, TOKENS, BLOCKS = "acausal", "whole", "tokens", "blocks"
 SCALED_TOGETHER = "torch.ao.nn.quantized.dynamic"  # scales the activations of all tokens that are read at once together
 TEXTS, LENGTH, PARTS = 4, 6, (2, 3, 1)
 
-_READINGS: WeakKeyDictionary[nn.Module, tuple[tuple[int, torch.dtype], str]] = WeakKeyDictionary()
+_READINGS: WeakKeyDictionary[nn.Module, tuple[tuple[int, torch.dtype, float], str]] = WeakKeyDictionary()
 
 
 def find_reading(model: nn.Module) -> str:
@@ -292,7 +293,7 @@ def find_reading(model: nn.Module) -> str:
     if looks_for_tokens(model):
         return WHOLE
     base = find_anatomy(model).base
-    state = (sum(1 for _ in base.modules()), next(base.parameters()).dtype)
+    state = (sum(1 for _ in base.modules()), next(base.parameters()).dtype, coarseness(reading_device(base).type))
     if base not in _READINGS or _READINGS[base][0] != state:
         check_eval(base, "what it reads")
         check_unscoped(base)
@@ -346,7 +347,8 @@ def _is_same(given: Tensor | None, whole: Tensor) -> bool:
     run may be a toss-up."""
     if given is None or given.shape != whole.shape:
         return False
-    apart, most = (given - whole).float(), max(1e-3, 16 * torch.finfo(whole.dtype).eps)
+    products = max(torch.finfo(whole.dtype).eps, coarseness(whole.device.type))  # what matrices are multiplied in
+    apart, most = (given - whole).float(), max(1e-3, 16 * products)
     gap = apart.abs().flatten(1).amax(1) / whole.float().abs().flatten(1).amax(1)
     by_token = apart.norm(dim=-1) / whole.float().norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
     late = by_token[:, PARTS[0] :] if by_token.shape[1] > PARTS[0] else by_token  # the first part is read alike

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sinkscope.definition import Unknown, definition
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.models import core, is_foreign
 from sinkscope.hf.placement import own_state
@@ -25,7 +26,7 @@ def weights_hash(model: nn.Module) -> str:
 
     It sees what modules keep as parameters, as buffers, or packed; and of adapters also their settings, such as which
     is active and its scale. It is the same wherever the weights are kept, for a compiled model and for one inside a
-    trainer's wrapper.
+    trainer's wrapper. `Unknown` where a tensor of another class says in no words how it is made.
 
     Raises:
         SinkscopeError: there are no weights, or some cannot be read.
@@ -45,6 +46,8 @@ def weights_hash(model: nn.Module) -> str:
             state = {own: value for own, value in state.items() if f"original_{own}" not in state}
         for kind, kept in (("weights", state), ("setting", settings(module))):
             for path, value in _leaves(kept, name):
+                if isinstance(value, Unknown):
+                    return value
                 digest.update(f"{kind} {path} ".encode())
                 digest.update(_digest(value, path) if isinstance(value, Tensor) else repr(value).encode())
     return digest.hexdigest()
@@ -78,8 +81,11 @@ def _leaves(kept: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(each, f"{path}.{place}")
     elif isinstance(kept, Tensor) and kept.is_quantized:
         yield from ((f"{path}.bits", kept.int_repr()), (f"{path}.values", kept.dequantize()))
-    elif hasattr(kept, "__tensor_flatten__"):  # a tensor made of others
-        yield from ((f"{path}.{name}", getattr(kept, name)) for name in kept.__tensor_flatten__()[0])
+    elif hasattr(kept, "__tensor_flatten__"):  # a tensor made of others, and of what says how
+        names, how = kept.__tensor_flatten__()
+        for name in names:
+            yield from _leaves(getattr(kept, name), f"{path}.{name}")
+        yield f"{path} is made", definition(how)
     elif isinstance(kept, (Tensor, bool, int, float, str, bytes, torch.dtype)):
         yield path, kept
 

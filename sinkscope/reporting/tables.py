@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 from collections.abc import Mapping
@@ -46,14 +47,16 @@ def plain_csv(table: pd.DataFrame) -> str:
     """CSV in which no text is a formula: where a spreadsheet may run it, an apostrophe stands before it.
 
     So one does before text that begins with apostrophes and goes on like that, and `open_table` finds what was written.
-    Numbers stay as they are, and line breaks are visible.
+    Numbers stay as they are, and line breaks are visible. Text is quoted where some holds what separates cells in the
+    spreadsheets of other countries.
     """
     safe = readable(table)
     for column in safe.select_dtypes(exclude="number"):
         safe[column] = [_as_text(value) for value in safe[column]]
-    return safe.rename(columns=lambda name: _as_text(visible(name, spaces=False))).to_csv(
-        index=False, lineterminator="\n"
-    )
+    safe = safe.rename(columns=lambda name: _as_text(visible(name, spaces=False)))
+    words = [*safe.columns, *safe.select_dtypes(exclude="number").to_numpy().flat]
+    splits = any(mark in str(word) for word in words for mark in ";\t|")
+    return safe.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC if splits else csv.QUOTE_MINIMAL)
 
 
 def _as_text(value: Any) -> Any:

@@ -318,12 +318,23 @@ def batches_of(texts: list[Tensor], batch_tokens: int) -> Iterator[Tensor]:
         yield from torch.stack(list(alike)).split(max(1, batch_tokens // length))
 
 
+def _check_plain(ids: Any) -> None:
+    """Raise SinkscopeError for a tensor that holds its numbers in a form of its own, or none."""
+    if isinstance(ids, Tensor) and (ids.is_meta or ids.is_nested or ids.is_quantized or ids.layout != torch.strided):
+        kind = (
+            "on torch's meta device, which holds no numbers" if ids.is_meta else "a sparse, nested or quantised tensor"
+        )
+        raise SinkscopeError(f"token ids are {kind}; give a plain one, such as ids.to_dense().")
+
+
 def texts_of(ids: Tensor | Sequence[Tensor]) -> list[Tensor]:
     """Token ids of any shape a caller may give, as 1-D tensors.
 
     Raises:
         SinkscopeError: what cannot be texts, or an empty one.
     """
+    for each in [ids] if isinstance(ids, Tensor) or not isinstance(ids, Sequence) else ids:
+        _check_plain(each)
     try:
         one = isinstance(ids, Tensor) or all(isinstance(token, int) for token in ids)
         rows = torch.atleast_2d(torch.as_tensor(ids)) if one else [torch.as_tensor(row) for row in ids]

@@ -110,6 +110,15 @@ def test_gates_go_through_the_table_of_duoattention(tmp_path):
     assert gates.dims == ("layer", "kv_head")
     path = sinkscope.save_head_gates(gates, tmp_path / "full_attention_heads.tsv")
     np.testing.assert_allclose(np.loadtxt(path, delimiter="\t"), gates, atol=1e-6)
+    assert sinkscope.save_head_gates(gates * 0.5, path) == path  # its own may go
+    sinkscope.save_head_gates(gates, path)
+    for name in ("thesis.tex", path.name):
+        (tmp_path / name).write_text("0.5\t0.5\n")
+        with pytest.raises(SinkscopeError, match="was changed, or is not of sinkscope"):
+            sinkscope.save_head_gates(gates, tmp_path / name)
+        assert (tmp_path / name).read_text() == "0.5\t0.5\n"
+        (tmp_path / name).unlink()
+    sinkscope.save_head_gates(gates, path)
     threshold = float(np.median(gates))
     one = sinkscope.PerHead.from_table(path, threshold=threshold)
     assert one == sinkscope.PerHead.from_table(gates.values, threshold=threshold)

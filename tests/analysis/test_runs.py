@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 import subprocess
 import sys
@@ -165,3 +167,61 @@ def test_neither_listing_nor_verifying_needs_torch(run):
     )
     done = subprocess.run([sys.executable, "-c", program, run], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def one(model, ids, tmp_path):
+    """The only cell of a run."""
+    sweep(dict(models={"tiny": model}, texts={"text": ids}, policies=["dense"]), tmp_path / "one")
+    return next((tmp_path / "one" / "cells").iterdir())
+
+
+def test_cells_of_a_model_or_text_that_was_changed_in_between_are_not_set_side_by_side(one, model, ids):
+    other, folder = copy.deepcopy(model), one.parent.parent
+    with torch.no_grad():
+        other.model.layers[0].mlp.up_proj.weight.mul_(2)
+    sinks = dict(policies=["sinks"], sinks=1, cache_sizes=16)
+    sweep(dict(sinks, models={"tiny": other}, texts={"text": ids}), folder)
+    with pytest.raises(SinkscopeError, match=r"two models or texts by the names tiny and text \(weights differ\)"):
+        sweep_losses(folder)
+    sweep(dict(sinks, models={"tiny": model}, texts={"text": ids % 7}), folder)
+    with pytest.raises(SinkscopeError, match=r"weights differ|text differ"):
+        sweep_losses(folder)
+
+
+@pytest.mark.slow
+def test_compare_does_not_join_the_sinks_of_one_model_with_the_losses_of_another(model, ids, tmp_path):
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.model.layers[0].mlp.up_proj.weight.mul_(2)
+    shared = dict(texts={"text": ids})
+    sweep(dict(shared, models={"tiny": model}, policies=["dense"], experiments={"measure": {}}), tmp_path)
+    sweep(dict(GRID, **shared, models={"tiny": other}, experiments={"perplexity": {}}), tmp_path)
+    with pytest.raises(SinkscopeError, match="two models or texts by the names tiny"):
+        sinkscope.compare([tmp_path])
+
+
+@pytest.mark.parametrize(
+    "about", [[1], {"seed": "abc"}, {"seed": 1.5}, {"seed": 10**30}, {"model": [1]}, {"policy": {"a": 1}}]
+)
+def test_a_card_of_odd_values_is_damaged_though_its_hash_is_right(one, about):
+    card = json.loads((one / "cell.json").read_text())
+    del card["card_sha256"]
+    card["about"] = about if isinstance(about, list) else card["about"] | about
+    card["card_sha256"] = hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
+    (one / "cell.json").write_text(json.dumps(card))
+    assert "is damaged" in list_cells(one.parent)["problem"].item()
+    for reads in (sweep_losses, sweep_table, lambda folder: compare_cells(folder, folder)):
+        with pytest.raises(SinkscopeError, match="is damaged"):
+            reads(one.parent)
+
+
+@pytest.mark.slow
+def test_one_cell_is_listed_and_compared_like_a_folder(one, run):
+    assert list_cells(one)["cell"].item() == one.name
+    assert sweep_table(one)["value"].item() == sweep_table(one.parent)["value"].item()
+    table = compare_cells(one, run)
+    pairs = table[table["largest"].notna()]
+    assert pairs["policy"].item() == "dense" and pairs["largest"].item() == 0 and len(table) == 5
+    others = sorted(set((run / "cells").iterdir()) - {run / "cells" / one.name})
+    assert compare_cells(one, others[0])["largest"].item() > 0

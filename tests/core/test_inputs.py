@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import sinkscope
 from sinkscope import SinkscopeError, capture
 from tests.core.recorded import FULL, record_of
 from tests.support.zoo import VISION, build, inputs
@@ -83,6 +84,20 @@ def test_inputs_that_cannot_be_measured(given, message):
         model(ids, **given, use_cache=False)
     with capture(model), pytest.raises(SinkscopeError, match="nothing to read"):
         model()
+
+
+@pytest.mark.parametrize(
+    "odd", [torch.Tensor.to_sparse, lambda ids: ids.to("meta"), lambda ids: torch.nested.nested_tensor([*ids])]
+)
+def test_ids_that_hold_no_plain_numbers_are_refused_wherever_texts_are_read(odd):
+    model, ids = build("llama"), odd(inputs("llama", batch=2)["input_ids"])
+    reads = (sinkscope.measure, sinkscope.perplexity, sinkscope.attention_maps, sinkscope.run_interventions)
+    for read in reads:
+        for given in (ids, [ids]):
+            with pytest.raises(SinkscopeError, match=r"token ids are (on torch's meta|a sparse, nested)"):
+                read(model, given)
+    with pytest.raises(SinkscopeError, match=r"token ids are (on torch's meta|a sparse, nested)"):
+        sinkscope.sweep({"models": {"tiny": model}, "texts": {"odd": ids}})
 
 
 def test_tokens_outside_the_vocabulary_are_named():

@@ -120,3 +120,13 @@ def test_a_table_says_which_fonts_its_letters_need():
     assert "Noto Sans CJK SC" in said("世界") and "Noto Sans CJK SC" in said("한국")
     assert "Noto Color Emoji" in said("😀") and "Arabic" not in said("😀")
     assert "\\setmainfont{Noto Sans}" in said("Ж")
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_text_with_another_separator_is_one_cell_for_it_too(mark, tmp_path):
+    table = pd.DataFrame({"name": [f"a{mark}=1+1", "b"], "value": [1.5, 2.0]})
+    written = plain_csv(table)
+    first = next(csv.reader(written.splitlines()[1:], delimiter=mark))
+    assert not any(cell.startswith("=") for cell in first)
+    (tmp_path / "table.csv").write_text(written)
+    assert open_table(tmp_path / "table.csv")["name"].tolist() == [visible(f"a{mark}=1+1"), "b"]

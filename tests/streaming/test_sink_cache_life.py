@@ -8,6 +8,7 @@ import weakref
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sinkscope import SinkCache, SinkscopeError, capture
 from sinkscope.hf.caches import with_cache
@@ -101,7 +102,16 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
         run(model, inputs("llama", 1, 9)["input_ids"], cache)
         with pytest.raises(SinkscopeError, match="cannot write"):
             cache.save(tmp_path / "nowhere" / "cache.safetensors")
-        cache.save(path)
+        own, text = tmp_path / "weights.safetensors", tmp_path / "thesis.txt"
+        save_file({"weight": torch.ones(3)}, own)
+        text.write_text("mine")
+        for path_of_another in (own, text):
+            before = path_of_another.read_bytes()
+            with pytest.raises(SinkscopeError, match="was changed, or is not of sinkscope"):
+                cache.save(path_of_another)
+            assert path_of_another.read_bytes() == before
+        path.touch()
+        assert cache.save(cache.save(path)) == path
     whole = path.read_bytes()
     with pytest.raises(SinkscopeError, match="no cache at"):
         SinkCache.load(tmp_path / "other", model)
