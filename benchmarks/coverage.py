@@ -27,6 +27,7 @@ from sinkscope.analysis.tasks import share_interval
 
 RECORDS = Path(__file__).with_suffix(".npz")
 TRIALS = 4000
+PART_TRIALS = 400  # of each head
 COLUMNS = 250  # trials at once
 EPSILON = 0.3
 CONTROL = 64, 192  # where interventions begin and texts end
@@ -88,6 +89,32 @@ def over_sequences() -> Iterator[Row]:
             )
 
 
+def each_part() -> Iterator[Row]:
+    """`interval` of each layer and of each head by itself: the middle and the lowest tenth of what is covered."""
+    with np.load(RECORDS) as kept:
+        mass = kept["mass"].astype(float)
+    for name, values in (("layer", mass.mean(2)), ("head", mass.reshape(len(mass), -1))):
+        for count in (4, 8, 16, 32):
+            random, covered, there = np.random.default_rng(count), [], []
+            for part in values.T:
+                drawn = part[random.integers(len(part), size=(count, PART_TRIALS))]
+                table = xr.DataArray(
+                    drawn, dims=("sequence", "trial"), coords={"same_text": ("sequence", range(count))}
+                )
+                found = interval(table, at_least=0, at_most=1)
+                share, known = held(found.lower.values, found.upper.values, float(part.mean()))
+                covered.append(share), there.append(known)
+            for word, quantile in (("the middle one", 0.5), ("the lowest tenth", 0.1)):
+                size = f"{count} sequences"
+                yield (
+                    f"real: mass of one {name}, {word}",
+                    size,
+                    float(np.quantile(covered, quantile)),
+                    float(np.mean(there)),
+                    None,
+                )
+
+
 def found_in(blocks: Iterator[list[list[np.ndarray]]], over: str, differs: Callable | None = None) -> Estimate:
     """The estimates of all trials, which are columns of the losses."""
     own = differs or (lambda mean: mean)
@@ -100,7 +127,7 @@ def over_one_text() -> Iterator[Row]:
     with np.load(RECORDS) as kept:
         text = kept["text"].astype(float)
     for correlation in (0.0, 0.5, 0.9, 0.99):
-        for tokens in (1000, 2800, 16000):
+        for tokens in (100, 400, 1000, 2800, 16000):
             random = np.random.default_rng(tokens)
             trials = TRIALS if tokens < 10_000 else TRIALS // 4
             blocks = [series(random, tokens, COLUMNS, correlation) for _ in range(trials // COLUMNS)]
@@ -152,6 +179,19 @@ def over_texts() -> Iterator[Row]:
             found = found_in(texts, "texts")
             name = f"AR 0.9, texts apart by {between:g}"
             yield name, f"{count} segments of 200", *held(found.low, found.high, 0.0), None
+    for lengths in ([50, 100, 150, 200], [25, 50, 100, 200, 400, 800], [100] * 7 + [400]):
+        random = np.random.default_rng(sum(lengths))
+        texts = (
+            [[series(random, each, COLUMNS, 0.5) + 0.5 * random.standard_normal(COLUMNS) for each in lengths]]
+            for _ in range(TRIALS // COLUMNS)
+        )
+        found = found_in(texts, "texts")
+        yield (
+            "AR 0.5, texts apart by 0.5",
+            f"{', '.join(map(str, lengths))} tokens",
+            *held(found.low, found.high, 0.0),
+            None,
+        )
     with np.load(RECORDS) as kept:
         losses = kept["segments"].astype(float)
     for name, values in (("real losses, sinks", losses[0]), ("real log-ratio, window to sinks", losses[1] - losses[0])):
@@ -202,9 +242,9 @@ def correlations() -> Iterator[Row]:
 
 def accuracies() -> Iterator[Row]:
     """`accuracy_table`: shares of right answers, over texts that differ in how well they are answered."""
-    for texts, questions in ((16, 1), (48, 1), (8, 10), (24, 10)):
-        for truth in (0.04, 0.5, 0.9):
-            for apart in (0.0, 0.2) if questions > 1 else (0.0,):  # correlation of the answers in a text
+    for texts, questions in ((16, 1), (48, 1), (8, 10), (24, 10), (8, 40), (24, 40)):
+        for truth in (0.04, 0.5, 0.9, 0.96):
+            for apart in (0.0, 0.2, 0.4) if questions > 1 else (0.0,):  # correlation of the answers in a text
                 random, trials = np.random.default_rng(texts), 2000
                 size = (trials, texts)
                 odds = (1 - apart) / apart if apart else 0.0
@@ -325,6 +365,7 @@ def measure() -> None:
 
 PARTS = {
     "Over sequences: Student's t, and its lognormal form for skewed values": over_sequences,
+    "Over sequences, of each layer and each head by itself": each_part,
     "Over several texts or segments: Student's t over texts": over_texts,
     "Over one text: Student's t over eight batches": over_one_text,
     "Shares of the collapse: Fieller's interval over eight batches": shares,

@@ -22,6 +22,7 @@ SIZES = ["--tokens", "80", "--sequences", "2", "--start", "40"]
 def model(tmp_path, monkeypatch):
     """A model, a text beside it and a cache folder of their own; the test runs there."""
     monkeypatch.setenv("SINKSCOPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("sinkscope.progress.PATIENCE", 600.0)  # however slow the machine is, no bar
     monkeypatch.chdir(tmp_path)
     write_tiny_gguf(tmp_path / "tiny.gguf")
     (tmp_path / "text.txt").write_text(TEXT)

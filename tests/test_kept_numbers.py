@@ -96,6 +96,9 @@ def test_the_collapse_of_each_group_of_layers_is_that_of_its_losses():
     assert "against × {:.2f}, {:.2f}, {:.2f} and {:.2f} in 0 to 4".format(*window[[0, 5, 10, 25]]) in LEARN
     assert f"make it {ratio('phantom', 15)} and {ratio('phantom', 20)} in those" in LEARN
     assert f"leave it at × {values[15]:.2f} and × {values[20]:.2f}" in LEARN
+    closed = 1 - np.log(phantom) / np.log(window)
+    assert closed[15] > 0.9 and f"phantoms close {closed[20]:.0%} of the gap in loss in 20 to 24" in LEARN
+    assert closed[0] < 0 and window[0] < 1.1 and "none of the small one in 0 to 4" in LEARN
     assert window.nlargest(2).index.tolist() == [15, 20] and (phantom[[15, 20]] < window[[15, 20]]).all()
 
 

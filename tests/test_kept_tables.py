@@ -41,6 +41,8 @@ def test_the_needles_found_are_those_of_the_answers():
     assert (table["accuracy"].xs(near, level="distance") == 1).all()
     low, high = (100 * each for each in stats.binomtest(3, 6).proportion_ci(method="exact"))
     assert f"the interval of 3 of 6 is {low:.0f}% to {high:.0f}%" in TASKS
+    none = 100 * stats.binomtest(0, 6).proportion_ci(method="exact").high
+    assert f"that of 0 of 6 is 0% to {none:.0f}%" in TASKS
 
 
 def test_the_table_of_precision_is_that_of_its_benchmark():

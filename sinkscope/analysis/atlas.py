@@ -25,6 +25,7 @@ from sinkscope.errors import SinkscopeError, first_line
 WITHIN = 0.01
 """As many sinks are needed as bring perplexity this near to that with the most."""
 
+STRONGEST = 0.9  # rank correlation that has an interval
 FEWEST_MODELS = 10
 """With fewer models a rank correlation has no interval that holds it (Bonett and Wright 2000)."""
 
@@ -140,7 +141,8 @@ def strength_and_collapse(table: pd.DataFrame, by: str = "sink_mass") -> dict[st
     """Whether the sinks' strength predicts the collapse: Spearman's rank correlation over models, with its interval.
 
     The interval is on Fisher's scale, with a variance of (1 + rho^2 / 2) / (n - 3) (Bonett and Wright 2000). It takes
-    models as independent, which those of one family are not.
+    models as independent, which those of one family are not. Nearer to 1 than 0.9 it would be too narrow, and there is
+    none (NaN).
 
     >>> sinkscope.strength_and_collapse(table)["n"]
     12
@@ -164,7 +166,7 @@ def strength_and_collapse(table: pd.DataFrame, by: str = "sink_mass") -> dict[st
         )
     rho, n = float(spearmanr(both[by], both["collapse"]).statistic), len(both)
     half = norm.ppf(0.975) * ((1 + rho**2 / 2) / (n - 3)) ** 0.5
-    centre = np.arctanh(np.clip(rho, -1 + 1e-12, 1 - 1e-12))
+    centre = np.arctanh(rho) if abs(rho) <= STRONGEST else np.nan
     return {"rho": rho, "low": float(np.tanh(centre - half)), "high": float(np.tanh(centre + half)), "n": n}
 
 

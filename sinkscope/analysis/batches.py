@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import fdtrc, stdtrit
 
-from sinkscope.analysis.intervals import FEWEST, merged, weighted
+from sinkscope.analysis.intervals import FEWEST, UNEVEN, effective, weighted
 from sinkscope.arguments import one_of
 from sinkscope.errors import SinkscopeError
 
@@ -30,6 +30,10 @@ FEWEST_TEXTS = 4
 
 DRIFTS = 0.01
 """A text drifts, and has no interval, where batches so far apart had less than this probability."""
+
+MEMORIES = 4
+"""A text has no interval where its batches are shorter than as many times the memory of its losses: so few of them tell
+too little of one another."""
 
 ROUNDING = 1e-12
 """Of a loss: means of the same losses differ by less."""
@@ -48,6 +52,7 @@ class Stretch(NamedTuple):
     means: np.ndarray  # [unit, column]
     weights: np.ndarray  # [unit], which add up to 1
     pieces: np.ndarray | None  # [unit, piece, column], of about equal size
+    tokens: Sequence[np.ndarray] = ()  # [token, column] of each text, where units are batches of it
 
 
 class Chance(NamedTuple):
@@ -117,13 +122,17 @@ class Units:
         self._nothing = (ROUNDING * np.abs(self._mean[np.isfinite(self._mean)]).max(initial=0)) ** 2
         self.stretches = [_texts(losses, text)] if over == "texts" else _batches(losses, text)
         self.count = sum(len(stretch.means) for stretch in self.stretches)
+        self._counts_as = effective(self.stretches[0].weights) if over == "texts" else float(self.count)
 
     @property
     def said(self) -> str:
         """What the intervals are, in words."""
         if self.over == "texts":
-            shared = f" (of {self._given}, those that share passages counted once)" * (self._given > self.texts)
-            return f"95% t intervals over {self.count} sequences{shared}"
+            shared = f" (of {self._given}, those that share passages as one)" * (self._given > self.texts)
+            if self._counts_as < UNEVEN:
+                return f"no intervals: of {self.count} sequences{shared} one holds most tokens"
+            uneven = f", uneven ones, which count as {self._counts_as:.1f}" * (self._counts_as < 0.9 * self.count)
+            return f"95% t intervals over {self.count} sequences{shared}{uneven}"
         those = "one text" if self.texts == 1 else f"{self.texts} texts"
         if self.count < FEWEST:
             return f"no intervals: too few tokens of {those}"
@@ -137,7 +146,7 @@ class Units:
             drift = self._drift(contrast)
             error, freedom = self._error(contrast, chance)
             half = stdtrit(freedom, 0.975) * error
-            half = np.where(drift < DRIFTS, np.nan, half)
+            half = np.where((drift < DRIFTS) | self._is_short(contrast), np.nan, half)
         return Estimate(mean, mean - half, mean + half, drift)
 
     def of_share(self, above: Contrast, below: Contrast) -> Estimate:
@@ -154,7 +163,7 @@ class Units:
             root = np.sqrt(np.maximum(middle**2 - outer * (top.mean**2 - square * error**2), 0))
             bounds = np.stack([middle - root, middle + root]) / np.where(outer > 0, outer, np.nan)
             drift = np.fmin(top.drift, bottom.drift)
-            low, high = np.where(drift < DRIFTS, np.nan, bounds)
+            low, high = np.where((drift < DRIFTS) | self._is_short(above), np.nan, bounds)
             return Estimate(top.mean / bottom.mean, low, high, drift)
 
     def _error(self, contrast: Contrast, chance: Chance | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -162,25 +171,39 @@ class Units:
         three."""
         squares: list[np.ndarray] = []
         freedoms: list[Any] = []
-        for share, means, weights, _ in self.stretches:
+        for share, means, weights, *_ in self.stretches:
             squares.append(share**2 * weighted(contrast(means), weights)[1])
-            freedoms.append(max(len(means) - 1, 1))
+            freedoms.append(max(effective(weights) - 1, 1))
         if chance is not None:
             squares.append(np.full_like(squares[0], chance.square))
             freedoms.append(chance.freedom)
         total = np.sum(squares, axis=0)
         total = np.where(total <= self._nothing, 0.0, total)
-        if self.count < FEWEST:
+        if self.count < FEWEST or self._counts_as < UNEVEN:
             return np.full_like(total, np.nan), np.full_like(total, np.nan)
         with np.errstate(divide="ignore", invalid="ignore"):
             freedom = total**2 / sum(square**2 / each for square, each in zip(squares, freedoms, strict=True))
         return np.sqrt(total), np.where(total > 0, freedom, 1.0)
 
+    def _is_short(self, contrast: Contrast) -> np.ndarray:
+        """Whether batches are too short for how long losses stay alike: (1 + r) / (1 - r) tokens, with the correlation
+        r of neighbours, as in an autoregressive series."""
+        alike, squares, count = 0.0, 0.0, 0
+        for tokens in (part for stretch in self.stretches for part in stretch.tokens):
+            apart = contrast(tokens.astype(np.float64))
+            apart = apart - apart.mean(0)
+            alike, squares = alike + (apart[1:] * apart[:-1]).sum(0), squares + (apart**2).sum(0)
+            count += len(tokens)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            neighbours = np.clip(np.asarray(alike) / squares, 0, 1)
+            memory = (1 + neighbours) / (1 - neighbours)
+        return count / max(self.count, 1) < np.where(np.isnan(memory), 0.0, MEMORIES * memory)
+
     def _drift(self, contrast: Contrast) -> np.ndarray:
         """Probability of batches so far apart, going by their pieces; NaN over texts, and where batches are short or
         all the same."""
         between, within, apart, inside = 0.0, 0.0, 0, 0
-        for _, means, _, pieces in self.stretches:
+        for _, means, _, pieces, _ in self.stretches:
             if pieces is None:
                 continue
             values, parts = contrast(means), contrast(pieces)
@@ -202,11 +225,11 @@ def scope_said(bounds: str, drift: float) -> str:
 
 
 def _texts(losses: Losses, text: np.ndarray) -> Stretch:
-    """Each text one unit, over all stretches."""
+    """Each text one unit, over all stretches, and as heavy as all tokens of it: what is there twice weighs twice."""
     whole = [np.concatenate(parts) for parts in zip(*losses, strict=True)]
-    means, _ = merged(np.array([part.mean(0) for part in whole]), text)
-    lengths, _ = merged(np.array([[float(len(part))] for part in whole]), text)
-    return Stretch(1.0, means, lengths[:, 0] / lengths.sum(), None)
+    each = [np.concatenate([whole[row] for row in np.flatnonzero(text == one)]) for one in np.unique(text)]
+    lengths = np.array([len(part) for part in each], dtype=float)
+    return Stretch(1.0, np.array([part.mean(0) for part in each]), lengths / lengths.sum(), None)
 
 
 def _batches(losses: Losses, text: np.ndarray) -> list[Stretch]:
@@ -226,7 +249,7 @@ def _batches(losses: Losses, text: np.ndarray) -> list[Stretch]:
         pieces = None
         if len(batches) > 1 and min(map(len, batches)) >= 2 * PIECES:
             pieces = np.array([[piece.mean(0) for piece in _split(batch, PIECES)] for batch in batches])
-        stretches.append(Stretch(count / total, means, np.array(list(map(len, batches))) / count, pieces))
+        stretches.append(Stretch(count / total, means, np.array(list(map(len, batches))) / count, pieces, parts))
     return stretches
 
 

@@ -33,6 +33,9 @@ FEWEST_BLOCKS = 20
 FEWEST = 3
 """With fewer values than this there is no interval: that of two is thirteen standard errors wide each way."""
 
+UNEVEN = 2
+"""Nor is there one where values of unequal weight count as fewer than this: one of them has most of the mean."""
+
 SKEWED = 0.25
 """Standard deviation over mean from which values that are never negative are taken as skewed."""
 
@@ -61,8 +64,10 @@ def interval(
 ) -> xr.Dataset:
     """Mean over `dim` with an interval by Student's t: mean, lower, upper, with the other dimensions of `values`.
 
-    Each element is taken over those of its values that are not NaN. Values of one text count as one: those that the
-    coordinate `same_text` says are, or else identical ones. An element has no bounds (NaN) with fewer than three texts.
+    Each element is taken over those of its values that are not NaN. Values of one text are one unit, which weighs in
+    the mean as often as it is there: those that the coordinate `same_text` says are, or else rows of two numbers and
+    more, not all of them whole, that are identical. An element has no bounds (NaN) with fewer than three texts, or
+    where one of them has most of the weight.
     Values that are all the same have bounds of no width, and attrs["note"] says that these mean nothing.
 
     Values that cannot be negative, with a standard deviation above a quarter of their mean, have an interval on a
@@ -99,10 +104,12 @@ def interval(
     flat = table.values.astype(np.float64).reshape(table.sizes[dim], -1)
     if TEXT in table.coords and table[TEXT].dims == (dim,):
         text = table[TEXT].values
-    elif (flat == flat[0]).all():  # a constant, and not one text several times
+    elif flat.shape[1] < 2 or (flat == flat[0]).all():  # one number may be the same of two texts
         text = np.arange(len(flat))
     else:
         text = same_rows(flat)
+        counts = (flat == np.round(flat)).all(1)  # and so may some whole numbers
+        text[counts] = len(flat) + np.flatnonzero(counts)
     found, skewed = np.full((3, flat.shape[1]), np.nan), False
     present = ~np.isnan(flat)
     patterns, pattern_of = np.unique(present, axis=1, return_inverse=True)
@@ -111,7 +118,7 @@ def interval(
         if pattern.any():
             means, weights = merged(flat[np.ix_(pattern, columns)], text[pattern])
             found[0, columns] = flat[np.ix_(pattern, columns)].mean(0)
-            if len(means) >= FEWEST:
+            if len(means) >= FEWEST and effective(weights) >= UNEVEN:
                 found[1:, columns], some = _bounds(means, weights, ends, confidence, resamples, seed)
                 skewed |= some
     frame = table.drop_vars([name for name, coord in table.coords.items() if dim in coord.dims]).isel({dim: 0})
@@ -153,13 +160,20 @@ def merged(values: np.ndarray, text: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return means / counts[:, None], counts / counts.sum()
 
 
+def effective(weights: np.ndarray) -> float:
+    """As many values of equal weight have a mean as uncertain as values of these weights, which add up to 1 (Kish)."""
+    return round(float(1 / (weights**2).sum()), 9)
+
+
 def weighted(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted mean of the first axis, and its squared standard error, n/(n-1) sum of w^2 (x - mean)^2."""
+    """Weighted mean of the first axis, and its squared standard error: sum of w^2 (x - mean)^2, each by what makes it
+    unbiased for values that vary alike, 1 / (1 - 2w + sum of w^2); n / (n - 1) for equal weights."""
     shape = (-1, *([1] * (values.ndim - 1)))
     mean = (weights.reshape(shape) * values).sum(0)
+    expected = 1 - 2 * weights + (weights**2).sum()
+    factors = weights**2 / np.where(expected > 0, expected, 1.0)
     with np.errstate(invalid="ignore"):
-        apart = weights.reshape(shape) * (values - mean)
-    return mean, len(values) / max(len(values) - 1, 1) * (apart**2).sum(0)
+        return mean, (factors.reshape(shape) * (values - mean) ** 2).sum(0)
 
 
 def _bounds(
@@ -171,10 +185,10 @@ def _bounds(
     seed: int,
 ) -> tuple[np.ndarray, bool]:
     """[2, column] bounds of the mean of values [text, column], and whether any column is skewed."""
-    count = len(values)
+    count, counts_as = len(values), effective(weights)
     mean, squared = weighted(values, weights)
     error = np.where(np.ptp(values, axis=0) > 0, np.sqrt(squared), 0.0)
-    half = stdtrit(count - 1, (1 + confidence) / 2) * error
+    half = stdtrit(counts_as - 1, (1 + confidence) / 2) * error
     bounds = np.stack([mean - half, mean + half])
     least, most = ends
     if count > MOST_SKEWED or (least is None and count < ENOUGH):
@@ -185,7 +199,7 @@ def _bounds(
     turned = np.where(upper, most - values, values - least)
     nearest = turned.min(0)
     never_below = nearest >= 0 if stated else nearest > 0
-    centre, away = turned.mean(0), (upper | (place < 0.25)) & never_below
+    centre, away = weights @ turned, (upper | (place < 0.25)) & never_below
     with np.errstate(divide="ignore", invalid="ignore"):
         spread = np.where(away, values.std(0, ddof=1) / centre, 0.0)
         skewed = spread > SKEWED
@@ -194,7 +208,7 @@ def _bounds(
         said = np.sqrt(np.log1p(spread**2))  # by the values themselves, of which some may be zero and have no logarithm
         # the logarithm of a value near zero says little of the mean: no more than half beyond what the values say
         logs = np.where(nearest > 0, np.fmin(np.log(turned).std(0, ddof=1), 1.5 * said), said) * (1 + 2 / count)
-    drawn = _lognormal_quantiles(count, confidence, resamples, seed)
+    drawn = _lognormal_quantiles(int(counts_as), confidence, resamples, seed)
     low, high = (np.interp(logs, SPREADS, each) for each in drawn)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         own = centre * np.exp(-np.stack([high, low]) * (error / centre))

@@ -90,7 +90,7 @@ def sensitivity_table(
     headline            "mass" on the first token, mean over layers and heads; "sink rate" (Gu et al. 2024);
                         "collapse", perplexity in a window over that with sinks, after the first eviction
     varied, level       "epsilon", "T" or "BOS", and its value; all else is as in the headline
-    value, low, high    with its 95% t interval over sequences
+    value, low, high    with its 95% interval: of masses and rates over sequences, of the collapse as `ppl_table` has it
     null, above_null    of uniform attention; (value - null) / (1 - null)
 
     >>> list(sinkscope.sensitivity_table(record))[:4]
@@ -131,7 +131,10 @@ def sensitivity_table(
     rows += _collapses(losses) if losses is not None else []
     rows += _collapses_by_bos(losses, other_losses) if other_losses is not None else []
     table = pd.DataFrame(rows, columns=COLUMNS).sort_values("headline", kind="stable", ignore_index=True)
-    table.attrs = {**record.attrs, "bounds": curve.attrs["bounds"], "epsilon": epsilon, "T": longest}
+    bounds = curve.attrs["bounds"]
+    if losses is not None and (pair := _window_and_sinks(losses)) is not None:
+        bounds = f"mass and sink rate: {bounds}; collapse: {ppl_table(pair, resamples=1).attrs['bounds']}"
+    table.attrs = {**record.attrs, "bounds": bounds, "epsilon": epsilon, "T": longest}
     return table
 
 

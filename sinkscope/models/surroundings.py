@@ -28,7 +28,8 @@ COARSE = {"bf16": 2.0**-7, "medium": 2.0**-7, "tf32": 2.0**-10, "high": 2.0**-10
 
 def machine(device: str) -> dict[str, str]:
     """At what precision and with which versions a kind of device ("cpu", "cuda") computes now."""
-    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else "off"
+    is_on = device != "meta" and torch.is_autocast_enabled(device)
+    autocast = torch.get_autocast_dtype(device) if is_on else "off"
     return {
         "device": device,
         "precision of matrix products": _precision(device),

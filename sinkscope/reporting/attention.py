@@ -266,7 +266,8 @@ ITEMS = (
         "and choices of BOS, all else as in the headline (its ε, T of the text); BOS is varied on every third of the "
         "short sequences. The collapse, perplexity in a window over that with sinks, up to other lengths T of its own "
         "segments, and on some of these with the other choice of BOS. Above null: (value − null)/(1 − null). "
-        "95% t intervals over sequences.",
+        "Masses and rates have 95% t intervals over sequences; collapses those of losses, over the texts or batches "
+        "that the section on streaming names.",
         causal_only=True,
     ),
     Item("learned_sink", variables="virtual_sink_mass", numbers=learned_sink),

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -36,15 +36,12 @@ from sinkscope.arguments import (
     several,
     whole_number,
 )
-from sinkscope.errors import SinkscopeError, shown
+from sinkscope.errors import SinkscopeError, shown, warn
 from sinkscope.experiments.grid import DEMO, LOADING, WAYS
 from sinkscope.files import write_text
 from sinkscope.sampling import COUNT, STARTS
 from sinkscope.settings_file import read_settings
 from sinkscope.texts import text_name
-
-if TYPE_CHECKING:
-    pass
 
 LENGTH = 1024  # tokens of a sequence
 CACHE, SMALLEST_CACHE = 128, 16  # tokens; L in everything but the timing
@@ -53,6 +50,8 @@ DOSES = (-float("inf"), -4.0, -2.0, 0.0, 2.0)
 ARMS = ("sinks", "attended", "recent", "delimiters", "line breaks", "shift")
 ALWAYS = ("dense", "window", "sinks")  # what a report compares
 SHA256 = re.compile("[0-9a-f]{64}")
+SAYS = "# A plan of sinkscope report; sha256 of what it says: "
+SAVED = re.compile(f"{SAYS}({SHA256.pattern})")
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,8 @@ class Plan:
         sequences: how many of each text, one behind the other from its start.
         segments: how many of each text, from all over it; 8 where neither is said.
         starts: of segments, "spaced" or "random".
-        length: tokens in each sequence.
+        length: tokens in each sequence, where attention is measured. Losses under policies are of eight parts of 384
+            tokens, those of interventions of eight of at most 256, whatever these four say.
         seed: of all that is drawn at random.
         streaming, softmax: whether these sections are measured.
         epsilon: the importance from which on a head has a sink.
@@ -141,7 +141,15 @@ class Plan:
     def of(cls, given: Any) -> Plan:
         """A plan from one, a mapping, or the path of a YAML file; SinkscopeError as the class itself."""
         if isinstance(given, (str, os.PathLike)):
-            given = read_settings(given, "plan", "what to measure by name, such as `texts: [demo]`", "docs/plans.md")
+            said = read_settings(given, "plan", "what to measure by name, such as `texts: [demo]`", "docs/plans.md")
+            plan = cls.of(said)
+            first = Path(os.path.expanduser(given)).read_text(encoding="utf-8").partition("\n")[0]
+            if (hashed := SAVED.fullmatch(first)) and hashed[1] != plan.sha256:
+                warn(
+                    f"{given} was changed since it was written: its first line has the SHA-256 {hashed[1][:12]}.., and "
+                    f"what it says now has {plan.sha256[:12]}.."
+                )
+            return plan
         if isinstance(given, Mapping):
             check_names(given, [each.name for each in fields(cls)], "part of a plan")
             return cls(**given)
@@ -201,7 +209,7 @@ class Plan:
         if os.path.lexists(place):
             raise SinkscopeError(f"{place} is there already, and a plan is written once: give another name.")
         said = yaml.safe_dump(self.content, sort_keys=False, allow_unicode=True, width=120)
-        write_text(place, f"# A plan of sinkscope report; sha256 of what it says: {self.sha256}\n{said}", "the plan")
+        write_text(place, f"{SAYS}{self.sha256}\n{said}", "the plan")
         return place
 
 
