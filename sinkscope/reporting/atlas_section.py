@@ -50,9 +50,10 @@ def say_atlas(record: xr.Dataset, table: pd.DataFrame) -> str:
         said.append(f"These differ from the first in more than the model: {'; '.join(other)}.")
     try:
         found = strength_and_collapse(table)
+        known = found["low"] == found["low"]
+        within = f" [{found['low']:.2f}, {found['high']:.2f}], if they were independent of each other" if known else ""
         said.append(
-            f"Over {found['n']:.0f} models the rank correlation of sink mass with collapse is {found['rho']:.2f} "
-            f"[{found['low']:.2f}, {found['high']:.2f}], if they were independent of each other."
+            f"Over {found['n']:.0f} models the rank correlation of sink mass with collapse is {found['rho']:.2f}{within}."
         )
     except SinkscopeError as reason:
         said.append(f"Whether strong sinks go with a large collapse: {reason}")

@@ -235,7 +235,7 @@ def test_texts_given_twice_do_not_narrow_an_interval_though_each_has_draws_of_it
     other = one.assign(nll=one["nll"].copy(data=record_of(again)["nll"].values))
     other["sink_mass"][2] += 0.05
     tables = [intervention_table(each) for each in (one, xr.concat([one, other], "sequence"))]
-    assert "over 5 sequences (of 10, those that share passages counted once)" in tables[1].attrs["bounds"]
+    assert "over 5 sequences (of 10, those that share passages as one)" in tables[1].attrs["bounds"]
     columns = [*RATIO, "sink_mass", "mass_low", "mass_high"]
     for row in (0, 1):
         np.testing.assert_allclose(*(each.loc[row, columns].astype(float) for each in tables), rtol=1e-6)

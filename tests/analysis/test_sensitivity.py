@@ -107,6 +107,8 @@ def test_the_collapse_with_and_without_a_token_in_front_is_that_of_its_losses(tu
         bounds = stats.t.interval(0.95, 4, apart.mean(), stats.sem(apart))
         found = rows.loc[level, ["value", "low", "high"]].astype(float)
         np.testing.assert_allclose(found, np.exp([apart.mean(), *bounds]), rtol=1e-5)
+    said = table.attrs["bounds"]
+    assert said.startswith("mass and sink rate: ") and said.endswith("; collapse: 95% t intervals over 5 sequences")
     assert rows.loc["with, T = 200", "value"] < 0.75 * rows.loc["without, T = 200", "value"]
 
 

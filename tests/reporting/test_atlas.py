@@ -95,8 +95,8 @@ def test_values_that_show_alike_are_said_once(three):
     assert "% to " not in alike and "perplexity is" in alike and "% to " in apart
 
 
-def models(count: int, slope: float = 1.0) -> pd.DataFrame:
-    noise = np.random.default_rng(0).normal(0, 0.05, count)
+def models(count: int, slope: float = 1.0, noise: float = 0.12) -> pd.DataFrame:
+    noise = np.random.default_rng(0).normal(0, noise, count)
     mass = np.linspace(0.1, 0.6, count)
     return pd.DataFrame({"differs": "", "sink_mass": mass, "collapse": np.exp(slope * mass + noise)})
 
@@ -106,6 +106,8 @@ def test_a_rank_correlation_has_an_interval_and_few_models_none():
     assert found["rho"] == pytest.approx(stats.spearmanr(table["sink_mass"], table["collapse"]).statistic)
     assert found["low"] < found["rho"] < found["high"] < 1 and found["n"] == 20
     assert strength_and_collapse(models(20, -1))["high"] < 0
+    nearly = strength_and_collapse(models(20, noise=0.001))
+    assert nearly["rho"] > 0.99 and np.isnan([nearly["low"], nearly["high"]]).all()  # it would be too narrow there
     with pytest.raises(SinkscopeError, match=r"9 models of one setting .* fewer than 10; give more models"):
         strength_and_collapse(models(9))
     with pytest.raises(SinkscopeError, match="2 models of one setting"):

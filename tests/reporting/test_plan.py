@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,13 @@ def test_the_hash_is_of_what_a_plan_says_however_it_is_written(tmp_path):
     canonical = json.dumps(plan.content, sort_keys=True, separators=(",", ":"))
     assert plan.sha256 == hashlib.sha256(canonical.encode()).hexdigest()
     assert Plan(epsilon=0.2).sha256 != plan.sha256
-    again = Plan.of(Plan(epsilon=0.2, starts="random", seed=3).save(tmp_path / "written.yaml"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = Plan.of(Plan(epsilon=0.2, starts="random", seed=3).save(tmp_path / "written.yaml"))
+    edited = tmp_path / "edited.yaml"
+    edited.write_text((tmp_path / "written.yaml").read_text().replace("epsilon: 0.2", "epsilon: 0.1"))
+    with pytest.warns(UserWarning, match="edited.yaml was changed since it was written: .* SHA-256"):
+        assert Plan.of(edited).sha256 == Plan(epsilon=0.1, starts="random", seed=3).sha256
     assert again == Plan(epsilon=0.2, starts="random", seed=3)
     assert again.sha256 in (tmp_path / "written.yaml").read_text().splitlines()[0]
     with pytest.raises(SinkscopeError, match="is there already"):
