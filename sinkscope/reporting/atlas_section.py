@@ -53,7 +53,8 @@ def say_atlas(record: xr.Dataset, table: pd.DataFrame) -> str:
         known = found["low"] == found["low"]
         within = f" [{found['low']:.2f}, {found['high']:.2f}], if they were independent of each other" if known else ""
         said.append(
-            f"Over {found['n']:.0f} models the rank correlation of sink mass with collapse is {found['rho']:.2f}{within}."
+            f"Over {found['n']:.0f} models the rank correlation of sink mass with collapse is "
+            f"{found['rho']:.2f}{within}."
         )
     except SinkscopeError as reason:
         said.append(f"Whether strong sinks go with a large collapse: {reason}")
