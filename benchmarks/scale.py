@@ -181,9 +181,9 @@ def long(sinks: int = 4, window: int = 124) -> None:
     seconds, whole = timed(lambda: losses(ids, 256))
     hook.remove()
     apart = np.abs(whole - losses(torch.cat([ids[:, :sinks], ids[:, -recent:]], 1), 97)).max()
-    grown = 100 * (max(held) / held[0] - 1)
+    apart, grown = 1e6 * float(apart), 100 * (max(held) / held[0] - 1)
     print(f"{MILLION:,} tokens of the demo text with {sinks} + {window} in the cache, {MILLION / seconds:.0f} a second")
-    print(f"  their last {LAST:,} losses, positions counted anew at other moments {bar(1e6 * float(apart), 1e3, 'µnats')}")
+    print(f"  their last {LAST:,} losses, positions counted anew at other moments {bar(apart, 1000, 'µnats')}")
     print(f"  memory after {SETTLED:,} tokens {held[0] / 2**20:.0f} MiB; the most later, more by {bar(grown, 2, '%')}")
 
 
