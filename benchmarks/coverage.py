@@ -39,7 +39,8 @@ Row = tuple[str, str, float, float, float | None]
 def held(low: np.ndarray, high: np.ndarray, truth: float) -> tuple[float, float]:
     """Share of the intervals that hold the truth, of those that there are, and how many there are."""
     known = np.isfinite(low)
-    return float(((low <= truth) & (truth <= high))[known].mean()), float(known.mean())
+    covered = float(((low <= truth) & (truth <= high))[known].mean()) if known.any() else np.nan
+    return covered, float(known.mean())
 
 
 def percentiles(values: np.ndarray, random: np.random.Generator, resamples: int = 1000) -> tuple[np.ndarray, ...]:
@@ -386,7 +387,8 @@ def main() -> None:
         print(f"\n**{title}**\n\n| | | {columns} |\n|---|---|---|---|---|")
         for name, size, covered, kept, before in rows():
             other = "" if before is None else f"{100 * before:.0f}"
-            print(f"| {name} | {size} | {100 * covered:.1f} | {100 * kept:.0f} | {other} |", flush=True)
+            share = "–" if np.isnan(covered) else f"{100 * covered:.1f}"
+            print(f"| {name} | {size} | {share} | {100 * kept:.0f} | {other} |", flush=True)
 
 
 if __name__ == "__main__":

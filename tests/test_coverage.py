@@ -48,5 +48,7 @@ def test_intervals_beside_a_random_control_hold_the_truth_as_often_as_they_say()
     rows = rows_under(PLACES["controls"])
     assert len(rows) > 50
     for (name, size), (covered, _) in rows.items():
-        if " 2 draws" not in size and not size.startswith("3 texts"):
+        if name == "real losses: the same over draws" and size.startswith("1 text "):
+            assert covered < 92.7 and "in 87 to 91 of 100" in DOCS  # which the docs say
+        elif " 2 draws" not in size and not size.startswith("3 texts"):
             assert 92.7 <= covered <= 97.3, (name, size)
