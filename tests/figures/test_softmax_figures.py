@@ -279,14 +279,14 @@ def test_every_label_lies_inside_the_figure_and_no_legend_on_the_data(name):
     ("name", "record", "over_texts", "over_positions"),
     [
         ("forced_mass", lambda: experiments.forced(1, 1, 1, 12), "change lost_denominator lost_value", ""),
-        ("collapse", lambda: experiments.collapse(tokens=80), "", "window"),
+        ("collapse", lambda: experiments.collapse(tokens=400), "", "window"),
         (
             "dose_response",
             lambda: experiments.dose(1, 30, 1, 1, count=3),
             "sink_mass-sinks output-sinks",
             "ratio-sinks",
         ),
-        ("effects", lambda: experiments.interventions(1, 30, 1, 1), "sink_mass-effect", "ratio-effect"),
+        ("effects", lambda: experiments.interventions(1, 120, 1, 1), "sink_mass-effect", "ratio-effect"),
         ("predictability", lambda: experiments.predictability(1, 1, 1, 40), "", "mean"),
         ("comparison", lambda: comparison_table(1), "", "model-0"),
     ],
