@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 import sinkscope
-from sinkscope.definition import definition, library_of
+from sinkscope.definition import definition, is_found, library_of
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.attention import own_functions
 from sinkscope.models.hooks import HOOKS, innermost, told_hooks, top_of
@@ -105,8 +105,10 @@ def _is_other(name: str, value: Any, is_torch: bool) -> bool:
 
 
 def _below(kind: Any) -> Iterator[type]:
+    """The classes made of another that stand in a module; not those that a compiler made of one model."""
     for each in kind.__subclasses__():
-        yield each
+        if is_found(each, each.__module__):
+            yield each
         yield from _below(each)
 
 

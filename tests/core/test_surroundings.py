@@ -61,6 +61,9 @@ def test_what_was_put_in_a_librarys_place_is_told_in_both(monkeypatch, kind):
 def test_a_process_is_like_itself_and_unlike_one_of_another_precision():
     here = surroundings()
     check_surroundings(here)
+    traced = torch.fx.symbolic_trace(nn.Linear(2, 2))  # a class of its own, with code that was made for it
+    check_surroundings(here)
+    assert traced is not None
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(SinkscopeError, match=r"autocast \(cpu\)"):
         check_surroundings(here)
     handle = nn.modules.module.register_module_forward_hook(lambda module, args, output: output * 2)
