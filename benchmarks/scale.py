@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import xarray as xr
+from memory import held
 
 import sinkscope
 
@@ -148,12 +149,6 @@ def identity() -> None:
     )
 
 
-def resident() -> int:
-    """Bytes of this process that are in memory now."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) * 1024
-
-
 def long(sinks: int = 4, window: int = 124) -> None:
     """The last losses of a million tokens, and those of a text that holds little else.
 
@@ -165,13 +160,13 @@ def long(sinks: int = 4, window: int = 124) -> None:
     book = sinkscope.read_tokens(tokenizer, limit=MILLION)
     ids = torch.cat([book, book], 1)[:, :MILLION]  # the book has 993,000 tokens, and begins again
     recent = LAST + model.config.num_hidden_layers * window
-    held, read = [], 0
+    kept, read = [], 0
 
     def watch(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         nonlocal read
         read += args[0].shape[1]
         if read > SETTLED:
-            held.append(resident())
+            kept.append(held("VmRSS"))
 
     def losses(text: torch.Tensor, block: int) -> np.ndarray:
         policies = [sinkscope.SinkWindow(sinks, window)]
@@ -181,10 +176,10 @@ def long(sinks: int = 4, window: int = 124) -> None:
     seconds, whole = timed(lambda: losses(ids, 256))
     hook.remove()
     apart = np.abs(whole - losses(torch.cat([ids[:, :sinks], ids[:, -recent:]], 1), 97)).max()
-    apart, grown = 1e6 * float(apart), 100 * (max(held) / held[0] - 1)
+    apart, grown = 1e6 * float(apart), 100 * (max(kept) / kept[0] - 1)
     print(f"{MILLION:,} tokens of the demo text with {sinks} + {window} in the cache, {MILLION / seconds:.0f} a second")
     print(f"  their last {LAST:,} losses, positions counted anew at other moments {bar(apart, 1000, 'µnats')}")
-    print(f"  memory after {SETTLED:,} tokens {held[0] / 2**20:.0f} MiB; the most later, more by {bar(grown, 2, '%')}")
+    print(f"  memory after {SETTLED:,} tokens {kept[0] / 2**20:.0f} MiB; the most later, more by {bar(grown, 2, '%')}")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def test_a_sweep_is_run_listed_verified_exported_and_compared(monkeypatch, capsy
     [
         (["sweep"], "grid"),
         (["sweep", "none.yaml"], "cannot be read"),
-        (["sweep", "grid.yaml", "--jobs", "0"], "--jobs 0"),
+        (["sweep", "grid.yaml", "--jobs", "0"], "n_jobs=0 runs nothing"),
         (["runs", "none"], "there is no folder"),
         (["runs", "none", "veryfy"], "'veryfy' is nothing to do with a run folder"),
         (["runs", "none", "compare"], "needs a second folder"),

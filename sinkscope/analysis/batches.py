@@ -3,14 +3,15 @@
 Over texts, each text is one value, so an interval holds what differs from text to text (random effects) beside what
 differs within. Over one text, the values are means of eight batches of it (Schmeiser 1982): neighbours that rise and
 fall together fall into one batch, and t allows for there being eight. That covers for a text much longer than its
-memory. It does not where a text keeps to a topic as long as itself, and no interval could. Batches then lie farther
-apart than pieces of a batch would have them: an F test says so, the chi-square of their means against a standard error
-that is estimated too. Where it does there are no bounds. `docs/intervals.md` has what is covered.
+memory, and a shorter one has no bounds. It does not where a text keeps to a topic as long as itself, and no interval
+could. Batches then lie farther apart than pieces of a batch would have them: an F test says so, the chi-square of their
+means against a standard error that is estimated too. Where it does there are no bounds. `docs/intervals.md` has what is
+covered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import compress
 from typing import Any, NamedTuple
 
@@ -163,7 +164,7 @@ class Units:
             root = np.sqrt(np.maximum(middle**2 - outer * (top.mean**2 - square * error**2), 0))
             bounds = np.stack([middle - root, middle + root]) / np.where(outer > 0, outer, np.nan)
             drift = np.fmin(top.drift, bottom.drift)
-            low, high = np.where((drift < DRIFTS) | self._is_short(above), np.nan, bounds)
+            low, high = np.where((drift < DRIFTS) | self._is_short(above) | self._is_short(below), np.nan, bounds)
             return Estimate(top.mean / bottom.mean, low, high, drift)
 
     def _error(self, contrast: Contrast, chance: Chance | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -217,10 +218,15 @@ class Units:
         return np.where(between > self._nothing, drift, np.nan)
 
 
-def scope_said(bounds: str, drift: float) -> str:
-    """Over what an interval of losses generalises, for a sentence: `bounds` of a table, and the drift of its row."""
-    if drift < DRIFTS:
-        return f"no interval: the text drifts, with p = {drift:.1g}, and another passage would give another number"
+def scope_said(bounds: str, row: Mapping[Any, Any]) -> str:
+    """Over what the interval of a ratio generalises, for a sentence: `bounds` of a table, and a row of it."""
+    if row["ratio_drift"] < DRIFTS:
+        return (
+            f"no interval: the text drifts, with p = {row['ratio_drift']:.1g}, and another passage would give another "
+            "number"
+        )
+    if np.isfinite(row["ratio"]) and not np.isfinite(row["ratio_low"]) and not bounds.startswith("no intervals"):
+        return "no interval: the text is too short for how long its losses are alike"
     return bounds
 
 

@@ -141,7 +141,8 @@ def interval(
     if np.isinf(found[0]).any():
         notes.append("no bounds where a value is infinite")
     if (np.isfinite(found[0]) & np.isnan(found[1])).any():
-        notes.append(f"no bounds where there are fewer than {FEWEST} {dim}s with a value")
+        most = ", or one that is there many times has most of the weight" * (len(np.unique(text)) < len(text))
+        notes.append(f"no bounds where there are fewer than {FEWEST} {dim}s with a value{most}")
     if (found[1] == found[2]).any():
         notes.append(f"bounds of no width, where all {dim}s have the same value, say nothing of others")
     return result.assign_attrs({"note": "; ".join(notes)} if notes else {})

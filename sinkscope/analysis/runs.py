@@ -112,7 +112,7 @@ def compare_cells(one: str | os.PathLike[str], other: str | os.PathLike[str]) ->
 def check_same(folder: Place, one: Card, other: Card) -> None:
     """Raise SinkscopeError where two cells are of models or texts of one name that are not the same."""
     shared = {**one.read_model, **other.read_model, "text": ""}
-    if one.settings["experiment"] == other.settings["experiment"]:
+    if one.settings.get("experiment") == other.settings.get("experiment"):
         shared |= {name: "" for name in (*one.settings, *other.settings) if name.startswith("normaliser")}
     if differ := [name for name in _differing(one, other) if name in shared]:
         raise SinkscopeError(

@@ -30,8 +30,6 @@ def sweep(
     quiet: given.Quiet = False,
 ) -> None:
     """Run every cell of a grid. The same command goes on where it was stopped, and runs only what is missing."""
-    if jobs == 0:
-        raise SinkscopeError("--jobs 0 run nothing; give 1 or more, or -1.")
     check_free(out, ["sweep"])
     table = sinkscope.sweep(grid, out, n_jobs=jobs, progress=False if quiet else None)
     write_table(table, out / "sweep", "The cells of a sweep.")

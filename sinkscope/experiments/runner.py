@@ -137,11 +137,9 @@ def _parallel(n_jobs: int | None) -> Parallel:
 
 
 def check_jobs(n_jobs: int | None) -> int | None:
-    """The number of cells to run at the same time, as joblib counts it; SinkscopeError for 0 and for what is none."""
-    if n_jobs is not None and (isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs == 0):
-        raise SinkscopeError(
-            f"n_jobs={n_jobs!r}: give how many cells run at the same time, or -1 for as many as cores."
-        )
+    """How many cells run at the same time, as joblib counts; SinkscopeError for 0."""
+    if n_jobs == 0:
+        raise SinkscopeError("n_jobs=0 runs nothing: give 1 or more, or -1 for as many as there are cores.")
     return n_jobs
 
 

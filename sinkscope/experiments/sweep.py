@@ -83,9 +83,9 @@ def run_sweep(
         SinkscopeError: a fault in the grid; an experiment that no model can take; a model or text that cannot be read;
             a damaged cell; a worker that died; and, once all others have finished, a cell that could not be run.
     """
-    grid = Grid.of(grid)
+    grid, n_jobs = Grid.of(grid), check_jobs(n_jobs)
     place = None if folder is None else writable_folder(Path(folder) / CELLS, "cells")
-    texts, planned = _plan(grid, check_jobs(n_jobs))
+    texts, planned = _plan(grid, n_jobs)
     cells: dict[str, RecordCell] = {}  # `writable_folder` has cleared away what killed runs left half-made
     points: dict[str, list[Point]] = {}
     for point, settings, _, refusal in planned:

@@ -192,15 +192,20 @@ def own_function(implementation: str | None, model: nn.Module) -> Callable[..., 
         return F.scaled_dot_product_attention  # in the place of torch's
     if function is None:  # "eager": a function beside the code of each family
         return next(filter(None, map(_other_eager, {type(module) for module in model.modules()})), None)
-    is_chosen = isinstance(function, partial) and not function.args and set(function.keywords) <= {"implementation"}
-    return None if is_of_transformers(function.func if is_chosen else function) else function
+    return None if _is_theirs(function) else function
 
 
 def own_functions() -> dict[str, Callable[..., Any]]:
     """Functions that somebody put in the place of transformers' own attention, for all models, by its name."""
     theirs = ("sdpa", "flex_attention", "flash_attention", "paged|")
     found = {name: ALL_ATTENTION_FUNCTIONS.get(name) for name in ALL_ATTENTION_FUNCTIONS if name.startswith(theirs)}
-    return {f"attention {name}": each for name, each in found.items() if each and not is_of_transformers(each)}
+    return {f"attention {name}": each for name, each in found.items() if each and not _is_theirs(each)}
+
+
+def _is_theirs(function: Any) -> bool:
+    """Whether an attention function is transformers' own, also where an implementation was chosen for it."""
+    is_chosen = isinstance(function, partial) and not function.args and set(function.keywords) <= {"implementation"}
+    return is_of_transformers(function.func if is_chosen else function)
 
 
 def is_of_transformers(function: Any) -> bool:

@@ -26,7 +26,7 @@ def say_collapse(record: xr.Dataset, table: pd.DataFrame) -> str:
     )
     if not np.isfinite(window["recovered"]):
         return f"{said}: no gap that could be divided."
-    said += f" ({scope_said(table.attrs['bounds'], window['ratio_drift'])})"
+    said += f" ({scope_said(table.attrs['bounds'], window)})"
     shares = {part: _share(row) for part, row in rows.items() if part not in ("full sinks", "window")}
     phantoms = {"phantom, values zeroed": "with their values zeroed", "phantom, mean values": "with mean values"}
     told = [f"{shares[part]} {words}" for part, words in phantoms.items() if part in shares]

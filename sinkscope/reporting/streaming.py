@@ -144,7 +144,7 @@ def collapsed(curve: xr.Dataset) -> Numbers:
     note = (
         f"window over sinks + window, both a cache of {int(worse.cache_size):,} tokens, over the "
         f"{int(worse.tokens):,} tokens after the first eviction; not re-computation; "
-        f"{scope_said(table.attrs['bounds'], worse.ratio_drift)}"
+        f"{scope_said(table.attrs['bounds'], worse.to_dict())}"
     )
     bounds = {"lower": float(worse.ratio_low), "upper": float(worse.ratio_high), "null": 1.0, "note": note}
     quantity = "perplexity ratio, without / with sinks"

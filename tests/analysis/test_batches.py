@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import xarray as xr
 from scipy import stats
 
-from sinkscope.analysis.batches import Units
+from sinkscope.analysis.batches import Units, scope_said
+from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.perplexity import ppl_table
 from sinkscope.errors import SinkscopeError
 from tests.support.loss_records import autoregressive, loss_record
@@ -221,3 +223,24 @@ def test_a_text_too_short_for_how_long_its_losses_are_alike_has_no_interval(corr
     assert np.isfinite(found.low).mean() < most
     independent = one_text(np.random.default_rng(0).normal(size=(tokens, 400))).of(whole)
     assert np.isfinite(independent.low).mean() > 0.5
+
+
+def test_a_sentence_says_why_there_is_no_interval():
+    """Losses of 100 tokens, each 0.9 times the one before and noise: on no account eight batches that differ enough."""
+    losses = autoregressive((2, 1, 100), 0.9, 1)
+    table = ppl_table(loss_record(losses), baseline="dense")
+    row = table.set_index("policy").loc["window 64"]
+    assert np.isfinite(row["ratio"]) and np.isnan(row["ratio_low"]) and not row["ratio_drift"] < 0.01
+    bounds = table.attrs["bounds"]
+    assert scope_said(bounds, row) == "no interval: the text is too short for how long its losses are alike"
+    assert "drifts, with p = 0.001" in scope_said(bounds, {**row, "ratio_drift": 0.001})
+    assert scope_said(bounds, {**row, "ratio_low": 1.0}) == bounds
+    said = "no intervals: of 4 sequences one holds most tokens"
+    assert scope_said(said, {**row, "ratio_drift": np.nan}) == said
+
+
+def test_bounds_that_are_not_there_since_one_text_is_there_often_are_noted():
+    found = interval(
+        xr.DataArray(np.arange(8.0) ** 1.5, dims="sequence", coords={"same_text": ("sequence", [0] * 6 + [1, 2])})
+    )
+    assert np.isnan(found["lower"]) and "one that is there many times has most of the weight" in found.attrs["note"]
