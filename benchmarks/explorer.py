@@ -65,6 +65,7 @@ LOSSES = "() => Number(document.querySelector('.sinkscope-losses canvas')?.datas
 HEADS = "() => Number(document.querySelector('.sinkscope-atlas canvas')?.dataset.request) > 0"
 READY = "() => [...document.querySelectorAll('[role=status]')].some(each => each.textContent === 'ready')"
 FIRST, WHOLE = 4.3, 8.0  # seconds until map and text, and until everything is there
+PICTURE = 4000  # ms until the still picture of a setting at rest is drawn, which holds the kernel for a second
 PAGE, PAST = 250, 50  # MB: the browser's process with the page in it; what 20 settings leave in the kernel
 FORWARD = """
 import time, torch
@@ -133,6 +134,7 @@ def running(notebook: OpenNotebook, limit: float) -> None:
         for label in ("sinks", "window"):
             times[label].append(timed(notebook, SLIDE, NEW_CAPTION, label=label, key=key))
         plain.append(notebook.python("forward()"))
+        notebook.page.wait_for_timeout(PICTURE)
         times["policy"].append(timed(notebook, SELECT, NEW_CAPTION, label="policy", place=WINDOW))
         times["busy mark"].append(timed(notebook, SELECT, BUSY, label="policy", place=SINKS))
     for name, found in times.items():

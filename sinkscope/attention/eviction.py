@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
@@ -31,7 +31,7 @@ from sinkscope.attention.attend_layer import (
     joined,
     weighted_sums,
 )
-from sinkscope.attention.masks import BandMask, CausalMask, FullMask, IndexedMask, Mask
+from sinkscope.attention.masks import BandMask, CausalMask, FullMask, IndexedMask, Mask, PerHeadMask
 from sinkscope.attention.placement import is_built_in
 from sinkscope.errors import SinkscopeError
 from sinkscope.models.rotary import Rotation
@@ -362,6 +362,15 @@ def _set_seen(block: Block, sees: Callable[[Tensor, Tensor], Tensor]) -> KeySet:
     """The keys of the whole text that queries see, none behind them."""
     columns = torch.arange(block.key.shape[2], device=block.key.device)
     return KeySet(block, _causal(block.query, block.start, columns, sees))
+
+
+def mask_under(evictions: Sequence[Eviction], query: Tensor, start: int) -> Mask:
+    """Which of all the text's keys the queries see under evictions in disjoint heads, as `Eviction.mask` has them."""
+    mask: Mask = CausalMask(start)
+    for eviction in evictions:
+        own = eviction.mask(query, start)
+        mask = own if eviction.heads is None else PerHeadMask(eviction.heads, own, mask)
+    return mask
 
 
 def _causal(

@@ -309,11 +309,14 @@ class Explorer(w.VBox):
         self.finder.selected = self.controller.unit
         self.pictures.draw_head()
         self.spans.value = self.controller.parts.html()
-        self._draw_words()
         self._draw_lines()
-        self.pictures.dim()
         self.saving.button.disabled = False
         self._draw_overview()
+        self._draw_scores()
+
+    def _draw_scores(self) -> None:
+        self._draw_words()
+        self.pictures.dim()
         self.pictures.draw_losses()
         self.compare.show()
         self._draw_picture_later()
@@ -389,7 +392,7 @@ class Explorer(w.VBox):
 
     _draw: ClassVar[dict[Change, Callable[[Explorer], None]]] = {
         Change.BUSY: _draw_busy, Change.CONFIGURATION: _draw_configuration, Change.READING: _draw_reading,
-        Change.OVERVIEW: _draw_overview, Change.PRICE: _draw_price, Change.CONTINUATION: _draw_continuation,
-        Change.MAP_OPTIONS: _draw_map_options, Change.UNIT: _draw_unit,
+        Change.SCORES: _draw_scores, Change.OVERVIEW: _draw_overview, Change.PRICE: _draw_price,
+        Change.CONTINUATION: _draw_continuation, Change.MAP_OPTIONS: _draw_map_options, Change.UNIT: _draw_unit,
         Change.QUERY: _draw_query, Change.PROBLEM: _draw_problem, Change.PARTNER: _draw_partner,
     }  # fmt: skip

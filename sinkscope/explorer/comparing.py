@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.pixels import Tile, difference_of, difference_values, numbers_at, pair_of, tile_of, values_of
-from sinkscope.explorer.results import Change, HeadMaps, Loss, Result, Results, loss_of
+from sinkscope.explorer.results import Change, HeadMaps, Loss, Reading, Result, Results, loss_of
 
 if TYPE_CHECKING:
     from sinkscope.explorer.background import Job
@@ -229,8 +228,10 @@ def job_of(
 
     def read(is_overtaken: Callable[[], bool]) -> Iterator[tuple[Results, Result]]:
         if known.reading is None:
-            # of another configuration the reading, which comes first, is enough to compare with
-            yield from islice(as_it_is(is_overtaken), None if configuration.is_baseline else 1)
+            for results, result in as_it_is(is_overtaken):
+                yield results, result
+                if not configuration.is_baseline and isinstance(result, Reading) and result.is_scored:
+                    break  # which is enough to compare another configuration with
         elif configuration.is_baseline:
             yield dense, known.reading
         if not configuration.is_baseline:

@@ -355,6 +355,7 @@ class Controller:
 
     def _take(self, message: tuple[Results, Result]) -> None:
         results, result = message
+        known = self.now.reading
         results.take(result)
         if self.comparison.is_apart(results):
             self.listen(Change.PARTNER)
@@ -374,7 +375,8 @@ class Controller:
             tokens, region = result.maps.tokens, self.map_options.region
             if region and (region[0] < tokens.start or max(region[1], region[3]) > tokens.stop):
                 self.map_options = replace(self.map_options, region=None)
-        self.listen(result.kind)
+        is_map_known = isinstance(result, Reading) and known is not None and known.maps is result.maps
+        self.listen(Change.SCORES if is_map_known else result.kind)
 
     def _end(self, problem: BaseException | None) -> None:
         self._set_busy("")

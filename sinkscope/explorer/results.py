@@ -174,6 +174,7 @@ class Change(StrEnum):
     OVERVIEW = "overview"
     PRICE = "price"
     CONTINUATION = "continuation"
+    SCORES = "scores"
     CONFIGURATION = "configuration"
     BUSY = "busy"
     PROBLEM = "problem"
@@ -209,6 +210,7 @@ class Reading(Result):
     guesses: Guesses
     record: xr.Dataset  # sink mass and norms, as `sinkscope.measure` gives them
     note: str = ""  # what has to be said about it
+    is_scored: bool = True  # whether its losses and guesses are there; the maps come first
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,18 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor, nn
 
 from sinkscope.attention.layer import Layer
+from sinkscope.attention.masks import ranges
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.configuration import Configuration
+from sinkscope.explorer.kept import LEAST, Kept
 from sinkscope.explorer.overview import free_scores, thumbnails
 from sinkscope.explorer.pixels import FIRST
 from sinkscope.explorer.results import Continuation, Guesses, LiveMaps, Overview, Price, Reading, Result
@@ -55,9 +58,25 @@ class LayerRecorder(LayerProbe):
     def __init__(self) -> None:
         self.layers: list[Layer] = []
 
+    def __repr__(self) -> str:  # records name their probes
+        return "LayerRecorder()"
+
     def observe(self, layer: Layer) -> Measurements:
         self.layers.append(replace(layer, value=None, output=None))
         return {}
+
+
+class Passed(NamedTuple):
+    """One forward pass: its attention, what the probes made, and logits [row, vocabulary] of the last token or any.
+
+    `hidden` are the states [1, token, width] that the head makes logits of; None where it cannot be run apart.
+    """
+
+    layers: list[Layer]
+    record: xr.Dataset
+    last: Tensor
+    logits: Callable[[slice], Tensor]
+    hidden: Tensor | None
 
 
 class TextModel:
@@ -86,6 +105,10 @@ class TextModel:
         self.beside = {name: each.to(self.ids.device) if isinstance(each, Tensor) else each for name, each in given}
         self._is_overtaken: Callable[[], bool] = lambda: False
         self._losses_afresh: tuple[Configuration | None, np.ndarray] = (None, np.empty(0))
+        self._kept: Kept | None = None  # of the model as it is
+        self._outputs: Any = None  # of the layers, in the forward pass under way
+        self._kind_of_outputs: Callable[..., Any] = dict
+        self.anatomy.base.register_forward_hook(self._take_outputs)
         for part in self.anatomy.parts:
             (part.layer or part.attention).register_forward_pre_hook(self._check)
 
@@ -134,13 +157,15 @@ class TextModel:
                 steps = self._steps_afresh(configuration)
             else:
                 cache = reading_cache(self.model, policy)
-                logits, _, _ = self._measured(configuration, self.ids, cache)
-                steps = self._cached_steps(configuration, cache, logits[-1].clone())
+                steps = self._cached_steps(configuration, cache, self._measured(configuration, self.ids, cache).last)
             with closing(steps):  # type: ignore[type-var]
                 for token in islice(steps, count):
                     yield token
                     if token in ends:
                         return
+
+    def _take_outputs(self, base: nn.Module, given: Any, outputs: Any) -> None:
+        self._outputs, self._kind_of_outputs = outputs, type(outputs)
 
     def _check(self, *_: Any) -> None:
         if self._is_overtaken():
@@ -148,38 +173,103 @@ class TextModel:
 
     def _whole(self, configuration: Configuration) -> Iterator[Result]:
         notes = limit_notes(self.model, configuration.policy_slot, len(self.ids))
-        cache = None if self.beside else reading_cache(self.model, configuration.policy_slot)
-        logits, maps, record = self._measured(configuration, self.ids, cache)
+        passed, cache = self._continued(configuration) or self._from_the_start(configuration)
+        layers, record, last, logits, hidden = passed
+        if configuration.is_baseline and hidden is not None:
+            self._kept = Kept.of(self.model, self.ids, layers, cache, hidden, record)
+        maps = LiveMaps(layers, self.anatomy.numbers)
+        reading = Reading(configuration, maps, *_unscored(len(self.ids)), record, " ".join(notes), is_scored=False)
+        if hidden is not None:  # the map need not wait for the head
+            yield reading
         losses, guesses = self._scored(logits)
-        yield Reading(configuration, maps, losses, guesses, record, " ".join(notes))
+        yield replace(reading, losses=losses, guesses=guesses, is_scored=True)
+        del logits, passed  # which may hold those of the whole text
         yield from self._beside(configuration, maps, record)
-        last = logits[-1].clone()  # alone: a view would keep the logits of the whole text
-        del logits
         steps = self._generated(configuration) if cache is None else self._cached_steps(configuration, cache, last)
         yield from self._continuation(configuration, steps, WRITTEN)
 
-    def _measured(self, configuration: Configuration, ids: Tensor, cache: ReadingCache | None, first: int = 0) -> Any:
-        """Logits [token, vocabulary], the maps and the record of one forward pass."""
+    def _from_the_start(self, configuration: Configuration) -> tuple[Passed, ReadingCache | None]:
+        cache = None if self.beside else reading_cache(self.model, configuration.policy_slot)
+        return self._measured(configuration, self.ids, cache), cache
+
+    def _continued(self, configuration: Configuration) -> tuple[Passed, ReadingCache] | None:
+        """A reading that goes on where a policy begins to act; None where the whole text has to be read."""
+        kept, policy = self._kept, configuration.policy_slot
+        if kept is None or configuration.is_baseline or policy.remembers:
+            return None
+        first = min(configuration.first_affected(len(self.ids)), len(self.ids)) - 1  # one more, to see that it agrees
+        if first < LEAST or not kept.is_of(self.model, self.ids):
+            return None
+        cache = kept.cache(self.model, first, self.ids.device)
+        late = self._measured(configuration, self.ids[first:], cache)
+        if late.hidden is None or not kept.agrees(late.hidden, first):
+            return None
+        hidden = torch.cat([kept.hidden[:, :first], late.hidden], 1)
+        whole = late._replace(
+            layers=kept.joined(late.layers, first),
+            record=kept.completed(late.record, first, self.model),
+            logits=lambda rows: self._headed(hidden, rows),
+            hidden=hidden,
+        )
+        return whole, cache
+
+    def _measured(self, configuration: Configuration, ids: Tensor, cache: ReadingCache | None) -> Passed:
         recorder, policy = LayerRecorder(), None if configuration.is_recomputed else configuration.policy_slot
-        probes = [recorder, SinkMass(first=min(FIRST, len(ids))), Norms()]
+        seen = 0 if cache is None else cache.seen
+        probes = [recorder, SinkMass(first=min(FIRST, seen + len(ids))), Norms()]
         arguments: dict[str, Any] = {**self.beside, "use_cache": False}
         if cache is not None:
             arguments = {**with_cache(self.model, cache), **cache.positions(len(ids), ids.device)}
+        splits = self._splits
         with Scope(self.model, probes, configuration.normaliser_slot, policy, stream=self._stream) as scope:
-            logits = self.model(ids[None], **arguments).logits[0]
+            scope.goes_on = True
+            logits = self.model(ids[None], **arguments, **(only_last(self.model) if splits else {})).logits[0]
             record = scope.record
-        return logits, LiveMaps(recorder.layers, self.anatomy.numbers, first), record
+        hidden = self._outputs.last_hidden_state if splits else None
+        self._outputs = None
+        told = logits.__getitem__ if hidden is None else lambda rows: self._headed(hidden, rows)
+        return Passed(recorder.layers, record, logits[-1].clone(), told, hidden)
 
-    def _scored(self, logits: Tensor) -> tuple[np.ndarray, Guesses]:
+    @cached_property
+    def _splits(self) -> bool:
+        """Whether the head alone makes the model's logits of the states behind the last layer; tried on two tokens."""
+        if self.beside or not only_last(self.model):
+            return False
+        whole = self.model(self.ids[None, :2], use_cache=False).logits[0]
+        hidden = getattr(self._outputs, "last_hidden_state", None)
+        if not isinstance(hidden, Tensor) or hidden.shape[:2] != (1, 2):
+            return False
+        try:
+            found = self._headed(hidden, slice(0, 2))
+        except Exception:  # a head that looks at more than these states
+            return False
+        return torch.equal(found, whole)
+
+    def _headed(self, hidden: Tensor, rows: slice) -> Tensor:
+        """Logits [row, vocabulary] of some of the states behind the last layer."""
+        base = self.anatomy.base
+        given = self._kind_of_outputs(last_hidden_state=hidden[:, rows])
+        own = vars(base).get("forward")
+        base.forward = lambda *_, **__: given
+        try:
+            return self.model(self.ids[None, rows], use_cache=False).logits[0]
+        finally:
+            self._outputs = None
+            del base.forward
+            if own is not None:
+                base.forward = own
+
+    def _scored(self, logits: Callable[[slice], Tensor]) -> tuple[np.ndarray, Guesses]:
         """Losses [token] of predicting each from those before it, and the guesses at each query."""
         losses, ids, shares = [np.full(1, np.nan, dtype=np.float32)], [], []  # nothing predicts the first token
-        for start, targets in zip(range(0, len(logits), CHUNK), self.ids.roll(-1).split(CHUNK), strict=True):
-            rows = logits[start : start + CHUNK].float()
+        targets = self.ids.roll(-1)
+        for part in ranges(0, len(self.ids), CHUNK):
+            rows = logits(part).float()
             total = rows.logsumexp(-1)
             if not bool(total.isfinite().all()):
-                raise not_finite(f"the logits at tokens {start} to {start + len(rows) - 1}", self.model)
+                raise not_finite(f"the logits at tokens {part.start} to {part.stop - 1}", self.model)
             best = rows.topk(min(RANKS, rows.shape[-1]), -1)
-            losses.append((total - rows.gather(-1, targets[:, None])[:, 0]).cpu().numpy())
+            losses.append((total - rows.gather(-1, targets[part, None])[:, 0]).cpu().numpy())
             ids.append(best.indices.cpu().numpy())
             shares.append((best.values - total[:, None]).exp().cpu().numpy())
         return np.concatenate(losses)[:-1], Guesses(np.concatenate(ids), np.concatenate(shares))
@@ -216,10 +306,9 @@ class TextModel:
         assert policy.cache_size is not None
         notes = limit_notes(self.model, policy, tokens)
         first = max(0, query - policy.cache_size + 1)
-        logits, maps, record = self._measured(configuration, self.ids[first : query + 1], None, first)
-        best = logits[-1].float().softmax(-1).topk(min(RANKS, logits.shape[-1]))
-        shape = (tokens, len(best.values))
-        guesses = Guesses(np.full(shape, -1), np.full(shape, np.nan, dtype=np.float32))
+        layers, record, last, *_ = self._measured(configuration, self.ids[first : query + 1], None)
+        maps, best = LiveMaps(layers, self.anatomy.numbers, first), last.float().softmax(-1).topk(min(RANKS, len(last)))
+        _, guesses = _unscored(tokens, len(best.values))
         guesses.ids[query], guesses.probabilities[query] = best.indices.cpu().numpy(), best.values.cpu().numpy()
         known, losses = self._losses_afresh
         if known != configuration:
@@ -268,6 +357,12 @@ class TextModel:
             text = str(written) if self.tokenizer is None else decoder(self.tokenizer)(written)
             yield Continuation(configuration, text, len(written) == count)
         steps.close()  # type: ignore[attr-defined]
+
+
+def _unscored(tokens: int, ranks: int = RANKS) -> tuple[np.ndarray, Guesses]:
+    """Losses [token] and guesses before any is known."""
+    unknown = np.full((tokens, ranks), np.nan, dtype=np.float32)
+    return unknown[:, 0].copy(), Guesses(np.full(unknown.shape, -1), unknown)
 
 
 def copy_sharing_weights(model: nn.Module) -> nn.Module:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -36,21 +37,36 @@ IDEAS = ("bind", "sees", "score")
 LARGEST_BIAS = 1e37  # beside which scores are still finite in float32
 
 
+class Geometry:
+    """What the layers of one model have of rotary geometry, looked for once while a policy binds itself to them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    @cached_property
+    def layers(self) -> int:
+        return len(find_layout(self._model).reads)
+
+    @cached_property
+    def rotations(self) -> list[Rotation | None]:
+        return find_rotations(self._model)
+
+
 class BoundLayer:
     """One attention layer, as a policy is told of it when it binds itself."""
 
-    def __init__(self, model: nn.Module, index: int, number: int) -> None:
+    def __init__(self, model: nn.Module, index: int, number: int, geometry: Geometry | None = None) -> None:
         self.index = index  # among the attention layers, from 0
         self.number = number  # among the model's layers
         self.heads, self.kv_heads = query_heads(model) or 0, key_value_heads(model) or 0
-        self._model = model
+        self._model, self._geometry = model, geometry or Geometry(model)
 
     @property
     def rotation(self) -> Rotation | None:
         """The layer's rotary geometry; None where keys do not depend on position, SinkscopeError for absolute ones."""
-        if self.index >= len(find_layout(self._model).reads):  # it cannot be told what the cache holds
+        if self.index >= self._geometry.layers:  # it cannot be told what the cache holds
             check_streamable(self._model)
-        return find_rotations(self._model)[self.index]
+        return self._geometry.rotations[self.index]
 
 
 class Kept(NamedTuple):

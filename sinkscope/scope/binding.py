@@ -24,7 +24,7 @@ from sinkscope.models.rotary import (
     scales_queries,
 )
 from sinkscope.policies import Policy
-from sinkscope.policies.base import BoundLayer, bound_evictions
+from sinkscope.policies.base import BoundLayer, Geometry, bound_evictions
 
 
 def layer_evictions(policy: Policy, model: nn.Module, anatomy: Anatomy) -> list[tuple[Eviction, ...]]:
@@ -67,9 +67,9 @@ def layer_evictions(policy: Policy, model: nn.Module, anatomy: Anatomy) -> list[
             f"every layer of {type(model).__name__} slides over its own window, so there is none whose keys "
             f"`{policy.name}` could act on; give a policy with a window."
         )
-    acting = policy_layers(model)
+    acting, geometry = policy_layers(model), Geometry(model)
     return [
-        _bound(policy, model, index, part) if index in acting and policy.acts_in(part.number) else ()
+        _bound(policy, model, index, part, geometry) if index in acting and policy.acts_in(part.number) else ()
         for index, part in enumerate(anatomy.parts)
     ]
 
@@ -85,9 +85,9 @@ def _check_one_layer_each(policy: Policy, model: nn.Module) -> None:
         )
 
 
-def _bound(policy: Policy, model: nn.Module, index: int, part: Part) -> tuple[Eviction, ...]:
+def _bound(policy: Policy, model: nn.Module, index: int, part: Part, geometry: Geometry) -> tuple[Eviction, ...]:
     """How one layer carries out a policy, on the layer's device."""
-    layer = BoundLayer(model, index, part.number)
+    layer = BoundLayer(model, index, part.number, geometry)
     own, taken = policy.acting_heads(layer.heads), None
     bound = []
     for eviction in bound_evictions(policy, layer):

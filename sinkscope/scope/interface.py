@@ -13,14 +13,12 @@ from weakref import WeakKeyDictionary, WeakSet
 from torch import Tensor, nn
 
 from sinkscope.attention.attend_layer import PLAIN, Block, Weighing, attend_layer
-from sinkscope.attention.eviction import Eviction
+from sinkscope.attention.eviction import Eviction, mask_under
 from sinkscope.attention.layer import FusedLayer
 from sinkscope.attention.masks import (
     CausalMask,
     FullMask,
     IndexedMask,
-    Mask,
-    PerHeadMask,
     TensorMask,
 )  # fmt: skip
 from sinkscope.errors import SinkscopeError
@@ -97,11 +95,7 @@ def observed_layer(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     attended = attend_layer(Block(query, key, value, sight.start, scale, softcap), sight.mask, evictions, weighing)
     if evictions:
-        mask: Mask = CausalMask(sight.start)
-        for eviction in evictions:
-            own = eviction.mask(query, sight.start)
-            mask = own if eviction.heads is None else PerHeadMask(eviction.heads, own, mask)
-        sight = replace(sight, mask=mask)
+        sight = replace(sight, mask=mask_under(evictions, query, sight.start))
     filled = min(key.shape[2], sight.start + query.shape[2] - sight.key_start)
     virtual = weighing.virtual_logit
     return attended.output, FusedLayer(

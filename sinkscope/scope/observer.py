@@ -40,6 +40,9 @@ class Observer:
     """One stream of attention of a model with probes, and how its layers fill the slots of attention."""
 
     _turn: Turn
+    goes_on = (
+        False  # whether probes may follow a policy behind tokens whose keys are all there, as the policy left them
+    )
 
     def __init__(
         self,
@@ -249,7 +252,7 @@ class Observer:
             self._other_keys = max(self._other_keys, layer.others)
             if isinstance(layer, FusedLayer) and isinstance(layer.mask, TensorMask):
                 self.own_mask = type(part.attention).__name__
-        if self.probes and self.evictions[index] and layers[0].start:
+        if self.probes and self.evictions[index] and layers[0].start and not self.goes_on:
             raise SinkscopeError("probes follow a policy over one forward pass from the first token; give no cache.")
         first, self._numbers[index] = not self._numbers, number
         with torch.autocast(layers[0].lse.device.type, enabled=False):

@@ -86,8 +86,9 @@ def never() -> bool:
 
 
 def first(model: TextModel, configuration: Configuration, query: int | None = None) -> Any:
-    """The first `Reading` under a configuration, and no more work than that."""
-    return next(model.read(configuration, len(model.ids) - 1 if query is None else query, never))
+    """The first `Reading` under a configuration that has its losses, and no more work than that."""
+    results = model.read(configuration, len(model.ids) - 1 if query is None else query, never)
+    return next(each for each in results if each.is_scored)
 
 
 def everything(model: TextModel, configuration: Configuration, query: int | None = None) -> dict[Change, list[Any]]:

@@ -1,0 +1,125 @@
+"""What is not read again under another policy is what it would have been, and is read again once weights changed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sinkscope.explorer.configuration import Configuration
+from sinkscope.explorer.text_model import TextModel
+from tests.explorer.own_slots import OddKeys, TwoSinks
+from tests.explorer.references import CONFIGURATIONS, FAMILIES, TOKENS, everything, first, reader, text
+from tests.support.zoo import build
+
+WHOLE = slice(0, TOKENS)
+GOES_ON = ("window", "sinks", "no sinks", "sinks in the text", "weaker sinks of a window", "sinks gone from a window")
+CHOSEN = ("chosen", "chosen in a layer")
+OTHERS = {
+    "two sinks of one's own": Configuration(policy=TwoSinks()),
+    "odd keys of one's own": Configuration(policy=OddKeys(distance=30)),
+    "a window in one layer": Configuration(policy="window", window=20, layers=(1, 1)),
+    "a window as long as the text": Configuration(policy="window", window=TOKENS),
+    "scored": Configuration(policy="h2o", window=20),
+    "another normaliser": Configuration(policy="sinks", window=20, normaliser="sigmoid"),
+}
+
+
+def read_after_dense(model: TextModel, configuration: Configuration):
+    """All results, and how many tokens the layers were given for the first of them."""
+    everything(model, Configuration())
+    given = []
+    hook = model.anatomy.parts[0].attention.register_forward_pre_hook(
+        lambda _, args, kwargs: given.append((args[0] if args else kwargs["hidden_states"]).shape[1]), with_kwargs=True
+    )
+    results = everything(model, configuration)
+    hook.remove()
+    return results, max(given)
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    now, afresh = found["reading"][-1], expected["reading"][-1]
+    np.testing.assert_allclose(now.losses, afresh.losses, atol=2e-4)
+    np.testing.assert_allclose(now.guesses.probabilities, afresh.guesses.probabilities, atol=2e-5)
+    assert now.note == afresh.note and now.maps.units == afresh.maps.units
+    for unit in range(len(now.maps.units)):
+        for kind, close in (("probabilities", 2e-5), ("logits", 1e-3)):
+            each, other = (getattr(reading.maps, kind)(unit, WHOLE, WHOLE) for reading in (now, afresh))
+            np.testing.assert_allclose(each, other, atol=close, rtol=1e-4)
+    told, other = (dict(reading.record.attrs, date="") for reading in (now, afresh))
+    assert "tensor" not in str(told)  # of the recorder of layers only its name
+    assert told == other and set(now.record.variables) == set(afresh.record.variables)
+    for name, values in afresh.record.variables.items():
+        if values.dtype.kind in "fi":
+            np.testing.assert_allclose(now.record[name], values, atol=1e-4, rtol=1e-4, err_msg=name)
+    overview, other = found["overview"][0], expected["overview"][0]
+    assert np.abs(overview.units.astype(int) - other.units).max() <= 1
+    for name, scores in other.scores.items():
+        np.testing.assert_allclose(overview.scores[name], scores, atol=1e-4, rtol=1e-4)
+    assert found["price"] == expected["price"]
+    assert found["continuation"][-1].text == expected["continuation"][-1].text
+
+
+@pytest.mark.parametrize("case", [*GOES_ON, *CHOSEN, *OTHERS])
+def test_what_was_read_in_part_is_what_is_read_as_a_whole(case):
+    configuration = OTHERS.get(case) or CONFIGURATIONS[case][0]
+    results, given = read_after_dense(reader(), configuration)
+    assert_same(results, everything(reader(), configuration))
+    goes_on = case not in ("scored", "another normaliser")
+    assert given < TOKENS if goes_on else given == TOKENS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [each for each in FAMILIES if each != "llama"])
+@pytest.mark.parametrize("case", ["window", "sinks", "sinks in the text"])
+def test_families_go_on_as_they_read_a_whole_text(name, case):
+    configuration = CONFIGURATIONS[case][0]
+    results, _ = read_after_dense(reader(name), configuration)
+    assert_same(results, everything(reader(name), configuration))
+
+
+CHANGES = {
+    "in place": lambda model: model.model.layers[0].mlp.down_proj.weight.mul_(1.5),
+    "behind torch's back": lambda model: model.model.layers[0].mlp.down_proj.weight.data.mul_(1.5),
+    "in the last layer": lambda model: model.model.layers[-1].mlp.down_proj.weight.data.mul_(1.5),
+    "in the head": lambda model: model.lm_head.weight.data.mul_(0.5),
+    "in an embedding": lambda model: model.model.embed_tokens.weight.data[int(text()[3])].mul_(2.0),
+    "another tensor": lambda model: setattr(
+        model.model.norm.weight, "data", model.model.norm.weight.data.clone().mul_(1.3)
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_weights_that_changed_are_read_as_they_are_now(change):
+    model, configuration = build("llama"), CONFIGURATIONS["sinks"][0]
+    explored = TextModel(model, text())
+    everything(explored, Configuration())
+    before = first(explored, configuration).losses
+    with torch.no_grad():
+        CHANGES[change](model)
+    after, afresh = first(explored, configuration), first(TextModel(model, text()), configuration)
+    assert np.nanmax(np.abs(after.losses - before)) > 1e-2
+    np.testing.assert_allclose(after.losses, afresh.losses, atol=2e-4)
+    for unit in range(len(after.maps.units)):
+        one, other = (each.maps.probabilities(unit, WHOLE, WHOLE) for each in (after, afresh))
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+def test_a_head_that_looks_at_more_than_the_last_states_is_not_run_apart():
+    model = build("llama")
+
+    class Looking(torch.nn.Module):
+        def __init__(self, head):
+            super().__init__()
+            self.head, self.calls = head, 0
+
+        def forward(self, states):  # whatever it was given last counts too
+            self.calls += 1
+            return self.head(states) * self.calls
+
+    model.lm_head = Looking(model.lm_head)
+    explored = TextModel(model, text())
+    results = everything(explored, Configuration())
+    assert len(results["reading"]) == 1 and results["reading"][0].is_scored and explored._kept is None
