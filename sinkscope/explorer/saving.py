@@ -56,7 +56,8 @@ def view_record(controller: Controller) -> xr.Dataset:
             "token_text": (("sequence", "token"), np.array([controller.tokens], dtype=object)),
         },
     )  # fmt: skip
-    readings = [(name, each.reading) for name, each in controller.side_by_side if each.reading is not None]
+    both = [(name, each.reading) for name, each in controller.side_by_side]
+    readings = [(name, reading) for name, reading in both if reading is not None and reading.is_scored]
     if readings:
         losses = np.stack([each.losses[None] for _, each in readings])
         record["nll"] = (("policy", "sequence", "token"), losses, {"units": "nats"})

@@ -222,7 +222,7 @@ class TextModel:
             arguments = {**with_cache(self.model, cache), **cache.positions(len(ids), ids.device)}
         splits = self._splits
         with Scope(self.model, probes, configuration.normaliser_slot, policy, stream=self._stream) as scope:
-            scope.goes_on = True
+            scope.goes_on = seen > 0
             logits = self.model(ids[None], **arguments, **(only_last(self.model) if splits else {})).logits[0]
             record = scope.record
         hidden = self._outputs.last_hidden_state if splits else None

@@ -11,7 +11,8 @@ import pytest
 
 from sinkscope.explorer import display
 from sinkscope.explorer.controller import Controller
-from sinkscope.explorer.saving import static_picture
+from sinkscope.explorer.results import Change
+from sinkscope.explorer.saving import static_picture, view_record
 from tests.explorer.fakes import random_maps
 from tests.explorer.hostile import ESCAPED, HOSTILE, QUOTED, Elements, Tokenizer, is_harmless
 from tests.explorer.references import TOKENS, reader
@@ -106,6 +107,24 @@ def test_next_tokens_stand_with_both_probabilities_dense_first():
         assert token == f"#{expected}"
         for cell, probability in zip(re.findall("<td>(.*?)</td>", cells), (before, after), strict=True):
             assert text_of(cell).strip() == ("not in the top list" if probability is None else f"{probability:.3f}")
+
+
+def test_a_map_that_is_there_before_its_losses_has_placeholders_and_no_losses_that_could_be_saved():
+    controller, seen = controller_of(), {}
+
+    def listen(what):
+        if what in (Change.READING, Change.SCORES):
+            record = view_record(controller)
+            seen[what] = display.next_tokens(controller), display.headline(controller), list(record.policy.values)
+
+    controller.listen = listen
+    controller.change(policy="window", window=20)
+    assert controller.wait(60)
+    controller.listen = lambda what: None
+    assert list(seen) == [Change.READING, Change.SCORES]
+    (early, headline, policies), (late, whole, both) = seen.values()
+    assert "…" in early and "not read" not in early and "perplexity" not in headline and policies == ["dense"]
+    assert "<th>window 20</th>" in late and "perplexity" in whole and both == ["dense", "window 20"]
 
 
 def test_a_query_that_was_not_read_under_a_window_run_afresh_says_so():
