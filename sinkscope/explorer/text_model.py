@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sinkscope.attention.layer import Layer
 from sinkscope.attention.masks import ranges
+from sinkscope.attention.placement import is_built_in, owner
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.kept import LEAST, Kept
@@ -195,7 +196,8 @@ class TextModel:
     def _continued(self, configuration: Configuration) -> tuple[Passed, ReadingCache] | None:
         """A reading that goes on where a policy begins to act; None where the whole text has to be read."""
         kept, policy = self._kept, configuration.policy_slot
-        if kept is None or configuration.is_baseline or policy.remembers:
+        knows = is_built_in(owner(type(policy), "bind"))  # another one may act earlier than `sees` tells
+        if kept is None or configuration.is_baseline or policy.remembers or not knows:
             return None
         first = min(configuration.first_affected(len(self.ids)), len(self.ids)) - 1  # one more, to see that it agrees
         if first < LEAST or not kept.is_of(self.model, self.ids):

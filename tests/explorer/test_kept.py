@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
 
+from sinkscope.attention.eviction import WindowEviction
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.text_model import TextModel
+from sinkscope.policies import StaticPolicy
 from tests.explorer.own_slots import OddKeys, TwoSinks
 from tests.explorer.references import CONFIGURATIONS, FAMILIES, TOKENS, everything, first, reader, text
 from tests.support.zoo import build
@@ -77,6 +81,24 @@ def test_families_go_on_as_they_read_a_whole_text(name, case):
     configuration = CONFIGURATIONS[case][0]
     results, _ = read_after_dense(reader(name), configuration)
     assert_same(results, everything(reader(name), configuration))
+
+
+@dataclass(frozen=True, repr=False)
+class EarlyDose(StaticPolicy):
+    """Sinks and a window, of which the sinks are strengthened long before anything leaves the window."""
+
+    def sees(self, query, key):
+        return (query - key <= 20) | (key < 3)
+
+    def bind(self, layer):
+        return (WindowEviction(sinks=3, window=20, rotation=None, since=5, bias=1.0),)
+
+
+def test_a_policy_that_binds_itself_is_read_from_the_start():
+    explored, configuration = reader(), Configuration(policy=EarlyDose())
+    results, given = read_after_dense(explored, configuration)
+    assert given == TOKENS
+    assert_same(results, everything(reader(), configuration))
 
 
 CHANGES = {
