@@ -107,6 +107,8 @@ class TextModel:
         self._is_overtaken: Callable[[], bool] = lambda: False
         self._losses_afresh: tuple[Configuration | None, np.ndarray] = (None, np.empty(0))
         self._kept: Kept | None = None  # of the model as it is
+        # somebody's hooks may act by a token's place in what a layer is given
+        self._is_hooked = any(each._forward_hooks or each._forward_pre_hooks for each in self.model.modules())
         self._outputs: Any = None  # of the layers, in the forward pass under way
         self._kind_of_outputs: Callable[..., Any] = dict
         self.anatomy.base.register_forward_hook(self._take_outputs)
@@ -176,7 +178,7 @@ class TextModel:
         notes = limit_notes(self.model, configuration.policy_slot, len(self.ids))
         passed, cache = self._continued(configuration) or self._from_the_start(configuration)
         layers, record, last, logits, hidden = passed
-        if configuration.is_baseline and hidden is not None:
+        if configuration.is_baseline and hidden is not None and not self._is_hooked:
             self._kept = Kept.of(self.model, self.ids, layers, cache, hidden, record)
         maps = LiveMaps(layers, self.anatomy.numbers)
         reading = Reading(configuration, maps, *_unscored(len(self.ids)), record, " ".join(notes), is_scored=False)

@@ -129,6 +129,34 @@ def test_weights_that_changed_are_read_as_they_are_now(change):
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
+def zero_a_place(model):
+    model.model.layers[0].register_forward_hook(
+        lambda _, __, hidden: hidden * (torch.arange(hidden.shape[1]) != 10)[:, None]
+    )
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: build("llama").bfloat16(), lambda: build("mixtral"), lambda: zero_a_place(build("llama"))],
+    ids=["half precision", "experts", "a hook that goes by places"],
+)
+def test_models_of_which_one_token_does_not_tell_enough_are_read_from_the_start(make):
+    explored = TextModel(make(), text())
+    everything(explored, Configuration())
+    assert explored._kept is None
+
+
+def test_a_model_of_inference_tensors_is_read_from_the_start():
+    with torch.inference_mode():
+        model = build("llama")
+        for each in model.modules():
+            for name, weight in list(each._parameters.items()):
+                each._parameters[name] = None if weight is None else torch.nn.Parameter(weight.clone(), False)
+        explored = TextModel(model, text())
+    assert len(everything(explored, Configuration())["reading"]) == 2 and explored._kept is None
+
+
 def test_a_head_that_looks_at_more_than_the_last_states_is_not_run_apart():
     model = build("llama")
 
