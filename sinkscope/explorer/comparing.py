@@ -99,7 +99,10 @@ class Comparison:
 
     def unread(self, configuration: Configuration) -> Pinned | None:
         """The pinned setting, where it is still to be read beside a configuration and the model as it is."""
-        pinned = self.pinned
+        pinned, model = self.pinned, self._controller.model
+        is_apart = pinned is not None and pinned.results is not self._controller.dense
+        if pinned is not None and is_apart and model is not None and model.is_changed:
+            pinned.results = Results()
         if pinned is None or pinned.results.is_whole or pinned.results is self._controller.dense:
             return None
         return None if pinned.configuration == configuration else pinned
@@ -219,7 +222,9 @@ def job_of(
     pinned: Pinned | None,
 ) -> Job:
     """What is to be read for a configuration: the model as it is too, where it was not, and the pinned setting."""
-    known = replace(dense)  # what is there for the job itself: the listener may take what it yields much later
+    # what is there for the job itself: the listener may take what it yields much later
+    is_old = model.is_changed or (dense.reading is not None and not dense.reading.is_scored)
+    known = Results() if is_old else replace(dense)
 
     def as_it_is(is_overtaken: Callable[[], bool]) -> Iterator[tuple[Results, Result]]:
         for result in model.read(baseline, query, is_overtaken):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -275,7 +274,7 @@ class Controller:
 
     # --- the state as a text ------------------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def signature(self) -> dict[str, str]:
         """What names the text and the model in a state."""
         return signature(self.model, self.tokens)

@@ -231,8 +231,8 @@ def next_tokens(controller: Controller) -> str:
     """The likeliest next tokens at the chosen query as a table, dense beside the configuration."""
     rows, at = controller.guesses(), f"next token after token {controller.query}"
     if not rows:
-        reading = controller.now.reading
-        comes = reading is not None and not reading.is_scored
+        both = (controller.dense.reading, controller.now.reading)
+        comes = any(reading is None or not reading.is_scored for reading in both)
         return f"<b>{at}</b><br>{'…' if comes else f'not read under {escape(controller.name)}'}"
     columns = [name for name, _ in controller.side_by_side]
     head = "".join(f"<th>{escape(name)}</th>" for name in ("token", *columns))

@@ -20,9 +20,9 @@ from sinkscope.attention.masks import ranges
 from sinkscope.attention.placement import is_built_in, owner
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.configuration import Configuration
-from sinkscope.explorer.kept import LEAST, Kept
 from sinkscope.explorer.overview import free_scores, thumbnails
 from sinkscope.explorer.pixels import FIRST
+from sinkscope.explorer.prefix import LEAST, Prefix, written
 from sinkscope.explorer.results import Continuation, Guesses, LiveMaps, Overview, Price, Reading, Result
 from sinkscope.hf.caches import with_cache
 from sinkscope.hf.generation import end_ids
@@ -105,20 +105,32 @@ class TextModel:
         given = (beside or {}).items()
         self.beside = {name: each.to(self.ids.device) if isinstance(each, Tensor) else each for name, each in given}
         self._is_overtaken: Callable[[], bool] = lambda: False
-        self._losses_afresh: tuple[Configuration | None, np.ndarray] = (None, np.empty(0))
-        self._kept: Kept | None = None  # of the model as it is
-        # somebody's hooks may act by a token's place in what a layer is given
-        self._is_hooked = any(each._forward_hooks or each._forward_pre_hooks for each in self.model.modules())
+        self._losses_afresh: tuple[Any, np.ndarray] = (None, np.empty(0))  # of a configuration and weights
+        self._prefix: Prefix | None = None  # of the model as it is
+        self._read_with: list[tuple[int, int]] | None = None  # weights, when it was read last
+        self._identity: tuple[Any, str] = (None, "")
+        # somebody's code may go by a token's place in what a layer is given
+        self._is_hooked = any(
+            each._forward_hooks or each._forward_pre_hooks or "forward" in vars(each) for each in self.model.modules()
+        )
         self._outputs: Any = None  # of the layers, in the forward pass under way
         self._kind_of_outputs: Callable[..., Any] = dict
         self.anatomy.base.register_forward_hook(self._take_outputs)
         for part in self.anatomy.parts:
             (part.layer or part.attention).register_forward_pre_hook(self._check)
 
-    @cached_property
+    @property
     def identity(self) -> str:
-        """What tells the model from others, its weights among it."""
-        return f"{type(self.original).__name__} {weights_hash(self.model)}"
+        """What tells the model from others, its weights as they are now among it."""
+        now = written(self.model)
+        if self._identity[0] != now:
+            self._identity = now, f"{type(self.original).__name__} {weights_hash(self.model)}"
+        return self._identity[1]
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether weights were written to since the text was read with the model as it is."""
+        return self._read_with is not None and self._read_with != written(self.model)
 
     @torch.no_grad()
     def read(self, configuration: Configuration, query: int, is_overtaken: Callable[[], bool]) -> Iterator[Result]:
@@ -176,10 +188,12 @@ class TextModel:
 
     def _whole(self, configuration: Configuration) -> Iterator[Result]:
         notes = limit_notes(self.model, configuration.policy_slot, len(self.ids))
+        if configuration.is_baseline:
+            self._read_with = written(self.model)
         passed, cache = self._continued(configuration) or self._from_the_start(configuration)
         layers, record, last, logits, hidden = passed
         if configuration.is_baseline and hidden is not None and not self._is_hooked:
-            self._kept = Kept.of(self.model, self.ids, layers, cache, hidden, record)
+            self._prefix = Prefix.of(self.model, self.ids, layers, cache, hidden, record)
         maps = LiveMaps(layers, self.anatomy.numbers)
         reading = Reading(configuration, maps, *_unscored(len(self.ids)), record, " ".join(notes), is_scored=False)
         if hidden is not None:  # the map need not wait for the head
@@ -197,21 +211,21 @@ class TextModel:
 
     def _continued(self, configuration: Configuration) -> tuple[Passed, ReadingCache] | None:
         """A reading that goes on where a policy begins to act; None where the whole text has to be read."""
-        kept, policy = self._kept, configuration.policy_slot
+        prefix, policy = self._prefix, configuration.policy_slot
         knows = is_built_in(owner(type(policy), "bind"))  # another one may act earlier than `sees` tells
-        if kept is None or configuration.is_baseline or policy.remembers or not knows:
+        if prefix is None or configuration.is_baseline or policy.remembers or not knows:
             return None
         first = min(configuration.first_affected(len(self.ids)), len(self.ids)) - 1  # one more, to see that it agrees
-        if first < LEAST or not kept.is_of(self.model, self.ids):
+        if first < LEAST or not prefix.is_of(self.model, self.ids):
             return None
-        cache = kept.cache(self.model, first, self.ids.device)
+        cache = prefix.cache(self.model, first, self.ids.device)
         late = self._measured(configuration, self.ids[first:], cache)
-        if late.hidden is None or not kept.agrees(late.hidden, first):
+        if late.hidden is None or not prefix.agrees(late.hidden, first):
             return None
-        hidden = torch.cat([kept.hidden[:, :first], late.hidden], 1)
+        hidden = torch.cat([prefix.hidden[:, :first], late.hidden], 1)
         whole = late._replace(
-            layers=kept.joined(late.layers, first),
-            record=kept.completed(late.record, first, self.model),
+            layers=prefix.joined(late.layers, first),
+            record=prefix.completed(late.record, first, self.model),
             logits=lambda rows: self._headed(hidden, rows),
             hidden=hidden,
         )
@@ -315,7 +329,8 @@ class TextModel:
         _, guesses = _unscored(tokens, len(best.values))
         guesses.ids[query], guesses.probabilities[query] = best.indices.cpu().numpy(), best.values.cpu().numpy()
         known, losses = self._losses_afresh
-        if known != configuration:
+        asked = configuration, written(self.model)
+        if known != asked:
             losses = np.full(tokens, np.nan, dtype=np.float32)
         note = (
             "re-computation has maps of its own for every query: these are of the window of tokens "
@@ -324,10 +339,10 @@ class TextModel:
         reading = Reading(configuration, maps, losses, guesses, record, ". ".join([*notes, note]))
         yield reading
         yield from self._beside(configuration, maps, record)
-        if known != configuration:
+        if known != asked:
             for losses in self._losses_recomputed(configuration):
                 yield replace(reading, losses=losses)
-            self._losses_afresh = (configuration, losses)
+            self._losses_afresh = (asked, losses)
         yield from self._continuation(configuration, self._steps_afresh(configuration), WRITTEN_AFRESH)
 
     def _losses_recomputed(self, configuration: Configuration) -> Iterator[np.ndarray]:

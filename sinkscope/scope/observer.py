@@ -40,9 +40,7 @@ class Observer:
     """One stream of attention of a model with probes, and how its layers fill the slots of attention."""
 
     _turn: Turn
-    goes_on = (
-        False  # whether probes may follow a policy behind tokens whose keys are all there, as the policy left them
-    )
+    goes_on = False  # whether the keys of earlier tokens are all there, and as this policy would have left them
 
     def __init__(
         self,

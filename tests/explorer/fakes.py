@@ -59,7 +59,7 @@ class FakeTextModel:
         asked: what was read so far: name of the configuration, and query.
     """
 
-    tokenizer, identity = None, "a model of tests"
+    tokenizer, identity, is_changed = None, "a model of tests", False
 
     def __init__(self, length: int = LENGTH) -> None:
         self.ids = torch.arange(length) + 3

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 import xarray as xr
@@ -11,11 +12,12 @@ from torch import Tensor, nn
 
 from sinkscope.attention.eviction import mask_under
 from sinkscope.attention.layer import FusedLayer, Layer
-from sinkscope.hf.caches import states_of
 from sinkscope.hf.models import input_embeddings
 from sinkscope.models.facts import token_attributes
 from sinkscope.models.rotary import position_ceiling
+from sinkscope.models.surroundings import hooks_on_every_module, replaced
 from sinkscope.policies import Dense
+from sinkscope.scope.binding import reads_in_blocks
 from sinkscope.scope.collect import FOLLOWING
 from sinkscope.streaming.reading_cache import SLOTS, ReadingCache, RollingCache
 
@@ -24,8 +26,8 @@ ROUNDING = 256  # by how many of its dtype's steps a state may differ that is co
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A text as a model read it.
+class Prefix:
+    """A text as a model read it, of which the first tokens need not be read again.
 
     Attributes:
         layers: its attention, whole.
@@ -51,20 +53,20 @@ class Kept:
         cache: ReadingCache | None,
         hidden: Tensor,
         record: xr.Dataset,
-    ) -> Kept | None:
+    ) -> Prefix | None:
         """What a forward pass left; None where a part of it does not tell how the rest is to be read."""
-        if hidden.dtype.itemsize < 4 or not _tells_of_changes(model):
+        is_told = hidden.dtype.itemsize >= 4 and _tells_of_changes(model) and position_ceiling(model) is None
+        if not is_told or not isinstance(cache, RollingCache) or not reads_in_blocks(model):
             return None
         fused = [layer for layer in layers if isinstance(layer, FusedLayer)]
-        if not isinstance(cache, RollingCache) or len(fused) < len(layers) or states_of(cache):
+        if len(fused) < len(layers) or any(each.others or each.reach != len(ids) for each in fused):
             return None
+        if any(each.virtual_logit is not None and each.virtual_logit.dim() == 3 for each in fused):
+            return None  # learned sinks of each token
+        if any(layer.window is not None and layer.window <= len(ids) for layer in cache.rolling):
+            return None  # windows of the model's own, in which later tokens take the place of earlier ones
         held = [tuple(layer.last[slot] for slot in SLOTS) for layer in cache.rolling]
-        has_own = any(each.virtual_logit is not None and each.virtual_logit.dim() == 3 for each in fused)
-        whole = all(each.reach == each.rows == len(ids) and not each.others for each in fused)
-        whole = whole and all(states.shape[2] == len(ids) for pair in held for states in pair)
-        if has_own or not whole or position_ceiling(model) is not None:
-            return None
-        return cls(fused, held, hidden, record, _embedded(model, ids), _weights(model))
+        return cls(fused, held, hidden, record, _embedded(model, ids), written(model))
 
     def cache(self, model: nn.Module, first: int, device: torch.device) -> RollingCache:
         """A cache in which the first tokens were read; whatever a policy drops is hidden by its attention."""
@@ -79,7 +81,8 @@ class Kept:
 
     def is_of(self, model: nn.Module, ids: Tensor) -> bool:
         """Whether weights and embeddings are those that the text was read with, as far as torch tells of changes."""
-        return self.weights == _weights(model) and torch.equal(self.embedded, _embedded(model, ids))
+        is_same = self.weights == written(model) and torch.equal(self.embedded, _embedded(model, ids))
+        return is_same and _tells_of_changes(model)
 
     def agrees(self, hidden: Tensor, first: int) -> bool:
         """Whether states [1, token, width] begin, at a token that was read once more, with what it was before.
@@ -115,16 +118,30 @@ def _joined(early: FusedLayer, late: Layer, first: int) -> Layer:
     return replace(late, query=query, lse=lse, shift=shift, mask=mask, start=0, key_start=0)
 
 
+def written(model: nn.Module) -> list[tuple[int, int]]:
+    """Where each weight lies, and how often it was written to; weights that do not count that tell nothing."""
+    return [(each.data_ptr(), each._version) for each in _weights(model) if _counts(each)]
+
+
+def _weights(model: nn.Module) -> Iterator[Tensor]:
+    return chain(model.parameters(), model.buffers())
+
+
+def _counts(weight: Tensor) -> bool:
+    return type(weight) in (nn.Parameter, Tensor) and not weight.is_inference()
+
+
 def _tells_of_changes(model: nn.Module) -> bool:
-    """Whether changed weights are found out: they count them, and one token has a part in all (not in all experts)."""
-    return not any(each.is_inference() or "expert" in name for name, each in model.named_parameters())
+    """Whether other weights are found out, and code that goes by the place of a token among those that it is given.
+
+    Weights count how often they were written to, and one token has a part in all of them: but for those of experts.
+    """
+    kinds = {type(each) for each in model.modules()}
+    has_experts = any(word in kind.__name__.lower() for kind in kinds for word in ("expert", "moe"))
+    is_usual = not hooks_on_every_module() and not replaced(kinds)
+    return not has_experts and is_usual and all(map(_counts, _weights(model)))
 
 
 def _embedded(model: nn.Module, ids: Tensor) -> Tensor:
     embeddings = input_embeddings(model)
     return ids if embeddings is None else embeddings(ids)
-
-
-def _weights(model: nn.Module) -> list[tuple[int, int]]:
-    """Where each weight lies, and how often it was written to."""
-    return [(each.data_ptr(), each._version) for part in (model.parameters(), model.buffers()) for each in part]

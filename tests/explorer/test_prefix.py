@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MethodType
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from sinkscope.attention.eviction import WindowEviction
 from sinkscope.explorer.configuration import Configuration
+from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.text_model import TextModel
 from sinkscope.policies import StaticPolicy
+from tests.explorer.fakes import WAIT
 from tests.explorer.own_slots import OddKeys, TwoSinks
 from tests.explorer.references import CONFIGURATIONS, FAMILIES, TOKENS, everything, first, reader, text
-from tests.support.zoo import build
+from tests.support.zoo import DECODERS, build, with_uneven_attention
 
-WHOLE = slice(0, TOKENS)
+WINDOW = 40  # of a model's own
 GOES_ON = ("window", "sinks", "no sinks", "sinks in the text", "weaker sinks of a window", "sinks gone from a window")
 CHOSEN = ("chosen", "chosen in a layer")
 OTHERS = {
@@ -47,9 +51,10 @@ def assert_same(found, expected):
     np.testing.assert_allclose(now.losses, afresh.losses, atol=2e-4)
     np.testing.assert_allclose(now.guesses.probabilities, afresh.guesses.probabilities, atol=2e-5)
     assert now.note == afresh.note and now.maps.units == afresh.maps.units
+    whole = slice(0, len(now.losses))
     for unit in range(len(now.maps.units)):
         for kind, close in (("probabilities", 2e-5), ("logits", 1e-3)):
-            each, other = (getattr(reading.maps, kind)(unit, WHOLE, WHOLE) for reading in (now, afresh))
+            each, other = (getattr(reading.maps, kind)(unit, whole, whole) for reading in (now, afresh))
             np.testing.assert_allclose(each, other, atol=close, rtol=1e-4)
     told, other = (dict(reading.record.attrs, date="") for reading in (now, afresh))
     assert "tensor" not in str(told)  # of the recorder of layers only its name
@@ -125,7 +130,7 @@ def test_weights_that_changed_are_read_as_they_are_now(change):
     assert np.nanmax(np.abs(after.losses - before)) > 1e-2
     np.testing.assert_allclose(after.losses, afresh.losses, atol=2e-4)
     for unit in range(len(after.maps.units)):
-        one, other = (each.maps.probabilities(unit, WHOLE, WHOLE) for each in (after, afresh))
+        one, other = (each.maps.probabilities(unit, slice(0, TOKENS), slice(0, TOKENS)) for each in (after, afresh))
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
@@ -136,15 +141,82 @@ def zero_a_place(model):
     return model
 
 
-@pytest.mark.parametrize(
-    "make",
-    [lambda: build("llama").bfloat16(), lambda: build("mixtral"), lambda: zero_a_place(build("llama"))],
-    ids=["half precision", "experts", "a hook that goes by places"],
-)
-def test_models_of_which_one_token_does_not_tell_enough_are_read_from_the_start(make):
-    explored = TextModel(make(), text())
+def zero_a_place_by_hand(model):
+    def forward(layer, hidden, *args, **kwargs):
+        return type(layer).forward(layer, hidden * (torch.arange(hidden.shape[1]) != 10)[:, None], *args, **kwargs)
+
+    model.model.layers[0].forward = MethodType(forward, model.model.layers[0])
+    return model
+
+
+def made(kind, **options):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options), attn_implementation="eager")
+    return with_uneven_attention(model.eval())
+
+
+UNTOLD = {
+    "half precision": lambda: build("llama").bfloat16(),
+    "a hook that goes by places": lambda: zero_a_place(build("llama")),
+    "a forward that goes by places": lambda: zero_a_place_by_hand(build("llama")),
+    "a window shorter than the text": lambda: build("gemma2"),
+    **{name: lambda name=name: build(name) for name in ("mixtral", "qwen3_moe", "llama4")},
+    "experts of granite": lambda: made("granitemoe", **DECODERS["mixtral"][1]),
+}
+
+
+@pytest.mark.parametrize("case", UNTOLD)
+def test_models_of_which_one_token_does_not_tell_enough_are_read_from_the_start(case):
+    explored = TextModel(UNTOLD[case](), text())
     everything(explored, Configuration())
-    assert explored._kept is None
+    assert explored._prefix is None
+    configuration = CONFIGURATIONS["sinks"][0]
+    afresh = first(TextModel(UNTOLD[case](), text()), configuration)
+    np.testing.assert_array_equal(first(explored, configuration).losses, afresh.losses)
+
+
+@pytest.mark.parametrize("tokens", [WINDOW - 2, WINDOW - 1, WINDOW + 1])
+def test_a_window_of_the_models_own_goes_on_only_where_the_whole_text_fits(tokens):
+    def read():
+        return TextModel(made("gemma2", **dict(DECODERS["gemma2"][1], sliding_window=WINDOW)), text(tokens))
+
+    explored, configuration = read(), Configuration(policy="window", window=20)
+    for _ in range(2):  # the first reading leaves what is kept as it was
+        results, given = read_after_dense(explored, configuration)
+        assert given < tokens if tokens < WINDOW - 1 else given == tokens  # the cache holds one less
+        assert_same(results, everything(read(), configuration))
+
+
+def made_of(model):
+    named = [f"w{i}" for i in range(TOKENS)]
+    controller = Controller(TextModel(model, text()), named)
+    controller.begin()
+    controller.wait(WAIT)
+    return controller
+
+
+@pytest.mark.parametrize("is_pinned", [False, True])
+def test_weights_that_change_are_those_of_every_number_shown(is_pinned):
+    model = build("llama")
+    controller = made_of(model)
+    old = controller.signature
+    if is_pinned:
+        controller.change(policy="sinks", sinks=2, window=20)
+        controller.wait(WAIT)
+        controller.comparison.pin_setting()
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.mul_(1.5)
+    fresh = made_of(model)
+    assert controller.signature == fresh.signature != old
+    for each in (controller, fresh):
+        each.change(policy="window", window=20)
+        each.wait(WAIT)
+    np.testing.assert_allclose(controller.dense.reading.losses, fresh.dense.reading.losses, atol=2e-4)
+    np.testing.assert_allclose(controller.now.reading.losses, fresh.now.reading.losses, atol=2e-4)
+    if is_pinned:
+        expected = first(TextModel(model, text()), controller.comparison.pinned.configuration)
+        shown = controller.comparison.pinned.results.reading
+        np.testing.assert_allclose(shown.losses, expected.losses, atol=2e-4)
 
 
 def test_a_model_of_inference_tensors_is_read_from_the_start():
@@ -154,7 +226,7 @@ def test_a_model_of_inference_tensors_is_read_from_the_start():
             for name, weight in list(each._parameters.items()):
                 each._parameters[name] = None if weight is None else torch.nn.Parameter(weight.clone(), False)
         explored = TextModel(model, text())
-    assert len(everything(explored, Configuration())["reading"]) == 2 and explored._kept is None
+    assert len(everything(explored, Configuration())["reading"]) == 2 and explored._prefix is None
 
 
 def test_a_head_that_looks_at_more_than_the_last_states_is_not_run_apart():
@@ -172,4 +244,4 @@ def test_a_head_that_looks_at_more_than_the_last_states_is_not_run_apart():
     model.lm_head = Looking(model.lm_head)
     explored = TextModel(model, text())
     results = everything(explored, Configuration())
-    assert len(results["reading"]) == 1 and results["reading"][0].is_scored and explored._kept is None
+    assert len(results["reading"]) == 1 and results["reading"][0].is_scored and explored._prefix is None
