@@ -75,6 +75,8 @@ def checked_messages(messages: Any) -> list[dict[str, Any]]:
     for each in messages:
         if not isinstance(each, Mapping) or not isinstance(each.get("role"), str) or not each["role"]:
             raise SinkscopeError(f"{shown(each)} is no message; give a dict with role and content.")
+        if all(value is None for name, value in each.items() if name != "role"):
+            raise SinkscopeError(f"{shown(each)} says nothing; give it content, or leave it out.")
         if each["role"] in (NO_TURN, THINKING):
             raise SinkscopeError(
                 f"a message has the role {each['role']!r}, which is the name of another span; call it otherwise."

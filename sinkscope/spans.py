@@ -21,6 +21,7 @@ from sinkscope.arguments import MOST_PLACES, checks_types, is_listed, is_whole, 
 from sinkscope.chats import NO_TURN, THINK, labelled_turns, rendered_chat
 from sinkscope.errors import SinkscopeError, shown
 from sinkscope.places import ids_of, majority, moved, same_words, specials, text_of_tokens, texts_of
+from sinkscope.tokens import encode
 
 REST = "rest"
 SPECIAL = "special"
@@ -305,6 +306,11 @@ class Spans:
         text, wanted = text_of_tokens(tokenizer, ids), None if roles is None else _checked_names(roles)
         chat = rendered_chat(tokenizer, messages, think)
         if not any(same_words(text, whole.text) for whole in chat):
+            if any(ids_of(ids) == encode(tokenizer, whole.text) for whole in chat):
+                raise SinkscopeError(
+                    "the tokens that the tokenizer makes of this chat do not read as it does, so where each turn "
+                    "stands cannot be told; leave out the words that it does not know, or give another tokenizer."
+                )
             raise SinkscopeError(
                 "the ids are not those of these messages in the tokenizer's chat template; give what "
                 "tokenizer.apply_chat_template(messages) makes of them.",
@@ -372,7 +378,7 @@ def _checked_names(names: Any) -> tuple[str, ...]:
 def _checked_ranges(name: str, row: Any) -> tuple[Range, ...]:
     """The ranges of one span in their order, of which a single pair is one."""
     listed = row.tolist() if hasattr(row, "tolist") else _listed(row, f"the row of {name!r}")
-    listed = [listed] if len(listed) == 2 and all(is_whole(each) for each in listed) else listed
+    listed = [tuple(listed)] if len(listed) == 2 and not any(map(is_listed, listed)) else listed
     if not listed:
         raise SinkscopeError(f"the span {name!r} is empty; give it a token at least, or leave it out.")
     for each in listed:

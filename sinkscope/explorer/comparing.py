@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sinkscope.explorer.text_model import TextModel
 
 NEEDS_MODEL = "this needs the model; a saved record was opened without one"
+NOT_PINNED = "re-computation has maps of its own for every query, so it cannot be pinned"
 NEEDS_PIN = "a saved record has no dense model to compare with; pin a head, then choose another"
 
 
@@ -67,7 +68,7 @@ class Comparison:
         elif reading is None:
             controller.tell("nothing was read yet; wait for the first map, then pin its setting")
         elif reading.configuration.is_recomputed:
-            controller.tell("re-computation has maps of its own for every query, so it cannot be pinned")
+            controller.tell(NOT_PINNED)
         else:
             self.pinned = Pinned(reading.configuration, controller.now)
             controller.listen(Change.PARTNER)

@@ -29,7 +29,7 @@ from sinkscope.policies import Policy
 from sinkscope.probes import Maps
 from sinkscope.record import open_record
 from sinkscope.reporting.inputs import with_decoder_inputs
-from sinkscope.scope.measure import measure
+from sinkscope.scope.measure import measure, texts_of
 from sinkscope.scope.streams import check_inputs
 from sinkscope.spans import Spans
 from sinkscope.texts import read_tokens
@@ -196,14 +196,12 @@ def named(tokenizer: Any, ids: Tensor) -> list[str]:
 def _long_ids(tokenizer: Any, text: Any) -> Tensor:
     """Token ids [token], as many as the streaming tab plays."""
     if isinstance(text, Tensor):
-        ids = text.reshape(-1)
-        if text.dim() > 2 or (text.dim() == 2 and len(text) != 1) or text.is_floating_point():
+        rows = texts_of(text)
+        if len(rows) != 1:
             raise SinkscopeError(
                 f"token ids of shape {tuple(text.shape)} are not one text; give whole numbers [token]."
             )
-        if not len(ids):
-            raise SinkscopeError("the text has no tokens; give two at least.")
-        return ids.long()[:LONG]
+        return rows[0][:LONG]
     if tokenizer is None:
         raise SinkscopeError(
             "this model has no tokenizer beside it; pass tokenizer=..., or token ids as text=torch.tensor([...])."

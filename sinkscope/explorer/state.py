@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote
 
 from sinkscope.errors import SinkscopeError, shown
-from sinkscope.explorer.comparing import NEEDS_MODEL, Pinned
+from sinkscope.explorer.comparing import NEEDS_MODEL, NOT_PINNED, Pinned
 from sinkscope.explorer.configuration import CONTROLS, Choice, Configuration, Number
 from sinkscope.explorer.derived import why_not
 from sinkscope.explorer.pixels import MAP_CONTROLS, MapOptions
@@ -89,6 +89,9 @@ def adopt(controller: Controller, state: State) -> None:
     for configuration in (state.configuration, state.pinned):
         if configuration is not None:
             configuration.check(len(controller.tokens))
+            _check_layers(configuration, controller.model)
+    if state.pinned is not None and state.pinned.is_recomputed:
+        raise SinkscopeError(f"the state pins re-computation: {NOT_PINNED}.")
     for unit in (state.unit, state.pinned_unit):
         if unit is not None and units and unit not in units:
             raise SinkscopeError(f"{unit} of the state is not here; the last of the heads is {units[-1]}.")
@@ -99,6 +102,17 @@ def adopt(controller: Controller, state: State) -> None:
         beside.pinned = Pinned(state.pinned, results)
     controller.awaited = state.unit, state.pinned_unit
     controller.find_awaited()
+
+
+def _check_layers(configuration: Configuration, model: TextModel | None) -> None:
+    """Raise SinkscopeError for layers that the model lacks, where a policy or a normaliser is to act in them."""
+    if model is None or configuration.layers is None or "layers" not in configuration.uses:
+        return
+    (first, last), layers = configuration.layers, model.anatomy.numbers
+    if not layers[0] <= first <= last <= layers[-1]:
+        raise SinkscopeError(
+            f"layers {first} to {last} of the state are not here; the model has {layers[0]} to {layers[-1]}."
+        )
 
 
 def state_text(state: State, signed: Mapping[str, str], length: int) -> str:

@@ -57,7 +57,8 @@ def _cells(controller: Controller, region: tuple[int, int, int, int]) -> pd.Data
         raise SinkscopeError("the part of the map that is shown holds no cell of its own; zoom out.")
     parts = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
     query, key = (grid.ravel() for grid in np.meshgrid(places[parts[0]], places[parts[1]], indexing="ij"))
-    texts = maps.texts(controller.tokens)[parts[1]] * (parts[0].stop - parts[0].start)
+    tokens = [text.encode("utf-8", "backslashreplace").decode() for text in maps.texts(controller.tokens)[parts[1]]]
+    texts = tokens * (parts[0].stop - parts[0].start)
     found = {"query": query, "key": key, "token": texts}
     found |= _values(maps, controller.unit, parts, "")
     seen, table = ~np.isnan(found["probability"]), pd.DataFrame(found)

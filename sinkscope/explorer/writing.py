@@ -16,6 +16,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.results import HeadMaps, Reading
 from sinkscope.explorer.text_model import TextModel
+from sinkscope.scope.binding import check_table
 from sinkscope.spans import Spans
 from sinkscope.streaming.generated import answer_spans, read_prompt
 from sinkscope.streaming.turns import encoded
@@ -118,6 +119,7 @@ def written(
             f"the prompt has {len(text.ids):,} tokens, and {count:,} more would be over {MOST:,}, which a map may "
             "have; give a shorter prompt, or fewer new tokens."
         )
+    check_table(original, len(text.ids) + count, f"a prompt of {len(text.ids)} tokens with {count} new ones")
     setting = fitted(configuration, len(text.ids) + count)
     setting.check(len(text.ids) + count)
     for token in TextModel(original, torch.tensor(text.ids), tokenizer).write(setting, count, is_overtaken):

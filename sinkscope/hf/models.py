@@ -175,7 +175,7 @@ def alibi_limit(model: Any) -> int | None:
 def position_limits(model: Any) -> list[int]:
     """Positions that the configuration names as the most, under each of the names in use."""
     names = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
-    return [limit for name in names if (limit := getattr(text_config(model), name, None))]
+    return [limit for name in names if (limit := getattr(text_config(model), name, None) or 0) > 0]  # -1 of XLNet
 
 
 def is_head_present(model: nn.Module) -> bool:

@@ -147,10 +147,7 @@ def limit_notes(model: nn.Module, policy: Policy, tokens: int) -> list[str]:
     if policy.remembers:
         _check_one_layer_each(policy, model)
     if policy.kept is None or policy.recomputed:
-        if limit and reach > limit and _has_table(model):
-            raise SinkscopeError(
-                f"{name} has a table of {limit} positions, and `{policy.name}` needs {reach}; give fewer tokens."
-            )
+        check_table(model, reach, f"`{policy.name}`")
     else:
         check_streamable(model)
         find_rotations(model)
@@ -180,6 +177,16 @@ def limit_notes(model: nn.Module, policy: Policy, tokens: int) -> list[str]:
             )
         notes.append(f"{tokens} tokens fit into the cache of `{policy.name}`: nothing is evicted, {losses}")
     return notes
+
+
+def check_table(model: nn.Module, tokens: int, who: str) -> None:
+    """Raise SinkscopeError where so many tokens, which `who` needs, are past the end of a table of positions."""
+    limit = position_limit(model)
+    ends = limit and limit - max(_padding(each, limit) for each in find_anatomy(model).base.modules())
+    if ends and tokens > ends and _has_table(model):
+        raise SinkscopeError(
+            f"{type(model).__name__} has a table of {ends} positions, and {who} needs {tokens}; give fewer tokens."
+        )
 
 
 def goes_by_token(model: nn.Module) -> bool:
@@ -230,14 +237,24 @@ def reads_in_blocks(model: nn.Module) -> bool:
 def _has_table(model: nn.Module) -> bool:
     """Whether positions are looked up in a table that ends: learned, or sines or biases computed once."""
     base: Any = find_anatomy(model).base
-    if not takes_positions(base):
-        return True  # the biases of MPT
+    if any(callable(getattr(module, "make_weights", None)) for module in base.modules()):
+        return False  # XGLM makes its sines again for a longer text
     if any(isinstance(getattr(module, "embed_positions", None), torch.Tensor) for module in base.modules()):
         return True  # GPT-J, CodeGen
-    if not find_layout(model).windows:
-        return False  # nothing of its cache can be looked at
+    if not find_layout(model).windows:  # nothing of its cache can be looked at
+        limit = position_limit(model)
+        return any(isinstance(module, nn.Embedding) and len(module.weight) == limit for module in base.modules())
+    if not takes_positions(base):
+        return True  # the biases of MPT
     try:
         find_rotations(model)
     except SinkscopeError:
         return True
     return False
+
+
+def _padding(module: nn.Module, limit: int) -> int:
+    """How many of so many positions, of which it is the table, are for padding (RoBERTa)."""
+    is_table = isinstance(module, nn.Embedding) and len(module.weight) == limit
+    padding: Any = getattr(module, "padding_idx", None)
+    return padding + 1 if is_table and padding is not None else 0

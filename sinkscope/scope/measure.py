@@ -28,6 +28,7 @@ from sinkscope.models.requirements import check_eval, check_wrapper
 from sinkscope.policies import Policy
 from sinkscope.probes import FREE, Maps, Probe, SinkMass
 from sinkscope.progress import progress_bar
+from sinkscope.scope.binding import check_table
 from sinkscope.scope.fitting import fitting
 from sinkscope.scope.forward import check_vocabulary
 from sinkscope.scope.kept import KeptBatches
@@ -85,9 +86,9 @@ def measure(
         The record.
 
     Raises:
-        SinkscopeError: no tokens, a text shorter than the first keys asked for, ids outside the vocabulary, a model
-            that cannot be measured or is in training mode, weights that are not finite; arguments that the model does
-            not take, images without tokens that stand for them.
+        SinkscopeError: no tokens, a text shorter than the first keys asked for or longer than the model's table of
+            positions, ids outside the vocabulary, a model that cannot be measured or is in training mode, weights
+            that are not finite; arguments that the model does not take, images without tokens that stand for them.
     """
     name = _checked_stream(model, stream)
     probes = fitting(FREE, find_streams(model)[name]) if probes is None else probes
@@ -104,6 +105,7 @@ def measure(
             record = with_token_texts(record, texts_read)
         return record.assign_attrs(attributes)
     texts = texts_of(ids)
+    check_table(model, max(map(len, texts)), "the longest text")
     scope.policy.check_places(max(map(len, texts)))
     for probe in scope.probes:
         probe.check_places(max(map(len, texts)))
@@ -161,6 +163,8 @@ def attention_maps(
     texts = [] if isinstance(ids, Mapping) else texts_of(ids)
     probe = Maps(layers, heads, resolution, pool)  # type: ignore[arg-type]
     check_wrapper(model)
+    if texts:
+        check_table(model, max(map(len, texts)), "the text")
     with Scope(model, [probe], stream=_checked_stream(model, stream), alone=True) as scope, torch.no_grad():
         if isinstance(ids, Mapping):
             _read_inputs(scope, ids)

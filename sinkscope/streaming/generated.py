@@ -26,6 +26,7 @@ from sinkscope.hf.placement import reading_device
 from sinkscope.places import majority, specials, texts_of
 from sinkscope.policies import Policy
 from sinkscope.probes import FREE, Probe, Received, SinkMass, SpanMass
+from sinkscope.scope.binding import check_table
 from sinkscope.scope.forward import check_vocabulary
 from sinkscope.scope.measure import measure
 from sinkscope.scope.scope import Scope, attached
@@ -91,8 +92,9 @@ def generate_record(
         headers, tags and end tokens; those of a plain text "special", "prompt", "think" and "answer".
 
     Raises:
-        SinkscopeError: an empty prompt or chat, no chat template or one without the roles given, a model that cannot
-            write or that ends its answer at once, a policy under which nothing can be written and measured.
+        SinkscopeError: an empty prompt or chat, more tokens than the model's table of positions has, no chat template
+            or one without the roles given, a model that cannot write or that ends its answer at once, a policy under
+            which nothing can be written and measured.
     """
     check_writer(model)
     limit = whole_number(max_new_tokens, "max_new_tokens", 1)
@@ -103,6 +105,7 @@ def generate_record(
     scope = Scope(model, chosen or (), policy=policy)  # what cannot be measured says so before anything is written
     for text in texts:
         check_vocabulary(scope.anatomy.base, torch.tensor(text.ids))
+        check_table(model, len(text.ids) + limit, f"a prompt of {len(text.ids)} tokens with {limit} new ones")
     if policy is None or policy.is_dense:
         sampling = {"temperature": temperature, "top_k": top_k or 0, "top_p": top_p} if temperature else None
         _write(model, texts, limit, sampling, seed)

@@ -44,6 +44,10 @@ def test_ranges_become_names_of_tokens_and_back():
         (lambda: Spans(["a"], [[(0, 4), (2, 3)]]), "two ranges of the span 'a' overlap at token 2"),
         (lambda: Spans(["a"], [(4, 4)]), r"'a' is empty: its range \(4, 4\) holds nothing"),
         (lambda: Spans(["a"], [[]]), "'a' is empty; give it a token"),
+        (lambda: Spans(["a"], [(0, 10**30)]), r"'a' has the range \(0, 10"),
+        (lambda: Spans(["a"], [(0, float("nan"))]), r"'a' has the range \(0, nan\)"),
+        (lambda: Spans(["a"], [(0.5, 3)]), r"'a' has the range \(0.5, 3\)"),
+        (lambda: Spans(["a"], [(False, True)]), r"'a' has the range \(False, True\)"),
         (lambda: Spans(["a"], [(-1, 4)]), "'a' begins at -1, before the text"),
         (lambda: Spans(["a"], [(0, 9)]).labels(8), "'a' reaches to token 8, and the text has 8 tokens"),
         (lambda: Spans(["a"], [(0.5, 9)]), r"give \(start, stop\)"),
@@ -71,6 +75,9 @@ def test_ranges_become_names_of_tokens_and_back():
         (lambda: chat(MESSAGES, template="{{ raise_exception('no system.') }}"), "these messages: no system;"),
         (lambda: chat(MESSAGES, template=SHOUTS), "changes what is said"),
         (lambda: chat([{"content": "who?"}]), "is no message"),
+        (lambda: chat([{"role": "user", "content": None}]), "says nothing; give it content"),
+        (lambda: chat([{"role": "user"}]), "says nothing; give it content"),
+        (lambda: forgetful(), "do not read as it does"),
         (lambda: Spans.chat(tokenizer(), ids("the cat"), MESSAGES), "not those of these messages"),
     ],
 )  # fmt: skip
@@ -86,6 +93,13 @@ def ids(text):
 
 def of(text, offsets):
     return Spans.at(tokenizer(), ids(text), offsets)
+
+
+def forgetful():
+    """Spans of a chat with a letter that the tokenizer has no token for."""
+    words = tokenizer()
+    said = [{"role": "user", "content": "the cat \u00e9"}]
+    return Spans.chat(words, words.apply_chat_template(said, return_dict=False), said)
 
 
 def chat(messages, roles=None, template=TEMPLATE):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -60,6 +61,7 @@ class FakeTextModel:
     """
 
     tokenizer, identity, is_changed = None, "a model of tests", False
+    anatomy = SimpleNamespace(numbers=[0])
 
     def __init__(self, length: int = LENGTH) -> None:
         self.ids = torch.arange(length) + 3

@@ -182,6 +182,8 @@ def test_a_text_of_one_token_a_missing_template_or_tokenizer_are_one_sentence(ap
     ):
         with pytest.raises(SinkscopeError, match=reason):
             list(written(talker(), words, prompt, 5, Configuration(), never))
+    with pytest.raises(SinkscopeError, match="512 positions, and a prompt of 510 tokens with 5 new ones needs 515"):
+        list(written(build("gpt2"), tokenizer(), "a" * 509, 5, Configuration(), never))
     before = ids_of(app)
     app.generate([], 4)
     assert app.wait() and "the chat is empty" in app.writing.status.value and ids_of(app) == before

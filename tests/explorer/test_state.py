@@ -95,6 +95,9 @@ def test_a_state_of_another_text_or_model_is_refused_and_what_is_shown_stays(con
         ("&head=7.7", "layer 7, head 7 of the state is not here"),
         ("&pinned.policy=chosen&pinned.evicted=0,1&pinned.since=30", "evicted from query 30 on"),
         ("&policy=chosen&evicted=0,30", "token 30 cannot be evicted"),
+        ("&policy=window&layers=0,3", "layers 0 to 3 of the state are not here; the model has 0 to 0"),
+        ("&pinned.policy=window&pinned.layers=2,3", "layers 2 to 3 of the state are not here"),
+        ("&pinned.policy=recompute", "the state pins re-computation: re-computation has maps of its own"),
     ],
 )
 def test_what_is_no_state_is_refused_by_its_reason(controller, added, reason):

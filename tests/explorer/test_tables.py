@@ -52,6 +52,14 @@ def test_a_token_that_a_spreadsheet_would_run_is_text(token):
     assert set(read(saved, "row")["token"].str[0]) <= {"'", "\\"}  # a tab is written out
 
 
+@pytest.mark.parametrize("what", ["row", "map"])
+def test_half_a_character_is_written_out(what, tmp_path):
+    saved = Controller(None, ["\udc80", *TEXTS[1:]], saved=random_maps(LENGTH))
+    table = pd.read_csv(save_table(saved, tmp_path / "table.csv", what))
+    assert table["token"][table["key"] == 0].unique().tolist() == ["\\udc80"]
+    assert table["token"][table["key"] == 1].unique().tolist() == ["token␣1"]
+
+
 def test_where_nothing_is_shown_there_is_no_table(controller, tmp_path):
     empty = Controller(FakeTextModel(), TEXTS)
     for what in TABLES.values():

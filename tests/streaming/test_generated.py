@@ -217,6 +217,10 @@ def ends_at_once(model=None):
         (lambda: generate_record(talker(), tokenizer(), MESSAGES, temperature=-1.0), "temperature=-1.0"),
         (lambda: generate_record(talker(), tokenizer(), MESSAGES, policy=Recompute(8)), "[Rr]ecompute"),
         (lambda: generate_record(talker(), None, "the cat"), "needs a tokenizer"),
+        (
+            lambda: generate_record(build("gpt2"), tokenizer(), "a" * 509, 5),
+            "512 positions, and a prompt of 510 tokens with 5 new ones needs 515",
+        ),
         (lambda: generate_record(build("bert"), tokenizer(), "the cat"), "BertModel"),
     ],
 )

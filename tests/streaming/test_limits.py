@@ -5,8 +5,10 @@ from __future__ import annotations
 import warnings
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from sinkscope import Dense, Recompute, SinkscopeError, SinkWindow, Window
+from sinkscope import Dense, Recompute, SinkMass, SinkscopeError, SinkWindow, Window, attention_maps, measure
 from sinkscope.scope.binding import check_limits, limit_notes
 from tests.support.zoo import build
 
@@ -49,3 +51,54 @@ def test_what_is_refused_is_refused_by_both_in_the_same_words(name, policy, toke
             ask(build(name), policy, tokens)
         said.append(str(caught.value))
     assert said[0] == said[1]
+
+
+_SMALL = dict(vocab_size=128, num_hidden_layers=1, num_attention_heads=2)
+TABLES = {  # name: the model, and the longest text that it can read
+    **{name: (lambda name=name: build(name), 512) for name in ("gpt2", "gpt_neo", "gptj", "opt", "mpt", "bert")},
+    "roberta": (  # of 64 positions two are for padding
+        lambda: made("roberta", hidden_size=32, intermediate_size=32, max_position_embeddings=64, **_SMALL), 62,
+    ),
+    "openai-gpt": (lambda: made("openai-gpt", n_embd=32, n_layer=1, n_head=2, n_positions=64, vocab_size=128), 64),
+}  # fmt: skip
+
+
+def made(kind, **options):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options)).eval()
+
+
+def ids(tokens):
+    return torch.randint(3, 128, (1, tokens), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_text_past_a_table_of_positions_is_refused_and_the_longest_is_read(name):
+    make, longest = TABLES[name]
+    model = make()
+    with pytest.raises((IndexError, RuntimeError)), torch.no_grad():
+        model(ids(longest + 1))
+    assert measure(model, ids(longest), [SinkMass()]).sizes["query"] == longest
+    text = ids(longest + 1)
+    for run in (lambda: measure(model, text, [SinkMass()]), lambda: attention_maps(model, text)):
+        with pytest.raises(SinkscopeError, match=f"has a table of {longest} positions, and the .* needs {longest + 1}"):
+            run()
+
+
+ENDLESS = {
+    "a table that a longer text makes longer": dict(
+        kind="xglm", d_model=32, num_layers=1, attention_heads=2, ffn_dim=32, max_position_embeddings=64
+    ),
+    "distances, and a limit that nobody keeps": dict(
+        kind="deberta-v2", hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=64, relative_attention=True, position_biased_input=False, pos_att_type=["p2c", "c2p"],
+    ),
+    "no limit, which is written as -1": dict(kind="xlnet", d_model=32, n_layer=1, n_head=2, d_inner=32),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ENDLESS)
+def test_positions_without_an_end_are_read_as_far_as_the_text_goes(case):
+    options = dict(ENDLESS[case])
+    config = AutoConfig.for_model(options.pop("kind"), vocab_size=128, **options)
+    assert measure(AutoModel.from_config(config).eval(), ids(80), [SinkMass()]).sizes["query"] == 80
