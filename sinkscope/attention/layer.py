@@ -83,6 +83,8 @@ class Layer(ABC):
         projection: [head, width, dim] the columns of W_O that each head's output meets; None where no probe asks.
         gate: [sequence, head, query, dim] what the output is multiplied by before W_O, NaN where the output is 0; None
             where there is no gate, or no probe asks.
+        spans: [sequence, head, query, span] attention on the keys of each of some spans; None where no probe asks, or
+            where attention could not make it beside the output.
     """
 
     lse: Tensor
@@ -96,8 +98,9 @@ class Layer(ABC):
     sequences: tuple[int, ...] = ()
     projection: Tensor | None = None
     gate: Tensor | None = None
+    spans: Tensor | None = None
 
-    _by_query: ClassVar[tuple[str, ...]] = ("lse", "output", "gate")  # what has one entry for each query
+    _by_query: ClassVar[tuple[str, ...]] = ("lse", "output", "gate", "spans")  # what has one entry for each query
 
     @property
     def rows(self) -> int:
@@ -206,7 +209,7 @@ class FusedLayer(Layer):
     shift: Tensor | None = None  # of the logits of their anchors, as in `Attended`
     weighing: Weighing = PLAIN  # the normaliser on it
 
-    _by_query: ClassVar[tuple[str, ...]] = ("lse", "output", "gate", "query", "shift")
+    _by_query: ClassVar[tuple[str, ...]] = (*Layer._by_query, "query", "shift")
 
     @property
     def reach(self) -> int:
@@ -303,7 +306,7 @@ class ScoredLayer(Layer):
 
     scores: Tensor
 
-    _by_query: ClassVar[tuple[str, ...]] = ("lse", "output", "gate", "scores")
+    _by_query: ClassVar[tuple[str, ...]] = (*Layer._by_query, "scores")
 
     @property
     def reach(self) -> int:

@@ -23,10 +23,18 @@ from sinkscope.probes.summaries import (
 )
 
 FREE: tuple[Probe, ...] = (SinkMass(), LogSumExp(), MeanLogits(), Norms(), HiddenExtremes())
-"""Probes that cost no second pass over the scores; the default of `capture` and `measure`."""
+"""Probes that cost no second pass over the scores; the default of `capture` and `measure`.
+
+>>> [type(probe).__name__ for probe in sinkscope.FREE]
+['SinkMass', 'LogSumExp', 'MeanLogits', 'Norms', 'HiddenExtremes']
+"""
 
 ALL: tuple[Probe, ...] = (*FREE, Received(), Entropy(), DistanceProfile(), Maps())
-"""The free probes and those that share one blockwise pass."""
+"""The free probes, and four that share one blockwise pass. Others are named in the call.
+
+>>> [type(probe).__name__ for probe in sinkscope.ALL[len(sinkscope.FREE) :]]
+['Received', 'Entropy', 'DistanceProfile', 'Maps']
+"""
 
 
 def probe_classes() -> list[type[Probe]]:

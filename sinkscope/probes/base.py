@@ -161,6 +161,10 @@ class TileProbe(Probe):
     ('sequence', 'layer', 'head')
     """
 
+    def at_once(self, layer: Layer) -> Measurements | None:
+        """What the probe makes of a layer without its probabilities, None where it has to read them."""
+        return None
+
     @abstractmethod
     def start(self, layer: Layer) -> Tensor:
         """An empty sum for one layer."""

@@ -18,6 +18,7 @@ from sinkscope.probes.base import PER_HEAD, Measurements, TileProbe, Variable, c
 from sinkscope.spans import Spans
 
 MOST = 2048  # spans, whose masses take 16 MB for each head
+BESIDE = 64  # spans, up to which they cost less as columns of the values than as sums of probabilities
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class SpanMass(TileProbe):
     Makes ``span_mass`` [sequence, layer, head, query_span, key_span], in 0..1. Where the spans hold every token of a
     text (`Spans.with_rest`), it sums to 1 over `key_span`, or to less by what a learned sink takes. NaN for spans that
     a text lacks. The record has the name of every token's span as the coordinate `span` [sequence, token], and
-    `sinkscope.span_mass(record)` sets the null beside the masses. No T x T tensor is made.
+    `sinkscope.span_mass(record)` sets the null beside the masses. No T x T tensor is made: up to 64 spans are columns
+    beside the values, 1 for the keys inside, which attention itself sums in float32 and wider; for more of them, in
+    half precision and outside the attention interface probabilities are read block by block.
 
     >>> spans = sinkscope.Spans(["question", "answer"], [(0, 12), (12, 40)])
     >>> record = sinkscope.measure(model, ids, [sinkscope.SpanMass(spans)])
@@ -122,10 +125,34 @@ class SpanMass(TileProbe):
         known = self._numbers[place]
         return np.pad(known, (0, tokens - len(known)), constant_values=len(self.names))
 
-    def start(self, layer: Layer) -> Tensor:
+    def columns(self, sequences: Sequence[int], tokens: int) -> Tensor | None:
+        """For texts of these numbers [text or 1, key, span], 1 where a key is in a span; None for too many spans."""
+        if len(self.names) > BESIDE:
+            return None
+        places = list(map(self._place, sequences if self.by_sequence else sequences[:1]))
+        for place in places:
+            self._every[place].check(tokens)
+        return torch.stack([self._inside(place, tokens) for place in places])
+
+    def _inside(self, place: int, tokens: int) -> Tensor:
+        numbers = torch.from_numpy(self._of_tokens(place, tokens))
+        return (numbers[:, None] == torch.arange(len(self.names))).float()
+
+    def _check(self, layer: Layer) -> None:
         check_whole(self, layer)
         for place in self._places(layer):
             self._every[place].check(layer.length)
+
+    def at_once(self, layer: Layer) -> Measurements | None:
+        if layer.spans is None:
+            return None
+        self._check(layer)
+        asking = [self._inside(place, layer.rows).to(layer.spans.device).double() for place in self._places(layer)]
+        total = torch.stack(asking).mT[:, None] @ layer.spans.double()
+        return self._means(total.to(layer.lse.dtype), layer)
+
+    def start(self, layer: Layer) -> Tensor:
+        self._check(layer)
         size = len(self.names) + 1  # the last holds what is in no span
         return layer.lse.new_zeros(*layer.lse.shape[:2], size, size)
 
@@ -141,9 +168,13 @@ class SpanMass(TileProbe):
 
     def finish(self, total: Tensor, layer: Layer) -> Measurements:
         size = len(self.names)
-        mean = total[..., :size, :size]
+        return self._means(total[..., :size, :size], layer)
+
+    def _means(self, mean: Tensor, layer: Layer) -> Measurements:
+        """From the sums over the queries of each span."""
+        size = len(self.names)
         for row, place in enumerate(self._places(layer)):
-            counts = torch.from_numpy(np.bincount(self._numbers[place], minlength=size + 1)[:size]).to(total)
+            counts = torch.from_numpy(np.bincount(self._numbers[place], minlength=size + 1)[:size]).to(mean)
             mean[row] /= counts[:, None]  # NaN where the text has no such span
             mean[row, :, :, counts == 0] = torch.nan
         return {"span_mass": mean}

@@ -75,7 +75,10 @@ def measure_layer(probes: Sequence[Probe], number: int, layer: Layer) -> dict[st
     for probe in wanting:
         if isinstance(probe, TileProbe):
             with unchanged(probe, *states, sums=states):
-                totals.append((probe, _started(probe, layer)))
+                found = probe.at_once(layer)
+                if found is None:
+                    totals.append((probe, _started(probe, layer)))
+            measured |= {} if found is None else declared(probe, found, sizes)
     if totals:
         for tile in layer.tiles():
             for probe, total in totals:

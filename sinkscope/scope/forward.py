@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,7 +15,7 @@ from sinkscope.attention.layer import Layer
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.caches import Cache, given_cache, held_layers, held_states, returned_cache
 from sinkscope.hf.models import input_embeddings
-from sinkscope.scope.collect import Text
+from sinkscope.scope.collect import Collector, Text
 from sinkscope.scope.lazy_mask import LazyMask
 from sinkscope.scope.watch import Scores
 
@@ -124,6 +124,21 @@ class Forward:
             if len(queries):
                 start = layer.start if self.real is None else int(self.real[batch, : layer.start].sum())
                 yield [text], layer.part(batch, queries, keys, start=start)
+
+    def of_keys(self, make: Callable[[Sequence[int], int], Tensor | None], collector: Collector) -> Tensor | None:
+        """What `make` gives for texts of some numbers and tokens [text or 1, token, last], 0 where padding is."""
+        numbers, real = collector.numbers(self.texts, self.texts), self.real
+        if self.tokens is None or real is None:
+            return None if self.tokens is None else make(numbers, self.tokens)
+        each = [
+            make([number], int(row.sum())) if row.any() else None for number, row in zip(numbers, real, strict=True)
+        ]
+        known = [own for own in each if own is not None]
+        if len(known) < int(real.any(1).sum()) or not known:
+            return None
+        placed = known[0].new_zeros(*real.shape, known[0].shape[-1])
+        placed[real.to(placed.device)] = torch.cat([own[0] for own in known])
+        return placed
 
     def split_hidden(self, hidden: Tensor) -> Iterator[tuple[list[Text], Tensor]]:
         """Hidden states [batch, token, dim] without padding, as `split`."""

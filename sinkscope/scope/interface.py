@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from weakref import WeakKeyDictionary, WeakSet
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sinkscope.attention.attend_layer import PLAIN, Block, Weighing, attend_layer
@@ -40,6 +42,11 @@ CROSSING: WeakSet[nn.Module] = WeakSet()
 
 SEEN: WeakKeyDictionary[nn.Module, list[FusedLayer]] = WeakKeyDictionary()
 """What attention modules did that may not hand it on, call by call; a scope takes it from here."""
+
+SPANNED: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()
+"""Attention modules that sum their attention over spans of the keys: [batch or 1, key, span], 1 for a key inside."""
+
+EASY = 16  # columns of values of which the kernels take a multiple
 
 TRIED: WeakKeyDictionary[nn.Module, Callable[[AttentionCall], Tensor]] = WeakKeyDictionary()
 """Attention modules that are handed other outputs, to see what they make of them."""
@@ -75,7 +82,8 @@ def scoped_attention(call: AttentionCall) -> tuple[Tensor, FusedLayer | None]:
             "other normaliser can act; leave them out."
         )
     weighing = weighing_of(normaliser, call.learned_sinks, query.shape[1], query.device)
-    output, layer = observed_layer(query, key, value, sight, call.scale, call.softcap, weighing, evictions)
+    spans = SPANNED.get(module)
+    output, layer = observed_layer(query, key, value, sight, call.scale, call.softcap, weighing, evictions, spans)
     if module in SEEN:
         SEEN[module].append(layer)
     return output, layer
@@ -90,15 +98,18 @@ def observed_layer(
     softcap: float | None = None,
     weighing: Weighing = PLAIN,
     evictions: tuple[Eviction, ...] = (),
+    spans: Tensor | None = None,
 ) -> tuple[Tensor, FusedLayer]:
     """The output [batch, head, query, dim] of one layer's attention, and the layer for the probes."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    attended = attend_layer(Block(query, key, value, sight.start, scale, softcap), sight.mask, evictions, weighing)
+    widened, dim = _beside_values(value, spans), value.shape[-1]
+    attended = attend_layer(Block(query, key, widened, sight.start, scale, softcap), sight.mask, evictions, weighing)
+    output, shares = attended.output[..., :dim], attended.output[..., dim:].detach()
     if evictions:
         sight = replace(sight, mask=mask_under(evictions, query, sight.start))
     filled = min(key.shape[2], sight.start + query.shape[2] - sight.key_start)
     virtual = weighing.virtual_logit
-    return attended.output, FusedLayer(
+    return output, FusedLayer(
         lse=attended.lse.detach(),
         query=query.detach(),
         key=key[:, :, :filled].detach(),
@@ -109,12 +120,25 @@ def observed_layer(
         start=sight.start,
         key_start=sight.key_start,
         virtual_logit=None if virtual is None else virtual.detach(),
-        output=attended.output.detach(),
+        output=output.detach(),
         others=key.shape[2] - filled if isinstance(sight.mask, TensorMask) else 0,
         evictions=evictions,
         shift=None if attended.shift is None else attended.shift.detach(),
         weighing=weighing,
+        spans=None if spans is None or not shares.shape[-1] else shares[..., : spans.shape[-1]],
     )
+
+
+def _beside_values(value: Tensor, spans: Tensor | None) -> Tensor:
+    """Values [batch, kv_head, key, dim] with columns that attention sums to its share of each span.
+
+    Only where sums keep the digits of a share, and where all keys are tokens of the texts, or room behind them.
+    """
+    room = None if spans is None else value.shape[2] - spans.shape[1]
+    if spans is None or room is None or room < 0 or len(spans) not in (1, len(value)) or value.dtype.itemsize < 4:
+        return value
+    columns = F.pad(spans.to(value), (0, -(value.shape[-1] + spans.shape[-1]) % EASY, 0, room))
+    return torch.cat([value, columns[:, None].expand(*value.shape[:3], -1)], -1)
 
 
 def _check_evicts(sight: Sight, module: nn.Module) -> None:

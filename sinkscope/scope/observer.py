@@ -24,12 +24,12 @@ from sinkscope.models.requirements import not_finite
 from sinkscope.models.threads import Turn
 from sinkscope.normalisers import Normaliser
 from sinkscope.policies import Dense, Policy
-from sinkscope.probes import HiddenProbe, Probe
+from sinkscope.probes import HiddenProbe, Probe, SpanMass
 from sinkscope.scope.binding import check_none_missed, layer_evictions
 from sinkscope.scope.collect import Collector, Text, checked_probes, measure_hidden, measure_layer
 from sinkscope.scope.fitting import check_fits, check_normaliser
 from sinkscope.scope.forward import Caches, Forward, read_forward
-from sinkscope.scope.interface import CROSSING, EVICTIONS, NORMALISERS, SEEN
+from sinkscope.scope.interface import CROSSING, EVICTIONS, NORMALISERS, SEEN, SPANNED
 from sinkscope.scope.mixing import Mixing, find_mixing
 from sinkscope.scope.streams import Told, TowerPass, arguments_of, check_given, read_tower, reads_tokens
 from sinkscope.scope.watch import Lookout, keys_and_values
@@ -95,6 +95,7 @@ class Observer:
             if self.anatomy.crosses:
                 undo.callback(CROSSING.discard, part.attention)
                 CROSSING.add(part.attention)
+            undo.callback(SPANNED.pop, part.attention, None)
             if interface and not reads_tokens(base):  # what a tower does in several calls it does not hand on
                 undo.callback(SEEN.pop, part.attention, None)
                 SEEN[part.attention] = []
@@ -161,7 +162,18 @@ class Observer:
                 SEEN.get(part.attention, []).clear()
         for eviction in chain.from_iterable(self.evictions):
             eviction.begin(self._forward.cache, self._forward.past)
+        self._set_spans()
         return args, reading_all(kwargs)
+
+    def _set_spans(self) -> None:
+        """Have attention sum over the spans that a probe asks for, in a forward pass over whole texts."""
+        asking, given, columns = [probe for probe in self.probes if isinstance(probe, SpanMass)], self._forward, None
+        if asking and isinstance(given, Forward) and not (given.past or given.crosses) and self.anatomy.interface:
+            columns = given.of_keys(asking[0].columns, self._collector)
+        for part in self.anatomy.parts:
+            SPANNED.pop(part.attention, None)
+            if columns is not None:
+                SPANNED[part.attention] = columns
 
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._is_mine() and self._forward is not None:

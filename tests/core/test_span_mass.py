@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -27,7 +29,13 @@ from tests.support.eager import eager_maps, left_padded, without_padding
 from tests.support.zoo import build, inputs
 
 TOKENS = 40
+PROBE = importlib.import_module("sinkscope.probes.span_mass")
 SPANS = Spans(["first", "body", "end"], [(0, 1), [(3, 20), (25, 30)], (30, 40)])
+
+
+@pytest.fixture(params=[64, 0], ids=["beside the values", "from tiles"], autouse=True)
+def _both_ways(request, monkeypatch):
+    monkeypatch.setattr(PROBE, "BESIDE", request.param)
 
 
 def between(maps, spans):
