@@ -49,6 +49,12 @@ ARMS = (
     Arm("softpick", Softpick()),
     Arm("gated", has_gate=True),
 )
+"""The ways to train that the laboratory compares, unless others are named.
+
+>>> [arm.name for arm in lab.ARMS[:3]]
+['softmax', 'softmax1', 'learned sink']
+"""
+
 NAMES = tuple(arm.name for arm in ARMS)
 
 

@@ -25,10 +25,18 @@ from sinkscope.reporting.streaming import STREAMING
 from sinkscope.reporting.streams import PARTS
 
 SECTIONS: tuple[Section, ...] = (ATTENTION, PARTS, STREAMING, SOFTMAX, PURPOSES)
-"""The parts of a report."""
+"""The parts of a report.
+
+>>> sinkscope.SECTIONS[0].title
+'Where attention goes'
+"""
 
 ITEMS: tuple[Item, ...] = tuple(item for section in SECTIONS for item in section.items)
-"""What a report shows; `report(model, items=[*ITEMS, Item(...)])` shows more."""
+"""What a report shows; `report(model, items=[*ITEMS, Item(...)])` shows more.
+
+>>> [item.name for item in sinkscope.ITEMS[:3]]
+['sink_mass_heatmap', 'texts', 'mass_by_layer']
+"""
 
 SHOWN = ("sink_mass_heatmap", "received_by_position", "sink_rate_curve")
 
