@@ -102,7 +102,7 @@ class Comparison:
         """The pinned setting, where it is still to be read beside a configuration and the model as it is."""
         pinned, model = self.pinned, self._controller.model
         is_apart = pinned is not None and pinned.results is not self._controller.dense
-        if pinned is not None and is_apart and model is not None and model.is_changed:
+        if pinned is not None and is_apart and model is not None and not is_current(pinned.results, model):
             pinned.results = Results()
         if pinned is None or pinned.results.is_whole or pinned.results is self._controller.dense:
             return None
@@ -214,6 +214,11 @@ class Comparison:
         return None if now is None or other is None else loss_of(other, now)
 
 
+def is_current(results: Results, model: TextModel) -> bool:
+    """Whether the text was read with the weights as they are now; where it was not read, nothing is old."""
+    return results.reading is None or results.reading.weights == model.weights
+
+
 def job_of(
     model: TextModel,
     configuration: Configuration,
@@ -224,8 +229,8 @@ def job_of(
 ) -> Job:
     """What is to be read for a configuration: the model as it is too, where it was not, and the pinned setting."""
     # what is there for the job itself: the listener may take what it yields much later
-    is_old = model.is_changed or (dense.reading is not None and not dense.reading.is_scored)
-    known = Results() if is_old else replace(dense)
+    is_usable = is_current(dense, model) and (dense.reading is None or dense.reading.is_scored)
+    known = replace(dense) if is_usable else Results()
 
     def as_it_is(is_overtaken: Callable[[], bool]) -> Iterator[tuple[Results, Result]]:
         for result in model.read(baseline, query, is_overtaken):
@@ -244,7 +249,7 @@ def job_of(
             fresh = Results()
             for result in model.read(configuration, query, is_overtaken):
                 yield fresh, result
-        if not known.is_whole:
+        if not known.is_whole or not is_current(known, model):  # other weights may have turned up on the way
             yield from as_it_is(is_overtaken)
         if pinned is not None:
             for result in model.read(pinned.configuration, query, is_overtaken):

@@ -211,6 +211,7 @@ class Reading(Result):
     record: xr.Dataset  # sink mass and norms, as `sinkscope.measure` gives them
     note: str = ""  # what has to be said about it
     is_scored: bool = True  # whether its losses and guesses are there; the maps come first
+    weights: object = ()  # what tells the weights that the model had from others
 
 
 @dataclass(frozen=True)
@@ -255,7 +256,9 @@ class Results:
         return self.reading is not None and self.continuation is not None and self.continuation.done
 
     def take(self, result: Result) -> None:
-        """Keep a result in the place of an earlier one of its kind."""
+        """Keep a result in the place of an earlier one of its kind; with other weights, in the place of all."""
+        if isinstance(result, Reading) and self.reading is not None and self.reading.weights != result.weights:
+            self.overview = self.price = self.continuation = None
         setattr(self, result.kind.value, result)
 
 

@@ -107,7 +107,8 @@ class TextModel:
         self._is_overtaken: Callable[[], bool] = lambda: False
         self._losses_afresh: tuple[Any, np.ndarray] = (None, np.empty(0))  # of a configuration and weights
         self._prefix: Prefix | None = None  # of the model as it is
-        self._read_with: list[tuple[int, int]] | None = None  # weights, when it was read last
+        self._untold = 0  # how often weights turned out to be others, of which torch had told nothing
+        self._doubted: Tensor | None = None  # states of the text, when they last seemed to
         self._identity: tuple[Any, str] = (None, "")
         # somebody's code may go by a token's place in what a layer is given
         self._is_hooked = any(
@@ -128,9 +129,9 @@ class TextModel:
         return self._identity[1]
 
     @property
-    def is_changed(self) -> bool:
-        """Whether weights were written to since the text was read with the model as it is."""
-        return self._read_with is not None and self._read_with != written(self.model)
+    def weights(self) -> Any:
+        """What tells the weights as they are now from earlier ones, as far as it is known that those were others."""
+        return self._untold, written(self.model)
 
     @torch.no_grad()
     def read(self, configuration: Configuration, query: int, is_overtaken: Callable[[], bool]) -> Iterator[Result]:
@@ -188,14 +189,17 @@ class TextModel:
 
     def _whole(self, configuration: Configuration) -> Iterator[Result]:
         notes = limit_notes(self.model, configuration.policy_slot, len(self.ids))
-        if configuration.is_baseline:
-            self._read_with = written(self.model)
+        now = written(self.model)
         passed, cache = self._continued(configuration) or self._from_the_start(configuration)
         layers, record, last, logits, hidden = passed
         if configuration.is_baseline and hidden is not None and not self._is_hooked:
-            self._prefix = Prefix.of(self.model, self.ids, layers, cache, hidden, record)
+            if self._doubted is not None and torch.equal(self._doubted, hidden):
+                self._is_hooked = True  # weights were the same: this model reads on otherwise than it reads a whole
+            else:
+                self._prefix = Prefix.of(self.model, self.ids, layers, cache, hidden, record)
         maps = LiveMaps(layers, self.anatomy.numbers)
-        reading = Reading(configuration, maps, *_unscored(len(self.ids)), record, " ".join(notes), is_scored=False)
+        blank, weights = _unscored(len(self.ids)), (self._untold, now)
+        reading = Reading(configuration, maps, *blank, record, " ".join(notes), is_scored=False, weights=weights)
         if hidden is not None:  # the map need not wait for the head
             yield reading
         losses, guesses = self._scored(logits)
@@ -220,7 +224,10 @@ class TextModel:
             return None
         cache = prefix.cache(self.model, first, self.ids.device)
         late = self._measured(configuration, self.ids[first:], cache)
-        if late.hidden is None or not prefix.agrees(late.hidden, first):
+        if late.hidden is None:
+            return None
+        if not prefix.agrees(late.hidden, first):
+            self._prefix, self._doubted, self._untold = None, prefix.hidden, self._untold + 1
             return None
         hidden = torch.cat([prefix.hidden[:, :first], late.hidden], 1)
         whole = late._replace(
@@ -329,14 +336,14 @@ class TextModel:
         _, guesses = _unscored(tokens, len(best.values))
         guesses.ids[query], guesses.probabilities[query] = best.indices.cpu().numpy(), best.values.cpu().numpy()
         known, losses = self._losses_afresh
-        asked = configuration, written(self.model)
+        asked = configuration, self.weights
         if known != asked:
             losses = np.full(tokens, np.nan, dtype=np.float32)
         note = (
             "re-computation has maps of its own for every query: these are of the window of tokens "
             f"{first} to {query}; its losses are those of the first window and of a sample behind it"
         )
-        reading = Reading(configuration, maps, losses, guesses, record, ". ".join([*notes, note]))
+        reading = Reading(configuration, maps, losses, guesses, record, ". ".join([*notes, note]), True, asked[1])
         yield reading
         yield from self._beside(configuration, maps, record)
         if known != asked:

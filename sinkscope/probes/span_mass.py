@@ -99,7 +99,7 @@ class SpanMass(TileProbe):
     def token_coordinates(self, lengths: Sequence[int]) -> Mapping[str, np.ndarray]:
         found = np.full((len(lengths), max(lengths)), "", dtype=object)
         for row, length in enumerate(lengths):
-            found[row, :length] = self._every[self._place(row)].labels(length)
+            found[row, :length] = self._every[self._place(row)].labels(length) if length else ""
         return {"span": found}
 
     def check_places(self, tokens: int) -> None:
@@ -127,7 +127,7 @@ class SpanMass(TileProbe):
 
     def columns(self, sequences: Sequence[int], tokens: int) -> Tensor | None:
         """For texts of these numbers [text or 1, key, span], 1 where a key is in a span; None for too many spans."""
-        if len(self.names) > BESIDE:
+        if len(self.names) > BESIDE or type(self) is not SpanMass:  # what is derived may count otherwise
             return None
         places = list(map(self._place, sequences if self.by_sequence else sequences[:1]))
         for place in places:
@@ -144,7 +144,7 @@ class SpanMass(TileProbe):
             self._every[place].check(layer.length)
 
     def at_once(self, layer: Layer) -> Measurements | None:
-        if layer.spans is None:
+        if layer.spans is None or type(self) is not SpanMass:
             return None
         self._check(layer)
         asking = [self._inside(place, layer.rows).to(layer.spans.device).double() for place in self._places(layer)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +12,8 @@ import torch
 from torch import nn
 
 from sinkscope.attention.eviction import Eviction
-from sinkscope.errors import SinkscopeError, warn
-from sinkscope.hf.models import key_value_heads, query_heads
+from sinkscope.errors import SinkscopeError, first_line, warn
+from sinkscope.hf.models import is_head_present, key_value_heads, query_heads
 from sinkscope.hf.placement import reading_device
 from sinkscope.models.cached import BLOCKS, find_layout, find_reading, takes_positions
 from sinkscope.models.facts import Anatomy, Part, find_anatomy
@@ -25,6 +27,8 @@ from sinkscope.models.rotary import (
 )
 from sinkscope.policies import Policy
 from sinkscope.policies.base import BoundLayer, Geometry, bound_evictions
+
+PADDED = 2  # positions of a table that may be for padding
 
 
 def layer_evictions(policy: Policy, model: nn.Module, anatomy: Anatomy) -> list[tuple[Eviction, ...]]:
@@ -189,6 +193,21 @@ def check_table(model: nn.Module, tokens: int, who: str) -> None:
         )
 
 
+@contextmanager
+def within_table(model: nn.Module, tokens: int) -> Iterator[None]:
+    """Say in a sentence that a text is past the positions a model was made for, where the model fails on it."""
+    try:
+        yield
+    except (IndexError, RuntimeError) as problem:
+        limit = position_limit(model)
+        if limit is None or tokens <= limit - PADDED or isinstance(problem, torch.OutOfMemoryError):
+            raise
+        raise SinkscopeError(
+            f"{type(model).__name__} failed on a text of {tokens} tokens ({first_line(problem).rstrip('.')}), and was "
+            f"made for {limit} positions; give fewer tokens."
+        ) from problem
+
+
 def goes_by_token(model: nn.Module) -> bool:
     """Whether a model's attention cannot be given a policy, so that only what its cache keeps can follow one."""
     return not find_anatomy(model).interface or not find_layout(model).is_followed
@@ -242,8 +261,9 @@ def _has_table(model: nn.Module) -> bool:
     if any(isinstance(getattr(module, "embed_positions", None), torch.Tensor) for module in base.modules()):
         return True  # GPT-J, CodeGen
     if not find_layout(model).windows:  # nothing of its cache can be looked at
-        limit = position_limit(model)
-        return any(isinstance(module, nn.Embedding) and len(module.weight) == limit for module in base.modules())
+        limit, has_head = position_limit(model), is_head_present(model)
+        tables = [module for module in base.modules() if isinstance(module, nn.Embedding)]
+        return has_head and any(len(table.weight) == limit for table in tables)
     if not takes_positions(base):
         return True  # the biases of MPT
     try:

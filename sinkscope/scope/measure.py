@@ -28,7 +28,7 @@ from sinkscope.models.requirements import check_eval, check_wrapper
 from sinkscope.policies import Policy
 from sinkscope.probes import FREE, Maps, Probe, SinkMass
 from sinkscope.progress import progress_bar
-from sinkscope.scope.binding import check_table
+from sinkscope.scope.binding import check_table, within_table
 from sinkscope.scope.fitting import fitting
 from sinkscope.scope.forward import check_vocabulary
 from sinkscope.scope.kept import KeptBatches
@@ -259,12 +259,13 @@ def _read(
     with saying(told), finishing_blocks(told) as stop, _progress(scope, sum(map(len, texts)), progress) as begin:
         for batch in batches_of(texts, batch_tokens):
             begin(batch.numel())
-            if kept is None:
-                runs(input_ids=batch.to(device), **options)
-            elif not kept.read(scope, batch):
-                kept.begin(scope)
-                runs(input_ids=batch.to(device), **options)
-                kept.write(scope, batch)
+            if kept is None or not kept.read(scope, batch):
+                if kept is not None:
+                    kept.begin(scope)
+                with within_table(scope.model, batch.shape[1]):
+                    runs(input_ids=batch.to(device), **options)
+                if kept is not None:
+                    kept.write(scope, batch)
             if stop.asked:
                 return  # and out of the context, where the signal takes its way
 

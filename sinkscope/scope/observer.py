@@ -167,7 +167,7 @@ class Observer:
 
     def _set_spans(self) -> None:
         """Have attention sum over the spans that a probe asks for, in a forward pass over whole texts."""
-        asking, given, columns = [probe for probe in self.probes if isinstance(probe, SpanMass)], self._forward, None
+        asking, given, columns = [probe for probe in self.probes if type(probe) is SpanMass], self._forward, None
         if asking and isinstance(given, Forward) and not (given.past or given.crosses) and self.anatomy.interface:
             columns = given.of_keys(asking[0].columns, self._collector)
         for part in self.anatomy.parts:

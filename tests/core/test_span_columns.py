@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from sinkscope import (
     capture,
     measure,
 )
+from sinkscope.hf.tiny import tiny_model
 from sinkscope.scope.interface import SPANNED
 from tests.support.zoo import build, inputs
 
@@ -99,6 +101,46 @@ def test_logits_are_the_same_to_the_bit_and_nothing_is_left_behind(family):
         with capture(model, [SinkMass(), SpanMass(SPANS)]):
             assert torch.equal(model(**given).logits, plain) and list(SPANNED)
     assert not list(SPANNED)
+
+
+@pytest.mark.parametrize("tokens", [33, 65])
+def test_where_a_last_query_is_read_alone_logits_differ_by_rounding(tokens):
+    model, given = tiny_model("llama", head_dim=64), inputs("llama", 1, tokens)
+    with torch.no_grad():
+        with capture(model, [SinkMass()]):
+            plain = model(**given).logits
+        with capture(model, [SpanMass(Spans(["all"], [(0, tokens)]))]):
+            torch.testing.assert_close(model(**given).logits, plain, atol=1e-5, rtol=0)
+
+
+def test_what_is_derived_from_the_probe_counts_in_its_own_way():
+    @dataclass(frozen=True)
+    class Later(SpanMass):
+        """Without what the first key gets."""
+
+        def add(self, total, layer, tile):
+            probabilities = tile.probabilities.clone()
+            if tile.columns.start == 0:
+                probabilities[..., 0] = 0
+            super().add(total, layer, replace(tile, probabilities=probabilities))
+
+    model, ids = build("llama"), inputs("llama", 1)["input_ids"]
+    found, plain = (measure(model, ids, [kind(SPANS)]).span_mass for kind in (Later, SpanMass))
+    assert (found.sel(key_span="first") == 0).all() and (plain.sel(key_span="first") > 0).all()
+
+
+def test_a_row_of_nothing_but_padding_has_no_masses():
+    given = inputs("llama", 2)
+    given["attention_mask"] = torch.ones_like(given["input_ids"])
+    given["attention_mask"][1] = 0
+    with torch.no_grad(), capture(build("llama"), [SpanMass(SPANS)]) as scope:
+        scope.model(**given)
+    found, alone = (
+        scope.record.span_mass,
+        measure(build("llama"), inputs("llama", 2)["input_ids"][:1], [SpanMass(SPANS)]),
+    )
+    assert found[1].isnull().all() and (scope.record.span[1] == "").all()
+    np.testing.assert_allclose(found[0], alone.span_mass[0], atol=2e-6)
 
 
 def test_gradients_are_those_without_the_probe():

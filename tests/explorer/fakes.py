@@ -60,7 +60,7 @@ class FakeTextModel:
         asked: what was read so far: name of the configuration, and query.
     """
 
-    tokenizer, identity, is_changed = None, "a model of tests", False
+    tokenizer, identity, weights = None, "a model of tests", ()
     anatomy = SimpleNamespace(numbers=[0])
 
     def __init__(self, length: int = LENGTH) -> None:

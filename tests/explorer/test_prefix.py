@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sinkscope.attention.eviction import WindowEviction
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.controller import Controller
+from sinkscope.explorer.prefix import Prefix
 from sinkscope.explorer.text_model import TextModel
 from sinkscope.policies import StaticPolicy
 from tests.explorer.fakes import WAIT
@@ -195,6 +196,59 @@ def made_of(model):
     return controller
 
 
+def worse(model, counted=True):
+    weight = model.model.layers[0].mlp.down_proj.weight
+    with torch.no_grad():
+        (weight if counted else weight.data).mul_(1.5)
+
+
+@pytest.mark.parametrize("after", [0, 1, 2], ids=["before the map", "before losses", "before the heads"])
+def test_no_old_numbers_stay_where_a_reading_of_changed_weights_was_stopped(after):
+    model = build("llama")
+    controller = made_of(model)
+    worse(model)
+    came, take = [], controller._take
+
+    def stopping(message):
+        came.append(message)
+        take(message)
+        if len(came) > after:
+            controller.cancel()
+
+    controller._take = stopping
+    controller.change(policy="window", window=20)
+    if not after:
+        controller.cancel()
+    controller.wait(WAIT)
+    controller._take = take
+    controller.change(policy="window", window=25)
+    controller.wait(WAIT)
+    fresh = made_of(model)
+    np.testing.assert_allclose(controller.dense.reading.losses, fresh.dense.reading.losses, atol=2e-4)
+    assert controller.dense.continuation.text == fresh.dense.continuation.text
+    for name, scores in fresh.dense.overview.scores.items():
+        np.testing.assert_allclose(controller.dense.overview.scores[name], scores, atol=1e-4, err_msg=name)
+
+
+def test_weights_that_changed_behind_torchs_back_are_those_of_every_number_in_the_end():
+    model = build("llama")
+    controller = made_of(model)
+    worse(model, counted=False)
+    controller.change(policy="window", window=25)
+    controller.wait(WAIT)
+    fresh = made_of(model)
+    np.testing.assert_allclose(controller.dense.reading.losses, fresh.dense.reading.losses, atol=2e-4)
+
+
+def test_a_model_that_reads_on_otherwise_than_it_reads_a_whole_is_read_whole_from_then_on(monkeypatch):
+    controller = made_of(build("llama"))
+    monkeypatch.setattr(Prefix, "agrees", lambda *_: False)
+    for window in (25, 30):
+        controller.change(policy="window", window=window)
+        controller.wait(WAIT)
+    assert controller.model._prefix is None and controller.model._untold == 1
+
+
 @pytest.mark.parametrize("is_pinned", [False, True])
 def test_weights_that_change_are_those_of_every_number_shown(is_pinned):
     model = build("llama")
@@ -204,8 +258,7 @@ def test_weights_that_change_are_those_of_every_number_shown(is_pinned):
         controller.change(policy="sinks", sinks=2, window=20)
         controller.wait(WAIT)
         controller.comparison.pin_setting()
-    with torch.no_grad():
-        model.model.layers[0].mlp.down_proj.weight.mul_(1.5)
+    worse(model)
     fresh = made_of(model)
     assert controller.signature == fresh.signature != old
     for each in (controller, fresh):

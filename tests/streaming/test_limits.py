@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from sinkscope import Dense, Recompute, SinkMass, SinkscopeError, SinkWindow, Window, attention_maps, measure
 from sinkscope.scope.binding import check_limits, limit_notes
+from tests.support.model_state import hooks_of
 from tests.support.zoo import build
 
 
@@ -55,7 +56,7 @@ def test_what_is_refused_is_refused_by_both_in_the_same_words(name, policy, toke
 
 _SMALL = dict(vocab_size=128, num_hidden_layers=1, num_attention_heads=2)
 TABLES = {  # name: the model, and the longest text that it can read
-    **{name: (lambda name=name: build(name), 512) for name in ("gpt2", "gpt_neo", "gptj", "opt", "mpt", "bert")},
+    **{name: (lambda name=name: build(name), 512) for name in ("gpt2", "gpt_neo", "gptj", "opt", "mpt")},
     "roberta": (  # of 64 positions two are for padding
         lambda: made("roberta", hidden_size=32, intermediate_size=32, max_position_embeddings=64, **_SMALL), 62,
     ),
@@ -83,6 +84,50 @@ def test_a_text_past_a_table_of_positions_is_refused_and_the_longest_is_read(nam
     for run in (lambda: measure(model, text, [SinkMass()]), lambda: attention_maps(model, text)):
         with pytest.raises(SinkscopeError, match=f"has a table of {longest} positions, and the .* needs {longest + 1}"):
             run()
+
+
+FAIL = {  # without a head or a cache, from which its limit can be told before
+    "bert": (lambda: build("bert"), 512),
+    "the encoder of bart": (
+        lambda: AutoModel.from_config(
+            AutoConfig.for_model(
+                "bart", d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+                decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, vocab_size=128,
+                max_position_embeddings=64,
+            )
+        ).eval().get_encoder(),
+        64,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAIL)
+def test_where_the_model_fails_past_its_positions_that_is_said(name):
+    make, longest = FAIL[name]
+    model = make()
+    hooks = hooks_of(model)
+    assert measure(model, ids(longest), [SinkMass()]).sizes["query"] == longest
+    for run in (measure, attention_maps):
+        with pytest.raises(SinkscopeError, match=rf"failed on a text of {longest + 1} tokens .* {longest} positions"):
+            run(model, ids(longest + 1))
+    assert hooks_of(model) == hooks
+
+
+def test_another_failure_of_a_model_is_its_own():
+    model = build("bert")
+    model.encoder.layer[1].register_forward_hook(lambda *_: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        measure(model, ids(20), [SinkMass()])
+
+
+def test_positions_that_begin_anew_have_no_end():
+    model = AutoModel.from_config(
+        AutoConfig.for_model(
+            "tapas", hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=64, vocab_size=128,
+        )
+    ).eval()  # fmt: skip
+    assert measure(model, ids(80), [SinkMass()]).sizes["query"] == 80
 
 
 ENDLESS = {
