@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from transformers import StaticCache
+from transformers import AutoConfig, AutoModelForCausalLM, StaticCache
 
 from sinkscope import (
     TOVA,
@@ -29,9 +29,8 @@ from sinkscope import (
     capture,
     measure,
 )
-from sinkscope.hf.tiny import tiny_model
 from sinkscope.scope.interface import SPANNED
-from tests.support.zoo import build, inputs
+from tests.support.zoo import DECODERS, build, inputs, with_uneven_attention
 
 PROBE = importlib.import_module("sinkscope.probes.span_mass")
 SPANS = Spans(["first", "body", "end"], [(0, 1), [(3, 20), (25, 30)], (30, 40)])
@@ -105,7 +104,8 @@ def test_logits_are_the_same_to_the_bit_and_nothing_is_left_behind(family):
 
 @pytest.mark.parametrize("tokens", [33, 65])
 def test_where_a_last_query_is_read_alone_logits_differ_by_rounding(tokens):
-    model, given = tiny_model("llama", head_dim=64), inputs("llama", 1, tokens)
+    config = AutoConfig.for_model("llama", **dict(DECODERS["llama"][1], head_dim=64))
+    model, given = with_uneven_attention(AutoModelForCausalLM.from_config(config).eval()), inputs("llama", 1, tokens)
     with torch.no_grad():
         with capture(model, [SinkMass()]):
             plain = model(**given).logits
@@ -135,10 +135,8 @@ def test_a_row_of_nothing_but_padding_has_no_masses():
     given["attention_mask"][1] = 0
     with torch.no_grad(), capture(build("llama"), [SpanMass(SPANS)]) as scope:
         scope.model(**given)
-    found, alone = (
-        scope.record.span_mass,
-        measure(build("llama"), inputs("llama", 2)["input_ids"][:1], [SpanMass(SPANS)]),
-    )
+    found = scope.record.span_mass
+    alone = measure(build("llama"), given["input_ids"][:1], [SpanMass(SPANS)])
     assert found[1].isnull().all() and (scope.record.span[1] == "").all()
     np.testing.assert_allclose(found[0], alone.span_mass[0], atol=2e-6)
 
