@@ -23,9 +23,10 @@ RETURNED = (Scope, Explorer, PaperFigure)
 PAPER = PaperFigure.__module__
 BY_THE_ENGINE = "called by the engine, with tensors of its own making, or by transformers"
 ENGINE = (
-    "acting_heads", "activate_past_recording", "acts_in", "add", "after_forward", "apply", "batch_repeat_interleave",
+    "acting_heads", "activate_past_recording", "acts_in", "add", "after_forward", "apply", "at_once",
+    "batch_repeat_interleave",
     "batch_select_indices", "before_forward", "before_generation", "bind", "check", "check_gradients", "check_place",
-    "check_places",
+    "check_places", "columns",
     "check_weights", "control", "finish", "get_query_offset", "keep", "load_tensors", "memory", "named_keys", "observe",
     "observe_hidden", "places", "positions", "prepare", "reorder_cache", "score", "sees", "start", "tensors",
     "token_coordinates",
