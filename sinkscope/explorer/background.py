@@ -24,7 +24,6 @@ Request = tuple[int, Job, Receiver, Receiver]
 Deliver = Callable[[Callable[[], None]], None]
 
 PATIENCE = 0.03  # seconds in which a newer request may come before work begins: a slider on its way
-BREATH = 0.1  # seconds for the first result to be drawn, in which nothing else takes the processor
 LATER = 0.1  # seconds until the handler of interrupts is looked at again
 
 _WORKERS: WeakSet[Worker] = WeakSet()
@@ -87,10 +86,8 @@ class Worker:
 
         problem: BaseException | None = None
         try:
-            for place, result in enumerate(job(lambda: number != self._number)):
+            for result in job(lambda: number != self._number):
                 give(take, result)
-                if place == 0:
-                    time.sleep(BREATH)
         except Exception as error:
             problem = error
         give(end, problem)
