@@ -202,6 +202,8 @@ def within_table(model: nn.Module, tokens: int) -> Iterator[None]:
         limit = position_limit(model)
         if limit is None or tokens <= limit - PADDED or isinstance(problem, torch.OutOfMemoryError):
             raise
+        if find_layout(model).windows:  # whether it has a table was told before: this is something else
+            raise
         raise SinkscopeError(
             f"{type(model).__name__} failed on a text of {tokens} tokens ({first_line(problem).rstrip('.')}), and was "
             f"made for {limit} positions; give fewer tokens."

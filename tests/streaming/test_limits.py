@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import warnings
+from typing import ClassVar
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from sinkscope import Dense, Recompute, SinkMass, SinkscopeError, SinkWindow, Window, attention_maps, measure
+from sinkscope import (
+    Dense,
+    LayerProbe,
+    Recompute,
+    SinkMass,
+    SinkscopeError,
+    SinkWindow,
+    Variable,
+    Window,
+    attention_maps,
+    measure,
+)
 from sinkscope.scope.binding import check_limits, limit_notes
 from tests.support.model_state import hooks_of
 from tests.support.zoo import build
@@ -117,6 +129,17 @@ def test_another_failure_of_a_model_is_its_own():
     model.encoder.layer[1].register_forward_hook(lambda *_: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
         measure(model, ids(20), [SinkMass()])
+
+
+def test_a_probe_that_fails_on_a_long_text_is_not_taken_for_the_positions():
+    class Faulty(LayerProbe):
+        makes: ClassVar = {"faulty": Variable(("sequence", "head"))}
+
+        def observe(self, layer):
+            raise IndexError("a fault of its own")
+
+    with pytest.raises(IndexError, match="a fault of its own"):
+        measure(build("llama"), ids(600), [Faulty()])
 
 
 def test_positions_that_begin_anew_have_no_end():
