@@ -123,7 +123,7 @@ class TextModel:
     @property
     def identity(self) -> str:
         """What tells the model from others, its weights as they are now among it."""
-        now = written(self.model)
+        now = self.weights
         if self._identity[0] != now:
             self._identity = now, f"{type(self.original).__name__} {weights_hash(self.model)}"
         return self._identity[1]

@@ -233,11 +233,13 @@ def test_no_old_numbers_stay_where_a_reading_of_changed_weights_was_stopped(afte
 def test_weights_that_changed_behind_torchs_back_are_those_of_every_number_in_the_end():
     model = build("llama")
     controller = made_of(model)
+    assert controller.signature  # looked at before, so that an old one could be kept
     worse(model, counted=False)
     controller.change(policy="window", window=25)
     controller.wait(WAIT)
     fresh = made_of(model)
     np.testing.assert_allclose(controller.dense.reading.losses, fresh.dense.reading.losses, atol=2e-4)
+    assert controller.signature == fresh.signature
 
 
 def test_a_model_that_reads_on_otherwise_than_it_reads_a_whole_is_read_whole_from_then_on(monkeypatch):
