@@ -8,10 +8,11 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from sinkscope.errors import SinkscopeError
@@ -48,12 +49,9 @@ def read_tensors(path: Path, what: str, kind: str | None, advice: str) -> tuple[
     """
     try:
         with path.open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
-        if header > HEADER:
-            raise ValueError(f"its header would take {header:,} bytes")
-        with safe_open(path, framework="pt") as stored:
-            about = stored.metadata() or {}
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+            about = _about(file)
+            file.seek(0)
+            tensors = load(file.read())
     except (OSError, SafetensorError, ValueError, RuntimeError) as problem:
         raise SinkscopeError(f"{what} {path} is damaged or torn ({problem}); {advice}.") from problem
     checksum = about.pop("checksum", None)
@@ -70,15 +68,27 @@ def read_tensors(path: Path, what: str, kind: str | None, advice: str) -> tuple[
 
 def _is_own(path: Path) -> bool:
     """Whether a file is empty, or one of tensors whose header says that sinkscope wrote it."""
-    with suppress(OSError, ValueError, SafetensorError):
-        if not path.stat().st_size:
-            return True
-        with path.open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
-        if header <= HEADER:
-            with safe_open(path, framework="pt") as stored:
-                return str((stored.metadata() or {}).get("kind")).startswith("sinkscope")
+    with suppress(OSError, ValueError, RecursionError), path.open("rb") as file:
+        return not os.fstat(file.fileno()).st_size or _about(file).get("kind", "").startswith("sinkscope")
     return False
+
+
+def _about(file: BinaryIO) -> dict[str, str]:
+    """The texts about the tensors of an open file, from its header.
+
+    `safe_open` opens a file by its name a second time, where another process may have put its own by then.
+
+    Raises:
+        ValueError: it is no header.
+    """
+    size = int.from_bytes(file.read(8), "little")
+    if size > HEADER:
+        raise ValueError(f"its header would take {size:,} bytes")
+    header = json.loads(file.read(size))
+    about = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(about, dict) or not all(isinstance(text, str) for text in about.values()):
+        raise ValueError("it has no header of a safetensors file")
+    return about
 
 
 def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
