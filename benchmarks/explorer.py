@@ -131,26 +131,34 @@ def looking(notebook: OpenNotebook, limits: tuple[float, float], compare: str = 
         print(f"  {name}: {middle:.0f} ms   of {limit:.0f} ms: {bar(middle / limit, 1.0)}")
 
 
-def running(notebook: OpenNotebook, limit: float) -> None:
-    """Sinks, window and policy changed: the model runs again. Policy also beside one plain forward, taken in turn."""
+def running(notebook: OpenNotebook, limit: float, opened_on: int) -> None:
+    """Sinks, window and policy changed: the model runs again. Policy also beside one plain forward, taken in turn.
+
+    The map of the head that the application opened on, and that of one in the last layer, which comes latest.
+    """
     notebook.execute("app.controller.show(compare='nothing'); app.controller.change(kind='sinks', sinks=4, window=60)")
     notebook.execute(FORWARD)
     settled(notebook)
     plain: list[float] = []
-    times: dict[str, list[float]] = {"sinks": [], "window": [], "policy": [], "busy mark": []}
+    heads = {"policy": opened_on, "policy, last layer": int(notebook.python("len(app.controller.units)")) - 1}
+    times: dict[str, list[float]] = {name: [] for name in ("sinks", "window", *heads, "busy mark")}
     for turn in range(ROUNDS // 3):
         key = "ArrowUp" if turn % 2 else "ArrowDown"
         for label in ("sinks", "window"):
             times[label].append(timed(notebook, SLIDE, NEW_CAPTION, label=label, key=key))
         plain.append(notebook.python("forward()"))
-        notebook.page.wait_for_timeout(PICTURE)
-        times["policy"].append(timed(notebook, SELECT, NEW_CAPTION, label="policy", place=WINDOW))
-        times["busy mark"].append(timed(notebook, SELECT, BUSY, label="policy", place=SINKS))
+        for name, unit in heads.items():
+            notebook.execute(f"app.controller.choose({unit})")
+            settled(notebook)
+            notebook.page.wait_for_timeout(PICTURE)
+            times[name].append(timed(notebook, SELECT, NEW_CAPTION, label="policy", place=WINDOW))
+            times["busy mark"].append(timed(notebook, SELECT, BUSY, label="policy", place=SINKS))
     for name, found in times.items():
         middle, allowed = statistics.median(found), 100.0 if name == "busy mark" else limit
         print(f"  {name}: {middle:.0f} ms   of {allowed:.0f} ms: {bar(middle / allowed, 1.0)}")
-    ratio = statistics.median(times["policy"]) / statistics.median(plain)
-    print(f"  policy over one plain forward ({statistics.median(plain):.0f} ms): {bar(ratio, 0.9)}")
+    for name in heads:
+        ratio = statistics.median(times[name]) / statistics.median(plain)
+        print(f"  {name}, over one plain forward ({statistics.median(plain):.0f} ms): {bar(ratio, 0.9)}")
 
 
 def past(notebook: OpenNotebook) -> None:
@@ -203,12 +211,13 @@ def measure(lab: Lab, browser: object, tokens: int) -> None:
         notebook.page.evaluate("() => { jupyterapp.shell.currentWidget.content.activeCellIndex = 0; }")
         notebook.page.evaluate("() => jupyterapp.commands.execute('notebook:run-cell')")
         first_paint(notebook)
+        opened_on = int(notebook.python("app.controller.unit"))
         limits = (61.0, 65.0) if tokens <= 512 else (162.0, 186.0)
         looking(notebook, limits)
         memory(notebook)
         if tokens <= 512:
             looking(notebook, limits, "side by side")
-            running(notebook, 1500)
+            running(notebook, 1500, opened_on)
             past(notebook)
             streaming(notebook)
 

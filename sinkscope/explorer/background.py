@@ -42,6 +42,7 @@ class Worker:
         self._number = 0  # of the latest request
         self._next: Request | None = None
         self._thread: threading.Thread | None = None
+        self._ahead: Receiver = lambda result: None  # of the job that runs
         _WORKERS.add(self)
 
     def submit(self, job: Job, take: Receiver, end: Receiver) -> None:
@@ -61,6 +62,10 @@ class Worker:
         with self._lock:
             self._number += 1
             self._next = None
+
+    def ahead(self, result: Any) -> None:
+        """Called by a job that runs: hand over a result before the next one that it yields."""
+        self._ahead(result)
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait for the thread to end; False when it is still at work after `timeout` seconds."""
@@ -86,6 +91,7 @@ class Worker:
 
         problem: BaseException | None = None
         try:
+            self._ahead = lambda result: give(take, result)
             for result in job(lambda: number != self._number):
                 give(take, result)
         except Exception as error:

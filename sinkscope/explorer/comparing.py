@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sinkscope.explorer.configuration import Configuration
-from sinkscope.explorer.pixels import Tile, difference_of, difference_values, numbers_at, pair_of, tile_of, values_of
-from sinkscope.explorer.results import Change, HeadMaps, Loss, Reading, Result, Results, loss_of
+from sinkscope.explorer.pixels import (
+    MapOptions,
+    Tile,
+    difference_of,
+    difference_values,
+    numbers_at,
+    pair_of,
+    row_of,
+    tile_of,
+    values_of,
+)
+from sinkscope.explorer.results import Change, HeadMaps, Loss, Reading, Result, Results, Wanted, loss_of
 
 if TYPE_CHECKING:
     from sinkscope.explorer.background import Job
@@ -20,6 +30,9 @@ if TYPE_CHECKING:
 NEEDS_MODEL = "this needs the model; a saved record was opened without one"
 NOT_PINNED = "re-computation has maps of its own for every query, so it cannot be pinned"
 NEEDS_PIN = "a saved record has no dense model to compare with; pin a head, then choose another"
+
+
+Message = tuple[Results, Result]  # a result, and where it belongs
 
 
 @dataclass
@@ -41,6 +54,14 @@ class Side:
     @property
     def caption(self) -> str:
         return self.setting if self.maps is None else f"{self.maps.name(self.unit)} · {self.setting}"
+
+    def row(self, query: int, options: MapOptions, tokens: int) -> Any:
+        """A query's row [token], and the ends of its scale; None where there is none."""
+        return None if self.maps is None else row_of(self.maps, self.unit, query, options, tokens)
+
+    def numbers(self, query: int, key: int) -> tuple[float | None, float | None]:
+        """Exact probability and logit of a cell."""
+        return (None, None) if self.maps is None else numbers_at(self.maps, self.unit, query, key)
 
 
 class Comparison:
@@ -112,7 +133,19 @@ class Comparison:
 
     @property
     def shown(self) -> Side:
-        return Side(self._controller.name, self._controller.maps, self._controller.unit)
+        """What is on the screen: what was read, or one of its heads that is there before the rest."""
+        controller, ahead = self._controller, self._controller.ahead
+        if ahead is not None and self.is_ahead:
+            unit = ahead.maps.units.index(controller.units[controller.unit])
+            return Side(ahead.configuration.name, controller.derived(ahead.maps), unit)
+        return Side(controller.name, controller.maps, controller.unit)
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the head on the screen is one that is there before the rest of what is being read."""
+        controller, ahead = self._controller, self._controller.ahead
+        is_one_head = controller.map_options.compare == "nothing" and controller.map_options.over == "head"
+        return ahead is not None and is_one_head and controller.units[controller.unit] in ahead.maps.units
 
     @property
     def partner(self) -> Side:
@@ -196,8 +229,7 @@ class Comparison:
 
     def numbers(self, query: int, key: int) -> tuple[float | None, float | None]:
         """Exact probability and logit of a cell of the partner."""
-        maps, unit = self.partner.maps, self.partner.unit
-        return (None, None) if maps is None else numbers_at(maps, unit, query, key)
+        return self.partner.numbers(query, key)
 
     @property
     def other(self) -> Pinned | None:
@@ -226,18 +258,23 @@ def job_of(
     query: int,
     dense: Results,
     pinned: Pinned | None,
+    layer: int | None,
+    tell: Callable[[Message], None],
 ) -> Job:
-    """What is to be read for a configuration: the model as it is too, where it was not, and the pinned setting."""
+    """What is to be read for a configuration: the model as it is too, where it was not, and the pinned setting.
+
+    `tell` is called with the maps of a layer that are there before all of the configuration is read.
+    """
     # what is there for the job itself: the listener may take what it yields much later
     is_usable = is_current(dense, model) and (dense.reading is None or dense.reading.is_scored)
     known = replace(dense) if is_usable else Results()
 
-    def as_it_is(is_overtaken: Callable[[], bool]) -> Iterator[tuple[Results, Result]]:
+    def as_it_is(is_overtaken: Callable[[], bool]) -> Iterator[Message]:
         for result in model.read(baseline, query, is_overtaken):
             known.take(result)
             yield dense, result
 
-    def read(is_overtaken: Callable[[], bool]) -> Iterator[tuple[Results, Result]]:
+    def read(is_overtaken: Callable[[], bool]) -> Iterator[Message]:
         if known.reading is None:
             for results, result in as_it_is(is_overtaken):
                 yield results, result
@@ -247,7 +284,8 @@ def job_of(
             yield dense, known.reading
         if not configuration.is_baseline:
             fresh = Results()
-            for result in model.read(configuration, query, is_overtaken):
+            wanted = None if layer is None else Wanted(layer, lambda ahead: tell((fresh, ahead)))
+            for result in model.read(configuration, query, is_overtaken, wanted):
                 yield fresh, result
         if not known.is_whole or not is_current(known, model):  # other weights may have turned up on the way
             yield from as_it_is(is_overtaken)

@@ -11,14 +11,14 @@ import numpy as np
 from sinkscope.attention.placement import is_same
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.background import Deliver, Worker, sentence
-from sinkscope.explorer.comparing import NEEDS_MODEL, Comparison, job_of
+from sinkscope.explorer.comparing import NEEDS_MODEL, Comparison, Message, job_of
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.derived import derived, why_not
 from sinkscope.explorer.history import History
 from sinkscope.explorer.overview import free_scores, order_of
 from sinkscope.explorer.parts import Parts
-from sinkscope.explorer.pixels import RANKINGS, MapOptions, Tile, numbers_at, row_of
-from sinkscope.explorer.results import Change, HeadMaps, Loss, Reading, Result, Results, Unit, guesses_at, loss_of
+from sinkscope.explorer.pixels import RANKINGS, MapOptions, Tile
+from sinkscope.explorer.results import Ahead, Change, HeadMaps, Loss, Reading, Results, Unit, guesses_at, loss_of
 from sinkscope.explorer.state import adopt, read_state, signature, state_of, state_text
 from sinkscope.explorer.text_model import TextModel
 
@@ -39,6 +39,7 @@ class Controller:
         configuration: what was asked for last; `baseline` is that of the model as it is.
         now: what is there under the configuration shown, which may be an earlier one while a new one is read; `dense`
             is the same of the model as it is.
+        ahead: maps of one layer that are there before the rest of what is being read, or None.
         unit, query, map_options: what is looked at, and how.
         comparison, parts: what stands beside it, and the spans of the text.
         history: the settings that were shown.
@@ -60,6 +61,7 @@ class Controller:
         self.model, self.tokens, self.saved, self.listen = model, tokens, saved, listen
         self.baseline = self.configuration = Configuration.of_text(len(tokens))
         self.now, self.dense = Results(), Results()
+        self.ahead: Ahead | None = None
         self.unit, self.query, self.map_options = 0, len(tokens) - 1, MapOptions()
         self._is_unit_chosen = False
         self.comparison, self.parts = Comparison(self), Parts(self)
@@ -221,7 +223,8 @@ class Controller:
 
     @property
     def caption(self) -> str:
-        return "" if self.maps is None else f"{self.maps.name(self.unit)} · {self.name}"
+        """What the map of the head shown is of; empty before anything was read."""
+        return "" if self.maps is None else self.comparison.shown.caption
 
     def tile(self) -> Tile | None:
         """The part of the map that is looked at; of the difference where that is compared."""
@@ -229,13 +232,11 @@ class Controller:
 
     def row(self) -> Any:
         """The chosen query's row [token], and the ends of its scale; None where there is none."""
-        if self.maps is None:
-            return None
-        return row_of(self.maps, self.unit, self.query, self.map_options, len(self.tokens))
+        return self.comparison.shown.row(self.query, self.map_options, len(self.tokens))
 
     def numbers(self, query: int, key: int) -> tuple[float | None, float | None]:
         """Exact probability and logit of a cell of the head shown."""
-        return (None, None) if self.maps is None else numbers_at(self.maps, self.unit, query, key)
+        return self.comparison.shown.numbers(query, key)
 
     def ranked(self, ranking: str) -> list[int]:
         """All heads in the order of one of `RANKINGS`; by layer where that is not known."""
@@ -305,13 +306,6 @@ class Controller:
         self.check_open()
         adopt(self, read_state(text, self.signature, len(self.tokens)))
 
-    def look_as(self, other: Controller, configuration: Configuration) -> None:
-        """Look at another text as another controller does at its own, under a configuration; before `begin`."""
-        self.configuration, self.offered = configuration, other.offered
-        self.awaited = (other.units[other.unit] if other.units else None, None)
-        options = replace(other.map_options, region=None, compare="nothing")
-        self.map_options = replace(options, spans="none", cells="tokens") if self.parts.why_not(options) else options
-
     def find_awaited(self) -> None:
         """Choose the heads that a state tells of once all heads are known."""
         units, (unit, other) = self.units, self.awaited
@@ -348,12 +342,18 @@ class Controller:
             return
         self.problem = ""
         pinned = self.comparison.unread(self.configuration)
-        job = job_of(self.model, self.configuration, self.baseline, self.query, self.dense, pinned)
+        layer = self.units[self.unit].layer if self.units else None
+        what = self.model, self.configuration, self.baseline, self.query, self.dense, pinned
+        job = job_of(*what, layer, self._worker.ahead)
         self._worker.submit(job, self._take, self._end)
         self._set_busy(self.configuration.name)
 
-    def _take(self, message: tuple[Results, Result]) -> None:
+    def _take(self, message: Message) -> None:
         results, result = message
+        if isinstance(result, Ahead):
+            self.ahead = result
+            self.listen(result.kind)
+            return
         known = self.now.reading
         results.take(result)
         if self.comparison.is_apart(results):
@@ -361,7 +361,7 @@ class Controller:
             return
         is_wanted = (results is self.dense) == self.configuration.is_baseline
         if isinstance(result, Reading) and (is_wanted or self.now.reading is None):
-            self.now = results
+            self.now, self.ahead = results, None
             self.unit = min(self.unit, len(result.maps.units) - 1)
             self.find_awaited()
             self.open_on(free_scores(result.record).get("mass"))
@@ -383,6 +383,9 @@ class Controller:
             self.tell(sentence(problem))
 
     def _set_busy(self, what: str) -> None:
+        if not what and self.ahead is not None:  # the rest of what was being read will not come
+            self.ahead = None
+            self.listen(Change.AHEAD)
         self.busy = what
         self.listen(Change.BUSY)
 

@@ -49,6 +49,11 @@ class Pictures(w.Box):
         self._draw_map()
         self.draw_row()
 
+    def draw_ahead(self) -> None:
+        """The head shown is there before the rest of what is being read."""
+        self.draw_head()
+        self.dim()
+
     def draw_query(self) -> None:
         query = self._controller.query
         self.map.query = self.partner.query = self.text.query = self.losses.query = query
@@ -57,7 +62,7 @@ class Pictures(w.Box):
     def draw_row(self) -> None:
         """The chosen query's row; empty where the map has no such query."""
         controller, scale = self._controller, self._controller.map_options.scale
-        if controller.maps is None:
+        if controller.comparison.shown.maps is None:
             return
         values, ends = controller.row() or (np.full(len(controller.tokens), np.nan), Limits(0.0, 1.0, ""))
         frame = {
@@ -115,7 +120,9 @@ class Pictures(w.Box):
         reading, overview = controller.now.reading, controller.now.overview
         asked, is_busy = controller.configuration, bool(controller.busy)
         is_stale = is_busy and (reading is None or reading.configuration != asked)
-        self.map.dimmed = self.partner.dimmed = self.text.dimmed = self.losses.dimmed = is_stale
+        is_there = controller.ahead is not None and controller.ahead.configuration == asked
+        self.map.dimmed = self.text.dimmed = is_stale and not (is_there and controller.comparison.is_ahead)
+        self.partner.dimmed = self.losses.dimmed = is_stale
         self.atlas.dimmed = is_busy and (overview is None or overview.configuration != asked)
 
     def draw_partner(self) -> None:

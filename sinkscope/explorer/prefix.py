@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 import xarray as xr
@@ -23,6 +24,19 @@ from sinkscope.streaming.reading_cache import SLOTS, ReadingCache, RollingCache
 
 LEAST = 16  # tokens that are worth it
 ROUNDING = 256  # by how many of its dtype's steps a state may differ that is computed in another block
+
+
+class Passed(NamedTuple):
+    """One forward pass: its attention, what the probes made, and logits [row, vocabulary] of the last token or any.
+
+    `hidden` are the states [1, token, width] that the head makes logits of; None where it cannot be run apart.
+    """
+
+    layers: list[Layer]
+    record: xr.Dataset
+    last: Tensor
+    logits: Callable[[slice], Tensor]
+    hidden: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -89,8 +103,14 @@ class Prefix:
 
         Every layer has a part in it, so that weights are found out that were changed behind torch's back.
         """
-        known, now = self.hidden[:, first], hidden[:, 0]
-        return bool((now - known).abs().max() <= ROUNDING * torch.finfo(now.dtype).eps * known.abs().max())
+        return _agree(self.hidden[:, first], hidden[:, 0])
+
+    def ahead(self, late: Layer, place: int, first: int) -> Layer | None:
+        """The attention of one layer of the whole text; None where a token is not what it was there, as in `agrees`."""
+        early = self.layers[place]
+        if not isinstance(late, FusedLayer) or not _agree(early.query[:, :, first], late.query[:, :, 0]):
+            return None
+        return _joined(early, late, first) if _agree(early.key[:, :, first], late.key[:, :, first]) else None
 
     def joined(self, late: Iterable[Layer], first: int) -> list[Layer]:
         """The attention of the whole text: that of the first tokens as it was, that of `late` ones behind them."""
@@ -106,6 +126,10 @@ class Prefix:
                     {dim: slice(first) for dim in along}
                 ]
         return whole.assign_attrs(token_attributes(whole, model))
+
+
+def _agree(known: Tensor, now: Tensor) -> bool:
+    return bool((now - known).abs().max() <= ROUNDING * torch.finfo(now.dtype).eps * known.abs().max())
 
 
 def _joined(early: FusedLayer, late: Layer, first: int) -> Layer:

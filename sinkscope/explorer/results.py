@@ -6,10 +6,10 @@ Attention maps of single heads are made when somebody looks at them; a record ma
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from sinkscope.attention.layer import Layer
 from sinkscope.attention.masks import is_hidden
 from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.configuration import Configuration
+from sinkscope.probes.base import LayerProbe, Measurements
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,25 @@ class LiveMaps(HeadMaps):
         return np.pad(found, ((0, 0), (0, columns.stop - stop)), constant_values=np.nan)
 
 
+class LayerRecorder(LayerProbe):
+    """Keeps what the maps of any head can be made from; measures nothing.
+
+    `seen` is called with all layers so far, whenever there is another.
+    """
+
+    def __init__(self, seen: Callable[[list[Layer]], None] = lambda layers: None) -> None:
+        self.layers: list[Layer] = []
+        self._seen = seen
+
+    def __repr__(self) -> str:  # records name their probes
+        return "LayerRecorder()"
+
+    def observe(self, layer: Layer) -> Measurements:
+        self.layers.append(replace(layer, value=None, output=None))
+        self._seen(self.layers)
+        return {}
+
+
 class SavedMaps(HeadMaps):
     """Maps from a record that holds them (probe `Maps`, `from_maps`): of its first sequence, which ends at `stop`."""
 
@@ -174,6 +194,7 @@ class Change(StrEnum):
     OVERVIEW = "overview"
     PRICE = "price"
     CONTINUATION = "continuation"
+    AHEAD = "ahead"
     SCORES = "scores"
     CONFIGURATION = "configuration"
     BUSY = "busy"
@@ -190,6 +211,10 @@ class Guesses:
 
     ids: np.ndarray  # -1 where a query was not scored
     probabilities: np.ndarray
+
+    @classmethod
+    def unknown(cls, tokens: int, ranks: int) -> Guesses:
+        return cls(np.full((tokens, ranks), -1), np.full((tokens, ranks), np.nan, dtype=np.float32))
 
 
 @dataclass(frozen=True)
@@ -212,6 +237,30 @@ class Reading(Result):
     note: str = ""  # what has to be said about it
     is_scored: bool = True  # whether its losses and guesses are there; the maps come first
     weights: object = ()  # what tells the weights that the model had from others
+
+    @classmethod
+    def unscored(
+        cls, configuration: Configuration, maps: HeadMaps, record: xr.Dataset, ranks: int, note: str, weights: object
+    ) -> Reading:
+        """A reading before its losses and guesses are known."""
+        tokens = maps.length
+        losses, guesses = np.full(tokens, np.nan, dtype=np.float32), Guesses.unknown(tokens, ranks)
+        return cls(configuration, maps, losses, guesses, record, note, is_scored=False, weights=weights)
+
+
+@dataclass(frozen=True)
+class Ahead(Result):
+    """The maps of one layer of a text that is still being read; they take the place of no `Reading`."""
+
+    kind = Change.AHEAD
+    maps: HeadMaps
+
+
+class Wanted(NamedTuple):
+    """The number of a layer whose maps cannot wait for those behind it, and what is called with them."""
+
+    layer: int
+    tell: Callable[[Ahead], None]
 
 
 @dataclass(frozen=True)

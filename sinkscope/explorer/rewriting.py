@@ -12,6 +12,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.background import Deliver, Worker, sentence
 from sinkscope.explorer.controller import NEEDS_MODEL, Controller
 from sinkscope.explorer.display import alert
+from sinkscope.explorer.state import look_as
 from sinkscope.explorer.text_model import TextModel
 from sinkscope.explorer.writing import Draft, Written, fitted, typed, written
 from sinkscope.figures.style import visible
@@ -98,5 +99,5 @@ class Rewriting:
         reader = TextModel(model.original, draft.ids, model.tokenizer)
         controller = Controller(reader, TokenTexts(model.tokenizer)(draft.ids.tolist()), None, self._deliver)
         controller.parts.given = {} if draft.spans is None else {"chat": draft.spans}
-        controller.look_as(before, fitted(before.configuration, len(draft.ids)))
+        look_as(controller, before, fitted(before.configuration, len(draft.ids)))
         self._app._reopen(controller, draft.long_ids)

@@ -104,6 +104,14 @@ def adopt(controller: Controller, state: State) -> None:
     controller.find_awaited()
 
 
+def look_as(controller: Controller, other: Controller, configuration: Configuration) -> None:
+    """Have a controller look at its text as another one does at its own, under a configuration; before it begins."""
+    controller.configuration, controller.offered = configuration, other.offered
+    controller.awaited = (other.units[other.unit] if other.units else None, None)
+    options, parts = replace(other.map_options, region=None, compare="nothing"), controller.parts
+    controller.map_options = replace(options, spans="none", cells="tokens") if parts.why_not(options) else options
+
+
 def _check_layers(configuration: Configuration, model: TextModel | None) -> None:
     """Raise SinkscopeError for layers that the model lacks, where a policy or a normaliser is to act in them."""
     if model is None or configuration.layers is None or "layers" not in configuration.uses:

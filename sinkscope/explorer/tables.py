@@ -28,7 +28,7 @@ def table_of(controller: Controller, what: str) -> pd.DataFrame:
     """
     if what not in TABLES.values():
         raise SinkscopeError(f"{what!r} is no table; give one of {', '.join(TABLES.values())}.")
-    maps = controller.maps
+    maps = controller.comparison.shown.maps
     if maps is None:
         waiting = "nothing is shown yet, so there is no table; wait for the first map"
         raise SinkscopeError(f"{CLOSED if controller.is_closed else waiting}.")
@@ -49,7 +49,8 @@ def table_of(controller: Controller, what: str) -> pd.DataFrame:
 
 def _cells(controller: Controller, region: tuple[int, int, int, int]) -> pd.DataFrame:
     """A row for each cell of the region that a query sees."""
-    maps, beside = controller.maps, controller.comparison
+    beside = controller.comparison
+    maps, unit = beside.shown.maps, beside.shown.unit
     assert maps is not None
     places = maps.first + maps.starts
     rows, columns = (np.flatnonzero((places >= low) & (places < stop)) for low, stop in (region[:2], region[2:]))
@@ -60,7 +61,7 @@ def _cells(controller: Controller, region: tuple[int, int, int, int]) -> pd.Data
     tokens = [text.encode("utf-8", "backslashreplace").decode() for text in maps.texts(controller.tokens)[parts[1]]]
     texts = tokens * (parts[0].stop - parts[0].start)
     found = {"query": query, "key": key, "token": texts}
-    found |= _values(maps, controller.unit, parts, "")
+    found |= _values(maps, unit, parts, "")
     seen, table = ~np.isnan(found["probability"]), pd.DataFrame(found)
     partner, is_compared = beside.partner, controller.map_options.compare != "nothing" and not beside.problem
     if is_compared and partner.maps is not None and partner.maps.tokens == maps.tokens:

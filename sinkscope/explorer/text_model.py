@@ -8,11 +8,10 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor, nn
 
 from sinkscope.attention.layer import Layer
@@ -22,8 +21,19 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.overview import free_scores, thumbnails
 from sinkscope.explorer.pixels import FIRST
-from sinkscope.explorer.prefix import LEAST, Prefix, written
-from sinkscope.explorer.results import Continuation, Guesses, LiveMaps, Overview, Price, Reading, Result
+from sinkscope.explorer.prefix import LEAST, Passed, Prefix, written
+from sinkscope.explorer.results import (
+    Ahead,
+    Continuation,
+    Guesses,
+    LayerRecorder,
+    LiveMaps,
+    Overview,
+    Price,
+    Reading,
+    Result,
+    Wanted,
+)
 from sinkscope.hf.caches import with_cache
 from sinkscope.hf.generation import end_ids
 from sinkscope.hf.placement import reading_device
@@ -32,7 +42,6 @@ from sinkscope.models.requirements import check_decoder, check_unscoped, not_fin
 from sinkscope.models.weights import weights_hash
 from sinkscope.policies import Dense
 from sinkscope.probes import Norms, SinkMass
-from sinkscope.probes.base import LayerProbe, Measurements
 from sinkscope.scope.binding import limit_notes
 from sinkscope.scope.forward import check_vocabulary
 from sinkscope.scope.scope import Scope, attached
@@ -51,33 +60,6 @@ WINDOW_TOKENS = 1024  # tokens of windows run together
 
 class Overtaken(BaseException):
     """Nobody wants the result any more; no error, which whoever tries what a model can do would take for a refusal."""
-
-
-class LayerRecorder(LayerProbe):
-    """Keeps what a map of any head can be made from; measures nothing."""
-
-    def __init__(self) -> None:
-        self.layers: list[Layer] = []
-
-    def __repr__(self) -> str:  # records name their probes
-        return "LayerRecorder()"
-
-    def observe(self, layer: Layer) -> Measurements:
-        self.layers.append(replace(layer, value=None, output=None))
-        return {}
-
-
-class Passed(NamedTuple):
-    """One forward pass: its attention, what the probes made, and logits [row, vocabulary] of the last token or any.
-
-    `hidden` are the states [1, token, width] that the head makes logits of; None where it cannot be run apart.
-    """
-
-    layers: list[Layer]
-    record: xr.Dataset
-    last: Tensor
-    logits: Callable[[slice], Tensor]
-    hidden: Tensor | None
 
 
 class TextModel:
@@ -105,6 +87,7 @@ class TextModel:
         given = (beside or {}).items()
         self.beside = {name: each.to(self.ids.device) if isinstance(each, Tensor) else each for name, each in given}
         self._is_overtaken: Callable[[], bool] = lambda: False
+        self._wanted: Wanted | None = None
         self._losses_afresh: tuple[Any, np.ndarray] = (None, np.empty(0))  # of a configuration and weights
         self._prefix: Prefix | None = None  # of the model as it is
         self._untold = 0  # how often weights turned out to be others, of which torch had told nothing
@@ -134,17 +117,25 @@ class TextModel:
         return self._untold, written(self.model)
 
     @torch.no_grad()
-    def read(self, configuration: Configuration, query: int, is_overtaken: Callable[[], bool]) -> Iterator[Result]:
+    def read(
+        self,
+        configuration: Configuration,
+        query: int,
+        is_overtaken: Callable[[], bool],
+        wanted: Wanted | None = None,
+    ) -> Iterator[Result]:
         """Read the text: first the `Reading`, then the `Overview`, the `Price`, and more and more `Continuation`.
 
         Args:
             query: the token whose window is mapped under re-computation, which has no map of the whole text.
             is_overtaken: asked before every layer; once it says True nothing more comes.
+            wanted: the layer whose maps are told of as soon as it has been computed, before the ones behind it.
 
         Raises:
             SinkscopeError: a configuration that this model, or this text, cannot be read under.
         """
         self._is_overtaken = is_overtaken
+        self._wanted = wanted
         configuration.check(len(self.ids))
         if self.beside and configuration.is_recomputed:
             raise SinkscopeError(
@@ -164,7 +155,7 @@ class TextModel:
         Raises:
             SinkscopeError: a text beside an image, or a configuration that cannot be read.
         """
-        self._is_overtaken = is_overtaken
+        self._is_overtaken, self._wanted = is_overtaken, None
         if self.beside:
             raise SinkscopeError(f"here the text stands beside {', '.join(self.beside)}; use the model's generate().")
         ends, policy = end_ids(self.model), configuration.policy_slot
@@ -198,8 +189,7 @@ class TextModel:
             else:
                 self._prefix = Prefix.of(self.model, self.ids, layers, cache, hidden, record)
         maps = LiveMaps(layers, self.anatomy.numbers)
-        blank, weights = _unscored(len(self.ids)), (self._untold, now)
-        reading = Reading(configuration, maps, *blank, record, " ".join(notes), is_scored=False, weights=weights)
+        reading = Reading.unscored(configuration, maps, record, RANKS, " ".join(notes), (self._untold, now))
         if hidden is not None:  # the map need not wait for the head
             yield reading
         losses, guesses = self._scored(logits)
@@ -239,8 +229,9 @@ class TextModel:
         return whole, cache
 
     def _measured(self, configuration: Configuration, ids: Tensor, cache: ReadingCache | None) -> Passed:
-        recorder, policy = LayerRecorder(), None if configuration.is_recomputed else configuration.policy_slot
+        policy = None if configuration.is_recomputed else configuration.policy_slot
         seen = 0 if cache is None else cache.seen
+        recorder = LayerRecorder(lambda layers: self._tell_ahead(configuration, layers, seen))
         probes = [recorder, SinkMass(first=min(FIRST, seen + len(ids))), Norms()]
         arguments: dict[str, Any] = {**self.beside, "use_cache": False}
         if cache is not None:
@@ -254,6 +245,16 @@ class TextModel:
         self._outputs = None
         told = logits.__getitem__ if hidden is None else lambda rows: self._headed(hidden, rows)
         return Passed(recorder.layers, record, logits[-1].clone(), told, hidden)
+
+    def _tell_ahead(self, configuration: Configuration, layers: list[Layer], seen: int) -> None:
+        """Tell of the maps of the last of the layers, if it is wanted; behind a prefix, where that agrees."""
+        place, layer = len(layers) - 1, layers[-1]
+        number = self.anatomy.numbers[place]
+        if self._wanted is None or self._wanted.layer != number or configuration.is_recomputed:
+            return
+        whole = layer if not seen else self._prefix.ahead(layer, place, seen) if self._prefix is not None else None
+        if whole is not None:
+            self._wanted.tell(Ahead(configuration, LiveMaps([whole], [number])))
 
     @cached_property
     def _splits(self) -> bool:
@@ -333,7 +334,7 @@ class TextModel:
         first = max(0, query - policy.cache_size + 1)
         layers, record, last, *_ = self._measured(configuration, self.ids[first : query + 1], None)
         maps, best = LiveMaps(layers, self.anatomy.numbers, first), last.float().softmax(-1).topk(min(RANKS, len(last)))
-        _, guesses = _unscored(tokens, len(best.values))
+        guesses = Guesses.unknown(tokens, len(best.values))
         guesses.ids[query], guesses.probabilities[query] = best.indices.cpu().numpy(), best.values.cpu().numpy()
         known, losses = self._losses_afresh
         asked = configuration, self.weights
@@ -383,12 +384,6 @@ class TextModel:
             text = str(written) if self.tokenizer is None else decoder(self.tokenizer)(written)
             yield Continuation(configuration, text, len(written) == count)
         steps.close()  # type: ignore[attr-defined]
-
-
-def _unscored(tokens: int, ranks: int = RANKS) -> tuple[np.ndarray, Guesses]:
-    """Losses [token] and guesses before any is known."""
-    unknown = np.full((tokens, ranks), np.nan, dtype=np.float32)
-    return unknown[:, 0].copy(), Guesses(np.full(unknown.shape, -1), unknown)
 
 
 def copy_sharing_weights(model: nn.Module) -> nn.Module:

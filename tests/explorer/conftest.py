@@ -22,6 +22,6 @@ def controller(reader):
     made.heard = []
     made.listen = made.heard.append
     yield made
-    for gate in reader.gates.values():
+    for gate in [*reader.gates.values(), *reader.ahead.values()]:
         gate.go.set()
     made.close()

@@ -14,7 +14,7 @@ import xarray as xr
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.pixels import MapOptions
-from sinkscope.explorer.results import Continuation, Guesses, HeadMaps, Overview, Price, Reading, Unit
+from sinkscope.explorer.results import Ahead, Continuation, Guesses, HeadMaps, Overview, Price, Reading, Unit, Wanted
 
 WAIT = 30  # seconds until a test gives up
 LENGTH = 24
@@ -56,6 +56,7 @@ class FakeTextModel:
 
     Attributes:
         gates: by the name of a configuration, where its reading waits.
+        ahead: the same behind the map that it tells of ahead of the rest; without a gate it tells of none.
         errors: by the name of a configuration, what its reading ends with.
         asked: what was read so far: name of the configuration, and query.
     """
@@ -66,25 +67,35 @@ class FakeTextModel:
     def __init__(self, length: int = LENGTH) -> None:
         self.ids = torch.arange(length) + 3
         self.gates: dict[str, Gate] = {}
+        self.ahead: dict[str, Gate] = {}
         self.errors: dict[str, Exception] = {}
         self.asked: list[tuple[str, int]] = []
 
-    def read(self, configuration: Configuration, query: int, is_overtaken: Callable[[], bool]) -> Iterator[object]:
+    def read(
+        self, configuration: Configuration, query: int, is_overtaken: Callable[[], bool], wanted: Wanted | None = None
+    ) -> Iterator[object]:
         self.asked.append((configuration.name, query))
         if configuration.name in self.gates:
             self.gates[configuration.name].begun.set()
             assert self.gates[configuration.name].go.wait(WAIT)
         if is_overtaken():
             return
-        if configuration.name in self.errors:
-            raise self.errors[configuration.name]
         length, seed = len(self.ids), sum(map(ord, configuration.name))
         first = max(0, query - configuration.window + 1) if configuration.is_recomputed else 0
         stop = query + 1 if configuration.is_recomputed else length
+        maps = random_maps(stop - first, first, seed)
+        if wanted is not None and configuration.name in self.ahead:
+            wanted.tell(Ahead(configuration, maps))
+            self.ahead[configuration.name].begun.set()
+            assert self.ahead[configuration.name].go.wait(WAIT)
+            if is_overtaken():
+                return
+        if configuration.name in self.errors:
+            raise self.errors[configuration.name]
         losses = np.random.default_rng(seed).random(length).astype(np.float32)
         losses[0] = np.nan
         guesses = Guesses(np.tile(np.arange(16), (length, 1)), np.full((length, 16), 1 / 16, dtype=np.float32))
-        yield Reading(configuration, random_maps(stop - first, first, seed), losses, guesses, xr.Dataset())
+        yield Reading(configuration, maps, losses, guesses, xr.Dataset())
         yield Overview(configuration, np.zeros((1, 8, 8), np.uint8), {"mass": np.array([0.5])})
         yield Price(configuration, 1000, 2000)
         for done in (False, True):
