@@ -11,6 +11,7 @@ import xarray as xr
 from sinkscope import figures as draw
 from sinkscope.analysis.purposes import KINDS, depth_table, gates_table, purpose_sensitivity, purposes
 from sinkscope.analysis.reach import reach_table
+from sinkscope.analysis.secondary import secondary_sinks
 from sinkscope.errors import SinkscopeError
 from sinkscope.figures.purposes import lost_value_share
 from sinkscope.figures.requirements import tokens_named
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from sinkscope.probes import Probe
     from sinkscope.reporting.passes import Passes
 
+TOP = 20  # rows of a table
 FEW = 16  # tokens that tell whether a model can be measured so
 NEAR = (0.85, 1.15)  # factors of a threshold that the sentence names
 
@@ -159,6 +161,47 @@ def say_depth(record: xr.Dataset, table: pd.DataFrame) -> str:
     return said
 
 
+def say_secondary(table: pd.DataFrame) -> str:
+    given, found = table.attrs, len(table)
+    layers, least = given["layers"], given["layers"] - given["spared"]
+    if layers <= given["short"] + given["spared"] + 1:
+        return (
+            f"By the authors' numbers of layers no token can be a secondary sink in a model of {layers}; "
+            "`sinkscope.secondary_sinks` takes others."
+        )
+    low, high = (number(given[f"secondary_{end}"]) for end in ("low", "high"))
+    span = f" (95% interval {low} to {high})" if np.isfinite(given["secondary_high"]) else ""
+    said = (
+        f"The number of secondary sinks in a sequence is {number(given['secondary'])} on average{span}: their states "
+        f"are parallel to the first token's in more than {given['short']} and fewer than {least} of {layers} layers."
+    )
+    if found:
+        primary = int((table["kind"] == "primary").sum())
+        said += f" Of {found:,} tokens that are parallel somewhere {primary:,} are so in {least} layers or more."
+    if np.isfinite(given["outside"]):
+        said += (
+            " In the layers in which the first token is no sink, the share of the other tokens that are parallel to it "
+            f"is {number(given['outside'])}."
+        )
+    return said
+
+
+def secondary(record: xr.Dataset) -> Numbers:
+    table = secondary_sinks(record)
+    given = table.attrs
+    if given["layers"] <= given["short"] + given["spared"] + 1:
+        return []
+    ends = {name: given[f"secondary_{end}"] for name, end in (("lower", "low"), ("upper", "high"))}
+    return [{"quantity": "secondary sinks", "unit": "tokens of a sequence", "value": given["secondary"], **ends}]
+
+
+def longest_lived(record: xr.Dataset) -> pd.DataFrame:
+    """The tokens that are parallel to the first one longest, but for those that are so for too short to count."""
+    table = secondary_sinks(record)
+    counted = table[table["kind"] != "short"].sort_values("lifetime", ascending=False, kind="stable").head(TOP)
+    return counted.reset_index(drop=True)
+
+
 ITEMS = (
     Item(
         "purposes",
@@ -220,6 +263,20 @@ ITEMS = (
         meaning="Normalised matrix entropy and anisotropy of the hidden states (Queipo-de-Llano et al. 2025; 1 and "
         "1/min(T, width) where all directions are alike), the norm of the first token's state, kurtosis (3 for a "
         "normal distribution) and the share of a layer's heads that hold on to the first token.",
+    ),
+    Item(
+        "secondary_sinks",
+        "Secondary sinks",
+        variables=("first_cosine", "state_norm"),
+        sentence=lambda record, table: say_secondary(secondary_sinks(record)),
+        numbers=secondary,
+        table=longest_lived,
+        meaning="Tokens whose state is parallel to the first token's (|cosine| > 0.9) between the layers behind which "
+        "the norm of that rises and falls most, those with the longest lifetimes (Wong et al. 2025). Primary: at most "
+        "15 layers fewer than there are, as the first token; secondary: less, but more than 4 layers. Importance: mean "
+        "attention on the token in these layers; null, of uniform attention. The null of the count is the share of "
+        "parallel tokens in the remaining layers.",
+        causal_only=True,
     ),
 )
 PURPOSES = Section("What a sink is for", ITEMS)

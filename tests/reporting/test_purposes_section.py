@@ -11,9 +11,19 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import sinkscope
 from sinkscope.hf.tiny import tiny_model
 from sinkscope.reporting.document import Report
-from sinkscope.reporting.purposes import accounts_table, say_accounts, say_depth, say_kinds, say_reach
+from sinkscope.reporting.purposes import (
+    accounts_table,
+    longest_lived,
+    say_accounts,
+    say_depth,
+    say_kinds,
+    say_reach,
+    say_secondary,
+    secondary,
+)
 from tests.reporting.byte_tokens import byte_tokenizer
 from tests.support import naive_record
+from tests.support.synthetic import secondary_record
 
 SHOWN = ("purposes", "two_accounts", "head_reach", "depth")
 
@@ -44,7 +54,7 @@ def _report(text, model, **options):
 def test_a_report_has_the_section_from_passes_that_run_anyway(text):
     model = _model()
     made = _report(text, model)
-    assert set(SHOWN) <= set(made.tables) and {*SHOWN} - {"purposes"} <= set(made.figures)
+    assert {*SHOWN, "secondary_sinks"} <= set(made.tables) and {*SHOWN} - {"purposes"} <= set(made.figures)
     assert "gates" not in made.tables and made.notes == []
     for name in SHOWN:
         assert made.finding(name).endswith(".") and made.figures.get(name, True)
@@ -140,3 +150,24 @@ def test_depth_is_said_as_its_table_has_it():
     assert f"longest behind layer {table.layer[table.first_norm.idxmax()]} (" in said and "hold on" not in said
     table["sink_rate"] = [0.25, 0.5]
     assert said in say_depth(record, table) and "in layer 1 (50% of them)" in say_depth(record, table)
+
+
+def test_secondary_sinks_are_counted_and_the_longest_lived_listed():
+    record = secondary_record()
+    table = longest_lived(record)
+    assert table["position"].tolist() == [4, 7] and table["kind"].tolist() == ["primary", "secondary"]
+    said = say_secondary(sinkscope.secondary_sinks(record))
+    assert "The number of secondary sinks in a sequence is 1.00 on average: " in said  # one text has no interval
+    assert "in more than 4 and fewer than 11 of 26 layers" in said
+    assert "Of 3 tokens that are parallel somewhere 1 are so in 11 layers or more." in said
+    assert "the share of the other tokens that are parallel to it is 0.026" in said  # 3 of 6 x 19
+    (row,) = secondary(record)
+    assert row["value"] == 1.0 and row["quantity"] == "secondary sinks"
+
+
+def test_a_model_of_few_layers_has_no_count_of_secondary_sinks():
+    record = sinkscope.measure(
+        _model(), torch.arange(80)[None] % 50 + 3, [sinkscope.Compression(), sinkscope.FirstCosine()], progress=False
+    )
+    assert secondary(record) == []
+    assert "no token can be a secondary sink in a model of 2" in say_secondary(sinkscope.secondary_sinks(record))
