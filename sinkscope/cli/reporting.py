@@ -57,7 +57,7 @@ def report(
     quiet: given.Quiet = False,
 ) -> None:
     """Measure where a model's attention goes and write it up: a page, figures, tables and the record. In a new place
-    the page can be read after the first part, and grows. Of two saved reports, say what differs."""
+    the page can be read once the text itself is measured, and grows. Of two saved reports, say what differs."""
     if other is not None:
         unused: list[Any] = [
             text,

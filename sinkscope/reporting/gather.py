@@ -96,8 +96,8 @@ def report(
         items: what to show, `[*sinkscope.ITEMS, ...]` for more than usual; all items of the sections when None. Their
             probes measure in the same pass as the probes of the record they read.
         sections: the parts of the page; one without items is not measured, but for the main record.
-        each: called with the report so far after each section but the last, which `lambda made: made.save("report")`
-            makes a page that grows.
+        each: called with the report so far, first once there is the main record, then after each further section but
+            the last, which `lambda made: made.save("report")` makes a page that grows.
         progress: False for no progress bars, and no line for each section that is finished.
         load_options: passed to `load`, for example dtype or device.
 
@@ -159,25 +159,38 @@ def report(
     def gathered(left: Sequence[str] = ()) -> Report:
         is_other = chosen is not None or tuple(sections) != SECTIONS
         told = [f"Still to come: {'; '.join(left)}."] if left else planned.notes(records, is_other)
-        told += notes
+        told += [*notes, *passes.notes]
         made = {key: record.assign_attrs(planned.attributes) for key, record in records.items()}
         made[MAIN].attrs |= about | ({"notes": "\n".join(told)} if told else {})
         return Report(made, items=chosen, sections=sections)
 
+    def take(made: Mapping[str, xr.Dataset], left: Sequence[str]) -> None:
+        begins = MAIN not in records
+        records.update({key: record.assign_attrs(text=name, **settings.thresholds) for key, record in made.items()})
+        if each is not None and left and MAIN in records and (begins or MAIN not in made):
+            each(gathered(left))
+
+    def begin(left: Sequence[str], made: Mapping[str, xr.Dataset], more: Sequence[str]) -> None:
+        take(made, [*more, *left])
+
     for part in run:
         with stages.next() as left:
-            made, why = _measured(part, passes, records)
-        records |= {key: record.assign_attrs(text=name, **settings.thresholds) for key, record in made.items()}
+            made, why = _measured(part, passes, records, partial(begin, left))
         notes += why
-        if each is not None and left and MAIN in records:
-            each(gathered(left))
+        take(made, left)
     return gathered()
 
 
 def _measured(
-    part: Section, passes: Passes, records: Mapping[str, xr.Dataset]
+    part: Section,
+    passes: Passes,
+    records: Mapping[str, xr.Dataset],
+    begun: Callable[[Mapping[str, xr.Dataset], Sequence[str]], None] = lambda made, more: None,
 ) -> tuple[dict[str, xr.Dataset], list[str]]:
-    """The records of a section, and notes on those left out, with the reason."""
+    """The records of a section, and notes on those left out, with the reason.
+
+    `begun` is called once there is the main record, with it and what to call those of the section behind it.
+    """
     assert part.run is not None
     if part.causal_only and not is_causal(records[MAIN]) and passes.inputs is None:
         return {}, [f"{part.subject} was not measured: an encoder reads a text as a whole, with no cache."]
@@ -198,6 +211,9 @@ def _measured(
                 if MAIN in part.records and not isinstance(problem, SinkscopeError):
                     raise
                 refused.setdefault(reason_of(problem), []).append(part.records[name])
+            else:
+                if name == MAIN:
+                    begun(made, [part.records[other] for other in measured if other not in made])
     except Exception as problem:
         if MAIN in part.records:
             raise

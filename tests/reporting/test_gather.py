@@ -107,20 +107,25 @@ def test_a_short_text_gives_fewer_or_shorter_sequences_and_a_note(llama, tmp_pat
 
 @pytest.mark.usefixtures("one_format")
 @pytest.mark.slow
-def test_the_report_so_far_is_given_after_each_section_but_the_last(llama, text, tmp_path):
+def test_the_report_so_far_is_given_from_the_main_record_on(llama, text, tmp_path):
     given = []
 
     def each(made):
         given.append((list(made.records), made.notes))
         made.save(tmp_path / "growing", prints=False, progress=False)
         assert {path.name for path in (tmp_path / "growing").iterdir()} == {"report.html", "records", "manifest.json"}
-        assert f"Still to come: {SECTIONS[3].title}." in (tmp_path / "growing/report.html").read_text()
+        assert f"{SECTIONS[3].title}." in (tmp_path / "growing/report.html").read_text()
 
-    options = {"sequences": 2, "length": 24, "progress": False, "sections": (SECTIONS[0], SECTIONS[3])}
+    sections = (SECTIONS[0], SECTIONS[2], SECTIONS[3])
+    options = {"sequences": 2, "length": 24, "progress": False, "sections": sections}
     made = sinkscope.report(llama, byte_tokenizer(False), text, **options, each=each)
-    ((records, notes),) = given
-    assert records == [name for name in made.records if name in SECTIONS[0].records]
-    assert notes[0] == f"Still to come: {SECTIONS[3].title}." and not any("to come" in note for note in made.notes)
+    (first, notes), (second, later) = given  # not again where the first section ends
+    assert first == ["text"]
+    begun = [name for name in made.records if name in SECTIONS[0].records]
+    behind = [SECTIONS[0].records[name] for name in begun[1:]]
+    assert behind and notes[0] == f"Still to come: {'; '.join([*behind, SECTIONS[2].title, SECTIONS[3].title])}."
+    assert set(begun) < set(second) and later[0] == f"Still to come: {SECTIONS[3].title}."
+    assert not any("to come" in note for note in made.notes)
     made.save(tmp_path / "growing", progress=False)  # in the place of what was saved before
     assert (tmp_path / "growing/figures").is_dir() and "forced" in sinkscope.Report.open(tmp_path / "growing").records
 
