@@ -1,4 +1,4 @@
-"""sinkscope/__init__.pyi and sinkscope/lab/__init__.pyi: what each public name is, for editors and type checkers.
+"""The __init__.pyi of sinkscope, its figures and its lab: what each public name is, for editors and type checkers.
 
 The packages import their names when they are first used, which no type checker can follow.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-PACKAGES = {"sinkscope": ["__version__: str"], "sinkscope.lab": []}
+PACKAGES = {"sinkscope": ["__version__: str"], "sinkscope.figures": [], "sinkscope.lab": []}
 HEAD = "# Made by `make stub` from __init__.py. Do not edit it.\n"
 
 

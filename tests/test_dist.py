@@ -149,7 +149,7 @@ def test_the_types_reach_a_users_file(python, tmp_path):
     assert 'expression has type "str"' in lines[0][1] and '"frist"' in lines[1][1]
 
 
-@pytest.mark.parametrize("name", ["sinkscope", "sinkscope.lab"])
+@pytest.mark.parametrize("name", ["sinkscope", "sinkscope.figures", "sinkscope.lab"])
 def test_type_checkers_are_told_every_public_name(name):
     stub = Path(ROOT, *name.split("."), "__init__.pyi").read_text(encoding="utf-8")
     assert stub == ci_script("stub").stub(name), "run `make stub`"

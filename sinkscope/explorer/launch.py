@@ -21,7 +21,7 @@ from sinkscope.explorer.controller import Controller
 from sinkscope.explorer.results import SavedMaps
 from sinkscope.explorer.text_model import TextModel
 from sinkscope.explorer.writing import LONG, MOST, SHOWN, chat_ids, cut
-from sinkscope.hf.loading import load, tokenizer_of
+from sinkscope.hf.loading import load_beside
 from sinkscope.models.facts import find_streams
 from sinkscope.models.requirements import check_decoder
 from sinkscope.normalisers import Normaliser
@@ -138,8 +138,7 @@ def _of_model(
         raise SinkscopeError(f"length is {length!r}; give 2 to {MOST:,} tokens, which is what a map may have.")
     if isinstance(tokenizer, Mapping) and text is None:  # as `measure` takes it
         tokenizer, text = None, tokenizer
-    loaded, found = load(model, **load_options)
-    tokenizer = tokenizer_of(found if tokenizer is None else tokenizer)
+    loaded, tokenizer = load_beside(model, tokenizer, **load_options)
     if not isinstance(loaded, nn.Module):
         raise SinkscopeError(f"a {type(loaded).__name__} is no loaded model; sinkscope.load() makes one.")
     if isinstance(text, Mapping):

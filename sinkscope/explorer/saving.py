@@ -28,7 +28,7 @@ from sinkscope.files import write_figure, write_sealed
 from sinkscope.models.facts import model_attributes, token_attributes
 from sinkscope.policies import PerHead
 from sinkscope.record import save_record
-from sinkscope.reporting.page import inline_png
+from sinkscope.reporting.markup import inline_png
 from sinkscope.seals import check_own
 
 NEEDS_KERNEL = "The interactive explorer needs a running kernel. Run this cell to open it."

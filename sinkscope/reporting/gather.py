@@ -14,7 +14,7 @@ import xarray as xr
 from sinkscope.analysis.variables import is_causal
 from sinkscope.arguments import checks_types, several
 from sinkscope.errors import SinkscopeError, shown
-from sinkscope.hf.loading import load, tokenizer_of
+from sinkscope.hf.loading import load_beside
 from sinkscope.models.as_found import AsFound
 from sinkscope.models.facts import find_streams
 from sinkscope.probes import Probe
@@ -124,8 +124,7 @@ def report(
     planned = Planned(plan, asked, load_options, inputs is None)  # a wrong text is told before a model is loaded
     settings = planned.plan
     model, load_options = planned.load_arguments(model, load_options)
-    loaded, found = load(model, **load_options)
-    tokenizer = tokenizer_of(found if tokenizer is None else tokenizer)
+    loaded, tokenizer = load_beside(model, tokenizer, **load_options)
     wishes = {STREAMING.title: settings.streaming, SOFTMAX.title: settings.softmax}
     wanted = [part for part in parts if MAIN in part.records or (part.items and wishes.get(part.title, True))]
     run = [part for part in wanted if part.run is not None]

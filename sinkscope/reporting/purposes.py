@@ -13,7 +13,7 @@ from sinkscope.analysis.purposes import KINDS, depth_table, gates_table, purpose
 from sinkscope.analysis.reach import reach_table
 from sinkscope.analysis.secondary import secondary_sinks
 from sinkscope.errors import SinkscopeError
-from sinkscope.figures.purposes import lost_value_share
+from sinkscope.figures.heads import lost_value_share
 from sinkscope.figures.requirements import tokens_named
 from sinkscope.figures.style import number
 from sinkscope.reporting.content import Item, Numbers, Section, Table

@@ -14,7 +14,7 @@ import pandas as pd
 from sinkscope.arguments import checks_types
 from sinkscope.errors import SinkscopeError, first_line
 from sinkscope.figures.style import source_json, source_line, visible
-from sinkscope.reporting.page import formatted, readable
+from sinkscope.reporting.markup import formatted, readable
 
 _FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")  # how text begins that a spreadsheet may run, or that was marked
 _LATEX = str.maketrans({

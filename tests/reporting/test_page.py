@@ -16,7 +16,8 @@ from sinkscope import figures
 from sinkscope.figures.plotly_renderer import page_text, thinned
 from sinkscope.glossary import DEFINITIONS
 from sinkscope.reporting.document import Report
-from sinkscope.reporting.page import description, page, script_json
+from sinkscope.reporting.markup import script_json
+from sinkscope.reporting.page import description, page
 from tests.reporting import naive_softmax
 from tests.support import naive_record, naive_streaming
 

@@ -42,7 +42,7 @@ from sinkscope.files import write_sealed
 from sinkscope.models.facts import model_attributes
 from sinkscope.policies import Policy
 from sinkscope.progress import progress_bar
-from sinkscope.reporting.page import content_policy, script_json, template
+from sinkscope.reporting.markup import content_policy, script_json, template
 
 MEGABYTES = 12.0  # a page has at most
 SINKS = (0, 4)  # beside each window of a page, if nothing else is asked for
