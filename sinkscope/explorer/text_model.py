@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain, islice
@@ -183,11 +183,6 @@ class TextModel:
         now = written(self.model)
         passed, cache = self._continued(configuration) or self._from_the_start(configuration)
         layers, record, last, logits, hidden = passed
-        if configuration.is_baseline and hidden is not None and not self._is_hooked:
-            if self._doubted is not None and torch.equal(self._doubted, hidden):
-                self._is_hooked = True  # weights were the same: this model reads on otherwise than it reads a whole
-            else:
-                self._prefix = Prefix.of(self.model, self.ids, layers, cache, hidden, record)
         maps = LiveMaps(layers, self.anatomy.numbers)
         reading = Reading.unscored(configuration, maps, record, RANKS, " ".join(notes), (self._untold, now))
         if hidden is not None:  # the map need not wait for the head
@@ -196,6 +191,11 @@ class TextModel:
         yield replace(reading, losses=losses, guesses=guesses, is_scored=True)
         del logits, passed  # which may hold those of the whole text
         yield from self._beside(configuration, maps, record)
+        if configuration.is_baseline and hidden is not None and not self._is_hooked:
+            if self._doubted is not None and torch.equal(self._doubted, hidden):
+                self._is_hooked = True  # weights were the same: this model reads on otherwise than it reads a whole
+            else:
+                self._prefix = Prefix.of(self.model, self.ids, layers, cache, hidden, record)
         steps = self._generated(configuration) if cache is None else self._cached_steps(configuration, cache, last)
         yield from self._continuation(configuration, steps, WRITTEN)
 
@@ -312,7 +312,9 @@ class TextModel:
             yield Price(configuration, 0, 0, unknown=str(problem))
 
     def _cached_steps(self, configuration: Configuration, cache: ReadingCache, last: Tensor) -> Iterator[int]:
-        with attached(self.model, policy=configuration.policy_slot, normaliser=configuration.normaliser_slot):
+        slots: dict[str, Any] = {"policy": configuration.policy_slot, "normaliser": configuration.normaliser_slot}
+        scope: Any = nullcontext() if configuration.is_baseline else attached(self.model, **slots)
+        with scope:
             while True:
                 token = last.argmax()
                 yield int(token)
