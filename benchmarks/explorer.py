@@ -212,7 +212,7 @@ def measure(lab: Lab, browser: object, tokens: int) -> None:
         notebook.page.evaluate("() => jupyterapp.commands.execute('notebook:run-cell')")
         first_paint(notebook)
         opened_on = int(notebook.python("app.controller.unit"))
-        limits = (61.0, 65.0) if tokens <= 512 else (162.0, 186.0)
+        limits = (61.0, 65.0) if tokens <= 512 else (162.0, 186.0) if tokens <= 2048 else (200.0, 200.0)
         looking(notebook, limits)
         memory(notebook)
         if tokens <= 512:

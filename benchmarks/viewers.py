@@ -1,17 +1,21 @@
-"""The explorer beside other viewers of attention: all heads of the demo model in each, in one run.
+r"""The explorer beside other viewers of attention: all heads of the demo model in each, in one run.
 
     python benchmarks/viewers.py                       # the explorer alone
     python benchmarks/viewers.py --others FOLDER       # and the others, as far as they are there
 
-The others are no dependencies of sinkscope and are installed in a folder of their own; the second line brings what
+The others are no dependencies of sinkscope and are installed in a folder of their own; the last line brings what
 bertviz loads from a CDN (in place of jquery 2.0.0 the nearest that npm has), and without it bertviz draws nothing here:
 
     pip install --no-deps --target FOLDER bertviz==1.4.1 circuitsvis==1.43.3 attnview==0.5.1
+    pip install --no-deps --target FOLDER attnread==0.1.2 nnsight==0.7.0 python-socketio python-engineio \
+        simple-websocket websocket-client wsproto h11 bidict astor toml httpx anyio sniffio pydantic pydantic-core \
+        annotated-types typing-inspection msgspec zstandard rich sentencepiece protobuf
     npm install --prefix FOLDER requirejs@2.3.6 d3@5.7.0 jquery@2.2.4
 
 Each is given the maps of an eager forward, makes its HTML in a process of its own, and is opened in a headless Chromium
-without a network. The explorer starts in JupyterLab with the model loaded; its seconds, until the map is drawn and then
-until all is (overview of heads, chart of losses), have its forwards in them. Nothing else should run on the machine.
+without a network; attnread takes maps out of a model and shows none. The explorer starts in JupyterLab with the model
+loaded; its seconds, until the map is drawn and then until all is (losses, overview of heads, price, continuation), have
+its forwards in them. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import torch
-from explorer import CHART, CHROMIUM_OPTIONS, FIRST_PAINT, Lab, opened
+from explorer import CHROMIUM_OPTIONS, FIRST_PAINT, HEADS, LOSSES, READY, Lab, opened
 from playwright.sync_api import Browser, Error, Page, TimeoutError, sync_playwright
 from torch import Tensor
 
@@ -138,7 +142,6 @@ RUN_CELL = """place => {
     jupyterapp.shell.currentWidget.content.activeCellIndex = place;
     return jupyterapp.commands.execute('notebook:run-cell');
 }"""
-OVERVIEW = "Number(document.querySelector('.sinkscope-atlas canvas')?.dataset.request) > 0"
 ARROW_DOWN = """globalThis.before = document.querySelector(".sinkscope-map canvas").dataset.caption;
     const atlas = document.querySelector(".sinkscope-atlas canvas"); atlas.focus();
     atlas.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowDown", bubbles: true, cancelable: true}));"""
@@ -175,10 +178,26 @@ def build(name: str, folder: Path, tokens: list[str], others: Path, answer: Conn
         answer.send(f"over {MOST_GIGABYTES} GB")
 
 
-def built(name: str, folder: Path, tokens: list[str], others: Path, limit: float) -> tuple[str, str] | str:
+def extract(tokens: int, others: Path, answer: Connection) -> None:
+    """In a process of its own: have attnread give the maps of all heads; it shows none."""
+    sys.path.append(str(others))
+    try:
+        from attnread import extract_attention  # type: ignore[import-not-found]
+    except ImportError as error:
+        answer.send(f"not measured: {error}")
+        return
+    model, tokenizer = sinkscope.load()
+    ids = sinkscope.read_tokens(tokenizer, limit=tokens)
+    begun = time.perf_counter()
+    extract_attention(model, {"input_ids": ids})
+    answer.send((importlib.metadata.version("attnread"), f"{time.perf_counter() - begun:.1f}"))
+
+
+def built(work: Callable[..., None], *given: object, limit: float) -> tuple[str, str] | str:
+    """What `work` answers from a process of its own, or what was in the way."""
     context = multiprocessing.get_context("spawn")
     answer, send = context.Pipe(duplex=False)
-    process = context.Process(target=build, args=(name, folder, tokens, others, send))
+    process = context.Process(target=work, args=(*given, send))
     process.start()
     send.close()
     try:
@@ -203,10 +222,10 @@ def within(limit: float, run: Callable[[float], float]) -> str:
 def drawn(page: Page, address: str, is_drawn: str, timeout: float) -> float:
     begun = time.perf_counter()
     page.goto(address, wait_until="commit", timeout=timeout)
-    page.wait_for_function(f"{is_drawn} || {DROPPED}", timeout=timeout)
-    if not page.evaluate(is_drawn):
+    found = page.wait_for_function(f"{is_drawn} ? 'drawn' : {DROPPED} && 'dropped'", timeout=timeout)
+    if found.json_value() != "drawn":
         raise Error("nothing: too long a script")
-    page.evaluate(TWO_FRAMES)
+    page.wait_for_function(TWO_FRAMES, timeout=timeout)
     return time.perf_counter() - begun
 
 
@@ -233,7 +252,7 @@ def in_browser(browser: Browser, viewer: Viewer, file: Path, modules: Path, limi
 
 
 def other(browser: Browser, name: str, folder: Path, tokens: list[str], others: Path, limit: float) -> list[str]:
-    found = built(name, folder, tokens, others, limit)
+    found = built(build, name, folder, tokens, others, limit=limit)
     if isinstance(found, str):
         return [name, str(len(tokens)), "", "", found, "", ""]
     version, seconds = found
@@ -252,11 +271,11 @@ def explorer(lab: Lab, browser: Browser, tokens: int, limit: float) -> list[str]
         before, begun = page.evaluate("bytesSoFar()"), time.perf_counter()
         page.evaluate(f"void ({RUN_CELL})(1)")
         seconds = []
-        for part in (FIRST_PAINT, OVERVIEW, CHART):
+        for part in (FIRST_PAINT, LOSSES, HEADS, READY):
             page.wait_for_function(part, timeout=1000 * limit)
             seconds.append(time.perf_counter() - begun)
         received = page.evaluate("bytesSoFar()") - before
-        notebook.wait_for("not app.controller.busy and app._has_picture", seconds=limit)
+        notebook.wait_for("not app.controller.busy and app._page", seconds=limit)  # the still picture was drawn
         then = within(limit, partial(switched, page, ARROW_DOWN, OTHER_CAPTION))
         page.evaluate("() => jupyterapp.commands.execute('docmanager:save')")
         saved = len(json.dumps(nbformat.read(notebook.path, as_version=4).cells[1].outputs))
@@ -281,6 +300,10 @@ def main(lengths: list[int], others: Path | None, limit: float) -> None:
                 tokens = captured(length, folder / "maps.npy") if others else []
                 for name in OTHERS if others else ():
                     show_row(other(browser, name, folder, tokens, others, limit))
+                if others:
+                    found = built(extract, length, others, limit=limit)
+                    told = ("attnread", found) if isinstance(found, str) else (f"attnread ({found[0]})", found[1])
+                    show_row([told[0], str(length), "no page", "", told[1], "", ""])
                 show_row(explorer(lab, browser, length, limit))
         finally:
             lab.stop()

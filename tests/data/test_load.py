@@ -9,10 +9,11 @@ import sys
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.gguf import LOCK, demo_model_file
-from sinkscope.hf.loading import load
+from sinkscope.hf.loading import load, load_beside
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,17 @@ def test_a_model_already_loaded_comes_back_as_it_is(directories, tiny_gguf, cach
         load(model, dtype="float32")
     model, tokenizer = load(tiny_gguf[0])
     assert load(model)[1].get_vocab() == tokenizer.get_vocab()
+
+
+def test_beside_a_loaded_model_and_its_tokenizer_nothing_is_looked_for(tiny_gguf, cache, monkeypatch):
+    model, tokenizer = load(tiny_gguf[0])
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: pytest.fail("a tokenizer was loaded"))
+    assert load_beside(model, tokenizer, dtype=None, trust_remote_code=False) == (model, tokenizer)
+    with pytest.raises(SinkscopeError, match="loaded already, so dtype has no effect"):
+        load_beside(model, tokenizer, dtype="float32")
+    monkeypatch.undo()
+    _, found = load_beside(model, None)
+    assert type(found) is type(tokenizer)
 
 
 def test_loading_leaves_the_verbosity_of_transformers_alone(directories, capfd):
