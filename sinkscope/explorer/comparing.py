@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sinkscope.explorer.configuration import Configuration
+from sinkscope.explorer.difference import difference_of, difference_values
 from sinkscope.explorer.pixels import (
     MapOptions,
     Tile,
-    difference_of,
-    difference_values,
     numbers_at,
     pair_of,
     row_of,

@@ -224,80 +224,42 @@ def _fitting(options: MapOptions, maps: HeadMaps) -> MapOptions:
 
 def _part_of(maps: HeadMaps, unit: int, options: MapOptions) -> _Part:
     region = options.region or (maps.tokens.start, maps.tokens.stop) * 2
-    rows, columns = _cells(maps, *region[:2]), _cells(maps, *region[2:])
-    first = _cells(maps, maps.first, maps.first + FIRST)
-    (small, left), (sinks, _) = (_small(maps, unit, rows, each, options) for each in (columns, first))
+    rows, columns = cells_of(maps, *region[:2]), cells_of(maps, *region[2:])
+    first = cells_of(maps, maps.first, maps.first + FIRST)
+    (small, sinks), left = _small(maps, unit, rows, (columns, first), options)
     shown = np.concatenate([small.ravel(), sinks.ravel()])
     ends = limits(shown, options.scale, stretched=options.hiding != "nothing")
-    return _Part(small, sinks, ends, (_tokens(maps, rows), _tokens(maps, columns), _tokens(maps, first)), left)
+    return _Part(small, sinks, ends, (tokens_of(maps, rows), tokens_of(maps, columns), tokens_of(maps, first)), left)
 
 
-def _small(maps: HeadMaps, unit: int, rows: slice, columns: slice, options: MapOptions) -> tuple[np.ndarray, float]:
-    """A part of a map pooled and on its scale, and the mean share of attention beside hidden keys.
+def _small(
+    maps: HeadMaps, unit: int, rows: slice, columns: tuple[slice, ...], options: MapOptions
+) -> tuple[list[np.ndarray], float]:
+    """Parts of a map, over the same rows, pooled and on its scale, and the mean share of attention beside hidden keys.
 
     A scale rises with the probability, so that pooling comes first. A large part is read band by band, and no array of
     its size is ever there.
     """
     count = rows.stop - rows.start
-    if maps.is_spread or options.hiding != "nothing" or count <= SIDE:
-        values, left = _shown(maps, unit, rows, columns, options)
-        return scaled(pooled(_spread(maps, values, rows, columns)), options.scale), left
+    if maps.is_spread or count <= SIDE:
+        values, left = values_in(maps, unit, rows, columns, options)
+        cells = (spread(maps, each, rows, own) for each, own in zip(values, columns, strict=True))
+        return [scaled(pooled(each), options.scale) for each in cells], _mean(left)
     starts = np.append(rows.start + edges(count, SIDE), rows.stop)
-    parts = []
+    parts: list[list[np.ndarray]] = [[] for _ in columns]
+    shares = []
     for band in range(0, SIDE, BAND):
         low, *inside, high = starts[band : band + BAND + 1]
-        values, _ = _shown(maps, unit, slice(int(low), int(high)), columns, options)
-        parts.append(pooled(_largest(values, np.array([low, *inside]) - low, 0)))
-    return scaled(np.concatenate(parts), options.scale), 1.0
+        values, left = values_in(maps, unit, slice(int(low), int(high)), columns, options)
+        shares.append(left)
+        for part, each in zip(parts, values, strict=True):
+            part.append(pooled(_largest(each, np.array([low, *inside]) - low, 0)))
+    return [scaled(np.concatenate(part), options.scale) for part in parts], _mean(np.concatenate(shares))
 
 
-def difference_of(maps: HeadMaps, unit: int, other: HeadMaps, other_unit: int, options: MapOptions) -> Tile | None:
-    """One map minus another, around zero, over the tokens that both have; None where those are none.
-
-    A key that one of the two does not see has no weight there; its logit is unknown, and so is that difference. Cells
-    that neither sees are 0. Pooling keeps what is farthest from zero.
-    """
-    first, stop = max(maps.first, other.first), min(maps.tokens.stop, other.tokens.stop)
-    if first >= stop:
-        return None
-    asked = options.region or (first, stop) * 2
-    region = [min(max(place, first), stop) for place in asked]
-    if region[0] >= region[1] or region[2] >= region[3]:
-        region = [first, stop] * 2
-    keys = tuple(region[2:]), (first, min(first + FIRST, stop))
-    tile, sinks = (
-        _difference((maps, unit), (other, other_unit), (region[0], region[1]), each, options) for each in keys
-    )
-    largest = float(np.nanmax(np.abs(np.concatenate([tile.ravel(), sinks.ravel()])), initial=0.0)) or 1.0
-    ends = Limits(-largest, largest, f"difference of {SCALES[options.scale]}", diverging=True)
-    rows, columns, strip = (_tokens(maps, _cells(maps, *each)) for each in (region[:2], *keys))
-    bytes_of = (encoded(farthest(each), ends) for each in (tile, sinks))
-    return Tile(next(bytes_of), rows, columns, ends, 1.0, next(bytes_of), strip, is_difference=True)
-
-
-def _difference(
-    one: tuple[HeadMaps, int],
-    two: tuple[HeadMaps, int],
-    query: tuple[int, int],
-    key: tuple[int, ...],
-    options: MapOptions,
-) -> np.ndarray:
-    """[row, column] of two heads on the scale of the options, NaN where there is no difference to tell."""
-    both = []
-    for maps, unit in (one, two):
-        cells = _cells(maps, *query), _cells(maps, *key)
-        both.append(_spread(maps, _shown(maps, unit, *cells, options)[0], *cells))
-    if options.scale == "logit":
-        return both[0] - both[1]
-    is_unseen = np.isnan(both[0]) & np.isnan(both[1])
-    before, after = (scaled(np.nan_to_num(each), options.scale) for each in both)
-    return np.where(is_unseen, np.nan, before - after)
-
-
-def farthest(values: np.ndarray, side: int = SIDE) -> np.ndarray:
-    """The value farthest from zero in each cell of a tile, with its sign; NaN for none."""
-    high, low = pooled(values, side), -pooled(-values, side)
-    return np.where(-low > high, low, high)
+def _mean(shares: np.ndarray) -> float:
+    """Over the rows that have any attention; 0 where none has."""
+    return float(np.nanmean(shares)) if np.isfinite(shares).any() else 0.0
 
 
 def row_of(maps: HeadMaps, unit: int, query: int, options: MapOptions, length: int) -> tuple[np.ndarray, Limits] | None:
@@ -307,7 +269,7 @@ def row_of(maps: HeadMaps, unit: int, query: int, options: MapOptions, length: i
     """
     if query not in maps.tokens:
         return None
-    values, _ = _shown(maps, unit, _cells(maps, query, query + 1), slice(0, maps.cells), options)
+    (values,), _ = values_in(maps, unit, cells_of(maps, query, query + 1), (slice(0, maps.cells),), options)
     row = np.full(length, np.nan, dtype=np.float32)
     if maps.is_spread:
         row[maps.first : maps.first + maps.length] = np.repeat(values[0], _sizes(maps))
@@ -320,36 +282,43 @@ def numbers_at(maps: HeadMaps, unit: int, query: int, key: int) -> tuple[float |
     """Exact probability and logit of one cell; None for what is not seen, or not known."""
     if query not in maps.tokens or key not in maps.tokens:
         return None, None
-    cell = _cells(maps, query, query + 1), _cells(maps, key, key + 1)
+    cell = cells_of(maps, query, query + 1), cells_of(maps, key, key + 1)
     probability, logit = maps.probabilities(unit, *cell).item(), np.nan
     with suppress(SinkscopeError):  # saved maps have no logits
         logit = maps.logits(unit, *cell).item()
     return None if np.isnan(probability) else probability, None if np.isnan(logit) else logit
 
 
-def _shown(maps: HeadMaps, unit: int, rows: slice, columns: slice, options: MapOptions) -> tuple[np.ndarray, float]:
-    """Probabilities or logits of a part of a map, and the mean share of attention beside hidden keys.
+def values_in(
+    maps: HeadMaps, unit: int, rows: slice, columns: tuple[slice, ...], options: MapOptions
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Probabilities or logits of parts of a map over the same rows, and the share of attention beside hidden keys.
+
+    The share is [row], NaN where a row has no attention.
 
     Logits stay as they are where the rest is renormalised: softmax does not care for what is taken off all.
     """
     is_logit = options.scale == "logit"
     hidden = 0 if options.hiding == "nothing" else int(np.searchsorted(maps.starts + maps.first, options.hidden))
     if not hidden:
-        return (maps.logits if is_logit else maps.probabilities)(unit, rows, columns), 1.0
+        read = maps.logits if is_logit else maps.probabilities
+        return [read(unit, rows, each) for each in columns], np.ones(rows.stop - rows.start)
     weights = maps.probabilities(unit, rows, slice(0, maps.cells))
     total = np.nansum(weights, axis=1, keepdims=True)  # which is 1 under softmax only
-    weights = np.where(np.arange(maps.cells) < hidden, np.nan, weights)
+    weights[:, :hidden] = np.nan
     kept = np.nansum(weights, axis=1, keepdims=True)
-    left = float(np.mean(kept[total > 0] / total[total > 0])) if (total > 0).any() else 0.0
+    left = np.divide(kept, total, out=np.full_like(kept, np.nan), where=total > 0)[:, 0]
     if is_logit:
-        logits = maps.logits(unit, rows, columns)
-        return np.where(np.arange(columns.start, columns.stop) < hidden, np.nan, logits), left
+        logits = [maps.logits(unit, rows, each) for each in columns]
+        for each, part in zip(columns, logits, strict=True):
+            part[:, : max(0, hidden - each.start)] = np.nan
+        return logits, left
     if options.hiding == "renormalised":
         weights = np.divide(weights, kept, out=np.full_like(weights, np.nan), where=kept > 0)
-    return weights[:, columns], left
+    return [weights[:, each] for each in columns], left
 
 
-def _spread(maps: HeadMaps, values: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+def spread(maps: HeadMaps, values: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
     """Values [row, column] of cells; where these have several tokens, repeated for each."""
     if not maps.is_spread:
         return values
@@ -362,13 +331,13 @@ def _sizes(maps: HeadMaps) -> np.ndarray:
     return np.diff(maps.starts, append=maps.length)
 
 
-def _cells(maps: HeadMaps, first: int, stop: int) -> slice:
+def cells_of(maps: HeadMaps, first: int, stop: int) -> slice:
     low = int(np.searchsorted(maps.starts, max(0, first - maps.first), side="right")) - 1
     high = int(np.searchsorted(maps.starts, max(0, stop - maps.first)))
     return slice(low, max(high, low + 1))
 
 
-def _tokens(maps: HeadMaps, cells: slice) -> tuple[int, int]:
+def tokens_of(maps: HeadMaps, cells: slice) -> tuple[int, int]:
     stop = maps.starts[cells.stop] if cells.stop < maps.cells else maps.length
     return int(maps.first + maps.starts[cells.start]), int(maps.first + stop)
 
@@ -376,25 +345,15 @@ def _tokens(maps: HeadMaps, cells: slice) -> tuple[int, int]:
 def values_of(maps: HeadMaps, unit: int, options: MapOptions) -> tuple[np.ndarray, slice, slice]:
     """Probabilities or logits of the part shown, [row, column], and its rows and columns in tokens."""
     region = _fitting(options, maps).region or (maps.tokens.start, maps.tokens.stop) * 2
-    rows, columns = _cells(maps, *region[:2]), _cells(maps, *region[2:])
-    values = _spread(maps, _shown(maps, unit, rows, columns, options)[0], rows, columns)
-    return values, _places(maps, rows), _places(maps, columns)
+    rows, columns = cells_of(maps, *region[:2]), cells_of(maps, *region[2:])
+    (shown,), _ = values_in(maps, unit, rows, (columns,), options)
+    values = spread(maps, shown, rows, columns)
+    return values, places_of(maps, rows), places_of(maps, columns)
 
 
-def difference_values(
-    maps: HeadMaps, unit: int, other: HeadMaps, other_unit: int, options: MapOptions
-) -> tuple[np.ndarray, slice, slice] | None:
-    """The same of a difference, on its scale; None where the two have no token in common."""
-    tile = difference_of(maps, unit, other, other_unit, options)
-    if tile is None:
-        return None
-    values = _difference((maps, unit), (other, other_unit), tile.query, tile.key, options)
-    return values, _places(maps, _cells(maps, *tile.query)), _places(maps, _cells(maps, *tile.key))
-
-
-def _places(maps: HeadMaps, cells: slice) -> slice:
+def places_of(maps: HeadMaps, cells: slice) -> slice:
     """The first token, the one behind the last, and the tokens in a cell, as even as they are."""
-    first, stop = _tokens(maps, cells)
+    first, stop = tokens_of(maps, cells)
     if maps.is_spread:
         return slice(first, stop, 1)
     return slice(first, stop, -(-(stop - first) // (cells.stop - cells.start)))

@@ -7,7 +7,8 @@ import pytest
 
 from sinkscope.explorer.comparing import NEEDS_MODEL, NEEDS_PIN
 from sinkscope.explorer.controller import Controller
-from sinkscope.explorer.pixels import FAINTEST, MapOptions, difference_of, pair_of, tile_of
+from sinkscope.explorer.difference import difference_of
+from sinkscope.explorer.pixels import FAINTEST, MapOptions, pair_of, tile_of
 from sinkscope.explorer.results import Unit
 from tests.explorer.fakes import LENGTH, TEXTS, WAIT, FakeTextModel, FixedMaps, Gate, ask, random_maps
 

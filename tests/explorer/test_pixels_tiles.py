@@ -83,6 +83,19 @@ def test_what_is_left_is_the_mean_share_of_the_attention_of_a_row_on_keys_not_hi
     assert tile_of(maps, 2, MapOptions("linear", "nothing", hidden)).left == 1.0
 
 
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: f"{view.scale} {view.hiding} {view.hidden}")
+def test_a_map_that_is_read_band_by_band_is_pooled_as_a_whole_one_is(view):
+    tokens = 1100  # a cell of the tile holds two or three
+    maps = random_maps(tokens)
+    tile, values = tile_of(maps, 0, view), brute(maps, 0, view)
+    starts = np.searchsorted(np.arange(tokens) * 512 // tokens, np.arange(512))
+    rows = np.fmax.reduceat(values, starts, 0)
+    np.testing.assert_array_equal(tile.pixels, encoded(np.fmax.reduceat(rows, starts, 1), tile.limits))
+    np.testing.assert_array_equal(tile.sinks, encoded(rows[:, : tile.sinks.shape[1]], tile.limits))
+    hidden = 0 if view.hiding == "nothing" else view.hidden
+    assert tile.left == pytest.approx(np.nansum(whole(maps)[:, hidden:], 1).mean(), abs=1e-5)
+
+
 def test_renormalised_rows_sum_to_one_also_where_almost_everything_was_hidden():
     maps = random_maps()
     maps.weights[40] *= np.float32(1e-9)
