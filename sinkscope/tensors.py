@@ -52,6 +52,10 @@ def read_tensors(path: Path, what: str, kind: str | None, advice: str) -> tuple[
             about = _about(file)
             file.seek(0)
             tensors = load(file.read())
+    except KeyError as problem:  # a dtype that the format has, and torch's reader has not
+        raise SinkscopeError(
+            f"{path} holds tensors of a kind that sinkscope never writes ({problem}); {advice}."
+        ) from None
     except (OSError, SafetensorError, ValueError, RuntimeError) as problem:
         raise SinkscopeError(f"{what} {path} is damaged or torn ({problem}); {advice}.") from problem
     checksum = about.pop("checksum", None)
@@ -61,15 +65,18 @@ def read_tensors(path: Path, what: str, kind: str | None, advice: str) -> tuple[
         raise SinkscopeError(f"{what} {path} is of an earlier release, which cannot be checked as a whole; {advice}.")
     if checksum != _checksum(tensors, about):
         raise SinkscopeError(f"{what} {path} is damaged: it is not what was saved; {advice}.")
-    if kind is not None and about["kind"] != kind:
-        raise SinkscopeError(f"{path} is a {about['kind']}, and {what} is looked for ({kind}); {advice}.")
+    if kind is not None and about.get("kind") != kind:
+        raise SinkscopeError(f"{path} is a {about.get('kind')}, and {what} is looked for ({kind}); {advice}.")
     return tensors, about
 
 
 def _is_own(path: Path) -> bool:
     """Whether a file is empty, or one of tensors whose header says that sinkscope wrote it."""
     with suppress(OSError, ValueError, RecursionError), path.open("rb") as file:
-        return not os.fstat(file.fileno()).st_size or _about(file).get("kind", "").startswith("sinkscope")
+        if not os.fstat(file.fileno()).st_size:
+            return True
+        about = _about(file)
+        return "checksum" in about and about.get("kind", "").startswith("sinkscope")
     return False
 
 

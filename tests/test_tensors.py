@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
+import pytest
 import torch
+from safetensors.torch import save_file
 
+from sinkscope.errors import SinkscopeError
 from sinkscope.tensors import read_tensors, write_tensors
 
 
@@ -49,3 +53,20 @@ def test_a_file_that_is_replaced_while_it_is_read_or_written_over_is_whole(tmp_p
     assert times[0] > before
     tensors, _ = read_tensors(path, "the tensors", "sinkscope test", "write it again")
     assert tensors["a"].shape == (500,)
+
+
+def test_a_dtype_that_torch_does_not_read_is_refused(tmp_path):
+    header = json.dumps({"a": {"dtype": "F8_E8M0", "shape": [2], "data_offsets": [0, 2]}}).encode()
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
+    with pytest.raises(SinkscopeError, match=r"tensors of a kind that sinkscope never writes \('F8_E8M0'\); do so"):
+        read_tensors(path, "the tensors", None, "do so")
+
+
+def test_a_file_that_only_names_sinkscope_is_somebody_elses(tmp_path):
+    path = tmp_path / "theirs.safetensors"
+    save_file({"a": torch.ones(2)}, path, metadata={"kind": "sinkscope-like by someone"})
+    before = path.read_bytes()
+    with pytest.raises(SinkscopeError):
+        stored(path, 3)
+    assert path.read_bytes() == before

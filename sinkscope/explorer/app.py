@@ -395,5 +395,5 @@ class Explorer(w.VBox):
         Change.SCORES: _draw_scores, Change.OVERVIEW: _draw_overview, Change.PRICE: _draw_price,
         Change.CONTINUATION: _draw_continuation, Change.MAP_OPTIONS: _draw_map_options, Change.UNIT: _draw_unit,
         Change.QUERY: _draw_query, Change.PROBLEM: _draw_problem, Change.PARTNER: _draw_partner,
-        Change.AHEAD: lambda app: app.pictures.draw_ahead(),
+        Change.AHEAD: lambda app: app.pictures.draw_head(),
     }  # fmt: skip

@@ -137,7 +137,12 @@ class Comparison:
         if ahead is not None and self.is_ahead:
             unit = ahead.maps.units.index(controller.units[controller.unit])
             return Side(ahead.configuration.name, controller.derived(ahead.maps), unit)
-        return Side(controller.name, controller.maps, controller.unit)
+        return self.settled
+
+    @property
+    def settled(self) -> Side:
+        """What was read in full, of which losses and all else are."""
+        return Side(self._controller.name, self._controller.maps, self._controller.unit)
 
     @property
     def is_ahead(self) -> bool:
@@ -209,11 +214,11 @@ class Comparison:
         return tile_of(shown.maps, shown.unit, options), None
 
     def values(self) -> list[tuple[str, str, np.ndarray, slice, slice]]:
-        """What the maps on the screen are of, cell by cell: caption, scale or "difference", values, queries and keys.
+        """What the settled maps are of, cell by cell: caption, scale or "difference", values, queries and keys.
 
         Values are probabilities or logits, [row, column]; those of a difference are on its scale.
         """
-        shown, other, options = self.shown, self.partner, self._controller.map_options
+        shown, other, options = self.settled, self.partner, self._controller.map_options
         if shown.maps is None:
             return []
         if self.is_difference and other.maps is not None:

@@ -354,7 +354,7 @@ class Controller:
             self.ahead = result
             self.listen(result.kind)
             return
-        known = self.now.reading
+        known, had_ahead = self.now.reading, self.ahead is not None
         results.take(result)
         if self.comparison.is_apart(results):
             self.listen(Change.PARTNER)
@@ -374,8 +374,8 @@ class Controller:
             tokens, region = result.maps.tokens, self.map_options.region
             if region and (region[0] < tokens.start or max(region[1], region[3]) > tokens.stop):
                 self.map_options = replace(self.map_options, region=None)
-        is_map_known = isinstance(result, Reading) and known is not None and known.maps is result.maps
-        self.listen(Change.SCORES if is_map_known else result.kind)
+        is_map_shown = isinstance(result, Reading) and known is not None and known.maps is result.maps and not had_ahead
+        self.listen(Change.SCORES if is_map_shown else result.kind)
 
     def _end(self, problem: BaseException | None) -> None:
         self._set_busy("")

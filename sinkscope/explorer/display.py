@@ -48,10 +48,6 @@ class Pictures(w.Box):
         self.atlas.selected = self._controller.unit
         self._draw_map()
         self.draw_row()
-
-    def draw_ahead(self) -> None:
-        """The head shown is there before the rest of what is being read."""
-        self.draw_head()
         self.dim()
 
     def draw_query(self) -> None:

@@ -240,7 +240,7 @@ def static_picture(controller: Controller) -> str:
         picture = inline_png(figures.explored(view_record(controller)), dpi=110)
     except SinkscopeError as error:
         return f"<p>{escape(NEEDS_KERNEL)} ({escape(str(error))})</p>"
-    caption = escape(controller.caption)
+    caption = escape(controller.comparison.settled.caption)
     return (
         f"<details><summary>A still picture of the explorer, for reading without a kernel: {caption}</summary>"
         f'<img alt="attention map and losses: {caption}" style="max-width:100%" src="{picture}">'

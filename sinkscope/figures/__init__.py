@@ -5,7 +5,7 @@ Each also offers `describe`, from the same record to a `marks.Drawing`, which `p
 
 >>> figures.sink_mass_heatmap(record).savefig("heatmap.pdf")
 
-The figures are imported when first used, so that who needs none does not wait for matplotlib and SciPy.
+The figures are imported when first used, so that who needs none does not wait for SciPy and for what draws.
 """
 
 from __future__ import annotations

@@ -167,15 +167,27 @@ def _tokenizer(place: str, config: Any, revision: str | None, trust_remote_code:
         return None
 
 
-def load_beside(source: Any, tokenizer: Any, **options: Any) -> tuple[Any, Any]:
+@checks_types
+def load_beside(
+    source: Any,
+    tokenizer: Any,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    device_map: Any = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> tuple[Any, Any]:
     """As `load`, with a tokenizer, or a processor that holds one, in the place of the model's own, if one is given.
 
     Beside a model that is loaded already none is looked for then, which takes half a second.
     """
+    options = {"dtype": dtype, "device": device, "device_map": device_map, "revision": revision, **kwargs}
     if tokenizer is not None and isinstance(source, torch.nn.Module):
-        _check_unasked({name: each for name, each in options.items() if name != "trust_remote_code"})
+        _check_unasked(options)
         return source, tokenizer_of(tokenizer)
-    model, found = load(source, **options)
+    model, found = load(source, trust_remote_code=trust_remote_code, **options)
     return model, tokenizer_of(found if tokenizer is None else tokenizer)
 
 

@@ -8,7 +8,10 @@ import torch
 
 from sinkscope import SinkscopeError
 from sinkscope.explorer.configuration import Configuration
+from sinkscope.explorer.controller import Controller
+from sinkscope.explorer.display import Pictures
 from sinkscope.explorer.results import Reading, Unit, Wanted
+from sinkscope.explorer.saving import view_record
 from sinkscope.explorer.tables import table_of
 from sinkscope.explorer.text_model import TextModel
 from tests.explorer.fakes import WAIT, Gate, ask, is_whole, random_maps
@@ -164,3 +167,44 @@ def test_another_setting_takes_the_place_of_a_map_that_was_ahead(halfway, reader
     assert controller.caption == "layer 0, head 0 · window 9"
     ask(controller, window=6)
     assert controller.caption == "layer 0, head 0 · window 6"
+
+
+@pytest.mark.parametrize("back", ["reset", "undo"])
+def test_the_model_as_it_is_is_drawn_again_where_a_map_ahead_stood(controller, reader, back):
+    reader.ahead["window 6"] = gate = Gate()
+    controller.change(policy="window", window=6)
+    assert gate.begun.wait(WAIT) and controller.caption.endswith("window 6")
+    controller.heard.clear()
+    controller.reset() if back == "reset" else controller.undo()
+    gate.go.set()
+    assert controller.wait(WAIT) and controller.ahead is None
+    assert "reading" in controller.heard  # so that map and row are drawn, and not only what belongs to them
+
+
+def test_what_is_drawn_is_grey_unless_it_is_of_the_setting_asked_for(halfway):
+    controller, gate = halfway
+    pictures = Pictures(controller)
+    pictures.draw_head()
+    assert pictures.map.frame["caption"] == pictures.text.frame["caption"].split(" · query")[0] == controller.caption
+    assert not pictures.map.dimmed and not pictures.text.dimmed and pictures.losses.dimmed
+    controller.show(over="layer-mean")
+    pictures.draw_head()
+    assert pictures.map.frame["caption"].endswith("dense") and pictures.map.dimmed and pictures.text.dimmed
+    controller.show(over="head")
+    pictures.draw_head()
+    assert pictures.map.frame["caption"].endswith("window 6") and not pictures.map.dimmed
+    gate.go.set()
+    assert controller.wait(WAIT)
+
+
+def test_a_view_that_is_saved_meanwhile_is_all_of_the_setting_that_was_read():
+    controller, saved = Controller(reader(), [f"token {place}" for place in range(TOKENS)]), []
+    controller.begin()
+    assert controller.wait(WAIT)
+    controller.show(scale="linear")
+    controller.listen = lambda change: saved.append(view_record(controller)) if change == "ahead" else None
+    ask(controller, policy="window", window=6)
+    (record,) = saved
+    assert record.attrs["setting"] == "dense"
+    assert record["shown_map_0"].attrs["setting"] == f"{controller.maps.name(controller.unit)} · dense"
+    controller.close()
