@@ -261,11 +261,13 @@ def job_of(
     baseline: Configuration,
     query: int,
     dense: Results,
-    pinned: Pinned | None,
+    unread: Callable[[], Pinned | None],
     layer: int | None,
     tell: Callable[[Message], None],
 ) -> Job:
     """What is to be read for a configuration: the model as it is too, where it was not, and the pinned setting.
+
+    `unread` is asked for that once it is known whether the weights are still the same.
 
     `tell` is called with the maps of a layer that are there before all of the configuration is read.
     """
@@ -279,6 +281,9 @@ def job_of(
             yield dense, result
 
     def read(is_overtaken: Callable[[], bool]) -> Iterator[Message]:
+        nonlocal known
+        model.look_at_weights()
+        known, pinned = known if is_current(known, model) else Results(), unread()
         if known.reading is None:
             for results, result in as_it_is(is_overtaken):
                 yield results, result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -341,9 +342,9 @@ class Controller:
             self.tell(str(error))
             return
         self.problem = ""
-        pinned = self.comparison.unread(self.configuration)
+        unread = partial(self.comparison.unread, self.configuration)
         layer = self.units[self.unit].layer if self.units else None
-        what = self.model, self.configuration, self.baseline, self.query, self.dense, pinned
+        what = self.model, self.configuration, self.baseline, self.query, self.dense, unread
         job = job_of(*what, layer, self._worker.ahead)
         self._worker.submit(job, self._take, self._end)
         self._set_busy(self.configuration.name)

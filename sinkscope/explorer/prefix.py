@@ -23,6 +23,7 @@ from sinkscope.scope.collect import FOLLOWING
 from sinkscope.streaming.reading_cache import SLOTS, ReadingCache, RollingCache
 
 LEAST = 16  # tokens that are worth it
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 ROUNDING = 256  # by how many of its dtype's steps a state may differ that is computed in another block
 
 
@@ -145,6 +146,40 @@ def _joined(early: FusedLayer, late: Layer, first: int) -> Layer:
 def written(model: nn.Module) -> list[tuple[int, int]]:
     """Where each weight lies, and how often it was written to; weights that do not count that tell nothing."""
     return [(each.data_ptr(), each._version) for each in _weights(model) if _counts(each)]
+
+
+class Watch:
+    """Finds out weights that were changed behind torch's back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._seen: tuple[list[tuple[int, int]], list[Tensor]] | None = None
+
+    def changed(self) -> bool:
+        """Whether weights are others than when this was asked last, and torch counts no change."""
+        before, self._seen = self._seen, (written(self._model), glance(self._model))
+        return before is not None and before[0] == self._seen[0] and not all(map(torch.equal, before[1], self._seen[1]))
+
+
+@torch.no_grad()
+def glance(model: nn.Module) -> list[Tensor]:
+    """A number for each row of each weight, which are others where weights are.
+
+    Products of float32 rows with random numbers, which tell as much as float32 does; of other dtypes sums of bits.
+    """
+    weights = [each.detach() for each in _weights(model) if _counts(each) and not each.is_meta and each.numel()]
+    rows = [each.reshape(-1, each.shape[-1] if each.dim() else 1) for each in weights if each.layout == torch.strided]
+    widest = max((each.shape[1] for each in rows), default=0)
+    factors = torch.randn(widest, generator=torch.Generator().manual_seed(0))
+    on = {device: factors.to(device) for device in {each.device for each in rows}}
+    found = []
+    for each in rows:
+        if each.dtype == torch.float32:
+            found.append((each @ on[each.device][: each.shape[1]]).view(torch.int32))  # NaN is NaN as bits
+        else:
+            bits = torch.view_as_real(each).flatten(1) if each.is_complex() else each
+            found.append(bits.contiguous().view(BITS[bits.element_size()]).sum(-1, dtype=torch.int64))
+    return found
 
 
 def _weights(model: nn.Module) -> Iterator[Tensor]:

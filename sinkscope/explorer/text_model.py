@@ -21,7 +21,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.explorer.configuration import Configuration
 from sinkscope.explorer.overview import free_scores, thumbnails
 from sinkscope.explorer.pixels import FIRST
-from sinkscope.explorer.prefix import LEAST, Passed, Prefix, written
+from sinkscope.explorer.prefix import LEAST, Passed, Prefix, Watch, written
 from sinkscope.explorer.results import (
     Ahead,
     Continuation,
@@ -91,6 +91,7 @@ class TextModel:
         self._losses_afresh: tuple[Any, np.ndarray] = (None, np.empty(0))  # of a configuration and weights
         self._prefix: Prefix | None = None  # of the model as it is
         self._untold = 0  # how often weights turned out to be others, of which torch had told nothing
+        self._watch = Watch(self.model)
         self._doubted: Tensor | None = None  # states of the text, when they last seemed to
         self._identity: tuple[Any, str] = (None, "")
         # somebody's code may go by a token's place in what a layer is given
@@ -116,13 +117,14 @@ class TextModel:
         """What tells the weights as they are now from earlier ones, as far as it is known that those were others."""
         return self._untold, written(self.model)
 
+    def look_at_weights(self) -> None:
+        """Take note of weights that were changed behind torch's back, as by `.data`, since this was called last."""
+        if self._watch.changed():
+            self._untold, self._prefix = self._untold + 1, None
+
     @torch.no_grad()
     def read(
-        self,
-        configuration: Configuration,
-        query: int,
-        is_overtaken: Callable[[], bool],
-        wanted: Wanted | None = None,
+        self, configuration: Configuration, query: int, is_overtaken: Callable[[], bool], wanted: Wanted | None = None
     ) -> Iterator[Result]:
         """Read the text: first the `Reading`, then the `Overview`, the `Price`, and more and more `Continuation`.
 

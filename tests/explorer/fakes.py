@@ -64,6 +64,9 @@ class FakeTextModel:
     tokenizer, identity, weights = None, "a model of tests", ()
     anatomy = SimpleNamespace(numbers=[0])
 
+    def look_at_weights(self) -> None:
+        """They are always the same."""
+
     def __init__(self, length: int = LENGTH) -> None:
         self.ids = torch.arange(length) + 3
         self.gates: dict[str, Gate] = {}

@@ -242,6 +242,50 @@ def test_weights_that_changed_behind_torchs_back_are_those_of_every_number_in_th
     assert controller.signature == fresh.signature
 
 
+def other_positions(model):
+    """Of learned positions, those before any query on which the policy acts."""
+    return model.transformer.wpe.weight.data[3:8].copy_(torch.randn(5, model.config.n_embd))
+
+
+def three_times(weight):
+    """Of some rows."""
+    return weight.data[7:20].mul_(3)
+
+
+BEHIND = {
+    "the head alone": ("mistral", lambda model: three_times(model.lm_head.weight), dict(policy="window", window=25)),
+    "a text read whole": (
+        "llama", lambda model: three_times(model.model.layers[0].self_attn.q_proj.weight), dict(normaliser="softmax1"),
+    ),
+    "a window of few": (
+        "llama",
+        lambda model: three_times(model.model.layers[0].self_attn.q_proj.weight),
+        dict(policy="window", window=6),
+    ),
+    "positions of other tokens": ("gpt2", other_positions, dict(policy="chosen", evicted=(0, 7), since=30)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BEHIND)
+def test_whatever_changes_behind_torchs_back_no_two_kinds_of_weights_are_compared(case):
+    name, change, setting = BEHIND[case]
+    model = build(name)
+    controller = made_of(model)
+    before = controller.dense.reading.losses
+    with torch.no_grad():
+        change(model)
+    fresh = made_of(model)
+    assert np.nanmax(np.abs(fresh.dense.reading.losses - before)) > 1e-2
+    heard = []
+    controller.listen = lambda change: heard.append(None if controller.loss is None else controller.loss.dense)
+    for each in (controller, fresh):
+        each.change(**setting)
+        each.wait(WAIT)
+    np.testing.assert_allclose(controller.dense.reading.losses, fresh.dense.reading.losses, atol=2e-4)
+    np.testing.assert_allclose(controller.now.reading.losses, fresh.now.reading.losses, atol=2e-4)
+    assert controller.loss.dense == pytest.approx(fresh.loss.dense, rel=1e-4)
+
+
 def test_a_model_that_reads_on_otherwise_than_it_reads_a_whole_is_read_whole_from_then_on(monkeypatch):
     controller = made_of(build("llama"))
     monkeypatch.setattr(Prefix, "agrees", lambda *_: False)
