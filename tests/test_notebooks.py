@@ -227,7 +227,8 @@ def test_a_committed_notebook_is_small_and_clean(path):
 def test_a_notebook_opens_in_colab_by_its_own_name_and_installs_there_before_anything_else(path):
     notebook = read(path)
     link, first = notebook.cells[1], code_cells(notebook)[0]
-    assert re.fullmatch(rf"\[Open in Colab\]\({COLAB}/{path.name}\)", link.source)
+    assert link.source == f"[![Open in Colab](../assets/colab.svg)]({COLAB}/{path.name})"
+    assert (path.parent / "../assets/colab.svg").is_file()
     assert 'if "google.colab" in sys.modules:' in first.source and PINNED in first.source and first.outputs == []
     lines = first.source.splitlines()
     assert [line for line in lines[lines.index('if "google.colab" in sys.modules:') + 1 :] if line[:4] != "    "] == []
