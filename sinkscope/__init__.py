@@ -6,8 +6,7 @@ saved record needs neither torch nor transformers.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from sinkscope.lazy import lazily
 
 __version__ = "0.2.0"
 
@@ -100,16 +99,4 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = ["__version__", *_PACKAGES, *_HOME_OF]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _PACKAGES:
-        return import_module(f"sinkscope.{name}")
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'sinkscope' has no attribute {name!r}")
-    value = getattr(import_module(_HOME_OF[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily("sinkscope", _HOME_OF, _PACKAGES)

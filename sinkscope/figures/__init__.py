@@ -10,10 +10,8 @@ The figures are imported when first used, so that who needs none does not wait f
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
-
 from sinkscope.figures import fonts as _fonts  # before anything else that imports matplotlib
+from sinkscope.lazy import lazily
 
 _PACKAGES = ("marks",)
 _HOMES = {
@@ -37,16 +35,4 @@ del _fonts
 
 __all__ = sorted([*_PACKAGES, *_HOME_OF])
 
-
-def __getattr__(name: str) -> Any:
-    if name in _PACKAGES:
-        return import_module(f"sinkscope.figures.{name}")
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'sinkscope.figures' has no attribute {name!r}")
-    value = getattr(import_module(_HOME_OF[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily("sinkscope.figures", _HOME_OF, _PACKAGES)

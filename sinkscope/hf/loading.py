@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -57,8 +56,9 @@ def load(
         SinkscopeError: a source that is not there or cannot be read.
     """
     asked = {"dtype": dtype, "device": device, "device_map": device_map, "revision": revision}
+    given = [name for name, value in asked.items() if value is not None] + list(kwargs)
     if not (source is None or isinstance(source, (str, os.PathLike))):
-        return _already_loaded(source, asked | kwargs)
+        return _already_loaded(source, given)
     if device is not None and device_map is not None:
         raise SinkscopeError("Both device and device_map were given: give one of them.")
     if "gguf_file" in kwargs:
@@ -167,27 +167,14 @@ def _tokenizer(place: str, config: Any, revision: str | None, trust_remote_code:
         return None
 
 
-@checks_types
-def load_beside(
-    source: Any,
-    tokenizer: Any,
-    *,
-    dtype: Any = None,
-    device: Any = None,
-    device_map: Any = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    **kwargs: Any,
-) -> tuple[Any, Any]:
+def load_beside(source: Any, tokenizer: Any, **options: Any) -> tuple[Any, Any]:
     """As `load`, with a tokenizer, or a processor that holds one, in the place of the model's own, if one is given.
 
     Beside a model that is loaded already none is looked for then, which takes half a second.
     """
-    options = {"dtype": dtype, "device": device, "device_map": device_map, "revision": revision, **kwargs}
-    if tokenizer is not None and isinstance(source, torch.nn.Module):
-        _check_unasked(options)
+    if isinstance(source, torch.nn.Module) and tokenizer is not None and not options:
         return source, tokenizer_of(tokenizer)
-    model, found = load(source, trust_remote_code=trust_remote_code, **options)
+    model, found = load(source, **options)
     return model, tokenizer_of(found if tokenizer is None else tokenizer)
 
 
@@ -202,19 +189,13 @@ def has_template_method(tokenizer: Any) -> bool:
     return method is not None and method is not PreTrainedTokenizerBase.apply_chat_template
 
 
-def _check_unasked(options: Mapping[str, Any]) -> None:
-    """Raise SinkscopeError for options of a model that is loaded already."""
-    for name, value in options.items():
-        if value is not None:
-            raise SinkscopeError(f"The model is loaded already, so {name} has no effect: change the model itself.")
-
-
-def _already_loaded(model: Any, given: Mapping[str, Any]) -> tuple[Any, Any]:
+def _already_loaded(model: Any, given: list[str]) -> tuple[Any, Any]:
     if not isinstance(model, torch.nn.Module):
         raise SinkscopeError(
             f"A model is a name, a path or a torch module, not a {type(model).__name__}: see sinkscope.load."
         )
-    _check_unasked(given)
+    if given:
+        raise SinkscopeError(f"The model is loaded already, so {given[0]} has no effect: change the model itself.")
     try:
         place, path = _find(str(setting(model, "name_or_path") or ""))
         if path is not None and path.is_file():

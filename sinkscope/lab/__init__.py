@@ -8,8 +8,7 @@ Reading a saved record needs no torch, so what trains is imported when it is ask
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from sinkscope.lazy import lazily
 
 _HOMES = {
     "lab.decoder": "ARMS Arm",
@@ -21,8 +20,4 @@ _HOME_OF = {name: f"sinkscope.{home}" for home, names in _HOMES.items() for name
 
 __all__ = [*_HOME_OF]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'sinkscope.lab' has no attribute {name!r}")
-    return getattr(import_module(_HOME_OF[name]), name)
+__getattr__, __dir__ = lazily("sinkscope.lab", _HOME_OF)

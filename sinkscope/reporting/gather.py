@@ -212,7 +212,8 @@ def _measured(
                 refused.setdefault(reason_of(problem), []).append(part.records[name])
             else:
                 if name == MAIN:
-                    begun(made, [part.records[other] for other in measured if other not in made])
+                    behind = list(measured)[list(measured).index(MAIN) + 1 :]
+                    begun(made, [part.records[other] for other in behind if other in part.records])
     except Exception as problem:
         if MAIN in part.records:
             raise

@@ -99,9 +99,11 @@ def test_a_model_already_loaded_comes_back_as_it_is(directories, tiny_gguf, cach
 def test_beside_a_loaded_model_and_its_tokenizer_nothing_is_looked_for(tiny_gguf, cache, monkeypatch):
     model, tokenizer = load(tiny_gguf[0])
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: pytest.fail("a tokenizer was loaded"))
-    assert load_beside(model, tokenizer, dtype=None, trust_remote_code=False) == (model, tokenizer)
+    assert load_beside(model, tokenizer) == (model, tokenizer)
     with pytest.raises(SinkscopeError, match="loaded already, so dtype has no effect"):
         load_beside(model, tokenizer, dtype="float32")
+    with pytest.raises(SinkscopeError, match="trust_remote_code='yes'"):
+        load_beside(model, tokenizer, trust_remote_code="yes")
     monkeypatch.undo()
     _, found = load_beside(model, None)
     assert type(found) is type(tokenizer)
