@@ -277,3 +277,15 @@ def test_the_function_stays_callable_whatever_was_imported_before():
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert "sequences" in inspect.signature(sinkscope.report).parameters
+
+
+def test_a_record_that_a_section_does_not_list_is_named_and_not_announced(llama):
+    ids = torch.arange(20)[None] % 50 + 3
+    record = sinkscope.measure(llama, ids, progress=False)
+    part = sinkscope.Section("Mine", run=lambda passes: {"text": record, "odd": record}, records={"text": "The text"})
+    heard = []
+    with pytest.raises(SinkscopeError, match=r"the section `Mine` made the record `odd`, which it does not list"):
+        gather._measured(
+            part, Passes(llama, None, ids[0], ids, progress=False), {}, lambda made, more: heard.append(list(more))
+        )
+    assert heard == [[]]
