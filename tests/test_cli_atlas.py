@@ -15,9 +15,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reports")
-    return [
-        str(Report(records(f"a/{name}", seed)).save(folder / name, progress=False)) for seed, name in enumerate("xy")
-    ]
+    reports = {name: Report(records(f"a/{name}", seed)) for seed, name in enumerate("xy")}
+    return [str(report.save(folder / name, prints=False, progress=False)) for name, report in reports.items()]
 
 
 def call(monkeypatch, capsys, *words):

@@ -68,8 +68,7 @@ def atlas_table(records: Mapping[str, Mapping[str, xr.Dataset]]) -> pd.DataFrame
         raise SinkscopeError("there is nothing to put into an atlas: give models, or folders of saved reports.")
     main = {model: own["text"] for model, own in records.items()}
     for model, record in main.items():
-        if "sink_mass" not in record:
-            raise SinkscopeError(f"the report of {model} has no sink mass; make it again.")
+        _check_mass(record, f"the report of {model}")
         if not is_causal(record):
             raise SinkscopeError(f"{model} is an encoder, whose sink rate is not that of a decoder: leave it out.")
     length = min(int(sequence_lengths(record).min()) for record in main.values())
@@ -110,6 +109,13 @@ def atlas_table(records: Mapping[str, Mapping[str, xr.Dataset]]) -> pd.DataFrame
         "epsilon": EPSILON,
     }
     return table
+
+
+def _check_mass(record: xr.Dataset, which: str) -> None:
+    if "sink_mass" not in record:
+        raise SinkscopeError(f"{which} has no sink mass; make it again.")
+    if "sink" not in record["sink_mass"].dims:  # a column of the table of an atlas
+        raise SinkscopeError(f"{which} is an atlas, of several models; give the reports that it was made of.")
 
 
 def same_tokens(one: xr.Dataset, other: xr.Dataset) -> bool:
@@ -190,9 +196,8 @@ def differences(
     """
     resamples, seed = whole_number(resamples, "resamples", 1), whole_number(seed, "seed", 0)
     rows, records = [], [one["text"], other["text"]]
-    for record in records:
-        if "sink_mass" not in record:
-            raise SinkscopeError("a report without sink mass has nothing to differ in; make it again.")
+    for record, place in zip(records, ("first", "other"), strict=True):
+        _check_mass(record, f"the {place} report")
     length = min(int(sequence_lengths(record).min()) for record in records)
     cut = [record.isel(query=slice(0, length)) for record in records]
     is_paired = same_tokens(*records) and records[0].sizes["sequence"] == records[1].sizes["sequence"]

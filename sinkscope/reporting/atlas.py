@@ -13,15 +13,19 @@ import pandas as pd
 
 from sinkscope.analysis.atlas import atlas_table, differences, named_reports
 from sinkscope.arguments import checks_types, is_listed
+from sinkscope.definition import check_resumable
 from sinkscope.directories import MANIFEST
 from sinkscope.errors import SinkscopeError, shown
+from sinkscope.experiments.run_folder import key_of, settings_text
 from sinkscope.figures.style import model_name
+from sinkscope.hf.loading import load_beside
+from sinkscope.models.identity import identity
 from sinkscope.reporting.atlas_section import ATLAS, HEADLINE, KIND, stored
 from sinkscope.reporting.content import MAIN, SUMMARY
 from sinkscope.reporting.document import Report
-from sinkscope.reporting.gather import report
+from sinkscope.reporting.gather import WITHIN, report
 from sinkscope.sampling import COUNT
-from sinkscope.texts import text_name
+from sinkscope.texts import read_stream, text_name
 
 
 @checks_types
@@ -49,8 +53,8 @@ def atlas(
         models: a list of folders of saved reports, `Report`s, names on the Hub, directories, .gguf files, or None for
             the demo model; or a dict from names to these, or to pairs (model, tokenizer).
         text, segments, length, streaming, load_options: as of `sinkscope.report`, of those that are measured.
-        folder: where the reports that are made are saved, each under its name, and found by the next call; nowhere when
-            None.
+        folder: where the reports of models that are given by name are saved, and found by the next call that asks the
+            same of the same model: weights, tokens and versions are compared. Nowhere when None.
         progress: False for no progress bars.
 
     Returns:
@@ -65,8 +69,8 @@ def atlas(
     given = list(named.values()) if named is not None else list(models)
     if not given:
         raise SinkscopeError("there is nothing to put into an atlas: give models, or folders of saved reports.")
-    options = {"segments": segments, "length": length, "streaming": streaming, "softmax": False, **load_options}
-    reports = [_report(each, text, folder, progress, options) for each in given]
+    asked = {"segments": segments, "length": length, "streaming": streaming, "softmax": False}
+    reports = [_report(each, text, folder, progress, asked, load_options) for each in given]
     names = [str(each) for each in named] if named is not None else [_called(report) for report in reports]
     by_name = named_reports([report.records for report in reports], names)
     table = atlas_table(by_name)
@@ -106,38 +110,28 @@ def _is_saved(given: Any) -> bool:
     return isinstance(given, (str, os.PathLike)) and os.path.isfile(Path(os.path.expanduser(given)) / MANIFEST)
 
 
-def _report(given: Any, text: Any, folder: Any, progress: bool | None, options: dict[str, Any]) -> Report:
+def _report(given: Any, text: Any, folder: Any, progress: bool | None, asked: dict[str, Any], loading: Any) -> Report:
     """The report of one model: given, saved, or made now."""
     if isinstance(given, Report):
         return given
     if _is_saved(given):
         return Report.open(given)
-    own = None
-    if folder is not None and (given is None or isinstance(given, (str, os.PathLike))):
-        said = os.fspath(given) if given is not None else "demo"
-        name = re.sub("[^A-Za-z0-9._-]+", "-", said).strip("-.")[-40:]
-        own = Path(os.path.expanduser(folder)) / f"{name}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
-        if _is_saved(own):
-            return _same_setting(Report.open(own), own, text, options)
-    model, tokenizer = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
-    made = report(model, tokenizer, text, progress=progress, **options)
-    if own is not None:
-        made.save(own, progress=progress)
+    is_named = given is None or isinstance(given, (str, os.PathLike))
+    if folder is None or not is_named:
+        model, tokenizer = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+        return report(model, tokenizer, text, progress=progress, **asked, **loading)
+    model, tokenizer = load_beside(given, None, **loading)
+    ids, front = read_stream(tokenizer, text, max(asked["segments"] * asked["length"], WITHIN))
+    tokens = hashlib.sha256(repr((front, ids.tolist())).encode()).hexdigest()
+    settings = {**identity(model), "tokens": tokens, "text": text_name(text), **asked}
+    check_resumable(settings, "a report cannot be kept and found again")
+    name = re.sub("[^A-Za-z0-9._-]+", "-", os.fspath(given or "demo")).strip("-.")[-40:]
+    own = Path(os.path.expanduser(folder)) / f"{name}-{key_of(settings_text(settings))}"
+    if _is_saved(own):
+        return Report.open(own)
+    made = report(model, tokenizer, text, progress=progress, **asked)
+    made.save(own, progress=progress)
     return made
-
-
-def _same_setting(found: Report, folder: Path, text: Any, options: Mapping[str, Any]) -> Report:
-    """A report that an earlier call saved; SinkscopeError where it is of another text, or of another part of it."""
-    record = found.records[MAIN]
-    sizes = (record.sizes["sequence"], int(record["length"].max()))
-    asked = (options["segments"], options["length"])
-    is_other = record.attrs.get("text") != text_name(text)
-    if is_other or (sizes != asked and not record.attrs.get("notes")):  # notes say why it had to be shorter
-        raise SinkscopeError(
-            f"the report in {folder} is of {sizes[0]} x {sizes[1]:,} tokens of {record.attrs.get('text')!r}, and "
-            f"{asked[0]} x {asked[1]:,} of {text_name(text)!r} are asked for; give another folder, or delete it."
-        )
-    return found
 
 
 def _called(report: Report) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +13,10 @@ from scipy import stats
 import sinkscope
 from sinkscope import Report, SinkscopeError, atlas, compare, compare_reports, strength_and_collapse
 from sinkscope.analysis.atlas import FEWEST_MODELS, atlas_table, differences, same_tokens, vocabularies
+from sinkscope.reporting import atlas as reporting
+from sinkscope.reporting.atlas_section import ATLAS, stored
 from tests.analysis.test_compare import captured, streamed
+from tests.fuzz import world
 from tests.support.loss_records import collapsing
 from tests.support.synthetic import synthetic_maps
 
@@ -81,7 +86,7 @@ def test_the_page_is_saved_and_opens_by_itself(three, tmp_path):
 
 @pytest.mark.slow
 def test_saved_reports_are_opened_and_two_of_one_name_are_told_apart(three, tmp_path):
-    saved = Report(three["one"]).save(tmp_path / "one", progress=False)
+    saved = Report(three["one"]).save(tmp_path / "one", prints=False, progress=False)
     found = atlas([saved, str(saved)], progress=False).tables["atlas"]
     assert found["model"].tolist() == ["a/one", "a/one (2)"]
     named = atlas({"mine": saved}, progress=False).tables["atlas"]
@@ -151,20 +156,40 @@ def test_what_is_no_report_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_models_are_measured_once_and_found_again_and_another_text_is_refused(tmp_path, monkeypatch):
-    from sinkscope.reporting import gather
-    from tests.fuzz import world
+def test_a_model_is_measured_once_and_anew_when_anything_is_another(tmp_path, monkeypatch, one_format):
+    made: list[str] = []
 
-    words, other = tmp_path / "words.txt", tmp_path / "other.txt"
+    def measured(model, tokenizer, text, **asked) -> Report:
+        made.append(f"a/{len(made)}")
+        return Report(records(made[-1], len(made)), items=())
+
+    monkeypatch.setattr(reporting, "report", measured)
+    words, other, place = tmp_path / "words.txt", tmp_path / "other" / "words.txt", tmp_path / "model"
     words.write_text(world.PROSE, encoding="utf-8")
-    other.write_text(world.PROSE, encoding="utf-8")
-    model = str(world.saved_model())
-    given = {"segments": 2, "length": 24, "streaming": False, "folder": tmp_path / "kept", "progress": False}
-    first = atlas([model], words, **given).tables["atlas"]
-    monkeypatch.setattr(gather, "report", lambda *_, **__: pytest.fail("measured again"))
-    again = atlas([model], words, **given).tables["atlas"]
-    assert first["sink_mass"].tolist() == again["sink_mass"].tolist() and first["collapse"].isna().all()
-    with pytest.raises(SinkscopeError, match=r"is of 2 x 24 tokens of .* are asked for; give another folder"):
-        atlas([model], other, **given)
-    with pytest.raises(SinkscopeError, match="and 3 x 24 of"):
-        atlas([model], words, **given | {"segments": 3})
+    other.parent.mkdir()
+    other.write_text(world.PROSE[::-1], encoding="utf-8")  # of the same name
+    shutil.copytree(world.saved_model(), place)
+
+    def opened(text=words, **options) -> str:
+        asked = {"segments": 2, "length": 24, "streaming": False, "progress": False} | options
+        twice = [atlas([str(place)], text, folder=tmp_path / "kept", **asked).tables["atlas"] for _ in range(2)]
+        assert twice[0]["model"].tolist() == twice[1]["model"].tolist()
+        return str(twice[1]["model"].item())
+
+    settings = [{}, {"text": other}, {"segments": 3}, {"length": 16}, {"dtype": "bfloat16"}, {"streaming": True}]
+    found = [opened(**each) for each in settings]
+    model, _ = sinkscope.load(str(place))
+    model.lm_head.weight.data[0, 0] += 1
+    model.save_pretrained(place)
+    found.append(opened())
+    assert made == [f"a/{number}" for number in range(len(settings) + 1)] and len({*found}) == len(found)
+
+
+def test_an_atlas_is_no_report_of_a_model(three, tmp_path):
+    shown = Report({"text": stored(atlas_table(three), "model", {"kind": "atlas"})}, sections=(ATLAS,))
+    of_a_model = Report(three["one"])
+    for one, other, which in ((shown, of_a_model, "the first"), (of_a_model, shown, "the other")):
+        with pytest.raises(SinkscopeError, match=f"{which} report is an atlas, of several models"):
+            compare_reports(one, other)
+    with pytest.raises(SinkscopeError, match="is an atlas, of several models; give the reports"):
+        atlas([shown])
