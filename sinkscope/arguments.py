@@ -207,6 +207,15 @@ def check_names(given: Iterable[Any], known: Iterable[str], what: str) -> None:
             raise SinkscopeError(f"{shown(name)} is no {what}; {meant}{'?' if near else '.'}")
 
 
+def each_once(given: Any, known: Iterable[str], name: str) -> list[str]:
+    """One name or several of those that are known; SinkscopeError for none, for others and for one given twice."""
+    found, names = several(given, name), list(known)
+    check_names(found, names, f"entry of {name}")
+    if not found or len(set(found)) < len(found):
+        raise SinkscopeError(f"{name}={shown(given)}: give one or more of {', '.join(names)}, each once.")
+    return found
+
+
 def instance(given: Any, kinds: Mapping[str, Any], what: str) -> Any:
     """What a class makes that is given by its name, or by its name and arguments, such as {"SinkMass": {"first": 2}}.
 

@@ -166,9 +166,10 @@ def strength_and_collapse(table: pd.DataFrame, by: str = "sink_mass") -> dict[st
     by = one_of(by, "by", STRENGTHS)
     both = table[(table["differs"].isin(["", "tokens", "text"])) & table["collapse"].notna() & table[by].notna()]
     if len(both) < FEWEST_MODELS:
+        has = "model of one setting has" if len(both) == 1 else "models of one setting have"
         raise SinkscopeError(
-            f"{len(both)} models of one setting have both {by} and a collapse, and whether one predicts the other "
-            f"cannot be told of fewer than {FEWEST_MODELS}; give more models."
+            f"{len(both)} {has} both {by} and a collapse, and whether one predicts the other cannot be told of fewer "
+            f"than {FEWEST_MODELS}; give more models."
         )
     rho, n = float(spearmanr(both[by], both["collapse"]).statistic), len(both)
     half = norm.ppf(0.975) * ((1 + rho**2 / 2) / (n - 3)) ** 0.5

@@ -84,7 +84,8 @@ def interval(
         confidence: of the interval.
         resamples, seed: lognormal samples that are drawn for skewed values, and their seed.
         at_least: the smallest value possible, 0 for a mass or a share.
-        at_most: the largest one, 1 for a share; values whose mean is near it are skewed the other way.
+        at_most: the largest one, 1 for a share; values whose mean is near it are skewed the other way. No bound is
+            beyond these two.
 
     Returns:
         attrs: bounds (what they are, in words), confidence, resamples, seed, n (texts with any value), and note, where
@@ -121,6 +122,7 @@ def interval(
             if len(means) >= FEWEST and effective(weights) >= UNEVEN:
                 found[1:, columns], some = _bounds(means, weights, ends, confidence, resamples, seed)
                 skewed |= some
+    found[1:] = found[1:].clip(-np.inf if at_least is None else at_least, ends[1])
     frame = table.drop_vars([name for name, coord in table.coords.items() if dim in coord.dims]).isel({dim: 0})
     frame.attrs = {}
     named = zip(("mean", "lower", "upper"), found.reshape(3, *frame.shape), strict=True)

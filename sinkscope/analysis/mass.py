@@ -17,6 +17,7 @@ import xarray as xr
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.reading import reads
 from sinkscope.analysis.variables import (
+    first_keys,
     is_causal,
     key_lengths,
     measured_queries,
@@ -71,18 +72,13 @@ def mass_by_layer(record: xr.Dataset, first: int = 1) -> xr.Dataset:
 def mass_of_texts(record: xr.Dataset, first: int) -> xr.DataArray:
     """[sequence, layer, head] mean over queries i >= first of the mass on the first keys."""
     record, first = whole(record), whole_number(first, "first", 1)
-    kept = variable(record, "sink_mass")
-    if first > kept.sizes["sink"]:
-        raise SinkscopeError(
-            f"first={first} keys are asked for, but the record keeps {kept.sizes['sink']} apart: "
-            f"measure with the probe SinkMass(first={first})."
-        )
+    kept = first_keys(record, first, "first")
     if first >= (length := text_length(record)):
         raise SinkscopeError(
             f"first={first} keys leave no query in a text of {length} tokens: give a longer text or a smaller first."
         )
     later = kept["query"] >= first
-    each = kept.isel(sink=slice(first)).sum("sink", skipna=False, dtype="float64")
+    each = kept.sum("sink", skipna=False, dtype="float64")
     mass = each.where(later).mean("query")
     mass.attrs = {
         "computed": f"mean over queries i >= {first} and over sequences of the attention mass on the first "

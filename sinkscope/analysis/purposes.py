@@ -13,11 +13,13 @@ from sinkscope.analysis.discovery import massive_activations
 from sinkscope.analysis.importance import EPSILON, FEW_TEXTS, importance
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.reading import reads
-from sinkscope.analysis.variables import sequence_lengths, variable, whole
-from sinkscope.arguments import finite_number, open_unit
+from sinkscope.analysis.secondary import steps
+from sinkscope.analysis.variables import first_keys, sequence_lengths, variable, whole
+from sinkscope.arguments import finite_number, open_unit, several, whole_number
 from sinkscope.errors import SinkscopeError
 
 KINDS = ("no-op", "broadcast", "neither", "no sink")
+MASS = 0.5  # of a query that holds on to a key (Fesser et al. 2026)
 EVENT, NO_OP, BROADCAST, RANK = 0.9, 0.2, 0.5, 1.5  # Fesser et al. 2026
 MEASURED = ("sink_share", "sink_norm_ratio", "output_stable_rank")
 FACTORS = (0.5, 0.7, 0.85, 1.0, 1.15, 1.3, 1.5)
@@ -36,8 +38,8 @@ def purposes(
     sink_key     the most frequent one
     sink_share, sink_norm_ratio, output_stable_rank   means over texts, by which the kind goes
 
-    attrs: the thresholds; null_share, of uniform causal attention to the first key where a query counts from the
-    probe's `mass` on (of 0.5: 2 / T); null_ratio, 1, of a key like all others.
+    attrs: the thresholds; mass, the probe's, from which on a query holds on; null_share, of uniform causal attention to
+    the first key (of a mass of 0.5: 2 / T); null_ratio, 1, of a key like all others.
 
     >>> list(sinkscope.purposes(record))[:4]
     ['layer', 'head', 'kind', 'agreement']
@@ -51,6 +53,7 @@ def purposes(
     means = {name: each.mean("sequence") for name, each in numbers.items()}
     kinds, each_text = (_kinds([each[name].values for name in MEASURED], given) for each in (means, numbers))
     keys = variable(record, "sink_key").transpose("sequence", "layer", "head").values
+    held = float(record["sink_share_from"].item()) if "sink_share_from" in record.coords else MASS
     rows = []
     for layer, head in np.argwhere(np.isfinite(means["sink_share"].values)):
         seen = keys[:, layer, head]
@@ -67,10 +70,11 @@ def purposes(
     table.attrs = {
         **record.attrs,
         **dict[Hashable, Any](given.items()),
-        "null_share": float((2 / sequence_lengths(record)).mean()),
+        "mass": held,
+        "null_share": float((np.floor(1 / held + 1e-9) / sequence_lengths(record)).clip(max=1).mean()),
         "null_ratio": 1.0,
-        "computed": f"sinks: {event:.0%} of the queries hold on; no-op: ratio <= {no_op:g}; broadcast: ratio >= "
-        f"{broadcast:g} and stable rank <= {rank:g} (Fesser et al. 2026)",
+        "computed": f"sinks: {event:.0%} of the queries give {held:g} or more; no-op: ratio <= {no_op:g}; broadcast: "
+        f"ratio >= {broadcast:g} and stable rank <= {rank:g} (Fesser et al. 2026)",
     }
     return table
 
@@ -108,14 +112,17 @@ def purpose_sensitivity(record: xr.Dataset, factors: Sequence[float] = FACTORS) 
     ['threshold', 'factor', 'value', 'kind', 'heads']
 
     Raises:
-        SinkscopeError: as `purposes`; factors that are not above 0.
+        SinkscopeError: as `purposes`; no factors, or some that are not above 0.
     """
+    moves = [finite_number(each, "factors", 0.0) for each in several(factors, "factors")]
+    if not moves:
+        raise SinkscopeError("factors=() move no threshold; give numbers such as (0.5, 1, 1.5).")
     usual = {"event": EVENT, "no_op": NO_OP, "broadcast": BROADCAST, "rank": RANK}
     base = purposes(record)
     numbers = [base[name].to_numpy() for name in MEASURED]
     rows = []
     for name, value in usual.items():
-        for factor in [finite_number(each, "factors", 0.0) for each in factors]:
+        for factor in moves:
             moved = {"event": 1 - (1 - value) * factor, "rank": 1 + (value - 1) * factor}.get(name, value * factor)
             given = usual | {name: moved}
             if not 0 < given["event"] < 1 or given["no_op"] >= given["broadcast"]:
@@ -140,13 +147,13 @@ def gates_table(record: xr.Dataset, first: int = 1) -> pd.DataFrame:
     ['layer', 'head', 'gate', 'gate_low']
 
     Raises:
-        SinkscopeError: a record without what `Gates` makes.
+        SinkscopeError: a record without what `Gates` makes, or of fewer first keys.
     """
-    record = whole(record)
+    record, first = whole(record), whole_number(first, "first", 1)
     gate, low = (variable(record, name) for name in ("gate", "gate_low"))
     columns = {"gate": gate.mean(["sequence", "query"]), "gate_low": low.mean(["sequence", "query"])}
     if "sink_mass" in record:
-        mass = record["sink_mass"].isel(sink=slice(0, first)).sum("sink", skipna=False)
+        mass = first_keys(record, first, "first").sum("sink", skipna=False)
         late = mass.where((mass["query"] >= first) & gate.notnull())
         columns |= {"mass": late.mean(["sequence", "query"]), "gated_mass": (late * gate).mean(["sequence", "query"])}
     frame = xr.Dataset(columns).reset_coords(drop=True).to_dataframe(dim_order=["layer", "head"]).reset_index()
@@ -166,7 +173,7 @@ def depth_table(record: xr.Dataset, epsilon: float = EPSILON, resamples: int = 1
     whose mean attention to the first token is above `epsilon`, NaN where that was not measured, and without bounds over
     fewer than 16 texts, as every rate here.
 
-    attrs: null_entropy, 1, and null_anisotropy, of states in all directions alike; null_kurtosis, 3, of normal ones.
+    attrs: null_entropy, 1, of states in all directions alike; null_kurtosis, 3, of normal ones.
 
     >>> list(sinkscope.depth_table(record, resamples=50))[:3]
     ['layer', 'matrix_entropy', 'matrix_entropy_low']
@@ -220,13 +227,13 @@ def spike_life(record: xr.Dataset, magnitude: float = 100, ratio: float = 1000) 
     """
     found = massive_activations(record, magnitude, ratio)
     rows = []
-    norms = whole(record)["state_norm"].transpose("sequence", "layer", "token") if "state_norm" in record else None
+    rises = steps(whole(record)) if "state_norm" in record else None
     for (sequence, position), each in found.groupby(["sequence", "position"]):
         up = down = -1
-        if norms is not None:
-            steps = norms.sel(sequence=sequence).isel(token=position).diff("layer")
-            up = int(steps["layer"].values[int(steps.values.argmax())])
-            down = int(steps["layer"].values[int(steps.values.argmin())]) if bool((steps < 0).any()) else -1
+        if rises is not None:
+            own = rises.sel(sequence=sequence).isel(token=position).dropna("layer")
+            up = int(own["layer"].values[int(own.values.argmax())])
+            down = int(own["layer"].values[int(own.values.argmin())]) if bool((own < 0).any()) else -1
         rows.append(
             {
                 "sequence": sequence, "position": position, "token_text": each["token_text"].iloc[0],

@@ -13,7 +13,7 @@ import pandas as pd
 import xarray as xr
 
 from sinkscope.analysis.reading import reads
-from sinkscope.analysis.variables import is_causal, measured_queries, variable, whole
+from sinkscope.analysis.variables import first_keys, is_causal, measured_queries, variable, whole
 from sinkscope.arguments import checks_types, finite_number, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.files import write_sealed
@@ -53,13 +53,7 @@ def reach(
     parts = []
     for k in first:
         if k:
-            mass = variable(record, "sink_mass").astype(np.float64)
-            if k > mass.sizes["sink"]:
-                raise SinkscopeError(
-                    f"sinks={k} is more than the {mass.sizes['sink']} first keys the record keeps apart: measure with "
-                    f"the probe SinkMass(first={k})."
-                )
-            mass = mass.isel(sink=slice(0, k))
+            mass = first_keys(record, k, "sinks").astype(np.float64)
         row = []
         for w in last:
             inside = near.isel(distance=min(w, near.sizes["distance"]) - 1, drop=True)
@@ -83,7 +77,8 @@ def reach_table(
     error    of the head's output without the rest, mean over texts
     kind     "streaming" where that is at most `most`, else "retrieval"
 
-    attrs["null_reach"] is that of uniform causal attention over the longest text.
+    attrs["null_reach"] is that of even attention to all keys that a query sees, over its own sliding window where a
+    layer has one: mean over texts and layers.
 
     >>> list(sinkscope.reach_table(record))[:4]
     ['layer', 'head', 'reach', 'error']
@@ -102,9 +97,7 @@ def reach_table(
     table = means.to_dataframe(dim_order=["layer", "head"]).reset_index().dropna(subset=["reach"])
     table = table.rename(columns={"stream_error": "error"}).reset_index(drop=True)
     table["kind"] = np.where(table["error"] <= limit, "streaming", "retrieval")
-    query = np.arange(int(record["length"].max()) if "length" in record.coords else record.sizes["token"])
-    seen = np.minimum(query + 1, chosen["window"]) + np.clip(query + 1 - chosen["window"], 0, chosen["sinks"])
-    table.attrs = {**record.attrs, **chosen, "most": limit, "null_reach": float((seen / (query + 1)).mean())}
+    table.attrs = {**record.attrs, **chosen, "most": limit, "null_reach": float(variable(record, "reach_null").mean())}
     return table
 
 
@@ -122,7 +115,7 @@ def head_gates(record: xr.Dataset, sinks: int | None = None, window: int | None 
     """
     record, chosen = _chosen(record, sinks, window)
     gates = variable(record, "group_error").mean("sequence").clip(max=1.0).transpose("layer", "kv_head")
-    gates = gates.reset_coords(drop=True).dropna("kv_head", how="all")
+    gates = gates.reset_coords(drop=True).dropna("kv_head", how="all").dropna("layer", how="all")
     if bool(gates.isnull().any()):
         raise SinkscopeError("this model's layers have different numbers of key-value heads, which no one table holds.")
     gates.attrs = {**record.attrs, **chosen, "computed": "error of a group of heads that streams, at most 1"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from sinkscope.arguments import open_unit, whole_number
 from sinkscope.errors import SinkscopeError
 
 PARALLEL, SHORT, SPARED = 0.9, 4, 15  # the code of Wong et al. 2025
-SINK_KINDS = ("primary", "secondary", "short")
+SINK_KINDS = ("primary", "secondary", "short", "undecided")
 COLUMNS = ("sequence", "position", "token_text", "kind", "birth", "last", "lifetime", "cosine", "importance", "null")
 
 
@@ -34,6 +35,7 @@ def secondary_sinks(
         primary      n >= L - `spared`, as the first token
         secondary    `short` < n < L - `spared`
         short        neither; the authors call it noise
+        undecided    in a model of L <= `short` + `spared` + 1 layers, of which these numbers tell nothing apart
 
     Columns: sequence, position, token_text, kind; birth and last, the first and last such layer; lifetime, their
     number; cosine, the mean over them; importance, the mean attention on the token (see `importance`) over the heads of
@@ -41,7 +43,7 @@ def secondary_sinks(
 
     attrs: rise and fall, of the first token, by text (fall -1: it never falls); outside, the share of the other tokens
     and layers that are parallel in the remaining layers, a null; secondary, secondary_low and secondary_high, of how
-    many there are in a text, with a 95% t interval over texts.
+    many there are in a text, with a 95% t interval over texts (NaN where undecided).
 
     >>> list(sinkscope.secondary_sinks(record))[:4]
     ['sequence', 'position', 'token_text', 'kind']
@@ -49,8 +51,8 @@ def secondary_sinks(
     Args:
         record: with `first_cosine` and `state_norm` (`FirstCosine`, `Compression`).
         parallel: the cosine.
-        short, spared: numbers of layers. In a model of at most `short` + `spared` + 1 layers none can be secondary:
-            give other numbers there, which are then not the authors'.
+        short, spared: numbers of layers. In a model of at most `short` + `spared` + 1 layers give other numbers, which
+            are then not the authors'.
 
     Raises:
         SinkscopeError: a record without them, a cosine outside 0 to 1.
@@ -59,7 +61,7 @@ def secondary_sinks(
     spared = whole_number(spared, "spared", 0)
     record = whole(record)
     cosines = variable(record, "first_cosine").transpose("sequence", "layer", "token").values.astype(np.float64)
-    norms = variable(record, "state_norm").transpose("sequence", "layer", "token").values[..., 0].astype(np.float64)
+    rises_of = steps(record).transpose("sequence", "layer", "token").values[..., 0]
     layers, lengths = record["layer"].values, np.atleast_1d(sequence_lengths(record).values)
     if len(layers) < 2:
         raise SinkscopeError("secondary_sinks follows states over depth, and this record has one layer; measure more.")
@@ -67,8 +69,9 @@ def secondary_sinks(
     texts = record["token_text"].transpose("sequence", "token").values if "token_text" in record.coords else None
     rows: list[tuple[Any, ...]] = []
     rises, falls, counts, outside = [], [], [], []
+    is_decided = len(layers) > short + spared + 1
     for row, sequence in enumerate(record["sequence"].values):
-        begin, end = _life(norms[row])
+        begin, end = _life(rises_of[row])
         rises.append(int(layers[begin]))
         falls.append(int(layers[end]) if end < len(layers) else -1)
         is_parallel = np.abs(cosines[row, :, : lengths[row]]) > parallel
@@ -80,13 +83,14 @@ def secondary_sinks(
         for position in np.flatnonzero(found[:, 1:].any(0)) + 1:
             life = np.flatnonzero(found[:, position])
             kind = "primary" if len(life) >= len(layers) - spared else "secondary" if len(life) > short else "short"
+            kind = kind if is_decided else "undecided"
             secondary += kind == "secondary"
             mean, null = _attention(alpha, row, int(position), layers, life)
             said = "" if texts is None else str(texts[row, position])
             cosine = float(cosines[row, life, position].mean())
             born = (int(layers[life[0]]), int(layers[life[-1]]), len(life))
             rows.append((int(sequence), int(position), said, kind, *born, cosine, mean, null))
-        counts.append(float(secondary))
+        counts.append(float(secondary) if is_decided else np.nan)
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     over = interval(record["first_cosine"].isel(layer=0, token=0, drop=True).copy(data=np.array(counts)), at_least=0)
     table.attrs = {
@@ -98,13 +102,19 @@ def secondary_sinks(
     return table
 
 
-def _life(norms: np.ndarray) -> tuple[int, int]:
+def steps(record: xr.Dataset) -> xr.DataArray:
+    """What each layer adds to the norm of each token's state [sequence, layer, token], float64."""
+    norms = variable(record, "state_norm").astype(np.float64)
+    between = norms.diff("layer").reindex(layer=norms["layer"], fill_value=np.nan)
+    return record["state_rise"].astype(np.float64).fillna(between) if "state_rise" in record else between
+
+
+def _life(rises: np.ndarray) -> tuple[int, int]:
     """Layers, as places [begin, end), behind which the state of the first token is large: from its largest rise up to
     its largest fall after that, or to the end where it does not fall."""
-    steps = np.diff(norms)
-    begin = int(steps.argmax()) + 1
-    later = steps[begin:]
-    return begin, begin + int(later.argmin()) + 1 if len(later) and later.min() < 0 else len(norms)
+    begin = int(np.nanargmax(rises))
+    later = rises[begin + 1 :]
+    return begin, begin + 1 + int(later.argmin()) if len(later) and later.min() < 0 else len(rises)
 
 
 def _attention(
@@ -139,7 +149,7 @@ def tags_table(record: xr.Dataset) -> pd.DataFrame:
         raise SinkscopeError("the record has no tag_share: make it with sinkscope.sink_tags.")
     record = whole(record)
     share, control = (record[name].astype(np.float64) for name in ("tag_share", "tag_control"))
-    own, apart = interval(share, at_least=0, at_most=1), interval(share - control)
+    own, apart = interval(share, at_least=0, at_most=1), interval(share - control, at_least=-1, at_most=1)
     means = record[["tag_sinks", "tag_rank", "tag_control", "tag_null"]].where(share.notnull()).mean("sequence")
     columns = {
         "sinks": means["tag_sinks"], "rank": means["tag_rank"], "share": own["mean"], "low": own["lower"],
@@ -226,15 +236,21 @@ def rollout(record: xr.Dataset) -> xr.DataArray:
     record = whole(record)
     maps = variable(record, "attention_map").transpose("sequence", "layer", "head", "map_query", "map_key")
     lengths, tokens = np.atleast_1d(sequence_lengths(record).values), maps.sizes["map_query"]
+    if others := record.attrs.get("layers_without_attention"):
+        raise SinkscopeError(
+            f"rollout follows the attention of all layers, and layers {others} of this model mix its tokens in another "
+            "way, or attend in a way that is not seen; it cannot be told of such a model."
+        )
     if tokens < lengths.max() or maps.sizes["map_key"] < lengths.max() or "key_length" in record.coords:
         raise SinkscopeError(
             "rollout takes maps in which each token has its own cell, and these are pooled, or of cross-attention; "
             "measure a short text with the probe Maps(resolution=None)."
         )
+    is_part = re.search(r"heads=(?!None)", str(maps.attrs.get("probe", ""))) is not None
     found = np.full((*maps.shape[:2], tokens, tokens), np.nan)
     for row, length in enumerate(lengths):
         means = maps.values[row, :, :, :length, :length].astype(np.float64).mean(1)
-        if not np.isfinite(means).all():
+        if not np.isfinite(means).all() or is_part:
             raise SinkscopeError("rollout needs the maps of all layers and heads; measure with Maps(resolution=None).")
         found[row, :, :length, :length] = rolled(means)
     uniform = np.tril(np.ones((tokens, tokens))) if is_causal(record) else np.ones((tokens, tokens))

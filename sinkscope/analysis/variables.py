@@ -31,6 +31,17 @@ def variable(record: xr.Dataset, name: str) -> xr.DataArray:
     return record[name]
 
 
+def first_keys(record: xr.Dataset, count: int, name: str) -> xr.DataArray:
+    """`sink_mass` of the first `count` keys; SinkscopeError, which names the argument, where there are fewer."""
+    kept = variable(record, "sink_mass")
+    if count > kept.sizes["sink"]:
+        raise SinkscopeError(
+            f"{name}={count} keys are asked for, but the record keeps {kept.sizes['sink']} apart: "
+            f"measure with the probe SinkMass(first={count})."
+        )
+    return kept.isel(sink=slice(count))
+
+
 def advice(name: str) -> str:
     """What to do to have a variable."""
     makers = [each.__name__ for each in _makers(name)]

@@ -53,6 +53,8 @@ def head_split(
     """
     if not isinstance(gates, xr.DataArray) or set(gates.dims) != {"layer", "kv_head"}:
         raise SinkscopeError("give gates [layer, kv_head], as sinkscope.head_gates makes of a record.")
+    if not bool(np.isfinite(gates).all()):
+        raise SinkscopeError("some gates are not finite; give a number for each layer and key-value head.")
     streams = SinkWindow(whole_number(sinks, "sinks", 0), whole_number(window, "window", 1))
     asked = sorted({finite_number(each, "shares", 0.0, inclusive=True) for each in several(shares, "shares")})
     if not asked or asked[-1] > 1:

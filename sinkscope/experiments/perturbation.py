@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from sinkscope.arguments import check_names, checks_types, several, whole_number
+from sinkscope.arguments import checks_types, each_once, whole_number
 from sinkscope.errors import SinkscopeError
 from sinkscope.hf.placement import reading_device
 from sinkscope.models.facts import find_anatomy, model_attributes, token_attributes
@@ -82,10 +82,7 @@ def perturbation_spread(
         SinkscopeError: texts of fewer than four tokens, a place outside them or with no token behind it, texts of one
             token said again and again; a model that cannot be measured.
     """
-    ways = several(first, "first")
-    check_names(ways, FIRST, "first")
-    if not ways:
-        raise SinkscopeError("first=() asks for nothing; give 'kept', 'removed', or both.")
+    ways = each_once(first, FIRST, "first")
     find_anatomy(model)  # or what is no model says so
     texts, start = texts_of(ids), whole_number(seed, "seed", 0)
     shortest = min(map(len, texts))

@@ -59,7 +59,7 @@ class _Tags(LayerProbe):
             sinks, others = (each.nonzero().flatten() for each in (is_sink[sequence, head], ~is_sink[sequence, head]))
             share, rank = _share(output, values[sinks])
             spread = torch.linspace(0, max(len(others) - 1, 0), min(len(sinks), len(others))).round().long()
-            control, _ = _share(output, values[others[spread]])
+            control = _share(output, values[others[spread]])[0] if len(others) else torch.nan
             numbers = (len(sinks), rank, share, control, rank / values.shape[-1])
             found[:, sequence, head] = torch.tensor(numbers, dtype=torch.float64)
         found[:1] = is_sink.sum(-1)
@@ -108,7 +108,8 @@ def sink_tags(
         tag_sinks     how many sinks the head has
         tag_rank      dimensions that their values span, fewer where values are parallel or 0
         tag_share     the share
-        tag_control   the share in the span of as many other values, of keys spread evenly over the text
+        tag_control   the share in the span of as many other values, of keys spread evenly over the text; NaN where
+                      all keys are sinks
         tag_null      tag_rank / dim: of an output in all directions alike
 
     Raises:

@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from sinkscope.arguments import checks_types, is_listed, is_whole, several, whole_number
+from sinkscope.arguments import checks_types, each_once, is_listed, is_whole, several, whole_number
 from sinkscope.attention.eviction import Eviction, KeyEviction
 from sinkscope.attention.layer import Layer
 from sinkscope.errors import SinkscopeError, shown
@@ -20,9 +20,10 @@ from sinkscope.models.facts import find_anatomy, model_attributes, token_attribu
 from sinkscope.models.requirements import check_eval
 from sinkscope.policies import Dose, Evict, PerHead, Policy
 from sinkscope.policies.base import BoundLayer
-from sinkscope.probes import LayerProbe, SinkPurpose, Variable
-from sinkscope.probes.base import Measurements
-from sinkscope.scope.binding import policy_layers
+from sinkscope.probes import LayerProbe, Variable
+from sinkscope.probes.base import PER_HEAD, Measurements
+from sinkscope.probes.sink_purpose import strongest
+from sinkscope.scope.binding import native_windows, policy_layers
 from sinkscope.scope.measure import texts_of
 from sinkscope.scope.scope import Scope
 from sinkscope.streaming.readers import text_coordinates
@@ -32,13 +33,23 @@ KINDS = ("zero", "mean", "other text", "ordinary", "removed", "random zero")
 
 @dataclass(frozen=True)
 class _Values(LayerProbe):
-    """The values as attention sees them."""
+    """The values as attention sees them, and the key with the most attention."""
 
-    makes: ClassVar = {"values": Variable(("sequence", "kv_head", "token", "value_dim"))}
+    one_text: ClassVar = True
+    makes: ClassVar = {
+        "values": Variable(("sequence", "kv_head", "token", "value_dim")),
+        "sink_key": Variable(PER_HEAD),
+    }
 
     def observe(self, layer: Layer) -> Measurements:
-        assert layer.value is not None
-        return {"values": layer.value}
+        if layer.value is None:
+            raise SinkscopeError(
+                "sink_values changes the values of keys, which models outside transformers' attention interface do not "
+                "show; give another model."
+            )
+        if layer.looks_ahead():
+            raise SinkscopeError("sink_values is of models that read from left to right; this one sees later tokens.")
+        return {"values": layer.value, "sink_key": strongest(layer)[0].int()}
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,10 +106,7 @@ def sink_values(
         SinkscopeError: an unknown kind, heads that are not there or slide over a window of their own, one text where
             another's value is asked for, texts of fewer than three tokens.
     """
-    chosen = several(kinds, "kinds")
-    for kind in chosen:
-        if kind not in KINDS:
-            raise SinkscopeError(f"kinds={kind!r} is unknown; give any of {', '.join(KINDS)}.")
+    chosen = each_once(kinds, KINDS, "kinds")
     find_anatomy(model)  # or what is no model says so
     texts, start = texts_of(ids), whole_number(seed, "seed", 0)
     if min(map(len, texts)) < 3:
@@ -128,7 +136,7 @@ def _run(
     model: nn.Module, text: Tensor, policy: Policy | None = None, probes: bool = False
 ) -> tuple[Tensor, xr.Dataset]:
     """The final states [token, width] of one text in float64, and what was measured."""
-    asked = [SinkPurpose(), _Values()] if probes else []
+    asked = [_Values()] if probes else []
     base = find_anatomy(model).base
     with Scope(model, asked, policy=policy, alone=True) as scope, torch.no_grad():
         made = base(input_ids=text[None].to(reading_device(model)), use_cache=False)
@@ -141,6 +149,12 @@ def _places(model: nn.Module, record: xr.Dataset, heads: Any) -> list[tuple[int,
     able = {numbers[index] for index in acting}
     measured = record["sink_key"].isel(sequence=0).transpose("layer", "head")
     there = [(int(measured["layer"][row]), int(head)) for row, head in np.argwhere(measured.values >= 0)]
+    windows = native_windows(model).values()
+    if windows and None not in windows:
+        raise SinkscopeError(
+            f"every layer of {type(model).__name__} slides over a window of its own and stays as it is, so no value "
+            "can be changed; give a model with a layer that sees the whole text."
+        )
     if heads is None:
         return [place for place in there if place[0] in able]
     given = several(heads, "heads")
@@ -156,7 +170,9 @@ def _places(model: nn.Module, record: xr.Dataset, heads: Any) -> list[tuple[int,
             )
     if not asked:
         raise SinkscopeError("heads= names no head; give pairs (layer, head), or None for all.")
-    return [(layer, head) for layer, head in asked]
+    if len(set(asked)) < len(asked):
+        raise SinkscopeError(f"heads={shown(heads)} name a head twice; give each once.")
+    return asked
 
 
 def _policy(

@@ -128,16 +128,15 @@ def reach(record: xr.Dataset) -> m.Drawing:
 
     >>> figures.reach(record).savefig("reach.pdf")
     """
-    record = need(record, "reach", "reach", "stream_error")
+    record = need(record, "reach", "reach", "reach_null", "stream_error")
     windows, sinks = (np.atleast_1d(record[name].values) for name in ("reach_window", "reach_sinks"))
     mean = record["reach"].mean(["sequence", "layer", "head"])
-    query, marks = np.arange(int(record["length"].max())), []
+    even, marks = record["reach_null"].mean(["sequence", "layer"]), []
     for row, count in enumerate(sinks):
         look = m.Look.of(row, marker=m.marker_of(row))
         inside = mean.sel(reach_sinks=count).values
         marks.append(m.Line(windows, inside, look, f"{count} sinks", f"reach-{count}"))
-        seen = [np.minimum(query + 1, w) + np.clip(query + 1 - w, 0, count) for w in windows]
-        null = [float((each / (query + 1)).mean()) for each in seen]
+        null = even.sel(reach_sinks=count).values
         marks.append(m.Line(windows, null, m.Look(look.colour, "dotted", 0.8), id=f"null-{count}"))
     left = m.Panel(
         marks,

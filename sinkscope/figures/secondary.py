@@ -32,11 +32,12 @@ def secondary_sinks(
             f"no token of this record has |cosine| > {parallel:g} with the first one while that is a sink, so there is "
             "nothing to draw; give a lower `parallel`."
         )
-    marks: list[m.Mark] = [m.Reference(y=short, id="short")]
+    is_decided = not (table["kind"] == "undecided").any()
+    marks: list[m.Mark] = [m.Reference(y=short, id="short")] if is_decided else []
     for row, kind in enumerate(SINK_KINDS):
         own = table[table["kind"] == kind]
         if len(own):
-            colour = "quiet" if kind == "short" else m.COLOURS[row]
+            colour = "quiet" if kind in ("short", "undecided") else m.COLOURS[row]
             look = m.Look(colour, marker=m.marker_of(row), size=3.5, opacity=0.6)
             pairs = zip(own["position"], own["token_text"], strict=True)
             texts = [f"token {position} {text!r}" if text else f"token {position}" for position, text in pairs]

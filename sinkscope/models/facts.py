@@ -54,6 +54,7 @@ class Anatomy:
     interface: bool  # whether the attention goes through transformers' attention interface
     crosses: bool = False  # whether queries look at what another model made (cross-attention)
     told: int = 0  # layers that the model says it has: more than its modules where these run several times
+    blocks: tuple[nn.Module, ...] = ()  # its layers by number, also without attention; empty where no one list has all
 
     @property
     def numbers(self) -> list[int]:
@@ -63,6 +64,21 @@ class Anatomy:
     def layers(self) -> list[int]:
         """The numbers of the layers that may run, later runs of a module too."""
         return [*self.numbers, *range(max(self.numbers) + 1, self.told)]
+
+    @property
+    def around(self) -> dict[nn.Module, tuple[list[int], int | None]]:
+        """By layer: which of the parts are inside it, and the number it has where none of them runs, if it has one."""
+        if self.blocks and self.told <= len(self.blocks):
+            numbers = self.numbers
+            return {
+                block: ([index for index, own in enumerate(numbers) if own == number], number)
+                for number, block in enumerate(self.blocks)
+            }
+        found: dict[nn.Module, tuple[list[int], int | None]] = {}
+        for index, part in enumerate(self.parts):
+            if part.layer is not None:
+                found.setdefault(part.layer, ([], None))[0].append(index)
+        return found
 
 
 class Stream(NamedTuple):
@@ -102,17 +118,19 @@ def find_streams(model: nn.Module) -> dict[str, Anatomy]:
     if count != len(modules) or any(type(modules.get(name)) is not kind for name, kind in known.items()):
         streams = _search(model, modules)
         _FOUND[model] = (len(modules), streams)
-    return {
-        stream.name: Anatomy(
+    found = {}
+    for stream in streams:
+        parts = _parts(modules, list(stream.kinds))
+        found[stream.name] = Anatomy(
             modules[stream.base],
-            _parts(modules, list(stream.kinds)),
+            parts,
             interface=has_interface(modules[stream.base])
             and not any(makes_its_own_softmax(modules[path]) for path in stream.kinds),
             crosses=stream.crosses,
             told=setting(modules[stream.base], "num_hidden_layers") or 0,
+            blocks=() if stream.crosses else _blocks(modules, parts),
         )
-        for stream in streams
-    }
+    return found
 
 
 def _search(model: nn.Module, modules: dict[str, nn.Module]) -> list[Stream]:
@@ -219,6 +237,16 @@ def _parts(modules: dict[str, nn.Module], names: list[str]) -> list[Part]:
         Part(number, name, modules[name], _layer_around(modules, name, each[depth:]))
         for number, name, each in zip(numbers, names, places, strict=True)
     ]
+
+
+def _blocks(modules: dict[str, nn.Module], parts: list[Part]) -> tuple[nn.Module, ...]:
+    """The elements of the list in which each attention layer has its number for its place; empty without one."""
+    places = [_places_in_lists(modules, part.name) for part in parts]
+    for path, _ in places[0]:
+        is_inside = all((path, part.number) in each for part, each in zip(parts, places, strict=True))
+        if is_inside and not all(f"{path}.{part.number}" == part.name for part in parts):  # a list of attentions alone
+            return tuple(modules[path].children())
+    return ()
 
 
 def _places_in_lists(modules: dict[str, nn.Module], name: str) -> list[tuple[str, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -99,7 +100,8 @@ class PerHead(Policy):
         try:
             is_file = isinstance(table, (str, os.PathLike))
             table = table.detach().cpu() if isinstance(table, torch.Tensor) else table
-            gates = np.loadtxt(table, delimiter="\t", ndmin=2) if is_file else np.asarray(table, dtype=float)
+            with warnings.catch_warnings(action="ignore"):  # of an empty file, whose shape is told below
+                gates = np.loadtxt(table, delimiter="\t", ndmin=2) if is_file else np.asarray(table, dtype=float)
         except (OSError, ValueError, TypeError) as problem:
             raise SinkscopeError(f"{shown(table)} is no table of gates [layer, kv_head] ({problem}).") from problem
         gates = np.atleast_2d(gates)
@@ -108,11 +110,13 @@ class PerHead(Policy):
             raise SinkscopeError(
                 f"layers={shown(layers)} are not the numbers of different layers; give one for each row."
             )
-        if gates.ndim != 2 or len(numbers) != len(gates) or not np.isfinite(gates).all():
+        is_full = gates.ndim == 2 and len(numbers) == len(gates) and gates.size
+        if not is_full or not ((gates >= 0) & (gates <= 1)).all():
             raise SinkscopeError(
-                f"a table of gates has a finite number for each layer and key-value head; got the shape {gates.shape} "
-                f"for {len(numbers)} layers."
-            )
+                "a table of gates has a number from 0 to 1 for each layer and key-value head; got "
+                + (f"some beyond, {gates.min():g} to {gates.max():g}." if is_full else
+                   f"the shape {gates.shape} for {len(numbers)} layers.")
+            )  # fmt: skip
         if math.isnan(threshold):
             raise SinkscopeError("threshold=nan is above and below nothing; give a number, such as 0.5.")
         chosen = {

@@ -179,7 +179,7 @@ class TileProbe(Probe):
 
 
 class HiddenProbe(Probe):
-    """Reads the hidden states that each decoder layer hands on.
+    """Reads the hidden states that each decoder layer hands on, in a hybrid model also those without attention.
 
     >>> class Width(sinkscope.HiddenProbe):
     ...     makes = {"width": sinkscope.Variable(("sequence", "token"))}
@@ -192,3 +192,7 @@ class HiddenProbe(Probe):
     @abstractmethod
     def observe_hidden(self, hidden: Tensor) -> Measurements:
         """Measure the hidden states [sequence, token, dim] that a decoder layer hands on."""
+
+    def observe_layer(self, before: Tensor | None, hidden: Tensor) -> Measurements:
+        """Measure them beside those that the layer read, which are None where it writes into them or takes others."""
+        return self.observe_hidden(hidden)

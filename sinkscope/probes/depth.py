@@ -22,12 +22,14 @@ class Compression(HiddenProbe):
         anisotropy       [sequence, layer] ``p_1``, the largest share
         state_kurtosis   [sequence, layer] of all entries of X about their mean, 3 for a normal distribution
         state_norm       [sequence, layer, token] Euclidean norm of each token's state
+        state_rise       [sequence, layer, token] the same less that of the state that the layer read; NaN where it
+                         is not known
 
     A text has to be read in one forward pass. NaN where X is 0, and the entropy of one token.
 
     >>> record = sinkscope.measure(model, ids, [sinkscope.Compression()])
     >>> list(record.data_vars)
-    ['matrix_entropy', 'anisotropy', 'state_kurtosis', 'state_norm']
+    ['matrix_entropy', 'anisotropy', 'state_kurtosis', 'state_norm', 'state_rise']
     """
 
     one_pass: ClassVar = True
@@ -36,7 +38,15 @@ class Compression(HiddenProbe):
         "anisotropy": Variable(("sequence",), "1", "share of the largest direction in the hidden states"),
         "state_kurtosis": Variable(("sequence",), "1", "kurtosis of all entries of the hidden states"),
         "state_norm": Variable(("sequence", "token"), "1", "Euclidean norm of each token's hidden state"),
+        "state_rise": Variable(("sequence", "token"), "1", "rise of that norm in the layer"),
     }
+
+    def observe_layer(self, before: Tensor | None, hidden: Tensor) -> Measurements:
+        found = self.observe_hidden(hidden)
+        norms = found["state_norm"]
+        assert isinstance(norms, Tensor)
+        rise = torch.full_like(norms, torch.nan) if before is None else norms - before.double().norm(dim=-1)
+        return {**found, "state_rise": rise}
 
     def observe_hidden(self, hidden: Tensor) -> Measurements:
         found = [self._of_text(states) for states in hidden.detach()]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sinkscope.arguments import whole_number
 from sinkscope.attention.layer import FusedLayer, Layer
-from sinkscope.attention.masks import is_hidden, ranges, weights_of
+from sinkscope.attention.masks import CausalMask, is_hidden, ranges, weights_of
 from sinkscope.errors import SinkscopeError, shown
 from sinkscope.probes.base import LayerProbe, Measurements, Variable, check_whole
 
@@ -30,7 +30,8 @@ class Reach(LayerProbe):
     kept. Exact, from the bands of the scores near the diagonal: the cost is that of the widest window. Makes:
 
         reach            [sequence, layer, head, reach_sinks, reach_window]
-        stream_error     the same
+        reach_null       [sequence, layer, reach_sinks, reach_window], of even attention to all keys that a query sees
+        stream_error     as `reach`; 0 of a head that hands on nothing
         group_error      [sequence, layer, kv_head, reach_sinks, reach_window], of all heads that share keys and values
 
     Errors are not made for models outside the attention interface. A text has to be read in one forward pass, by a
@@ -52,6 +53,7 @@ class Reach(LayerProbe):
     one_text: ClassVar = True
     makes: ClassVar = {
         "reach": Variable(("sequence", "head", *KEPT), "1", "attention inside sinks and window"),
+        "reach_null": Variable(("sequence", *KEPT), "1", "share of the keys seen that are inside sinks and window"),
         "stream_error": Variable(("sequence", "head", *KEPT), "1", "error of a head's output if it streamed"),
         "group_error": Variable(("sequence", "kv_head", *KEPT), "1", "the same of heads that share keys and values"),
     }
@@ -79,24 +81,47 @@ class Reach(LayerProbe):
             raise SinkscopeError("Reach reads a dense pass of softmax attention; leave out the policy or normaliser.")
         sizes = (len(self.sinks), len(self.windows))
         mass = layer.lse.new_zeros(*layer.lse.shape[:2], *sizes, dtype=torch.float64)
-        lost = torch.zeros_like(mass)
+        lost, null = torch.zeros_like(mass), mass.new_zeros(1, *sizes)
+        seen = layer.keys_seen().to(mass)[..., None, None]
         for rows in ranges(0, layer.rows, ROWS):
+            null = null + (self._visible(layer, rows) / seen[:, :, rows]).sum(2).mean(1)
             inside, missing = self._kept(layer, rows)
             mass += inside.double().sum(2)
             lost += 0.0 if missing is None else missing.double().sum(2)
-        found = {"reach": mass / layer.rows}
+        found = {"reach": mass / layer.rows, "reach_null": null.expand(len(mass), *sizes) / layer.rows}
         if layer.value is None or layer.output is None:
             return found
         whole = layer.output.double().square().sum((2, 3))[..., None, None]
         groups = (layer.value.shape[1], -1)
-        shared = lost.unflatten(1, groups).sum(2) / whole.unflatten(1, groups).sum(2)
-        return found | {"stream_error": (lost / whole).sqrt(), "group_error": shared.sqrt()}
+        shared = _share(lost.unflatten(1, groups).sum(2), whole.unflatten(1, groups).sum(2))
+        return found | {"stream_error": _share(lost, whole).sqrt(), "group_error": shared.sqrt()}
+
+    def _visible(self, layer: Layer, rows: slice) -> Tensor:
+        """How many of the keys that some queries see are inside: [sequence or 1, head or 1, query, sinks, window]."""
+        query = torch.arange(rows.start, rows.stop, device=layer.lse.device)[:, None]
+        if isinstance(layer, FusedLayer) and isinstance(layer.mask, CausalMask):
+            windows = torch.tensor(self.windows, device=query.device)
+            far = torch.stack([(query + 1 - windows).clamp(0, count) for count in self.sinks], 1)
+            return (far + (query + 1).minimum(windows)[:, None])[None, None].double()
+        parts = self._near(rows), slice(0, min(max(self.sinks), layer.reach))
+        near, early = (~layer.hidden(rows, part) for part in parts)
+        near_by, early_by = (query - torch.arange(part.start, part.stop, device=query.device) for part in parts)
+        counts = [
+            (near & (near_by < window)).sum(-1) + (early & (early_by >= window))[..., :count].sum(-1)
+            for count in self.sinks
+            for window in self.windows
+        ]
+        return torch.stack(counts, -1).unflatten(-1, (len(self.sinks), len(self.windows))).double()
+
+    def _near(self, rows: slice) -> slice:
+        """The keys that some query's widest window holds, and some behind the others."""
+        return slice(max(0, rows.start - self.windows[-1] + 1), rows.stop)
 
     def _kept(self, layer: Layer, rows: slice) -> tuple[Tensor, Tensor | None]:
         """Of some queries, [sequence, head, query, sinks, window]: the attention on what they keep, and the squared
         norm of what their outputs lose; None where those are not there."""
-        first = max(0, rows.start - self.windows[-1] + 1)
-        near, early = slice(first, rows.stop), slice(0, min(max(self.sinks), layer.reach))
+        near, early = self._near(rows), slice(0, min(max(self.sinks), layer.reach))
+        first = near.start
         scores = layer.logits(rows, near)
         sinks = layer.logits(rows, early) if early.stop else scores[..., :0]
         top = torch.maximum(
@@ -144,6 +169,10 @@ def checked_sizes(given: object, name: str, least: int) -> tuple[int, ...]:
     if not found or len(found) < len(several):
         raise SinkscopeError(f"{name}={shown(given)}: give one or more different whole numbers, such as (1, 4).")
     return tuple(found)
+
+
+def _share(part: Tensor, whole: Tensor) -> Tensor:
+    return torch.where(part == 0, 0.0, part / whole)
 
 
 def _weights(scores: Tensor, top: Tensor) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,11 +61,15 @@ class SinkPurpose(LayerProbe):
     def __post_init__(self) -> None:
         open_unit(self.mass, "mass")
 
+    @property
+    def coordinates(self) -> Mapping[str, np.ndarray]:
+        return {"sink_share_from": np.array([self.mass])}
+
     def observe(self, layer: Layer) -> Measurements:
         check_whole(self, layer)
         if layer.projection is None or layer.value is None or layer.output is None:
             raise SinkscopeError("this layer does not show what its heads hand on; leave SinkPurpose() out.")
-        keys, held = _strongest(layer)
+        keys, held = strongest(layer)
         roots = _roots(layer.projection)
         values = layer.value.float().repeat_interleave(layer.heads // layer.value.shape[1], 1)
         norms = (values @ roots.float()).norm(dim=-1).double()  # [sequence, head, key]
@@ -77,7 +83,7 @@ class SinkPurpose(LayerProbe):
             "sink_key": keys.int(),
             "sink_mean": held.mean(-1),
             "sink_share": (held >= self.mass).double().mean(-1),
-            "sink_norm_ratio": own / others,
+            "sink_norm_ratio": torch.where(own == 0, 0.0, own / others),
             "output_stable_rank": gram.sum(-1) / gram[..., -1],
         }
 
@@ -121,7 +127,7 @@ class Gates(LayerProbe):
         return {"gate": gate.nanmean(-1), "gate_low": low.nanmean(-1)}
 
 
-def _strongest(layer: Layer) -> tuple[Tensor, Tensor]:
+def strongest(layer: Layer) -> tuple[Tensor, Tensor]:
     """The key with the most attention [sequence, head], and the attention on it [sequence, head, query]."""
     first = slice(0, min(EARLY, layer.reach))
     early = _columns(layer, first)

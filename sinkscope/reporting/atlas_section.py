@@ -69,6 +69,8 @@ def headline(records: Records) -> str:
     collapse = table["collapse"].dropna() if "collapse" in table else pd.Series(dtype=float)
     if len(collapse):
         said += f", and without sinks perplexity is {_between(collapse, 2)} times that with them"
+        held = int(((table["collapse_low"] <= 1) & (table["collapse_high"] >= 1)).sum())
+        said += f" (in {held} of {len(collapse)} the 95% interval holds 1)" * (held > 0)
     return f"{said}."
 
 

@@ -58,7 +58,7 @@ def say_kinds(record: xr.Dataset, table: pd.DataFrame) -> str:
     if not len(sinks):
         return (
             f"None of {heads:,} heads has a sink: in none do {table.attrs['event']:.0%} of the queries give one key "
-            "half of their attention or more."
+            f"{table.attrs['mass']:.0%} of their attention or more."
         )
     each = ", ".join(f"{int(counts.get(kind, 0)):,} {kind}" for kind in KINDS[:3])
     said = f"Of {heads:,} heads {len(sinks):,} have a sink: {each}; its key is the first token in "
@@ -95,7 +95,7 @@ def say_accounts(record: xr.Dataset, table: pd.DataFrame) -> str:
                 f"(median share {number(float(own.median()))})"
             )
     if not told:
-        return f"No head has a sink here, of which evicting the {first} could take the value or the denominator."
+        return f"No head has a sink here, so evicting the {first} takes no sink's value, and none's place in a sum."
     return f"Where the {first} are evicted and the sink is a {'; where it is a '.join(told)}.".replace(
         "a neither", "neither"
     )
@@ -166,7 +166,7 @@ def say_secondary(table: pd.DataFrame) -> str:
     layers, least = given["layers"], given["layers"] - given["spared"]
     if layers <= given["short"] + given["spared"] + 1:
         return (
-            f"By the authors' numbers of layers no token can be a secondary sink in a model of {layers}; "
+            f"The authors' numbers of layers do not tell secondary sinks apart in a model of {layers}; "
             "`sinkscope.secondary_sinks` takes others."
         )
     low, high = (number(given[f"secondary_{end}"]) for end in ("low", "high"))

@@ -107,10 +107,10 @@ def _started(probe: TileProbe, layer: Layer) -> Any:
     return total
 
 
-def measure_hidden(probe: HiddenProbe, hidden: Tensor) -> dict[str, Measured]:
-    """What a probe measures of the hidden states [sequence, token, dim] behind one layer."""
-    with unchanged(probe, hidden, sums=[hidden]):
-        observed = probe.observe_hidden(hidden)
+def measure_hidden(probe: HiddenProbe, before: Tensor | None, hidden: Tensor) -> dict[str, Measured]:
+    """What a probe measures of the hidden states [sequence, token, dim] before one layer, if known, and behind it."""
+    with unchanged(probe, before, hidden, sums=[before, hidden]):
+        observed = probe.observe_layer(before, hidden)
     sequences, tokens, _ = hidden.shape
     return declared(probe, observed, {"sequence": sequences, "token": tokens, "query": tokens})
 
@@ -184,6 +184,7 @@ class Collector:
     def __init__(self, expected: int, probes: Sequence[Probe]) -> None:
         self.expected = expected
         self.layers: list[int] = []  # that ran in a forward pass that finished
+        self.attending: set[int] = set()  # those whose attention was seen
         self.makes = {name: variable for probe in probes for name, variable in probe.makes.items()}
         self._foreign = {name: probe for probe in probes for name in probe.makes if not is_built_in(type(probe))}
         self.texts: list[Text] = []
@@ -193,7 +194,8 @@ class Collector:
         self.committed: list[tuple[str, Staged]] | None = None  # where a list, each is added to it
         self._staged: dict[tuple[Any, ...], Staged] = {}
         self._kinds: dict[str, str] = {}  # of numbers, whole or not, by variable
-        self._running: set[int] = set()
+        self._hidden = {name for probe in probes if isinstance(probe, HiddenProbe) for name in probe.makes}
+        self._running: dict[int, bool] = {}  # whether their attention was seen
 
     def numbers(self, texts: Iterable[Text], among: list[Text]) -> tuple[int, ...]:
         """The places in the record of some texts of the forward pass under way, which is `among` these."""
@@ -205,11 +207,15 @@ class Collector:
         """Stage what was staged in an earlier run, in its order."""
         for name, staged in measured:
             self._staged[name, id(staged.texts[0]), staged.values[0].shape] = staged
-            self._running.update(staged.layers)
+            for layer in staged.layers:
+                self._runs(layer, name not in self._hidden)
 
-    def add(self, layer: int, texts: list[Text], measurements: Mapping[str, Measured]) -> None:
-        """Stage what was measured in one layer for some texts."""
-        self._running.add(layer)
+    def _runs(self, layer: int, attends: bool) -> None:
+        self._running[layer] = attends or self._running.get(layer, False)
+
+    def add(self, layer: int, texts: list[Text], measurements: Mapping[str, Measured], *, attends: bool = True) -> None:
+        """Stage what was measured in one layer for some texts, of its attention or of what it hands on."""
+        self._runs(layer, attends)
         for name, measured in measurements.items():
             values = _numpy(measured.values)
             if self._kinds.setdefault(name, values.dtype.kind) != values.dtype.kind:
@@ -285,6 +291,7 @@ class Collector:
                 text.number = len(self.texts)
                 self.texts.append(text)
         self.layers = sorted({*self.layers, *self._running})
+        self.attending |= {layer for layer, attends in self._running.items() if attends}
         for (name, *_), staged in self._staged.items():
             if self.committed is not None:
                 self.committed.append((name, staged))
@@ -327,7 +334,7 @@ class Collector:
         return xr.DataArray(stacked, dims=("sequence", "layer", *dims), coords=coords)
 
     def record(self) -> xr.Dataset:
-        """All that was measured, over all layers whose attention ran."""
+        """All that was measured, over all layers that ran."""
         if not self.texts:
             raise SinkscopeError("nothing was measured: no forward pass of the model finished while the scope was on.")
         for name in self._foreign.keys() - self.coords.keys():

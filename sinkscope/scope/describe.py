@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from sinkscope.scope.scope import Scope
 
 
-def described(record: xr.Dataset, scope: Scope, other_keys: int, grids: Sequence[Grid] = ()) -> xr.Dataset:
+def described(
+    record: xr.Dataset, scope: Scope, attending: Collection[int], other_keys: int, grids: Sequence[Grid] = ()
+) -> xr.Dataset:
     """A record with the units of its variables, and with what was measured how.
 
     Args:
         record: as collected.
         scope: which collected it.
+        attending: the layers whose attention was seen.
         other_keys: keys that are no tokens, at most in one layer.
         grids: of the images that were read, in their order; none where that is not known.
     """
@@ -51,6 +54,9 @@ def described(record: xr.Dataset, scope: Scope, other_keys: int, grids: Sequence
         "policy": repr(scope.policy),
         "probes": ", ".join(map(repr, scope.probes)),
     }
+    numbers = [number for _, number in scope.anatomy.around.values() if number is not None]
+    if others := [number for number in numbers if number not in attending]:
+        record.attrs["layers_without_attention"] = ", ".join(map(str, others))
     if other_keys:  # they take attention as a learned sink does
         record.attrs["keys_that_are_no_tokens"] = other_keys
     return record

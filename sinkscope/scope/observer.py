@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -118,12 +118,8 @@ class Observer:
                 after = Hook(self._after_watching, index, part)
                 undo.hang(part.attention, after, with_kwargs=True, always_call=True)
         if any(isinstance(probe, HiddenProbe) for probe in self.probes):
-            inside: dict[nn.Module, list[int]] = {}
-            for index, part in enumerate(parts):
-                if part.layer is not None:
-                    inside.setdefault(part.layer, []).append(index)
-            for layer, indices in inside.items():
-                undo.hang(layer, Hook(self._after_layer, indices))
+            for layer, (indices, number) in self.anatomy.around.items():
+                undo.hang(layer, Hook(self._after_layer, indices, number), with_kwargs=True)
 
     def _find_mixing(self) -> None:
         """Try what each layer does with its heads' outputs, where a probe asks, with the scope's attention in place."""
@@ -281,18 +277,26 @@ class Observer:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _after_layer(self, indices: list[int], module: nn.Module, args: Any, output: Any) -> None:
-        """Let the hidden-state probes look at what a layer hands on, [batch, token, dim], around some of the parts."""
+    def _after_layer(
+        self, indices: list[int], own: int | None, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """Let the hidden-state probes look at what a layer hands on, [batch, token, dim], and at what it read.
+
+        It has the number of the last of some parts inside it that ran, or else its own.
+        """
         hidden = output[0] if isinstance(output, (tuple, list)) else output
-        ran = [self._numbers[index] for index in indices if index in self._numbers]
-        if self._forward is None or not self._is_mine() or not ran or not isinstance(hidden, Tensor):
+        number = max((self._numbers[index] for index in indices if index in self._numbers), default=own)
+        if self._forward is None or not self._is_mine() or number is None or not isinstance(hidden, Tensor):
             return
-        number = max(ran)
         if isinstance(self._forward, Forward):
             if hidden.dim() != 3:
                 return
             hidden = self._forward.batch_first(hidden, number, sure=self.anatomy.interface)
-        for texts, real in self._forward.split_hidden(hidden):
+        read = args[0] if args else kwargs.get("hidden_states")
+        before: Iterator[Tensor | None] = repeat(None)
+        if isinstance(read, Tensor) and read.shape == hidden.shape and read.data_ptr() != hidden.data_ptr():
+            before = (states for _, states in self._forward.split_hidden(read))
+        for (texts, real), states in zip(self._forward.split_hidden(hidden), before, strict=False):
             # the sum is quick, and may overflow
             if not bool(real.sum().isfinite()) and not bool(real.isfinite().all()):
                 raise not_finite(f"the hidden states after layer {number}", self.model)
@@ -303,4 +307,4 @@ class Observer:
                             f"{type(probe).__name__} sets each token beside the first of its text, which this forward "
                             "pass, one that goes on with a text, has not; read the whole text in one, as in model(ids)."
                         )
-                    self._collector.add(number, texts, measure_hidden(probe, real))
+                    self._collector.add(number, texts, measure_hidden(probe, states, real), attends=False)

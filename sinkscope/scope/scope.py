@@ -169,7 +169,8 @@ class Scope(Observer):
             SinkscopeError: nothing was measured yet.
         """
         self._check_saw_attention()
-        return described(holding(self._turn.lock, self._collector.record), self, self._other_keys, self._grids)
+        record = holding(self._turn.lock, self._collector.record)
+        return described(record, self, self._collector.attending, self._other_keys, self._grids)
 
     def array(self, variable: str) -> xr.DataArray:
         """One variable over only the layers and heads it was measured in, without the rest of the record."""
@@ -183,7 +184,7 @@ class Scope(Observer):
         if self._problem is not None:
             raise self._problem
         looking = any(isinstance(probe, (LayerProbe, TileProbe)) for probe in self.probes)
-        if looking and self._collector.texts and not self._collector.layers:
+        if looking and self._collector.texts and not self._collector.attending:
             raise SinkscopeError(
                 f"the attention modules of {type(self.model).__name__} ran, but no softmax or scaled dot product "
                 "attention was seen in them; measure its maps elsewhere and use sinkscope.from_maps.",

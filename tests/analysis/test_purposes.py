@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ import sinkscope
 from sinkscope.attention.attend_layer import PLAIN
 from sinkscope.attention.masks import CausalMask
 from sinkscope.errors import SinkscopeError
+from sinkscope.hf.tiny import tiny_model
 from sinkscope.scope.interface import observed_layer
 from sinkscope.scope.lazy_mask import Sight
 from tests.support.zoo import build
@@ -62,6 +64,32 @@ def test_planted_heads_are_what_they_were_made():
     assert table["sink_share"][3] == table.attrs["null_share"] == 2 / 64
 
 
+@pytest.mark.parametrize(("mass", "queries"), [(0.5, 2), (0.3, 3), (0.25, 4), (0.01, 64)])
+def test_the_null_of_a_sink_counts_the_queries_that_see_few_keys(mass, queries):
+    table = sinkscope.purposes(sinkscope.measure(build("llama"), _ids(tokens=64), [sinkscope.SinkPurpose(mass)]))
+    assert queries == (1 / np.arange(1, 65) >= mass).sum()
+    assert table.attrs["null_share"] == queries / 64 and table.attrs["mass"] == pytest.approx(mass)
+
+
+def test_a_head_that_hands_on_nothing_is_a_no_op_that_loses_nothing(tmp_path):
+    model, heads = build("llama"), (0, 2)  # of layer 1, with one key-value head
+    width = model.config.hidden_size // model.config.num_attention_heads
+    model.model.layers[1].self_attn.v_proj.weight.data[:width] = 0
+    record = sinkscope.measure(model, _ids(), [sinkscope.SinkPurpose(), sinkscope.Reach(2, 8)])
+    dead = record.sel(layer=1).isel(head=slice(*heads), reach_sinks=0, reach_window=0)
+    assert (dead.sink_norm_ratio == 0).all() and (dead.stream_error == 0).all()
+    gates = sinkscope.head_gates(record)
+    assert gates.shape == (2, 2) and gates[1, 0] == 0 and (gates[0] > 0).all()
+    np.testing.assert_allclose(np.loadtxt(sinkscope.save_head_gates(gates, tmp_path / "gates.tsv")), gates, atol=1e-6)
+
+
+def test_a_hybrid_model_has_gates_of_its_attention_layers_alone():
+    record = sinkscope.measure(tiny_model("qwen3_next"), _ids(), [sinkscope.Reach(2, 8), sinkscope.Compression()])
+    assert record["layer"].values.tolist() == [0, 1, 2, 3]
+    assert sinkscope.head_gates(record)["layer"].values.tolist() == [1, 3]
+    assert set(sinkscope.reach_table(record)["layer"]) == {1, 3}
+
+
 def test_thresholds_decide_and_the_curve_tells_how_much():
     record = _record(_planted())
     assert sinkscope.purposes(record, event=0.02)["kind"].tolist()[3] != "no sink"
@@ -71,6 +99,9 @@ def test_thresholds_decide_and_the_curve_tells_how_much():
     np.testing.assert_allclose(curve.groupby(["threshold", "factor"])["heads"].sum(), 1)
     usual = curve[curve["factor"] == 1].groupby("kind")["heads"].mean()
     assert (usual == 0.25).all()
+    for factors in ((), 0, (1, -1)):
+        with pytest.raises(SinkscopeError, match="factors"):
+            sinkscope.purpose_sensitivity(record, factors)
     for given in ({"event": 1.0}, {"no_op": 0.6}, {"rank": 0.5}, {"broadcast": -1}):
         with pytest.raises(SinkscopeError):
             sinkscope.purposes(record, **given)
@@ -91,7 +122,8 @@ def test_uniform_attention_has_the_reach_of_the_null():
     record = sinkscope.Reach((0, 2), (1, 10)).observe(_planted())
     frame = xr.Dataset(
         {name: (("sequence", "layer", "head", "reach_sinks", "reach_window"), np.asarray(record[name])[:, None])
-         for name in ("reach", "stream_error")},
+         for name in ("reach", "stream_error")}
+        | {"reach_null": (("sequence", "layer", "reach_sinks", "reach_window"), record["reach_null"].numpy()[:, None])},
         coords={"sequence": [0], "layer": [0], "head": np.arange(4), "reach_sinks": [0, 2], "reach_window": [1, 10],
                 "length": ("sequence", [64]), "token": np.arange(64)},
     )  # fmt: skip
@@ -127,6 +159,12 @@ def test_gates_go_through_the_table_of_duoattention(tmp_path):
         with pytest.raises(SinkscopeError):
             sinkscope.save_head_gates(bad, tmp_path / "no.tsv")
     assert not (tmp_path / "no.tsv").exists()
+    (tmp_path / "empty.tsv").write_text("")
+    for table, said in ((gates.values * 2, "from 0 to 1"), (gates.values - 1, "from 0 to 1"), ([[]], "the shape")):
+        with pytest.raises(SinkscopeError, match=said):
+            sinkscope.PerHead.from_table(table)
+    with pytest.raises(SinkscopeError), warnings.catch_warnings(action="error"):
+        sinkscope.PerHead.from_table(tmp_path / "empty.tsv")
 
 
 def test_a_share_of_the_heads_streams_from_none_to_all():
@@ -137,6 +175,8 @@ def test_a_share_of_the_heads_streams_from_none_to_all():
     assert record.worst_first.values.tolist() == [False, False, False, True]
     ends = sinkscope.perplexity(model, ids, [sinkscope.Dense(), sinkscope.SinkWindow(2, 8)])
     np.testing.assert_allclose(record.nll.isel(policy=[0, 2]), ends.nll, rtol=1e-3, atol=1e-4)
+    with pytest.raises(SinkscopeError, match="gates are not finite"):
+        sinkscope.head_split(model, ids, gates.where(gates > gates.min()), (0, 0.5))
     for shares in ((), (1.5,), (-0.1,)):
         with pytest.raises(SinkscopeError):
             sinkscope.head_split(model, ids, gates, shares)
@@ -152,6 +192,17 @@ def test_depth_has_a_row_for_each_layer_with_bounds_over_texts():
     assert (table["anisotropy_low"] <= table["anisotropy"]).all()
 
 
+def test_bounds_of_a_share_are_shares():
+    texts = [torch.arange(3, 3 + tokens) for tokens in (3, 4, 60, 80)]
+    table = sinkscope.depth_table(sinkscope.measure(build("llama"), texts, [sinkscope.Compression()]))
+    assert (table[["anisotropy_low", "matrix_entropy_low"]] >= 0).all(axis=None)
+    assert (table[["anisotropy_high", "matrix_entropy_high"]] <= 1).all(axis=None)
+    wide = xr.DataArray([0.0, 0.0, 1.0], dims="sequence")
+    free, held = sinkscope.interval(wide), sinkscope.interval(wide, at_least=0, at_most=1)
+    assert float(free["lower"]) < 0 and float(free["upper"]) > 1
+    assert (float(held["lower"]), float(held["mean"]), float(held["upper"])) == (0, float(free["mean"]), 1)
+
+
 def test_gates_are_averaged_and_times_the_sink():
     dims = ("sequence", "layer", "head", "query")
     gate = xr.DataArray(np.array([[[[0.5, 0.2, 0.4]]]]), dims=dims)
@@ -162,6 +213,9 @@ def test_gates_are_averaged_and_times_the_sink():
     table = sinkscope.gates_table(record)
     assert table["gate"][0] == pytest.approx(1.1 / 3)
     assert table["gated_mass"][0] == pytest.approx((0.2 * 0.5 + 0.4 * 0.25) / 2)
+    for first, said in ((2, "keeps 1 apart"), (0, "first=0"), (-1, "first=-1")):
+        with pytest.raises(SinkscopeError, match=said):
+            sinkscope.gates_table(record, first)
 
 
 def _spiking():

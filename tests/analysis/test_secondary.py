@@ -11,7 +11,9 @@ import xarray as xr
 
 import sinkscope
 from sinkscope.errors import SinkscopeError
-from tests.support.naive_science import heads_of, tiny
+from sinkscope.hf.tiny import tiny_model
+from sinkscope.reporting.purposes import say_secondary
+from tests.support.naive_science import Heads, heads_of, tiny
 from tests.support.synthetic import secondary_record
 from tests.support.zoo import build
 
@@ -22,13 +24,14 @@ def _ids(tokens=40, batch=3):
     return torch.randint(3, 120, (batch, tokens), generator=torch.Generator().manual_seed(5))
 
 
-def _by_hand(hidden: list[np.ndarray], row: int, parallel: float) -> dict[int, list[int]]:
+def _by_hand(heads: Heads, row: int, parallel: float) -> dict[int, list[int]]:
     """Layers of each token's life in one text, step by step as the authors' code goes: {position: [layer]}."""
-    norms = [float(np.linalg.norm(states[row, 0])) for states in hidden]
+    hidden = heads.hidden
+    norms = [float(np.linalg.norm(states[row, 0])) for states in (heads.embedded, *hidden)]
     steps = [after - before for before, after in pairwise(norms)]
-    start = steps.index(max(steps)) + 1
-    later = steps[start:]
-    end = start + later.index(min(later)) + 1 if later and min(later) < 0 else len(hidden)
+    start = steps.index(max(steps))
+    later = steps[start + 1 :]
+    end = start + 1 + later.index(min(later)) if later and min(later) < 0 else len(hidden)
     lives: dict[int, list[int]] = {}
     for layer in range(start, end):
         first = hidden[layer][row, 0]
@@ -42,9 +45,9 @@ def _by_hand(hidden: list[np.ndarray], row: int, parallel: float) -> dict[int, l
 def test_lives_are_those_of_the_definition_in_float64(name):
     model, ids = tiny(name), _ids()
     record = sinkscope.measure(model, ids, [sinkscope.FirstCosine(), sinkscope.Compression()])
-    hidden = heads_of(model, ids).hidden
+    heads = heads_of(model, ids)
     found = sinkscope.secondary_sinks(record, parallel=0.25, short=0, spared=0)
-    lives = {(row, position): layers for row in range(3) for position, layers in _by_hand(hidden, row, 0.25).items()}
+    lives = {(row, position): layers for row in range(3) for position, layers in _by_hand(heads, row, 0.25).items()}
     assert dict(zip(zip(found["sequence"], found["position"], strict=True), found["lifetime"], strict=True)) == {
         place: len(layers) for place, layers in lives.items()
     }
@@ -67,6 +70,40 @@ def test_planted_tokens_are_what_they_were_made():
     assert table.attrs["secondary"] == 1 and np.isnan(table.attrs["secondary_low"])  # one text
     assert sinkscope.secondary_sinks(secondary_record(), short=8).set_index("position")["kind"][7] == "short"
     assert sinkscope.secondary_sinks(secondary_record(), spared=18).set_index("position")["kind"][7] == "primary"
+
+
+@pytest.mark.parametrize("rise", (0, 1))
+def test_a_state_that_is_long_from_the_first_layer_on_has_its_whole_life(rise):
+    """Token 0 grows in layer `rise` and shrinks in layer 3, and token 7 is parallel to it meanwhile."""
+    model, ids = tiny_model("llama"), _ids(tokens=20)
+    spike = torch.zeros(model.config.hidden_size)
+    spike[3] = 500.0
+    for number, factor in ((rise, 1), (3, -1)):
+        model.model.layers[number].register_forward_hook(lambda module, args, output, by=factor: grown(output, by))
+
+    def grown(states, by):
+        states = states.clone()
+        states[:, [0, 7]] += by * spike
+        return states
+
+    probes = [sinkscope.FirstCosine(), sinkscope.Compression(), sinkscope.HiddenExtremes()]
+    record = sinkscope.measure(model, ids, probes)
+    found = sinkscope.secondary_sinks(record, short=0, spared=1)
+    assert found.attrs["rise"] == [rise] * 3 and found.attrs["fall"] == [3] * 3
+    own = found[found["position"] == 7]
+    assert (own[["birth", "lifetime"]].values == (rise, 3 - rise)).all() and len(own) == 3
+    life = sinkscope.spike_life(record, magnitude=100, ratio=10)
+    assert (life[["rise", "fall", "step_up", "step_down"]].values == (rise, 2, rise, 3)).all() and len(life) == 6
+
+
+def test_small_models_leave_undecided_what_the_numbers_of_the_authors_do_not_tell_apart():
+    model = build("llama")
+    record = sinkscope.measure(model, _ids(), [sinkscope.FirstCosine(), sinkscope.Compression()])
+    found = sinkscope.secondary_sinks(record, parallel=0.25)
+    assert len(found) and set(found["kind"]) == {"undecided"} and np.isnan(found.attrs["secondary"])
+    assert "do not tell secondary sinks apart in a model of 2" in say_secondary(found)
+    drawn = sinkscope.figures.secondary_sinks.describe(record, parallel=0.25)
+    assert [mark.id for mark in drawn.panels[0].marks] == ["undecided"]
 
 
 def test_random_states_of_many_dimensions_have_no_secondary_sinks():
@@ -126,10 +163,18 @@ def test_maps_that_share_cells_or_lack_layers_are_refused():
     for probe, said in (
         (sinkscope.Maps(resolution=16), "pooled"),
         (sinkscope.Maps(layers=[1], resolution=None), "all layers and heads"),
+        (sinkscope.Maps(heads=[0], resolution=None), "all layers and heads"),
         (sinkscope.SinkMass(), "attention_map"),
     ):
         with pytest.raises(SinkscopeError, match=said):
             sinkscope.rollout(sinkscope.measure(model, ids, [probe, sinkscope.LogSumExp()]))
+
+
+@pytest.mark.parametrize("name", ("qwen3_next", "recurrent_gemma"))
+def test_rollout_of_a_model_that_mixes_tokens_without_attention_is_refused(name):
+    record = sinkscope.measure(tiny_model(name), _ids(), [sinkscope.Maps(resolution=None)])
+    with pytest.raises(SinkscopeError, match=r"layers 0, .* mix its tokens in another way"):
+        sinkscope.rollout(record)
 
 
 @pytest.mark.parametrize("given", [{"parallel": 1.0}, {"short": -1}, {"spared": 1.5}])

@@ -48,6 +48,15 @@ def test_the_strongest_key_is_found_wherever_it_stands():
     assert (keys >= 16).any()
 
 
+@pytest.mark.parametrize("name", ("afmoe", "qwen3_next"))
+def test_gates_are_found_on_any_number_of_threads(name):
+    """Two rows of a product are split between threads, and equal to rounding only."""
+    model, ids = tiny(name), _ids(tokens=64)
+    alone = _record(model, ids, sinkscope.Gates())
+    torch.set_num_threads(4)  # set back by the fixture of all tests
+    np.testing.assert_allclose(_record(model, ids, sinkscope.Gates()).gate, alone.gate, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ("afmoe", "qwen3_next", "hrm_text"))
 def test_gates_are_those_that_the_output_was_multiplied_by(name):
     model, ids = tiny(name), _ids()
@@ -102,6 +111,19 @@ def test_reach_and_the_error_of_streaming_are_those_of_brute_force(name, sinks, 
     np.testing.assert_allclose(record.stream_error.sel(reach_window=80), 0, atol=1e-5)  # nothing is left out
 
 
+@pytest.mark.parametrize("name", ("llama", "mistral_sliding", "gpt_oss"))
+def test_the_null_of_reach_is_even_attention_to_what_each_layer_sees(name):
+    model, ids = tiny(name), _ids(tokens=150)
+    record, heads = _record(model, ids, sinkscope.Reach((0, 3), (5, 140))), heads_of(model, ids)
+    query, key = np.arange(150)[:, None], np.arange(150)
+    for layer, maps in enumerate(heads.maps):
+        seen = maps[:, 0] > 0
+        for sinks, window in ((0, 5), (3, 5), (3, 140)):
+            inside = seen & ((key < sinks) | (query - key < window))
+            found = record.reach_null.isel(layer=layer).sel(reach_sinks=sinks, reach_window=window)
+            np.testing.assert_allclose(found, (inside.sum(-1) / seen.sum(-1)).mean(-1), rtol=1e-6)
+
+
 def test_the_error_of_a_group_is_that_of_its_heads_together():
     model, ids = build("llama"), _ids(tokens=50)
     record, heads = _record(model, ids, sinkscope.Reach(2, 6)), heads_of(model, ids)
@@ -129,6 +151,27 @@ def test_entropy_anisotropy_kurtosis_and_norms_follow_from_the_singular_values(n
             centred = states - states.mean()
             np.testing.assert_allclose(found.state_kurtosis, (centred**4).mean() / (centred**2).mean() ** 2, rtol=1e-4)
             np.testing.assert_allclose(found.state_norm, np.linalg.norm(states, axis=-1), rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ("qwen3_next", "qwen3_5_text", "jamba", "zamba2", "granitemoehybrid", "lfm2_moe", "minimax", "recurrent_gemma",
+     "nemotron_h", "kimi_linear", "olmo_hybrid"),
+)  # fmt: skip
+def test_states_of_a_hybrid_model_are_those_behind_all_its_layers(name):
+    model, ids = tiny(name), _ids(tokens=24, batch=1)
+    record = sinkscope.measure(model, ids, [sinkscope.Compression(), sinkscope.SinkMass(1)])
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    with torch.no_grad():
+        states = model(ids, output_hidden_states=True, use_cache=False).hidden_states
+    norms = np.stack([each[0].norm(dim=-1).numpy() for each in states])  # the last one is behind a norm
+    layers = model.config.num_hidden_layers
+    assert record["layer"].values.tolist() == list(range(layers)) and len(norms) == layers + 1
+    np.testing.assert_allclose(record.state_norm[0, :-1], norms[1:-1], rtol=1e-5)
+    np.testing.assert_allclose(record.state_rise[0, :-1], np.diff(norms[:-1], axis=0), rtol=1e-4, atol=1e-4)
+    without = [number for number in range(layers) if bool(record.sink_mass.sel(layer=number).isnull().all())]
+    assert record.attrs["layers_without_attention"] == ", ".join(map(str, without)) != ""
 
 
 def test_one_direction_has_no_entropy_and_all_directions_alike_have_all():

@@ -85,7 +85,7 @@ def test_the_same_seed_draws_the_same_token_for_both_and_another_draws_others():
         (_ids(3), {}, "3 tokens"),
         (_ids(), {"place": 1}, "place=1"),
         (_ids(), {"place": 23}, "place=23 leaves no token behind it in a text of 24 tokens; give 22"),
-        (_ids(), {"first": ()}, "asks for nothing"),
+        (_ids(), {"first": ()}, "give one or more of kept, removed"),
         (_ids(), {"first": "gone"}, "gone"),
         (torch.full((1, 9), 5), {}, "one token again and again"),
         (torch.full((1, 9), 5000), {}, "one token"),

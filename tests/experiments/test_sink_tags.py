@@ -83,6 +83,15 @@ def test_a_head_that_hands_on_nothing_has_no_share():
     assert _Tags().observe(silent)["tag_share"][0].isnan().all()
 
 
+def test_a_text_of_one_token_has_no_control_beside_it():
+    texts = [_ids()[0], _ids()[0, :1]]
+    record = sinkscope.sink_tags(build("llama"), texts)
+    assert (record.tag_sinks.isel(sequence=1) == 1).all() and record.tag_control.isel(sequence=1).isnull().all()
+    np.testing.assert_allclose(record.tag_share.isel(sequence=1), 1, rtol=1e-5)
+    alone = sinkscope.sink_tags(build("llama"), texts[:1]).isel(sequence=0)
+    np.testing.assert_allclose(record.tag_share.isel(sequence=0), alone.tag_share, rtol=1e-5)
+
+
 def test_the_table_has_means_over_the_texts_in_which_a_head_has_a_sink():
     record = sinkscope.sink_tags(build("llama"), _ids(batch=5), epsilon=0.1)
     table = sinkscope.tags_table(record)

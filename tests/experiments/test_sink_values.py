@@ -88,7 +88,10 @@ def test_what_is_drawn_follows_from_the_seed_and_a_head_that_hands_on_nothing_ch
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"kinds": "all"}, "unknown"),
+        ({"kinds": "all"}, "'all' is no entry of kinds"),
+        ({"kinds": ()}, "give one or more of zero, mean"),
+        ({"kinds": ("zero", "zero")}, "each once"),
+        ({"heads": [(0, 1), (0, 1)]}, "a head twice"),
         ({"heads": [(9, 0)]}, "no head 0"),
         ({"heads": []}, "names no head"),
         ({"ids": _ids(2)}, "three tokens"),
@@ -109,3 +112,5 @@ def test_layers_with_a_window_of_their_own_are_left_out_and_refused_by_name():
     assert np.isfinite(record.change).all()
     with pytest.raises(SinkscopeError, match="slides over the model's own window"):
         sinkscope.sink_values(model, _ids(), kinds="zero", heads=[(0, 0)])
+    with pytest.raises(SinkscopeError, match="every layer of MistralForCausalLM slides over a window of its own"):
+        sinkscope.sink_values(build("mistral_sliding"), _ids(), kinds="zero")

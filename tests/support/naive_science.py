@@ -21,6 +21,7 @@ class Heads(NamedTuple):
     weights: list[np.ndarray]  # [head, width, dim] W_O
     mixed: list[np.ndarray]  # [sequence, head, query, dim] what W_O reads
     hidden: list[np.ndarray]  # [sequence, token, width] behind each layer
+    embedded: np.ndarray  # [sequence, token, width] before the first
 
 
 def tiny(name: str) -> nn.Module:
@@ -32,7 +33,7 @@ def heads_of(model: nn.Module, ids: Tensor, wo: str = "o_proj", v: str = "v_proj
     twin = eager_twin(copy.deepcopy(model)).double()
     if hasattr(twin, "set_experts_implementation"):
         twin.set_experts_implementation("eager")
-    maps, values, weights, mixed, hidden = [], [], [], [], []
+    maps, values, weights, mixed, hidden, embedded = [], [], [], [], [], []
 
     def attention(module, args, output):
         maps.append(output[1].numpy())
@@ -54,9 +55,10 @@ def heads_of(model: nn.Module, ids: Tensor, wo: str = "o_proj", v: str = "v_proj
             getattr(module, wo).register_forward_pre_hook(leave)
     for module in twin.model.layers:
         module.register_forward_hook(layer)
+    twin.model.layers[0].register_forward_pre_hook(lambda module, args: embedded.append(args[0].numpy()))
     with torch.no_grad():
         twin(ids, output_attentions=True, use_cache=False)
-    found = Heads(maps, [], [], [], hidden)
+    found = Heads(maps, [], [], [], hidden, embedded[0])
     for each, states, weight, read in zip(maps, values, weights, mixed, strict=True):
         heads, dim = each.shape[1], weight.shape[1] // each.shape[1]
         own = states.unflatten(-1, (-1, dim)).transpose(1, 2)
