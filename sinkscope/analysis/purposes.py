@@ -14,7 +14,7 @@ from sinkscope.analysis.importance import EPSILON, FEW_TEXTS, importance
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.reading import reads
 from sinkscope.analysis.secondary import steps
-from sinkscope.analysis.variables import first_keys, sequence_lengths, variable, whole
+from sinkscope.analysis.variables import check_begins, first_keys, sequence_lengths, variable, whole
 from sinkscope.arguments import finite_number, open_unit, several, whole_number
 from sinkscope.errors import SinkscopeError
 
@@ -182,6 +182,7 @@ def depth_table(record: xr.Dataset, epsilon: float = EPSILON, resamples: int = 1
         SinkscopeError: a record without what `Compression` makes.
     """
     record = whole(record)
+    check_begins(record)
     found = {
         "matrix_entropy": variable(record, "matrix_entropy"),
         "anisotropy": variable(record, "anisotropy"),

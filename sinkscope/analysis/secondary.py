@@ -12,7 +12,7 @@ import xarray as xr
 from sinkscope.analysis.importance import importance
 from sinkscope.analysis.intervals import interval
 from sinkscope.analysis.reading import reads
-from sinkscope.analysis.variables import is_causal, sequence_lengths, variable, whole
+from sinkscope.analysis.variables import check_begins, is_causal, sequence_lengths, variable, whole
 from sinkscope.arguments import open_unit, whole_number
 from sinkscope.errors import SinkscopeError
 
@@ -60,6 +60,7 @@ def secondary_sinks(
     parallel, short = open_unit(parallel, "parallel"), whole_number(short, "short", 0)
     spared = whole_number(spared, "spared", 0)
     record = whole(record)
+    check_begins(record)
     cosines = variable(record, "first_cosine").transpose("sequence", "layer", "token").values.astype(np.float64)
     rises_of = steps(record).transpose("sequence", "layer", "token").values[..., 0]
     layers, lengths = record["layer"].values, np.atleast_1d(sequence_lengths(record).values)

@@ -42,6 +42,15 @@ def first_keys(record: xr.Dataset, count: int, name: str) -> xr.DataArray:
     return kept.isel(sink=slice(count))
 
 
+def check_begins(record: xr.Dataset) -> None:
+    """Raise SinkscopeError for a record whose first token was cut off, in a place where others are set beside it."""
+    if int(record["token"].values.flat[0]) > 0:
+        raise SinkscopeError(
+            f"this record begins at token {int(record['token'].values.flat[0])}, and the first token of each text is "
+            "asked for; give the record of whole texts."
+        )
+
+
 def advice(name: str) -> str:
     """What to do to have a variable."""
     makers = [each.__name__ for each in _makers(name)]

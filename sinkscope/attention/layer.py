@@ -85,6 +85,8 @@ class Layer(ABC):
             where there is no gate, or no probe asks.
         spans: [sequence, head, query, span] attention on the keys of each of some spans; None where no probe asks, or
             where attention could not make it beside the output.
+        received: [sequence, head, key] attention that each key receives, summed over the queries; None where no probe
+            asks for these sums.
     """
 
     lse: Tensor
@@ -99,6 +101,7 @@ class Layer(ABC):
     projection: Tensor | None = None
     gate: Tensor | None = None
     spans: Tensor | None = None
+    received: Tensor | None = None
 
     _by_query: ClassVar[tuple[str, ...]] = ("lse", "output", "gate", "spans")  # what has one entry for each query
 
@@ -193,7 +196,7 @@ class Layer(ABC):
                 if states is not None:
                     heads = ALL if one is None else slice(one, one + 1)
                     fields[name] = states[batch : batch + 1, heads][:, :, places]
-        return replace(self, **fields)
+        return replace(self, **{"received": None} | fields)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,8 +154,9 @@ class Reach(LayerProbe):
                 assert layer.output is not None
                 handed = _added(summed, _handed(far[..., :count], value, slice(0, count)) if count else None)
                 assert handed is not None
-                streamed = handed / (kept + virtual).clamp(min=torch.finfo(kept.dtype).tiny)
-                missing.append((layer.output[:, :, rows].float() - streamed).square().sum(-1))
+                sums = (kept + virtual).clamp(min=torch.finfo(kept.dtype).tiny)
+                apart = torch.addcdiv(layer.output[:, :, rows].float(), handed, sums, value=-1)
+                missing.append(torch.linalg.vecdot(apart, apart))
         shape = (len(self.windows), len(self.sinks))
         mass, lost = (torch.stack(each, -1).unflatten(-1, shape).mT if each else None for each in (inside, missing))
         assert mass is not None

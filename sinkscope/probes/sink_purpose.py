@@ -35,8 +35,8 @@ class SinkPurpose(LayerProbe):
         output_stable_rank   ``||U||_F^2 / sigma_1(U)^2`` of ``U = A u`` [query, width]
 
     U is what the heads hand on before any gate. Nothing of the size T x T is made: the norms and the singular values
-    follow from W_O^T W_O [dim, dim]. The attention that all keys receive is summed only in heads in which the first
-    keys leave so much of it that another key could have more. A text has to be read in one forward pass.
+    follow from W_O^T W_O [dim, dim]. The attention that all keys receive is that of `Received`, where that measures too;
+    else it is summed only in heads in which the first keys leave so much of it that another key could have more. A text has to be read in one forward pass.
 
     >>> record = sinkscope.measure(model, ids, [sinkscope.SinkPurpose()])
     >>> list(record.data_vars)[:3]
@@ -131,21 +131,32 @@ def strongest(layer: Layer) -> tuple[Tensor, Tensor]:
     """The key with the most attention [sequence, head], and the attention on it [sequence, head, query]."""
     first = slice(0, min(EARLY, layer.reach))
     early = _columns(layer, first)
+    if layer.received is not None:
+        return _held(layer, early, layer.received.argmax(-1))
     means = early.double().mean(2)  # [sequence, head, key]
     best, keys = means.max(-1)
-    held = early.gather(-1, keys[..., None, None].expand(*early.shape[:3], 1))[..., 0]
     left = 1 - means.sum(-1)
     shares = not (isinstance(layer, FusedLayer) and layer.weighing.replaces_softmax)  # rows sum to 1 at most
     if first.stop == layer.reach:
-        return keys, held
+        return _held(layer, early, keys)
     asked = ~(best > left + 1e-4) if shares else torch.ones_like(left, dtype=torch.bool)
     for sequence, head in asked.nonzero().tolist():
         one = layer.one_head(sequence, head, torch.arange(layer.rows, device=keys.device))
         room = 1 - early[sequence, head].double().sum(-1) if shares else None
         key = _later(one, float(best[sequence, head]) * layer.rows, room)
-        if key is not None and key != int(keys[sequence, head]):
+        if key is not None:
             keys[sequence, head] = key
-            held[sequence, head] = _columns(one, slice(key, key + 1))[0, 0, :, 0]
+    return _held(layer, early, keys)
+
+
+def _held(layer: Layer, early: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys [sequence, head], and the attention on them [sequence, head, query], that on the first keys being known."""
+    count = early.shape[-1]
+    held = early.gather(-1, keys.clamp(max=count - 1)[..., None, None].expand(*early.shape[:3], 1))[..., 0]
+    for sequence, head in (keys >= count).nonzero().tolist():
+        key = int(keys[sequence, head])
+        one = layer.one_head(sequence, head, torch.arange(layer.rows, device=keys.device))
+        held[sequence, head] = _columns(one, slice(key, key + 1))[0, 0, :, 0]
     return keys, held
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 from sinkscope.attention.layer import Layer
 from sinkscope.attention.placement import is_built_in
 from sinkscope.errors import SinkscopeError, warn
-from sinkscope.probes import HiddenProbe, LayerProbe, Measured, Probe, TileProbe
+from sinkscope.probes import HiddenProbe, LayerProbe, Measured, Probe, Received, TileProbe
 from sinkscope.probes.base import PER_QUERY
 from sinkscope.scope.declarations import check_coordinates, check_declared, check_kind, declared
 
@@ -66,11 +66,6 @@ def measure_layer(probes: Sequence[Probe], number: int, layer: Layer) -> dict[st
     sizes = dict(zip(PER_QUERY, layer.lse.shape, strict=True)) | {"token": layer.rows, "key": layer.reach}
     if layer.key is not None:
         sizes["kv_head"] = layer.key.shape[1]
-    for probe in wanting:
-        if isinstance(probe, LayerProbe):
-            with unchanged(probe, *states, sums=states):
-                observed = probe.observe(layer)
-            measured |= declared(probe, observed, sizes)
     totals: list[tuple[TileProbe, Any]] = []
     for probe in wanting:
         if isinstance(probe, TileProbe):
@@ -94,7 +89,14 @@ def measure_layer(probes: Sequence[Probe], number: int, layer: Layer) -> dict[st
         with unchanged(probe, *states, sums=states):
             finished = probe.finish(total, layer)
         measured |= declared(probe, finished, sizes)
-    return measured
+        if type(probe) is Received:
+            layer = replace(layer, received=total)
+    for probe in wanting:
+        if isinstance(probe, LayerProbe):
+            with unchanged(probe, *states, sums=states):
+                observed = probe.observe(layer)
+            measured |= declared(probe, observed, sizes)
+    return {name: measured[name] for probe in wanting for name in probe.makes if name in measured}
 
 
 def _started(probe: TileProbe, layer: Layer) -> Any:

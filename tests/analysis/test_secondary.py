@@ -106,6 +106,13 @@ def test_small_models_leave_undecided_what_the_numbers_of_the_authors_do_not_tel
     assert [mark.id for mark in drawn.panels[0].marks] == ["undecided"]
 
 
+def test_a_record_without_its_first_token_is_refused():
+    record = sinkscope.measure(build("llama"), _ids(), [sinkscope.FirstCosine(), sinkscope.Compression()])
+    for read in (sinkscope.secondary_sinks, sinkscope.depth_table):
+        with pytest.raises(SinkscopeError, match="begins at token 5"):
+            read(record.isel(token=slice(5, None)))
+
+
 def test_random_states_of_many_dimensions_have_no_secondary_sinks():
     """The null: directions are hardly ever parallel by chance."""
     random = np.random.default_rng(1).normal(size=(30, 200, 256))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
 
 import sinkscope
 from sinkscope.errors import SinkscopeError
+from sinkscope.probes.sink_purpose import strongest
 from tests.support.naive_science import heads_of, purpose, reach, tiny
 from tests.support.zoo import build
 
@@ -46,6 +49,29 @@ def test_the_strongest_key_is_found_wherever_it_stands():
     keys = np.stack([each.mean(2).argmax(-1) for each in heads.maps], 1)
     assert (record.sink_key == keys).all()
     assert (keys >= 16).any()
+
+
+@pytest.mark.parametrize("name", ("llama", "mistral_sliding", "gpt_oss", "qwen3_next", "falcon"))
+def test_what_received_sums_gives_the_strongest_key_too(name):
+    model, ids = tiny(name), _ids(tokens=90, batch=3)
+    probes = [_Strongest(), sinkscope.Received()]
+    alone, beside = _record(model, ids, probes[0]), _record(model, ids, *probes)
+    assert (beside.sink_key == beside.received.argmax("key")).all()
+    assert (beside.sink_key >= 16).any() or name == "falcon"
+    np.testing.assert_array_equal(alone.sink_key, beside.sink_key)
+    np.testing.assert_array_equal(alone.sink_held, beside.sink_held)
+
+
+class _Strongest(sinkscope.LayerProbe):
+    """What `SinkPurpose` finds before it asks for W_O, which falcon does not show."""
+
+    makes: ClassVar = {
+        "sink_key": sinkscope.Variable(("sequence", "head")),
+        "sink_held": sinkscope.Variable(("sequence", "head", "query")),
+    }
+
+    def observe(self, layer):
+        return dict(zip(self.makes, strongest(layer), strict=True))
 
 
 @pytest.mark.parametrize("name", ("afmoe", "qwen3_next"))
