@@ -57,7 +57,7 @@ def test_what_received_sums_gives_the_strongest_key_too(name):
     probes = [_Strongest(), sinkscope.Received()]
     alone, beside = _record(model, ids, probes[0]), _record(model, ids, *probes)
     assert (beside.sink_key == beside.received.argmax("key")).all()
-    assert (beside.sink_key >= 16).any() or name == "falcon"
+    assert (beside.sink_key >= 16).any() or name != "mistral_sliding"
     np.testing.assert_array_equal(alone.sink_key, beside.sink_key)
     np.testing.assert_array_equal(alone.sink_held, beside.sink_held)
 
