@@ -40,7 +40,7 @@ class Reach(LayerProbe):
 
     >>> record = sinkscope.measure(model, ids, [sinkscope.Reach(sinks=1, windows=(4, 16))])
     >>> list(record.data_vars)
-    ['reach', 'stream_error', 'group_error']
+    ['reach', 'reach_null', 'stream_error', 'group_error']
 
     Args:
         sinks: numbers k of first keys.

@@ -170,4 +170,4 @@ def test_a_model_of_few_layers_has_no_count_of_secondary_sinks():
         _model(), torch.arange(80)[None] % 50 + 3, [sinkscope.Compression(), sinkscope.FirstCosine()], progress=False
     )
     assert secondary(record) == []
-    assert "no token can be a secondary sink in a model of 2" in say_secondary(sinkscope.secondary_sinks(record))
+    assert "do not tell secondary sinks apart in a model of 2" in say_secondary(sinkscope.secondary_sinks(record))
