@@ -28,9 +28,8 @@ ENGINE = (
     "batch_select_indices", "before_forward", "before_generation", "bind", "check", "check_gradients", "check_place",
     "check_places", "columns",
     "check_weights", "control", "finish", "get_query_offset", "keep", "load_tensors", "memory", "named_keys", "observe",
-    "observe_hidden", "observe_layer", "places", "positions", "prepare", "reorder_cache", "score", "sees", "start", "tensors",
-    "token_coordinates",
-    "virtual_logit", "wants", "weigh", "weights",
+    "observe_hidden", "observe_layer", "places", "positions", "prepare", "reorder_cache", "score", "sees", "start",
+    "tensors", "token_coordinates", "virtual_logit", "wants", "weigh", "weights",
 )  # fmt: skip
 """Methods of the contracts: what a class of one's own gives, and the engine asks for."""
 
