@@ -35,8 +35,9 @@ class SinkPurpose(LayerProbe):
         output_stable_rank   ``||U||_F^2 / sigma_1(U)^2`` of ``U = A u`` [query, width]
 
     U is what the heads hand on before any gate. Nothing of the size T x T is made: the norms and the singular values
-    follow from W_O^T W_O [dim, dim]. The attention that all keys receive is that of `Received`, where that measures too;
-    else it is summed only in heads in which the first keys leave so much of it that another key could have more. A text has to be read in one forward pass.
+    follow from W_O^T W_O [dim, dim]. The attention that all keys receive is that of `Received`, where that measures
+    too; else it is summed only in heads in which the first keys leave so much of it that another key could have more.
+    A text has to be read in one forward pass.
 
     >>> record = sinkscope.measure(model, ids, [sinkscope.SinkPurpose()])
     >>> list(record.data_vars)[:3]
