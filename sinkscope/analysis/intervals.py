@@ -152,7 +152,9 @@ def interval(
 
 def same_rows(flat: np.ndarray) -> np.ndarray:
     """[row] numbers, the same for rows that are the same, NaN and all."""
-    return np.unique(np.nan_to_num(flat, nan=np.inf), axis=0, return_inverse=True)[1].ravel()
+    known: dict[bytes, int] = {}
+    rows = np.ascontiguousarray(np.where(np.isnan(flat), np.nan, flat) + 0.0)  # one NaN, and one zero
+    return np.array([known.setdefault(row.tobytes(), len(known)) for row in rows], dtype=int)
 
 
 def merged(values: np.ndarray, text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
