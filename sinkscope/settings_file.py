@@ -21,7 +21,7 @@ def read_settings(given: str | os.PathLike[str], what: str, example: str, page: 
         given: the path of the file.
         what: what it is to hold, such as "grid".
         example: how it begins.
-        page: of the documentation.
+        page: the title of one of the documentation.
 
     Raises:
         SinkscopeError: no such file, no YAML, a name twice in one mapping, an alias, or no mapping.
@@ -37,7 +37,7 @@ def read_settings(given: str | os.PathLike[str], what: str, example: str, page: 
         where = getattr(problem, "problem_mark", None)
         line = f", line {where.line + 1}" if where is not None else ""
         said = getattr(problem, "problem", None) or first_line(problem)
-        raise SinkscopeError(f"{path}{line} cannot be read as YAML ({said}); see {page} for a {what}.") from problem
+        raise SinkscopeError(f"{path}{line} cannot be read as YAML ({said}).", page=page) from problem
     if len(held) > LONGEST:
         raise SinkscopeError(f"{path} is longer than {LONGEST:,} bytes, which no {what} is; give a YAML file of one.")
     if not isinstance(found, Mapping):

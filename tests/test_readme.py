@@ -174,6 +174,10 @@ def test_each_task_is_at_most_three_clicks_from_the_front_page(task, start):
         assert clicks <= 3, f"{task}: not within three clicks"
 
 
+def test_the_compatibility_page_was_made_with_this_version():
+    assert f"with sinkscope {sinkscope.__version__}, " in (DOCS / "compatibility.md").read_text(encoding="utf-8")
+
+
 def test_every_page_is_in_a_table_of_contents():
     trees, waiting = {DOCS / "index.md"}, [DOCS / "index.md"]
     while waiting:

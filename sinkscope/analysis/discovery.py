@@ -51,8 +51,9 @@ def discover(
 ) -> pd.DataFrame:
     """The sinks of each text, strongest first: one row per sequence and position.
 
-    A position is listed if the importance alpha of its key (see `importance`) is above `epsilon` in at least one head,
-    and its mean over heads is at least `times_null` times the null, the alpha of uniform attention for that position.
+    A position is listed if the importance alpha of its key (Gu et al. 2024; see `importance`) is above `epsilon` in at
+    least one head, and its mean over heads is at least `times_null` times the null, the alpha of uniform attention for
+    that position. These thresholds are ours.
 
     heads        fraction of layers x heads with alpha > epsilon (at position 0 the sink rate of that text)
     importance   mean of alpha over layers and heads; null, times_null: that of uniform attention, how often it fits
@@ -213,6 +214,8 @@ def _sizes(
 @reads
 def massive_activations(record: xr.Dataset, magnitude: float = 100, ratio: float = 1000) -> pd.DataFrame:
     """The tokens whose largest hidden-state entry is above `magnitude` and at least `ratio` times the layer's median.
+
+    After Sun et al. 2024 (arXiv 2402.17762).
 
     One row per (sequence, layer, position): token_text ("" if unknown), dimension (-1 if not measured), magnitude,
     times_median; ordered by sequence, layer and position. Only each token's largest entry was recorded, so a second

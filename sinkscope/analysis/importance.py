@@ -27,13 +27,13 @@ from sinkscope.errors import SinkscopeError
 
 EPSILON = 0.3  # Gu et al. 2024
 FEW_TEXTS = 16
-RATE_NOTE = "no interval of a rate over fewer than 16, which would hold it in 85% to 93%, not 95% (docs/intervals.md)"
+RATE_NOTE = "no interval of a rate over fewer than 16, which would hold it in 85% to 93%, not 95% (the page Intervals)"
 EPSILONS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 
 @reads
 def importance(record: xr.Dataset) -> xr.DataArray:
-    """alpha of every key: [sequence, layer, head, key], in 0..1.
+    """alpha of every key (Gu et al. 2024, arXiv 2410.10781): [sequence, layer, head, key], in 0..1.
 
     alpha(l, h, k) = sum_i A(l, h)[i, k] / (number of queries i >= k), k's own query included; in an encoder, where all
     queries see every key, the mean over all of them. Only measured queries count. NaN past the end of a text and for
@@ -134,6 +134,8 @@ def _queries_per_head(record: xr.Dataset, key: xr.DataArray, counts: xr.DataArra
 def sink_rate(record: xr.Dataset, epsilon: float = EPSILON, position: int = 0) -> xr.DataArray:
     """Fraction of heads, over layers and sequences, with an importance alpha of `position` above epsilon.
 
+    After Gu et al. 2024 (arXiv 2410.10781).
+
     No dimensions. A fraction of heads, not a mass; heads a layer lacks are left out, and so are texts that end before
     the position. It falls as T grows and depends on BOS, so attrs hold epsilon, position, T (of the longest text),
     T_shortest, bos, sequences, null_alpha (alpha under uniform attention, mean over sequences: H_T / T for position 0)
@@ -181,6 +183,8 @@ def sink_rate_curve(
     position: int = 0,
 ) -> xr.Dataset:
     """The sink rate against epsilon and the number T of tokens read: rate, lower, upper [length, epsilon].
+
+    After Gu et al. 2024 (arXiv 2410.10781).
 
     A causal query sees no later token, so alpha over the queries below t is exactly that of the text's first t tokens.
     epsilons  thresholds; default 0.05, 0.10 .. 0.95.

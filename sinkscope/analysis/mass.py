@@ -207,6 +207,8 @@ def eviction_by_layer(record: xr.Dataset, resamples: int = 10_000, seed: int = 0
 def value_drain(record: xr.Dataset, first: int = 1) -> xr.Dataset:
     """How long the first tokens' values and keys are beside all others': value_ratio and key_ratio [layer, kv_head].
 
+    After Guo et al. 2024 (arXiv 2410.13835).
+
     For each sequence the mean Euclidean norm at positions < first over the mean norm at the rest, then the mean over
     sequences (those with no other token left out). Below 1 the value is drained; 1 is the ratio of a first token like
     any other (attrs["null"]). NaN for heads a layer lacks.

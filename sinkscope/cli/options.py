@@ -20,10 +20,12 @@ Model = Annotated[
     str | None,
     typer.Argument(help="A directory, a .gguf file or a name on the Hugging Face Hub; the demo model if left out."),
 ]
-Text = Annotated[str | None, typer.Option(help="A UTF-8 file or hf:NAME; the King James Bible if left out.")]
+Text = Annotated[
+    str | None, typer.Option(help="A UTF-8 file, hf:NAME or demo:ferry; the King James Bible if left out.")
+]
 Texts = Annotated[
     list[str] | None,
-    typer.Option("--text", help="A UTF-8 file or hf:NAME, again for another; the King James Bible if left out."),
+    typer.Option("--text", help="A file, hf:NAME or demo:ferry, again for another; the King James Bible if left out."),
 ]
 Segments = Annotated[
     int | None,

@@ -161,7 +161,7 @@ class Grid:
     def of(cls, given: Any) -> Grid:
         """A grid from one, a mapping, or the path of a YAML file; SinkscopeError as the class itself."""
         if isinstance(given, (str, os.PathLike)):
-            given = read_settings(given, "grid", "axes by name, such as `models: [demo]`", "docs/sweeps.md")
+            given = read_settings(given, "grid", "axes by name, such as `models: [demo]`", "Sweeps")
         if isinstance(given, Mapping):
             check_names(given, [each.name for each in fields(cls) if each.init], "part of a grid")
             return cls(**given)

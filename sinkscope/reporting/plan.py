@@ -141,7 +141,9 @@ class Plan:
     def of(cls, given: Any) -> Plan:
         """A plan from one, a mapping, or the path of a YAML file; SinkscopeError as the class itself."""
         if isinstance(given, (str, os.PathLike)):
-            said = read_settings(given, "plan", "what to measure by name, such as `texts: [demo]`", "docs/plans.md")
+            said = read_settings(
+                given, "plan", "what to measure by name, such as `texts: [demo]`", "A plan before the run"
+            )
             plan = cls.of(said)
             first = Path(os.path.expanduser(given)).read_text(encoding="utf-8").partition("\n")[0]
             if (hashed := SAVED.fullmatch(first)) and hashed[1] != plan.sha256:

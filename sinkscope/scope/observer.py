@@ -285,11 +285,13 @@ class Observer:
         It has the number of the last of some parts inside it that ran, or else its own.
         """
         hidden = output[0] if isinstance(output, (tuple, list)) else output
-        number = max((self._numbers[index] for index in indices if index in self._numbers), default=own)
+        ran = [self._numbers[index] for index in indices if index in self._numbers]
+        number = max(ran, default=own)
         if self._forward is None or not self._is_mine() or number is None or not isinstance(hidden, Tensor):
             return
         if isinstance(self._forward, Forward):
-            if hidden.dim() != 3:
+            is_one_each = hidden.shape[:2] == (len(self._forward.texts), self._forward.tokens)
+            if hidden.dim() != 3 or not (ran or is_one_each):
                 return
             hidden = self._forward.batch_first(hidden, number, sure=self.anatomy.interface)
         read = args[0] if args else kwargs.get("hidden_states")

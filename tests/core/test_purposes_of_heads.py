@@ -200,6 +200,12 @@ def test_states_of_a_hybrid_model_are_those_behind_all_its_layers(name):
     assert record.attrs["layers_without_attention"] == ", ".join(map(str, without)) != ""
 
 
+@pytest.mark.parametrize("name", ("reformer", "rwkv"))
+def test_states_of_a_model_whose_attention_is_not_seen_are_no_record_of_it(name):
+    with pytest.raises(SinkscopeError, match="ran, but no softmax or scaled dot product attention was seen"):
+        sinkscope.measure(tiny(name), _ids(), [sinkscope.HiddenExtremes(), sinkscope.SinkMass(1)])
+
+
 def test_one_direction_has_no_entropy_and_all_directions_alike_have_all():
     line = torch.arange(1.0, 6.0)[:, None] * torch.tensor([[3.0, 4.0]])
     even = torch.eye(6)[None]
