@@ -231,8 +231,8 @@ def spike_life(record: xr.Dataset, magnitude: float = 100, ratio: float = 1000) 
     rises = steps(whole(record)) if "state_norm" in record else None
     for (sequence, position), each in found.groupby(["sequence", "position"]):
         up = down = -1
-        if rises is not None:
-            own = rises.sel(sequence=sequence).isel(token=position).dropna("layer")
+        own = None if rises is None else rises.sel(sequence=sequence).isel(token=position).dropna("layer")
+        if own is not None and own.size:
             up = int(own["layer"].values[int(own.values.argmax())])
             down = int(own["layer"].values[int(own.values.argmin())]) if bool((own < 0).any()) else -1
         rows.append(

@@ -82,7 +82,7 @@ class Reach(LayerProbe):
         sizes = (len(self.sinks), len(self.windows))
         mass = layer.lse.new_zeros(*layer.lse.shape[:2], *sizes, dtype=torch.float64)
         lost, null = torch.zeros_like(mass), mass.new_zeros(1, *sizes)
-        seen = layer.keys_seen().to(mass)[..., None, None]
+        seen = layer.keys_seen().clamp(min=1).to(mass)[..., None, None]
         for rows in ranges(0, layer.rows, ROWS):
             null = null + (self._visible(layer, rows) / seen[:, :, rows]).sum(2).mean(1)
             inside, missing = self._kept(layer, rows)

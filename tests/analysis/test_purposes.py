@@ -243,6 +243,8 @@ def test_the_life_of_a_planted_spike():
     assert table["position"].tolist() == [0, 7]
     assert table.loc[0, ["rise", "fall", "layers", "step_up", "step_down"]].tolist() == [1, 3, 3, 2, 4]
     assert table["dimensions"].tolist() == ["3", "3"]
+    alone = sinkscope.spike_life(_spiking().isel(layer=[2]))  # of one layer no step is known
+    assert alone[["rise", "fall", "step_up", "step_down"]].values.tolist() == [[2, 2, -1, -1]] * 2
 
 
 def test_spikes_and_sinks_overlap_in_the_token_that_is_both():
