@@ -25,8 +25,13 @@ def named() -> dict[str, str]:
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "SinkscopeError":
                 pages = [each.value for each in call.keywords if each.arg == "page"]
-                found |= {each.value: str(path) for each in pages if isinstance(each, ast.Constant)}
-                assert all(isinstance(each, ast.Constant) for each in pages), path
+                pages = [] if path.name == "settings_file.py" else pages  # it hands on what it is given
+            elif isinstance(call, ast.Call) and getattr(call.func, "id", "") == "read_settings":
+                pages = call.args[-1:]
+            else:
+                continue
+            assert all(isinstance(each, ast.Constant) for each in pages), path
+            found |= {each.value: str(path) for each in pages if isinstance(each, ast.Constant)}
     return found
 
 

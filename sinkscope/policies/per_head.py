@@ -110,13 +110,17 @@ class PerHead(Policy):
             raise SinkscopeError(
                 f"layers={shown(layers)} are not the numbers of different layers; give one for each row."
             )
-        is_full = gates.ndim == 2 and len(numbers) == len(gates) and gates.size
-        if not is_full or not ((gates >= 0) & (gates <= 1)).all():
+        got = ""
+        if gates.ndim != 2 or len(numbers) != len(gates) or not gates.size:
+            got = f"the shape {gates.shape} for {len(numbers)} layers"
+        elif not np.isfinite(gates).all():
+            got = "some that are not finite"
+        elif gates.min() < 0 or gates.max() > 1:
+            got = f"numbers from {gates.min():g} to {gates.max():g}"
+        if got:
             raise SinkscopeError(
-                "a table of gates has a number from 0 to 1 for each layer and key-value head; got "
-                + (f"some beyond, {gates.min():g} to {gates.max():g}." if is_full else
-                   f"the shape {gates.shape} for {len(numbers)} layers.")
-            )  # fmt: skip
+                f"a table of gates has a number from 0 to 1 for each layer and key-value head; got {got}."
+            )
         if math.isnan(threshold):
             raise SinkscopeError("threshold=nan is above and below nothing; give a number, such as 0.5.")
         chosen = {

@@ -183,7 +183,7 @@ def test_a_table_of_gates_gives_each_key_value_head_its_policy(tmp_path):
         (lambda: sinkscope.PerHead({(0, 1): sinkscope.Recompute(4)}), "cannot be the policy of single heads"),
         (lambda: sinkscope.PerHead({(0, 1): sinkscope.Window(4, layers=[1])}), "says itself where it acts"),
         (lambda: sinkscope.PerHead({(0, 1): sinkscope.Window(4)}, layers=[0]), "leave out layers"),
-        (lambda: sinkscope.PerHead.from_table([[0.5, np.nan]]), "finite number"),
+        (lambda: sinkscope.PerHead.from_table([[0.5, np.nan]]), "got some that are not finite"),
         (lambda: sinkscope.PerHead.from_table("no such table.tsv"), "no table of gates"),
         (
             lambda: attached(build("llama"), policy=sinkscope.PerHead({(9, 0): sinkscope.Window(4)})),
