@@ -69,7 +69,7 @@ def say_kinds(record: xr.Dataset, table: pd.DataFrame) -> str:
     ends = []
     for kind in KINDS[:2]:
         found = [*(moved[moved["kind"] == kind]["heads"] * heads).round(), int(counts.get(kind, 0))]
-        ends.append(f"{kind} in {min(found):,.0f} to {max(found):,.0f}")
+        ends.append(f"{kind} in {' to '.join(dict.fromkeys(f'{each:,.0f}' for each in (min(found), max(found))))}")
     return f"{said} With one threshold moved by 15%, {' and '.join(ends)}."
 
 
