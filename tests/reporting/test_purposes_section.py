@@ -115,7 +115,7 @@ def test_the_sentence_counts_kinds_and_what_a_moved_threshold_makes_of_them():
     said = say_kinds(record, sinkscope.purposes(record))
     assert "Of 5 heads 4 have a sink: 2 no-op, 1 broadcast, 1 neither; its key is the first token in 4." in said
     assert "4 of them are of one kind in every sequence" in said
-    assert "no-op in 1 to 3" in said and "broadcast in 1 to 1" in said
+    assert "no-op in 1 to 3" in said and said.endswith("and broadcast in 1.")
     none = _planted([[0.1, 0.3]], [[0.2, 0.1]])
     assert say_kinds(none, sinkscope.purposes(none)).startswith("None of 2 heads has a sink")
 
