@@ -196,7 +196,6 @@ class Collector:
         self.committed: list[tuple[str, Staged]] | None = None  # where a list, each is added to it
         self._staged: dict[tuple[Any, ...], Staged] = {}
         self._kinds: dict[str, str] = {}  # of numbers, whole or not, by variable
-        self._hidden = {name for probe in probes if isinstance(probe, HiddenProbe) for name in probe.makes}
         self._running: dict[int, bool] = {}  # whether their attention was seen
 
     def numbers(self, texts: Iterable[Text], among: list[Text]) -> tuple[int, ...]:
@@ -205,12 +204,14 @@ class Collector:
         known = len(self.texts)
         return tuple(known + new[id(text)] if text.number is None else text.number for text in texts)
 
-    def stage(self, measured: Iterable[tuple[str, Staged]]) -> None:
-        """Stage what was staged in an earlier run, in its order."""
+    def stage(self, measured: Iterable[tuple[str, Staged]], attending: Iterable[int]) -> None:
+        """Stage what was staged in an earlier run, in its order, and the layers whose attention was seen there."""
         for name, staged in measured:
             self._staged[name, id(staged.texts[0]), staged.values[0].shape] = staged
             for layer in staged.layers:
-                self._runs(layer, name not in self._hidden)
+                self._runs(layer, attends=False)
+        for layer in attending:
+            self._runs(layer, attends=True)
 
     def _runs(self, layer: int, attends: bool) -> None:
         self._running[layer] = attends or self._running.get(layer, False)

@@ -21,7 +21,7 @@ from sinkscope.scope.collect import Staged, Text
 from sinkscope.scope.scope import Scope
 from sinkscope.tensors import read_tensors, write_tensors
 
-KIND, WHAT, ADVICE = "sinkscope measurements 1", "the measurements", "delete it to measure these texts again"
+KIND, WHAT, ADVICE = "sinkscope measurements 2", "the measurements", "delete it to measure these texts again"
 
 
 class KeptBatches:
@@ -51,7 +51,8 @@ class KeptBatches:
         """What the numbers of a batch depend on, whose first text is the one of this number in the record."""
         shape = f"{len(batch)} of {batch.shape[1]} tokens"
         place = {"first": str(first)} if self._by_sequence else {}
-        return self.settings | place | {"texts": shape, "text": hashlib.sha256(batch.numpy().tobytes()).hexdigest()}
+        text = hashlib.sha256(batch.numpy().tobytes()).hexdigest()
+        return self.settings | place | {"form": KIND, "texts": shape, "text": text}
 
     def _path(self, settings: Mapping[str, str]) -> Path:
         told = json.dumps(settings, sort_keys=True)
@@ -84,6 +85,7 @@ class KeptBatches:
             ],
             "texts": [[text.start, text.tokens, text.keys] for text in texts],
             "scope": [scope._causal, scope._other_keys, scope.own_mask],
+            "attending": sorted(collector.attending),
         }
         settings = self._settings(batch, len(collector.texts) - len(batch))
         told = {"settings": json.dumps(settings), "about": json.dumps(about)}
@@ -110,10 +112,12 @@ class KeptBatches:
         ]
         collector = scope._collector
         collector.discard()
+        measured = []
         for at, each in enumerate(about["measured"]):
             coords = {dim: np.asarray(values, dtype=kind) for dim, (kind, values) in each["coords"].items()}
             values, own = list(arrays[f"{at}.values"]), [texts[place] for place in each["texts"]]
-            collector.stage([(each["name"], Staged(coords, own, each["layers"], [], values))])
+            measured.append((each["name"], Staged(coords, own, each["layers"], [], values)))
+        collector.stage(measured, about["attending"])
         collector.check()
         collector.commit(texts)
         scope._causal, scope._other_keys, scope.own_mask = about["scope"]

@@ -15,6 +15,7 @@ from sinkscope.errors import SinkscopeError
 from sinkscope.probes.base import PER_QUERY, Variable
 from sinkscope.scope.observer import Observer
 from tests.core.test_identity import OTHERS
+from tests.support.naive_science import tiny
 from tests.support.zoo import build, inputs
 
 TEXTS = [*inputs("llama", 5, 30)["input_ids"], *inputs("llama", 2, 41, seed=6)["input_ids"]]
@@ -57,6 +58,17 @@ def test_what_was_kept_is_read_and_not_measured_again(family, tmp_path):
     names, again = sorted(tmp_path.iterdir()), build(family)
     check_same(whole, S.measure(again, TEXTS, probes, batch_tokens=BATCH, checkpoint=tmp_path))
     assert len(names) == 5 and sorted(tmp_path.iterdir()) == names
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_next"])
+@pytest.mark.parametrize("probe", [S.HiddenExtremes(), S.Maps(layers=[1], resolution=None)], ids=repr)
+def test_what_was_kept_says_again_which_layers_attend(name, probe, tmp_path):
+    texts = inputs("llama", 3, 20)["input_ids"]
+    given = dict(probes=[probe], batch_tokens=20)
+    whole = S.measure(tiny(name), texts, **given)
+    for _ in range(2):  # measured, and read
+        check_same(whole, S.measure(tiny(name), texts, **given, checkpoint=tmp_path))
+    assert whole.attrs.get("layers_without_attention") == {"llama": None, "qwen3_next": "0, 2"}[name]
 
 
 def test_averages_over_batches_are_those_of_one_run(tmp_path):
