@@ -91,6 +91,7 @@ def measure_layer(probes: Sequence[Probe], number: int, layer: Layer) -> dict[st
         measured |= declared(probe, finished, sizes)
         if type(probe) is Received:
             layer = replace(layer, received=total)
+            states = (*states, total)
     for probe in wanting:
         if isinstance(probe, LayerProbe):
             with unchanged(probe, *states, sums=states):

@@ -74,6 +74,17 @@ class _Strongest(sinkscope.LayerProbe):
         return dict(zip(self.makes, strongest(layer), strict=True))
 
 
+def test_what_received_sums_is_not_for_probes_to_change():
+    class Emptying(sinkscope.LayerProbe):
+        makes: ClassVar = {"nothing": sinkscope.Variable(("sequence", "head"))}
+
+        def observe(self, layer):
+            return {"nothing": layer.received.zero_().sum(-1)}
+
+    with pytest.raises(SinkscopeError, match="Emptying changed the model's own states in place"):
+        sinkscope.measure(build("llama"), _ids(), [sinkscope.Received(), Emptying()])
+
+
 @pytest.mark.parametrize("name", ("afmoe", "qwen3_next"))
 def test_gates_are_found_on_any_number_of_threads(name):
     """Two rows of a product are split between threads, and equal to rounding only."""
