@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import count, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -245,7 +245,8 @@ def _blocks(modules: dict[str, nn.Module], parts: list[Part]) -> tuple[nn.Module
     for path, _ in places[0]:
         is_inside = all((path, part.number) in each for part, each in zip(parts, places, strict=True))
         if is_inside and not all(f"{path}.{part.number}" == part.name for part in parts):  # a list of attentions alone
-            return tuple(modules[path].children())
+            blocks = tuple(cast(nn.ModuleList, modules[path]))
+            return blocks if len({*blocks}) == len(blocks) else ()  # one that is there twice has no one number
     return ()
 
 

@@ -211,6 +211,18 @@ def test_states_of_a_hybrid_model_are_those_behind_all_its_layers(name):
     assert record.attrs["layers_without_attention"] == ", ".join(map(str, without)) != ""
 
 
+def test_a_layer_that_is_there_twice_has_the_numbers_of_its_runs():
+    model, ids = build("llama"), _ids()
+    model.model.layers.append(model.model.layers[0])
+    model.config.num_hidden_layers = 3
+    record = sinkscope.measure(model, ids, [sinkscope.Compression(), sinkscope.SinkMass(1)])
+    with torch.no_grad():
+        states = model(ids, output_hidden_states=True, use_cache=False).hidden_states
+    assert record["layer"].values.tolist() == [0, 1, 2] and "layers_without_attention" not in record.attrs
+    for number in (0, 1):
+        np.testing.assert_allclose(record.state_norm.sel(layer=number), states[number + 1].norm(dim=-1), rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ("reformer", "rwkv"))
 def test_states_of_a_model_whose_attention_is_not_seen_are_no_record_of_it(name):
     with pytest.raises(SinkscopeError, match="ran, but no softmax or scaled dot product attention was seen"):
